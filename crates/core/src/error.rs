@@ -1,0 +1,196 @@
+//! Errors: what failed, where, which limit, and what to do about it.
+//!
+//! The binding turns each variant into the Python exception of the same name;
+//! the text is written here, once.
+
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::engine::EngineKind;
+
+/// The result of anything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an operation was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A page index outside its limit.
+    #[error("{operation}: {coordinate} {index} is outside 0..{limit}")]
+    PageRange {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// "file page" or "window page".
+        coordinate: &'static str,
+        /// The first index that is outside.
+        index: i64,
+        /// The number of pages there are.
+        limit: u64,
+    },
+    /// An argument that can never be right.
+    #[error("{0}")]
+    Argument(String),
+    /// A placed page would be lost.
+    #[error(
+        "{operation}: window page {window_page} was placed and has no file behind it, so its \
+         content would be lost; pass discard=True to drop it"
+    )]
+    Placed {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The first placed page in its range.
+        window_page: u64,
+    },
+    /// Too many kernel mappings.
+    #[error(
+        "{operation}: this needs up to {needed} kernel mappings where the process has {in_use} of \
+         vm.max_map_count = {limit} and fremap leaves 1000 for the rest of it; use longer \
+         extents, engine=\"paged\" (one mapping for any order), or raise vm.max_map_count"
+    )]
+    MappingLimit {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// Mappings the operation would add.
+        needed: u64,
+        /// Mappings the process has.
+        in_use: u64,
+        /// `vm.max_map_count`.
+        limit: u64,
+    },
+    /// A system call failed.
+    #[error("{operation}{}: {}{hint}", place(*file_page), describe(*errno))]
+    Io {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The file, where it has a name.
+        path: Option<PathBuf>,
+        /// The page at fault, where one is known.
+        file_page: Option<u64>,
+        /// The kernel's answer.
+        errno: Errno,
+        /// Pages from the front of the request that are done.
+        completed: usize,
+        /// What to do, starting with "; ", or nothing.
+        hint: &'static str,
+    },
+    /// The file is shorter than it was when the store was opened.
+    #[error(
+        "{operation}: the file ends before file page {file_page}, which was within it when the \
+         store was opened; call refresh() to read its size again"
+    )]
+    Truncated {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The file, where it has a name.
+        path: Option<PathBuf>,
+        /// The first page that is missing.
+        file_page: u64,
+        /// Pages from the front of the request that are done.
+        completed: usize,
+    },
+    /// An engine, kernel or file that cannot do this.
+    #[error("{operation}: {reason}")]
+    Unsupported {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The engine, kernel version and remedy.
+        reason: String,
+    },
+    /// The object is closed.
+    #[error("{operation}: the {what} is closed")]
+    Closed {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// "store" or "window".
+        what: &'static str,
+    },
+    /// The object belongs to the parent process.
+    #[error(
+        "{operation}: this {what} was made before fork(), in process {owner}; make a new one in \
+         this process"
+    )]
+    Fork {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// "store" or "window".
+        what: &'static str,
+        /// The process that made it.
+        owner: u32,
+    },
+    /// The caller's interrupt (Ctrl-C) stopped the operation.
+    #[error("interrupted after {completed} pages")]
+    Interrupted {
+        /// Pages from the front of the request that are done.
+        completed: usize,
+    },
+}
+
+impl Error {
+    /// A failed system call that concerns no page and no file.
+    #[must_use]
+    pub fn system(operation: &'static str, errno: Errno) -> Self {
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: "" }
+    }
+
+    /// A failed system call with its remedy.
+    #[must_use]
+    pub fn system_with_hint(operation: &'static str, errno: Errno, hint: &'static str) -> Self {
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint }
+    }
+
+    /// An operation that `engine` does not have.
+    #[must_use]
+    pub fn unsupported(operation: &'static str, engine: EngineKind, reason: &str) -> Self {
+        Self::Unsupported { operation, reason: format!("engine \"{engine}\" {reason}") }
+    }
+
+    /// The same error, with the number of pages that were completed before it.
+    #[must_use]
+    pub fn with_completed(mut self, done: usize) -> Self {
+        match &mut self {
+            Self::Io { completed, .. }
+            | Self::Truncated { completed, .. }
+            | Self::Interrupted { completed } => *completed = done,
+            _ => {}
+        }
+        self
+    }
+
+    /// Pages completed before the error.
+    #[must_use]
+    pub fn completed(&self) -> usize {
+        match self {
+            Self::Io { completed, .. }
+            | Self::Truncated { completed, .. }
+            | Self::Interrupted { completed } => *completed,
+            _ => 0,
+        }
+    }
+}
+
+fn place(file_page: Option<u64>) -> String {
+    file_page.map_or_else(String::new, |page| format!(" (file page {page})"))
+}
+
+fn describe(errno: Errno) -> String {
+    std::io::Error::from(errno).to_string()
+}
+
+/// Asked between steps of a long operation whether the caller wants it to stop.
+///
+/// [`Error::Interrupted`] ends the operation after what is under way has ended.
+pub trait Interrupt {
+    /// # Errors
+    /// [`Error::Interrupted`] when the operation is to stop.
+    fn check(&self) -> Result<()>;
+}
+
+/// Never stops anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Uninterruptible;
+
+impl Interrupt for Uninterruptible {
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,378 @@
+//! Memory mappings: reserving, mapping, protecting, advising, asking what is resident.
+
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+
+use super::call::{enter, Call};
+use super::span::Span;
+
+/// `MADV_POPULATE_READ` (Linux 5.14).
+const MADV_POPULATE_READ: i32 = 22;
+/// `MADV_DONTNEED_LOCKED` (Linux 5.18).
+const MADV_DONTNEED_LOCKED: i32 = 24;
+/// `MADV_GUARD_INSTALL` (Linux 6.13).
+const MADV_GUARD_INSTALL: i32 = 102;
+/// `MADV_GUARD_REMOVE` (Linux 6.13).
+const MADV_GUARD_REMOVE: i32 = 103;
+
+/// Bytes of the system's page.
+#[must_use]
+pub fn system_page_bytes() -> usize {
+    static BYTES: OnceLock<usize> = OnceLock::new();
+    *BYTES.get_or_init(rustix::param::page_size)
+}
+
+pub(super) fn check(result: i32) -> Result<(), Errno> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(last_errno())
+    }
+}
+
+pub(super) fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// What a mapping allows the process to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `PROT_NONE`
+    None,
+    /// `PROT_READ`
+    Read,
+    /// `PROT_READ | PROT_WRITE`
+    Write,
+}
+
+impl Access {
+    fn bits(self) -> i32 {
+        match self {
+            Self::None => libc::PROT_NONE,
+            Self::Read => libc::PROT_READ,
+            Self::Write => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+/// What to tell the kernel of a range ([`Region::advise`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// `MADV_RANDOM`: no read-ahead around a fault.
+    Random,
+    /// `MADV_DONTNEED`: drop the pages; private ones lose their content.
+    DontNeed,
+    /// `MADV_DONTNEED_LOCKED` (5.18): the same for locked memory.
+    DontNeedLocked,
+    /// `MADV_DONTFORK`: children do not inherit the range.
+    DontFork,
+    /// `MADV_HUGEPAGE`
+    HugePage,
+    /// `MADV_NOHUGEPAGE`
+    NoHugePage,
+    /// `MADV_POPULATE_READ` (5.14): make present, as by reading.
+    PopulateRead,
+    /// `MADV_GUARD_INSTALL` (6.13): drop, and make a touch SIGSEGV.
+    GuardInstall,
+    /// `MADV_GUARD_REMOVE` (6.13)
+    GuardRemove,
+}
+
+impl Advice {
+    fn number(self) -> i32 {
+        match self {
+            Self::Random => libc::MADV_RANDOM,
+            Self::DontNeed => libc::MADV_DONTNEED,
+            Self::DontNeedLocked => MADV_DONTNEED_LOCKED,
+            Self::DontFork => libc::MADV_DONTFORK,
+            Self::HugePage => libc::MADV_HUGEPAGE,
+            Self::NoHugePage => libc::MADV_NOHUGEPAGE,
+            Self::PopulateRead => MADV_POPULATE_READ,
+            Self::GuardInstall => MADV_GUARD_INSTALL,
+            Self::GuardRemove => MADV_GUARD_REMOVE,
+        }
+    }
+}
+
+/// A range of virtual memory that this process mapped; unmapped when dropped.
+#[derive(Debug)]
+pub struct Region {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: a region is an address range; the kernel orders changes to it, and
+// its bytes are reached by raw copies only.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by this region's constructor and is
+        // unmapped nowhere else; spans into it cannot outlive it.
+        unsafe {
+            libc::munmap(self.start.cast::<c_void>(), self.len);
+        }
+    }
+}
+
+impl Region {
+    /// Private anonymous memory that is not backed until touched, aligned to
+    /// `align` (a power of two), without reserving swap.
+    ///
+    /// # Errors
+    /// ENOMEM when there is no such address range.
+    pub fn anonymous(len: usize, align: usize, access: Access) -> Result<Self, Errno> {
+        let slack = align.saturating_sub(system_page_bytes());
+        let total = len.checked_add(slack).ok_or(Errno::NOMEM)?;
+        enter(Call::Mmap)?;
+        // SAFETY: no address is given, so no mapping of anybody's is replaced.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                total,
+                access.bits(),
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        let start = start.cast::<u8>();
+        let head = start.align_offset(align);
+        let trim = |from: usize, bytes: usize| {
+            if bytes > 0 {
+                // SAFETY: a part of the mapping made above that nobody uses.
+                unsafe { libc::munmap(start.wrapping_add(from).cast::<c_void>(), bytes) };
+            }
+        };
+        trim(0, head);
+        trim(head + len, total - head - len);
+        Ok(Self { start: start.wrapping_add(head), len })
+    }
+
+    /// A read-only shared mapping of a file, not populated.
+    ///
+    /// # Errors
+    /// ENODEV for a file that cannot be mapped, ENOMEM without address space.
+    pub fn file(fd: BorrowedFd<'_>, offset_bytes: u64, len: usize) -> Result<Self, Errno> {
+        enter(Call::Mmap)?;
+        let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::OVERFLOW)?;
+        // SAFETY: no address is given, so no mapping of anybody's is replaced.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                offset,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        Ok(Self { start: start.cast::<u8>(), len })
+    }
+
+    /// The first address.
+    #[must_use]
+    pub fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    /// The number of bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region has no byte; never, as the kernel maps none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `len` bytes from `offset`.
+    ///
+    /// # Panics
+    /// If they are not within the region.
+    #[must_use]
+    pub fn span(&self, offset: usize, len: usize) -> Span<'_> {
+        // SAFETY: the region stays mapped while it is borrowed, and nothing
+        // forms references into it.
+        unsafe { Span::new(self.start, self.len) }.part(offset, len)
+    }
+
+    fn address(&self, offset: usize, len: usize) -> *mut c_void {
+        self.span(offset, len).start().cast()
+    }
+
+    /// Shows a file from `file_offset` at `offset`, in place of what is there
+    /// (`mmap` with `MAP_FIXED`): other threads see the old or the new, never neither.
+    ///
+    /// # Errors
+    /// ENOMEM at the limit of mappings; the old mapping may then be gone.
+    pub fn map_file(
+        &self,
+        offset: usize,
+        len: usize,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        access: Access,
+    ) -> Result<(), Errno> {
+        let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::OVERFLOW)?;
+        self.map_fixed(offset, len, access, libc::MAP_SHARED, fd.as_raw_fd(), file_offset)
+    }
+
+    /// Puts a part back to untouched anonymous memory.
+    ///
+    /// # Errors
+    /// ENOMEM at the limit of mappings.
+    pub fn map_anonymous(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
+        self.map_fixed(offset, len, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    fn map_fixed(
+        &self,
+        offset: usize,
+        len: usize,
+        access: Access,
+        flags: i32,
+        fd: i32,
+        file_offset: libc::off_t,
+    ) -> Result<(), Errno> {
+        enter(Call::Mmap)?;
+        // SAFETY: the range lies within this region (`address` asserts it), so
+        // only this region's own mapping is replaced.
+        let start = unsafe {
+            libc::mmap(
+                self.address(offset, len),
+                len,
+                access.bits(),
+                flags | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                fd,
+                file_offset,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        Ok(())
+    }
+
+    /// Moves another region's pages over a part of this one (`mremap` with
+    /// `MREMAP_FIXED`); the other region is used up.
+    ///
+    /// # Errors
+    /// ENOMEM at the limit of mappings.
+    pub fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
+        enter(Call::Mremap)?;
+        // SAFETY: the target lies within this region; the source is owned here
+        // and forgotten below, as its addresses are no longer mapped.
+        let start = unsafe {
+            libc::mremap(
+                other.start.cast::<c_void>(),
+                other.len,
+                other.len,
+                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
+                self.address(offset, other.len),
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        std::mem::forget(other);
+        Ok(())
+    }
+
+    /// `mprotect`.
+    ///
+    /// # Errors
+    /// ENOMEM at the limit of mappings, EACCES where the file is read-only.
+    pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
+        enter(Call::Mprotect)?;
+        // SAFETY: the range lies within this region.
+        check(unsafe { libc::mprotect(self.address(offset, len), len, access.bits()) })
+    }
+
+    /// `madvise`.
+    ///
+    /// # Errors
+    /// EINVAL for advice that this kernel does not know or the range does not
+    /// take; EFAULT, EIO or ENOMEM when populating meets a page that cannot be read.
+    pub fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+        enter(Call::Madvise)?;
+        // SAFETY: the range lies within this region; what dropping pages does
+        // to their content is the caller's wish and no memory of Rust's.
+        check(unsafe { libc::madvise(self.address(offset, len), len, advice.number()) })
+    }
+
+    /// `MADV_POPULATE_READ`.
+    ///
+    /// # Errors
+    /// As [`advise`](Self::advise).
+    pub fn populate_read(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.advise(offset, len, Advice::PopulateRead)
+    }
+
+    /// `mincore`: bit 0 of each byte says whether that system page's content is
+    /// in the page cache.
+    ///
+    /// # Errors
+    /// EAGAIN when the kernel is out of memory for the moment.
+    ///
+    /// # Panics
+    /// If `resident` does not have one byte for each system page of the range.
+    pub fn mincore(&self, offset: usize, len: usize, resident: &mut [u8]) -> Result<(), Errno> {
+        assert!(resident.len() >= len.div_ceil(system_page_bytes()), "one byte a system page");
+        enter(Call::Mincore)?;
+        // SAFETY: the range lies within this region, and the vector is as long
+        // as the kernel will write (asserted).
+        check(unsafe { libc::mincore(self.address(offset, len), len, resident.as_mut_ptr()) })
+    }
+
+    /// `msync(MS_SYNC)`.
+    ///
+    /// # Errors
+    /// EIO when the pages cannot be written.
+    pub fn sync(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        enter(Call::Msync)?;
+        // SAFETY: the range lies within this region.
+        check(unsafe { libc::msync(self.address(offset, len), len, libc::MS_SYNC) })
+    }
+
+    /// Locks pages as they become present (`mlock2` with `MLOCK_ONFAULT`, 4.4).
+    ///
+    /// # Errors
+    /// ENOMEM or EPERM beyond `RLIMIT_MEMLOCK`.
+    pub fn lock_on_fault(&self) -> Result<(), Errno> {
+        enter(Call::Mlock)?;
+        // SAFETY: the whole of this region, which is mapped.
+        check(unsafe { libc::mlock2(self.start.cast::<c_void>(), self.len, libc::MLOCK_ONFAULT) })
+    }
+}
+
+/// `remap_file_pages(2)`, which Linux 4.0 and later emulate with one mapping a piece.
+///
+/// # Errors
+/// The kernel's own.
+pub fn remap_file_pages(
+    memory: Span<'_>,
+    prot: i32,
+    page_offset: usize,
+    flags: i32,
+) -> Result<(), Errno> {
+    enter(Call::RemapFilePages)?;
+    // SAFETY: the call changes which pages of its own file a shared mapping
+    // shows, and fails on anything else; bytes stay mapped.
+    check(unsafe {
+        libc::remap_file_pages(memory.start().cast(), memory.len(), prot, page_offset, flags)
+    })
+}
