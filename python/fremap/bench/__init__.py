@@ -1,0 +1,1 @@
+"""`fremap bench`: each speed that fremap claims, measured beside what it is compared with."""
