@@ -1,0 +1,208 @@
+"""What every test may use: capability marks, engines, numbered files; and the rule about skips.
+
+A test that needs something of the kernel says so by name, and is skipped only
+where `fremap.capabilities()` says that this process does not have it::
+
+    @pytest.mark.needs("paged", "uffd_move")
+    def test_swap(numbered_file, numbered_pages): ...
+
+    def test_remap(engine): ...  # runs once for each engine that works here
+
+    @pytest.mark.parametrize("engine", ["alias", "paged"], indirect=True)
+    def test_readers(engine): ...
+
+All skips are listed at the end of the run. A skip for any other reason, or
+for a capability that is there, fails the run.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ENGINES = ("alias", "paged", "eager")
+SKIP_PREFIX = "needs "
+RIGHT = pytest.StashKey[list[tuple[str, str]]]()
+WRONG = pytest.StashKey[list[tuple[str, str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
+    )
+    config.stash[RIGHT] = []
+    config.stash[WRONG] = []
+
+
+@functools.cache
+def available() -> dict[str, bool]:
+    """Name of each capability and engine → whether this process has it."""
+    import fremap
+
+    capabilities = fremap.capabilities()
+    names = {name: probe.available for name, probe in capabilities.probes.items()}
+    names.update({name: engine.available for name, engine in capabilities.engines.items()})
+    return names
+
+
+def skip_unless(*capabilities: str) -> None:
+    """Skip the test under way unless this process has all of `capabilities`."""
+    unknown = [name for name in capabilities if name not in available()]
+    if unknown:
+        pytest.fail(f"unknown capabilities {unknown}; there are {sorted(available())}")
+    missing = [name for name in capabilities if not available()[name]]
+    if missing:
+        pytest.skip(SKIP_PREFIX + ", ".join(missing))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        skip_unless(*mark.args)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of an engine that works here; the test runs once for each of them."""
+    skip_unless(request.param)
+    return str(request.param)
+
+
+# ---------------------------------------------------------------------------
+# Numbered pages: every word says which page it belongs to, and where in it.
+# ---------------------------------------------------------------------------
+
+WORD_INDEX_BITS = 20  # pages of up to 8 MiB
+
+
+def numbered(pages: Sequence[int] | np.ndarray, page_bytes: int = 4096) -> np.ndarray:
+    """The content of numbered pages: uint8 (len(pages), page_bytes).
+
+    Word w of page p is `(p + 1) << 20 | w`, little endian: no word is zero, and
+    no two words of a file are alike, so any mixture of pages shows.
+    """
+    words = np.arange(page_bytes // 8, dtype="<u8")
+    first = (np.asarray(pages, dtype="<u8") + np.uint64(1)) << np.uint64(WORD_INDEX_BITS)
+    return (first[:, None] | words[None, :]).view(np.uint8)
+
+
+@pytest.fixture
+def numbered_pages() -> Callable[..., np.ndarray]:
+    """`numbered_pages(pages, page_bytes=4096)` → what these pages hold, uint8 (n, page_bytes)."""
+    return numbered
+
+
+@pytest.fixture
+def numbered_file(tmp_path: Path) -> Callable[..., Path]:
+    """`numbered_file(page_count, page_bytes=4096, *, tail_bytes=0, name="numbered.bin")` → Path.
+
+    A file of `page_count` numbered pages and then the first `tail_bytes` bytes
+    of one more.
+    """
+
+    def make(
+        page_count: int,
+        page_bytes: int = 4096,
+        *,
+        tail_bytes: int = 0,
+        name: str = "numbered.bin",
+    ) -> Path:
+        path = tmp_path / name
+        at_once = max(1, (1 << 22) // page_bytes)
+        with path.open("wb") as file:
+            for first in range(0, page_count, at_once):
+                pages = range(first, min(first + at_once, page_count))
+                file.write(numbered(pages, page_bytes).tobytes())
+            if tail_bytes:
+                file.write(numbered([page_count], page_bytes).tobytes()[:tail_bytes])
+        return path
+
+    return make
+
+
+@pytest.fixture
+def big_enough(tmp_path: Path) -> Callable[..., None]:
+    """`big_enough(memory=bytes, disk=bytes)` fails, saying why, where there is not that much."""
+
+    def check(memory: int = 0, disk: int = 0) -> None:
+        import os
+
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free_memory = int(fields["MemAvailable"].split()[0]) * 1024
+        room = os.statvfs(tmp_path)
+        free_disk = room.f_bavail * room.f_frsize
+        if memory > free_memory:
+            pytest.fail(f"this test needs {memory >> 20} MiB of memory, {free_memory >> 20} are free")
+        if disk > free_disk:
+            pytest.fail(f"this test needs {disk >> 20} MiB in {tmp_path}, {free_disk >> 20} are free")
+
+    return check
+
+
+# ---------------------------------------------------------------------------
+# Skips: listed, and a failure where the capability is there.
+# ---------------------------------------------------------------------------
+
+
+def wrong_skip(reason: str) -> str | None:
+    """Why a skip with this reason is not allowed, or None."""
+    if not reason.startswith(SKIP_PREFIX):
+        return "names no capability; use pytest.mark.needs(...)"
+    names = reason.removeprefix(SKIP_PREFIX).split(", ")
+    unfounded = [name for name in names if available().get(name, True)]
+    return f"this process has {', '.join(unfounded)}" if unfounded else None
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"expected failure: {report.wasxfail}"
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+class SkipRule:
+    """Collects the skips of a run and judges them at its end."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped:
+            reason = skip_reason(report)
+            wrong = wrong_skip(reason)
+            if wrong is None:
+                self.config.stash[RIGHT].append((report.nodeid, reason))
+            else:
+                self.config.stash[WRONG].append((report.nodeid, f"{reason}: {wrong}"))
+
+    pytest_runtest_logreport = note
+    pytest_collectreport = note
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(SkipRule(session.config), "fremap-skip-rule")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    if session.config.stash[WRONG] and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return (yield)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    right, wrong = config.stash[RIGHT], config.stash[WRONG]
+    terminalreporter.section(f"skipped: {len(right)} allowed, {len(wrong)} not allowed")
+    by_reason: dict[str, list[str]] = {}
+    for nodeid, reason in right:
+        by_reason.setdefault(reason, []).append(nodeid)
+    for reason, nodeids in sorted(by_reason.items()):
+        terminalreporter.write_line(f"{reason}: {len(nodeids)} tests")
+        for nodeid in nodeids:
+            terminalreporter.write_line(f"    {nodeid}")
+    for nodeid, why in wrong:
+        terminalreporter.write_line(f"NOT ALLOWED {nodeid}: {why}", red=True)
