@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 ENGINES = ("alias", "paged", "eager")
 SKIP_PREFIX = "needs "
@@ -28,10 +29,20 @@ RIGHT = pytest.StashKey[list[tuple[str, str]]]()
 WRONG = pytest.StashKey[list[tuple[str, str]]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long", action="store_true", help="also the tests marked long; more examples"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
     )
+    config.addinivalue_line("markers", "long: runs only with --long (make test-long)")
+    examples = 2000 if config.getoption("--long") else 50
+    settings.register_profile("suite", max_examples=examples, deadline=None, print_blob=True)
+    settings.load_profile("suite")
     config.stash[RIGHT] = []
     config.stash[WRONG] = []
 
@@ -55,6 +66,13 @@ def skip_unless(*capabilities: str) -> None:
     missing = [name for name in capabilities if not available()[name]]
     if missing:
         pytest.skip(SKIP_PREFIX + ", ".join(missing))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -133,9 +151,13 @@ def big_enough(tmp_path: Path) -> Callable[..., None]:
         room = os.statvfs(tmp_path)
         free_disk = room.f_bavail * room.f_frsize
         if memory > free_memory:
-            pytest.fail(f"this test needs {memory >> 20} MiB of memory, {free_memory >> 20} are free")
+            pytest.fail(
+                f"this test needs {memory >> 20} MiB of memory, {free_memory >> 20} are free"
+            )
         if disk > free_disk:
-            pytest.fail(f"this test needs {disk >> 20} MiB in {tmp_path}, {free_disk >> 20} are free")
+            pytest.fail(
+                f"this test needs {disk >> 20} MiB in {tmp_path}, {free_disk >> 20} are free"
+            )
 
     return check
 

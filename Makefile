@@ -1,0 +1,76 @@
+# Builds and runs everything in .venv. Needs: Linux, make, Rust (cargo), Python 3.11 or newer.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUST := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock)
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+SUITE := -q --timeout 180
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp test-long \
+	check check-rust check-python clean
+
+all: .venv/built
+
+# The environment, with what builds the package; `dev` of pyproject.toml comes with it.
+.venv/made:
+	@command -v cargo >/dev/null || { echo "fremap needs Rust: https://rustup.rs"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "fremap needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet 'maturin>=1.8,<2'
+	@touch $@
+
+# The package, installed in place; Python sources need no rebuild, Rust sources do.
+.venv/built: .venv/made pyproject.toml $(RUST)
+	$(BIN)/maturin develop --release --quiet --extras dev
+	@touch $@
+
+demo: .venv/built
+	$(BIN)/fremap demo
+
+bench: .venv/built
+	for suite in remap nonblock protect read; do $(BIN)/fremap bench $$suite || exit 1; done
+
+# The suite three times: as whoever runs make, as an ordinary user (where that
+# is not the same), and under a container's seccomp filter.
+test: test-rust test-python test-ordinary test-seccomp
+
+test-rust:
+ifdef NEXTEST
+	cargo nextest run --release --workspace --no-tests=pass
+else
+	cargo test --release --workspace --quiet
+endif
+	cargo test --release --workspace --doc --quiet
+
+test-python: .venv/built
+	$(BIN)/pytest $(SUITE)
+
+test-ordinary: .venv/built
+	$(BIN)/python tests/runners/as_ordinary_user.py $(SUITE)
+
+test-seccomp: .venv/built
+	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(SUITE)
+
+test-long: .venv/built
+	$(BIN)/pytest $(SUITE) --long --timeout 1800
+
+check: check-rust check-python
+
+check-rust:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+check-python: .venv/built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict python/fremap
+	$(BIN)/stubtest fremap._core
+	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(find python/fremap -name '*.py')
+
+clean:
+	rm -rf .venv target .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f python/fremap/*.so
