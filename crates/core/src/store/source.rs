@@ -1,0 +1,273 @@
+//! The source map: a read-only map of the whole file, from which pages that are
+//! in the page cache are copied without a system call each.
+//!
+//! The map lives as long as the store. Its page tables are filled a
+//! [`CHUNK_BYTES`] chunk at a time, once a chunk has been read often enough to
+//! pay for it and all of it is in the page cache. No byte is touched through
+//! the map unless `mincore` has just said that it is resident: touching a hole
+//! of shared memory would allocate it, and touching an absent file page would
+//! be a major fault of its own.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use std::sync::{Arc, RwLock};
+
+use rustix::io::Errno;
+
+use crate::sys::mm::{system_page_bytes, Advice, Region};
+use crate::sys::span::Span;
+use crate::units::PageSize;
+
+/// What one page-table page maps, and the unit in which the map is populated.
+pub(crate) const CHUNK_BYTES: usize = 2 << 20;
+/// Page reads from a chunk before it is populated: as ski rental has it, once
+/// the reads that went without have cost what populating costs. Measured for
+/// 4 KiB pages: populating a chunk costs about what 16 unpopulated copies do.
+pub(crate) const POPULATE_READS: u64 = 16;
+/// The largest file that is mapped; beyond it pages are read by system calls.
+const MAX_MAP_BYTES: u64 = 1 << 44;
+/// System pages that one `mincore` call asks about at most.
+pub(crate) const MAX_QUERY_PAGES: usize = 16_384;
+/// A hole between wanted pages that costs less to ask about than another call:
+/// in the system's pages, where the map is not populated.
+const ABSENT_GAP_PAGES: usize = 16;
+/// The same where it is populated.
+const POPULATED_GAP_PAGES: usize = 1024;
+/// In a chunk's state: its page tables are filled.
+const POPULATED: u8 = 0x80;
+
+/// A store's source map, made when it is first wanted and again after a refresh.
+#[derive(Debug)]
+pub(crate) struct Source {
+    map: RwLock<Option<Arc<SourceMap>>>,
+    populate_reads: AtomicU64,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self { map: RwLock::default(), populate_reads: AtomicU64::new(POPULATE_READS) }
+    }
+}
+
+impl Source {
+    /// The map of a file of `size_bytes` bytes; an error when the kernel makes none.
+    pub(crate) fn map(
+        &self,
+        fd: BorrowedFd<'_>,
+        size_bytes: u64,
+    ) -> Result<Arc<SourceMap>, Errno> {
+        // A poisoned lock guards nothing here: the value is only ever replaced whole.
+        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
+            return Ok(Arc::clone(map));
+        }
+        drop(made);
+        let map = Arc::new(SourceMap::new(fd, size_bytes)?);
+        let mut slot = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(other) = slot.as_ref().filter(|map| map.size_bytes == size_bytes) {
+            return Ok(Arc::clone(other));
+        }
+        *slot = Some(Arc::clone(&map));
+        Ok(map)
+    }
+
+    /// Lets the map go; reads that are under way keep theirs until they end.
+    pub(crate) fn forget(&self) {
+        *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
+    /// Page reads from a chunk before it is populated.
+    pub(crate) fn populate_reads(&self) -> u64 {
+        self.populate_reads.load(Ordering::Relaxed)
+    }
+
+    /// Overrides [`POPULATE_READS`], as calibration may.
+    pub(crate) fn set_populate_reads(&self, reads: u64) {
+        self.populate_reads.store(reads.clamp(1, u64::from(POPULATED - 1)), Ordering::Relaxed);
+    }
+
+    /// Bytes of page tables that populating the map has cost.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.as_ref().map_or(0, |map| {
+            map.populated_chunks.load(Ordering::Relaxed) * system_page_bytes() as u64
+        })
+    }
+}
+
+/// The map of one file at one size.
+#[derive(Debug)]
+pub(crate) struct SourceMap {
+    region: Region,
+    size_bytes: u64,
+    /// A chunk's state: [`POPULATED`], else how many of its pages were read.
+    chunks: Vec<AtomicU8>,
+    populated_chunks: AtomicU64,
+}
+
+impl SourceMap {
+    fn new(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Self, Errno> {
+        if size_bytes > MAX_MAP_BYTES {
+            return Err(Errno::FBIG);
+        }
+        let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
+        let len = bytes.next_multiple_of(system_page_bytes());
+        let region = Region::file(fd, 0, len)?;
+        // Without this a fault through the map would read the neighbourhood from the device.
+        region.advise(0, len, Advice::Random)?;
+        let chunks = std::iter::repeat_with(|| AtomicU8::new(0))
+            .take(len.div_ceil(CHUNK_BYTES))
+            .collect();
+        Ok(Self { region, size_bytes, chunks, populated_chunks: AtomicU64::new(0) })
+    }
+
+    /// The bytes at an offset of the file, if the map has that many there.
+    pub(crate) fn bytes(&self, offset: u64, len: usize) -> Option<Span<'_>> {
+        let offset = usize::try_from(offset).ok()?;
+        (offset.checked_add(len)? <= self.region.len()).then(|| self.region.span(offset, len))
+    }
+
+    /// Whether the chunk that holds a byte of the file has its page tables filled.
+    pub(crate) fn is_populated(&self, chunk: usize) -> bool {
+        self.chunks
+            .get(chunk)
+            .is_some_and(|state| state.load(Ordering::Relaxed) & POPULATED != 0)
+    }
+
+    /// Counts page reads from a chunk that is not populated; says whether that
+    /// makes `due` since it was last said.
+    pub(crate) fn note_reads(&self, chunk: usize, reads: usize, due: u64) -> bool {
+        let Some(state) = self.chunks.get(chunk) else { return false };
+        let before = state.load(Ordering::Relaxed);
+        if before & POPULATED != 0 {
+            return false;
+        }
+        let total = u64::from(before) + reads as u64;
+        let after = if total >= due { 0 } else { u8::try_from(total).unwrap_or(POPULATED - 1) };
+        // A count lost to another thread costs a later populate, nothing else.
+        let _ = state.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
+        total >= due
+    }
+
+    /// Fills a chunk's page tables, if all of it is in the page cache.
+    pub(crate) fn populate(&self, chunk: usize, query: &mut Query) -> Result<bool, Errno> {
+        let start = chunk * CHUNK_BYTES;
+        let len = CHUNK_BYTES.min(self.region.len() - start);
+        let resident = query.ask(self, start, len)?;
+        if resident.iter().any(|page| page & 1 == 0) {
+            return Ok(false);
+        }
+        self.region.populate_read(start, len)?;
+        if self.chunks[chunk].swap(POPULATED, Ordering::Relaxed) & POPULATED == 0 {
+            self.populated_chunks.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    /// Whether every system page of a range is in the page cache.
+    pub(crate) fn is_resident(
+        &self,
+        start: usize,
+        len: usize,
+        query: &mut Query,
+    ) -> Result<bool, Errno> {
+        Ok(query.ask(self, start, len)?.iter().all(|page| page & 1 == 1))
+    }
+
+    fn gap_bytes(&self, at: usize) -> usize {
+        let pages = if self.is_populated(at / CHUNK_BYTES) {
+            POPULATED_GAP_PAGES
+        } else {
+            ABSENT_GAP_PAGES
+        };
+        pages * system_page_bytes()
+    }
+
+    /// Asks which of `pages` (in rising order, with repeats) are resident, in as
+    /// few calls as pay, and hands each answer to `answer` with its position.
+    /// Pages beyond the map are not resident.
+    pub(crate) fn residency(
+        &self,
+        pages: &[u64],
+        page_size: PageSize,
+        query: &mut Query,
+        mut answer: impl FnMut(usize, bool),
+    ) -> Result<(), Errno> {
+        let range_of = |page: u64| {
+            let start = usize::try_from(page_size.bytes_of(page)).unwrap_or(usize::MAX);
+            let end = start.saturating_add(page_size.bytes()).min(self.region.len());
+            (start, end)
+        };
+        let mut next = 0;
+        while next < pages.len() {
+            let (start, mut end) = range_of(pages[next]);
+            if start >= end {
+                answer(next, false);
+                next += 1;
+                continue;
+            }
+            if end - start > query.limit_bytes() {
+                answer(next, self.is_large_resident(start, end, query)?);
+                next += 1;
+                continue;
+            }
+            let first = next;
+            next += 1;
+            while let Some(&page) = pages.get(next) {
+                let (from, to) = range_of(page);
+                let joins = from < to
+                    && from.saturating_sub(end) <= self.gap_bytes(from)
+                    && to - start <= query.limit_bytes();
+                if !joins {
+                    break;
+                }
+                end = end.max(to);
+                next += 1;
+            }
+            let resident = query.ask(self, start, end - start)?;
+            for (position, &page) in (first..).zip(&pages[first..next]) {
+                let (from, to) = range_of(page);
+                let system = system_page_bytes();
+                let bits = &resident[(from - start) / system..(to - start).div_ceil(system)];
+                answer(position, bits.iter().all(|page| page & 1 == 1));
+            }
+        }
+        Ok(())
+    }
+
+    /// A page so large that it takes several calls.
+    fn is_large_resident(
+        &self,
+        start: usize,
+        end: usize,
+        query: &mut Query,
+    ) -> Result<bool, Errno> {
+        for from in (start..end).step_by(query.limit_bytes()) {
+            if !self.is_resident(from, query.limit_bytes().min(end - from), query)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The buffer of `mincore` calls, reused from one to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Query {
+    bits: Vec<u8>,
+}
+
+impl Query {
+    #[allow(clippy::unused_self)]
+    fn limit_bytes(&self) -> usize {
+        MAX_QUERY_PAGES * system_page_bytes()
+    }
+
+    fn ask(&mut self, map: &SourceMap, start: usize, len: usize) -> Result<&[u8], Errno> {
+        let pages = len.div_ceil(system_page_bytes());
+        self.bits.resize(self.bits.len().max(pages), 0);
+        let bits = &mut self.bits[..pages];
+        map.region.mincore(start, len, bits)?;
+        Ok(bits)
+    }
+}

@@ -1,0 +1,174 @@
+//! Writing pages to a store.
+//!
+//! What is written passes through a buffer of this crate's: the caller's memory
+//! may lie in a window whose pages the kernel cannot bring, so only user code
+//! touches it.
+
+use std::os::fd::AsFd;
+
+use super::Store;
+use crate::error::{Error, Interrupt, Result};
+use crate::sys::file as sys_file;
+use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::span::Span;
+use crate::units::{FilePage, Pages};
+
+/// Bytes of the buffer, and of the longest single write.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A stretch of one write: where it starts in the file and in the caller's
+/// data, and how long it is.
+#[derive(Clone, Copy)]
+struct Stretch {
+    file_offset: u64,
+    data_offset: usize,
+    len: usize,
+}
+
+impl Store {
+    /// Writes pages, one after another in `data`. The file never becomes
+    /// longer: of the last page only what is within the file is written, and
+    /// pages that the file has lost meanwhile are an error. A direct store
+    /// writes past the page cache, but for a last page that is not whole, which
+    /// `O_DIRECT` cannot write.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a store opened for reading, [`Error::Argument`]
+    /// for data of the wrong length, [`Error::Io`], [`Error::Truncated`] and
+    /// [`Error::Interrupted`] with the number of pages from the front that are written.
+    pub fn write(
+        &self,
+        pages: &Pages<FilePage>,
+        data: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let page_bytes = self.page_size().bytes();
+        self.check_write(pages, data.len())?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        let buffer_len = BUFFER_BYTES.min(data.len());
+        let buffer = Region::anonymous(buffer_len, system_page_bytes(), Access::Write)
+            .map_err(|errno| self.io_error("write", None, errno))?;
+        let file_bytes = self.size_now("write")?;
+        let mut position = 0;
+        while position < pages.len() {
+            let count = self.run_at(pages, position);
+            let first = pages.at(position);
+            let mut done = 0;
+            let run_bytes = count * page_bytes;
+            while done < run_bytes {
+                let completed = position + done / page_bytes;
+                interrupt.check().map_err(|error| error.with_completed(completed))?;
+                let stretch = Stretch {
+                    file_offset: self.page_size().bytes_of(first.0) + done as u64,
+                    data_offset: position * page_bytes + done,
+                    len: buffer_len.min(run_bytes - done),
+                };
+                self.write_stretch(stretch, data, &buffer, file_bytes)
+                    .map_err(|error| self.completed_before(error, first, position))?;
+                done += stretch.len;
+            }
+            position += count;
+        }
+        Ok(())
+    }
+
+    fn check_write(&self, pages: &Pages<FilePage>, data_bytes: usize) -> Result<()> {
+        if !self.writable() {
+            return Err(Error::Unsupported {
+                operation: "write",
+                reason: "the store was opened for reading; open it with mode \"r+\"".into(),
+            });
+        }
+        if data_bytes != pages.len() * self.page_size().bytes() {
+            return Err(Error::Argument(format!(
+                "write: {} pages of {} bytes need {} bytes of data, not {data_bytes}",
+                pages.len(),
+                self.page_size().bytes(),
+                pages.len() * self.page_size().bytes(),
+            )));
+        }
+        Ok(())
+    }
+
+    /// Where the file ends for a write: where it ended when it was opened, or
+    /// where it ends now, if that is less.
+    fn size_now(&self, operation: &'static str) -> Result<u64> {
+        let facts = sys_file::facts(self.fd())
+            .map_err(|errno| self.io_error(operation, None, errno))?;
+        Ok(facts.size_bytes.min(self.size_bytes()))
+    }
+
+    /// How many pages from `position` follow each other in the file.
+    #[allow(clippy::unused_self)]
+    fn run_at(&self, pages: &Pages<FilePage>, position: usize) -> usize {
+        let first = pages.at(position).0;
+        (position + 1..pages.len())
+            .take_while(|&next| pages.at(next).0 == first + (next - position) as u64)
+            .count()
+            + 1
+    }
+
+    fn write_stretch(
+        &self,
+        stretch: Stretch,
+        data: Span<'_>,
+        buffer: &Region,
+        file_bytes: u64,
+    ) -> Result<()> {
+        let left = file_bytes.saturating_sub(stretch.file_offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(stretch.len);
+        let page_of = |offset: u64| FilePage(self.page_size().index_of(offset));
+        buffer.span(0, len).copy_span(data.part(stretch.data_offset, len));
+        let whole = match &self.direct_fd {
+            Some(direct) => {
+                let whole = len - len % system_page_bytes();
+                self.write_buffer(direct.as_fd(), buffer.span(0, whole), stretch.file_offset)?;
+                whole
+            }
+            None => 0,
+        };
+        let rest = buffer.span(whole, len - whole);
+        self.write_buffer(self.fd(), rest, stretch.file_offset + whole as u64)?;
+        // Within the page that holds the end of the file nothing is missing.
+        let end = stretch.file_offset + stretch.len as u64;
+        let missing = self.page_size().bytes_of(self.page_size().count_of(file_bytes));
+        if end > missing {
+            return Err(self.truncated("write", page_of(missing.max(stretch.file_offset))));
+        }
+        Ok(())
+    }
+
+    fn write_buffer(
+        &self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        bytes: Span<'_>,
+        offset: u64,
+    ) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let at = |done: usize| FilePage(self.page_size().index_of(offset + done as u64));
+        let done = sys_file::write_at(fd, bytes, offset)
+            .map_err(|(errno, done)| self.io_error("write", Some(at(done)), errno))?;
+        if done < bytes.len() {
+            return Err(self.io_error("write", Some(at(done)), rustix::io::Errno::NOSPC));
+        }
+        Ok(())
+    }
+
+    /// Counts the whole pages written before an error in the run that starts
+    /// with `first` at `position`.
+    #[allow(clippy::unused_self)]
+    fn completed_before(&self, error: Error, first: FilePage, position: usize) -> Error {
+        let failed = match &error {
+            Error::Io { file_page: Some(page), .. } | Error::Truncated { file_page: page, .. } => {
+                *page
+            }
+            _ => first.0,
+        };
+        let within = usize::try_from(failed.saturating_sub(first.0)).unwrap_or(0);
+        error.with_completed(position + within)
+    }
+}

@@ -1,0 +1,423 @@
+//! Files: opening, sizes, reads and writes at an offset, what the page cache holds.
+//!
+//! Reads and writes retry EINTR and go on after a short count, so a short
+//! result always means the end of the file.
+
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Access, AtFlags, FileType, MemfdFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use super::call::{enter, Call};
+use super::mm::{check, last_errno};
+use super::span::Span;
+
+/// The most that one `read` or `write` moves: the kernel stops there anyway.
+const MAX_CALL_BYTES: usize = 0x7fff_f000;
+/// `cachestat` has this number on every architecture.
+const SYS_CACHESTAT: libc::c_long = 451;
+/// How often EAGAIN is answered by trying again.
+const AGAIN_LIMIT: usize = 16;
+/// `f_type` of tmpfs, which also backs memfd and `/dev/shm`.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// `BLKGETSIZE64` where `_IOR` is the generic one (x86, ARM, RISC-V).
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+
+/// What is behind a descriptor.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// Bytes in it now.
+    pub size_bytes: u64,
+    /// Regular file, device, directory, …
+    pub file_type: FileType,
+    /// The owner.
+    pub owner: u32,
+}
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenFlags {
+    /// For reading and writing.
+    pub writable: bool,
+    /// Made if it is not there.
+    pub create: bool,
+    /// Past the page cache.
+    pub direct: bool,
+}
+
+impl OpenFlags {
+    fn bits(self) -> OFlags {
+        let mut bits = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        bits |= if self.writable { OFlags::RDWR } else { OFlags::RDONLY };
+        if self.create {
+            bits |= OFlags::CREATE;
+        }
+        if self.direct {
+            bits |= OFlags::DIRECT;
+        }
+        bits
+    }
+}
+
+/// `open`. `O_NONBLOCK` keeps a pipe that is opened by mistake from blocking;
+/// it means nothing to files and devices.
+///
+/// # Errors
+/// The kernel's own.
+pub fn open(path: &Path, flags: OpenFlags) -> Result<OwnedFd, Errno> {
+    let open_once = || {
+        enter(Call::Open)?;
+        rustix::fs::open(path, flags.bits(), Mode::from_raw_mode(0o666))
+    };
+    rustix::io::retry_on_intr(open_once)
+}
+
+/// Opens again what a descriptor shows, with an offset and flags of its own.
+///
+/// # Errors
+/// EINVAL when the file system does not do `direct`; ENOENT without `/proc`.
+pub fn reopen(fd: BorrowedFd<'_>, writable: bool, direct: bool) -> Result<OwnedFd, Errno> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    open(Path::new(&path), OpenFlags { writable, create: false, direct })
+}
+
+/// Another descriptor of the same open file.
+///
+/// # Errors
+/// EMFILE at the limit of descriptors.
+pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    enter(Call::Open)?;
+    rustix::io::fcntl_dupfd_cloexec(fd, 0)
+}
+
+/// Whether the descriptor was opened with `O_DIRECT`.
+///
+/// # Errors
+/// EBADF.
+pub fn is_direct(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::DIRECT))
+}
+
+/// Whether the descriptor may be read, and whether it may be written.
+///
+/// # Errors
+/// EBADF.
+pub fn access(fd: BorrowedFd<'_>) -> Result<(bool, bool), Errno> {
+    let mode = rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE;
+    Ok((mode != OFlags::WRONLY, mode == OFlags::RDWR || mode == OFlags::WRONLY))
+}
+
+/// An anonymous file in memory (`memfd_create`, Linux 3.17).
+///
+/// # Errors
+/// ENOMEM, EMFILE.
+pub fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
+    enter(Call::Open)?;
+    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
+}
+
+/// `shm_open`: memory named in `/dev/shm`. `create` makes it and fails if it is there.
+///
+/// # Errors
+/// ENOENT, EEXIST, EACCES.
+pub fn open_shared_memory(name: &str, create: bool) -> Result<OwnedFd, Errno> {
+    use rustix::shm;
+    let mut flags = shm::OFlags::RDWR;
+    if create {
+        flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
+    }
+    enter(Call::Open)?;
+    shm::open(name, flags, Mode::from_raw_mode(0o600))
+}
+
+/// `shm_unlink`.
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn unlink_shared_memory(name: &str) -> Result<(), Errno> {
+    enter(Call::Open)?;
+    rustix::shm::unlink(name)
+}
+
+/// `fstat`, and the size of a block device, which `fstat` does not know.
+///
+/// # Errors
+/// The kernel's own.
+pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
+    enter(Call::Stat)?;
+    let stat = rustix::fs::fstat(fd)?;
+    let file_type = FileType::from_raw_mode(stat.st_mode);
+    let size_bytes = if file_type == FileType::BlockDevice {
+        device_bytes(fd)?
+    } else {
+        u64::try_from(stat.st_size).unwrap_or(0)
+    };
+    Ok(Facts { size_bytes, file_type, owner: stat.st_uid })
+}
+
+/// Bytes of a block device. Not by `lseek`, which would move an offset that
+/// the caller's descriptor shares.
+fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut bytes = 0_u64;
+    // SAFETY: this request writes one u64, to a variable that outlives the call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64, std::ptr::from_mut(&mut bytes)) })?;
+    Ok(bytes)
+}
+
+/// Whether the file lives in memory (tmpfs), so that reading it never waits for a device.
+///
+/// # Errors
+/// The kernel's own.
+pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    enter(Call::Stat)?;
+    let stat = rustix::fs::fstatfs(fd)?;
+    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| magic == TMPFS_MAGIC))
+}
+
+/// `ftruncate`.
+///
+/// # Errors
+/// EFBIG, ENOSPC, EINVAL for what has no size.
+pub fn truncate(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<(), Errno> {
+    let truncate_once = || {
+        enter(Call::Truncate)?;
+        rustix::fs::ftruncate(fd, size_bytes)
+    };
+    rustix::io::retry_on_intr(truncate_once)
+}
+
+/// `fsync`.
+///
+/// # Errors
+/// EIO, ENOSPC, EDQUOT when pages could not be written.
+pub fn sync(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    enter(Call::Sync)?;
+    rustix::fs::fsync(fd)
+}
+
+/// `posix_fadvise(POSIX_FADV_WILLNEED)`: starts reading into the page cache.
+///
+/// # Errors
+/// ESPIPE, EINVAL.
+pub fn advise_willneed(fd: BorrowedFd<'_>, offset_bytes: u64, bytes: u64) -> Result<(), Errno> {
+    let Some(bytes) = std::num::NonZeroU64::new(bytes) else { return Ok(()) };
+    enter(Call::Advise)?;
+    rustix::fs::fadvise(fd, offset_bytes, Some(bytes), rustix::fs::Advice::WillNeed)
+}
+
+/// Repeats `step` (which moves bytes from position `done` on) until `len`
+/// bytes are moved or it moves none.
+fn continued(
+    len: usize,
+    mut step: impl FnMut(usize) -> Result<usize, Errno>,
+) -> Result<usize, Errno> {
+    let mut done = 0;
+    let mut again = 0;
+    while done < len {
+        match step(done) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if again < AGAIN_LIMIT => again += 1,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+fn moved(result: isize) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| last_errno())
+}
+
+fn file_offset(offset_bytes: u64) -> Result<libc::off_t, Errno> {
+    libc::off_t::try_from(offset_bytes).map_err(|_| Errno::INVAL)
+}
+
+/// `pread` until `into` is full or the file ends; says how many bytes came.
+///
+/// # Errors
+/// EIO; EFAULT where the kernel cannot reach `into`.
+pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<usize, Errno> {
+    continued(into.len(), |done| {
+        let rest = into.part(done, (into.len() - done).min(MAX_CALL_BYTES));
+        let offset = file_offset(offset_bytes + done as u64)?;
+        enter(Call::Read)?;
+        // SAFETY: a span is mapped and writable, and nothing refers into it.
+        moved(unsafe {
+            libc::pread(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset)
+        })
+    })
+}
+
+/// One `preadv`: may stop short anywhere.
+///
+/// # Errors
+/// As [`read_at`]; EINTR.
+pub fn read_parts_at(
+    fd: BorrowedFd<'_>,
+    parts: &Parts<'_>,
+    offset_bytes: u64,
+) -> Result<usize, Errno> {
+    let offset = file_offset(offset_bytes)?;
+    let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
+    enter(Call::Read)?;
+    // SAFETY: every part came from a span that is mapped and writable.
+    moved(unsafe { libc::preadv(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
+}
+
+/// `pwrite` until all of `bytes` is written; says how many were.
+///
+/// # Errors
+/// EIO, ENOSPC, EBADF for a read-only descriptor; with the number of bytes
+/// that were written before.
+pub fn write_at(
+    fd: BorrowedFd<'_>,
+    bytes: Span<'_>,
+    offset_bytes: u64,
+) -> Result<usize, (Errno, usize)> {
+    let mut written = 0;
+    continued(bytes.len(), |done| {
+        written = done;
+        let rest = bytes.part(done, (bytes.len() - done).min(MAX_CALL_BYTES));
+        let offset = file_offset(offset_bytes + done as u64)?;
+        enter(Call::Write)?;
+        // SAFETY: a span is mapped and readable for the length given.
+        moved(unsafe { libc::pwrite(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset) })
+    })
+    .map_err(|errno| (errno, written))
+}
+
+/// Where the bytes of one read go: spans one after another, neighbours joined.
+#[derive(Debug, Default)]
+pub struct Parts<'m> {
+    vector: Vec<libc::iovec>,
+    owner: PhantomData<Span<'m>>,
+}
+
+// SAFETY: as for spans: address ranges, whose meaning is the same on every thread.
+unsafe impl Send for Parts<'_> {}
+
+impl<'m> Parts<'m> {
+    /// Adds a span behind the others.
+    pub fn push(&mut self, span: Span<'m>) {
+        if let Some(last) = self.vector.last_mut() {
+            if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == span.start() {
+                last.iov_len += span.len();
+                return;
+            }
+        }
+        self.vector.push(libc::iovec { iov_base: span.start().cast(), iov_len: span.len() });
+    }
+
+    /// Forgets the spans and keeps the memory of the list.
+    pub fn clear(&mut self) {
+        self.vector.clear();
+    }
+
+    /// How many separate spans there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.vector.len()
+    }
+
+    /// Whether there is no span.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.vector.is_empty()
+    }
+
+    /// The list as the kernel wants it.
+    #[must_use]
+    pub fn vector(&self) -> &[libc::iovec] {
+        &self.vector
+    }
+}
+
+#[repr(C)]
+struct CachestatRange {
+    offset_bytes: u64,
+    len_bytes: u64,
+}
+
+/// What the page cache holds of a range, in system pages (`struct cachestat`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cached {
+    /// Pages there.
+    pub cached: u64,
+    /// Of these, changed.
+    pub dirty: u64,
+    /// Of these, being written.
+    pub writeback: u64,
+    /// Pages that were there and were dropped.
+    pub evicted: u64,
+    /// Of these, dropped not long ago.
+    pub recently_evicted: u64,
+}
+
+/// `cachestat` (Linux 6.5).
+///
+/// # Errors
+/// ENOSYS before 6.5; EPERM where the caller may not know (later 6.x).
+pub fn cachestat(
+    fd: BorrowedFd<'_>,
+    offset_bytes: u64,
+    len_bytes: u64,
+) -> Result<Cached, Errno> {
+    let range = CachestatRange { offset_bytes, len_bytes };
+    let mut cached = Cached::default();
+    enter(Call::Cachestat)?;
+    // SAFETY: both structures are the kernel's and outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            fd.as_raw_fd(),
+            std::ptr::from_ref(&range),
+            std::ptr::from_mut(&mut cached),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(cached)
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// Whether the kernel tells this process what the page cache holds of a file.
+///
+/// `mincore` does not refuse: it calls every page resident. It tells the truth
+/// to the owner, to who may write the file, and to `CAP_FOWNER`; this asks the
+/// same questions. `cachestat` answers EPERM on kernels that check there too.
+///
+/// # Errors
+/// The kernel's own.
+pub fn tells_residency(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let facts = facts(fd)?;
+    if facts.owner == rustix::process::geteuid().as_raw() {
+        return Ok(true);
+    }
+    if cachestat(fd, 0, 1).err() == Some(Errno::PERM) {
+        return Ok(false);
+    }
+    Ok(may_write(fd) || has_capability(CapabilitySet::FOWNER))
+}
+
+fn may_write(fd: BorrowedFd<'_>) -> bool {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::accessat(rustix::fs::CWD, path, Access::WRITE_OK, AtFlags::EACCESS).is_ok()
+}
+
+fn has_capability(wanted: CapabilitySet) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(wanted))
+}
+
+/// The path that the kernel knows for a descriptor, for messages.
+#[must_use]
+pub fn known_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    path.is_absolute().then_some(path)
+}
