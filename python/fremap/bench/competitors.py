@@ -59,12 +59,16 @@ class Outcome:
     @property
     def refusal(self) -> str | None:
         """The kernel's refusal as text, or None."""
-        return None if self.errno is None else f"{errno.errorcode[self.errno]}: {os.strerror(self.errno)}"
+        return (
+            None
+            if self.errno is None
+            else f"{errno.errorcode[self.errno]}: {os.strerror(self.errno)}"
+        )
 
 
 def process_vma_count() -> int:
-    """The kernel mappings of this process: lines of ``/proc/self/maps``."""
-    with open("/proc/self/maps", "rb") as maps:
+    """Count the kernel mappings of this process: lines of ``/proc/self/maps``."""
+    with Path("/proc/self/maps").open("rb") as maps:
         return sum(1 for _ in maps)
 
 
@@ -83,7 +87,8 @@ class PieceWindow:
         self._mmap = libc.mmap
         self._mmap.restype = ctypes.c_void_p
         self._mmap.argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+            ctypes.c_long,
         ]  # fmt: skip
         self._munmap = libc.munmap
         self._munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -121,14 +126,17 @@ class PieceWindow:
         return pages
 
     def mmap_fixed(self, file_pages: FilePages) -> Outcome:
-        """``mmap(MAP_FIXED | MAP_POPULATE)``, a call a page."""
+        """Call ``mmap(MAP_FIXED | MAP_POPULATE)`` for each page."""
         call, page_bytes, fd = self._mmap, self._page_bytes, self._fd
         flags = mmap.MAP_SHARED | MAP_FIXED | MAP_POPULATE
         failed = ctypes.c_void_p(-1).value
         completed, address, refusal = 0, self._open_start(), None
         begin = time.perf_counter()
         for file_page in file_pages.tolist():
-            if call(address, page_bytes, mmap.PROT_READ, flags, fd, file_page * page_bytes) == failed:
+            if (
+                call(address, page_bytes, mmap.PROT_READ, flags, fd, file_page * page_bytes)
+                == failed
+            ):
                 refusal = ctypes.get_errno()
                 break
             address += page_bytes
@@ -137,7 +145,7 @@ class PieceWindow:
         return Outcome(seconds, completed, refusal, process_vma_count())
 
     def remap_file_pages(self, file_pages: FilePages) -> Outcome:
-        """``remap_file_pages(2)``, a call a page; it populates by itself.
+        """Call ``remap_file_pages(2)`` for each page; it populates by itself.
 
         The descriptor must be open for writing: a mapping that could never be
         written does not count as shared, and the kernel answers EINVAL.
@@ -162,13 +170,13 @@ class PieceWindow:
 
 
 def mmap_fixed(fd: int, file_pages: FilePages, *, page_bytes: int = mmap.PAGESIZE) -> Outcome:
-    """A fresh mapping, then `PieceWindow.mmap_fixed`."""
+    """Make a fresh mapping, then call `PieceWindow.mmap_fixed`."""
     with PieceWindow(fd, len(file_pages), page_bytes=page_bytes) as window:
         return window.mmap_fixed(file_pages)
 
 
 def remap_file_pages(fd: int, file_pages: FilePages, *, page_bytes: int = mmap.PAGESIZE) -> Outcome:
-    """A fresh mapping, then `PieceWindow.remap_file_pages`; `fd` must be open for writing."""
+    """Make a fresh mapping, then call `PieceWindow.remap_file_pages`; `fd` must be writable."""
     with PieceWindow(fd, len(file_pages), page_bytes=page_bytes) as window:
         return window.remap_file_pages(file_pages)
 
@@ -180,7 +188,7 @@ def memmap_take(
     out: Pages | None = None,
     page_bytes: int = mmap.PAGESIZE,
 ) -> Outcome:
-    """``np.memmap[ids]``: the default advice, one blocking fault a page that is not mapped.
+    """Index an ``np.memmap``: default advice, one blocking fault a page that is not mapped.
 
     With `out`, the copy goes there (``np.take(..., mode="clip")``, which needs
     no buffer of its own); without, NumPy makes a new array as ``[ids]`` does.
@@ -199,7 +207,7 @@ def memmap_take(
 def fadvise_then_read(
     fd: int, file_pages: FilePages, out: Pages, *, page_bytes: int = mmap.PAGESIZE
 ) -> Outcome:
-    """``posix_fadvise(WILLNEED)`` for each page, then a pread for each into `out`."""
+    """Call ``posix_fadvise(WILLNEED)`` for each page, then pread each into `out`."""
     offsets = (file_pages * page_bytes).tolist()
     rows = list(out)
     begin = time.perf_counter()
@@ -219,7 +227,7 @@ def pread_pool(
     threads: int = POOL_THREADS,
     page_bytes: int = mmap.PAGESIZE,
 ) -> Outcome:
-    """A pool of `threads` threads, each with its share of preads into `out`."""
+    """Share out the preads into `out` among a pool of `threads` threads."""
     offsets = (file_pages * page_bytes).tolist()
     rows = list(out)
 

@@ -1,0 +1,116 @@
+"""What the suites of one run share: settings, the data file, windows, C loops."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+import fremap
+import numpy as np
+import numpy.typing as npt
+from fremap.bench import loops
+from fremap.bench.datafile import DataFile, PageDraw, largest_file_bytes
+from fremap.bench.harness import BenchError, Report
+from fremap.bench.loops import Loop
+
+DEFAULT_FILE_BYTES = 4 << 30
+
+
+@dataclass
+class Bench:
+    """One run. Leaving the context removes its file and ends its loops.
+
+    Attributes
+    ----------
+    rounds, pages
+        Measured rounds, and pages in one.
+    file_bytes
+        Size of the data file; None for 4 GiB, or what memory allows.
+    directory
+        Where the file goes; None for the system's temporary directory.
+    """
+
+    rounds: int
+    pages: int
+    file_bytes: int | None = None
+    directory: str | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _file: DataFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @staticmethod
+    def say(text: str) -> None:
+        """Tell whoever waits what is under way; the report goes to stdout."""
+        print(text, file=sys.stderr, flush=True)
+
+    @property
+    def file(self) -> DataFile:
+        """The data file, written at the first use."""
+        if self._file is None:
+            size = self.file_bytes or min(DEFAULT_FILE_BYTES, largest_file_bytes())
+            self.say(f"writing a file of {size >> 20} MiB ...")
+            self._file = self._stack.enter_context(DataFile(self.directory, size))
+        return self._file
+
+    def warm_file(self) -> DataFile:
+        """Return the data file with all of it in the page cache."""
+        self.file.warm()
+        absent = int(np.count_nonzero(~self.file.resident()))
+        if absent:
+            raise BenchError(
+                f"{absent} pages of the file do not stay in the page cache; "
+                "pass a smaller --file-size"
+            )
+        return self.file
+
+    def draw(self) -> PageDraw:
+        """Random pages of the file."""
+        return PageDraw(self.file.page_count)
+
+    @contextmanager
+    def loops(
+        self, report: Report, *names: str, pages: int | None = None
+    ) -> Iterator[dict[str, Loop]]:
+        """Start the named C loops; where there can be none, the report says why."""
+        reason = loops.unavailable()
+        if reason:
+            report.missing.append(reason)
+            yield {}
+            return
+        with ExitStack() as running:
+            yield {
+                name: running.enter_context(Loop(name, self.file.path, pages or self.pages))
+                for name in names
+            }
+
+    @contextmanager
+    def window(
+        self, page_count: int | None = None, *, direct: bool = False
+    ) -> Iterator[fremap.Window]:
+        """Open an empty read-only paged window on the file."""
+        with (
+            fremap.open(self.file.path, direct=direct) as store,
+            fremap.Window(
+                store, page_count or self.pages, mapping="none", engine="paged"
+            ) as window,
+        ):
+            yield window
+
+
+def verify(window: fremap.Window, file_pages: npt.NDArray[np.int64]) -> None:
+    """Raise unless every page shows its file page, of which it bears the number."""
+    numbers = np.frombuffer(window, dtype=np.int64).reshape(window.page_count, -1)[
+        : len(file_pages), 0
+    ]
+    wrong = np.flatnonzero(numbers != file_pages)
+    if len(wrong):
+        page = int(wrong[0])
+        raise BenchError(
+            f"window page {page} shows page {numbers[page]}, not file page {file_pages[page]}"
+        )

@@ -1,0 +1,110 @@
+"""The command: ``fremap bench SUITE [SUITE ...] [--json]``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import fremap
+from fremap.bench.bench import Bench
+from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report
+from fremap.bench.machine import Machine
+from fremap.bench.render import as_json, as_text
+from fremap.bench.suites import SUITES
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the suites that are named and print what they found.
+
+    Parameters
+    ----------
+    argv
+        Arguments, without the command's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        0 if everything was measured, whatever the figures are; 1 if a suite
+        cannot run here, with the reason on stderr.
+    """
+    arguments = _parser().parse_args(argv)
+    names = list(SUITES) if "all" in arguments.suites else list(dict.fromkeys(arguments.suites))
+    bench = Bench(arguments.rounds, arguments.pages, arguments.file_size, arguments.dir)
+    machine = Machine.this()
+    reports: list[Report] = []
+    try:
+        with bench:
+            for name in names:
+                for suite in SUITES[name]:
+                    bench.say(f"{name} ...")
+                    reports.append(suite(bench))
+    except (BenchError, fremap.FremapError, OSError) as error:
+        print(f"fremap bench: {error}", file=sys.stderr)
+        return 1
+    print(as_json(machine, reports) if arguments.json else as_text(machine, reports))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fremap bench",
+        description="Measure fremap beside what it is compared with, in paired rounds.",
+    )
+    parser.add_argument(
+        "suites",
+        nargs="+",
+        choices=[*SUITES, "all"],
+        metavar="SUITE",
+        help=", ".join([*SUITES, "all"]),
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="everything, with each round's numbers, as JSON"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_rounds,
+        default=7,
+        metavar="N",
+        help=f"measured rounds, at least {LEAST_ROUNDS} (default 7)",
+    )
+    parser.add_argument(
+        "--pages",
+        type=_positive,
+        default=60_000,
+        metavar="N",
+        help="pages in a round (default 60000)",
+    )
+    parser.add_argument(
+        "--file-size",
+        type=_size,
+        metavar="BYTES",
+        help="the data file, e.g. 512M (default 4G, or a quarter of memory)",
+    )
+    parser.add_argument(
+        "--dir", help="where the data file goes (default: the system's temporary directory)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _rounds(text: str) -> int:
+    value = int(text)
+    if value < LEAST_ROUNDS:
+        raise argparse.ArgumentTypeError(
+            f"{value} rounds are too few for a median; at least {LEAST_ROUNDS}"
+        )
+    return value
+
+
+def _size(text: str) -> int:
+    number, unit = text[:-1], text[-1:].upper()
+    if unit in _UNITS:
+        return _positive(number) * _UNITS[unit]
+    return _positive(text)

@@ -1,0 +1,19 @@
+"""The suites: each measures some rows and returns its reports."""
+
+from collections.abc import Callable
+
+from fremap.bench.bench import Bench
+from fremap.bench.harness import Report
+from fremap.bench.suites import fault, imports, nonblock, protect, read, remap, scale
+
+SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
+    "remap": (remap.warm, remap.cold),
+    "nonblock": (nonblock.populate, nonblock.half_cached),
+    "protect": (protect.every_second,),
+    "read": (read.present,),
+    "fault": (fault.lazy,),
+    "scale": (scale.flat, scale.bookkeeping),
+    "import": (imports.start,),
+}
+
+__all__ = ["SUITES"]

@@ -1,0 +1,99 @@
+"""Populating without I/O: what it costs when all is there, and that it reads nothing."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from fremap.bench.bench import Bench, verify
+from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_the_time
+from fremap.bench.machine import counting
+
+BLOCKING = "fremap, blocking"
+NONBLOCK = "fremap, nonblock"
+
+
+def populate(bench: Bench) -> Report:
+    """Populate evicted pages of a warm file, and remap, with and without `nonblock`."""
+    report = Report("nonblock", f"populate and remap {bench.pages} pages, all in the page cache")
+    draw = bench.draw()
+    bench.warm_file()
+    with bench.window() as window:
+
+        def populating(name: str, *, nonblock: bool) -> Contender:
+            def run(number: int) -> Mapping[str, float]:
+                ids = draw.distinct(number, bench.pages)
+                window.remap(ids, populate=False)
+                window.evict(None)
+                seconds = timed(lambda: window.populate(nonblock=nonblock))
+                verify(window, ids)
+                return {name: seconds}
+
+            return run
+
+        def remapping(name: str, *, nonblock: bool) -> Contender:
+            def run(number: int) -> Mapping[str, float]:
+                ids = draw.distinct(number, bench.pages)
+                window.populate()
+                return {name: timed(lambda: window.remap(ids, nonblock=nonblock))}
+
+            return run
+
+        settings = {"rounds": bench.rounds, "operations": bench.pages}
+        filled = paired(
+            [populating(BLOCKING, nonblock=False), populating(NONBLOCK, nonblock=True)], **settings
+        )
+        swapped = paired(
+            [remapping(BLOCKING, nonblock=False), remapping(NONBLOCK, nonblock=True)], **settings
+        )
+        report.rows.append(
+            times_the_time(
+                "populate: of the blocking one", filled[NONBLOCK], filled[BLOCKING], at_most=1.3
+            )
+        )
+        report.rows.append(
+            times_the_time(
+                "remap: of the blocking one", swapped[NONBLOCK], swapped[BLOCKING], at_most=1.3
+            )
+        )
+        ids = draw.distinct(0, bench.pages)
+        with counting() as counts:
+            here = window.remap(ids, nonblock=True)
+        if not here.all():
+            raise BenchError(
+                f"{np.count_nonzero(~here)} pages were skipped, all were in the page cache"
+            )
+        report.count("read from the device", counts.device_bytes_read, "bytes", at_most=0)
+    return report
+
+
+def half_cached(bench: Bench) -> Report:
+    """Remap where only a part is in the page cache: the mask says which, nothing is read."""
+    file = bench.file
+    count = min(bench.pages, file.page_count)
+    report = Report(
+        "nonblock", f"nonblocking remap of {count} pages, a part of them in the page cache"
+    )
+    file.drop()
+    file.read_pages(range(0, min(2 * count, file.page_count), 2))
+    ids = (
+        np.random.default_rng(2002)
+        .permutation(min(2 * bench.pages, file.page_count))[:count]
+        .astype(np.int64)
+    )
+    with bench.window(count) as window:
+        cached = file.resident()[ids]
+        with counting() as counts:
+            here = window.remap(ids, nonblock=True)
+        report.count(
+            "pages whose mask differs from mincore",
+            int(np.count_nonzero(here != cached)),
+            "pages",
+            at_most=0,
+        )
+        report.count("read from the device", counts.device_bytes_read, "bytes", at_most=0)
+        report.count("pages shown", int(np.count_nonzero(here)), "pages")
+        report.count("pages skipped", int(np.count_nonzero(~here)), "pages")
+        with counting() as rest:
+            window.populate()
+        verify(window, ids)
+        report.count("read by the blocking populate afterwards", rest.device_bytes_read, "bytes")
+    return report
