@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use crate::engine::EngineKind;
 
 /// The result of anything in this crate that can fail.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +56,19 @@ pub enum Error {
         in_use: u64,
         /// `vm.max_map_count`.
         limit: u64,
+    },
+    /// More memory than there is.
+    #[error(
+        "{operation}: this needs {wanted} bytes of memory and {available} are available; ask for \
+         fewer pages at a time"
+    )]
+    Memory {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// Bytes that would have to become present.
+        wanted: u64,
+        /// Bytes that the machine, or the memory cgroup, has left.
+        available: u64,
     },
     /// A system call failed.
     #[error("{operation}{}: {}{hint}", place(*file_page), describe(*errno))]

@@ -4,9 +4,18 @@
 //! [`store`], in any order. `docs/architecture.md` draws the rooms and the way
 //! of a page; data flows from `window` to `engine` to `sys`, never back.
 
+pub mod calibrate;
 pub mod engine;
 pub mod error;
+pub mod fault;
+pub mod plan;
 pub mod scatter;
+pub mod stats;
 pub mod store;
 pub mod sys;
+pub mod table;
 pub mod units;
+pub mod window;
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("fremap needs 64-bit Linux");

@@ -112,7 +112,7 @@ impl<P: PageIndex> Run<P> {
     }
 
     /// Every page, in order.
-    pub fn pages(self) -> impl Iterator<Item = P> {
+    pub fn pages(self) -> impl Iterator<Item = P> + Clone {
         (self.first.get()..self.first.get() + self.count).map(P::new)
     }
 }
@@ -131,7 +131,7 @@ impl<P: PageIndex> Pages<P> {
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
-            Self::Range(range) => usize::try_from(range.end - range.start).expect("64-bit"),
+            Self::Range(range) => (range.end - range.start) as usize,
             Self::List(list) => list.len(),
         }
     }

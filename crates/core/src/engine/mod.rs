@@ -1,6 +1,24 @@
 //! The ways a window is done on this kernel, behind one trait.
+//!
+//! [`alias`] shows the file itself, with a kernel mapping per extent. The other
+//! two show copies and share their flow ([`cached`]): [`paged`] swaps them into
+//! one mapping under userfaultfd and serves faults, [`eager`] copies them into
+//! plain memory.
+
+pub mod alias;
+pub mod cached;
+pub mod eager;
+pub mod paged;
 
 use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Interrupt, Result};
+use crate::plan::Changes;
+use crate::stats::Stats;
+use crate::sys::mm::Region;
+use crate::table::Entry;
+use crate::units::{Pages, Prot, WindowPage};
 
 /// Which engine a window uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,5 +38,129 @@ impl fmt::Display for EngineKind {
             Self::Paged => "paged",
             Self::Eager => "eager",
         })
+    }
+}
+
+/// Which content a remap brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// All of it, waiting for I/O.
+    All,
+    /// What is in the page cache.
+    Resident,
+    /// None; a touch will.
+    Nothing,
+}
+
+/// How to remap.
+#[derive(Clone, Copy, Debug)]
+pub struct RemapOptions {
+    /// New protection of the changed pages.
+    pub prot: Option<Prot>,
+    /// Which content is brought.
+    pub fill: Fill,
+    /// Placed pages may be lost.
+    pub discard: bool,
+}
+
+/// What every engine does. Selections are checked against the window and the
+/// store before they come here; masks have a bool for each selected page.
+pub trait Engine: Send + Sync + fmt::Debug {
+    /// The window's memory.
+    fn region(&self) -> &Region;
+
+    /// Changes what window pages show.
+    ///
+    /// # Errors
+    /// Before any change: a placed page that would be lost, too many mappings.
+    /// On the way: I/O, with the number of pages completed.
+    fn remap(
+        &self,
+        changes: &Changes,
+        options: RemapOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>>;
+
+    /// Makes pages present: all, or those in the page cache.
+    ///
+    /// # Errors
+    /// I/O, with the number of pages completed.
+    fn populate(
+        &self,
+        pages: &Pages<WindowPage>,
+        fill: Fill,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>>;
+
+    /// Drops pages from the window.
+    ///
+    /// # Errors
+    /// Before any change: a placed page that would be lost.
+    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()>;
+
+    /// Changes the protection of pages and keeps their content.
+    ///
+    /// # Errors
+    /// Protection that the engine does not have; I/O where content comes back.
+    fn protect(
+        &self,
+        pages: &Pages<WindowPage>,
+        prot: Prot,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()>;
+
+    /// Gives pages content of their own: `data` (one page for all, or as many
+    /// bytes as the pages have), or what they show now.
+    ///
+    /// # Errors
+    /// A page that shows nothing has no content to keep; I/O where it is read.
+    fn place(
+        &self,
+        pages: &Pages<WindowPage>,
+        data: Option<&[u8]>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()>;
+
+    /// Writes changed pages to the store, to the point of being durable.
+    ///
+    /// # Errors
+    /// I/O.
+    fn flush(&self, pages: &Pages<WindowPage>) -> Result<()>;
+
+    /// Which pages can be touched without a fault.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    fn present(&self) -> Result<Vec<bool>>;
+
+    /// The word of every page.
+    fn entries(&self) -> Vec<Entry>;
+
+    /// Counters and state.
+    fn stats(&self) -> Stats;
+}
+
+/// Locks, whether or not a thread panicked while it held the lock: every state
+/// behind one of our locks is valid between any two statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where the bytes of `position` of a selection are in what `place` was given.
+pub(crate) fn placed_bytes(data: &[u8], position: usize, page_bytes: usize) -> &[u8] {
+    if data.len() == page_bytes {
+        data
+    } else {
+        &data[position * page_bytes..][..page_bytes]
+    }
+}
+
+/// What to do when a window's memory cannot be had.
+pub(crate) fn memory_hint(locked: bool) -> &'static str {
+    if locked {
+        "; lock=True is charged to RLIMIT_MEMLOCK (window and staging memory): raise it with \
+         `ulimit -l`, or map fewer pages"
+    } else {
+        "; `fremap doctor` says what this process may do and how to get what is missing"
     }
 }

@@ -1,7 +1,7 @@
 //! Memory mappings: reserving, mapping, protecting, advising, asking what is resident.
 
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::io::Errno;
@@ -102,6 +102,8 @@ impl Advice {
 pub struct Region {
     start: *mut u8,
     len: usize,
+    /// The process that has the mapping, where its children do not inherit it.
+    owner: Option<u32>,
 }
 
 // SAFETY: a region is an address range; the kernel orders changes to it, and
@@ -112,6 +114,10 @@ unsafe impl Sync for Region {}
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if self.owner.is_some_and(|owner| owner != std::process::id()) {
+            // A child of fork has something else, or nothing, at this address.
+            return;
+        }
         // SAFETY: the range was mapped by this region's constructor and is
         // unmapped nowhere else; spans into it cannot outlive it.
         unsafe {
@@ -154,7 +160,7 @@ impl Region {
         };
         trim(0, head);
         trim(head + len, total - head - len);
-        Ok(Self { start: start.wrapping_add(head), len })
+        Ok(Self { start: start.wrapping_add(head), len, owner: None })
     }
 
     /// A read-only shared mapping of a file, not populated.
@@ -178,7 +184,18 @@ impl Region {
         if start == libc::MAP_FAILED {
             return Err(last_errno());
         }
-        Ok(Self { start: start.cast::<u8>(), len })
+        Ok(Self { start: start.cast::<u8>(), len, owner: None })
+    }
+
+    /// Keeps the range from children of `fork` (`MADV_DONTFORK`, 2.6.16), which
+    /// get SIGSEGV there instead of pages that nobody would fill.
+    ///
+    /// # Errors
+    /// EINVAL for a mapping that does not take it.
+    pub fn keep_from_children(&mut self) -> Result<(), Errno> {
+        self.advise(0, self.len, Advice::DontFork)?;
+        self.owner = Some(std::process::id());
+        Ok(())
     }
 
     /// The first address.
@@ -352,11 +369,95 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM or EPERM beyond `RLIMIT_MEMLOCK`.
-    pub fn lock_on_fault(&self) -> Result<(), Errno> {
+    pub fn lock_on_fault(&self, offset: usize, len: usize) -> Result<(), Errno> {
         enter(Call::Mlock)?;
-        // SAFETY: the whole of this region, which is mapped.
-        check(unsafe { libc::mlock2(self.start.cast::<c_void>(), self.len, libc::MLOCK_ONFAULT) })
+        // SAFETY: the range lies within this region, which is mapped.
+        check(unsafe { libc::mlock2(self.address(offset, len), len, libc::MLOCK_ONFAULT) })
     }
+}
+
+/// This process, to give advice on many ranges in one call (`process_madvise`).
+#[derive(Debug)]
+pub struct OwnProcess(OwnedFd);
+
+impl OwnProcess {
+    /// Ranges of one call: the kernel's limit (`UIO_MAXIOV`).
+    pub const MAX_RANGES: usize = 1024;
+
+    /// Opens this process, if the kernel lets a process give itself all advice
+    /// (6.13; before, only what does not lose content).
+    #[must_use]
+    pub fn open() -> Option<Self> {
+        let process = rustix::process::getpid();
+        let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).ok()?;
+        let own = Self(fd);
+        let probe = Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read).ok()?;
+        own.advise(&probe, &[(0, probe.len())], Advice::DontNeed).ok()?;
+        Some(own)
+    }
+
+    /// Gives advice on ranges (offset, length) of `region`.
+    ///
+    /// # Errors
+    /// As [`Region::advise`].
+    pub fn advise(
+        &self,
+        region: &Region,
+        ranges: &[(usize, usize)],
+        advice: Advice,
+    ) -> Result<(), Errno> {
+        for batch in ranges.chunks(Self::MAX_RANGES) {
+            let mut vectors: Vec<libc::iovec> = batch
+                .iter()
+                .map(|&(offset, len)| libc::iovec {
+                    iov_base: region.address(offset, len),
+                    iov_len: len,
+                })
+                .collect();
+            let mut rest = vectors.as_mut_slice();
+            while !rest.is_empty() {
+                enter(Call::ProcessMadvise)?;
+                // SAFETY: every range lies within `region`; the vectors are valid
+                // for the call.
+                let done = unsafe {
+                    libc::syscall(
+                        libc::SYS_process_madvise,
+                        self.0.as_raw_fd(),
+                        rest.as_ptr(),
+                        rest.len(),
+                        advice.number(),
+                        0,
+                    )
+                };
+                let Ok(done) = usize::try_from(done) else {
+                    return Err(last_errno());
+                };
+                rest = skip_bytes(rest, done)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The vectors behind the first `done` bytes.
+fn skip_bytes(vectors: &mut [libc::iovec], mut done: usize) -> Result<&mut [libc::iovec], Errno> {
+    if done == 0 {
+        return Err(Errno::AGAIN);
+    }
+    let whole = vectors
+        .iter()
+        .take_while(|vector| {
+            let fits = vector.iov_len <= done;
+            done -= if fits { vector.iov_len } else { 0 };
+            fits
+        })
+        .count();
+    let rest = &mut vectors[whole..];
+    if let Some(vector) = rest.first_mut() {
+        vector.iov_base = vector.iov_base.wrapping_byte_add(done);
+        vector.iov_len -= done;
+    }
+    Ok(rest)
 }
 
 /// `remap_file_pages(2)`, which Linux 4.0 and later emulate with one mapping a piece.

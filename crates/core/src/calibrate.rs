@@ -1,0 +1,145 @@
+//! A short measurement of this machine: what is cheaper, and from where on.
+//!
+//! Takes tens of milliseconds. The result is kept by the caller; nothing here
+//! is remembered.
+
+use std::hint::black_box;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::sys::file::memory_file;
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::span::Span;
+use crate::sys::uffd::Uffd;
+use crate::window::Calibration;
+
+/// Rounds of each measurement; the fastest counts, as noise only adds.
+const ROUNDS: usize = 3;
+/// Pages of the memory that is measured on.
+const PAGES: usize = 1024;
+/// Batches that are tried.
+const BATCHES: [usize; 4] = [64, 256, 512, 1024];
+
+/// The fastest of some rounds.
+fn fastest(mut round: impl FnMut() -> Result<(), Errno>) -> Result<Duration, Errno> {
+    let mut best = Duration::MAX;
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        round()?;
+        best = best.min(start.elapsed());
+    }
+    Ok(best)
+}
+
+fn nanoseconds(duration: Duration, count: usize) -> f64 {
+    duration.as_secs_f64() * 1e9 / count as f64
+}
+
+fn present_memory(pages: usize) -> Result<Region, Errno> {
+    let region = Region::anonymous(pages * system_page_bytes(), 2 << 20, Access::Write)?;
+    // A kernel without huge pages refuses the advice and has none.
+    let _small = region.advise(0, region.len(), Advice::NoHugePage);
+    region.span(0, region.len()).clear();
+    Ok(region)
+}
+
+/// Absent pages over which one `MADV_DONTNEED` costs as much as a second call.
+fn evict_gap_pages() -> Result<u64, Errno> {
+    const CALLS: usize = 128;
+    let page = system_page_bytes();
+    let region = present_memory(PAGES)?;
+    region.advise(0, region.len(), Advice::DontNeed)?;
+    let calls = fastest(|| {
+        (0..CALLS).try_for_each(|call| region.advise(call * 8 * page, page, Advice::DontNeed))
+    })?;
+    let whole = fastest(|| region.advise(0, region.len(), Advice::DontNeed))?;
+    let call = nanoseconds(calls, CALLS);
+    let absent_page = (nanoseconds(whole, 1) - call).max(1.0) / PAGES as f64;
+    Ok((call / absent_page).clamp(1.0, 512.0) as u64)
+}
+
+/// Time a page of copying into staging memory and swapping with a window, and
+/// the smallest batch that is within a twentieth of the fastest.
+fn copying(source: &Region) -> Result<(f64, u64), Errno> {
+    let page = system_page_bytes();
+    let uffd = Uffd::open()?;
+    if !uffd.features().swap() {
+        return Err(Errno::OPNOTSUPP);
+    }
+    let window = present_memory(PAGES)?;
+    let staging = present_memory(PAGES)?;
+    let spare = Region::anonymous(PAGES * page, 2 << 20, Access::Write)?;
+    uffd.register_missing(&window)?;
+    uffd.register_move_target(&spare)?;
+    uffd.register_move_target(&staging)?;
+    let swap = |batch: usize| {
+        for first in (0..PAGES).step_by(batch) {
+            let (offset, len) = (first * page, batch * page);
+            let (window, spare) = (window.span(offset, len), spare.span(offset, len));
+            let staging = staging.span(offset, len);
+            staging.copy_span(source.span(offset, len));
+            let moves = [(spare, window), (window, staging), (staging, spare)];
+            for (to, from) in moves {
+                uffd.move_pages(to, from).map_err(|partial| partial.errno)?;
+            }
+        }
+        Ok(())
+    };
+    let mut times = Vec::with_capacity(BATCHES.len());
+    for batch in BATCHES {
+        times.push(nanoseconds(fastest(|| swap(batch))?, PAGES));
+    }
+    let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let chosen = times.iter().position(|&time| time <= best * 1.05).unwrap_or(0);
+    Ok((best, BATCHES[chosen] as u64))
+}
+
+/// Pages from which on an extent is cheaper to alias than to copy, if `copy_ns`
+/// is the price of copying one.
+fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
+    const EXTENT: usize = 256;
+    let page = system_page_bytes();
+    let window = Region::anonymous(PAGES * page, page, Access::None)?;
+    let map = |first: usize, from: usize, count: usize| {
+        let len = count * page;
+        window.map_file(first * page, len, file.as_fd(), (from * page) as u64, Access::Read)?;
+        window.populate_read(first * page, len)
+    };
+    // Backwards, so that no two pages join into one mapping.
+    let single = fastest(|| (0..64).try_for_each(|index| map(index, PAGES - 1 - index, 1)))?;
+    let long = fastest(|| {
+        (0..PAGES / EXTENT).try_for_each(|index| map(index * EXTENT, PAGES - (index + 1) * EXTENT, EXTENT))
+    })?;
+    let call = nanoseconds(single, 64);
+    let page_ns = nanoseconds(long, PAGES);
+    if copy_ns <= page_ns {
+        return Ok(u64::from(u16::MAX));
+    }
+    Ok((call / (copy_ns - page_ns)).ceil().clamp(1.0, f64::from(u16::MAX)) as u64)
+}
+
+/// Measures this machine.
+///
+/// # Errors
+/// Where memory for it cannot be had. What this kernel does not have keeps its default.
+pub fn measure() -> Result<Calibration> {
+    let fail = |errno| Error::system("calibrate", errno);
+    let mut calibration = Calibration::default();
+    calibration.evict_gap_pages = evict_gap_pages().map_err(fail)?;
+    let bytes = PAGES * system_page_bytes();
+    let file = memory_file("fremap-calibration").map_err(fail)?;
+    let mut content = vec![1; bytes];
+    crate::sys::file::write_at(file.as_fd(), Span::of(&mut content), 0)
+        .map_err(|(errno, _)| fail(errno))?;
+    let source = Region::file(file.as_fd(), 0, bytes).map_err(fail)?;
+    source.populate_read(0, bytes).map_err(fail)?;
+    black_box(source.span(0, 1).to_vec());
+    if let Ok((copy_ns, batch_pages)) = copying(&source) {
+        calibration.batch_pages = batch_pages;
+        calibration.alias_extent_pages = alias_extent_pages(&file, copy_ns).map_err(fail)?;
+    }
+    Ok(calibration)
+}

@@ -1,0 +1,560 @@
+//! Engine `alias`: shows the file itself, a kernel mapping for each extent.
+//!
+//! `mmap(MAP_FIXED)` replaces what is shown, atomically for who reads it.
+//! Coherent: all who map the file see a write at once. Each extent that does not
+//! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
+//! what would come too near to that limit is refused before any change.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+
+use super::{lock, memory_hint, placed_bytes, Engine, Fill, RemapOptions};
+use crate::error::{Error, Interrupt, Result};
+use crate::plan::{self, Changes, Extent};
+use crate::stats::{Counters, Stats};
+use crate::store::Store;
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::pagemap;
+use crate::sys::span::Span;
+use crate::table::{Entry, Shown, Table};
+use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
+
+/// Mappings that are left to the rest of the process.
+const RESERVED_MAPPINGS: u64 = 1000;
+/// Nearer to the limit than this, the process's mappings are counted anew.
+const RECOUNT_MARGIN: u64 = 8192;
+/// Pages whose reads are started before the first of them is waited for.
+const POPULATE_PAGES: usize = 16_384;
+
+/// Mappings that all windows of this engine have, beyond one each.
+static ALIASED: AtomicI64 = AtomicI64::new(0);
+/// Mappings of the rest of the process when they were last counted; negative before.
+static OTHERS: AtomicI64 = AtomicI64::new(-1);
+
+/// Fails if `needed` more mappings would come too near to the limit.
+fn check_mapping_limit(operation: &'static str, needed: u64) -> Result<()> {
+    let limit = pagemap::max_map_count();
+    let fits = |in_use: u64| in_use.saturating_add(needed + RESERVED_MAPPINGS) <= limit;
+    let aliased = ALIASED.load(Ordering::Relaxed);
+    let others = OTHERS.load(Ordering::Relaxed);
+    let estimate = u64::try_from(aliased + others).unwrap_or(0);
+    if others >= 0 && fits(estimate + RECOUNT_MARGIN) {
+        return Ok(());
+    }
+    let fail = |errno| Error::system(operation, errno);
+    let in_use = pagemap::process_mapping_count().map_err(fail)?;
+    OTHERS.store(in_use.cast_signed() - aliased, Ordering::Relaxed);
+    if fits(in_use) {
+        Ok(())
+    } else {
+        Err(Error::MappingLimit { operation, needed, in_use, limit })
+    }
+}
+
+/// A window that shows the file itself.
+#[derive(Debug)]
+pub struct Alias {
+    store: Arc<Store>,
+    page: PageSize,
+    region: Region,
+    locked: bool,
+    /// The table; changes with the mappings, and is held for a whole call.
+    table: Mutex<Table>,
+    counters: Counters,
+}
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        let table = lock(&self.table);
+        let boundaries = plan::boundaries(&table, whole(&table));
+        ALIASED.fetch_sub(boundaries.cast_signed(), Ordering::Relaxed);
+    }
+}
+
+fn whole(table: &Table) -> Run<WindowPage> {
+    Run { first: WindowPage(0), count: table.page_count() }
+}
+
+fn access(entry: Entry) -> Access {
+    match (entry.shown(), entry.prot()) {
+        (Shown::Nothing, _) | (_, Prot::None) => Access::None,
+        (_, Prot::Read) => Access::Read,
+        (_, Prot::Write) => Access::Write,
+    }
+}
+
+impl Alias {
+    /// A window that shows what `table` says.
+    ///
+    /// # Errors
+    /// The mapping limit, a file that cannot be mapped, `RLIMIT_MEMLOCK`.
+    pub fn new(store: Arc<Store>, table: Table, locked: bool) -> Result<Self> {
+        let page = store.page_size();
+        let bytes = page.bytes_of(table.page_count()) as usize;
+        let boundaries = plan::boundaries(&table, whole(&table));
+        check_mapping_limit("Window", boundaries)?;
+        let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
+        let region = Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?;
+        let alias = Self {
+            store,
+            page,
+            region,
+            locked,
+            table: Mutex::new(table),
+            counters: Counters::default(),
+        };
+        {
+            let table = lock(&alias.table);
+            ALIASED.fetch_add(boundaries.cast_signed(), Ordering::Relaxed);
+            for extent in table_extents(&table) {
+                alias.map(&table, extent).map_err(fail)?;
+            }
+        }
+        if locked {
+            alias.region.lock_on_fault(0, bytes).map_err(fail)?;
+        }
+        Ok(alias)
+    }
+
+    fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
+        (self.page.bytes_of(run.first.0) as usize, self.page.bytes_of(run.count) as usize)
+    }
+
+    /// Has the kernel show what the table's pages of `run` say; they are alike
+    /// but for consecutive file pages.
+    fn map(&self, table: &Table, run: Run<WindowPage>) -> Result<(), Errno> {
+        let entry = table.get(run.first);
+        let (offset, len) = self.bytes(run);
+        match entry.shown() {
+            Shown::File(file) => {
+                let file_offset = self.page.bytes_of(file.0);
+                self.region.map_file(offset, len, self.store.fd(), file_offset, access(entry))?;
+                if self.locked {
+                    // MAP_FIXED drops the lock with the mapping.
+                    self.region.lock_on_fault(offset, len)?;
+                }
+                Ok(())
+            }
+            Shown::Nothing => self.region.map_anonymous(offset, len, Access::None),
+            Shown::Placed => self.region.protect(offset, len, access(entry)),
+        }
+    }
+
+    /// Changes the table for `run` and has the kernel follow; the table is as it
+    /// was when that fails.
+    fn change(
+        &self,
+        table: &mut Table,
+        run: Run<WindowPage>,
+        entry_of: impl Fn(u64, Entry) -> Entry,
+        follow: impl FnOnce(&Table) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let before = plan::boundaries(table, run);
+        let old: Vec<Entry> = run.pages().map(|page| table.get(page)).collect();
+        for (page, index) in run.pages().zip(0..) {
+            table.update(page, |entry| entry_of(index, entry));
+        }
+        if let Err(errno) = follow(table) {
+            for (page, entry) in run.pages().zip(old) {
+                table.set(page, entry);
+            }
+            return Err(errno);
+        }
+        let added = plan::boundaries(table, run).cast_signed() - before.cast_signed();
+        ALIASED.fetch_add(added, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn show(&self, table: &mut Table, extent: Extent, prot: Option<Prot>) -> Result<(), Errno> {
+        let entry_of = |index, old: Entry| {
+            let shown = Shown::File(extent.file.offset(index));
+            Entry::new(shown, prot.unwrap_or(old.prot()))
+        };
+        self.change(table, extent.window, entry_of, |table| self.map(table, extent.window))
+    }
+
+    /// Shows the old entries again, the last change first: that frees mappings.
+    fn roll_back(&self, table: &mut Table, old: &[(usize, WindowPage, Entry)]) {
+        for &(_, page, entry) in old.iter().rev() {
+            // The content of a placed page went when it was replaced.
+            let entry = match entry.shown() {
+                Shown::Placed => Entry::new(Shown::Nothing, entry.prot()),
+                _ => entry,
+            };
+            let one = Run { first: page, count: 1 };
+            if self.change(table, one, |_, _| entry, |table| self.map(table, one)).is_err() {
+                // The table and the kernel agree on the new page then.
+                eprintln!("fremap: window page {} could not be rolled back", page.0);
+            }
+        }
+    }
+
+    fn check_placed(
+        table: &Table,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+        discard: bool,
+    ) -> Result<()> {
+        if discard || table.counts().placed == 0 {
+            return Ok(());
+        }
+        match pages.iter().find(|page| table.get(*page).shown() == Shown::Placed) {
+            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the chosen positions present: starts their reads, then maps them.
+    /// Returns how many from the front are present, with why no more.
+    fn bring(
+        &self,
+        table: &Table,
+        page_at: &dyn Fn(usize) -> WindowPage,
+        positions: &[usize],
+        interrupt: &dyn Interrupt,
+    ) -> Result<(), (usize, Error)> {
+        for (piece, batch) in positions.chunks(POPULATE_PAGES).enumerate() {
+            let done = piece * POPULATE_PAGES;
+            let stop = |error| (done, error);
+            interrupt.check().map_err(stop)?;
+            let entries = batch.iter().map(|&position| table.get(page_at(position)));
+            let files: Vec<FilePage> =
+                entries.filter_map(|entry| entry.shown().file_page()).collect();
+            if batch.len() > 1 {
+                self.start_reads(files).map_err(stop)?;
+            }
+            let mut brought = done;
+            for run in plan::runs(batch.iter().map(|&position| page_at(position))) {
+                self.fault_in(table, run).map_err(|(count, error)| (brought + count, error))?;
+                brought += run.count as usize;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the reads of what is not in the page cache.
+    fn start_reads(&self, files: Vec<FilePage>) -> Result<()> {
+        let files = Pages::List(files);
+        match self.store.resident(&files) {
+            Ok(resident) => {
+                let absent = files.iter().zip(resident).filter(|(_, here)| !here);
+                self.store.prefetch(&Pages::List(absent.map(|(page, _)| page).collect()))
+            }
+            // Where the kernel does not tell, asking for all of it is right too.
+            Err(Error::Unsupported { .. }) => self.store.prefetch(&files),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `MADV_POPULATE_READ` of a run of window pages that show file pages.
+    fn fault_in(&self, table: &Table, run: Run<WindowPage>) -> Result<(), (usize, Error)> {
+        let (offset, len) = self.bytes(run);
+        if self.region.populate_read(offset, len).is_ok() {
+            Counters::add(&self.counters.pages_loaded, run.count);
+            return Ok(());
+        }
+        // The kernel does not say where it stopped: ask page by page.
+        for (page, done) in run.pages().zip(0..) {
+            let (offset, len) = self.bytes(Run { first: page, count: 1 });
+            if let Err(errno) = self.region.populate_read(offset, len) {
+                return Err((done, self.why_unreadable(table.get(page), errno)));
+            }
+            Counters::add(&self.counters.pages_loaded, 1);
+        }
+        Ok(())
+    }
+
+    /// The kernel says EFAULT for every page that cannot be faulted in; reading
+    /// the page tells why.
+    fn why_unreadable(&self, entry: Entry, errno: Errno) -> Error {
+        let Some(file_page) = entry.shown().file_page() else {
+            return Error::system("populate", errno);
+        };
+        let mut content = vec![0; self.page.bytes()];
+        match self.store.read_page(file_page, Span::of(&mut content)) {
+            Err(error) => error,
+            Ok(()) => Error::Io {
+                operation: "populate",
+                path: self.store.path().map(std::path::Path::to_path_buf),
+                file_page: Some(file_page.0),
+                errno,
+                completed: 0,
+                hint: "",
+            },
+        }
+    }
+
+    /// Positions whose pages may be touched and show a file page; if only what is
+    /// in the page cache is wanted, those.
+    fn wanted(
+        &self,
+        table: &Table,
+        pages: &Pages<WindowPage>,
+        piece: Range<usize>,
+        fill: Fill,
+    ) -> Result<Vec<usize>> {
+        let mut positions = Vec::new();
+        let mut files = Vec::new();
+        for position in piece {
+            let entry = table.get(pages.at(position));
+            if entry.prot() == Prot::None {
+                continue;
+            }
+            if let Shown::File(file) = entry.shown() {
+                positions.push(position);
+                files.push(file);
+            }
+        }
+        if fill == Fill::Resident {
+            let resident = self.store.resident(&Pages::List(files))?;
+            let mut resident = resident.into_iter();
+            positions.retain(|_| resident.next().unwrap_or(false));
+        }
+        Ok(positions)
+    }
+
+    /// Brings pages by their fill and tells which are there.
+    fn fill(
+        &self,
+        table: &Table,
+        pages: &Pages<WindowPage>,
+        fill: Fill,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>, (usize, Error)> {
+        let mut mask = vec![false; pages.len()];
+        for (position, page) in pages.iter().enumerate() {
+            let entry = table.get(page);
+            mask[position] = entry.shown() == Shown::Placed && entry.prot() != Prot::None;
+        }
+        if fill != Fill::Nothing {
+            let wanted = self.wanted(table, pages, 0..pages.len(), fill).map_err(|e| (0, e))?;
+            let page_at = |position| pages.at(position);
+            self.bring(table, &page_at, &wanted, interrupt).map_err(|(done, error)| {
+                (wanted.get(done).copied().unwrap_or(pages.len()), error)
+            })?;
+            for position in wanted {
+                mask[position] = true;
+            }
+        }
+        Ok(mask)
+    }
+
+    /// Puts private memory with `content` in place of a window page, in one step.
+    fn put(&self, table: &mut Table, page: WindowPage, content: &[u8]) -> Result<(), Errno> {
+        let own = Region::anonymous(self.page.bytes(), system_page_bytes(), Access::Write)?;
+        own.span(0, own.len()).copy_from(content);
+        let prot = table.get(page).prot();
+        let placed = Entry::new(Shown::Placed, prot);
+        own.protect(0, own.len(), access(placed))?;
+        let run = Run { first: page, count: 1 };
+        let (offset, _) = self.bytes(run);
+        self.change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
+    }
+
+    /// What a page shows now, read where no touch can fault.
+    fn content(&self, table: &Table, page: WindowPage) -> Result<Vec<u8>> {
+        match table.get(page).shown() {
+            Shown::File(file_page) => {
+                let mut content = vec![0; self.page.bytes()];
+                self.store.read_page(file_page, Span::of(&mut content))?;
+                Ok(content)
+            }
+            Shown::Nothing | Shown::Placed => {
+                let (offset, len) = self.bytes(Run { first: page, count: 1 });
+                Ok(self.region.span(offset, len).to_vec())
+            }
+        }
+    }
+}
+
+impl Engine for Alias {
+    fn region(&self) -> &Region {
+        &self.region
+    }
+
+    fn remap(
+        &self,
+        changes: &Changes,
+        options: RemapOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let mut table = lock(&self.table);
+        Self::check_placed(&table, "remap", changes.window_pages(), options.discard)?;
+        let extents = plan::extents(&table, changes, options.prot);
+        let windows = extents.iter().map(|extent| extent.window);
+        check_mapping_limit("remap", plan::mappings_added(&table, windows))?;
+        let old: Vec<_> = changes
+            .window_pages()
+            .iter()
+            .enumerate()
+            .map(|(position, page)| (position, page, table.get(page)))
+            .collect();
+        for extent in extents {
+            if let Err(errno) = self.show(&mut table, extent, options.prot) {
+                self.roll_back(&mut table, &old);
+                return Err(Error::system("remap", errno));
+            }
+        }
+        let filled = self.fill(&table, changes.window_pages(), options.fill, interrupt);
+        filled.map_err(|(done, error)| {
+            self.roll_back(&mut table, &old[done..]);
+            error.with_completed(done)
+        })
+    }
+
+    fn populate(
+        &self,
+        pages: &Pages<WindowPage>,
+        fill: Fill,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let table = lock(&self.table);
+        self.fill(&table, pages, fill, interrupt)
+            .map_err(|(done, error)| error.with_completed(done))
+    }
+
+    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()> {
+        let mut table = lock(&self.table);
+        Self::check_placed(&table, "evict", pages, discard)?;
+        let fail = |errno| Error::system("evict", errno);
+        let (mut placed, mut dropped) = (Vec::new(), Vec::new());
+        for page in pages.iter() {
+            match table.get(page).shown() {
+                Shown::Placed => placed.push(page),
+                Shown::File(_) => dropped.push(page),
+                Shown::Nothing => {}
+            }
+        }
+        for page in placed {
+            let run = Run { first: page, count: 1 };
+            let entry = Entry::new(Shown::Nothing, table.get(page).prot());
+            self.change(&mut table, run, |_, _| entry, |table| self.map(table, run))
+                .map_err(fail)?;
+        }
+        for run in plan::runs(dropped) {
+            let (offset, len) = self.bytes(run);
+            self.region.advise(offset, len, Advice::DontNeed).map_err(fail)?;
+            Counters::add(&self.counters.pages_evicted, run.count);
+        }
+        Ok(())
+    }
+
+    fn protect(
+        &self,
+        pages: &Pages<WindowPage>,
+        prot: Prot,
+        _interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut table = lock(&self.table);
+        let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
+        let (shown, nothing): (Vec<_>, Vec<_>) =
+            changed.partition(|page| table.get(*page).shown() != Shown::Nothing);
+        let runs = plan::runs(shown);
+        check_mapping_limit("protect", plan::mappings_added(&table, runs.iter().copied()))?;
+        for page in nothing {
+            // What shows nothing has no access; its protection counts from the next remap.
+            table.update(page, |entry| entry.with_prot(prot));
+        }
+        for run in runs {
+            let (offset, len) = self.bytes(run);
+            let access = access(Entry::new(Shown::Placed, prot));
+            let follow = |_: &Table| self.region.protect(offset, len, access);
+            self.change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
+                .map_err(|errno| Error::system("protect", errno))?;
+        }
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        pages: &Pages<WindowPage>,
+        data: Option<&[u8]>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut table = lock(&self.table);
+        let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
+        if let (None, Some(page)) = (data, pages.iter().find(nothing)) {
+            return Err(Error::Argument(format!(
+                "place: window page {} shows nothing, so there is no content to keep; pass data",
+                page.0
+            )));
+        }
+        let runs = plan::runs(pages.iter());
+        let ends = runs.into_iter().flat_map(|run| run.pages());
+        let alone = ends.map(|page| Run { first: page, count: 1 });
+        check_mapping_limit("place", plan::mappings_added(&table, alone))?;
+        for (position, page) in pages.iter().enumerate() {
+            interrupt.check().map_err(|error| error.with_completed(position))?;
+            let own = match data {
+                Some(_) => None,
+                None => Some(self.content(&table, page)?),
+            };
+            let content = match (&own, data) {
+                (Some(own), _) => own,
+                (None, Some(data)) => placed_bytes(data, position, self.page.bytes()),
+                (None, None) => continue,
+            };
+            self.put(&mut table, page, content).map_err(|errno| Error::system("place", errno))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self, pages: &Pages<WindowPage>) -> Result<()> {
+        // Not under the table's lock: writing can take long, and any mapping of
+        // the range is as good.
+        for run in plan::runs(pages.iter()) {
+            let (offset, len) = self.bytes(run);
+            self.region.sync(offset, len).map_err(|errno| Error::system("flush", errno))?;
+        }
+        Ok(())
+    }
+
+    fn present(&self) -> Result<Vec<bool>> {
+        let table = lock(&self.table);
+        let present = pagemap::present_pages(&self.region)
+            .map_err(|errno| Error::system("present", errno))?;
+        let system_pages = self.page.bytes() / system_page_bytes();
+        let whole_pages = present.chunks(system_pages).map(|pages| pages.iter().all(|&here| here));
+        let accessible = table.entries().map(|entry| access(entry) != Access::None);
+        Ok(whole_pages.zip(accessible).map(|(present, accessible)| present && accessible).collect())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        lock(&self.table).entries().collect()
+    }
+
+    fn stats(&self) -> Stats {
+        let table = lock(&self.table);
+        let counts = table.counts();
+        Stats {
+            // What the kernel has present changes without our knowing.
+            present_pages: 0,
+            placed_pages: counts.placed,
+            denied_pages: counts.denied,
+            table_bytes: table.bytes(),
+            ..Stats::of(&self.counters)
+        }
+    }
+}
+
+/// Runs of a table that one mapping each can show, those that show nothing left out.
+fn table_extents(table: &Table) -> Vec<Run<WindowPage>> {
+    let mut runs: Vec<Run<WindowPage>> = Vec::new();
+    for page in whole(table).pages() {
+        let Shown::File(file) = table.get(page).shown() else { continue };
+        match runs.last_mut() {
+            Some(run)
+                if run.end() == page
+                    && table.get(run.first).shown()
+                        == Shown::File(FilePage(file.0.wrapping_sub(run.count))) =>
+            {
+                run.count += 1;
+            }
+            _ => runs.push(Run { first: page, count: 1 }),
+        }
+    }
+    runs
+}

@@ -1,0 +1,131 @@
+//! Engine `eager`: plain anonymous memory that is filled by `remap` and `populate`.
+//!
+//! It needs nothing of the kernel that a container refuses, and serves no
+//! fault: a page that was not loaded is not accessible (SIGSEGV). Where the
+//! kernel has guard pages (6.13) such holes cost no mapping; before, each run
+//! of them is one. Content is copied over what is there, so the caller keeps
+//! readers out meanwhile.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::cached::{Before, Cached, Filled, Frames};
+use super::{memory_hint, EngineKind};
+use crate::error::{Error, Result};
+use crate::store::Store;
+use crate::sys::mm::{Access, Advice, OwnProcess, Region};
+use crate::sys::span::Span;
+use crate::sys::uffd::Partial;
+use crate::table::Table;
+use crate::window::Calibration;
+
+/// The window's memory.
+#[derive(Debug)]
+pub struct EagerFrames {
+    region: Region,
+    process: Option<OwnProcess>,
+    /// Holes are guard pages; else they are mappings without access.
+    guards: bool,
+    locked: bool,
+}
+
+impl EagerFrames {
+    fn new(bytes: usize, align: usize, locked: bool) -> Result<Self, Errno> {
+        let region = Region::anonymous(bytes, align, Access::Write)?;
+        // Locked memory takes no guard pages.
+        let guards = !locked && region.advise(0, bytes, Advice::GuardInstall).is_ok();
+        if !guards {
+            region.protect(0, bytes, Access::None)?;
+        }
+        if locked {
+            region.lock_on_fault(0, bytes)?;
+        }
+        Ok(Self { region, process: OwnProcess::open(), guards, locked })
+    }
+
+    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
+        match &self.process {
+            Some(process) if ranges.len() > 1 => process.advise(&self.region, ranges, advice),
+            _ => ranges.iter().try_for_each(|&(at, len)| self.region.advise(at, len, advice)),
+        }
+    }
+
+    fn open(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        if self.guards {
+            self.region.advise(offset, len, Advice::GuardRemove)
+        } else {
+            self.region.protect(offset, len, Access::Write)
+        }
+    }
+}
+
+impl Frames for EagerFrames {
+    const KIND: EngineKind = EngineKind::Eager;
+    const LAZY: bool = false;
+
+    fn region(&self) -> &Region {
+        &self.region
+    }
+
+    fn locked(&self) -> bool {
+        self.locked
+    }
+
+    fn adopt_staging(&self, _staging: &mut Region) -> Result<bool, Errno> {
+        Ok(false)
+    }
+
+    fn fill(
+        &self,
+        offset: usize,
+        from: Span<'_>,
+        _spare: Option<Span<'_>>,
+        _before: Before,
+    ) -> Result<Filled, Partial> {
+        let stopped = |errno| Partial { done_bytes: 0, errno };
+        self.open(offset, from.len()).map_err(stopped)?;
+        self.region.span(offset, from.len()).copy_span(from);
+        Ok(Filled::Copied)
+    }
+
+    fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        self.deny(ranges)
+    }
+
+    fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        if self.guards {
+            return self.advise_all(ranges, Advice::GuardInstall);
+        }
+        ranges.iter().try_for_each(|&(offset, len)| {
+            self.region.protect(offset, len, Access::None)?;
+            self.region.advise(offset, len, self.dont_need())
+        })
+    }
+
+    fn allow(&self, _ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        // A page that may be touched and is absent is a hole all the same.
+        Ok(())
+    }
+
+    fn give_back(&self, _front: Span<'_>, _back: Span<'_>) -> bool {
+        false
+    }
+}
+
+/// A window that is to show what `table` says, none of it loaded yet.
+///
+/// # Errors
+/// Where memory cannot be had or locked.
+pub fn open(
+    store: Arc<Store>,
+    table: Table,
+    locked: bool,
+    calibration: &Calibration,
+) -> Result<Cached<EagerFrames>> {
+    let page = store.page_size();
+    let bytes = page.bytes_of(table.page_count()) as usize;
+    let frames = EagerFrames::new(bytes, page.bytes(), locked)
+        .map_err(|errno| Error::system_with_hint("Window", errno, memory_hint(locked)))?;
+    Ok(Cached::new(store, frames, table, calibration))
+}

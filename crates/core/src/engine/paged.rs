@@ -1,0 +1,322 @@
+//! Engine `paged`: one anonymous mapping under userfaultfd, a cache of the store.
+//!
+//! Content is swapped in by `UFFDIO_MOVE` (6.8): the old frames out to spare
+//! memory, the new ones in from staging, so that frames are recycled and never
+//! faulted twice. Where the kernel has no MOVE, or a page is pinned,
+//! `UFFDIO_COPY` puts it in. Between the two steps the page is absent, and a
+//! thread that touches it waits for the second: it sees the old content or the
+//! new, never zeros.
+//!
+//! A touch of an absent page is served by the fault thread. A page that may not
+//! be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
+//! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
+
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+
+use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
+use super::{lock, memory_hint, EngineKind};
+use crate::error::{Error, Result};
+use crate::fault::{FaultThread, Serve};
+use crate::stats::Counters;
+use crate::store::Store;
+use crate::sys::mm::{Access, Advice, OwnProcess, Region};
+use crate::sys::span::Span;
+use crate::sys::uffd::{Partial, Uffd};
+use crate::table::{Entry, Shown, Table};
+use crate::units::{PageSize, Prot, WindowPage};
+use crate::window::Calibration;
+
+/// Windows and staging memory of at least this size begin at such an address.
+const BLOCK_BYTES: usize = 2 << 20;
+
+/// The window's memory and its userfaultfd.
+#[derive(Debug)]
+pub struct PagedFrames {
+    region: Region,
+    uffd: Uffd,
+    process: Option<OwnProcess>,
+    locked: bool,
+}
+
+impl PagedFrames {
+    fn new(bytes: usize, page: PageSize, locked: bool) -> Result<Self, Errno> {
+        let uffd = Uffd::open()?;
+        let align = page.bytes().max(if bytes >= BLOCK_BYTES { BLOCK_BYTES } else { 0 });
+        // A read-only window is writable memory too: MOVE wants that. What is
+        // handed out of it is read-only.
+        let mut region = Region::anonymous(bytes, align, Access::Write)?;
+        region.keep_from_children()?;
+        no_huge_pages(&region)?;
+        if locked {
+            region.lock_on_fault(0, bytes)?;
+        }
+        uffd.register_missing(&region)?;
+        Ok(Self { region, uffd, process: OwnProcess::open(), locked })
+    }
+
+    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
+        match &self.process {
+            Some(process) if ranges.len() > 1 => process.advise(&self.region, ranges, advice),
+            _ => ranges.iter().try_for_each(|&(at, len)| self.region.advise(at, len, advice)),
+        }
+    }
+
+    /// Takes what is there out of a range, to spare memory if that works.
+    fn take_out(&self, to: Span<'_>, offset: usize, spare: Option<Span<'_>>) -> Result<(), Errno> {
+        if let Some(spare) = spare {
+            if self.uffd.move_pages(spare, to).is_ok() {
+                return Ok(());
+            }
+            // A page is pinned, or spare memory is not empty: drop the rest.
+        }
+        self.region.advise(offset, to.len(), self.dont_need())
+    }
+
+    fn copy_in(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
+        let to = self.region.span(offset, from.len());
+        let Err(first) = self.uffd.copy(to, from) else { return Ok(()) };
+        if first.errno != Errno::EXIST {
+            return Err(first);
+        }
+        // The kernel has a page that the table calls absent.
+        let done = first.done_bytes;
+        let rest = from.len() - done;
+        let stopped = |errno| Partial { done_bytes: done, errno };
+        self.region.advise(offset + done, rest, self.dont_need()).map_err(stopped)?;
+        self.uffd.copy(to.part(done, rest), from.part(done, rest)).map_err(|second| Partial {
+            done_bytes: done + second.done_bytes,
+            errno: second.errno,
+        })
+    }
+}
+
+/// `MADV_NOHUGEPAGE`; a kernel built without huge pages says EINVAL and has none.
+fn no_huge_pages(region: &Region) -> Result<(), Errno> {
+    match region.advise(0, region.len(), Advice::NoHugePage) {
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl Frames for PagedFrames {
+    const KIND: EngineKind = EngineKind::Paged;
+    const LAZY: bool = true;
+
+    fn region(&self) -> &Region {
+        &self.region
+    }
+
+    fn locked(&self) -> bool {
+        self.locked
+    }
+
+    fn adopt_staging(&self, staging: &mut Region) -> Result<bool, Errno> {
+        // Pages shared with a child cannot be moved.
+        staging.keep_from_children()?;
+        no_huge_pages(staging)?;
+        if self.locked {
+            staging.lock_on_fault(0, staging.len())?;
+        }
+        if !self.uffd.features().swap() {
+            return Ok(false);
+        }
+        self.uffd.register_move_target(staging)?;
+        Ok(true)
+    }
+
+    fn fill(
+        &self,
+        offset: usize,
+        from: Span<'_>,
+        spare: Option<Span<'_>>,
+        before: Before,
+    ) -> Result<Filled, Partial> {
+        let to = self.region.span(offset, from.len());
+        let stopped = |errno| Partial { done_bytes: 0, errno };
+        if before.unreadable {
+            self.allow(&[(offset, from.len())]).map_err(stopped)?;
+        } else if before.present {
+            self.take_out(to, offset, spare).map_err(stopped)?;
+        }
+        let moved = match spare {
+            Some(_) => self.uffd.move_pages(to, from),
+            None => Err(stopped(Errno::NOSYS)),
+        };
+        let Err(Partial { done_bytes: done, .. }) = moved else { return Ok(Filled::Moved) };
+        self.copy_in(offset + done, from.part(done, from.len() - done))
+            .map(|()| Filled::Copied)
+            .map_err(|partial| Partial { done_bytes: done + partial.done_bytes, ..partial })
+    }
+
+    fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        self.advise_all(ranges, self.dont_need())
+    }
+
+    fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        if !self.uffd.features().poison() {
+            return ranges.iter().try_for_each(|&(offset, len)| {
+                self.region.protect(offset, len, Access::None)?;
+                self.region.advise(offset, len, self.dont_need())
+            });
+        }
+        self.drop_pages(ranges)?;
+        ranges.iter().try_for_each(|&(at, len)| self.uffd.poison(self.region.span(at, len)))
+    }
+
+    fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        if self.uffd.features().poison() {
+            // Dropping a poisoned page takes the poison away.
+            return self.drop_pages(ranges);
+        }
+        ranges.iter().try_for_each(|&(at, len)| self.region.protect(at, len, Access::Write))
+    }
+
+    fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool {
+        self.uffd.move_pages(front, back).is_ok()
+    }
+}
+
+impl Shared<PagedFrames> {
+    fn page(&self) -> PageSize {
+        self.store.page_size()
+    }
+
+    fn entry(&self, page: WindowPage) -> Entry {
+        lock(&self.state).table.get(page)
+    }
+
+    /// Makes a touch of `page` a signal, if it still shows what could not be read.
+    fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) {
+        let mut state = lock(&self.state);
+        if state.table.get(page) != expected {
+            return;
+        }
+        let offset = offset_of(self.page(), page);
+        let len = self.page().bytes();
+        let shown = match expected.shown() {
+            Shown::File(file_page) => format!("file page {}", file_page.0),
+            Shown::Nothing => "no file page".to_owned(),
+            Shown::Placed => "placed content".to_owned(),
+        };
+        let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
+        eprintln!("fremap: window page {} ({shown}): {reason}; the touch is {signal}", page.0);
+        match self.frames.deny(&[(offset, len)]) {
+            Ok(()) => {
+                Counters::add(&self.counters.pages_unreadable, 1);
+                state.table.set(page, expected.with_unreadable());
+            }
+            Err(errno) => {
+                // The toucher would wait for ever; a fault that comes back is
+                // served again.
+                eprintln!("fremap: window page {}: no signal could be set up ({errno})", page.0);
+            }
+        }
+        drop(state);
+        self.wake(page);
+    }
+
+    fn wake(&self, page: WindowPage) {
+        let span = self.frames.region.span(offset_of(self.page(), page), self.page().bytes());
+        if let Err(errno) = self.frames.uffd.wake(span) {
+            eprintln!("fremap: window page {}: waking its readers failed ({errno})", page.0);
+        }
+    }
+
+    /// Shows `content` on `page` if the page is still what it was when its
+    /// reading began; false if it has to be served anew.
+    fn show(&self, page: WindowPage, expected: Entry, content: Span<'_>) -> bool {
+        let mut state = lock(&self.state);
+        if state.table.get(page) != expected {
+            return false;
+        }
+        let offset = offset_of(self.page(), page);
+        let to = self.frames.region.span(offset, content.len());
+        let shown = match self.frames.uffd.copy(to, content) {
+            Ok(()) => true,
+            // A page of several system pages can be there in part, and a page
+            // that the table calls absent in whole: replace it.
+            Err(partial) if partial.errno == Errno::EXIST => {
+                self.frames.copy_in(offset, content).is_ok()
+            }
+            Err(_) => false,
+        };
+        if shown {
+            state.table.set(page, expected.with_present(true));
+            Counters::add(&self.counters.faults, 1);
+        }
+        drop(state);
+        // Nothing was shown: the toucher tries again, and is served again.
+        self.wake(page);
+        true
+    }
+}
+
+/// The fault thread's own memory for one page.
+#[derive(Debug)]
+struct Server {
+    shared: Arc<Shared<PagedFrames>>,
+    buffer: Mutex<Region>,
+}
+
+impl Serve for Server {
+    fn uffd(&self) -> &Uffd {
+        &self.shared.frames.uffd
+    }
+
+    fn serve(&self, address: u64) {
+        let shared = &self.shared;
+        let start = shared.frames.region.start() as u64;
+        if address < start || address - start >= shared.frames.region.len() as u64 {
+            return;
+        }
+        let page = WindowPage(shared.page().index_of(address - start));
+        let buffer = lock(&self.buffer);
+        let content = buffer.span(0, buffer.len());
+        loop {
+            let entry = shared.entry(page);
+            if entry.present() || entry.prot() == Prot::None || entry.unreadable() {
+                // Served or forbidden since: touching again tells.
+                shared.wake(page);
+                return;
+            }
+            let Shown::File(file_page) = entry.shown() else {
+                shared.give_up(page, entry, "nothing is mapped there");
+                return;
+            };
+            match shared.store.read_page(file_page, content) {
+                Ok(()) if shared.show(page, entry, content) => return,
+                Ok(()) => {}
+                Err(error) => {
+                    shared.give_up(page, entry, &error.to_string());
+                    if shared.entry(page) == entry.with_unreadable() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A window that shows what `table` says, and the thread that serves its faults.
+///
+/// # Errors
+/// Where userfaultfd is refused, memory cannot be locked, or a limit is met.
+pub fn open(
+    store: Arc<Store>,
+    table: Table,
+    locked: bool,
+    calibration: &Calibration,
+) -> Result<Cached<PagedFrames>> {
+    let page = store.page_size();
+    let bytes = page.bytes_of(table.page_count()) as usize;
+    let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
+    let frames = PagedFrames::new(bytes, page, locked).map_err(fail)?;
+    let mut buffer = Region::anonymous(page.bytes(), 1, Access::Write).map_err(fail)?;
+    buffer.keep_from_children().map_err(fail)?;
+    let cached = Cached::new(store, frames, table, calibration);
+    let server = Server { shared: Arc::clone(cached.shared()), buffer: Mutex::new(buffer) };
+    let thread = FaultThread::start(Arc::new(server)).map_err(fail)?;
+    Ok(cached.served_by(thread))
+}

@@ -1,0 +1,79 @@
+//! The thread that serves a window's faults.
+//!
+//! It waits for the addresses that other threads stand still at and hands them
+//! to the engine, one by one. It never runs Python, blocks every signal, and
+//! waits for no lock that is held across I/O.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+
+use crate::sys::thread::{spawn_without_signals, Bell};
+use crate::sys::uffd::Uffd;
+
+/// Who can resolve a fault.
+pub trait Serve: Send + Sync + 'static {
+    /// Where faults are announced.
+    fn uffd(&self) -> &Uffd;
+
+    /// Ends the fault at `address`: with content, or by making it a signal.
+    fn serve(&self, address: u64);
+}
+
+/// A running fault thread; dropped, it ends.
+#[derive(Debug)]
+pub struct FaultThread {
+    bell: Arc<Bell>,
+    thread: Option<JoinHandle<()>>,
+    owner: u32,
+}
+
+impl FaultThread {
+    /// Starts serving.
+    ///
+    /// # Errors
+    /// EAGAIN or EMFILE at the limits of threads and descriptors.
+    pub fn start(server: Arc<impl Serve>) -> Result<Self, Errno> {
+        let bell = Arc::new(Bell::new()?);
+        let listener = Arc::clone(&bell);
+        let body = move || run(server.as_ref(), &listener);
+        let thread = spawn_without_signals("fremap-fault", body)?;
+        Ok(Self { bell, thread: Some(thread), owner: std::process::id() })
+    }
+}
+
+impl Drop for FaultThread {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        if self.owner != std::process::id() {
+            // A child of fork has no such thread: there is nothing to join.
+            std::mem::forget(thread);
+            return;
+        }
+        if self.bell.ring().is_ok() && thread.join().is_err() {
+            eprintln!("fremap: the fault thread of a window that is closed had panicked");
+        }
+    }
+}
+
+fn run(server: &impl Serve, bell: &Bell) {
+    let mut addresses = Vec::with_capacity(16);
+    loop {
+        match bell.wait_for(server.uffd().fd()) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(errno) => {
+                eprintln!("fremap: waiting for faults failed ({errno}); trying again");
+                std::thread::yield_now();
+                continue;
+            }
+        }
+        addresses.clear();
+        match server.uffd().faults(&mut addresses) {
+            Ok(()) => addresses.iter().for_each(|&address| server.serve(address)),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => eprintln!("fremap: reading faults failed ({errno}); trying again"),
+        }
+    }
+}

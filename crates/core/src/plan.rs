@@ -1,0 +1,319 @@
+//! From a table and what is asked of it to the least list of operations.
+//!
+//! Pure: no system call, no state. The engines carry the plans out.
+
+use crate::error::{Error, Result};
+use crate::table::{Entry, Shown, Table};
+use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
+
+/// Which window pages are to show which file pages: two selections of one length.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    at: Pages<WindowPage>,
+    file_pages: Pages<FilePage>,
+}
+
+impl Changes {
+    /// Pairs the selections up.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if their lengths differ or a window page is named twice.
+    pub fn new(at: Pages<WindowPage>, file_pages: Pages<FilePage>) -> Result<Self> {
+        if at.len() != file_pages.len() {
+            return Err(Error::Argument(format!(
+                "remap: {} file pages for {} window pages; give one window page for each, or the \
+                 first one as a single number",
+                file_pages.len(),
+                at.len()
+            )));
+        }
+        if let Pages::List(list) = &at {
+            if let Some(page) = first_repeat(list) {
+                return Err(Error::Argument(format!(
+                    "remap: window page {} is named twice in `at`; a window page shows one file \
+                     page",
+                    page.0
+                )));
+            }
+        }
+        Ok(Self { at, file_pages })
+    }
+
+    /// The number of pairs.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.at.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.at.is_empty()
+    }
+
+    /// The window pages, in the caller's order.
+    #[must_use]
+    pub fn window_pages(&self) -> &Pages<WindowPage> {
+        &self.at
+    }
+
+    /// The pair at `position`.
+    #[must_use]
+    pub fn pair(&self, position: usize) -> (WindowPage, FilePage) {
+        (self.at.at(position), self.file_pages.at(position))
+    }
+}
+
+/// The smallest page that a list names twice.
+fn first_repeat(list: &[WindowPage]) -> Option<WindowPage> {
+    if list.windows(2).all(|pair| pair[0] < pair[1]) {
+        return None;
+    }
+    let mut sorted = list.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
+/// Maximal runs of consecutive pages, in the order given.
+pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> Vec<Run<P>> {
+    let mut runs: Vec<Run<P>> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(run) if run.end() == page => run.count += 1,
+            _ => runs.push(Run { first: page, count: 1 }),
+        }
+    }
+    runs
+}
+
+/// Joins sorted runs whose gap is at most `max_gap` pages, all of them satisfying
+/// `may_cross`: one call over a gap can be cheaper than two calls.
+#[must_use]
+pub fn join_runs(
+    runs: Vec<Run<WindowPage>>,
+    max_gap: u64,
+    may_cross: impl Fn(WindowPage) -> bool,
+) -> Vec<Run<WindowPage>> {
+    let mut joined: Vec<Run<WindowPage>> = Vec::with_capacity(runs.len());
+    for run in runs {
+        if let Some(last) = joined.last_mut() {
+            let end = last.end().0;
+            let near = run.first.0 >= end && run.first.0 - end <= max_gap;
+            if near && (end..run.first.0).all(|page| may_cross(WindowPage(page))) {
+                last.count = run.end().0 - last.first.0;
+                continue;
+            }
+        }
+        joined.push(run);
+    }
+    joined
+}
+
+/// A run of window pages that shows a run of file pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The window pages.
+    pub window: Run<WindowPage>,
+    /// The file page that the first of them shows.
+    pub file: FilePage,
+}
+
+/// The extents of `changes` that differ from what the table shows, neighbours
+/// joined, in the caller's order. `prot` is the new protection, if any.
+#[must_use]
+pub fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
+    for position in 0..changes.len() {
+        let (window, file) = changes.pair(position);
+        let entry = table.get(window);
+        if entry.shown() == Shown::File(file) && prot.is_none_or(|prot| prot == entry.prot()) {
+            continue;
+        }
+        let same_prot = |other: WindowPage| {
+            prot.is_some() || table.get(other).prot() == entry.prot()
+        };
+        match extents.last_mut() {
+            Some(extent)
+                if extent.window.end() == window
+                    && extent.file.offset(extent.window.count) == file
+                    && same_prot(extent.window.first) =>
+            {
+                extent.window.count += 1;
+            }
+            _ => extents.push(Extent { window: Run { first: window, count: 1 }, file }),
+        }
+    }
+    extents
+}
+
+/// Whether the kernel keeps two neighbouring pages of an aliased window in one mapping.
+fn continues(left: Entry, right: Entry) -> bool {
+    match (left.shown(), right.shown()) {
+        (Shown::File(a), Shown::File(b)) => a.offset(1) == b && left.prot() == right.prot(),
+        (Shown::Nothing, Shown::Nothing) => true,
+        _ => false,
+    }
+}
+
+/// Mapping boundaries of the table from the one before `run` to the one after it.
+#[must_use]
+pub fn boundaries(table: &Table, run: Run<WindowPage>) -> u64 {
+    let first = run.first.0.max(1);
+    let last = run.end().0.min(table.page_count() - 1);
+    (first..=last)
+        .filter(|&page| !continues(table.get(WindowPage(page - 1)), table.get(WindowPage(page))))
+        .count() as u64
+}
+
+/// No more than how many mappings the process has at any time while `runs` are
+/// changed one after another: each end of a run that is no boundary yet may become one.
+#[must_use]
+pub fn mappings_added(table: &Table, runs: impl IntoIterator<Item = Run<WindowPage>>) -> u64 {
+    let boundary = |page: WindowPage| {
+        page.0 == 0
+            || page.0 >= table.page_count()
+            || !continues(table.get(WindowPage(page.0 - 1)), table.get(page))
+    };
+    let mut added = 0;
+    let mut counted_end = None;
+    for run in runs {
+        added += u64::from(counted_end != Some(run.first) && !boundary(run.first));
+        added += u64::from(!boundary(run.end()));
+        counted_end = Some(run.end());
+    }
+    added
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Origin;
+
+    fn linear(page_count: u64) -> Table {
+        Table::new(page_count, Origin::Linear(FilePage(0)), Prot::Read)
+    }
+
+    fn list<P: PageIndex>(pages: &[u64]) -> Pages<P> {
+        Pages::List(pages.iter().map(|&page| P::new(page)).collect())
+    }
+
+    fn changes(at: &[u64], file_pages: &[u64]) -> Changes {
+        Changes::new(list(at), list(file_pages)).unwrap()
+    }
+
+    fn plain(extents: &[Extent]) -> Vec<(u64, u64, u64)> {
+        extents.iter().map(|e| (e.window.first.0, e.file.0, e.window.count)).collect()
+    }
+
+    fn run(first: u64, count: u64) -> Run<WindowPage> {
+        Run { first: WindowPage(first), count }
+    }
+
+    #[test]
+    fn a_window_page_named_twice_is_refused_and_named() {
+        let error = Changes::new(list(&[5, 2, 5]), list(&[0, 1, 2])).unwrap_err();
+        assert!(error.to_string().contains("window page 5 is named twice"), "{error}");
+    }
+
+    #[test]
+    fn selections_of_different_lengths_are_refused() {
+        assert!(Changes::new(Pages::Range(0..3), list(&[1, 2])).is_err());
+    }
+
+    #[test]
+    fn neighbours_on_both_sides_become_one_extent() {
+        let plan = extents(&linear(100), &changes(&[10, 11, 12, 20], &[50, 51, 52, 53]), None);
+        assert_eq!(plain(&plan), [(10, 50, 3), (20, 53, 1)]);
+    }
+
+    #[test]
+    fn neighbours_in_the_window_alone_do_not_join() {
+        let plan = extents(&linear(100), &changes(&[0, 1, 2], &[9, 8, 7]), None);
+        assert_eq!(plain(&plan), [(0, 9, 1), (1, 8, 1), (2, 7, 1)]);
+    }
+
+    #[test]
+    fn pages_that_already_show_it_are_left_alone() {
+        let plan = extents(&linear(10), &changes(&[0, 1, 2, 3], &[0, 1, 7, 3]), None);
+        assert_eq!(plain(&plan), [(2, 7, 1)]);
+    }
+
+    #[test]
+    fn new_protection_alone_is_a_change() {
+        let same = changes(&[0, 1], &[0, 1]);
+        assert_eq!(plain(&extents(&linear(10), &same, Some(Prot::None))), [(0, 0, 2)]);
+        assert_eq!(plain(&extents(&linear(10), &same, Some(Prot::Read))), []);
+    }
+
+    #[test]
+    fn pages_of_different_protection_do_not_join() {
+        let mut table = linear(10);
+        table.update(WindowPage(1), |entry| entry.with_prot(Prot::None));
+        let plan = extents(&table, &changes(&[0, 1], &[5, 6]), None);
+        assert_eq!(plain(&plan), [(0, 5, 1), (1, 6, 1)]);
+    }
+
+    #[test]
+    fn runs_are_joined_over_small_gaps_that_may_be_crossed() {
+        let apart = runs([0, 1, 4, 5, 20].map(WindowPage));
+        assert_eq!(apart, [run(0, 2), run(4, 2), run(20, 1)]);
+        assert_eq!(join_runs(apart.clone(), 2, |_| true), [run(0, 6), run(20, 1)]);
+        assert_eq!(join_runs(apart.clone(), 2, |page| page.0 != 3), apart);
+        assert_eq!(join_runs(runs([9, 3].map(WindowPage)), 9, |_| true), [run(9, 1), run(3, 1)]);
+    }
+
+    #[test]
+    fn a_piece_in_the_middle_adds_two_mappings_and_at_an_end_one() {
+        let table = linear(100);
+        assert_eq!(mappings_added(&table, [run(50, 1)]), 2);
+        assert_eq!(mappings_added(&table, [run(0, 10)]), 1);
+        assert_eq!(mappings_added(&table, [run(0, 100)]), 0);
+        assert_eq!(mappings_added(&table, [run(50, 1), run(51, 1), run(52, 1)]), 4);
+    }
+
+    #[test]
+    fn boundaries_count_where_mappings_end() {
+        let mut table = linear(100);
+        assert_eq!(boundaries(&table, run(0, 100)), 0);
+        table.set(WindowPage(50), Entry::new(Shown::File(FilePage(7)), Prot::Read));
+        assert_eq!(boundaries(&table, run(50, 1)), 2);
+        assert_eq!(boundaries(&table, run(0, 100)), 2);
+        table.set(WindowPage(50), Entry::new(Shown::File(FilePage(50)), Prot::None));
+        assert_eq!(boundaries(&table, run(50, 1)), 2);
+        table.set(WindowPage(50), Entry::new(Shown::File(FilePage(50)), Prot::Read));
+        assert_eq!(boundaries(&table, run(50, 1)), 0);
+    }
+
+    #[test]
+    fn the_bound_holds_for_every_step_of_any_sequence_of_changes() {
+        // A small linear congruential generator: reproducible without a crate.
+        let mut state = 12345_u64;
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..200 {
+            let mut table = linear(24);
+            for _ in 0..3 {
+                let at: Vec<u64> = {
+                    let mut pages: Vec<u64> = (0..24).filter(|_| random(3) == 0).collect();
+                    pages.rotate_left(if pages.is_empty() { 0 } else { random(24) as usize % pages.len() });
+                    pages
+                };
+                let files: Vec<u64> = at.iter().map(|_| random(12)).collect();
+                let changes = changes(&at, &files);
+                let plan = extents(&table, &changes, None);
+                let whole = run(0, 24);
+                let bound = boundaries(&table, whole)
+                    + mappings_added(&table, plan.iter().map(|extent| extent.window));
+                for extent in plan {
+                    for (page, file) in extent.window.pages().zip(extent.file.0..) {
+                        let shown = Shown::File(FilePage(file));
+                        table.set(page, Entry::new(shown, Prot::Read));
+                    }
+                    assert!(boundaries(&table, whole) <= bound);
+                }
+            }
+        }
+    }
+}

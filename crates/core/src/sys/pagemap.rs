@@ -1,0 +1,118 @@
+//! What the kernel tells of this process in `/proc`: mappings, present pages, memory.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use rustix::io::Errno;
+
+use super::mm::{system_page_bytes, Region};
+
+/// Bit of a `/proc/self/pagemap` entry: the page is mapped.
+const PRESENT: u64 = 1 << 63;
+/// Pages whose entries are read at once.
+const BATCH_PAGES: usize = 65_536;
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+fn addresses(line: &[u8]) -> Option<Range<u64>> {
+    let text = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
+    let (start, end) = text.split_once('-')?;
+    Some(u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?)
+}
+
+/// Counts the kernel mappings of this process that `keep` accepts.
+fn count_mappings(keep: impl Fn(Range<u64>) -> bool) -> Result<u64, Errno> {
+    let maps = File::open("/proc/self/maps").map_err(|error| errno(&error))?;
+    let mut count = 0;
+    for line in BufReader::with_capacity(1 << 16, maps).split(b'\n') {
+        let line = line.map_err(|error| errno(&error))?;
+        count += u64::from(addresses(&line).is_some_and(&keep));
+    }
+    Ok(count)
+}
+
+/// Kernel mappings of the whole process (lines of `/proc/self/maps`).
+///
+/// # Errors
+/// ENOENT where `/proc` is not mounted.
+pub fn process_mapping_count() -> Result<u64, Errno> {
+    count_mappings(|_| true)
+}
+
+/// Kernel mappings that lie in `region`.
+///
+/// # Errors
+/// ENOENT where `/proc` is not mounted.
+pub fn region_mapping_count(region: &Region) -> Result<u64, Errno> {
+    let start = region.start() as u64;
+    let end = start + region.len() as u64;
+    count_mappings(|mapping| mapping.start < end && mapping.end > start)
+}
+
+/// Which system pages of `region` are mapped (`/proc/self/pagemap`), one bool each.
+///
+/// # Errors
+/// ENOENT where `/proc` is not mounted.
+pub fn present_pages(region: &Region) -> Result<Vec<bool>, Errno> {
+    let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno(&error))?;
+    let page_count = region.len() / system_page_bytes();
+    let first = region.start() as usize / system_page_bytes();
+    let mut present = Vec::with_capacity(page_count);
+    let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
+    while present.len() < page_count {
+        let batch = BATCH_PAGES.min(page_count - present.len());
+        let bytes = &mut bytes[..batch * 8];
+        let offset = (first + present.len()) as u64 * 8;
+        pagemap.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
+        let entries = bytes.chunks_exact(8).map(|entry| {
+            u64::from_ne_bytes(entry.try_into().expect("chunks of eight")) & PRESENT != 0
+        });
+        present.extend(entries);
+    }
+    Ok(present)
+}
+
+/// Memory that can be had without swapping (`MemAvailable`), and no more than
+/// the process's memory cgroup leaves.
+///
+/// # Errors
+/// ENOENT where `/proc` is not mounted, ENODATA without that line.
+pub fn available_bytes() -> Result<u64, Errno> {
+    let mut text = String::new();
+    File::open("/proc/meminfo")
+        .and_then(|mut file| file.read_to_string(&mut text))
+        .map_err(|error| errno(&error))?;
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .ok_or(Errno::NODATA)?;
+    Ok((kib * 1024).min(cgroup_bytes().unwrap_or(u64::MAX)))
+}
+
+/// What the memory cgroup (version 2) of this process leaves, if it limits.
+fn cgroup_bytes() -> Option<u64> {
+    let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let directory = std::path::Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
+    let number = |name: &str| -> Option<u64> {
+        std::fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()
+    };
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
+}
+
+/// `vm.max_map_count`: the kernel mappings that a process may have.
+#[must_use]
+pub fn max_map_count() -> u64 {
+    /// What the kernel starts with.
+    const DEFAULT: u64 = 65_530;
+    std::fs::read_to_string("/proc/sys/vm/max_map_count")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(DEFAULT)
+}

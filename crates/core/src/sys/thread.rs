@@ -1,0 +1,92 @@
+//! Service threads: started with all signals blocked, woken through an eventfd.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::{Builder, JoinHandle};
+
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::io::Errno;
+
+use super::call::{enter, Call};
+use super::mm::last_errno;
+
+/// Starts a thread in which every signal is blocked, so that handlers run in the
+/// application's threads alone.
+///
+/// # Errors
+/// EAGAIN at the limit of threads.
+pub fn spawn_without_signals(
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, Errno> {
+    let caller = block_all_signals()?;
+    let thread = Builder::new().name(name.to_owned()).spawn(body);
+    set_signal_mask(&caller)?;
+    thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
+}
+
+/// Blocks every signal in the calling thread and returns the mask from before.
+pub(super) fn block_all_signals() -> Result<libc::sigset_t, Errno> {
+    enter(Call::SignalMask)?;
+    // SAFETY: sigset_t is plain data; sigfillset makes it valid.
+    let mut all = unsafe { std::mem::zeroed::<libc::sigset_t>() };
+    let mut before = all;
+    // SAFETY: both sets are valid for the calls.
+    let result = unsafe {
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before)
+    };
+    if result == 0 {
+        Ok(before)
+    } else {
+        Err(Errno::from_raw_os_error(result))
+    }
+}
+
+/// Sets the calling thread's mask.
+pub(super) fn set_signal_mask(mask: &libc::sigset_t) -> Result<(), Errno> {
+    // SAFETY: the set is valid; no old one is asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        -1 => Err(last_errno()),
+        errno => Err(Errno::from_raw_os_error(errno)),
+    }
+}
+
+/// Something a thread can wait for beside a descriptor, and others can ring.
+#[derive(Debug)]
+pub struct Bell(OwnedFd);
+
+impl Bell {
+    /// A bell that was not rung.
+    ///
+    /// # Errors
+    /// EMFILE at the limit of descriptors.
+    pub fn new() -> Result<Self, Errno> {
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// Ends every wait, now and later.
+    ///
+    /// # Errors
+    /// None that an eventfd is known to give.
+    pub fn ring(&self) -> Result<(), Errno> {
+        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).map(|_| ())
+    }
+
+    /// Waits until `fd` can be read; false when the bell was rung.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn wait_for(&self, fd: &OwnedFd) -> Result<bool, Errno> {
+        loop {
+            let mut fds =
+                [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN), PollFd::new(&self.0, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! userfaultfd: the descriptor, registration, and the operations that resolve faults.
+//!
+//! The constants are our own: headers of current distributions end before
+//! `UFFDIO_MOVE` (6.8) and `UFFDIO_POISON` (6.6). What a kernel has is probed at
+//! run time; feature bits that are unknown here are ignored.
+//!
+//! # References
+//! `ioctl_userfaultfd(2)`, `Documentation/admin-guide/mm/userfaultfd.rst`
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+use super::call::{enter, Call};
+use super::mm::{check, last_errno, Region};
+use super::span::Span;
+
+const UFFD_API: u64 = 0xAA;
+const UFFD_USER_MODE_ONLY: i32 = 1;
+
+const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xAA00;
+const UFFDIO_API: libc::Ioctl = 0xC018_AA3F;
+const UFFDIO_REGISTER: libc::Ioctl = 0xC020_AA00;
+const UFFDIO_WAKE: libc::Ioctl = 0x8010_AA02;
+const UFFDIO_COPY: libc::Ioctl = 0xC028_AA03;
+const UFFDIO_MOVE: libc::Ioctl = 0xC028_AA05;
+const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
+
+const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
+const EVENT_PAGEFAULT: u8 = 0x12;
+
+/// How often an operation is tried again when the kernel says EAGAIN.
+const MAX_RETRIES: u32 = 1000;
+
+/// What the kernel's userfaultfd can do, as it says itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features(u64);
+
+impl Features {
+    const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    const POISON: u64 = 1 << 14;
+    const MOVE: u64 = 1 << 16;
+    const USED: u64 = Self::PAGEFAULT_FLAG_WP | Self::POISON | Self::MOVE;
+
+    /// Write protection of anonymous memory (5.7).
+    #[must_use]
+    pub fn write_protect(self) -> bool {
+        self.0 & Self::PAGEFAULT_FLAG_WP != 0
+    }
+
+    /// `UFFDIO_POISON` (6.6).
+    #[must_use]
+    pub fn poison(self) -> bool {
+        self.0 & Self::POISON != 0
+    }
+
+    /// `UFFDIO_MOVE` (6.8) into ranges registered for write protection, which is
+    /// how frames are taken back out of a window.
+    #[must_use]
+    pub fn swap(self) -> bool {
+        self.0 & Self::MOVE != 0 && self.write_protect()
+    }
+}
+
+/// Who can be served: faults of user code alone, or those of system calls too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultScope {
+    /// A system call that touches an absent page gets EFAULT.
+    UserOnly,
+    /// System calls wait for the page as user code does.
+    UserAndKernel,
+}
+
+/// An operation that stopped after `done_bytes`.
+#[derive(Clone, Copy, Debug)]
+pub struct Partial {
+    /// Bytes from the front that were done.
+    pub done_bytes: usize,
+    /// Why it stopped.
+    pub errno: Errno,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ApiArgument {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct RangeArgument {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct RegisterArgument {
+    range: RangeArgument,
+    mode: u64,
+    ioctls: u64,
+}
+
+/// `struct uffdio_copy` and `struct uffdio_move` are alike.
+#[repr(C)]
+struct TransferArgument {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    done: i64,
+}
+
+#[repr(C)]
+struct PoisonArgument {
+    range: RangeArgument,
+    mode: u64,
+    updated: i64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Message {
+    event: u8,
+    reserved: [u8; 7],
+    flags: u64,
+    address: u64,
+    thread: u64,
+}
+
+/// An open userfaultfd.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: OwnedFd,
+    features: Features,
+    scope: FaultScope,
+}
+
+fn range(span: Span<'_>) -> RangeArgument {
+    RangeArgument { start: span.start() as u64, len: span.len() as u64 }
+}
+
+fn open_system_call(flags: i32) -> Result<OwnedFd, Errno> {
+    enter(Call::UffdOpen)?;
+    // SAFETY: userfaultfd(2) takes flags and returns a descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
+    let fd = RawFd::try_from(fd).map_err(|_| Errno::INVAL)?;
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `/dev/userfaultfd` (6.1): who may open it may have kernel faults.
+fn open_device(flags: i32) -> Result<OwnedFd, Errno> {
+    use rustix::fs::{Mode, OFlags};
+    enter(Call::UffdOpen)?;
+    let device =
+        rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // SAFETY: USERFAULTFD_IOC_NEW takes flags and returns a descriptor or -1.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+    if fd < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn open_descriptor() -> Result<(OwnedFd, FaultScope), Errno> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    if let Ok(fd) = open_system_call(flags) {
+        return Ok((fd, FaultScope::UserAndKernel));
+    }
+    if let Ok(fd) = open_device(flags) {
+        return Ok((fd, FaultScope::UserAndKernel));
+    }
+    Ok((open_system_call(flags | UFFD_USER_MODE_ONLY)?, FaultScope::UserOnly))
+}
+
+fn handshake(fd: &OwnedFd, features: u64) -> Result<Features, Errno> {
+    let mut argument = ApiArgument { api: UFFD_API, features, ioctls: 0 };
+    // SAFETY: the argument has the layout of struct uffdio_api.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut argument) })?;
+    Ok(Features(argument.features))
+}
+
+impl Uffd {
+    /// Opens a userfaultfd with every feature that fremap uses and this kernel has.
+    ///
+    /// # Errors
+    /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp).
+    pub fn open() -> Result<Self, Errno> {
+        let (probe, _) = open_descriptor()?;
+        let supported = handshake(&probe, 0)?;
+        drop(probe);
+        let (fd, scope) = open_descriptor()?;
+        let features = Features(supported.0 & Features::USED);
+        handshake(&fd, features.0)?;
+        Ok(Self { fd, features, scope })
+    }
+
+    /// What this kernel's userfaultfd has.
+    #[must_use]
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Whose faults are served.
+    #[must_use]
+    pub fn scope(&self) -> FaultScope {
+        self.scope
+    }
+
+    /// The descriptor, to wait on.
+    #[must_use]
+    pub fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    fn register(&self, region: &Region, mode: u64) -> Result<(), Errno> {
+        enter(Call::UffdRegister)?;
+        let range = range(region.span(0, region.len()));
+        let mut argument = RegisterArgument { range, mode, ioctls: 0 };
+        // SAFETY: the argument has the layout of struct uffdio_register; the
+        // range is a region of our own.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
+    }
+
+    /// Has the faults of absent pages of `region` delivered here.
+    ///
+    /// # Errors
+    /// EINVAL for memory that does not take it.
+    pub fn register_missing(&self, region: &Region) -> Result<(), Errno> {
+        self.register(region, REGISTER_MODE_MISSING)
+    }
+
+    /// Makes `region` a place that [`move_pages`](Self::move_pages) may move to,
+    /// while its own faults stay the kernel's.
+    ///
+    /// # Errors
+    /// EINVAL for memory that does not take it.
+    pub fn register_move_target(&self, region: &Region) -> Result<(), Errno> {
+        self.register(region, REGISTER_MODE_WP)
+    }
+
+    fn transfer(
+        &self,
+        call: Call,
+        request: libc::Ioctl,
+        to: Span<'_>,
+        from: Span<'_>,
+        mode: u64,
+    ) -> Result<(), Partial> {
+        assert_eq!(to.len(), from.len(), "ranges of different lengths");
+        let mut done_bytes = 0;
+        let mut retries = 0;
+        while done_bytes < to.len() {
+            enter(call).map_err(|errno| Partial { done_bytes, errno })?;
+            let mut argument = TransferArgument {
+                dst: to.start() as u64 + done_bytes as u64,
+                src: from.start() as u64 + done_bytes as u64,
+                len: (to.len() - done_bytes) as u64,
+                mode,
+                done: 0,
+            };
+            // SAFETY: the argument has the layout of struct uffdio_copy and of
+            // struct uffdio_move; both ranges are spans, mapped by their promise.
+            match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) }) {
+                Ok(()) => return Ok(()),
+                Err(errno) => {
+                    // The kernel reports progress as a positive count and a
+                    // lack of it as a negative errno in the same field.
+                    done_bytes += usize::try_from(argument.done).unwrap_or(0);
+                    retries += 1;
+                    if errno != Errno::AGAIN || retries > MAX_RETRIES {
+                        return Err(Partial { done_bytes, errno });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `UFFDIO_COPY` (4.3): fills absent pages with a copy of `from`, atomically
+    /// a page, and wakes who waits for them.
+    ///
+    /// # Errors
+    /// EEXIST where a page is present already.
+    pub fn copy(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+        self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, 0)
+    }
+
+    /// `UFFDIO_MOVE` (6.8): moves present pages of `from` to absent ones of `to`
+    /// without copying, skips holes, and wakes who waits for them.
+    ///
+    /// # Errors
+    /// EEXIST where a page of `to` is present, EBUSY for a page that is pinned or
+    /// shared with a child, EINVAL for ranges that do not allow it.
+    pub fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+        self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, MOVE_MODE_ALLOW_SRC_HOLES)
+    }
+
+    /// `UFFDIO_POISON` (6.6): a touch of these absent pages is SIGBUS.
+    ///
+    /// # Errors
+    /// EEXIST where a page is present, EINVAL on older kernels.
+    pub fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
+        let mut done = 0;
+        let mut retries = 0;
+        while done < span.len() {
+            enter(Call::UffdPoison)?;
+            let mut argument = PoisonArgument {
+                range: range(span.part(done, span.len() - done)),
+                mode: 0,
+                updated: 0,
+            };
+            // SAFETY: the argument has the layout of struct uffdio_poison.
+            let result =
+                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument) });
+            match result {
+                Ok(()) => return Ok(()),
+                Err(Errno::AGAIN) if retries < MAX_RETRIES => {
+                    retries += 1;
+                    done += usize::try_from(argument.updated).unwrap_or(0);
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    /// `UFFDIO_WAKE` (4.3): lets who waits for these pages touch them again.
+    ///
+    /// # Errors
+    /// EINVAL for a range that is not mapped.
+    pub fn wake(&self, span: Span<'_>) -> Result<(), Errno> {
+        enter(Call::UffdWake)?;
+        let mut argument = range(span);
+        // SAFETY: the argument has the layout of struct uffdio_range.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &raw mut argument) })
+    }
+
+    /// Takes the addresses of faults that wait, without blocking.
+    ///
+    /// # Errors
+    /// EAGAIN when there is none.
+    pub fn faults(&self, addresses: &mut Vec<u64>) -> Result<(), Errno> {
+        const BATCH: usize = 16;
+        enter(Call::UffdRead)?;
+        let empty = Message { event: 0, reserved: [0; 7], flags: 0, address: 0, thread: 0 };
+        let mut messages = [empty; BATCH];
+        let bytes = std::mem::size_of_val(&messages);
+        // SAFETY: the kernel writes whole struct uffd_msg, whose layout Message
+        // has, and no more than `bytes`.
+        let read =
+            unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), bytes) };
+        let Ok(read) = usize::try_from(read) else {
+            return Err(last_errno());
+        };
+        let count = read / std::mem::size_of::<Message>();
+        let faults = messages[..count].iter().filter(|message| message.event == EVENT_PAGEFAULT);
+        addresses.extend(faults.map(|message| message.address));
+        Ok(())
+    }
+}

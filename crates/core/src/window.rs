@@ -1,0 +1,621 @@
+//! A window: checks what is asked, then hands it to its engine.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::engine::alias::Alias;
+use crate::engine::{eager, paged, Engine, EngineKind, Fill};
+use crate::error::{Error, Interrupt, Result};
+use crate::plan::Changes;
+use crate::stats::Stats;
+use crate::store::Store;
+use crate::sys::pagemap;
+use crate::sys::probe;
+use crate::sys::span::Span;
+use crate::table::{Entry, Origin, Shown, Table};
+use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Selection, WindowPage};
+
+/// Numbers that depend on the machine; see [`calibrate`](crate::calibrate).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// Extents of at least so many system pages are cheaper to alias than to copy.
+    pub alias_extent_pages: u64,
+    /// Two runs to drop are one call if no more absent pages lie between them.
+    pub evict_gap_pages: u64,
+    /// System pages that are read together and then swapped in.
+    pub batch_pages: u64,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self { alias_extent_pages: 64, evict_gap_pages: 16, batch_pages: 512 }
+    }
+}
+
+impl Calibration {
+    /// The most system pages that are swapped in together.
+    pub const MAX_BATCH_PAGES: u64 = 4096;
+
+    fn check(&self) -> Result<()> {
+        if self.batch_pages == 0 || self.batch_pages > Self::MAX_BATCH_PAGES {
+            return Err(Error::Argument(format!(
+                "calibration: batch_pages is {}; it must be from 1 to {}",
+                self.batch_pages,
+                Self::MAX_BATCH_PAGES
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What a window shows before anything is remapped.
+#[derive(Clone, Debug)]
+pub enum Mapping {
+    /// Window page i shows file page `first_page + i`.
+    Linear,
+    /// No page shows anything.
+    None,
+    /// The file page of each window page; -1 for none.
+    List(Vec<i64>),
+}
+
+/// How to make a window.
+#[derive(Clone, Debug)]
+pub struct WindowOptions {
+    /// Pages of the window; by default those of the mapping or the store.
+    pub page_count: Option<u64>,
+    /// The file page that window page 0 of a linear window shows.
+    pub first_page: i64,
+    /// What it shows first.
+    pub mapping: Mapping,
+    /// What may be done with its pages.
+    pub prot: Prot,
+    /// Whether it has to see other mappings' writes at once, and they its own.
+    pub coherent: Option<bool>,
+    /// The engine, or the best that does what is asked.
+    pub engine: Option<EngineKind>,
+    /// Make every page present.
+    pub populate: bool,
+    /// ... that is in the page cache.
+    pub nonblock: bool,
+    /// Keep every page in memory.
+    pub lock: bool,
+    /// Numbers of this machine.
+    pub calibration: Calibration,
+}
+
+/// `at=` of a remap.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The first window page; the others follow it.
+    From(i64),
+    /// A window page for each file page.
+    List(Vec<i64>),
+}
+
+/// How to remap.
+#[derive(Clone, Copy, Debug)]
+pub struct RemapOptions {
+    /// New protection of the changed pages.
+    pub prot: Option<Prot>,
+    /// Bring just what is in the page cache.
+    pub nonblock: bool,
+    /// Bring content at all.
+    pub populate: bool,
+    /// Placed pages may be lost.
+    pub discard: bool,
+}
+
+/// One contiguous window of memory whose pages show any pages of a store.
+#[derive(Debug)]
+pub struct Window {
+    engine: Box<dyn Engine>,
+    kind: EngineKind,
+    store: Arc<Store>,
+    page_count: u64,
+    /// The store's pages when the window was made, or when it grew since.
+    prot: Prot,
+    locked: bool,
+    owner: u32,
+}
+
+/// The engine that does what is asked, or why none does.
+///
+/// # Errors
+/// [`Error::Unsupported`] and [`Error::Argument`] with what to ask for instead.
+pub fn choose_engine(
+    asked: Option<EngineKind>,
+    prot: Prot,
+    coherent: Option<bool>,
+) -> Result<EngineKind> {
+    let unsupported = |reason: String| Err(Error::Unsupported { operation: "Window", reason });
+    match (prot, coherent) {
+        (Prot::None, _) => {
+            return Err(Error::Argument(
+                "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
+                    .to_owned(),
+            ))
+        }
+        (Prot::Write, None) => {
+            return Err(Error::Argument(
+                "Window: a window that may be written must say coherent=True (others see each \
+                 write at once) or coherent=False (writes reach the store on flush)"
+                    .to_owned(),
+            ))
+        }
+        (Prot::Write, Some(false)) => {
+            return unsupported(
+                "windows that are written and not coherent are not there yet; use coherent=True \
+                 (engine \"alias\"), or write through the store"
+                    .to_owned(),
+            )
+        }
+        _ => {}
+    }
+    match (asked, coherent) {
+        (Some(EngineKind::Alias), Some(false)) => unsupported(
+            "engine \"alias\" is coherent; pass coherent=True or leave it out".to_owned(),
+        ),
+        (Some(kind @ (EngineKind::Paged | EngineKind::Eager)), Some(true)) => unsupported(format!(
+            "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
+             and coherence; use engine=\"alias\""
+        )),
+        (Some(EngineKind::Paged), _) => match probe::userfaultfd() {
+            Ok(_) => Ok(EngineKind::Paged),
+            Err(errno) => unsupported(format!(
+                "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), and the \
+                 kernel refuses it here: {}; use engine=\"alias\" or \"eager\", or see `fremap \
+                 doctor`",
+                std::io::Error::from(errno)
+            )),
+        },
+        (Some(kind), _) => Ok(kind),
+        (None, Some(true)) => Ok(EngineKind::Alias),
+        (None, _) if probe::userfaultfd().is_ok() => Ok(EngineKind::Paged),
+        (None, Some(false)) => Ok(EngineKind::Eager),
+        (None, None) => Ok(EngineKind::Alias),
+    }
+}
+
+fn first_table(store: &Store, options: &WindowOptions) -> Result<Table> {
+    let file_pages = store.page_count();
+    if file_pages > Entry::MAX_FILE_PAGES {
+        return Err(Error::Argument(format!(
+            "Window: the store has {file_pages} pages and a window can name {}; use a larger \
+             page_bytes",
+            Entry::MAX_FILE_PAGES
+        )));
+    }
+    let range = |index| Error::PageRange {
+        operation: "Window",
+        coordinate: "first_page",
+        index,
+        limit: file_pages,
+    };
+    let first = u64::try_from(options.first_page).map_err(|_| range(options.first_page))?;
+    if first > file_pages {
+        return Err(range(options.first_page));
+    }
+    let page_count = match (options.page_count, &options.mapping) {
+        (Some(count), _) => count,
+        (None, Mapping::List(list)) => list.len() as u64,
+        (None, _) => file_pages - first,
+    };
+    if page_count == 0 {
+        return Err(Error::Argument(
+            "Window: a window has at least one page, and this one has none".to_owned(),
+        ));
+    }
+    match &options.mapping {
+        Mapping::Linear if page_count > file_pages - first => Err(Error::Argument(format!(
+            "Window: {page_count} pages from file page {first} go beyond the store, which has \
+             {file_pages}; use fewer pages, or mapping=\"none\" and remap"
+        ))),
+        Mapping::Linear => {
+            Ok(Table::new(page_count, Origin::Linear(FilePage(first)), options.prot))
+        }
+        Mapping::None => Ok(Table::new(page_count, Origin::Nothing, options.prot)),
+        Mapping::List(list) => listed_table(list, page_count, file_pages, options.prot),
+    }
+}
+
+fn listed_table(list: &[i64], page_count: u64, file_pages: u64, prot: Prot) -> Result<Table> {
+    if list.len() as u64 != page_count {
+        return Err(Error::Argument(format!(
+            "Window: the mapping has {} pages and page_count is {page_count}",
+            list.len()
+        )));
+    }
+    let mut table = Table::new(page_count, Origin::Nothing, prot);
+    for (&index, page) in list.iter().zip(0..) {
+        match u64::try_from(index) {
+            Ok(file_page) if file_page < file_pages => {
+                table.set(WindowPage(page), Entry::new(Shown::File(FilePage(file_page)), prot));
+            }
+            Err(_) if index == -1 => {}
+            _ => {
+                return Err(Error::PageRange {
+                    operation: "Window",
+                    coordinate: FilePage::COORDINATE,
+                    index,
+                    limit: file_pages,
+                })
+            }
+        }
+    }
+    Ok(table)
+}
+
+impl Window {
+    /// Makes a window.
+    ///
+    /// # Errors
+    /// Arguments that cannot be right, what no engine here does, limits, and I/O
+    /// where it is populated.
+    pub fn new(
+        store: Arc<Store>,
+        options: &WindowOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Self> {
+        store.check_open("Window")?;
+        options.calibration.check()?;
+        let kind = choose_engine(options.engine, options.prot, options.coherent)?;
+        if options.lock && options.nonblock {
+            return Err(Error::Argument(
+                "Window: lock=True makes every page present, so nonblock=True cannot be had with it"
+                    .to_owned(),
+            ));
+        }
+        if options.prot == Prot::Write && !store.writable() {
+            return Err(Error::Io {
+                operation: "Window",
+                path: store.path().map(std::path::Path::to_path_buf),
+                file_page: None,
+                errno: Errno::ACCESS,
+                completed: 0,
+                hint: "; the store is open for reading: open it with mode \"r+\"",
+            });
+        }
+        let table = first_table(&store, options)?;
+        let page_count = table.page_count();
+        let engine = Self::make_engine(kind, &store, table, options)?;
+        let window = Self {
+            engine,
+            kind,
+            store,
+            page_count,
+            prot: options.prot,
+            locked: options.lock,
+            owner: std::process::id(),
+        };
+        if options.populate || options.nonblock || options.lock {
+            window.populate(&Selection::All, options.nonblock, interrupt)?;
+        }
+        Ok(window)
+    }
+
+    fn make_engine(
+        kind: EngineKind,
+        store: &Arc<Store>,
+        table: Table,
+        options: &WindowOptions,
+    ) -> Result<Box<dyn Engine>> {
+        let bytes = store.page_size().bytes_of(table.page_count());
+        if bytes > isize::MAX as u64 / 2 {
+            return Err(Error::Argument(format!(
+                "Window: {bytes} bytes are more than the address space has; use fewer pages"
+            )));
+        }
+        let store = Arc::clone(store);
+        Ok(match kind {
+            EngineKind::Alias => {
+                Self::check_alias_pages(&store)?;
+                Box::new(Alias::new(store, table, options.lock)?)
+            }
+            EngineKind::Paged => {
+                Box::new(paged::open(store, table, options.lock, &options.calibration)?)
+            }
+            EngineKind::Eager => {
+                Box::new(eager::open(store, table, options.lock, &options.calibration)?)
+            }
+        })
+    }
+
+    /// The kernel maps a file's last page up to the system page, not to ours.
+    fn check_alias_pages(store: &Store) -> Result<()> {
+        let page_bytes = store.page_size().bytes() as u64;
+        let system = crate::sys::mm::system_page_bytes() as u64;
+        if page_bytes > system && store.size_bytes() % page_bytes != 0 {
+            return Err(Error::Unsupported {
+                operation: "Window",
+                reason: format!(
+                    "engine \"alias\" cannot show the last page of this store, which is cut \
+                     short: {} bytes are no multiple of page_bytes = {page_bytes}; use page_bytes \
+                     = {system}, or engine=\"paged\"",
+                    store.size_bytes()
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_size(&self) -> PageSize {
+        self.store.page_size()
+    }
+
+    /// Pages of the window.
+    #[must_use]
+    pub fn page_count(&self) -> u64 {
+        self.page_count
+    }
+
+    /// The engine.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.kind
+    }
+
+    /// Whether others' writes are seen at once, and its own by them.
+    #[must_use]
+    pub fn coherent(&self) -> bool {
+        self.kind == EngineKind::Alias
+    }
+
+    /// Whether its memory may be written.
+    #[must_use]
+    pub fn writable(&self) -> bool {
+        self.prot == Prot::Write
+    }
+
+    /// Whether its pages are kept in memory.
+    #[must_use]
+    pub fn locked(&self) -> bool {
+        self.locked
+    }
+
+    /// Where it gets its pages.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The window's memory.
+    #[must_use]
+    pub fn memory(&self) -> Span<'_> {
+        let region = self.engine.region();
+        region.span(0, region.len())
+    }
+
+    /// Kernel mappings that the window consists of.
+    ///
+    /// # Errors
+    /// Where `/proc` is not mounted.
+    pub fn vma_count(&self) -> Result<u64> {
+        self.check_process("vma_count")?;
+        pagemap::region_mapping_count(self.engine.region())
+            .map_err(|errno| Error::system("vma_count", errno))
+    }
+
+    /// Fails in a process that did not make the window.
+    ///
+    /// # Errors
+    /// [`Error::Fork`].
+    pub fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.owner == std::process::id() {
+            Ok(())
+        } else {
+            Err(Error::Fork { operation, what: "window", owner: self.owner })
+        }
+    }
+
+    fn select(&self, operation: &'static str, pages: &Selection) -> Result<Pages<WindowPage>> {
+        self.check_process(operation)?;
+        pages.resolve(operation, self.page_count)
+    }
+
+    fn target(&self, at: &Target, count: usize) -> Result<Pages<WindowPage>> {
+        match at {
+            Target::List(list) => Selection::List(list.clone()).resolve("remap", self.page_count),
+            Target::From(first) if count == 0 => {
+                let at_end = u64::try_from(*first).is_ok_and(|first| first == self.page_count);
+                if !at_end {
+                    Selection::List(vec![*first]).resolve::<WindowPage>("remap", self.page_count)?;
+                }
+                Ok(Pages::Range(0..0))
+            }
+            Target::From(first) => {
+                let end = first.saturating_add(i64::try_from(count).unwrap_or(i64::MAX));
+                Selection::Range(*first, end).resolve("remap", self.page_count)
+            }
+        }
+    }
+
+    fn check_prot(&self, operation: &'static str, prot: Prot) -> Result<()> {
+        match prot {
+            Prot::Write if self.prot != Prot::Write => Err(Error::Argument(format!(
+                "{operation}: WRITE in a window that was made with prot=READ; make it with \
+                 prot=WRITE"
+            ))),
+            Prot::Read if self.kind == EngineKind::Eager && self.prot == Prot::Write => {
+                Err(Error::unsupported(operation, self.kind, "has no protection but NONE"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_unlocked(&self, operation: &'static str, what: &str) -> Result<()> {
+        if self.locked {
+            return Err(Error::Unsupported {
+                operation,
+                reason: format!(
+                    "the window was made with lock=True, which keeps every page in memory, so \
+                     {what}; make it without lock"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    fn fill(&self, operation: &'static str, nonblock: bool, populate: bool) -> Result<Fill> {
+        if nonblock {
+            self.check_unlocked(operation, "nonblock=True cannot skip any")?;
+            Ok(Fill::Resident)
+        } else if populate {
+            Ok(Fill::All)
+        } else {
+            self.check_unlocked(operation, "populate=False cannot leave any out")?;
+            Ok(Fill::Nothing)
+        }
+    }
+
+    /// Changes what window pages show. Returns which of them are present.
+    ///
+    /// # Errors
+    /// Before any change: pages outside, a window page named twice, a placed page
+    /// without `discard`, the mapping limit. On the way: I/O.
+    pub fn remap(
+        &self,
+        file_pages: &Selection,
+        at: &Target,
+        options: RemapOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        self.check_process("remap")?;
+        let file_pages: Pages<FilePage> = file_pages.resolve("remap", self.store.page_count())?;
+        let at = self.target(at, file_pages.len())?;
+        let changes = Changes::new(at, file_pages)?;
+        if let Some(prot) = options.prot {
+            self.check_prot("remap", prot)?;
+        }
+        let options = crate::engine::RemapOptions {
+            prot: options.prot,
+            fill: self.fill("remap", options.nonblock, options.populate)?,
+            discard: options.discard,
+        };
+        self.engine.remap(&changes, options, interrupt)
+    }
+
+    /// Makes pages present. Returns which of them are.
+    ///
+    /// # Errors
+    /// Pages outside; I/O.
+    pub fn populate(
+        &self,
+        pages: &Selection,
+        nonblock: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let pages = self.select("populate", pages)?;
+        self.engine.populate(&pages, self.fill("populate", nonblock, true)?, interrupt)
+    }
+
+    /// Drops pages from the window; the next touch brings them back.
+    ///
+    /// # Errors
+    /// Pages outside; a placed page without `discard`; a locked window.
+    pub fn evict(&self, pages: &Selection, discard: bool) -> Result<()> {
+        let pages = self.select("evict", pages)?;
+        self.check_unlocked("evict", "none can be dropped")?;
+        self.engine.evict(&pages, discard)
+    }
+
+    /// Changes what may be done with pages, and keeps their content.
+    ///
+    /// # Errors
+    /// Pages outside; protection that the window does not have.
+    pub fn protect(
+        &self,
+        pages: &Selection,
+        prot: Prot,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let pages = self.select("protect", pages)?;
+        self.check_prot("protect", prot)?;
+        self.engine.protect(&pages, prot, interrupt)
+    }
+
+    /// Gives pages content of their own, with no file behind it.
+    ///
+    /// # Errors
+    /// Pages outside; data of another size; a page that shows nothing.
+    pub fn place(
+        &self,
+        pages: &Selection,
+        data: Option<&[u8]>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let pages = self.select("place", pages)?;
+        let page_bytes = self.page_size().bytes();
+        if let Some(data) = data {
+            if data.len() != page_bytes && data.len() != pages.len() * page_bytes {
+                return Err(Error::Argument(format!(
+                    "place: {} bytes for {} pages of {page_bytes} bytes; give one page for all, \
+                     or every page its own",
+                    data.len(),
+                    pages.len()
+                )));
+            }
+        }
+        self.engine.place(&pages, data, interrupt)
+    }
+
+    /// Writes changed pages to the store and makes them durable.
+    ///
+    /// # Errors
+    /// Pages outside; I/O.
+    pub fn flush(&self, pages: &Selection) -> Result<()> {
+        let pages = self.select("flush", pages)?;
+        if self.prot == Prot::Write {
+            self.engine.flush(&pages)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The file page of each window page; -1 for none, -2 for a placed page.
+    #[must_use]
+    pub fn mapping(&self) -> Vec<i64> {
+        self.engine.entries().into_iter().map(|entry| entry.shown().number()).collect()
+    }
+
+    /// What may be done with each page.
+    #[must_use]
+    pub fn protection(&self) -> Vec<Prot> {
+        self.engine.entries().into_iter().map(Entry::prot).collect()
+    }
+
+    /// Which pages can be touched without a fault.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell.
+    pub fn present(&self) -> Result<Vec<bool>> {
+        self.check_process("present")?;
+        self.engine.present()
+    }
+
+    /// Which pages have changes that the store does not have.
+    ///
+    /// # Errors
+    /// A writable coherent window has none of its own to tell.
+    pub fn dirty(&self) -> Result<Vec<bool>> {
+        self.check_process("dirty")?;
+        if self.prot == Prot::Write {
+            return Err(Error::unsupported(
+                "dirty",
+                self.kind,
+                "shows the file itself: a write is in the page cache at once, and which of its \
+                 pages are not on the disk yet is the kernel's to know",
+            ));
+        }
+        Ok(vec![false; self.page_count as usize])
+    }
+
+    /// Counters and state.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.engine.stats()
+    }
+}
