@@ -10,13 +10,15 @@ from fremap.bench.harness import BenchError
 QUEUE_DEPTH = 32
 
 
-def unavailable() -> str | None:
-    """Return why fio cannot be had, or None."""
-    return (
-        None
-        if shutil.which("fio")
-        else "fio is not installed: no figure for the device's own limit"
-    )
+def unavailable(path: Path) -> str | None:
+    """Return why fio cannot measure the device under `path`, or None."""
+    if shutil.which("fio") is None:
+        return "fio is not installed: no figure for the device's own limit"
+    try:
+        random_read_seconds(path, 1, 4096)
+    except BenchError as error:
+        return f"{error}: no figure for the device's own limit"
+    return None
 
 
 def random_read_seconds(path: Path, page_count: int, page_bytes: int) -> float:

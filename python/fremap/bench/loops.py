@@ -55,8 +55,7 @@ class Loop:
 
     def close(self) -> None:
         """End the process."""
-        with self._process:
-            self._requests.close()
+        self._process.communicate()
         self._directory.cleanup()
 
     def run(self, pages: npt.NDArray[np.int64]) -> list[float]:
@@ -76,6 +75,8 @@ class Loop:
         return cast("IO[bytes]", self._process.stdout).readline()
 
     def _failure(self) -> BenchError:
-        """Wrap what the loop said before it ended."""
-        said = cast("IO[bytes]", self._process.stderr).read().decode(errors="replace").strip()
-        return BenchError(f"benches/c/{self.name}.c: {said or 'ended early'}")
+        """End the process and wrap what it said."""
+        _, said = self._process.communicate()
+        self._directory.cleanup()
+        text = said.decode(errors="replace").strip()
+        return BenchError(f"benches/c/{self.name}.c: {text or 'ended early'}")

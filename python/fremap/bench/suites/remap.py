@@ -215,7 +215,7 @@ def cold(bench: Bench) -> Report:
     buffered = sides.fremap(STEADY, 0, direct=False)
     contenders: list[Contender] = [buffered, sides.fadvise, sides.pool]
     contenders.append(sides.fremap(DIRECT, 1, direct=True))
-    reason = fio.unavailable()
+    reason = fio.unavailable(bench.file.path)
     if reason:
         report.missing.append(reason)
     else:

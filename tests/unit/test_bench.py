@@ -1,0 +1,317 @@
+"""`fremap bench`: pairing, judging, rendering; the competitors and the C loops do their whole job.
+
+Nothing here says how fast anything is.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fremap.bench import competitors, fio, harness, loops, main
+from fremap.bench.datafile import PAGE_BYTES, DataFile, PageDraw
+from fremap.bench.harness import BenchError, Report, Row, Timing
+from fremap.bench.machine import Machine, counting
+from fremap.bench.render import as_json, as_text, number
+
+FILE_PAGES = 512
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[DataFile]:
+    with DataFile(str(tmp_path), FILE_PAGES * PAGE_BYTES) as made:
+        yield made
+
+
+@pytest.fixture
+def file_pages() -> np.ndarray:
+    return np.random.default_rng(5).permutation(FILE_PAGES)[:200].astype(np.int64)
+
+
+def first_words(pages: np.ndarray) -> list[int]:
+    return pages.view(np.int64)[:, 0].tolist()
+
+
+# Rounds
+
+
+def test_contenders_take_turns_and_each_is_first_in_some_round() -> None:
+    order: list[tuple[str, int]] = []
+
+    def contender(name: str) -> harness.Contender:
+        def run(number: int) -> Mapping[str, float]:
+            order.append((name, number))
+            return {name: number + 1.0}
+
+        return run
+
+    timings = harness.paired([contender("a"), contender("b")], rounds=2, operations=10, warm_ups=1)
+    assert order == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert timings["a"] == Timing("a", (2.0, 3.0), 10)
+    assert timings["b"].seconds == (2.0, 3.0)
+
+
+def test_a_contender_may_time_several_things() -> None:
+    timings = harness.paired(
+        [lambda number: {"down": 1.0, "up": 2.0}], rounds=3, operations=1, warm_ups=0
+    )
+    assert timings["down"].seconds == (1.0, 1.0, 1.0)
+    assert timings["up"].seconds == (2.0, 2.0, 2.0)
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    ours = Timing("ours", (1.0, 10.0, 1.0), 1)
+    theirs = Timing("theirs", (3.0, 20.0, 5.0), 1)
+    assert harness.times_faster("", ours, theirs).ratios == (3.0, 2.0, 5.0)
+    assert harness.times_faster("", ours, theirs).value == 3.0
+    assert harness.times_the_time("", ours, theirs).value == pytest.approx(1 / 3)
+
+
+def test_ratio_is_for_an_operation() -> None:
+    ours = Timing("ours", (1.0,), 100)
+    theirs = Timing("theirs", (1.0,), 50)
+    assert harness.times_faster("", ours, theirs).value == 2.0
+
+
+# Bars
+
+
+@pytest.mark.parametrize(
+    ("row", "met", "bar"),
+    [
+        (Row("", 7.0, "", at_least=7), True, "≥ 7"),
+        (Row("", 6.99, "", at_least=7), False, "≥ 7"),
+        (Row("", 1.25, "", at_most=1.25), True, "≤ 1.25"),
+        (Row("", 1.26, "", at_most=1.25), False, "≤ 1.25"),
+        (Row("", 0, "", at_most=0), True, "≤ 0"),
+        (Row("", 1.0, ""), None, ""),
+    ],
+)
+def test_bar(row: Row, met: bool | None, bar: str) -> None:
+    assert row.met is met
+    assert row.bar == bar
+
+
+@pytest.fixture
+def report() -> Report:
+    slow, fast = Timing("slow side", (3e-6,), 1), Timing("fast side", (1e-6,), 1)
+    report = Report("remap", "a title", notes=["a note"], missing=["no loop", "no loop"])
+    report.rows.append(harness.times_faster("won", fast, slow, at_least=2))
+    report.rows.append(harness.times_the_time("lost", slow, fast, at_most=1.25))
+    report.count("faults", 4, "faults", at_most=0)
+    return report
+
+
+def test_report_knows_its_losses_and_its_unmet_bars(report: Report) -> None:
+    assert [(ours.name, theirs.name) for ours, theirs in report.losses] == [
+        ("slow side", "fast side")
+    ]
+    assert [row.what for row in report.unmet] == ["lost", "faults"]
+
+
+def test_text_shows_losses_unmet_bars_and_what_is_missing(report: Report) -> None:
+    text = as_text(Machine.this(), [report])
+    assert "loses: slow side takes 3 µs where fast side takes 1" in text
+    assert "misses its bar: faults: 4 faults (≤ 0)" in text
+    assert text.count("not measured: no loop") == 1
+    assert "a note" in text
+    won = next(line for line in text.splitlines() if "won" in line)
+    assert won.split() == ["won", "1", "3", "3", "times", "faster", "≥", "2", "yes"]
+
+
+def test_json_has_every_round(report: Report) -> None:
+    document = json.loads(as_json(Machine.this(), [report]))
+    won, lost, faults = document["reports"][0]["rows"]
+    assert won["fremap"]["seconds"] == [1e-6]
+    assert won["other"]["name"] == "slow side"
+    assert lost["met"] is False
+    assert faults == faults | {"value": 4, "at_most": 0, "fremap": None, "ratios": []}
+    assert document["machine"]["processors"] == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (3.0, "3"), (1234.5, "1234"), (0.12345, "0.123"), (9.876, "9.88")]
+)
+def test_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+# The file
+
+
+def test_file_is_numbered_and_removed(tmp_path: Path) -> None:
+    with DataFile(str(tmp_path), 3 * PAGE_BYTES + 1) as file:
+        pages = np.fromfile(file.path, dtype=np.int64).reshape(-1, PAGE_BYTES // 8)
+        assert pages[:, 0].tolist() == [0, 1, 2]
+        file.warm()
+        assert file.resident().tolist() == [True, True, True]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1 << 50])
+def test_file_of_a_size_that_cannot_be_is_refused(tmp_path: Path, size_bytes: int) -> None:
+    with pytest.raises(BenchError, match="page"):
+        DataFile(str(tmp_path), size_bytes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_draw_is_the_same_for_one_round_and_another_for_the_next() -> None:
+    draw = PageDraw(1000)
+    first = draw.distinct(0, 500)
+    assert len(np.unique(first)) == 500
+    assert first.tolist() == draw.distinct(0, 500).tolist()
+    assert first.tolist() != draw.distinct(1, 500).tolist()
+    with pytest.raises(BenchError, match="1001 different pages of a file of 1000"):
+        draw.distinct(0, 1001)
+
+
+# Competitors
+
+
+@pytest.mark.parametrize("name", ["mmap_fixed", "remap_file_pages"])
+def test_piece_window_shows_the_pages(file: DataFile, file_pages: np.ndarray, name: str) -> None:
+    with competitors.PieceWindow(file.fd, len(file_pages)) as window:
+        for order in (file_pages, file_pages[::-1].copy()):
+            outcome = getattr(window, name)(order)
+            assert outcome.completed == len(order)
+            assert outcome.refusal is None
+            assert outcome.vma_count > len(order) / 2
+            assert first_words(window.pages) == order.tolist()
+    with pytest.raises(ValueError, match="closed"):
+        window.mmap_fixed(file_pages)
+
+
+@pytest.mark.parametrize("call", [competitors.mmap_fixed, competitors.remap_file_pages])
+def test_pieces_end_at_the_limit_of_mappings(
+    file: DataFile, call: Callable[..., competitors.Outcome]
+) -> None:
+    limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+    scattered = np.arange(limit + 1000) * 7 % FILE_PAGES
+    outcome = call(file.fd, scattered)
+    assert outcome.refusal is not None
+    assert outcome.refusal.startswith("ENOMEM")
+    assert outcome.completed < limit
+    assert competitors.process_vma_count() < limit / 2, "the pieces are gone again"
+
+
+def test_remap_file_pages_needs_a_writable_descriptor(
+    file: DataFile, file_pages: np.ndarray
+) -> None:
+    fd = os.open(file.path, os.O_RDONLY)
+    try:
+        outcome = competitors.remap_file_pages(fd, file_pages)
+    finally:
+        os.close(fd)
+    assert outcome.completed == 0
+    assert outcome.refusal is not None
+    assert outcome.refusal.startswith("EINVAL")
+
+
+def test_copiers_copy_the_pages(file: DataFile, file_pages: np.ndarray) -> None:
+    for copy in (
+        lambda out: competitors.memmap_take(file.path, file_pages, out=out),
+        lambda out: competitors.fadvise_then_read(file.fd, file_pages, out),
+        lambda out: competitors.pread_pool(file.fd, file_pages, out, threads=3),
+    ):
+        out = np.zeros((len(file_pages), PAGE_BYTES), dtype=np.uint8)
+        assert copy(out).completed == len(file_pages)
+        assert first_words(out) == file_pages.tolist()
+    assert competitors.memmap_take(file.path, file_pages).completed == len(file_pages)
+
+
+# The C loops
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("remap_move", marks=pytest.mark.needs("userfaultfd", "uffd_move")),
+        pytest.param("fault_copy", marks=pytest.mark.needs("userfaultfd")),
+        "mmap_fixed",
+        "remap_file_pages",
+    ],
+)
+def test_loop_shows_the_pages(file: DataFile, file_pages: np.ndarray, name: str) -> None:
+    """Each loop compares its window with the file after each round, and ends if they differ."""
+    with loops.Loop(name, file.path, len(file_pages)) as loop:
+        for order in (file_pages, file_pages[:150], file_pages[::-1].copy()):
+            assert len(loop.run(order)) == 1
+
+
+def test_mprotect_loop_times_two_things(file: DataFile) -> None:
+    with loops.Loop("mprotect", file.path, 100) as loop:
+        assert len(loop.run(np.arange(0, 100, 2))) == 2
+
+
+def test_loop_that_ends_says_why(file: DataFile, tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"mmap_fixed\.c: .*No such file"):
+        loops.Loop("mmap_fixed", tmp_path / "absent", 1)
+    with loops.Loop("mmap_fixed", file.path, 2) as loop, pytest.raises(BenchError, match="request"):
+        loop.run(np.arange(3))
+
+
+def test_without_a_compiler_or_a_checkout_the_reason_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: DataFile
+) -> None:
+    assert loops.unavailable() is None
+    monkeypatch.setenv("PATH", "")
+    assert "no C compiler" in (loops.unavailable() or "")
+    assert "fio is not installed" in (fio.unavailable(file.path) or "")
+    monkeypatch.setattr(loops, "SOURCES", tmp_path)
+    assert "not run from a checkout" in (loops.unavailable() or "")
+
+
+# Counts
+
+
+def test_counting_counts_faults_of_the_block() -> None:
+    with counting() as counts:
+        np.ones(1 << 20, dtype=np.uint8).sum()
+    assert counts.faults > 0
+
+
+# The command
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault"])
+def test_suite_measures_and_keeps_its_counts(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--file-size", "16M", "--pages", "300", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main([suite, "--json", *small]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {report["suite"] for report in document["reports"]} == {suite}
+    rows = [row for report in document["reports"] for row in report["rows"]]
+    counts = [row for row in rows if row["fremap"] is None]
+    assert counts
+    assert [row["what"] for row in counts if row["met"] is False] == []
+    for row in rows:
+        if row["fremap"]:
+            assert len(row["fremap"]["seconds"]) == len(row["other"]["seconds"]) >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+@pytest.mark.needs("paged")
+def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["all", "--file-size", "64M", "--rounds", "5", "--pages", "2000"]) == 0
+    assert capsys.readouterr().out.count("\n\n") >= 8
+
+
+def test_suite_that_cannot_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["remap", "--file-size", "999999G", "--dir", str(tmp_path)]) == 1
+    assert "pass --file-size" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nosuch"], [], ["read", "--rounds", "4"], ["read", "--pages", "0"]]
+)
+def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "usage: fremap bench" in capsys.readouterr().err
