@@ -6,6 +6,7 @@ RUST := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wil
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 SUITE := -q --timeout 180
 export VIRTUAL_ENV := $(CURDIR)/.venv
+export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp test-long \
@@ -39,11 +40,11 @@ test: test-rust test-python test-ordinary test-seccomp
 
 test-rust:
 ifdef NEXTEST
-	cargo nextest run --release --workspace --no-tests=pass
+	cargo nextest run --release -p fremap-core
+	cargo test --release -p fremap-core --doc --quiet
 else
-	cargo test --release --workspace --quiet
+	cargo test --release -p fremap-core --quiet
 endif
-	cargo test --release --workspace --doc --quiet
 
 test-python: .venv/built
 	$(BIN)/pytest $(SUITE)
@@ -59,7 +60,7 @@ test-long: .venv/built
 
 check: check-rust check-python
 
-check-rust:
+check-rust: .venv/made
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 

@@ -31,6 +31,7 @@ PACKAGE_FLOORS = {
     "_core": 0,
     "errors": 1,
     "protection": 1,
+    "arguments": 2,
     "selection": 2,
     "stores": 3,
     "capabilities": 3,

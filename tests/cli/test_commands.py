@@ -1,0 +1,200 @@
+"""The commands, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fremap
+from fremap.cli import main
+from fremap.cli.checksums import file_checksums, page_checksums
+from fremap.cli.numbered import first_wrong_page, numbered_pages
+
+RunJson = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def run_json(capsys: pytest.CaptureFixture[str]) -> RunJson:
+    """Run a command with --json: its exit code and what it printed."""
+
+    def run(*words: object) -> tuple[int, Any]:
+        code = main([*map(str, words), "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fremap.cli", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def drop_from_cache(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+
+
+def read_pages(path: Path, first: int, count: int) -> None:
+    """Read without read-ahead."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for page in range(first, first + count):
+        os.pread(fd, 4096, page * 4096)
+    os.close(fd)
+
+
+def test_selftest_passes_wherever_an_engine_works(run_json: RunJson) -> None:
+    code, result = run_json("selftest", "--pages", 300)
+    assert code == 0
+    assert result["passed"]
+    engines = fremap.capabilities().engines
+    outcomes = {(line["engine"], line["store"]): line["outcome"] for line in result["results"]}
+    assert outcomes == {
+        (name, store): "passed" if engine.available else "unavailable"
+        for name, engine in engines.items()
+        for store in ("file", "memory")
+    }
+
+
+def test_resident_tells_the_pages_that_were_read(
+    run_json: RunJson, numbered_file: Callable[..., Path]
+) -> None:
+    path = numbered_file(512)
+    drop_from_cache(path)
+    read_pages(path, 5, 3)
+    read_pages(path, 100, 1)
+    code, result = run_json("resident", path)
+    assert code == 0
+    assert result["page_count"] == 512
+    assert result["runs"] == [[5, 3], [100, 1]]
+    assert result["resident_page_count"] == 4
+
+
+def test_prefault_brings_all_of_a_file(
+    run_json: RunJson, numbered_file: Callable[..., Path]
+) -> None:
+    path = numbered_file(700, tail_bytes=5)
+    drop_from_cache(path)
+    code, result = run_json("prefault", path)
+    assert code == 0
+    assert (result["resident_before"], result["resident_after"]) == (0, 701)
+
+
+def test_demo_makes_a_file_and_removes_it(
+    run_json: RunJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, result = run_json("demo", "--size", "8M")
+    assert code == 0
+    assert result["verified"]
+    assert result["window_page_count"] == result["file_page_count"] == 2048
+    timings = result["timings"]
+    assert [line["page_count"] for line in timings] == [2048] * 5
+    assert all(line["microseconds_a_page"] > 0 for line in timings)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.needs("paged")
+def test_demo_shows_one_mapping_where_pieces_need_one_each(run_json: RunJson) -> None:
+    _, result = run_json("demo", "--size", "8M", "--engine", "paged")
+    assert result["window_vma_count"] == {"before": 1, "after": 1}
+    of_pieces = [line["vma_count"] for line in result["timings"] if "mmap" in line["what"]]
+    assert of_pieces[0] > 2000
+
+
+def test_demo_on_a_file_of_any_content_and_size(run_json: RunJson, tmp_path: Path) -> None:
+    path = tmp_path / "any"
+    path.write_bytes(np.random.default_rng(1).bytes(300 * 4096 + 123))
+    code, result = run_json("demo", path)
+    assert code == 0
+    assert result["verified"]
+    assert result["file_page_count"] == result["window_page_count"] == 301
+
+
+def test_demo_takes_some_of_a_file_that_does_not_fit(
+    run_json: RunJson, numbered_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered_file(300)
+    monkeypatch.setattr("fremap.cli.demo.available_bytes", lambda: 200 * 4096)
+    code, result = run_json("demo", path)
+    assert code == 0
+    assert result["verified"]
+    assert result["window_page_count"] == 100
+    assert "100 of 300 pages" in result["notes"][0]
+    _, made = run_json("demo", "--size", "4M")
+    assert made["file_page_count"] == 66
+    assert "memory is short" in made["notes"][0]
+
+
+def test_demo_tells_a_wrong_page(
+    run_json: RunJson, numbered_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = numbered_file(64)
+    monkeypatch.setattr("fremap.cli.demo.page_checksums", lambda pages: np.zeros(len(pages)))
+    code, result = run_json("demo", path)
+    assert code == 1
+    assert not result["verified"]
+    assert "window page 0 does not show file page" in result["wrong"]
+
+
+def test_texts_are_ascii_where_the_terminal_is(numbered_file: Callable[..., Path]) -> None:
+    path = str(numbered_file(64))
+    for words in (("demo", path), ("selftest", "--pages", "8"), ("resident", path), ("doctor",)):
+        done = process(*words, PYTHONIOENCODING="ascii")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.isascii()
+    assert not process("demo", path, PYTHONIOENCODING="utf-8").stdout.isascii()
+
+
+def test_doctor_exits_with_0_where_an_engine_works(run_json: RunJson) -> None:
+    code, result = run_json("doctor")
+    assert code == 0
+    assert result["engines"]["alias"]["available"]
+    assert result["calibration"]
+
+
+def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "--help"])
+    assert exit_.value.code == 0
+    assert "nonblock" in capsys.readouterr().out
+
+
+def test_errors_are_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    done = process("resident", str(tmp_path / "missing"))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "missing" in done.stderr
+    (tmp_path / "empty").touch()
+    assert process("demo", str(tmp_path / "empty")).returncode == 1
+    assert process("resident", str(tmp_path / "empty")).returncode == 0
+    assert process("wrong").returncode == 2
+
+
+def test_checks_find_a_single_changed_byte(numbered_file: Callable[..., Path]) -> None:
+    order = np.random.default_rng(2).permutation(6000)
+    pages = numbered_pages(order, 4096)
+    assert first_wrong_page(pages, order) is None
+    path = numbered_file(6000, tail_bytes=10)
+    assert (page_checksums(pages) == file_checksums(str(path), order, 4096)).all()
+    some = np.array([4, 6000, 3, 17])
+    assert len(set(file_checksums(str(path), some, 4096).tolist())) == 4
+    pages[5000, 4095] ^= 1
+    assert first_wrong_page(pages, order) == 5000
+    assert np.flatnonzero(page_checksums(pages) != file_checksums(str(path), order, 4096)) == [5000]
