@@ -20,6 +20,7 @@ use crate::window::Calibration;
 const ROUNDS: usize = 3;
 /// Pages of the memory that is measured on.
 const PAGES: usize = 1024;
+const PAGES_COUNTED: u32 = 1024;
 /// Batches that are tried.
 const BATCHES: [usize; 4] = [64, 256, 512, 1024];
 
@@ -34,8 +35,15 @@ fn fastest(mut round: impl FnMut() -> Result<(), Errno>) -> Result<Duration, Err
     Ok(best)
 }
 
-fn nanoseconds(duration: Duration, count: usize) -> f64 {
-    duration.as_secs_f64() * 1e9 / count as f64
+/// Nanoseconds for each of `count` things.
+fn each(duration: Duration, count: u32) -> f64 {
+    duration.as_secs_f64() * 1e9 / f64::from(count)
+}
+
+/// A count that a ratio of times comes to.
+#[allow(clippy::cast_sign_loss)] // clamped to positive numbers
+fn count(ratio: f64, max: u16) -> u64 {
+    ratio.ceil().clamp(1.0, f64::from(max)) as u64
 }
 
 fn present_memory(pages: usize) -> Result<Region, Errno> {
@@ -48,17 +56,18 @@ fn present_memory(pages: usize) -> Result<Region, Errno> {
 
 /// Absent pages over which one `MADV_DONTNEED` costs as much as a second call.
 fn evict_gap_pages() -> Result<u64, Errno> {
-    const CALLS: usize = 128;
+    const CALLS: u32 = 128;
     let page = system_page_bytes();
     let region = present_memory(PAGES)?;
     region.advise(0, region.len(), Advice::DontNeed)?;
     let calls = fastest(|| {
-        (0..CALLS).try_for_each(|call| region.advise(call * 8 * page, page, Advice::DontNeed))
+        (0..CALLS as usize)
+            .try_for_each(|call| region.advise(call * 8 * page, page, Advice::DontNeed))
     })?;
     let whole = fastest(|| region.advise(0, region.len(), Advice::DontNeed))?;
-    let call = nanoseconds(calls, CALLS);
-    let absent_page = (nanoseconds(whole, 1) - call).max(1.0) / PAGES as f64;
-    Ok((call / absent_page).clamp(1.0, 512.0) as u64)
+    let call = each(calls, CALLS);
+    let absent_page = (each(whole, 1) - call).max(1.0) / f64::from(PAGES_COUNTED);
+    Ok(count(call / absent_page, 512))
 }
 
 /// Time a page of copying into staging memory and swapping with a window, and
@@ -90,7 +99,7 @@ fn copying(source: &Region) -> Result<(f64, u64), Errno> {
     };
     let mut times = Vec::with_capacity(BATCHES.len());
     for batch in BATCHES {
-        times.push(nanoseconds(fastest(|| swap(batch))?, PAGES));
+        times.push(each(fastest(|| swap(batch))?, PAGES_COUNTED));
     }
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     let chosen = times.iter().position(|&time| time <= best * 1.05).unwrap_or(0);
@@ -111,14 +120,15 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
     // Backwards, so that no two pages join into one mapping.
     let single = fastest(|| (0..64).try_for_each(|index| map(index, PAGES - 1 - index, 1)))?;
     let long = fastest(|| {
-        (0..PAGES / EXTENT).try_for_each(|index| map(index * EXTENT, PAGES - (index + 1) * EXTENT, EXTENT))
+        (0..PAGES / EXTENT)
+            .try_for_each(|index| map(index * EXTENT, PAGES - (index + 1) * EXTENT, EXTENT))
     })?;
-    let call = nanoseconds(single, 64);
-    let page_ns = nanoseconds(long, PAGES);
+    let call = each(single, 64);
+    let page_ns = each(long, PAGES_COUNTED);
     if copy_ns <= page_ns {
         return Ok(u64::from(u16::MAX));
     }
-    Ok((call / (copy_ns - page_ns)).ceil().clamp(1.0, f64::from(u16::MAX)) as u64)
+    Ok(count(call / (copy_ns - page_ns), u16::MAX))
 }
 
 /// Measures this machine.
@@ -127,8 +137,8 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
 /// Where memory for it cannot be had. What this kernel does not have keeps its default.
 pub fn measure() -> Result<Calibration> {
     let fail = |errno| Error::system("calibrate", errno);
-    let mut calibration = Calibration::default();
-    calibration.evict_gap_pages = evict_gap_pages().map_err(fail)?;
+    let evict_gap_pages = evict_gap_pages().map_err(fail)?;
+    let mut calibration = Calibration { evict_gap_pages, ..Calibration::default() };
     let bytes = PAGES * system_page_bytes();
     let file = memory_file("fremap-calibration").map_err(fail)?;
     let mut content = vec![1; bytes];

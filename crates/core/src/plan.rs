@@ -74,6 +74,21 @@ fn first_repeat(list: &[WindowPage]) -> Option<WindowPage> {
     sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
+/// The same pages, each once, sorted where they were a list: for operations
+/// that come to the same in any order.
+#[must_use]
+pub fn distinct<P: PageIndex>(pages: &Pages<P>) -> Pages<P> {
+    match pages {
+        Pages::Range(range) => Pages::Range(range.clone()),
+        Pages::List(list) => {
+            let mut sorted = list.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            Pages::List(sorted)
+        }
+    }
+}
+
 /// Maximal runs of consecutive pages, in the order given.
 pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> Vec<Run<P>> {
     let mut runs: Vec<Run<P>> = Vec::new();
@@ -129,9 +144,8 @@ pub fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Exte
         if entry.shown() == Shown::File(file) && prot.is_none_or(|prot| prot == entry.prot()) {
             continue;
         }
-        let same_prot = |other: WindowPage| {
-            prot.is_some() || table.get(other).prot() == entry.prot()
-        };
+        let same_prot =
+            |other: WindowPage| prot.is_some() || table.get(other).prot() == entry.prot();
         match extents.last_mut() {
             Some(extent)
                 if extent.window.end() == window
@@ -216,6 +230,12 @@ mod tests {
     }
 
     #[test]
+    fn distinct_pages_are_sorted_and_named_once() {
+        assert_eq!(distinct(&list::<WindowPage>(&[5, 1, 5, 3])), list(&[1, 3, 5]));
+        assert_eq!(distinct(&Pages::<WindowPage>::Range(2..4)), Pages::Range(2..4));
+    }
+
+    #[test]
     fn selections_of_different_lengths_are_refused() {
         assert!(Changes::new(Pages::Range(0..3), list(&[1, 2])).is_err());
     }
@@ -297,7 +317,8 @@ mod tests {
             for _ in 0..3 {
                 let at: Vec<u64> = {
                     let mut pages: Vec<u64> = (0..24).filter(|_| random(3) == 0).collect();
-                    pages.rotate_left(if pages.is_empty() { 0 } else { random(24) as usize % pages.len() });
+                    let turn = random(24) as usize % pages.len().max(1);
+                    pages.rotate_left(turn);
                     pages
                 };
                 let files: Vec<u64> = at.iter().map(|_| random(12)).collect();

@@ -35,7 +35,7 @@ impl Shown {
     #[must_use]
     pub fn number(self) -> i64 {
         match self {
-            Self::File(page) => i64::try_from(page.0).expect("below MAX_FILE_PAGES"),
+            Self::File(page) => page.0.cast_signed(),
             Self::Nothing => -1,
             Self::Placed => -2,
         }

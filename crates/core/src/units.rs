@@ -181,12 +181,8 @@ impl Selection {
     /// # Errors
     /// [`Error::PageRange`] naming the first index outside.
     pub fn resolve<P: PageIndex>(&self, operation: &'static str, limit: u64) -> Result<Pages<P>> {
-        let outside = |index: i64| Error::PageRange {
-            operation,
-            coordinate: P::COORDINATE,
-            index,
-            limit,
-        };
+        let outside =
+            |index: i64| Error::PageRange { operation, coordinate: P::COORDINATE, index, limit };
         match self {
             Self::All => Ok(Pages::Range(0..limit)),
             Self::Range(start, stop) if start >= stop => Ok(Pages::Range(0..0)),

@@ -326,7 +326,7 @@ impl Window {
     fn check_alias_pages(store: &Store) -> Result<()> {
         let page_bytes = store.page_size().bytes() as u64;
         let system = crate::sys::mm::system_page_bytes() as u64;
-        if page_bytes > system && store.size_bytes() % page_bytes != 0 {
+        if page_bytes > system && !store.size_bytes().is_multiple_of(page_bytes) {
             return Err(Error::Unsupported {
                 operation: "Window",
                 reason: format!(
@@ -422,7 +422,8 @@ impl Window {
             Target::From(first) if count == 0 => {
                 let at_end = u64::try_from(*first).is_ok_and(|first| first == self.page_count);
                 if !at_end {
-                    Selection::List(vec![*first]).resolve::<WindowPage>("remap", self.page_count)?;
+                    Selection::List(vec![*first])
+                        .resolve::<WindowPage>("remap", self.page_count)?;
                 }
                 Ok(Pages::Range(0..0))
             }
@@ -526,12 +527,7 @@ impl Window {
     ///
     /// # Errors
     /// Pages outside; protection that the window does not have.
-    pub fn protect(
-        &self,
-        pages: &Selection,
-        prot: Prot,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
+    pub fn protect(&self, pages: &Selection, prot: Prot, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("protect", pages)?;
         self.check_prot("protect", prot)?;
         self.engine.protect(&pages, prot, interrupt)

@@ -146,7 +146,6 @@ impl Alias {
     /// Changes the table for `run` and has the kernel follow; the table is as it
     /// was when that fails.
     fn change(
-        &self,
         table: &mut Table,
         run: Run<WindowPage>,
         entry_of: impl Fn(u64, Entry) -> Entry,
@@ -173,7 +172,7 @@ impl Alias {
             let shown = Shown::File(extent.file.offset(index));
             Entry::new(shown, prot.unwrap_or(old.prot()))
         };
-        self.change(table, extent.window, entry_of, |table| self.map(table, extent.window))
+        Self::change(table, extent.window, entry_of, |table| self.map(table, extent.window))
     }
 
     /// Shows the old entries again, the last change first: that frees mappings.
@@ -185,7 +184,7 @@ impl Alias {
                 _ => entry,
             };
             let one = Run { first: page, count: 1 };
-            if self.change(table, one, |_, _| entry, |table| self.map(table, one)).is_err() {
+            if Self::change(table, one, |_, _| entry, |table| self.map(table, one)).is_err() {
                 // The table and the kernel agree on the new page then.
                 eprintln!("fremap: window page {} could not be rolled back", page.0);
             }
@@ -351,7 +350,7 @@ impl Alias {
         own.protect(0, own.len(), access(placed))?;
         let run = Run { first: page, count: 1 };
         let (offset, _) = self.bytes(run);
-        self.change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
+        Self::change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
     }
 
     /// What a page shows now, read where no touch can fault.
@@ -421,7 +420,7 @@ impl Engine for Alias {
         Self::check_placed(&table, "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
         let (mut placed, mut dropped) = (Vec::new(), Vec::new());
-        for page in pages.iter() {
+        for page in plan::distinct(pages).iter() {
             match table.get(page).shown() {
                 Shown::Placed => placed.push(page),
                 Shown::File(_) => dropped.push(page),
@@ -431,7 +430,7 @@ impl Engine for Alias {
         for page in placed {
             let run = Run { first: page, count: 1 };
             let entry = Entry::new(Shown::Nothing, table.get(page).prot());
-            self.change(&mut table, run, |_, _| entry, |table| self.map(table, run))
+            Self::change(&mut table, run, |_, _| entry, |table| self.map(table, run))
                 .map_err(fail)?;
         }
         for run in plan::runs(dropped) {
@@ -449,6 +448,7 @@ impl Engine for Alias {
         _interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut table = lock(&self.table);
+        let pages = plan::distinct(pages);
         let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
         let (shown, nothing): (Vec<_>, Vec<_>) =
             changed.partition(|page| table.get(*page).shown() != Shown::Nothing);
@@ -462,7 +462,7 @@ impl Engine for Alias {
             let (offset, len) = self.bytes(run);
             let access = access(Entry::new(Shown::Placed, prot));
             let follow = |_: &Table| self.region.protect(offset, len, access);
-            self.change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
+            Self::change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
                 .map_err(|errno| Error::system("protect", errno))?;
         }
         Ok(())
@@ -483,7 +483,7 @@ impl Engine for Alias {
             )));
         }
         let runs = plan::runs(pages.iter());
-        let ends = runs.into_iter().flat_map(|run| run.pages());
+        let ends = runs.into_iter().flat_map(Run::pages);
         let alone = ends.map(|page| Run { first: page, count: 1 });
         check_mapping_limit("place", plan::mappings_added(&table, alone))?;
         for (position, page) in pages.iter().enumerate() {

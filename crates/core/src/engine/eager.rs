@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames};
-use super::{memory_hint, EngineKind};
+use super::memory_hint;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::mm::{Access, Advice, OwnProcess, Region};
@@ -61,7 +61,6 @@ impl EagerFrames {
 }
 
 impl Frames for EagerFrames {
-    const KIND: EngineKind = EngineKind::Eager;
     const LAZY: bool = false;
 
     fn region(&self) -> &Region {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
-use super::{lock, memory_hint, EngineKind};
+use super::{lock, memory_hint};
 use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
@@ -85,10 +85,9 @@ impl PagedFrames {
         let rest = from.len() - done;
         let stopped = |errno| Partial { done_bytes: done, errno };
         self.region.advise(offset + done, rest, self.dont_need()).map_err(stopped)?;
-        self.uffd.copy(to.part(done, rest), from.part(done, rest)).map_err(|second| Partial {
-            done_bytes: done + second.done_bytes,
-            errno: second.errno,
-        })
+        self.uffd
+            .copy(to.part(done, rest), from.part(done, rest))
+            .map_err(|second| Partial { done_bytes: done + second.done_bytes, errno: second.errno })
     }
 }
 
@@ -101,7 +100,6 @@ fn no_huge_pages(region: &Region) -> Result<(), Errno> {
 }
 
 impl Frames for PagedFrames {
-    const KIND: EngineKind = EngineKind::Paged;
     const LAZY: bool = true;
 
     fn region(&self) -> &Region {

@@ -11,10 +11,11 @@ use rustix::io::Errno;
 
 macro_rules! calls {
     ($($variant:ident = $name:literal),* $(,)?) => {
-        /// The kinds of system call that fremap makes.
+        /// The kinds of system call that fremap makes, and the questions whether the
+        /// kernel has one; a question that fails is answered with no.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
-        pub enum Call { $(#[doc = $name] $variant),* }
+        pub enum Call { $(#[doc = concat!("`", $name, "`")] $variant),* }
 
         impl Call {
             /// Every kind.
@@ -42,6 +43,8 @@ calls! {
     Cachestat = "cachestat",
     RemapFilePages = "remap_file_pages",
     UffdOpen = "userfaultfd",
+    ProbeMove = "probe_uffdio_move",
+    ProbePoison = "probe_uffdio_poison",
     UffdRegister = "uffdio_register",
     UffdCopy = "uffdio_copy",
     UffdMove = "uffdio_move",

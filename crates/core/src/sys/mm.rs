@@ -391,7 +391,8 @@ impl OwnProcess {
         let process = rustix::process::getpid();
         let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).ok()?;
         let own = Self(fd);
-        let probe = Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read).ok()?;
+        let probe =
+            Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read).ok()?;
         own.advise(&probe, &[(0, probe.len())], Advice::DontNeed).ok()?;
         Some(own)
     }

@@ -68,10 +68,8 @@ pub fn present_pages(region: &Region) -> Result<Vec<bool>, Errno> {
         let bytes = &mut bytes[..batch * 8];
         let offset = (first + present.len()) as u64 * 8;
         pagemap.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
-        let entries = bytes.chunks_exact(8).map(|entry| {
-            u64::from_ne_bytes(entry.try_into().expect("chunks of eight")) & PRESENT != 0
-        });
-        present.extend(entries);
+        let (entries, _) = bytes.as_chunks::<8>();
+        present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
     }
     Ok(present)
 }

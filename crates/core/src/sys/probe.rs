@@ -68,11 +68,7 @@ fn cachestat() -> Result<(), Errno> {
     file::cachestat(fd.as_fd(), 0, 1).map(|_| ())
 }
 
-fn probe(
-    name: &'static str,
-    found: Result<String, String>,
-    remedy: &'static str,
-) -> Probe {
+fn probe(name: &'static str, found: Result<String, String>, remedy: &'static str) -> Probe {
     match found {
         Ok(detail) => Probe { name, available: true, detail, remedy: "" },
         Err(detail) => Probe { name, available: false, detail, remedy },
@@ -95,9 +91,7 @@ fn userfaultfd_probes() -> Vec<Probe> {
         probe(name, found, remedy)
     };
     let kernel_faults = match uffd {
-        Ok((_, FaultScope::UserAndKernel)) => {
-            Ok("system calls may touch absent pages".to_owned())
-        }
+        Ok((_, FaultScope::UserAndKernel)) => Ok("system calls may touch absent pages".to_owned()),
         Ok((_, FaultScope::UserOnly)) => {
             Err("a system call that touches an absent page gets EFAULT".to_owned())
         }
@@ -144,7 +138,9 @@ pub fn capabilities() -> Vec<Probe> {
     probes.extend([
         probe(
             "guard_pages",
-            guard_pages().map(|()| yes("holes in engine \"eager\" cost no mapping")).map_err(describe),
+            guard_pages()
+                .map(|()| yes("holes in engine \"eager\" cost no mapping"))
+                .map_err(describe),
             "Linux 6.13; without them each hole in engine \"eager\" is a mapping",
         ),
         probe(

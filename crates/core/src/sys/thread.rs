@@ -79,8 +79,10 @@ impl Bell {
     /// ENOMEM.
     pub fn wait_for(&self, fd: &OwnedFd) -> Result<bool, Errno> {
         loop {
-            let mut fds =
-                [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN), PollFd::new(&self.0, PollFlags::IN)];
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN),
+                PollFd::new(&self.0, PollFlags::IN),
+            ];
             match poll(&mut fds, None) {
                 Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
                 Ok(_) if !fds[0].revents().is_empty() => return Ok(true),

@@ -44,6 +44,10 @@ impl Features {
     const MOVE: u64 = 1 << 16;
     const USED: u64 = Self::PAGEFAULT_FLAG_WP | Self::POISON | Self::MOVE;
 
+    fn without(self, bit: u64, absent: bool) -> Self {
+        Self(if absent { self.0 & !bit } else { self.0 })
+    }
+
     /// Write protection of anonymous memory (5.7).
     #[must_use]
     pub fn write_protect(self) -> bool {
@@ -197,7 +201,9 @@ impl Uffd {
         let supported = handshake(&probe, 0)?;
         drop(probe);
         let (fd, scope) = open_descriptor()?;
-        let features = Features(supported.0 & Features::USED);
+        let features = Features(supported.0 & Features::USED)
+            .without(Features::MOVE, enter(Call::ProbeMove).is_err())
+            .without(Features::POISON, enter(Call::ProbePoison).is_err());
         handshake(&fd, features.0)?;
         Ok(Self { fd, features, scope })
     }
@@ -318,8 +324,9 @@ impl Uffd {
                 updated: 0,
             };
             // SAFETY: the argument has the layout of struct uffdio_poison.
-            let result =
-                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument) });
+            let result = check(unsafe {
+                libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument)
+            });
             match result {
                 Ok(()) => return Ok(()),
                 Err(Errno::AGAIN) if retries < MAX_RETRIES => {
@@ -355,8 +362,7 @@ impl Uffd {
         let bytes = std::mem::size_of_val(&messages);
         // SAFETY: the kernel writes whole struct uffd_msg, whose layout Message
         // has, and no more than `bytes`.
-        let read =
-            unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), bytes) };
+        let read = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), bytes) };
         let Ok(read) = usize::try_from(read) else {
             return Err(last_errno());
         };

@@ -1,0 +1,194 @@
+//! Taking access from pages and giving it back; content of their own.
+
+use super::frames::{Filled, Frames};
+use super::load::Step;
+use super::staging::Staging;
+use super::{offset_of, pieces, Cached};
+use crate::engine::lock;
+use crate::error::{Error, Interrupt, Result};
+use crate::plan;
+use crate::sys::span::Span;
+use crate::table::{Entry, Shown};
+use crate::units::{Pages, Prot, Run, WindowPage};
+
+impl<F: Frames> Cached<F> {
+    pub(super) fn withhold(&self, pages: impl Iterator<Item = WindowPage>) -> Result<()> {
+        // Calls change the table one at a time, so what is copied here, where a
+        // fault could be served, is still so below.
+        let entries: Vec<_> = {
+            let state = lock(&self.shared.state);
+            let entry_of = |page| (page, state.table.get(page));
+            pages.map(entry_of).filter(|(_, entry)| entry.prot() != Prot::None).collect()
+        };
+        let region = self.shared.frames.region();
+        let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
+        let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
+        let shelved: Vec<_> = placed.map(|&(page, _)| (page, content(page))).collect();
+
+        let mut state = lock(&self.shared.state);
+        state.shelf.extend(shelved);
+        let changed: Vec<_> =
+            entries.into_iter().map(|(page, _)| (page, state.table.get(page))).collect();
+        for (page, _) in &changed {
+            state.table.update(*page, |entry| entry.with_present(false));
+        }
+        let ranges = self.ranges(changed.iter().map(|(page, _)| *page));
+        let denied = self.shared.frames.deny(&ranges);
+        for (page, old) in changed {
+            // What is on the shelf stays there, also where the kernel refused.
+            if denied.is_ok() || old.shown() == Shown::Placed {
+                let entry = old.with_present(false).with_prot(Prot::None);
+                state.table.set(page, entry.with_withheld(old.present()));
+            }
+        }
+        denied.map_err(|errno| Error::system("protect", errno))
+    }
+
+    pub(super) fn give_access(
+        &self,
+        control: &mut Option<Staging>,
+        pages: impl Iterator<Item = WindowPage>,
+        prot: Prot,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut loads = Vec::new();
+        let mut shelved = Vec::new();
+        {
+            let mut state = lock(&self.shared.state);
+            let mut allowed = Vec::new();
+            for (position, window_page) in pages.enumerate() {
+                let old = state.table.get(window_page);
+                if old.prot() != Prot::None {
+                    continue;
+                }
+                let entry = old.with_present(false).with_prot(prot);
+                if old.shown() == Shown::Placed {
+                    shelved.push((window_page, entry));
+                } else if old.withheld() && !F::LAZY {
+                    loads.push(Step { position, window_page, entry, load: true });
+                } else {
+                    allowed.push((window_page, entry));
+                }
+            }
+            let ranges = self.ranges(allowed.iter().map(|(page, _)| *page));
+            let allow = self.shared.frames.allow(&ranges);
+            allow.map_err(|errno| Error::system("protect", errno))?;
+            for (page, entry) in allowed {
+                state.table.set(page, entry);
+            }
+        }
+        for (page, entry) in shelved {
+            self.unshelve(control, page, entry)?;
+        }
+        let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
+        self.carry_out("protect", control, &loads, &mut mask, interrupt)
+    }
+
+    /// Puts the content of a placed page back into the window.
+    fn unshelve(
+        &self,
+        control: &mut Option<Staging>,
+        page: WindowPage,
+        entry: Entry,
+    ) -> Result<()> {
+        let Some(content) = lock(&self.shared.state).shelf.get(&page).cloned() else {
+            return Ok(());
+        };
+        self.put("protect", control, Run { first: page, count: 1 }, |_| entry, |_| &content)
+    }
+
+    /// Puts bytes into the window by way of the staging memory. `run` is no
+    /// longer than a chunk.
+    fn put<'d>(
+        &self,
+        operation: &'static str,
+        control: &mut Option<Staging>,
+        run: Run<WindowPage>,
+        entry_of: impl Fn(u64) -> Entry,
+        content_of: impl Fn(u64) -> &'d [u8],
+    ) -> Result<()> {
+        let (region, mut ring) = self.staging(control)?.parts();
+        let (_, used) = self.bytes(run);
+        let from = ring.front(region, 0).part(0, used);
+        for index in 0..run.count {
+            let slot = offset_of(self.page, WindowPage(index));
+            from.part(slot, self.page.bytes()).copy_from(content_of(index));
+        }
+        let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
+        let mut state = lock(&self.shared.state);
+        let filled = self.install(&mut state, run, entry_of, from, spare);
+        drop(state);
+        let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
+        ring.recycle(&self.shared.frames, region, 0, used, moved);
+        filled.map(|_| ()).map_err(|(_, errno)| Error::system(operation, errno))
+    }
+
+    pub(super) fn place_run<'d>(
+        &self,
+        control: &mut Option<Staging>,
+        run: Run<WindowPage>,
+        content_of: impl Fn(usize) -> &'d [u8],
+    ) -> Result<()> {
+        let prots: Vec<Prot> = {
+            let state = lock(&self.shared.state);
+            run.pages().map(|page| state.table.get(page).prot()).collect()
+        };
+        let pages = run.pages().zip(0..);
+        let open = pages.clone().filter(|&(_, index)| prots[index] != Prot::None);
+        for piece in plan::runs(open.map(|(page, _)| page)) {
+            let first = (piece.first.0 - run.first.0) as usize;
+            let entry_of = |index| Entry::new(Shown::Placed, prots[first + index as usize]);
+            let content_of = |index| content_of(first + index as usize);
+            self.put("place", control, piece, entry_of, content_of)?;
+        }
+        let mut state = lock(&self.shared.state);
+        for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
+            state.shelf.insert(page, content_of(index).to_vec());
+            state.table.set(page, Entry::new(Shown::Placed, Prot::None));
+        }
+        Ok(())
+    }
+
+    /// Makes what pages show their own: brings what is absent, then cuts the tie
+    /// to the file.
+    pub(super) fn place_shown(
+        &self,
+        control: &mut Option<Staging>,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let nothing =
+            |page: &WindowPage| lock(&self.shared.state).table.get(*page).shown() == Shown::Nothing;
+        if let Some(page) = pages.iter().find(nothing) {
+            return Err(Error::Argument(format!(
+                "place: window page {} shows nothing, so there is no content to keep; pass data",
+                page.0
+            )));
+        }
+        let mut mask = vec![false; pages.len()];
+        for piece in pieces(pages.len()) {
+            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
+            self.carry_out("place", control, &steps, &mut mask, interrupt)?;
+            for position in piece {
+                self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cut_tie(&self, page: WindowPage) -> Result<()> {
+        let entry = lock(&self.shared.state).table.get(page);
+        let Shown::File(file_page) = entry.shown() else { return Ok(()) };
+        let placed = Entry::new(Shown::Placed, entry.prot());
+        if entry.prot() == Prot::None {
+            let mut content = vec![0; self.page.bytes()];
+            self.shared.store.read_page(file_page, Span::of(&mut content))?;
+            let mut state = lock(&self.shared.state);
+            state.shelf.insert(page, content);
+            state.table.set(page, placed);
+        } else {
+            lock(&self.shared.state).table.set(page, placed.with_present(true));
+        }
+        Ok(())
+    }
+}

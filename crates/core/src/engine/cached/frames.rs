@@ -1,0 +1,89 @@
+//! How pages get into a window's memory and out of it: what the engines differ in.
+
+use rustix::io::Errno;
+
+use crate::sys::mm::{Advice, Region};
+use crate::sys::span::Span;
+use crate::sys::uffd::Partial;
+
+/// What is in a range of the window before it is filled.
+#[derive(Clone, Copy, Debug)]
+pub struct Before {
+    /// A page of it may be present.
+    pub present: bool,
+    /// A page of it is set to SIGBUS.
+    pub unreadable: bool,
+}
+
+/// How a range was filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// The staging frames are in the window now, and those that were in the
+    /// window in the spare memory.
+    Moved,
+    /// The staging memory still has its frames.
+    Copied,
+}
+
+/// How pages get into the window's memory and out of it. Ranges are (offset,
+/// length) in bytes. Each function is called with the state locked.
+pub trait Frames: Send + Sync + std::fmt::Debug {
+    /// Whether an absent page is brought by a touch.
+    const LAZY: bool;
+
+    /// The window's memory.
+    fn region(&self) -> &Region;
+
+    /// Prepares staging memory, and says whether [`fill`](Self::fill) wants
+    /// spare memory of the same size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn adopt_staging(&self, staging: &mut Region) -> Result<bool, Errno>;
+
+    /// Whether the window's and staging memory are locked.
+    fn locked(&self) -> bool;
+
+    /// Shows `from` at `offset` in place of what is there.
+    ///
+    /// # Errors
+    /// Where it stopped; pages behind that are absent.
+    fn fill(
+        &self,
+        offset: usize,
+        from: Span<'_>,
+        spare: Option<Span<'_>>,
+        before: Before,
+    ) -> Result<Filled, Partial>;
+
+    /// Makes pages absent.
+    ///
+    /// # Errors
+    /// The kernel's; some pages may be absent then.
+    fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+
+    /// Makes pages absent and a touch of them a signal.
+    ///
+    /// # Errors
+    /// The kernel's; some pages may be absent then.
+    fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+
+    /// Takes back [`deny`](Self::deny): pages are absent.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+
+    /// Moves frames that came out of the window from `back` to where the next
+    /// chunk is read to; says whether it could.
+    fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool;
+
+    /// `MADV_DONTNEED`, or what does it in locked memory.
+    fn dont_need(&self) -> Advice {
+        if self.locked() {
+            Advice::DontNeedLocked
+        } else {
+            Advice::DontNeed
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Bringing content: reads into staging memory, and chunk by chunk into the window.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use rustix::io::Errno;
+
+use super::frames::{Before, Filled, Frames};
+use super::staging::{Ring, Staging};
+use super::{Cached, State};
+use crate::engine::lock;
+use crate::error::{Error, Interrupt, Result};
+use crate::scatter::Sink;
+use crate::stats::Counters;
+use crate::sys::mm::Region;
+use crate::sys::span::Span;
+use crate::table::{Entry, Shown};
+use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
+
+/// Pages that one step changes while it holds the state.
+pub(super) const STEP_PAGES: usize = 4096;
+
+/// One page of a call: what it is to be, and whether content is brought for it now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) position: usize,
+    pub(super) window_page: WindowPage,
+    /// The word to be, absent.
+    pub(super) entry: Entry,
+    pub(super) load: bool,
+}
+
+impl<F: Frames> Cached<F> {
+    /// Brings the content of the steps that load and changes the others in their
+    /// turn, so that what is completed is always a front part of the call.
+    pub(super) fn carry_out(
+        &self,
+        operation: &'static str,
+        control: &mut Option<Staging>,
+        steps: &[Step],
+        mask: &mut [bool],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let loads: Vec<usize> = (0..steps.len()).filter(|&step| steps[step].load).collect();
+        let mut next_step = 0;
+        if !loads.is_empty() {
+            let files: Vec<FilePage> = loads
+                .iter()
+                .map(|&step| steps[step].entry.shown().file_page().expect("loads have a file page"))
+                .collect();
+            let (region, ring) = self.staging(control)?.parts();
+            let mut loader = Loader {
+                cached: self,
+                operation,
+                region,
+                ring,
+                steps,
+                loads: &loads,
+                next_step: 0,
+                mask,
+            };
+            let result = self.shared.store.scatter(&files, &mut loader, interrupt);
+            next_step = loader.next_step;
+            if let Err(error) = result {
+                let position = |step: &Step| step.position;
+                let end = steps.last().map_or(0, |step| step.position + 1);
+                return Err(error.with_completed(steps.get(next_step).map_or(end, position)));
+            }
+        }
+        self.change_absent(operation, &steps[next_step..])
+    }
+
+    pub(super) fn staging<'a>(&self, control: &'a mut Option<Staging>) -> Result<&'a mut Staging> {
+        match control {
+            Some(staging) => Ok(staging),
+            none => {
+                let staging = Staging::new(&self.shared.frames, self.page, self.chunk_pages)?;
+                self.staging_bytes.store(staging.bytes(), Ordering::Relaxed);
+                Ok(none.insert(staging))
+            }
+        }
+    }
+
+    /// Carries out steps that bring nothing: their pages become absent.
+    pub(super) fn change_absent(&self, operation: &'static str, steps: &[Step]) -> Result<()> {
+        for steps in steps.chunks(STEP_PAGES) {
+            let mut state = lock(&self.shared.state);
+            self.change_absent_locked(&mut state, steps)
+                .map_err(|errno| Error::system(operation, errno))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn change_absent_locked(
+        &self,
+        state: &mut State,
+        steps: &[Step],
+    ) -> Result<(), Errno> {
+        let frames = &self.shared.frames;
+        let (mut denied, mut allowed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+        for step in steps {
+            let old = state.table.update(step.window_page, without_content);
+            match (old.prot(), step.entry.prot()) {
+                (Prot::None, Prot::None) => {}
+                (_, Prot::None) => denied.push(step.window_page),
+                (Prot::None, _) => allowed.push(step.window_page),
+                _ if old.present() || old.unreadable() => dropped.push(step.window_page),
+                _ => {}
+            }
+        }
+        frames.drop_pages(&self.ranges(dropped))?;
+        frames.deny(&self.ranges(denied))?;
+        frames.allow(&self.ranges(allowed))?;
+        for step in steps {
+            state.shelf.remove(&step.window_page);
+            state.table.set(step.window_page, step.entry);
+        }
+        Ok(())
+    }
+
+    /// Puts one run of staged pages into the window and into the table.
+    /// Returns how it was done, or the pages done and why no more.
+    pub(super) fn install(
+        &self,
+        state: &mut State,
+        run: Run<WindowPage>,
+        entry_of: impl Fn(u64) -> Entry,
+        from: Span<'_>,
+        spare: Option<Span<'_>>,
+    ) -> Result<Filled, (u64, Errno)> {
+        let before = Before {
+            present: state.table.any(run, Entry::present),
+            unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
+        };
+        for page in run.pages() {
+            state.table.update(page, without_content);
+        }
+        let (offset, len) = self.bytes(run);
+        let result = self.shared.frames.fill(offset, from, spare, before);
+        let done = match &result {
+            Ok(_) => run.count,
+            Err(partial) => self.page.index_of(partial.done_bytes as u64),
+        };
+        for index in 0..done {
+            let page = run.first.offset(index);
+            state.shelf.remove(&page);
+            state.table.set(page, entry_of(index).with_present(true));
+        }
+        Counters::add(&self.shared.counters.pages_loaded, done);
+        match result {
+            Ok(filled) => {
+                let moved = if filled == Filled::Moved { done } else { 0 };
+                Counters::add(&self.shared.counters.pages_moved, moved);
+                Ok(filled)
+            }
+            Err(partial) => {
+                // Where a page was filled in part the table must not lie: the
+                // rest goes, and a touch or the next call brings it anew.
+                let rest = self.page.bytes_of(done) as usize;
+                let _gone = self.shared.frames.drop_pages(&[(offset + rest, len - rest)]);
+                Err((done, partial.errno))
+            }
+        }
+    }
+}
+
+/// Puts chunks into the window as their reads complete.
+struct Loader<'a, 'm, F> {
+    cached: &'a Cached<F>,
+    operation: &'static str,
+    region: &'m Region,
+    ring: Ring<'a>,
+    steps: &'a [Step],
+    /// The steps that load, by request of the reads.
+    loads: &'a [usize],
+    /// Steps before this one are completed.
+    next_step: usize,
+    mask: &'a mut [bool],
+}
+
+impl<F: Frames> Loader<'_, '_, F> {
+    /// The requests from `first` on, before `end`, whose window pages follow one another.
+    fn run(&self, first: usize, end: usize) -> Run<WindowPage> {
+        let page_of = |request: usize| self.steps[self.loads[request]].window_page;
+        let mut run = Run { first: page_of(first), count: 1 };
+        while first + (run.count as usize) < end && page_of(first + run.count as usize) == run.end()
+        {
+            run.count += 1;
+        }
+        run
+    }
+
+    /// Changes the pages before step `end` for which nothing is read.
+    fn change_absent_before(&mut self, state: &mut State, end: usize) -> Result<(), Errno> {
+        let steps = &self.steps[self.next_step..end];
+        let absent: Vec<Step> = steps.iter().filter(|step| !step.load).copied().collect();
+        if !absent.is_empty() {
+            self.cached.change_absent_locked(state, &absent)?;
+        }
+        self.next_step = end;
+        Ok(())
+    }
+
+    fn put_chunk(&mut self, requests: Range<usize>) -> Result<bool, Errno> {
+        let cached = self.cached;
+        let number = requests.start / self.ring.chunk_pages;
+        let front = self.ring.front(self.region, number);
+        let spare = self.ring.spare(self.region, number);
+        let mut state = lock(&cached.shared.state);
+        let mut all_moved = true;
+        let mut request = requests.start;
+        while request < requests.end {
+            let run = self.run(request, requests.end);
+            self.change_absent_before(&mut state, self.loads[request])?;
+            let slot = (request % self.ring.chunk_pages) * cached.page.bytes();
+            let (_, len) = cached.bytes(run);
+            let from = front.part(slot, len);
+            let spare = spare.map(|spare| spare.part(slot, len));
+            let step_of = |index: u64| &self.steps[self.loads[request + index as usize]];
+            let filled = cached.install(&mut state, run, |i| step_of(i).entry, from, spare);
+            let done = match &filled {
+                Ok(_) => run.count as usize,
+                Err((done, _)) => *done as usize,
+            };
+            for request in request..request + done {
+                self.mask[self.steps[self.loads[request]].position] = true;
+            }
+            if let Err((_, errno)) = filled {
+                self.next_step = self.loads[request + done];
+                return Err(errno);
+            }
+            all_moved &= filled == Ok(Filled::Moved);
+            request += done;
+            self.next_step = self.loads[request - 1] + 1;
+        }
+        Ok(all_moved)
+    }
+}
+
+impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
+    fn chunk_pages(&self) -> usize {
+        self.ring.chunk_pages
+    }
+
+    fn chunks_in_flight(&self) -> usize {
+        Ring::CHUNKS
+    }
+
+    fn buffer(&mut self, chunk: usize) -> Span<'m> {
+        self.ring.front(self.region, chunk)
+    }
+
+    fn complete(&mut self, requests: Range<usize>) -> Result<()> {
+        let number = requests.start / self.ring.chunk_pages;
+        let used = requests.len() * self.cached.page.bytes();
+        let result = self.put_chunk(requests);
+        let moved = result == Ok(true);
+        self.ring.recycle(&self.cached.shared.frames, self.region, number, used, moved);
+        result.map(|_| ()).map_err(|errno| Error::system(self.operation, errno))
+    }
+}
+
+/// The word of a page whose content is about to go: what is placed and not on
+/// the shelf is lost with it.
+fn without_content(entry: Entry) -> Entry {
+    if !entry.present() {
+        entry
+    } else if entry.shown() == Shown::Placed {
+        Entry::new(Shown::Nothing, entry.prot())
+    } else {
+        entry.with_present(false)
+    }
+}

@@ -1,0 +1,410 @@
+//! Windows that show copies: the flow that `paged` and `eager` share.
+//!
+//! Content is read into *staging* memory chunk by chunk, many reads in flight,
+//! and each chunk is then put into the window in one step. The engines differ in
+//! that step alone ([`Frames`]).
+//!
+//! Two locks, always taken in this order:
+//! 1. *control*, held for a whole call: one call at a time changes the window.
+//!    It owns the staging memory. Nothing that serves a fault waits for it.
+//! 2. *state*, held for one step (microseconds to a millisecond): the table, the
+//!    shelf, and what the kernel shows change together under it. No page of a
+//!    window and no memory of a caller is touched while it is held, so no fault
+//!    can wait for it on the thread that holds it.
+//!
+//! Invariant: the table may call a page absent that the kernel still shows, but
+//! never present one that it does not. So each step first marks pages absent,
+//! then calls the kernel, then marks what it shows.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+
+mod access;
+mod frames;
+mod load;
+mod staging;
+
+pub use frames::{Before, Filled, Frames};
+use load::{Step, STEP_PAGES};
+use staging::Staging;
+
+use super::{lock, placed_bytes, Engine, Fill, RemapOptions};
+use crate::error::{Error, Interrupt, Result};
+use crate::fault::FaultThread;
+use crate::plan::{self, Changes};
+use crate::stats::{Counters, Stats};
+use crate::store::Store;
+use crate::sys::mm::{system_page_bytes, Region};
+use crate::sys::pagemap;
+use crate::table::{Entry, Shown, Table};
+use crate::units::{PageIndex, PageSize, Pages, Prot, Run, WindowPage};
+use crate::window::Calibration;
+
+/// Pages looked at between two questions whether to stop.
+const PIECE_PAGES: usize = 65_536;
+/// Calls that bring less than this are not checked against available memory.
+const UNCHECKED_BYTES: u64 = 256 << 20;
+
+/// The table and the content that is kept outside the window.
+#[derive(Debug)]
+pub struct State {
+    /// What each page shows.
+    pub table: Table,
+    /// Content of placed pages to which access was taken away.
+    shelf: HashMap<WindowPage, Vec<u8>>,
+}
+
+/// What calls and the fault thread share.
+#[derive(Debug)]
+pub struct Shared<F> {
+    /// Where content comes from.
+    pub store: Arc<Store>,
+    /// The window's memory.
+    pub frames: F,
+    /// The table; see the locks above.
+    pub state: Mutex<State>,
+    /// Counters.
+    pub counters: Counters,
+}
+
+/// An engine that shows copies.
+#[derive(Debug)]
+pub struct Cached<F> {
+    /// Dropped first: nothing serves a window whose memory goes.
+    fault_thread: Option<FaultThread>,
+    shared: Arc<Shared<F>>,
+    page: PageSize,
+    chunk_pages: usize,
+    evict_gap_pages: u64,
+    /// The staging memory, made when it is first needed; held for a whole call.
+    control: Mutex<Option<Staging>>,
+    /// Its size, to be told without waiting for a call to end.
+    staging_bytes: AtomicU64,
+}
+
+impl<F: Frames> Cached<F> {
+    /// A window of the store's pages as `table` says, all absent.
+    pub fn new(store: Arc<Store>, frames: F, table: Table, calibration: &Calibration) -> Self {
+        let page = store.page_size();
+        let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
+        let chunk_pages = page.index_of(batch_bytes).clamp(1, table.page_count());
+        let state = State { table, shelf: HashMap::new() };
+        let shared =
+            Shared { store, frames, state: Mutex::new(state), counters: Counters::default() };
+        Self {
+            fault_thread: None,
+            shared: Arc::new(shared),
+            page,
+            chunk_pages: chunk_pages as usize,
+            evict_gap_pages: calibration.evict_gap_pages,
+            control: Mutex::new(None),
+            staging_bytes: 0.into(),
+        }
+    }
+
+    /// What a fault thread works on.
+    pub fn shared(&self) -> &Arc<Shared<F>> {
+        &self.shared
+    }
+
+    /// The same engine, its faults served by `thread` as long as it lives.
+    #[must_use]
+    pub fn served_by(mut self, thread: FaultThread) -> Self {
+        self.fault_thread = Some(thread);
+        self
+    }
+
+    fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
+        (offset_of(self.page, run.first), offset_of(self.page, WindowPage(run.count)))
+    }
+
+    fn ranges(&self, pages: impl IntoIterator<Item = WindowPage>) -> Vec<(usize, usize)> {
+        plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
+    }
+
+    /// Fails, before any change, if a page has content that would be lost.
+    fn check_placed(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+        discard: bool,
+    ) -> Result<()> {
+        let state = lock(&self.shared.state);
+        if discard || state.table.counts().placed == 0 {
+            return Ok(());
+        }
+        let placed = |page: &WindowPage| state.table.get(*page).shown() == Shown::Placed;
+        match pages.iter().find(placed) {
+            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails, before any change, if the absent ones of `pages` cannot fit in memory.
+    fn check_memory(&self, operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
+        if self.page.bytes_of(pages.len() as u64) < UNCHECKED_BYTES {
+            return Ok(());
+        }
+        let state = lock(&self.shared.state);
+        let absent = pages.iter().filter(|page| !state.table.get(*page).present()).count();
+        drop(state);
+        let wanted = self.page.bytes_of(absent as u64);
+        let available = pagemap::available_bytes().map_err(|e| Error::system(operation, e))?;
+        if wanted > available {
+            return Err(Error::Memory { operation, wanted, available });
+        }
+        Ok(())
+    }
+
+    fn remap_steps(
+        &self,
+        changes: &Changes,
+        options: RemapOptions,
+        piece: Range<usize>,
+        resident: Option<&[bool]>,
+        mask: &mut [bool],
+    ) -> Vec<Step> {
+        let state = lock(&self.shared.state);
+        let mut steps = Vec::with_capacity(piece.len());
+        for position in piece.clone() {
+            let (window_page, file_page) = changes.pair(position);
+            let old = state.table.get(window_page);
+            let prot = options.prot.unwrap_or(old.prot());
+            let entry = Entry::new(Shown::File(file_page), prot);
+            let same = old.shown() == entry.shown() && old.prot() == prot;
+            if same && (old.present() || prot == Prot::None) {
+                mask[position] = old.present();
+                continue;
+            }
+            let wanted = match (resident, options.fill) {
+                (Some(resident), _) => resident[position - piece.start],
+                (None, fill) => fill == Fill::All,
+            };
+            let load = wanted && prot != Prot::None;
+            steps.push(Step { position, window_page, entry, load });
+        }
+        steps
+    }
+
+    /// Steps that bring the absent pages of a piece which show a file page.
+    fn populate_steps(
+        &self,
+        pages: &Pages<WindowPage>,
+        piece: Range<usize>,
+        mask: &mut [bool],
+    ) -> Vec<Step> {
+        let state = lock(&self.shared.state);
+        let mut steps = Vec::new();
+        for position in piece {
+            let window_page = pages.at(position);
+            let entry = state.table.get(window_page);
+            mask[position] = entry.present();
+            let absent = !entry.present() && entry.prot() != Prot::None;
+            if absent && entry.shown().file_page().is_some() {
+                let entry = entry.with_present(false);
+                steps.push(Step { position, window_page, entry, load: true });
+            }
+        }
+        steps
+    }
+
+    fn evict_locked(
+        &self,
+        state: &mut State,
+        pages: impl Iterator<Item = WindowPage>,
+    ) -> Result<(), Errno> {
+        let mut there = Vec::new();
+        for page in pages {
+            let old = state.table.get(page);
+            if old.present() || old.unreadable() {
+                there.push(page);
+            }
+            if old.shown() == Shown::Placed {
+                state.shelf.remove(&page);
+                state.table.set(page, Entry::new(Shown::Nothing, old.prot()));
+            } else if old.present() {
+                state.table.set(page, old.with_present(false));
+            } else if old.withheld() {
+                state.table.set(page, old.with_withheld(false));
+            }
+        }
+        let table = &state.table;
+        let absent = |page| {
+            let entry: Entry = table.get(page);
+            !entry.present() && !entry.unreadable() && entry.prot() != Prot::None
+        };
+        let runs = plan::join_runs(plan::runs(there.iter().copied()), self.evict_gap_pages, absent);
+        let ranges: Vec<_> = runs.into_iter().map(|run| self.bytes(run)).collect();
+        self.shared.frames.drop_pages(&ranges)?;
+        for &page in &there {
+            state.table.update(page, |entry| entry.with_present(false));
+        }
+        Counters::add(&self.shared.counters.pages_evicted, there.len() as u64);
+        Ok(())
+    }
+}
+
+impl<F: Frames> Engine for Cached<F> {
+    fn region(&self) -> &Region {
+        self.shared.frames.region()
+    }
+
+    fn remap(
+        &self,
+        changes: &Changes,
+        options: RemapOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let mut control = lock(&self.control);
+        self.check_placed("remap", changes.window_pages(), options.discard)?;
+        if options.fill == Fill::All {
+            self.check_memory("remap", changes.window_pages())?;
+        }
+        let mut mask = vec![false; changes.len()];
+        for piece in pieces(changes.len()) {
+            let completed = |error: Error, done| error.with_completed(piece.start + done);
+            interrupt.check().map_err(|error| completed(error, 0))?;
+            let resident = match options.fill {
+                Fill::Resident => {
+                    let files = piece.clone().map(|position| changes.pair(position).1).collect();
+                    Some(self.shared.store.resident(&Pages::List(files))?)
+                }
+                Fill::All | Fill::Nothing => None,
+            };
+            let steps = self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
+            self.carry_out("remap", &mut control, &steps, &mut mask, interrupt)?;
+        }
+        Ok(mask)
+    }
+
+    fn populate(
+        &self,
+        pages: &Pages<WindowPage>,
+        fill: Fill,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let mut control = lock(&self.control);
+        if fill == Fill::All {
+            self.check_memory("populate", pages)?;
+        }
+        let mut mask = vec![false; pages.len()];
+        for piece in pieces(pages.len()) {
+            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
+            let mut steps = self.populate_steps(pages, piece, &mut mask);
+            if fill == Fill::Resident {
+                let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
+                let resident = self.shared.store.resident(&Pages::List(files.collect()))?;
+                let mut resident = resident.into_iter();
+                steps.retain(|_| resident.next().unwrap_or(false));
+            }
+            self.carry_out("populate", &mut control, &steps, &mut mask, interrupt)?;
+        }
+        Ok(mask)
+    }
+
+    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()> {
+        let _control = lock(&self.control);
+        self.check_placed("evict", pages, discard)?;
+        let pages = plan::distinct(pages);
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
+            let mut state = lock(&self.shared.state);
+            self.evict_locked(&mut state, piece.map(|position| pages.at(position)))
+                .map_err(|errno| Error::system("evict", errno))?;
+        }
+        Ok(())
+    }
+
+    fn protect(
+        &self,
+        pages: &Pages<WindowPage>,
+        prot: Prot,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut control = lock(&self.control);
+        let pages = plan::distinct(pages);
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
+            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
+            let chosen = piece.map(|position| pages.at(position));
+            if prot == Prot::None {
+                self.withhold(chosen)?;
+            } else {
+                self.give_access(&mut control, chosen, prot, interrupt)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place(
+        &self,
+        pages: &Pages<WindowPage>,
+        data: Option<&[u8]>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut control = lock(&self.control);
+        let Some(data) = data else {
+            return self.place_shown(&mut control, pages, interrupt);
+        };
+        let page_bytes = self.page.bytes();
+        let mut position = 0;
+        for run in plan::runs(pages.iter()) {
+            for run in split_run(run, self.chunk_pages as u64) {
+                interrupt.check().map_err(|error| error.with_completed(position))?;
+                self.place_run(&mut control, run, |index| {
+                    placed_bytes(data, position + index, page_bytes)
+                })?;
+                position += run.count as usize;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self, _pages: &Pages<WindowPage>) -> Result<()> {
+        // A read-only window has nothing to write.
+        Ok(())
+    }
+
+    fn present(&self) -> Result<Vec<bool>> {
+        Ok(lock(&self.shared.state).table.entries().map(Entry::present).collect())
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        lock(&self.shared.state).table.entries().collect()
+    }
+
+    fn stats(&self) -> Stats {
+        let state = lock(&self.shared.state);
+        let counts = state.table.counts();
+        Stats {
+            present_pages: counts.present,
+            placed_pages: counts.placed,
+            denied_pages: counts.denied,
+            table_bytes: state.table.bytes(),
+            staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
+            ..Stats::of(&self.shared.counters)
+        }
+    }
+}
+
+/// Where a window page begins.
+#[must_use]
+pub fn offset_of(page: PageSize, window_page: WindowPage) -> usize {
+    page.bytes_of(window_page.0) as usize
+}
+
+fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
+    pieces_of(len, PIECE_PAGES)
+}
+
+fn pieces_of(len: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(piece).map(move |start| start..len.min(start + piece))
+}
+
+fn split_run(run: Run<WindowPage>, max: u64) -> impl Iterator<Item = Run<WindowPage>> {
+    (0..run.count)
+        .step_by(max as usize)
+        .map(move |start| Run { first: run.first.offset(start), count: max.min(run.count - start) })
+}

@@ -1,0 +1,111 @@
+//! Memory that content is read into before it goes into the window.
+
+use super::frames::Frames;
+use crate::error::{Error, Result};
+use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::span::Span;
+use crate::units::PageSize;
+
+/// Chunks that may be read into at the same time: while the last reads of one
+/// are awaited, the next ones keep the device busy.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+/// A part of the staging memory: where pages are read to, and spare memory of
+/// the same size for the frames that come out of the window.
+///
+/// Invariant: spare memory is empty but while the chunk is being put into the window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunk {
+    front: usize,
+    spare: Option<usize>,
+}
+
+/// A ring of chunks.
+#[derive(Debug)]
+pub(super) struct Staging {
+    region: Region,
+    chunk_pages: usize,
+    chunk_bytes: usize,
+    chunks: [Chunk; CHUNKS_IN_FLIGHT],
+}
+
+impl Staging {
+    pub(super) fn new<F: Frames>(frames: &F, page: PageSize, chunk_pages: usize) -> Result<Self> {
+        let chunk_bytes = chunk_pages * page.bytes();
+        let total = 2 * CHUNKS_IN_FLIGHT * chunk_bytes;
+        let align = chunk_bytes.next_power_of_two().clamp(system_page_bytes(), 2 << 20);
+        let fail = |errno| Error::system("staging memory", errno);
+        let mut region = Region::anonymous(total, align, Access::Write).map_err(fail)?;
+        let with_spare = frames.adopt_staging(&mut region).map_err(fail)?;
+        let chunks = std::array::from_fn(|index| {
+            let front = 2 * index * chunk_bytes;
+            Chunk { front, spare: with_spare.then_some(front + chunk_bytes) }
+        });
+        Ok(Self { region, chunk_pages, chunk_bytes, chunks })
+    }
+
+    /// Bytes that reading can make present.
+    pub(super) fn bytes(&self) -> u64 {
+        (CHUNKS_IN_FLIGHT * self.chunk_bytes) as u64
+    }
+
+    /// The memory, and the ring over it.
+    pub(super) fn parts(&mut self) -> (&Region, Ring<'_>) {
+        let ring = Ring {
+            chunk_pages: self.chunk_pages,
+            chunk_bytes: self.chunk_bytes,
+            chunks: &mut self.chunks,
+        };
+        (&self.region, ring)
+    }
+}
+
+/// The chunks of a [`Staging`] memory, by turns.
+#[derive(Debug)]
+pub(super) struct Ring<'a> {
+    pub(super) chunk_pages: usize,
+    chunk_bytes: usize,
+    chunks: &'a mut [Chunk; CHUNKS_IN_FLIGHT],
+}
+
+impl Ring<'_> {
+    /// Chunks that may be under way together.
+    pub(super) const CHUNKS: usize = CHUNKS_IN_FLIGHT;
+
+    /// Where the `number`-th chunk of a call is read to.
+    pub(super) fn front<'m>(&self, region: &'m Region, number: usize) -> Span<'m> {
+        region.span(self.chunks[number % CHUNKS_IN_FLIGHT].front, self.chunk_bytes)
+    }
+
+    /// Where the frames go that it replaces.
+    pub(super) fn spare<'m>(&self, region: &'m Region, number: usize) -> Option<Span<'m>> {
+        let spare = self.chunks[number % CHUNKS_IN_FLIGHT].spare?;
+        Some(region.span(spare, self.chunk_bytes))
+    }
+
+    /// After a chunk's first `used_bytes` went into the window: puts the frames
+    /// that came out of it where the next chunk is read to. `all_moved`: nothing
+    /// is left in front.
+    pub(super) fn recycle<F: Frames>(
+        &mut self,
+        frames: &F,
+        region: &Region,
+        number: usize,
+        used_bytes: usize,
+        all_moved: bool,
+    ) {
+        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
+        let Some(spare) = chunk.spare else { return };
+        if all_moved && used_bytes == self.chunk_bytes {
+            *chunk = Chunk { front: spare, spare: Some(chunk.front) };
+            return;
+        }
+        let front = region.span(chunk.front, used_bytes);
+        if all_moved && frames.give_back(front, region.span(spare, used_bytes)) {
+            return;
+        }
+        // Freeing them keeps the invariant of spare memory; if even that fails,
+        // the next fill meets EEXIST and copies instead.
+        let _freed = region.advise(spare, used_bytes, frames.dont_need());
+    }
+}

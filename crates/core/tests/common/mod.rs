@@ -1,0 +1,68 @@
+//! What the tests of windows share.
+#![allow(dead_code)] // each test program uses a part
+
+use std::sync::Arc;
+
+use fremap_core::engine::EngineKind;
+use fremap_core::error::Uninterruptible;
+use fremap_core::store::Store;
+use fremap_core::sys::span::Span;
+use fremap_core::units::{FilePage, Pages, Prot, Selection};
+use fremap_core::window::{Calibration, Mapping, RemapOptions, Target, Window, WindowOptions};
+
+pub const PAGE: usize = 4096;
+pub const ENGINES: [EngineKind; 3] = [EngineKind::Alias, EngineKind::Paged, EngineKind::Eager];
+pub const NOW: RemapOptions =
+    RemapOptions { prot: None, nonblock: false, populate: true, discard: false };
+pub const LAZY: RemapOptions = RemapOptions { populate: false, ..NOW };
+
+/// A store whose page i is filled with the word i + 1.
+pub fn numbered(page_count: u64) -> Arc<Store> {
+    let store = Store::memory(page_count * PAGE as u64, None).unwrap();
+    for page in 0..page_count {
+        let mut content = vec![0; PAGE];
+        content.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&(page + 1).to_le_bytes()));
+        store
+            .write(&Pages::List(vec![FilePage(page)]), Span::of(&mut content), &Uninterruptible)
+            .unwrap();
+    }
+    Arc::new(store)
+}
+
+pub fn options(engine: EngineKind) -> WindowOptions {
+    WindowOptions {
+        page_count: None,
+        first_page: 0,
+        mapping: Mapping::Linear,
+        prot: Prot::Read,
+        coherent: None,
+        engine: Some(engine),
+        populate: engine == EngineKind::Eager,
+        nonblock: false,
+        lock: false,
+        calibration: Calibration::default(),
+    }
+}
+
+pub fn open(store: &Arc<Store>, options: &WindowOptions) -> Window {
+    Window::new(Arc::clone(store), options, &Uninterruptible).unwrap()
+}
+
+/// The number that a whole page holds.
+pub fn number(window: &Window, page: usize) -> u64 {
+    let bytes = window.memory().part(page * PAGE, PAGE).to_vec();
+    let words: Vec<u64> =
+        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+    assert!(words.iter().all(|&word| word == words[0]), "page {page} is a mixture");
+    words[0]
+}
+
+pub fn remap(window: &Window, pages: &[i64], at: i64, options: RemapOptions) -> Vec<bool> {
+    window
+        .remap(&Selection::List(pages.to_vec()), &Target::From(at), options, &Uninterruptible)
+        .unwrap()
+}
+
+pub fn shown(window: &Window, pages: std::ops::Range<usize>) -> Vec<u64> {
+    pages.map(|page| number(window, page)).collect()
+}
