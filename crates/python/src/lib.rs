@@ -1,0 +1,35 @@
+//! The binding: `fremap._core`, which the Python package wraps.
+//!
+//! Nothing here decides anything. Arguments are turned into the core's types,
+//! the GIL is released, the core is called, and its answer or error turned
+//! back. No state is guarded by the GIL; every class is frozen and may be used
+//! from several threads at once, with or without a GIL.
+
+#![deny(unsafe_code)]
+
+mod call;
+mod errors;
+mod probe;
+mod raw;
+mod selection;
+mod store;
+mod window;
+
+/// The compiled core. Internal: `fremap` wraps everything that users see.
+#[pyo3::pymodule(gil_used = false)]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::probe::{calibrate, capabilities, clear_failures, inject_failure, system_calls};
+    #[pymodule_export]
+    use crate::store::Store;
+    #[pymodule_export]
+    use crate::window::{remap_file_pages, WindowBase};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        module.add("system_page_bytes", fremap_core::sys::mm::system_page_bytes())
+    }
+}

@@ -1,0 +1,71 @@
+//! What the kernel can do, what things cost here, and how many calls were made.
+
+use fremap_core::engine::EngineKind;
+use fremap_core::sys::call::{self, Call};
+use fremap_core::sys::probe;
+use fremap_core::units::Prot;
+use fremap_core::window::choose_engine;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::call::run_short;
+
+/// What this kernel and process may do, found out by trying.
+#[pyfunction]
+pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let probes = PyDict::new(py);
+    for probe in py.detach(probe::capabilities) {
+        probes.set_item(probe.name, (probe.available, probe.detail, probe.remedy))?;
+    }
+    let engines = PyDict::new(py);
+    for kind in [EngineKind::Paged, EngineKind::Alias, EngineKind::Eager] {
+        let refusal = py.detach(|| choose_engine(Some(kind), Prot::Read, None)).err();
+        engines.set_item(kind.to_string(), refusal.map(|error| error.to_string()))?;
+    }
+    let chosen = run_short(py, || choose_engine(None, Prot::Read, None))?;
+    let answer = PyDict::new(py);
+    answer.set_item("kernel", probe::kernel_release())?;
+    answer.set_item("max_map_count", probe::max_map_count())?;
+    answer.set_item("memlock_limit", probe::memlock_limit())?;
+    answer.set_item("probes", probes)?;
+    answer.set_item("engines", engines)?;
+    answer.set_item("chosen", chosen.to_string())?;
+    Ok(answer)
+}
+
+/// What things cost here, measured now.
+#[pyfunction]
+pub fn calibrate(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let measured = run_short(py, fremap_core::calibrate::measure)?;
+    let answer = PyDict::new(py);
+    answer.set_item("alias_extent_pages", measured.alias_extent_pages)?;
+    answer.set_item("evict_gap_pages", measured.evict_gap_pages)?;
+    answer.set_item("batch_pages", measured.batch_pages)?;
+    Ok(answer)
+}
+
+/// System calls of each kind that this process has made through the core.
+#[pyfunction]
+pub fn system_calls(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let counts = PyDict::new(py);
+    for &kind in Call::ALL {
+        counts.set_item(kind.name(), call::count(kind))?;
+    }
+    Ok(counts)
+}
+
+/// For tests: lets `skip` calls of a kind through, then fails the next `failures`.
+#[pyfunction]
+pub fn inject_failure(call: &str, skip: u32, errno: i32, failures: u32) -> PyResult<()> {
+    let kind = Call::ALL.iter().find(|kind| kind.name() == call);
+    let kind = kind.ok_or_else(|| PyValueError::new_err(format!("no system call {call:?}")))?;
+    call::inject(*kind, skip, rustix::io::Errno::from_raw_os_error(errno), failures);
+    Ok(())
+}
+
+/// For tests: lets every call through again.
+#[pyfunction]
+pub fn clear_failures() {
+    call::clear();
+}

@@ -1,0 +1,91 @@
+//! Memory and descriptors as Python hands them over: all `unsafe` of the binding.
+//!
+//! A buffer is held (pinned, in Python's sense) for as long as its [`Bytes`]
+//! lives, so its memory stays where it is; its content may change at any time,
+//! so nothing forms a reference into it.
+
+#![allow(unsafe_code)]
+
+use std::ffi::c_int;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use fremap_core::sys::span::Span;
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::PyBufferError;
+use pyo3::ffi;
+use pyo3::prelude::*;
+
+/// A contiguous buffer of somebody's.
+pub struct Bytes {
+    buffer: PyUntypedBuffer,
+}
+
+impl Bytes {
+    /// Holds a buffer that will only be read.
+    pub fn readable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = PyUntypedBuffer::get(object)?;
+        if !buffer.is_c_contiguous() {
+            return Err(PyBufferError::new_err("the buffer must be C-contiguous"));
+        }
+        Ok(Self { buffer })
+    }
+
+    /// Holds a buffer that will be written.
+    pub fn writable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let bytes = Self::readable(object)?;
+        if bytes.buffer.readonly() {
+            return Err(PyBufferError::new_err("the buffer must be writable"));
+        }
+        Ok(bytes)
+    }
+
+    /// The memory. Of a buffer taken by [`readable`](Self::readable) it is only
+    /// to be read.
+    pub fn span(&self) -> Span<'_> {
+        // SAFETY: the exporter keeps the memory mapped until the buffer is
+        // released, which the borrow prevents. Nothing here makes a reference
+        // into it, and callers write only through buffers taken by `writable`.
+        unsafe { Span::new(self.buffer.buf_ptr().cast(), self.buffer.len_bytes()) }
+    }
+}
+
+/// A descriptor of the core's own for the file that `fd` refers to.
+pub fn duplicate(fd: RawFd) -> std::io::Result<OwnedFd> {
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(9)); // EBADF: no such descriptor can be
+    }
+    // SAFETY: the caller names a descriptor of the process; it is used for this
+    // one call, which fails with EBADF where it is not open.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+}
+
+/// Describes `memory` in `view`, as one-dimensional bytes owned by `owner`.
+///
+/// # Safety
+/// `view` is the pointer that the interpreter passed to `bf_getbuffer`, and
+/// `memory` stays mapped until the interpreter releases it.
+pub unsafe fn fill_view(
+    view: *mut ffi::Py_buffer,
+    owner: &Bound<'_, PyAny>,
+    memory: Span<'_>,
+    writable: bool,
+    flags: c_int,
+) -> PyResult<()> {
+    // SAFETY: the caller vouches for the view and the memory; the call takes a
+    // reference to the owner, or sets an exception and leaves the view empty.
+    let answer = unsafe {
+        ffi::PyBuffer_FillInfo(
+            view,
+            owner.as_ptr(),
+            memory.start().cast(),
+            ffi::Py_ssize_t::try_from(memory.len()).expect("mappings are below 2^63 bytes"),
+            c_int::from(!writable),
+            flags,
+        )
+    };
+    if answer == 0 {
+        Ok(())
+    } else {
+        Err(PyErr::fetch(owner.py()))
+    }
+}

@@ -1,0 +1,43 @@
+//! Selections of pages as the Python package passes them, and masks as it takes them.
+
+use fremap_core::units::Selection;
+use pyo3::buffer::PyBuffer;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyTuple};
+
+/// None (all), a tuple (start, stop), or a contiguous buffer of int64.
+pub fn selection(pages: &Bound<'_, PyAny>) -> PyResult<Selection> {
+    if pages.is_none() {
+        return Ok(Selection::All);
+    }
+    if let Ok(run) = pages.cast::<PyTuple>() {
+        let (start, stop) = run.extract()?;
+        return Ok(Selection::Range(start, stop));
+    }
+    numbers(pages).map(Selection::List)
+}
+
+/// The int64 values of a buffer, copied: it may lie in a window, or change.
+pub fn numbers(buffer: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
+    PyBuffer::<i64>::get(buffer)?.to_vec(buffer.py())
+}
+
+/// One byte (0 or 1) a page.
+pub fn mask<'py>(py: Python<'py>, pages: &[bool]) -> PyResult<Bound<'py, PyByteArray>> {
+    PyByteArray::new_with(py, pages.len(), |bytes| {
+        for (byte, &page) in bytes.iter_mut().zip(pages) {
+            *byte = u8::from(page);
+        }
+        Ok(())
+    })
+}
+
+/// int64 values, in the machine's byte order.
+pub fn int64s<'py>(py: Python<'py>, values: &[i64]) -> PyResult<Bound<'py, PyByteArray>> {
+    PyByteArray::new_with(py, size_of_val(values), |bytes| {
+        for (word, value) in bytes.chunks_exact_mut(size_of::<i64>()).zip(values) {
+            word.copy_from_slice(&value.to_ne_bytes());
+        }
+        Ok(())
+    })
+}

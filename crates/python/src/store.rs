@@ -1,0 +1,203 @@
+//! `Store`: a core store behind Python's methods.
+
+use std::ffi::OsStr;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use fremap_core::error::{Error, Result};
+use fremap_core::store::{OpenMode, Store as CoreStore};
+use fremap_core::units::{FilePage, Pages};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+
+use crate::call::{run, run_short};
+use crate::raw::{self, Bytes};
+use crate::selection::{mask, selection};
+
+/// A numbered run of file pages.
+#[pyclass(frozen, module = "fremap._core")]
+pub struct Store {
+    core: Arc<CoreStore>,
+}
+
+impl Store {
+    /// The core's store, for a window on it.
+    pub fn core(&self) -> Arc<CoreStore> {
+        Arc::clone(&self.core)
+    }
+
+    fn made(py: Python<'_>, make: impl FnOnce() -> Result<CoreStore> + Send) -> PyResult<Self> {
+        Ok(Self { core: Arc::new(run_short(py, make)?) })
+    }
+
+    /// A selection for an operation, which a closed store refuses.
+    fn pages(
+        &self,
+        operation: &'static str,
+        pages: &Bound<'_, PyAny>,
+    ) -> PyResult<Pages<FilePage>> {
+        let selection = selection(pages)?;
+        self.core
+            .check_open(operation)
+            .and_then(|()| selection.resolve(operation, self.core.page_count()))
+            .map_err(|error| crate::errors::python(pages.py(), &error))
+    }
+}
+
+#[pymethods]
+impl Store {
+    #[staticmethod]
+    fn open(
+        py: Python<'_>,
+        path: &[u8],
+        mode: &str,
+        size: Option<u64>,
+        page_bytes: Option<u64>,
+        direct: bool,
+    ) -> PyResult<Self> {
+        let path = Path::new(OsStr::from_bytes(path));
+        let mode = match (mode, size) {
+            ("r", None) => OpenMode::Read,
+            ("r+", None) => OpenMode::ReadWrite,
+            ("w+", Some(size_bytes)) => OpenMode::Create { size_bytes },
+            _ => return Err(crate::errors::wrong_type("mode r, r+, or w+ with a size")),
+        };
+        Self::made(py, || CoreStore::open(path, mode, page_bytes, direct))
+    }
+
+    #[staticmethod]
+    fn from_fd(
+        py: Python<'_>,
+        fd: i32,
+        writable: bool,
+        page_bytes: Option<u64>,
+        direct: bool,
+    ) -> PyResult<Self> {
+        Self::made(py, || CoreStore::from_fd(own("open", fd)?, writable, page_bytes, direct))
+    }
+
+    #[staticmethod]
+    fn memory(py: Python<'_>, size: u64, page_bytes: Option<u64>) -> PyResult<Self> {
+        Self::made(py, || CoreStore::memory(size, page_bytes))
+    }
+
+    #[staticmethod]
+    fn memory_from_fd(py: Python<'_>, fd: i32, page_bytes: Option<u64>) -> PyResult<Self> {
+        Self::made(py, || CoreStore::memory_from_fd(own("MemoryStore", fd)?, page_bytes))
+    }
+
+    #[staticmethod]
+    fn shared_memory(
+        py: Python<'_>,
+        name: &str,
+        size: Option<u64>,
+        create: bool,
+        page_bytes: Option<u64>,
+    ) -> PyResult<Self> {
+        Self::made(py, || CoreStore::shared_memory(name, size, create, page_bytes))
+    }
+
+    #[staticmethod]
+    fn unlink_shared_memory(py: Python<'_>, name: &str) -> PyResult<()> {
+        run_short(py, || CoreStore::unlink_shared_memory(name))
+    }
+
+    #[getter]
+    fn page_count(&self) -> u64 {
+        self.core.page_count()
+    }
+
+    #[getter]
+    fn page_bytes(&self) -> usize {
+        self.core.page_size().bytes()
+    }
+
+    #[getter]
+    fn size(&self) -> u64 {
+        self.core.size_bytes()
+    }
+
+    #[getter]
+    fn writable(&self) -> bool {
+        self.core.writable()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
+        run_short(py, || {
+            self.core.check_open("fileno")?;
+            Ok(self.core.fd().as_raw_fd())
+        })
+    }
+
+    fn resident<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let pages = self.pages("resident", pages)?;
+        let resident = run_short(py, || self.core.resident(&pages))?;
+        mask(py, &resident)
+    }
+
+    fn prefetch(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
+        let pages = self.pages("prefetch", pages)?;
+        run_short(py, || self.core.prefetch(&pages))
+    }
+
+    fn read(
+        &self,
+        py: Python<'_>,
+        pages: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let pages = self.pages("read", pages)?;
+        let out = Bytes::writable(out)?;
+        run(py, |interrupt| self.core.read(&pages, out.span(), interrupt))
+    }
+
+    fn write(
+        &self,
+        py: Python<'_>,
+        pages: &Bound<'_, PyAny>,
+        data: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let pages = self.pages("write", pages)?;
+        let data = Bytes::readable(data)?;
+        run(py, |interrupt| self.core.write(&pages, data.span(), interrupt))
+    }
+
+    fn sync(&self, py: Python<'_>) -> PyResult<()> {
+        run_short(py, || self.core.check_open("sync").and_then(|()| self.core.sync()))
+    }
+
+    fn refresh(&self, py: Python<'_>) -> PyResult<()> {
+        run_short(py, || self.core.check_open("refresh").and_then(|()| self.core.refresh()))
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.core.close());
+    }
+
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counters = self.core.counters();
+        let dict = PyDict::new(py);
+        dict.set_item("bytes_copied", counters.bytes_copied)?;
+        dict.set_item("bytes_read", counters.bytes_read)?;
+        dict.set_item("reads", counters.reads)?;
+        Ok(dict)
+    }
+}
+
+fn own(operation: &'static str, fd: i32) -> Result<std::os::fd::OwnedFd> {
+    raw::duplicate(fd).map_err(|error| {
+        let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
+        Error::system(operation, errno)
+    })
+}

@@ -1,0 +1,413 @@
+//! `WindowBase`: a core window behind Python's methods and buffer protocol.
+
+use std::ffi::c_int;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fremap_core::engine::EngineKind;
+use fremap_core::error::{Error, Result};
+use fremap_core::sys::mm;
+use fremap_core::units::Prot;
+use fremap_core::window::{Calibration, Mapping, RemapOptions, Target, Window, WindowOptions};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict, PyInt, PyString};
+use rustix::io::Errno;
+
+use crate::call::{run, run_short};
+use crate::errors::{self, wrong_type};
+use crate::raw::{self, Bytes};
+use crate::selection::{int64s, mask, numbers, selection};
+use crate::store::Store;
+
+/// A window and who still shows its memory.
+///
+/// Invariants: `exports` counts the views that the interpreter has not released;
+/// `window` is there while any is. After `leaving` no call and no new view gets
+/// the window, and the last view takes it along.
+struct State {
+    window: Option<Arc<Window>>,
+    exports: usize,
+    leaving: bool,
+}
+
+impl State {
+    fn open(&self, operation: &'static str) -> Result<&Arc<Window>> {
+        match &self.window {
+            Some(window) if !self.leaving => Ok(window),
+            _ => Err(Error::Closed { operation, what: "window" }),
+        }
+    }
+}
+
+/// The compiled part of `fremap.Window`.
+#[pyclass(frozen, subclass, module = "fremap._core")]
+pub struct WindowBase {
+    // Held for a few instructions, never across a call of Python's or the core's.
+    state: Mutex<State>,
+}
+
+impl WindowBase {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The window, kept alive for one call whatever other threads do.
+    fn window(&self, py: Python<'_>, operation: &'static str) -> PyResult<Arc<Window>> {
+        let window = self.state().open(operation).map(Arc::clone);
+        window.map_err(|error| errors::python(py, &error))
+    }
+}
+
+impl Drop for WindowBase {
+    fn drop(&mut self) {
+        release(self.state().window.take());
+    }
+}
+
+/// Lets go of a window, without the GIL: the last owner unmaps it.
+fn release(window: Option<Arc<Window>>) {
+    if let Some(window) = window {
+        let mut window = Some(window);
+        // While the interpreter shuts down there is no GIL to let go of.
+        Python::try_attach(|py| py.detach(|| drop(window.take())));
+    }
+}
+
+fn prot(bits: u8) -> PyResult<Prot> {
+    match bits {
+        0 => Ok(Prot::None),
+        1 => Ok(Prot::Read),
+        3 => Ok(Prot::Write),
+        _ => Err(wrong_type("prot 0, 1 or 3")),
+    }
+}
+
+fn engine(name: &str) -> PyResult<Option<EngineKind>> {
+    match name {
+        "auto" => Ok(None),
+        "alias" => Ok(Some(EngineKind::Alias)),
+        "paged" => Ok(Some(EngineKind::Paged)),
+        "eager" => Ok(Some(EngineKind::Eager)),
+        _ => Err(wrong_type("engine auto, alias, paged or eager")),
+    }
+}
+
+fn mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Mapping> {
+    let Ok(name) = mapping.cast::<PyString>() else {
+        return numbers(mapping).map(Mapping::List);
+    };
+    match name.to_cow()?.as_ref() {
+        "linear" => Ok(Mapping::Linear),
+        "none" => Ok(Mapping::None),
+        _ => Err(wrong_type("mapping linear, none or a buffer of int64")),
+    }
+}
+
+fn target(at: &Bound<'_, PyAny>) -> PyResult<Target> {
+    if at.is_instance_of::<PyInt>() {
+        return at.extract().map(Target::From);
+    }
+    numbers(at).map(Target::List)
+}
+
+fn calibration(values: &Bound<'_, PyDict>) -> PyResult<Calibration> {
+    let value = |name: &str| -> PyResult<u64> { values.as_any().get_item(name)?.extract() };
+    Ok(Calibration {
+        alias_extent_pages: value("alias_extent_pages")?,
+        evict_gap_pages: value("evict_gap_pages")?,
+        batch_pages: value("batch_pages")?,
+    })
+}
+
+#[pymethods]
+impl WindowBase {
+    #[new]
+    #[allow(clippy::too_many_arguments)] // as many as a window has settings
+    fn new(
+        py: Python<'_>,
+        store: &Store,
+        page_count: Option<u64>,
+        first_page: i64,
+        mapping: &Bound<'_, PyAny>,
+        prot: u8,
+        coherent: Option<bool>,
+        engine: &str,
+        populate: bool,
+        nonblock: bool,
+        lock: bool,
+        calibration: &Bound<'_, PyDict>,
+    ) -> PyResult<Self> {
+        let options = WindowOptions {
+            page_count,
+            first_page,
+            mapping: self::mapping(mapping)?,
+            prot: self::prot(prot)?,
+            coherent,
+            engine: self::engine(engine)?,
+            populate,
+            nonblock,
+            lock,
+            calibration: self::calibration(calibration)?,
+        };
+        let store = store.core();
+        let window = run(py, |interrupt| Window::new(store, &options, interrupt))?;
+        let state = State { window: Some(Arc::new(window)), exports: 0, leaving: false };
+        Ok(Self { state: Mutex::new(state) })
+    }
+
+    #[getter]
+    fn page_count(&self, py: Python<'_>) -> PyResult<u64> {
+        Ok(self.window(py, "page_count")?.page_count())
+    }
+
+    #[getter]
+    fn page_bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.window(py, "page_bytes")?.page_size().bytes())
+    }
+
+    #[getter]
+    fn engine(&self, py: Python<'_>) -> PyResult<String> {
+        Ok(self.window(py, "engine")?.engine().to_string())
+    }
+
+    #[getter]
+    fn coherent(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.window(py, "coherent")?.coherent())
+    }
+
+    #[getter]
+    fn writable(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.window(py, "writable")?.writable())
+    }
+
+    #[getter]
+    fn locked(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.window(py, "locked")?.locked())
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.state().open("closed").is_err()
+    }
+
+    #[getter]
+    fn vma_count(&self, py: Python<'_>) -> PyResult<u64> {
+        let window = self.window(py, "vma_count")?;
+        run_short(py, || window.vma_count())
+    }
+
+    #[allow(clippy::too_many_arguments)] // as many as remap has settings
+    fn _remap<'py>(
+        &self,
+        py: Python<'py>,
+        file_pages: &Bound<'py, PyAny>,
+        at: &Bound<'py, PyAny>,
+        prot: Option<u8>,
+        nonblock: bool,
+        populate: bool,
+        discard: bool,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "remap")?;
+        let file_pages = selection(file_pages)?;
+        let at = target(at)?;
+        let prot = prot.map(self::prot).transpose()?;
+        let options = RemapOptions { prot, nonblock, populate, discard };
+        let present = run(py, |interrupt| window.remap(&file_pages, &at, options, interrupt))?;
+        mask(py, &present)
+    }
+
+    fn _populate<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+        nonblock: bool,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "populate")?;
+        let pages = selection(pages)?;
+        let present = run(py, |interrupt| window.populate(&pages, nonblock, interrupt))?;
+        mask(py, &present)
+    }
+
+    fn _evict(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, discard: bool) -> PyResult<()> {
+        let window = self.window(py, "evict")?;
+        let pages = selection(pages)?;
+        run_short(py, || window.evict(&pages, discard))
+    }
+
+    fn _protect(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, prot: u8) -> PyResult<()> {
+        let window = self.window(py, "protect")?;
+        let pages = selection(pages)?;
+        let prot = self::prot(prot)?;
+        run(py, |interrupt| window.protect(&pages, prot, interrupt))
+    }
+
+    fn _place(
+        &self,
+        py: Python<'_>,
+        pages: &Bound<'_, PyAny>,
+        data: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let window = self.window(py, "place")?;
+        let pages = selection(pages)?;
+        let data = data.map(Bytes::readable).transpose()?;
+        run(py, |interrupt| {
+            // Copied before the window takes a lock: it may lie in the window itself.
+            let data = data.as_ref().map(|data| data.span().to_vec());
+            window.place(&pages, data.as_deref(), interrupt)
+        })
+    }
+
+    fn _flush(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
+        let window = self.window(py, "flush")?;
+        let pages = selection(pages)?;
+        run_short(py, || window.flush(&pages))
+    }
+
+    fn _mapping<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "mapping")?;
+        let mapping = py.detach(|| window.mapping());
+        int64s(py, &mapping)
+    }
+
+    fn _present<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "present")?;
+        let present = run_short(py, || window.present())?;
+        mask(py, &present)
+    }
+
+    fn _dirty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "dirty")?;
+        let dirty = run_short(py, || window.dirty())?;
+        mask(py, &dirty)
+    }
+
+    fn _protection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "protection")?;
+        let bits: Vec<u8> = py.detach(|| window.protection().into_iter().map(bits).collect());
+        Ok(PyByteArray::new(py, &bits))
+    }
+
+    fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let window = self.window(py, "stats")?;
+        let fields = py.detach(|| window.stats().fields());
+        let dict = PyDict::new(py);
+        for (name, value) in fields {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    /// Closes; refused while views are alive.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let window = {
+            let mut state = self.state();
+            if state.leaving || state.window.is_none() {
+                return Ok(());
+            }
+            if state.exports > 0 {
+                let exports = state.exports;
+                drop(state);
+                return Err(views_alive(py, exports));
+            }
+            state.window.take()
+        };
+        release(window);
+        Ok(())
+    }
+
+    /// Closes for calls at once; the memory goes with the last view.
+    fn _leave(&self) {
+        let window = {
+            let mut state = self.state();
+            state.leaving = true;
+            if state.exports == 0 {
+                state.window.take()
+            } else {
+                None
+            }
+        };
+        release(window);
+    }
+
+    #[allow(unsafe_code, clippy::needless_pass_by_value)] // the interpreter's slot and its pointer
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let window = {
+            let mut state = slf.get().state();
+            let window = state.open("buffer").map(Arc::clone);
+            state.exports += usize::from(window.is_ok());
+            window.map_err(|error| errors::python(slf.py(), &error))?
+        };
+        let writable = window.writable();
+        // SAFETY: the pointer is the interpreter's; the view was counted above,
+        // so the state keeps the window mapped until `__releasebuffer__`.
+        let filled =
+            unsafe { raw::fill_view(view, slf.as_any(), window.memory(), writable, flags) };
+        if filled.is_err() {
+            slf.get().drop_view();
+        }
+        filled
+    }
+
+    #[allow(unsafe_code)] // the interpreter's slot
+    unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
+        self.drop_view();
+    }
+}
+
+impl WindowBase {
+    fn drop_view(&self) {
+        let window = {
+            let mut state = self.state();
+            state.exports -= 1;
+            if state.leaving && state.exports == 0 {
+                state.window.take()
+            } else {
+                None
+            }
+        };
+        release(window);
+    }
+}
+
+fn bits(prot: Prot) -> u8 {
+    match prot {
+        Prot::None => 0,
+        Prot::Read => 1,
+        Prot::Write => 3,
+    }
+}
+
+fn views_alive(py: Python<'_>, exports: usize) -> PyErr {
+    let message = format!(
+        "close: {exports} array(s) or memoryview(s) still show this window's memory; delete \
+         them first, or leave a `with` block, after which the memory goes with the last of them"
+    );
+    errors::of_kind(py, "views_alive", &message)
+}
+
+/// The kernel's own call on a shared mapping of somebody's, such as an `mmap.mmap`.
+#[pyfunction]
+pub fn remap_file_pages(
+    py: Python<'_>,
+    buffer: &Bound<'_, PyAny>,
+    start: usize,
+    size: usize,
+    prot: i32,
+    pgoff: usize,
+    flags: i32,
+) -> PyResult<()> {
+    let buffer = Bytes::readable(buffer)?;
+    let memory = buffer.span();
+    let aligned = memory.start().addr() % mm::system_page_bytes() == 0;
+    // The kernel rounds to whole pages and would change what lies around the buffer.
+    if !aligned || start > memory.len() || size > memory.len() - start {
+        return Err(errors::remap_refused(py, Errno::INVAL, "the range is not within the buffer"));
+    }
+    let range = memory.part(start, size);
+    py.detach(|| mm::remap_file_pages(range, prot, pgoff, flags))
+        .map_err(|errno| errors::remap_refused(py, errno, "the kernel refused it"))
+}
