@@ -1,0 +1,73 @@
+"""Nonlinear file mappings: one window of memory, any pages of a file, in any order.
+
+`open` or `MemoryStore` make a store of pages; `Window` shows its pages in one
+contiguous range of memory, remapped page by page without a kernel mapping a
+piece.
+
+Examples
+--------
+>>> import fremap
+>>> store = fremap.MemoryStore(3 * 4096, page_bytes=4096)
+>>> store.write([0, 1, 2], b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
+>>> with store, fremap.Window(store) as window:
+...     here = window.remap([2, 1, 0])
+...     bytes(window.pages[:, 0])
+b'cba'
+"""
+
+from fremap import calibration
+from fremap._core import __version__
+from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
+from fremap.errors import (
+    ArgumentError,
+    ClosedError,
+    ForkError,
+    FremapError,
+    MappingLimitError,
+    MemoryLimitError,
+    PageRangeError,
+    PageTypeError,
+    PlacedPageError,
+    RemapError,
+    StoreError,
+    TruncatedError,
+    UnsupportedError,
+    ViewsAliveError,
+)
+from fremap.protection import Prot
+from fremap.stores import FileStore, MemoryStore, Store, open
+from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
+from fremap.window import Window, WindowStats
+
+__all__ = [
+    "MAP_NONBLOCK",
+    "MAP_POPULATE",
+    "ArgumentError",
+    "Capabilities",
+    "ClosedError",
+    "EngineStatus",
+    "FileStore",
+    "ForkError",
+    "FremapError",
+    "MappingLimitError",
+    "MemoryLimitError",
+    "MemoryStore",
+    "PageRangeError",
+    "PageTypeError",
+    "PlacedPageError",
+    "Probe",
+    "Prot",
+    "RemapError",
+    "Store",
+    "StoreError",
+    "TruncatedError",
+    "UnsupportedError",
+    "ViewsAliveError",
+    "Window",
+    "WindowStats",
+    "__version__",
+    "calibration",
+    "capabilities",
+    "open",
+    "remap_file_pages",
+]

@@ -1,0 +1,174 @@
+"""What can go wrong, by name.
+
+Every error of fremap is a `FremapError` and also the builtin exception that
+people catch. The compiled core describes a failure by its kind; the table here
+turns it into the exception.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+__all__ = [
+    "ArgumentError",
+    "ClosedError",
+    "ForkError",
+    "FremapError",
+    "MappingLimitError",
+    "MemoryLimitError",
+    "PageRangeError",
+    "PageTypeError",
+    "PlacedPageError",
+    "RemapError",
+    "StoreError",
+    "TruncatedError",
+    "UnsupportedError",
+    "ViewsAliveError",
+]
+
+
+class FremapError(Exception):
+    """Every error that fremap raises."""
+
+
+class PageRangeError(FremapError, IndexError):
+    """A page index is outside the store or the window.
+
+    Attributes
+    ----------
+    index : int
+        The first index that is outside.
+    limit : int
+        The number of pages there are: indexes go from 0 to below this.
+    """
+
+    index: int
+    limit: int
+
+
+class PageTypeError(FremapError, TypeError):
+    """Pages were named by something that is no integer."""
+
+
+class ArgumentError(FremapError, ValueError):
+    """An argument that can never be right."""
+
+
+class PlacedPageError(FremapError, ValueError):
+    """A placed page, which has no file behind it, would be lost."""
+
+
+class ClosedError(FremapError, ValueError):
+    """The store or window is closed."""
+
+
+class ForkError(FremapError, RuntimeError):
+    """The object belongs to the process that forked this one."""
+
+
+class ViewsAliveError(FremapError, BufferError):
+    """A window cannot be closed while arrays or memoryviews show its memory."""
+
+
+class UnsupportedError(FremapError, NotImplementedError):
+    """The engine, the kernel or the file cannot do this."""
+
+
+class StoreError(FremapError, OSError):
+    """A system call failed.
+
+    `errno`, `strerror` and `filename` are as in every `OSError`. Where the
+    cause has a builtin exception of its own (`FileNotFoundError`,
+    `PermissionError`, `FileExistsError`, `IsADirectoryError`), the error is an
+    instance of that too.
+
+    Attributes
+    ----------
+    completed : int
+        Pages, from the front of the request, that were done before the failure.
+    file_page : int or None
+        The file page at fault, where one is known.
+    """
+
+    completed: int = 0
+    file_page: int | None = None
+
+
+class TruncatedError(StoreError):
+    """The file is shorter than it was when the store was opened."""
+
+
+class MappingLimitError(FremapError, OSError):
+    """The process would have more kernel mappings than `vm.max_map_count` allows."""
+
+
+class MemoryLimitError(FremapError, MemoryError):
+    """A call would need more memory than there is."""
+
+
+class RemapError(FremapError, OSError):
+    """`remap_file_pages` refused a call: on a window with the errno of 2002."""
+
+
+class _MissingError(StoreError, FileNotFoundError):
+    pass
+
+
+class _DeniedError(StoreError, PermissionError):
+    pass
+
+
+class _ExistsError(StoreError, FileExistsError):
+    pass
+
+
+class _DirectoryError(StoreError, IsADirectoryError):
+    pass
+
+
+# What `OSError(errno, ...)` chooses by itself, and a subclass of it does not.
+_BY_ERRNO: dict[int, type[StoreError]] = {
+    errno.ENOENT: _MissingError,
+    errno.EACCES: _DeniedError,
+    errno.EPERM: _DeniedError,
+    errno.EEXIST: _ExistsError,
+    errno.EISDIR: _DirectoryError,
+}
+
+_BY_KIND: dict[str, type[FremapError]] = {
+    "argument": ArgumentError,
+    "placed": PlacedPageError,
+    "closed": ClosedError,
+    "fork": ForkError,
+    "memory": MemoryLimitError,
+    "views_alive": ViewsAliveError,
+    "unsupported": UnsupportedError,
+}
+
+
+def _page_range(message: str, index: int, limit: int) -> PageRangeError:
+    error = PageRangeError(message)
+    error.index = index
+    error.limit = limit
+    return error
+
+
+def _system(
+    kind: str,
+    message: str,
+    number: int,
+    path: bytes | None,
+    file_page: int | None,
+    completed: int,
+) -> FremapError:
+    """Make the error of a failed system call; by its kind."""
+    if kind == "mapping_limit":
+        return MappingLimitError(number, message)
+    if kind == "remap":
+        return RemapError(number, message)
+    chosen = TruncatedError if kind == "truncated" else _BY_ERRNO.get(number, StoreError)
+    error = chosen(number, message) if path is None else chosen(number, message, os.fsdecode(path))
+    error.completed = completed
+    error.file_page = file_page
+    return error

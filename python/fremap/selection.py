@@ -1,0 +1,170 @@
+"""Which pages a call means.
+
+Users name pages by None (all), an int, a slice, a range or integers in an
+array or list. The core wants None, a run ``(start, stop)``, or an array of
+int64. Runs are never spelt out as arrays. Limits are checked in the core, save
+where a number does not fit into an int64: there the same error is raised here.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap import errors
+from fremap.arguments import page_number
+from fremap.errors import ArgumentError, PageTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["PageSelection"]
+
+PageSelection: TypeAlias = (
+    "SupportsIndex | slice | range | Sequence[int] | npt.NDArray[np.integer[Any]] | None"
+)
+"""What names pages: None (all), an int, a slice, a range, integers."""
+
+CoreSelection: TypeAlias = "tuple[int, int] | npt.NDArray[np.int64] | None"
+
+_INT64_MAX = 2**63 - 1
+
+
+class Numbering:
+    """Turns what users write into what the core takes, for one coordinate.
+
+    Parameters
+    ----------
+    operation : str
+        The operation, as messages name it.
+    coordinate : str
+        "file page" or "window page".
+    limit : int
+        The number of pages there are.
+    """
+
+    __slots__ = ("coordinate", "limit", "operation")
+
+    def __init__(self, operation: str, coordinate: str, limit: int) -> None:
+        self.operation = operation
+        self.coordinate = coordinate
+        self.limit = limit
+
+    def outside(self, index: int) -> errors.PageRangeError:
+        """Make the error for an index beyond the limit."""
+        where = f"{self.operation}: {self.coordinate} {index} is outside 0..{self.limit}"
+        return errors._page_range(where, index, self.limit)  # noqa: SLF001 - one maker of messages
+
+    def wrong_type(self, found: object) -> PageTypeError:
+        """Make the error for something that names no pages."""
+        return PageTypeError(
+            f"{self.operation}: a {self.coordinate} must be an integer; pages are chosen by "
+            f"None, an int, a slice, a range or integers in an array, not by {found}"
+        )
+
+    def selection(self, pages: PageSelection) -> CoreSelection:
+        """Return what the core takes for `pages`."""
+        if pages is None:
+            return None
+        if isinstance(pages, slice):
+            return self._slice(pages)
+        if isinstance(pages, range):
+            return self._range(pages)
+        if isinstance(pages, bool | np.bool_):
+            raise self.wrong_type("a bool")
+        if page_number(pages):
+            page = self.index(pages)
+            return page, page + 1
+        return self.array(pages)
+
+    def count(self, pages: CoreSelection) -> int:
+        """Return how many pages a selection names, repeats counted."""
+        if pages is None:
+            return self.limit
+        if isinstance(pages, tuple):
+            return max(0, pages[1] - pages[0])
+        return len(pages)
+
+    def index(self, page: SupportsIndex) -> int:
+        """Return one page as an int that fits the core; it may be beyond the limit."""
+        if isinstance(page, bool | np.bool_):
+            raise self.wrong_type("a bool")
+        try:
+            number = operator.index(page)
+        except TypeError:
+            raise self.wrong_type(_describe(page)) from None
+        if not 0 <= number < self.limit:
+            raise self.outside(number)
+        return number
+
+    def array(self, pages: object) -> npt.NDArray[np.int64]:
+        """Return integers of any kind as a contiguous array of int64."""
+        if isinstance(pages, list | tuple):
+            return self._sequence(pages)
+        values = np.asarray(pages)
+        if values.dtype.kind not in "iu":
+            raise self.wrong_type(_describe(pages))
+        if values.ndim > 1:
+            raise ArgumentError(
+                f"{self.operation}: an array of {self.coordinate}s must have one dimension, "
+                f"this one has {values.ndim}"
+            )
+        if values.ndim == 0:
+            values = values.reshape(1)
+        if values.dtype.kind == "u" and values.dtype.itemsize == 8:
+            self._refuse_beyond_int64(values)
+        return np.ascontiguousarray(values, dtype=np.int64)
+
+    def _refuse_beyond_int64(self, values: npt.NDArray[Any]) -> None:
+        if len(values) and int(values.max()) > _INT64_MAX:
+            # Another page may be outside before it; the first one is named.
+            first = int(np.argmax(values >= np.uint64(self.limit)))
+            raise self.outside(int(values[first]))
+
+    def _slice(self, pages: slice) -> CoreSelection:
+        try:
+            start, stop, step = pages.indices(self.limit)
+        except TypeError:
+            raise self.wrong_type("a slice of something else") from None
+        if step == 1:
+            return start, max(start, stop)
+        return np.arange(start, stop, step, dtype=np.int64)
+
+    def _range(self, pages: range) -> CoreSelection:
+        if not pages:
+            return 0, 0
+        if not 0 <= pages[0] < self.limit:
+            raise self.outside(pages[0])
+        if not 0 <= pages[-1] < self.limit:
+            raise self.outside(self._first_outside(pages))
+        if pages.step == 1:
+            return pages.start, pages.stop
+        return np.arange(pages.start, pages.stop, pages.step, dtype=np.int64)
+
+    def _first_outside(self, pages: range) -> int:
+        """Return the first member beyond the limit, of a range that begins within."""
+        if pages.step > 0:
+            steps = -(-(self.limit - pages.start) // pages.step)
+        else:
+            steps = pages.start // -pages.step + 1
+        return pages.start + steps * pages.step
+
+    def _sequence(self, pages: list[Any] | tuple[Any, ...]) -> npt.NDArray[np.int64]:
+        # NumPy makes 1 of True and 2 of 2.0 where a list mixes them, so types come first.
+        for kind in set(map(type, pages)):
+            if kind is bool or not issubclass(kind, int | np.integer):
+                raise self.wrong_type(f"a {kind.__name__} in a {type(pages).__name__}")
+        try:
+            return np.array(pages, dtype=np.int64)
+        except OverflowError:
+            first = next(int(page) for page in pages if not 0 <= page < self.limit)
+            raise self.outside(first) from None
+
+
+def _describe(found: object) -> str:
+    if isinstance(found, np.ndarray):
+        return f"an array of {found.dtype}"
+    return f"a {type(found).__name__}"

@@ -1,0 +1,644 @@
+"""Windows: contiguous memory whose pages show any pages of a store.
+
+The window of the compiled core does the work; this class checks arguments,
+names pages, and makes arrays of what comes back.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap import _core, calibration
+from fremap.arguments import BufferLike, bytes_of, page_number, quantity
+from fremap.errors import ArgumentError, FremapError, PageTypeError
+from fremap.protection import Prot, checked_prot
+from fremap.selection import CoreSelection, Numbering, PageSelection
+from fremap.stores import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from fremap.calibration import Calibration
+
+__all__ = ["Engine", "Window", "WindowStats"]
+
+Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+InitialMapping: TypeAlias = (
+    "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
+)
+Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
+
+_ENGINES = ("auto", "alias", "paged", "eager")
+
+
+@dataclass(frozen=True, slots=True)
+class WindowStats:
+    """What a window holds now, and what it did since it was made.
+
+    Attributes
+    ----------
+    present_pages : int
+        Pages whose content is in the window.
+    placed_pages : int
+        Pages with content of their own.
+    denied_pages : int
+        Pages protected with `Prot.NONE`.
+    table_bytes : int
+        Memory of the table of what each page shows.
+    staging_bytes : int
+        Memory that content is read into before it is swapped in.
+    faults : int
+        Touches of absent pages that were served.
+    pages_loaded : int
+        Pages that calls brought in.
+    pages_moved : int
+        Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
+    pages_evicted : int
+        Pages that were dropped.
+    pages_unreadable : int
+        Pages that could not be read when they were touched.
+    """
+
+    present_pages: int
+    placed_pages: int
+    denied_pages: int
+    table_bytes: int
+    staging_bytes: int
+    faults: int
+    pages_loaded: int
+    pages_moved: int
+    pages_evicted: int
+    pages_unreadable: int
+
+
+class Window(_core.WindowBase):
+    """A contiguous range of memory whose pages show any pages of a store.
+
+    A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its
+    memory without a copy. Leaving its context flushes it and closes it for
+    calls; the memory goes with the last view. Every method may be called from
+    several threads at once; long calls release the GIL and end within 100 ms
+    of Ctrl-C.
+
+    Parameters
+    ----------
+    store : FileStore or MemoryStore
+        Whose pages to show.
+    page_count : int, optional
+        Number of window pages; as many as the store has from `first_page` on
+        (or as many as `mapping` names) if not given.
+    first_page : int, default 0
+        With the linear mapping: the file page that window page 0 shows.
+    mapping : {"linear", "none"} or array of int, default "linear"
+        What the window shows at first: file pages in order, nothing, or for
+        each window page a file page (-1 for none).
+    prot : Prot, default Prot.READ
+        What may be done with the pages. `Prot.WRITE` includes reading.
+    coherent : bool, optional
+        Whether stores to the window and to the file are seen at once by all
+        who map the file, as with ``MAP_SHARED``. A window that may be written
+        must say; a read-only one takes either if not given.
+    engine : {"auto", "alias", "paged", "eager"}, default "auto"
+        How the window is done; see `fremap.capabilities` for what works here
+        and what "auto" chooses.
+    populate : bool, default False
+        Make every page present now.
+    nonblock : bool, default False
+        With `populate`: only those that need no I/O.
+    lock : bool, default False
+        Keep the pages in memory (``mlock2``); implies `populate`.
+    calibration : fremap.calibration.Calibration, optional
+        Batch sizes and crossover points; those measured on this machine if
+        not given.
+
+    Raises
+    ------
+    ArgumentError
+        The window is empty or beyond the store, or the settings contradict
+        each other.
+    UnsupportedError
+        The engine, or this kernel, cannot do what is asked for.
+    MappingLimitError
+        Engine "alias" would need more kernel mappings than the process may have.
+    StoreError
+        Mapping, locking or populating failed.
+
+    Notes
+    -----
+    Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are
+    swapped in whole by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one
+    kernel mapping whatever it shows, not coherent. Engine "alias":
+    ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
+    Engine "eager": plain memory, filled by `remap`.
+
+    Examples
+    --------
+    >>> import fremap
+    >>> store = fremap.MemoryStore(4 * 4096, page_bytes=4096)
+    >>> store.write(None, b"".join(bytes([65 + page]) * 4096 for page in range(4)))
+    >>> with fremap.Window(store) as window:
+    ...     here = window.remap([3, 0, 2], at=1)
+    ...     first_bytes = bytes(window.pages[:, 0])
+    >>> first_bytes
+    b'ADAC'
+    """
+
+    __slots__ = ("__weakref__", "_store")
+
+    _store: Store
+
+    def __new__(
+        cls,
+        store: Store,
+        page_count: SupportsIndex | None = None,
+        *,
+        first_page: SupportsIndex = 0,
+        mapping: InitialMapping = "linear",
+        prot: Prot = Prot.READ,
+        coherent: bool | None = None,
+        engine: Engine = "auto",
+        populate: bool = False,
+        nonblock: bool = False,
+        lock: bool = False,
+        calibration: Calibration | None = None,
+    ) -> Self:
+        """Map the window; see the class."""
+        if not isinstance(store, Store):
+            raise PageTypeError(
+                f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
+                "fremap.open() makes one of a path"
+            )
+        if engine not in _ENGINES:
+            raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {_ENGINES}")
+        count = None if page_count is None else quantity("Window: page_count", page_count)
+        first = quantity("Window: first_page", first_page)
+        if first > store.page_count:
+            raise ArgumentError(
+                f"Window: first_page is {first} and the store has {store.page_count} pages"
+            )
+        shown = _mapping(mapping, store)
+        if count is None and not isinstance(shown, str):
+            count = len(shown)
+        self = super().__new__(
+            cls,
+            store._core,  # noqa: SLF001 - the wrapper's other half
+            count,
+            first,
+            shown,
+            checked_prot(prot),
+            coherent,
+            engine,
+            bool(populate),
+            bool(nonblock),
+            bool(lock),
+            _measured(calibration),
+        )
+        self._store = store
+        return self
+
+    def __enter__(self) -> Self:
+        """Return the window itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Flush, close for calls, and let the memory go with its last view."""
+        try:
+            if not self.closed and self.writable:
+                self.flush()
+        except FremapError as failure:
+            if error is None:
+                raise
+            # The caller's own exception is the one to see; this one is not lost.
+            error.add_note(f"fremap: flushing the window on the way out failed too: {failure}")
+        finally:
+            self._leave()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        raise TypeError(
+            "a Window cannot be pickled, as it is memory of this process; pickle its store and "
+            "make a Window of it there"
+        )
+
+    def __repr__(self) -> str:
+        """Describe the window in a line."""
+        if self.closed:
+            return "<fremap.Window, closed>"
+        size = f"{self.page_count} pages of {self.page_bytes} bytes"
+        return f"<fremap.Window, {size}, engine {self.engine!r}>"
+
+    if TYPE_CHECKING:
+        # The compiled class exports its memory; Python shows that as a method from 3.12 on.
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+    @property
+    def store(self) -> Store:
+        """The store whose pages the window shows."""
+        return self._store
+
+    def _select(self, operation: str, pages: PageSelection) -> tuple[CoreSelection, int]:
+        numbering = Numbering(operation, "window page", self.page_count)
+        selection = numbering.selection(pages)
+        return selection, numbering.count(selection)
+
+    def remap(
+        self,
+        file_pages: PageSelection,
+        at: PageSelection = 0,
+        *,
+        prot: Prot | None = None,
+        nonblock: bool = False,
+        populate: bool = True,
+        discard: bool = False,
+    ) -> npt.NDArray[np.bool_]:
+        """Show other pages of the store, in any order.
+
+        Parameters
+        ----------
+        file_pages : int, slice, range, array of int or None
+            What to show; None means every page of the store.
+        at : int, slice, range or array of int, default 0
+            Where: the first window page, or a window page for each file page.
+        prot : Prot, optional
+            New protection of these window pages; as it was if not given.
+        nonblock : bool, default False
+            Bring in only pages that are in the page cache. The others change
+            their mapping and are absent: a touch brings the right page.
+        populate : bool, default True
+            Bring the pages in now; False leaves them to the first touch.
+        discard : bool, default False
+            Drop placed pages that lie in the range; else they are an error.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            For each page of `file_pages`, whether it is present.
+
+        Raises
+        ------
+        PageRangeError
+            A file page or window page is outside.
+        ArgumentError
+            A window page is named twice, or `at` has another length than
+            `file_pages`.
+        PlacedPageError
+            A placed page would be lost.
+        StoreError
+            A read failed: the first ``error.completed`` pages show the new
+            file page, the rest the old one.
+        MappingLimitError
+            Engine "alias": too many extents; nothing changed.
+        UnsupportedError
+            ``nonblock`` where the kernel does not tell what is resident.
+
+        Notes
+        -----
+        Engine "paged": content is read into staging memory and swapped in by
+        ``UFFDIO_MOVE`` (Linux 6.8; ``UFFDIO_COPY`` before), under a microsecond
+        a page from the page cache. Engine "alias": ``mmap(MAP_FIXED)`` an
+        extent. In both an aligned load of another thread sees the old content
+        or the new; "eager" overwrites, so keep readers out. Any number of
+        threads; calls on one window take turns.
+
+        Examples
+        --------
+        >>> import fremap
+        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+        >>> with fremap.Window(store, 4) as window:
+        ...     window.remap([7, 3], at=[0, 2]).tolist(), window.mapping.tolist()
+        ([True, True], [7, 1, 3, 3])
+        """
+        numbering = Numbering("remap", "file page", self._store.page_count)
+        shown = numbering.selection(file_pages)
+        if shown is None:
+            shown = (0, numbering.limit)
+        target = self._target(at, numbering.count(shown))
+        bits = None if prot is None else checked_prot(prot)
+        present = self._remap(shown, target, bits, bool(nonblock), bool(populate), bool(discard))
+        return np.frombuffer(present, dtype=np.bool_)
+
+    def _target(self, at: PageSelection, count: int) -> int | npt.NDArray[np.int64]:
+        """Return where a remap goes: the first window page, or each of them."""
+        if at is None:
+            raise PageTypeError("remap: at must be a window page or an array of them, not None")
+        if page_number(at):
+            return Numbering("remap", "window page", self.page_count).index(at)
+        window_pages, named = self._select("remap", at)
+        if named != count:
+            raise ArgumentError(f"remap: at names {named} window pages for {count} file pages")
+        if isinstance(window_pages, tuple):
+            return window_pages[0]
+        assert isinstance(window_pages, np.ndarray)  # noqa: S101 - None was refused; tells mypy
+        return window_pages
+
+    def populate(
+        self, pages: PageSelection = None, *, nonblock: bool = False
+    ) -> npt.NDArray[np.bool_]:
+        """Make pages present, so that no later touch faults.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+        nonblock : bool, default False
+            Only pages whose content is in the page cache; nothing is read.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            For each page asked for, whether it is present.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        StoreError
+            A read failed; ``error.completed`` pages from the front are present.
+        UnsupportedError
+            ``nonblock`` where the kernel does not tell what is resident.
+
+        Notes
+        -----
+        Engine "paged": as `remap`. Engine "alias": ``madvise(MADV_POPULATE_READ)``
+        (Linux 5.14). With `nonblock`, ``mincore(2)`` or ``cachestat(2)`` (Linux
+        6.5) decides; a page that the kernel drops meanwhile may cost one read.
+        Pages protected with `Prot.NONE` stay absent. Any number of threads.
+        """
+        selection, _ = self._select("populate", pages)
+        return np.frombuffer(self._populate(selection, bool(nonblock)), dtype=np.bool_)
+
+    def evict(self, pages: PageSelection, *, discard: bool = False) -> None:
+        """Drop pages; the next touch brings them back.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None
+            Window pages; None means all.
+        discard : bool, default False
+            Drop placed pages too; else they are an error.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        PlacedPageError
+            A placed page would be lost; nothing changed.
+        UnsupportedError
+            The window is locked.
+
+        Notes
+        -----
+        ``madvise(MADV_DONTNEED)``, one call for neighbours that are close
+        enough. Engine "eager" has no lazy faults: there an evicted page is
+        inaccessible until populated. Any number of threads.
+        """
+        selection, _ = self._select("evict", pages)
+        self._evict(selection, bool(discard))
+
+    def protect(self, pages: PageSelection, prot: Prot) -> None:
+        """Change what may be done with pages.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None
+            Window pages; None means all.
+        prot : Prot
+            `NONE` keeps the content and makes a touch SIGSEGV or SIGBUS.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        UnsupportedError
+            The engine has no such protection, or the window is read-only.
+        MappingLimitError
+            Engine "alias": too many pieces; nothing changed.
+
+        Notes
+        -----
+        Engine "paged" and, with guard pages (Linux 6.13), "eager" add no kernel
+        mapping, whatever the pattern. Engine "alias": ``mprotect(2)``, a mapping
+        a piece. Any number of threads.
+        """
+        selection, _ = self._select("protect", pages)
+        self._protect(selection, checked_prot(prot))
+
+    def place(self, pages: PageSelection, data: BufferLike | None = None) -> None:
+        """Give pages content of their own, with no file behind it.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None
+            Window pages; None means all.
+        data : buffer or array, optional
+            ``n * page_bytes`` bytes, or one page for all of them. None keeps
+            what the pages show now.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        ArgumentError
+            `data` has another size, or a page is named twice.
+        StoreError
+            With ``data=None``: a page that was absent cannot be read.
+
+        Notes
+        -----
+        Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": a
+        private anonymous mapping a run. `mapping` shows -2 for placed pages.
+        They are lost by `remap` and `evict` with ``discard=True``, and never
+        written to the store. Any number of threads.
+        """
+        selection, count = self._select("place", pages)
+        if data is None:
+            content = None
+        else:
+            sizes = (count * self.page_bytes, self.page_bytes)
+            content = bytes_of("place", data, sizes)
+        self._place(selection, content)
+
+    def flush(self, pages: PageSelection = None) -> None:
+        """Write changed pages to the store and make them durable.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        StoreError
+            Writing failed; the pages are still dirty, and flushing again
+            writes them again.
+
+        Notes
+        -----
+        A coherent window: ``msync(MS_SYNC)``. It waits for the device and
+        cannot be interrupted. A read-only window has nothing to flush.
+        """
+        selection, _ = self._select("flush", pages)
+        self._flush(selection)
+
+    @property
+    def mapping(self) -> npt.NDArray[np.int64]:
+        """File page that each window page shows; -1 none, -2 placed. A copy."""
+        return np.frombuffer(self._mapping(), dtype=np.int64)
+
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Tell which pages are in the window, so that touching them costs no fault.
+
+        Returns
+        -------
+        ndarray of bool, shape (page_count,)
+            A snapshot.
+
+        Raises
+        ------
+        StoreError
+            The kernel's page map cannot be read (engine "alias").
+
+        Notes
+        -----
+        Engine "alias" reads ``/proc/self/pagemap``; the others know.
+        """
+        return np.frombuffer(self._present(), dtype=np.bool_)
+
+    def dirty(self) -> npt.NDArray[np.bool_]:
+        """Tell which pages have content that is not in the store yet.
+
+        Returns
+        -------
+        ndarray of bool, shape (page_count,)
+            A snapshot.
+
+        Raises
+        ------
+        UnsupportedError
+            The kernel does not tell for this kind of window.
+
+        Notes
+        -----
+        Stores to a coherent window are in the store at once.
+        """
+        return np.frombuffer(self._dirty(), dtype=np.bool_)
+
+    def protection(self) -> npt.NDArray[np.uint8]:
+        """Tell what may be done with each page.
+
+        Returns
+        -------
+        ndarray of uint8, shape (page_count,)
+            Values of `Prot`.
+        """
+        return np.frombuffer(self._protection(), dtype=np.uint8)
+
+    def stats(self) -> WindowStats:
+        """Return what the window holds and what it did so far.
+
+        Returns
+        -------
+        WindowStats
+            Counters, read without stopping other threads.
+        """
+        return WindowStats(**self._stats())
+
+    @property
+    def pages(self) -> npt.NDArray[np.uint8]:
+        """The window's memory as uint8, shape (page_count, page_bytes), without a copy."""
+        return self.array(np.uint8, (self.page_count, self.page_bytes))
+
+    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
+        """Show the window's memory as an array, without a copy.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Type of the elements; no Python objects.
+        shape : int or sequence of int, optional
+            One dimension may be -1; as many elements as fit if not given. A
+            smaller array shows the front of the window.
+
+        Returns
+        -------
+        ndarray
+            A view, read-only unless the window may be written. While it lives
+            the window cannot be closed.
+
+        Raises
+        ------
+        ArgumentError
+            The shape does not fit into the window.
+        PageTypeError
+            The dtype holds Python objects or has no size.
+
+        Notes
+        -----
+        Touching an absent page makes it present (a fault); a page that cannot
+        be read is SIGBUS, with a line on stderr.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np
+        >>> store = fremap.MemoryStore(2 * 4096, page_bytes=4096)
+        >>> with fremap.Window(store) as window:
+        ...     window.array(np.float32, (-1, 512)).shape
+        (4, 512)
+        """
+        kind = np.dtype(dtype)
+        if kind.hasobject or kind.itemsize == 0:
+            raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
+        memory = np.frombuffer(memoryview(self), dtype=np.uint8)
+        dimensions = _shape(shape, len(memory) // kind.itemsize)
+        used = math.prod(dimensions) * kind.itemsize
+        view: npt.NDArray[Any] = memory[:used].view(kind)
+        return view.reshape(dimensions)
+
+
+def _mapping(mapping: object, store: Store) -> Literal["linear", "none"] | npt.NDArray[np.int64]:
+    if isinstance(mapping, str):
+        if mapping == "linear":
+            return "linear"
+        if mapping == "none":
+            return "none"
+        raise ArgumentError(
+            f'Window: mapping is {mapping!r}; it must be "linear", "none" or an array of file pages'
+        )
+    return Numbering("Window", "file page", store.page_count).array(mapping)
+
+
+def _measured(chosen: Calibration | None) -> dict[str, int]:
+    return (calibration.load() if chosen is None else chosen).to_dict()
+
+
+def _shape(shape: Shape, available: int) -> tuple[int, ...]:
+    """Return `shape` with -1 filled in, if it fits into `available` elements."""
+    if shape is None:
+        return (available,)
+    given = (shape,) if page_number(shape) else tuple(shape)  # type: ignore[arg-type]
+    dimensions = [operator.index(length) for length in given]
+    if dimensions.count(-1) > 1 or any(length < -1 for length in dimensions):
+        raise ArgumentError(f"array: shape {shape} is impossible; one dimension may be -1")
+    if -1 in dimensions:
+        others = -math.prod(dimensions)
+        if others == 0:
+            raise ArgumentError(f"array: shape {shape} is ambiguous")
+        dimensions[dimensions.index(-1)] = available // others
+    if math.prod(dimensions) > available:
+        raise ArgumentError(f"array: shape {shape} does not fit; {available} elements do")
+    return tuple(dimensions)
