@@ -18,11 +18,11 @@ CORE_FLOORS = {
     "table": 1,
     "plan": 1,
     "stats": 1,
+    "calibrate": 2,
     "store": 2,
     "scatter": 2,
     "engine": 3,
     "fault": 3,
-    "calibrate": 4,
     "window": 4,
     "lib": 5,
 }
@@ -33,13 +33,15 @@ PACKAGE_FLOORS = {
     "protection": 1,
     "arguments": 2,
     "selection": 2,
+    "calibration": 2,
     "stores": 3,
     "capabilities": 3,
     "window": 4,
-    "__init__": 5,
-    "testing": 6,
-    "bench": 6,
-    "cli": 7,
+    "syscall": 5,
+    "__init__": 6,
+    "testing": 7,
+    "bench": 7,
+    "cli": 8,
 }
 
 
