@@ -101,9 +101,8 @@ impl Store {
         if !can_read || (writable && !can_write) {
             return Err(fail(Errno::BADF));
         }
-        let direct_fd = direct
-            .then(|| reopen_direct(fd.as_fd(), writable, path.as_deref()))
-            .transpose()?;
+        let direct_fd =
+            direct.then(|| reopen_direct(fd.as_fd(), writable, path.as_deref())).transpose()?;
         // What goes through the page cache must not be bound by O_DIRECT's alignment.
         let fd = if sys_file::is_direct(fd.as_fd()).map_err(fail)? {
             sys_file::reopen(fd.as_fd(), writable, false).map_err(fail)?
@@ -120,7 +119,10 @@ impl Store {
 /// Opening a directory for writing is EISDIR and a socket ENXIO: say the latter plainly.
 fn not_a_file(path: &Path, errno: Errno) -> Error {
     if errno == Errno::NXIO {
-        return Error::Argument(format!("open: {} is a socket or a pipe and has no pages", path.display()));
+        return Error::Argument(format!(
+            "open: {} is a socket or a pipe and has no pages",
+            path.display()
+        ));
     }
     open_error(Some(path), errno)
 }

@@ -21,11 +21,11 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::{Error, Interrupt, Result};
-use crate::scatter::{self, Sink};
+use crate::scatter::{self, Preference, Sink};
+use crate::sys::file as sys_file;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
-use crate::sys::file as sys_file;
 use crate::units::{FilePage, PageSize, Pages};
 
 pub(crate) use counters::Counters;
@@ -221,13 +221,41 @@ impl Store {
     ///
     /// # Errors
     /// As [`read`](Self::read), and whatever `sink` returns.
-    pub fn scatter<'m>(
+    pub fn scatter(
         &self,
         file_pages: &[FilePage],
-        sink: &mut dyn Sink<'m>,
+        sink: &mut dyn Sink<'_>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        scatter::scatter(self, file_pages, sink, interrupt)
+        scatter::scatter(self, file_pages, sink, Preference::Speed, interrupt)
+    }
+
+    /// The same for pages that [`resident`](Self::resident) has just found in
+    /// the page cache: they are copied from there even where a read would be
+    /// cheaper, as a read may make the kernel read ahead. A page that was
+    /// reclaimed meanwhile is read.
+    ///
+    /// # Errors
+    /// As [`scatter`](Self::scatter).
+    pub fn scatter_resident(
+        &self,
+        file_pages: &[FilePage],
+        sink: &mut dyn Sink<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt)
+    }
+
+    /// Sets how many page reads from 2 MiB of the file fill the page tables of
+    /// that part of the source map, as calibration may (1 to 127).
+    pub fn set_source_populate_reads(&self, reads: u64) {
+        self.source.set_populate_reads(reads);
+    }
+
+    /// Bytes of page tables that the source map has.
+    #[must_use]
+    pub fn source_table_bytes(&self) -> u64 {
+        self.source.table_bytes()
     }
 
     /// Reads one page with plain system calls; bytes past the end of the file
@@ -238,12 +266,9 @@ impl Store {
     /// [`Error::Io`]; [`Error::Truncated`] when the file has lost the page.
     pub fn read_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
         let wanted = self.expected_bytes(page);
-        let read = sys_file::read_at(
-            self.fd(),
-            into.part(0, wanted),
-            self.page_size.bytes_of(page.0),
-        )
-        .map_err(|errno| self.io_error("read", Some(page), errno))?;
+        let read =
+            sys_file::read_at(self.fd(), into.part(0, wanted), self.page_size.bytes_of(page.0))
+                .map_err(|errno| self.io_error("read", Some(page), errno))?;
         self.counters.add_read(read);
         if read < wanted || wanted == 0 {
             return Err(self.truncated("read", page));
@@ -265,8 +290,8 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB.
     pub fn refresh(&self) -> Result<()> {
-        let facts = sys_file::facts(self.fd())
-            .map_err(|errno| self.io_error("refresh", None, errno))?;
+        let facts =
+            sys_file::facts(self.fd()).map_err(|errno| self.io_error("refresh", None, errno))?;
         check_size(facts.size_bytes)?;
         self.size_bytes.store(facts.size_bytes, Ordering::Release);
         self.source.forget();
@@ -298,12 +323,7 @@ impl Store {
     }
 
     pub(crate) fn truncated(&self, operation: &'static str, page: FilePage) -> Error {
-        Error::Truncated {
-            operation,
-            path: self.path.clone(),
-            file_page: page.0,
-            completed: 0,
-        }
+        Error::Truncated { operation, path: self.path.clone(), file_page: page.0, completed: 0 }
     }
 
     /// The descriptor that reads go through.

@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::source::{Query, SourceMap};
+use super::source::{key, page_of, position_of, Query, SourceMap, PIECE_PAGES};
 use super::Store;
 use crate::error::{Error, Result};
 use crate::sys::file as sys_file;
@@ -29,22 +29,15 @@ impl Store {
         if mask.is_empty() || self.size_bytes() == 0 {
             return Ok(mask);
         }
-        let mut order: Vec<u32> = Vec::new();
-        let mut sorted: Vec<u64> = Vec::new();
+        let mut keys: Vec<u64> = Vec::with_capacity(pages.len().min(PIECE_PAGES));
         for start in (0..pages.len()).step_by(PIECE_PAGES) {
             let end = pages.len().min(start + PIECE_PAGES);
-            sorted.clear();
-            sorted.extend((start..end).map(|position| pages.at(position).0));
-            let mask = &mut mask[start..end];
-            if sorted.is_sorted() {
-                self.ask_residency(&sorted, |position, here| mask[position] = here)?;
-            } else {
-                order.clear();
-                order.extend(0..u32::try_from(end - start).unwrap_or(u32::MAX));
-                order.sort_unstable_by_key(|&position| pages.at(start + position as usize).0);
-                sorted.sort_unstable();
-                self.ask_residency(&sorted, |rank, here| mask[order[rank] as usize] = here)?;
+            keys.clear();
+            keys.extend((start..end).map(|request| key(pages.at(request).0, request - start)));
+            if !keys.is_sorted() {
+                keys.sort_unstable();
             }
+            self.ask_residency(&keys, |position, here| mask[start + position] = here)?;
         }
         Ok(mask)
     }
@@ -59,23 +52,21 @@ impl Store {
         self.source.map(self.fd(), self.size_bytes())
     }
 
-    fn ask_residency(&self, sorted: &[u64], mut answer: impl FnMut(usize, bool)) -> Result<()> {
+    fn ask_residency(&self, keys: &[u64], mut answer: impl FnMut(usize, bool)) -> Result<()> {
         let fail = |errno| self.io_error("resident", None, errno);
         if let Ok(map) = self.source_map() {
             let mut query = Query::default();
-            return map.residency(sorted, self.page_size(), &mut query, answer).map_err(fail);
+            return map.residency(keys, self.page_size(), &mut query, answer).map_err(fail);
         }
         // A file that cannot be mapped can still be asked about page by page.
-        for (position, &page) in sorted.iter().enumerate() {
-            let bytes = self.expected_bytes(FilePage(page));
-            let offset = self.page_size().bytes_of(page);
+        for &key in keys {
+            let page = FilePage(page_of(key));
+            let bytes = self.expected_bytes(page);
+            let offset = self.page_size().bytes_of(page.0);
             let cached = sys_file::cachestat(self.fd(), offset, bytes as u64).map_err(fail)?;
             let wanted = bytes.div_ceil(system_page_bytes()) as u64;
-            answer(position, bytes > 0 && cached.cached >= wanted);
+            answer(position_of(key), bytes > 0 && cached.cached >= wanted);
         }
         Ok(())
     }
 }
-
-/// Pages that are sorted and asked about together.
-const PIECE_PAGES: usize = 65_536;

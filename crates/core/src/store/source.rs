@@ -8,6 +8,7 @@
 //! of shared memory would allocate it, and touching an absent file page would
 //! be a major fault of its own.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 use std::sync::{Arc, RwLock};
@@ -26,8 +27,12 @@ pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 pub(crate) const POPULATE_READS: u64 = 16;
 /// The largest file that is mapped; beyond it pages are read by system calls.
 const MAX_MAP_BYTES: u64 = 1 << 44;
-/// System pages that one `mincore` call asks about at most.
-pub(crate) const MAX_QUERY_PAGES: usize = 16_384;
+/// Pages that are sorted and asked about together.
+pub(crate) const PIECE_PAGES: usize = 1 << POSITION_BITS;
+/// Bits of a [`key`] that say where in its piece a page is wanted.
+const POSITION_BITS: u32 = 16;
+/// Bytes of the map that one `mincore` call asks about at most.
+const QUERY_BYTES: usize = 64 << 20;
 /// A hole between wanted pages that costs less to ask about than another call:
 /// in the system's pages, where the map is not populated.
 const ABSENT_GAP_PAGES: usize = 16;
@@ -35,6 +40,23 @@ const ABSENT_GAP_PAGES: usize = 16;
 const POPULATED_GAP_PAGES: usize = 1024;
 /// In a chunk's state: its page tables are filled.
 const POPULATED: u8 = 0x80;
+
+/// A page and where in its piece it is wanted, in one number that sorts by
+/// page. Page numbers have 48 bits: a store ends at 1 EiB.
+pub(crate) fn key(page: u64, position: usize) -> u64 {
+    debug_assert!(position < PIECE_PAGES && page >> (u64::BITS - POSITION_BITS) == 0);
+    page << POSITION_BITS | position as u64
+}
+
+/// The page of a [`key`].
+pub(crate) fn page_of(key: u64) -> u64 {
+    key >> POSITION_BITS
+}
+
+/// The position of a [`key`].
+pub(crate) fn position_of(key: u64) -> usize {
+    (key as usize) & (PIECE_PAGES - 1)
+}
 
 /// A store's source map, made when it is first wanted and again after a refresh.
 #[derive(Debug)]
@@ -51,11 +73,7 @@ impl Default for Source {
 
 impl Source {
     /// The map of a file of `size_bytes` bytes; an error when the kernel makes none.
-    pub(crate) fn map(
-        &self,
-        fd: BorrowedFd<'_>,
-        size_bytes: u64,
-    ) -> Result<Arc<SourceMap>, Errno> {
+    pub(crate) fn map(&self, fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Arc<SourceMap>, Errno> {
         // A poisoned lock guards nothing here: the value is only ever replaced whole.
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
@@ -115,10 +133,14 @@ impl SourceMap {
         let region = Region::file(fd, 0, len)?;
         // Without this a fault through the map would read the neighbourhood from the device.
         region.advise(0, len, Advice::Random)?;
-        let chunks = std::iter::repeat_with(|| AtomicU8::new(0))
-            .take(len.div_ceil(CHUNK_BYTES))
-            .collect();
+        let chunks =
+            std::iter::repeat_with(|| AtomicU8::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
         Ok(Self { region, size_bytes, chunks, populated_chunks: AtomicU64::new(0) })
+    }
+
+    /// The size of the file that the map was made for.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
     }
 
     /// The bytes at an offset of the file, if the map has that many there.
@@ -129,9 +151,7 @@ impl SourceMap {
 
     /// Whether the chunk that holds a byte of the file has its page tables filled.
     pub(crate) fn is_populated(&self, chunk: usize) -> bool {
-        self.chunks
-            .get(chunk)
-            .is_some_and(|state| state.load(Ordering::Relaxed) & POPULATED != 0)
+        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & POPULATED != 0)
     }
 
     /// Counts page reads from a chunk that is not populated; says whether that
@@ -183,71 +203,63 @@ impl SourceMap {
         pages * system_page_bytes()
     }
 
-    /// Asks which of `pages` (in rising order, with repeats) are resident, in as
-    /// few calls as pay, and hands each answer to `answer` with its position.
-    /// Pages beyond the map are not resident.
+    /// Asks which pages are resident, in as few calls as pay, and hands each
+    /// answer to `answer` with its position. The [`key`]s rise; pages beyond the
+    /// map are not resident.
     pub(crate) fn residency(
         &self,
-        pages: &[u64],
+        keys: &[u64],
         page_size: PageSize,
         query: &mut Query,
         mut answer: impl FnMut(usize, bool),
     ) -> Result<(), Errno> {
-        let range_of = |page: u64| {
-            let start = usize::try_from(page_size.bytes_of(page)).unwrap_or(usize::MAX);
-            let end = start.saturating_add(page_size.bytes()).min(self.region.len());
-            (start, end)
+        let system = system_page_bytes();
+        let range_of = |key: u64| {
+            let start = usize::try_from(page_size.bytes_of(page_of(key))).unwrap_or(usize::MAX);
+            start..start.saturating_add(page_size.bytes()).min(self.region.len())
         };
-        let mut next = 0;
-        while next < pages.len() {
-            let (start, mut end) = range_of(pages[next]);
-            if start >= end {
-                answer(next, false);
-                next += 1;
+        let mut rest = keys;
+        while let Some((&first, behind)) = rest.split_first() {
+            let Range { start, mut end } = range_of(first);
+            if start >= end || end - start > QUERY_BYTES {
+                answer(position_of(first), self.is_large_resident(start, end, query)?);
+                rest = behind;
                 continue;
             }
-            if end - start > query.limit_bytes() {
-                answer(next, self.is_large_resident(start, end, query)?);
-                next += 1;
-                continue;
-            }
-            let first = next;
-            next += 1;
-            while let Some(&page) = pages.get(next) {
-                let (from, to) = range_of(page);
-                let joins = from < to
-                    && from.saturating_sub(end) <= self.gap_bytes(from)
-                    && to - start <= query.limit_bytes();
-                if !joins {
-                    break;
-                }
-                end = end.max(to);
-                next += 1;
-            }
+            let joins = |&&key: &&u64| {
+                let next = range_of(key);
+                let joins = next.start < next.end
+                    && next.start.saturating_sub(end) <= self.gap_bytes(next.start)
+                    && next.end - start <= QUERY_BYTES;
+                end = if joins { next.end } else { end };
+                joins
+            };
+            let count = 1 + behind.iter().take_while(joins).count();
             let resident = query.ask(self, start, end - start)?;
-            for (position, &page) in (first..).zip(&pages[first..next]) {
-                let (from, to) = range_of(page);
-                let system = system_page_bytes();
-                let bits = &resident[(from - start) / system..(to - start).div_ceil(system)];
-                answer(position, bits.iter().all(|page| page & 1 == 1));
+            for &key in &rest[..count] {
+                let page = range_of(key);
+                let bits =
+                    &resident[(page.start - start) / system..(page.end - start).div_ceil(system)];
+                answer(position_of(key), bits.iter().all(|bit| bit & 1 == 1));
             }
+            rest = &rest[count..];
         }
         Ok(())
     }
 
-    /// A page so large that it takes several calls.
+    /// A page so large that it takes several calls, or one beyond the map.
     fn is_large_resident(
         &self,
         start: usize,
         end: usize,
         query: &mut Query,
     ) -> Result<bool, Errno> {
-        for from in (start..end).step_by(query.limit_bytes()) {
-            if !self.is_resident(from, query.limit_bytes().min(end - from), query)? {
+        for from in (start..end).step_by(QUERY_BYTES) {
+            if !self.is_resident(from, QUERY_BYTES.min(end - from), query)? {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(start < end)
     }
 }
 
@@ -258,11 +270,6 @@ pub(crate) struct Query {
 }
 
 impl Query {
-    #[allow(clippy::unused_self)]
-    fn limit_bytes(&self) -> usize {
-        MAX_QUERY_PAGES * system_page_bytes()
-    }
-
     fn ask(&mut self, map: &SourceMap, start: usize, len: usize) -> Result<&[u8], Errno> {
         let pages = len.div_ceil(system_page_bytes());
         self.bits.resize(self.bits.len().max(pages), 0);

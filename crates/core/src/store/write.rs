@@ -95,8 +95,8 @@ impl Store {
     /// Where the file ends for a write: where it ended when it was opened, or
     /// where it ends now, if that is less.
     fn size_now(&self, operation: &'static str) -> Result<u64> {
-        let facts = sys_file::facts(self.fd())
-            .map_err(|errno| self.io_error(operation, None, errno))?;
+        let facts =
+            sys_file::facts(self.fd()).map_err(|errno| self.io_error(operation, None, errno))?;
         Ok(facts.size_bytes.min(self.size_bytes()))
     }
 

@@ -1,10 +1,87 @@
 //! Copies from a map of a file that end in an error, not in SIGBUS, when the
 //! file is cut short meanwhile.
+//!
+//! The copying routine is a stretch of machine code with one way out for
+//! faults: the process-wide SIGBUS handler ([`handler`]) sends a thread that
+//! faults on the routine's source there, and the copy returns an error. Any
+//! other SIGBUS goes where it went before. The handler is installed by the
+//! first copy, never at load. Only x86-64 has the routine; elsewhere pages are
+//! read by system calls, which cost about twice as much.
 
-/// Whether this process can recover from SIGBUS while it copies, and if not, why.
+#[cfg(target_arch = "x86_64")]
+mod handler;
+#[cfg(target_arch = "x86_64")]
+mod routine;
+
+use std::marker::PhantomData;
+
+use super::span::Span;
+
+/// The source of a copy could not be read: its file was cut short, or its
+/// device failed. What of the destination was written is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceLost;
+
+/// The calling thread's right to copy from maps of files: while it is held,
+/// SIGBUS reaches this thread and the handler is ours. Get one for each batch
+/// of copies, as either may change between two.
+#[derive(Debug)]
+pub struct Recovery {
+    /// Belongs to the thread whose signal mask was looked at.
+    thread: PhantomData<*const ()>,
+}
+
+/// Whether this process can recover from SIGBUS while it copies. Installs nothing.
 ///
 /// # Errors
 /// The reason, for people.
 pub fn recovery_available() -> Result<(), String> {
-    Err("copies from a map of the file are not made yet".into())
+    #[cfg(target_arch = "x86_64")]
+    return handler::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    return Err("recovering from SIGBUS is written for x86-64 alone".into());
+}
+
+impl Recovery {
+    /// Installs the handler, or installs it again in front of one that replaced it.
+    ///
+    /// # Errors
+    /// Why it cannot recover, for people: read by system calls instead.
+    pub fn begin() -> Result<Self, String> {
+        #[cfg(target_arch = "x86_64")]
+        handler::ensure()?;
+        #[cfg(not(target_arch = "x86_64"))]
+        recovery_available()?;
+        Ok(Self { thread: PhantomData })
+    }
+
+    /// Copies `from` into `into`, past the processor's caches where the
+    /// alignment allows it, and fetches `next`, the source of the copy after
+    /// this one.
+    ///
+    /// # Errors
+    /// [`SourceLost`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy(
+        &self,
+        into: Span<'_>,
+        from: Span<'_>,
+        next: Option<Span<'_>>,
+    ) -> Result<(), SourceLost> {
+        assert_eq!(into.len(), from.len(), "spans of different lengths");
+        #[cfg(target_arch = "x86_64")]
+        return routine::copy(into, from, next);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("there is no Recovery here, so nothing to copy {next:?} with")
+    }
+}
+
+impl Drop for Recovery {
+    /// Orders the stores that went past the caches before whatever follows.
+    fn drop(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        routine::fence();
+    }
 }

@@ -246,9 +246,7 @@ pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<
         let offset = file_offset(offset_bytes + done as u64)?;
         enter(Call::Read)?;
         // SAFETY: a span is mapped and writable, and nothing refers into it.
-        moved(unsafe {
-            libc::pread(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset)
-        })
+        moved(unsafe { libc::pread(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset) })
     })
 }
 
@@ -362,11 +360,7 @@ pub struct Cached {
 ///
 /// # Errors
 /// ENOSYS before 6.5; EPERM where the caller may not know (later 6.x).
-pub fn cachestat(
-    fd: BorrowedFd<'_>,
-    offset_bytes: u64,
-    len_bytes: u64,
-) -> Result<Cached, Errno> {
+pub fn cachestat(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<Cached, Errno> {
     let range = CachestatRange { offset_bytes, len_bytes };
     let mut cached = Cached::default();
     enter(Call::Cachestat)?;

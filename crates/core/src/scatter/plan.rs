@@ -1,0 +1,111 @@
+//! Which pages of a read are copied from the source map, and which are read.
+
+use std::ops::Range;
+
+use super::pace::Pace;
+use super::transfer::Preference;
+use crate::error::Result;
+use crate::store::source::{key, page_of, position_of, Query, SourceMap, CHUNK_BYTES, PIECE_PAGES};
+use crate::store::Store;
+use crate::units::FilePage;
+
+/// The plan for a stretch of requests.
+#[derive(Default)]
+pub(super) struct Plan {
+    requests: Range<usize>,
+    copied: Vec<bool>,
+    /// Requests that will be read by system calls.
+    pub(super) read_count: usize,
+    keys: Vec<u64>,
+    asked: Vec<u64>,
+    query: Query,
+}
+
+impl Plan {
+    /// The requests that the plan is for.
+    pub(super) fn requests(&self) -> Range<usize> {
+        self.requests.clone()
+    }
+
+    /// Whether a request is copied from the source map.
+    pub(super) fn is_copied(&self, request: usize) -> bool {
+        self.copied[request - self.requests.start]
+    }
+
+    /// Plans for `requests` of `pages`. Without a map all of them are read.
+    pub(super) fn make(
+        &mut self,
+        store: &Store,
+        map: Option<&SourceMap>,
+        pages: &[FilePage],
+        requests: Range<usize>,
+        preference: Preference,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        self.copied.clear();
+        self.copied.resize(requests.len(), false);
+        self.read_count = requests.len();
+        self.requests = requests.clone();
+        let Some(map) = map else { return Ok(()) };
+        for start in requests.clone().step_by(PIECE_PAGES) {
+            let end = requests.end.min(start + PIECE_PAGES);
+            self.ask(store, map, &pages[start..end], start, preference, pace)?;
+        }
+        self.read_count = self.copied.iter().filter(|&&copied| !copied).count();
+        Ok(())
+    }
+
+    fn ask(
+        &mut self,
+        store: &Store,
+        map: &SourceMap,
+        pages: &[FilePage],
+        start: usize,
+        preference: Preference,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        let page_size = store.page_size();
+        // A last page that is not whole is read, so that its end is zeros
+        // whatever others left in memory there.
+        let whole_pages = page_size.index_of(map.size_bytes());
+        let wanted = pages.iter().enumerate().filter(|(_, page)| page.0 < whole_pages);
+        self.keys.clear();
+        self.keys.extend(wanted.map(|(position, page)| key(page.0, position)));
+        if !self.keys.is_sorted() {
+            self.keys.sort_unstable();
+        }
+        let due = store.source().populate_reads();
+        let copied = &mut self.copied[start - self.requests.start..];
+        self.asked.clear();
+        let chunk_of = |key: u64| (page_size.bytes_of(page_of(key)) / CHUNK_BYTES as u64) as usize;
+        for group in self.keys.chunk_by(|&one, &other| chunk_of(one) == chunk_of(other)) {
+            let chunk = chunk_of(group[0]);
+            if map.is_populated(chunk) {
+                self.asked.extend_from_slice(group);
+                continue;
+            }
+            pace.check(0)?;
+            if map.note_reads(chunk, group.len(), due)
+                && populate(map, page_size.bytes_of(page_of(group[0])), &mut self.query)
+            {
+                for &key in group {
+                    copied[position_of(key)] = true;
+                }
+            } else if preference == Preference::NoDevice {
+                self.asked.extend_from_slice(group);
+            }
+        }
+        let answer = |position: usize, resident: bool| copied[position] |= resident;
+        // What the kernel does not answer is read.
+        let _unanswered = map.residency(&self.asked, page_size, &mut self.query, answer);
+        Ok(())
+    }
+}
+
+/// Populates the chunk with the byte at `offset`, if all of it is in the page
+/// cache; asks about that byte's page first, which tells cheaply of a cold file.
+fn populate(map: &SourceMap, offset: u64, query: &mut Query) -> bool {
+    let here = map.is_resident(offset as usize, 1, query);
+    here.is_ok_and(|here| here)
+        && map.populate((offset / CHUNK_BYTES as u64) as usize, query).is_ok_and(|all| all)
+}

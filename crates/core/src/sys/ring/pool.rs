@@ -1,0 +1,181 @@
+//! The queue for where the kernel gives no ring: threads that each do one
+//! `preadv` after another, for the length of a closure.
+
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::super::call::{enter, Call};
+use super::super::file::read_parts_at;
+use super::super::mm::last_errno;
+use super::{Completion, Read, ReadQueue};
+
+/// Threads that a read starts at most.
+pub const MAX_THREADS: usize = 16;
+/// Reads that may wait for each thread, so that none idles while the caller works.
+const READS_PER_THREAD: usize = 2;
+
+/// All signals blocked in the calling thread; dropping it puts the mask back.
+/// A thread that is started meanwhile begins with all signals blocked.
+#[derive(Debug)]
+pub struct BlockedSignals {
+    before: libc::sigset_t,
+}
+
+/// Blocks all signals in the calling thread.
+///
+/// # Errors
+/// Those of `pthread_sigmask`, which has none for these arguments.
+pub fn block_signals() -> Result<BlockedSignals, Errno> {
+    enter(Call::SignalMask)?;
+    // SAFETY: both sets are plain data that the calls fill.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut before: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        if libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) != 0 {
+            return Err(last_errno());
+        }
+        Ok(BlockedSignals { before })
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the set was filled by `block_signals`.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
+        }
+    }
+}
+
+#[derive(Default)]
+struct State<'m> {
+    waiting: VecDeque<Read<'m>>,
+    ended: Vec<Completion<'m>>,
+    over: bool,
+}
+
+/// What the caller and the threads share.
+#[derive(Default)]
+struct Shared<'m> {
+    state: Mutex<State<'m>>,
+    /// A read waits, or all is over.
+    work: Condvar,
+    /// A read has ended.
+    news: Condvar,
+}
+
+impl<'m> Shared<'m> {
+    fn state(&self) -> MutexGuard<'_, State<'m>> {
+        // Nothing panics while it holds the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does: reads, until all is over.
+    fn serve(&self, fd: BorrowedFd<'_>) {
+        let mut state = self.state();
+        while !state.over {
+            let Some(read) = state.waiting.pop_front() else {
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(state);
+            let result = read_parts_at(fd, &read.parts, read.offset_bytes);
+            state = self.state();
+            state.ended.push(Completion { read, result });
+            self.news.notify_one();
+        }
+    }
+}
+
+/// Ends the threads, also when the body panics.
+struct Over<'s, 'm>(&'s Shared<'m>);
+
+impl Drop for Over<'_, '_> {
+    fn drop(&mut self) {
+        self.0.state().over = true;
+        self.0.work.notify_all();
+    }
+}
+
+/// Reads `fd` through threads for as long as `body` runs: up to `wanted` of
+/// them, at most [`MAX_THREADS`], with all signals blocked.
+///
+/// # Errors
+/// EAGAIN when not one thread can be started; `body` comes back unused.
+pub fn with_threads<'m, T, B>(fd: BorrowedFd<'_>, wanted: usize, body: B) -> Result<T, (Errno, B)>
+where
+    B: FnOnce(&mut dyn ReadQueue<'m>) -> T,
+{
+    let shared = Shared::default();
+    std::thread::scope(|scope| {
+        let over = Over(&shared);
+        let threads = match start_threads(scope, &shared, fd, wanted.clamp(1, MAX_THREADS)) {
+            Ok(0) => return Err((Errno::AGAIN, body)),
+            Ok(threads) => threads,
+            Err(errno) => return Err((errno, body)),
+        };
+        let mut session = Session { shared: &shared, held: 0, limit: threads * READS_PER_THREAD };
+        let outcome = body(&mut session);
+        drop(over);
+        Ok(outcome)
+    })
+}
+
+/// Starts as many threads as it can and says how many those are.
+fn start_threads<'scope, 'm: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    shared: &'scope Shared<'m>,
+    fd: BorrowedFd<'scope>,
+    wanted: usize,
+) -> Result<usize, Errno> {
+    let _blocked = block_signals()?;
+    let started = (0..wanted)
+        .take_while(|_| {
+            let builder = Builder::new().name("fremap-read".into());
+            builder.spawn_scoped(scope, move || shared.serve(fd)).is_ok()
+        })
+        .count();
+    Ok(started)
+}
+
+/// The caller's end of the queue.
+struct Session<'s, 'm> {
+    shared: &'s Shared<'m>,
+    held: usize,
+    limit: usize,
+}
+
+impl<'m> ReadQueue<'m> for Session<'_, 'm> {
+    fn room(&self) -> usize {
+        self.limit - self.held
+    }
+
+    fn in_flight(&self) -> usize {
+        self.held
+    }
+
+    fn push(&mut self, read: Read<'m>) {
+        self.held += 1;
+        self.shared.state().waiting.push_back(read);
+        self.shared.work.notify_one();
+    }
+
+    fn start(&mut self) {}
+
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+        let state = self.shared.state();
+        let (mut state, _) = self
+            .shared
+            .news
+            .wait_timeout_while(state, timeout, |state| state.ended.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
+        self.held -= state.ended.len();
+        ended.append(&mut state.ended);
+    }
+}
