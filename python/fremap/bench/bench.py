@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
-import fremap
 import numpy as np
 import numpy.typing as npt
+
+import fremap
 from fremap.bench import loops
 from fremap.bench.datafile import DataFile, PageDraw, largest_file_bytes
 from fremap.bench.harness import BenchError, Report

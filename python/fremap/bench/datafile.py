@@ -11,6 +11,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+
 from fremap.bench.harness import BenchError
 from fremap.bench.machine import memory_bytes
 

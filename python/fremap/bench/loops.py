@@ -8,6 +8,7 @@ from typing import IO, Self, cast
 
 import numpy as np
 import numpy.typing as npt
+
 from fremap.bench.harness import BenchError
 
 SOURCES = Path(__file__).parents[3] / "benches" / "c"

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fremap
 import numpy as np
+
+import fremap
 from fremap import _core
 
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+
 from fremap.bench.bench import Bench, verify
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_the_time

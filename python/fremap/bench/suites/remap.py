@@ -3,9 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
-import fremap
 import numpy as np
 import numpy.typing as npt
+
+import fremap
 from fremap.bench import competitors, fio
 from fremap.bench.bench import Bench, verify
 from fremap.bench.datafile import PAGE_BYTES

@@ -4,8 +4,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import fremap
 import numpy as np
+
+import fremap
 from fremap.bench.bench import Bench, verify
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import BenchError, Contender, Report, Timing, paired, spread, timed
