@@ -27,15 +27,7 @@ impl Changes {
                 at.len()
             )));
         }
-        if let Pages::List(list) = &at {
-            if let Some(page) = first_repeat(list) {
-                return Err(Error::Argument(format!(
-                    "remap: window page {} is named twice in `at`; a window page shows one file \
-                     page",
-                    page.0
-                )));
-            }
-        }
+        check_named_once("remap", &at)?;
         Ok(Self { at, file_pages })
     }
 
@@ -61,6 +53,21 @@ impl Changes {
     #[must_use]
     pub fn pair(&self, position: usize) -> (WindowPage, FilePage) {
         (self.at.at(position), self.file_pages.at(position))
+    }
+}
+
+/// Fails if a window page is named twice.
+///
+/// # Errors
+/// [`Error::Argument`] naming the page.
+pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
+    let Pages::List(list) = pages else { return Ok(()) };
+    match first_repeat(list) {
+        Some(page) => Err(Error::Argument(format!(
+            "{operation}: window page {} is named twice; a window page shows one content",
+            page.0
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use crate::engine::alias::Alias;
 use crate::engine::{eager, paged, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result};
-use crate::plan::Changes;
+use crate::plan::{self, Changes};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::sys::pagemap;
@@ -77,7 +77,7 @@ pub struct WindowOptions {
     pub engine: Option<EngineKind>,
     /// Make every page present.
     pub populate: bool,
-    /// ... that is in the page cache.
+    /// Make those pages present that are in the page cache, and no others.
     pub nonblock: bool,
     /// Keep every page in memory.
     pub lock: bool,
@@ -114,7 +114,6 @@ pub struct Window {
     kind: EngineKind,
     store: Arc<Store>,
     page_count: u64,
-    /// The store's pages when the window was made, or when it grew since.
     prot: Prot,
     locked: bool,
     owner: u32,
@@ -491,6 +490,13 @@ impl Window {
         if let Some(prot) = options.prot {
             self.check_prot("remap", prot)?;
         }
+        if options.nonblock && !options.populate {
+            return Err(Error::Argument(
+                "remap: nonblock=True brings what is in the page cache and populate=False brings \
+                 nothing; leave one of them out"
+                    .to_owned(),
+            ));
+        }
         let options = crate::engine::RemapOptions {
             prot: options.prot,
             fill: self.fill("remap", options.nonblock, options.populate)?,
@@ -544,6 +550,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let pages = self.select("place", pages)?;
+        plan::check_named_once("place", &pages)?;
         let page_bytes = self.page_size().bytes();
         if let Some(data) = data {
             if data.len() != page_bytes && data.len() != pages.len() * page_bytes {
@@ -572,15 +579,21 @@ impl Window {
     }
 
     /// The file page of each window page; -1 for none, -2 for a placed page.
-    #[must_use]
-    pub fn mapping(&self) -> Vec<i64> {
-        self.engine.entries().into_iter().map(|entry| entry.shown().number()).collect()
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child, as with all that asks for the window's state.
+    pub fn mapping(&self) -> Result<Vec<i64>> {
+        self.check_process("mapping")?;
+        Ok(self.engine.entries().into_iter().map(|entry| entry.shown().number()).collect())
     }
 
     /// What may be done with each page.
-    #[must_use]
-    pub fn protection(&self) -> Vec<Prot> {
-        self.engine.entries().into_iter().map(Entry::prot).collect()
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child.
+    pub fn protection(&self) -> Result<Vec<Prot>> {
+        self.check_process("protect")?;
+        Ok(self.engine.entries().into_iter().map(Entry::prot).collect())
     }
 
     /// Which pages can be touched without a fault.
@@ -610,8 +623,11 @@ impl Window {
     }
 
     /// Counters and state.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        self.engine.stats()
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child.
+    pub fn stats(&self) -> Result<Stats> {
+        self.check_process("stats")?;
+        Ok(self.engine.stats())
     }
 }

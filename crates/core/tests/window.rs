@@ -98,7 +98,7 @@ fn placed_pages_are_kept_until_discarded() {
         window.place(&Selection::Range(2, 4), Some(&content), &Uninterruptible).unwrap();
         window.place(&Selection::Range(5, 6), None, &Uninterruptible).unwrap();
         assert_eq!(shown(&window, 1..6), [2, 200, 200, 5, 6], "{engine}");
-        assert_eq!(window.mapping()[1..6], [1, -2, -2, 4, -2], "{engine}");
+        assert_eq!(window.mapping().unwrap()[1..6], [1, -2, -2, 4, -2], "{engine}");
         let refused =
             window.remap(&Selection::Range(0, 4), &Target::From(0), NOW, &Uninterruptible);
         assert!(matches!(refused, Err(Error::Placed { window_page: 2, .. })), "{engine}");
@@ -108,7 +108,7 @@ fn placed_pages_are_kept_until_discarded() {
         remap(&window, &[9, 8], 2, RemapOptions { discard: true, ..NOW });
         assert_eq!(shown(&window, 2..4), [10, 9], "{engine}");
         window.evict(&Selection::Range(5, 6), true).unwrap();
-        assert_eq!(window.mapping()[5], -1, "{engine}");
+        assert_eq!(window.mapping().unwrap()[5], -1, "{engine}");
     }
 }
 
@@ -120,7 +120,7 @@ fn pages_without_access_stay_so_when_they_are_remapped() {
         window.protect(&Selection::Range(3, 5), Prot::None, &Uninterruptible).unwrap();
         let mask = remap(&window, &[9, 8, 7, 6], 2, NOW);
         assert_eq!(mask, [true, false, false, true], "{engine}");
-        assert_eq!(window.protection()[2..6], [Prot::Read, Prot::None, Prot::None, Prot::Read]);
+        assert_eq!(window.protection().unwrap()[2..6], [Prot::Read, Prot::None, Prot::None, Prot::Read]);
         let given = RemapOptions { prot: Some(Prot::Read), ..NOW };
         assert_eq!(remap(&window, &[1, 2], 3, given), [true, true]);
         assert_eq!(shown(&window, 2..6), [10, 2, 3, 7], "{engine}");

@@ -265,7 +265,7 @@ impl WindowBase {
 
     fn _mapping<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "mapping")?;
-        let mapping = py.detach(|| window.mapping());
+        let mapping = run_short(py, || window.mapping())?;
         int64s(py, &mapping)
     }
 
@@ -283,13 +283,14 @@ impl WindowBase {
 
     fn _protection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "protection")?;
-        let bits: Vec<u8> = py.detach(|| window.protection().into_iter().map(bits).collect());
+        let protection = run_short(py, || window.protection())?;
+        let bits: Vec<u8> = protection.into_iter().map(bits).collect();
         Ok(PyByteArray::new(py, &bits))
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let window = self.window(py, "stats")?;
-        let fields = py.detach(|| window.stats().fields());
+        let fields = run_short(py, || window.stats())?.fields();
         let dict = PyDict::new(py);
         for (name, value) in fields {
             dict.set_item(name, value)?;

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
@@ -68,8 +68,9 @@ pub struct Alias {
 
 impl Drop for Alias {
     fn drop(&mut self) {
-        let table = lock(&self.table);
-        let boundaries = plan::boundaries(&table, whole(&table));
+        // Not by locking: a child of fork may have the lock held for ever.
+        let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let boundaries = plan::boundaries(table, whole(table));
         ALIASED.fetch_sub(boundaries.cast_signed(), Ordering::Relaxed);
     }
 }
@@ -353,19 +354,11 @@ impl Alias {
         Self::change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
     }
 
-    /// What a page shows now, read where no touch can fault.
-    fn content(&self, table: &Table, page: WindowPage) -> Result<Vec<u8>> {
-        match table.get(page).shown() {
-            Shown::File(file_page) => {
-                let mut content = vec![0; self.page.bytes()];
-                self.store.read_page(file_page, Span::of(&mut content))?;
-                Ok(content)
-            }
-            Shown::Nothing | Shown::Placed => {
-                let (offset, len) = self.bytes(Run { first: page, count: 1 });
-                Ok(self.region.span(offset, len).to_vec())
-            }
-        }
+    /// The content of a file page.
+    fn content(&self, file_page: FilePage) -> Result<Vec<u8>> {
+        let mut content = vec![0; self.page.bytes()];
+        self.store.read_page(file_page, Span::of(&mut content))?;
+        Ok(content)
     }
 }
 
@@ -488,14 +481,15 @@ impl Engine for Alias {
         check_mapping_limit("place", plan::mappings_added(&table, alone))?;
         for (position, page) in pages.iter().enumerate() {
             interrupt.check().map_err(|error| error.with_completed(position))?;
-            let own = match data {
-                Some(_) => None,
-                None => Some(self.content(&table, page)?),
-            };
-            let content = match (&own, data) {
-                (Some(own), _) => own,
-                (None, Some(data)) => placed_bytes(data, position, self.page.bytes()),
-                (None, None) => continue,
+            let own;
+            let content = match (data, table.get(page).shown()) {
+                (Some(data), _) => placed_bytes(data, position, self.page.bytes()),
+                (None, Shown::File(file_page)) => {
+                    own = self.content(file_page)?;
+                    &own
+                }
+                // What is placed is its own already.
+                (None, _) => continue,
             };
             self.put(&mut table, page, content).map_err(|errno| Error::system("place", errno))?;
         }

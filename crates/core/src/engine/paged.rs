@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
 use crate::store::Store;
-use crate::sys::mm::{Access, Advice, OwnProcess, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::{Partial, Uffd};
 use crate::table::{Entry, Shown, Table};
@@ -30,6 +30,8 @@ use crate::window::Calibration;
 
 /// Windows and staging memory of at least this size begin at such an address.
 const BLOCK_BYTES: usize = 2 << 20;
+/// How often a page that is pinned is tried again before it is copied.
+const MAX_PINNED_WAITS: u32 = 256;
 
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]
@@ -72,6 +74,35 @@ impl PagedFrames {
             // A page is pinned, or spare memory is not empty: drop the rest.
         }
         self.region.advise(offset, to.len(), self.dont_need())
+    }
+
+    /// Moves staged pages in. A page that stays pinned is copied; where the kernel
+    /// refuses for another reason, the rest is.
+    fn move_in(
+        &self,
+        offset: usize,
+        to: Span<'_>,
+        from: Span<'_>,
+    ) -> Result<Filled, Partial> {
+        let len = from.len();
+        let (mut done, mut waits, mut filled) = (0, 0, Filled::Moved);
+        while done < len {
+            let rest = to.part(done, len - done);
+            let Err(stop) = self.uffd.move_pages(rest, from.part(done, len - done)) else { break };
+            done += stop.done_bytes;
+            if stop.errno == Errno::BUSY && waits < MAX_PINNED_WAITS {
+                // A direct read is told to be complete before its page is unpinned.
+                waits += 1;
+                std::thread::yield_now();
+                continue;
+            }
+            let busy = stop.errno == Errno::BUSY;
+            let copied = if busy { system_page_bytes() } else { len - done };
+            let from = from.part(done, copied);
+            self.copy_in(offset + done, from).map_err(|p| p.after(done))?;
+            (done, waits, filled) = (done + copied, 0, Filled::Copied);
+        }
+        Ok(filled)
     }
 
     fn copy_in(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
@@ -138,14 +169,10 @@ impl Frames for PagedFrames {
         } else if before.present {
             self.take_out(to, offset, spare).map_err(stopped)?;
         }
-        let moved = match spare {
-            Some(_) => self.uffd.move_pages(to, from),
-            None => Err(stopped(Errno::NOSYS)),
-        };
-        let Err(Partial { done_bytes: done, .. }) = moved else { return Ok(Filled::Moved) };
-        self.copy_in(offset + done, from.part(done, from.len() - done))
-            .map(|()| Filled::Copied)
-            .map_err(|partial| Partial { done_bytes: done + partial.done_bytes, ..partial })
+        match spare {
+            Some(_) => self.move_in(offset, to, from),
+            None => self.copy_in(offset, from).map(|()| Filled::Copied),
+        }
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -185,34 +212,36 @@ impl Shared<PagedFrames> {
         lock(&self.state).table.get(page)
     }
 
-    /// Makes a touch of `page` a signal, if it still shows what could not be read.
-    fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) {
-        let mut state = lock(&self.state);
-        if state.table.get(page) != expected {
-            return;
-        }
-        let offset = offset_of(self.page(), page);
-        let len = self.page().bytes();
+    /// Makes a touch of `page` a signal, and says why, if the page still shows
+    /// what could not be read; false if it has to be served anew.
+    fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) -> bool {
+        let denied = {
+            let mut state = lock(&self.state);
+            if state.table.get(page) != expected {
+                return false;
+            }
+            let range = (offset_of(self.page(), page), self.page().bytes());
+            let denied = self.frames.deny(&[range]);
+            if denied.is_ok() {
+                state.table.set(page, expected.with_unreadable());
+            }
+            denied
+        };
         let shown = match expected.shown() {
             Shown::File(file_page) => format!("file page {}", file_page.0),
             Shown::Nothing => "no file page".to_owned(),
             Shown::Placed => "placed content".to_owned(),
         };
         let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
-        eprintln!("fremap: window page {} ({shown}): {reason}; the touch is {signal}", page.0);
-        match self.frames.deny(&[(offset, len)]) {
-            Ok(()) => {
-                Counters::add(&self.counters.pages_unreadable, 1);
-                state.table.set(page, expected.with_unreadable());
-            }
-            Err(errno) => {
-                // The toucher would wait for ever; a fault that comes back is
-                // served again.
-                eprintln!("fremap: window page {}: no signal could be set up ({errno})", page.0);
-            }
-        }
-        drop(state);
+        let end = match denied {
+            Ok(()) => format!("the touch is {signal}"),
+            // The fault comes back and is served again.
+            Err(errno) => format!("{signal} could not be set up ({errno}); trying again"),
+        };
+        eprintln!("fremap: window page {} ({shown}): {reason}; {end}", page.0);
+        Counters::add(&self.counters.pages_unreadable, u64::from(denied.is_ok()));
         self.wake(page);
+        true
     }
 
     fn wake(&self, page: WindowPage) {
@@ -230,23 +259,14 @@ impl Shared<PagedFrames> {
             return false;
         }
         let offset = offset_of(self.page(), page);
-        let to = self.frames.region.span(offset, content.len());
-        let shown = match self.frames.uffd.copy(to, content) {
-            Ok(()) => true,
-            // A page of several system pages can be there in part, and a page
-            // that the table calls absent in whole: replace it.
-            Err(partial) if partial.errno == Errno::EXIST => {
-                self.frames.copy_in(offset, content).is_ok()
-            }
-            Err(_) => false,
-        };
-        if shown {
+        if self.frames.copy_in(offset, content).is_ok() {
             state.table.set(page, expected.with_present(true));
             Counters::add(&self.counters.faults, 1);
+        } else {
+            drop(state);
+            // The toucher tries again, and is served again.
+            self.wake(page);
         }
-        drop(state);
-        // Nothing was shown: the toucher tries again, and is served again.
-        self.wake(page);
         true
     }
 }
@@ -280,18 +300,17 @@ impl Serve for Server {
                 return;
             }
             let Shown::File(file_page) = entry.shown() else {
-                shared.give_up(page, entry, "nothing is mapped there");
-                return;
-            };
-            match shared.store.read_page(file_page, content) {
-                Ok(()) if shared.show(page, entry, content) => return,
-                Ok(()) => {}
-                Err(error) => {
-                    shared.give_up(page, entry, &error.to_string());
-                    if shared.entry(page) == entry.with_unreadable() {
-                        return;
-                    }
+                if shared.give_up(page, entry, "nothing is mapped there") {
+                    return;
                 }
+                continue;
+            };
+            let ended = match shared.store.read_page(file_page, content) {
+                Ok(()) => shared.show(page, entry, content),
+                Err(error) => shared.give_up(page, entry, &error.to_string()),
+            };
+            if ended {
+                return;
             }
         }
     }

@@ -86,6 +86,14 @@ pub struct Partial {
     pub errno: Errno,
 }
 
+impl Partial {
+    /// The same stop, told from `before` bytes further in front.
+    #[must_use]
+    pub fn after(self, before: usize) -> Self {
+        Self { done_bytes: self.done_bytes + before, ..self }
+    }
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct ApiArgument {
@@ -264,7 +272,6 @@ impl Uffd {
         let mut done_bytes = 0;
         let mut retries = 0;
         while done_bytes < to.len() {
-            enter(call).map_err(|errno| Partial { done_bytes, errno })?;
             let mut argument = TransferArgument {
                 dst: to.start() as u64 + done_bytes as u64,
                 src: from.start() as u64 + done_bytes as u64,
@@ -272,9 +279,12 @@ impl Uffd {
                 mode,
                 done: 0,
             };
-            // SAFETY: the argument has the layout of struct uffdio_copy and of
-            // struct uffdio_move; both ranges are spans, mapped by their promise.
-            match check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) }) {
+            let result = enter(call).and_then(|()| {
+                // SAFETY: the argument has the layout of struct uffdio_copy and of
+                // struct uffdio_move; both ranges are spans, mapped by their promise.
+                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) })
+            });
+            match result {
                 Ok(()) => return Ok(()),
                 Err(errno) => {
                     // The kernel reports progress as a positive count and a
@@ -317,15 +327,14 @@ impl Uffd {
         let mut done = 0;
         let mut retries = 0;
         while done < span.len() {
-            enter(Call::UffdPoison)?;
             let mut argument = PoisonArgument {
                 range: range(span.part(done, span.len() - done)),
                 mode: 0,
                 updated: 0,
             };
-            // SAFETY: the argument has the layout of struct uffdio_poison.
-            let result = check(unsafe {
-                libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument)
+            let result = enter(Call::UffdPoison).and_then(|()| {
+                // SAFETY: the argument has the layout of struct uffdio_poison.
+                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument) })
             });
             match result {
                 Ok(()) => return Ok(()),
