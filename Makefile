@@ -14,18 +14,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 all: .venv/built
 
-# The environment, with what builds the package; `dev` of pyproject.toml comes with it.
-.venv/made:
+# The environment: what pyproject.toml lists for tests and development, maturin among it.
+define REQUIREMENTS
+import tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+print(*(r for r in extras["test"] + extras["dev"] if not r.startswith("fremap")), sep="\n")
+endef
+export REQUIREMENTS
+
+.venv/made: pyproject.toml
 	@command -v cargo >/dev/null || { echo "fremap needs Rust: https://rustup.rs"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fremap needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet 'maturin>=1.8,<2'
+	@$(BIN)/python -c "$$REQUIREMENTS" >.venv/requirements.txt
+	$(BIN)/pip install --quiet -r .venv/requirements.txt
 	@touch $@
 
 # The package, installed in place; Python sources need no rebuild, Rust sources do.
 .venv/built: .venv/made pyproject.toml $(RUST)
-	$(BIN)/maturin develop --release --quiet --extras dev
+	$(BIN)/maturin develop --release --quiet
 	@touch $@
 
 demo: .venv/built

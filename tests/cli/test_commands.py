@@ -33,7 +33,7 @@ def run_json(capsys: pytest.CaptureFixture[str]) -> RunJson:
 
 def process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "fremap.cli", *words],
+        [sys.executable, "-m", "fremap", *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

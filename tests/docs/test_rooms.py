@@ -27,6 +27,8 @@ CORE_FLOORS = {
     "lib": 5,
 }
 PURE = ("table", "plan")  # no system call
+# Python's memory and descriptors; and the buffer protocol, whose slots are unsafe in PyO3.
+UNSAFE_ROOMS_OF_THE_BINDING = {"crates/python/src/raw.rs", "crates/python/src/window.rs"}
 PACKAGE_FLOORS = {
     "_core": 0,
     "errors": 1,
@@ -42,6 +44,7 @@ PACKAGE_FLOORS = {
     "testing": 7,
     "bench": 7,
     "cli": 8,
+    "__main__": 9,
 }
 
 
@@ -116,14 +119,14 @@ def test_core_knows_no_python() -> None:
     assert "pyo3" not in (REPOSITORY / "crates/core/Cargo.toml").read_text()
 
 
-def test_unsafe_code_is_in_sys_only() -> None:
-    elsewhere = [
+def test_unsafe_code_has_its_rooms() -> None:
+    found = {
         str(path.relative_to(REPOSITORY))
-        for path in sorted((REPOSITORY / "crates").rglob("*.rs"))
+        for path in (REPOSITORY / "crates").rglob("*.rs")
         if not path.is_relative_to(CORE / "sys")
         and re.search(r"\bunsafe\s*(\{|fn|impl|trait|extern)", without_comments(path.read_text()))
-    ]
-    assert elsewhere == []
+    }
+    assert found <= UNSAFE_ROOMS_OF_THE_BINDING
 
 
 def test_reading_of_imports() -> None:

@@ -21,7 +21,7 @@ def files() -> Iterator[Path]:
             name for name in folders if name not in NOT_OURS and "_cache" not in name
         )
         for path in (Path(folder, name) for name in sorted(names)):
-            if path.suffix in TEXTS:
+            if path.suffix in TEXTS and path.name not in NOT_OURS:
                 yield path
 
 

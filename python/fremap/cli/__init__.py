@@ -6,6 +6,7 @@ output, and nothing else there.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = parser().parse_args(words)
         module, _ = COMMANDS[parsed.command]
         return module.run(parsed)
+    except BrokenPipeError:
+        # The reader has gone (`fremap doctor | head`). Flushing at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (FremapError, OSError) as error:
         print(f"fremap {words[0]}: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,0 @@
-"""`python -m fremap.cli`: the command, where it is not on the PATH."""
-
-import sys
-
-from fremap.cli import main
-
-sys.exit(main())
