@@ -39,14 +39,7 @@ def flat(bench: Bench) -> Report:
     report.count("cost a page, largest over smallest size's", spread(costs), "times", at_most=1.2)
     for timing in timings:
         report.count(f"remap of {timing.operations} pages, a page", timing.microseconds, "µs")
-    tables = _table_only(bench)
-    report.count(
-        "populate=False: largest over smallest size's",
-        spread([t.microseconds for t in tables]),
-        "times",
-        at_most=1.2,
-    )
-    for timing in tables:
+    for timing in _table_only(bench):
         report.count(
             f"populate=False, {timing.operations} pages, a page", timing.microseconds, "µs"
         )
