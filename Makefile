@@ -77,7 +77,7 @@ check-python: .venv/built
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict python/fremap
 	$(BIN)/stubtest fremap._core
-	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(find python/fremap -name '*.py')
+	$(BIN)/python tests/docs/validate_docstrings.py
 
 clean:
 	rm -rf .venv target .pytest_cache .mypy_cache .ruff_cache .hypothesis

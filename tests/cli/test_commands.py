@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fremap
 import numpy as np
 import pytest
-
-import fremap
 from fremap.cli import main
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.numbered import first_wrong_page, numbered_pages

@@ -53,7 +53,7 @@ def packages(scratch: Path) -> Path:
     site = Path(sysconfig.get_path("purelib"))
     if reachable(site):
         return site
-    ignore = shutil.ignore_patterns("__pycache__", "maturin*", "mypy*", "ruff*", "sphinx*", "pip*")
+    ignore = shutil.ignore_patterns("__pycache__", "maturin*", "mypy*", "ruff*", "pip*")
     return Path(shutil.copytree(site, scratch / "site-packages", ignore=ignore, symlinks=True))
 
 

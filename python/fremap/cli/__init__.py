@@ -9,14 +9,25 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-
-from fremap.errors import FremapError
+from typing import Protocol
 
 from fremap.cli import demo, doctor, prefault, resident, selftest
+from fremap.errors import FremapError
 
 __all__ = ["main"]
 
-COMMANDS = {
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Run the command; return its exit code."""
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (doctor, "what this kernel and process can do, and what to do about the rest"),
     "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "selftest": (selftest, "number pages, remap them backwards, check each: every engine"),

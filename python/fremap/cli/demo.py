@@ -26,6 +26,7 @@ from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.memory import available_bytes
 from fremap.cli.numbered import first_wrong_page, write_numbered_file
 from fremap.cli.report import Json, columns, print_json, show, size, speaks_unicode, thousands
+from fremap.window import Engine
 
 DEFAULT_SIZE = 1 << 30
 COPIED_PAGES = 1 << 16  # np.memmap[ids] makes an array: 256 MiB of it are enough to tell
@@ -132,7 +133,7 @@ def job_of(arguments: argparse.Namespace) -> Iterator[Job]:
         yield plan(str(path), numbered=True, notes=notes)
 
 
-def choose_engine(asked: str) -> str:
+def choose_engine(asked: Engine) -> Engine:
     """Return an engine for pages in any order: `alias` would stop at vm.max_map_count."""
     if asked != "auto":
         return asked
@@ -162,7 +163,7 @@ def check(
     return "" if wrong is None else f"window page {wrong} does not show file page {order[wrong]}"
 
 
-def shuffle(job: Job, engine: str) -> Shown:
+def shuffle(job: Job, engine: Engine) -> Shown:
     """Remap all pages of a window twice, and check them each time."""
     names = ("first remap, fresh memory", "remapped again")
     timings, wrong = [], []
@@ -254,7 +255,7 @@ def report(job: Job, shown: Shown, timings: list[Timing]) -> str:
         ("kernel mappings (VMAs) of the window", shown.window_vma_count),
         ("of the whole process", shown.process_vma_count),
     ):
-        rows.append((what, *map(thousands, counts)))
+        rows.append((what, thousands(counts[0]), thousands(counts[1])))
     lines += [columns(rows, right=(1, 2)), ""]
     table = [("file in the page cache", "µs a page", "pages", "VMAs", "stopped by")]
     table += [
