@@ -209,7 +209,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    if session.config.stash[WRONG] and session.exitstatus == pytest.ExitCode.OK:
+    if session.config.stash[WRONG]:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return (yield)
 

@@ -237,6 +237,16 @@ def as_json(job: Job, shown: Shown, timings: list[Timing]) -> Json:
     }
 
 
+def ratios(timings: list[Timing]) -> str:
+    """Return how the window that was remapped again compares with the other ways."""
+    again, others = timings[1], timings[2:]
+    rows = []
+    for other in others:
+        ratio = other.microseconds_a_page / again.microseconds_a_page
+        rows.append(("remapped again:", f"{ratio:.1f} ×", "as fast as " + other.what))
+    return columns(rows, right=(1,))
+
+
 def report(job: Job, shown: Shown, timings: list[Timing]) -> str:
     """Return the result as a person reads it."""
     unicode = speaks_unicode()
@@ -269,6 +279,7 @@ def report(job: Job, shown: Shown, timings: list[Timing]) -> str:
         for line in timings
     ]
     lines += [columns(table, right=(1, 2, 3)), ""]
+    lines += [ratios(timings), ""]
     if shown.wrong:
         lines.append(f"  WRONG: {shown.wrong}")
     else:
