@@ -17,12 +17,14 @@ use crate::sys::uffd::Uffd;
 use crate::window::Calibration;
 
 /// Rounds of each measurement; the fastest counts, as noise only adds.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 /// Pages of the memory that is measured on.
 const PAGES: usize = 1024;
 const PAGES_COUNTED: u32 = 1024;
+/// What one huge page holds.
+const BLOCK_BYTES: usize = 2 << 20;
 /// Batches that are tried.
-const BATCHES: [usize; 4] = [64, 256, 512, 1024];
+const BATCHES: [usize; 3] = [64, 512, 1024];
 
 /// The fastest of some rounds.
 fn fastest(mut round: impl FnMut() -> Result<(), Errno>) -> Result<Duration, Errno> {
@@ -46,60 +48,70 @@ fn count(ratio: f64, max: u16) -> u64 {
     ratio.ceil().clamp(1.0, f64::from(max)) as u64
 }
 
-fn present_memory(pages: usize) -> Result<Region, Errno> {
-    let region = Region::anonymous(pages * system_page_bytes(), 2 << 20, Access::Write)?;
+/// Memory that is present, of huge pages or of small ones.
+fn present_memory(pages: usize, huge: bool) -> Result<Region, Errno> {
+    let region = Region::anonymous(pages * system_page_bytes(), BLOCK_BYTES, Access::Write)?;
     // A kernel without huge pages refuses the advice and has none.
-    let _small = region.advise(0, region.len(), Advice::NoHugePage);
+    let advice = if huge { Advice::HugePage } else { Advice::NoHugePage };
+    let _advised = region.advise(0, region.len(), advice);
     region.span(0, region.len()).clear();
     Ok(region)
 }
 
 /// Absent pages over which one `MADV_DONTNEED` costs as much as a second call.
 fn evict_gap_pages() -> Result<u64, Errno> {
-    const CALLS: u32 = 128;
+    const CALLS: u32 = 256;
+    /// Absent pages of a block whose page table is there.
+    const ABSENT: u32 = 255;
     let page = system_page_bytes();
-    let region = present_memory(PAGES)?;
-    region.advise(0, region.len(), Advice::DontNeed)?;
-    let calls = fastest(|| {
-        (0..CALLS as usize)
-            .try_for_each(|call| region.advise(call * 8 * page, page, Advice::DontNeed))
-    })?;
-    let whole = fastest(|| region.advise(0, region.len(), Advice::DontNeed))?;
-    let call = each(calls, CALLS);
-    let absent_page = (each(whole, 1) - call).max(1.0) / f64::from(PAGES_COUNTED);
-    Ok(count(call / absent_page, 512))
+    let region = present_memory(PAGES / 2, false)?;
+    let long = (ABSENT as usize + 1) * page;
+    // The pages behind stay present, so that the page table does.
+    region.advise(0, long, Advice::DontNeed)?;
+    let drop_pages = |len: usize| {
+        fastest(|| (0..CALLS).try_for_each(|_| region.advise(0, len, Advice::DontNeed)))
+    };
+    let call = each(drop_pages(page)?, CALLS);
+    let absent = (each(drop_pages(long)?, CALLS) - call) / f64::from(ABSENT);
+    Ok(count(call / absent.max(0.1), 512))
 }
 
-/// Time a page of copying into staging memory and swapping with a window, and
-/// the smallest batch that is within a twentieth of the fastest.
-fn copying(source: &Region) -> Result<(f64, u64), Errno> {
+/// Time a page of copying into staging memory and swapping with a window, in
+/// batches of `batch` pages, as engine `paged` does it.
+fn copying_ns(uffd: &Uffd, source: &Region, batch: usize) -> Result<f64, Errno> {
     let page = system_page_bytes();
-    let uffd = Uffd::open()?;
-    if !uffd.features().swap() {
-        return Err(Errno::OPNOTSUPP);
-    }
-    let window = present_memory(PAGES)?;
-    let staging = present_memory(PAGES)?;
-    let spare = Region::anonymous(PAGES * page, 2 << 20, Access::Write)?;
+    let huge = (batch * page).is_multiple_of(BLOCK_BYTES);
+    let window = present_memory(PAGES, huge)?;
+    let staging = present_memory(PAGES, huge)?;
+    let spare = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::Write)?;
     uffd.register_missing(&window)?;
     uffd.register_move_target(&spare)?;
     uffd.register_move_target(&staging)?;
-    let swap = |batch: usize| {
+    let swap = || {
         for first in (0..PAGES).step_by(batch) {
             let (offset, len) = (first * page, batch * page);
             let (window, spare) = (window.span(offset, len), spare.span(offset, len));
             let staging = staging.span(offset, len);
             staging.copy_span(source.span(offset, len));
-            let moves = [(spare, window), (window, staging), (staging, spare)];
-            for (to, from) in moves {
+            for (to, from) in [(spare, window), (window, staging), (staging, spare)] {
                 uffd.move_pages(to, from).map_err(|partial| partial.errno)?;
             }
         }
         Ok(())
     };
+    Ok(each(fastest(swap)?, PAGES_COUNTED))
+}
+
+/// The time a page of the fastest batch, and the smallest that is within a
+/// twentieth of it.
+fn copying(source: &Region) -> Result<(f64, u64), Errno> {
+    let uffd = Uffd::open()?;
+    if !uffd.features().swap() {
+        return Err(Errno::OPNOTSUPP);
+    }
     let mut times = Vec::with_capacity(BATCHES.len());
     for batch in BATCHES {
-        times.push(each(fastest(|| swap(batch))?, PAGES_COUNTED));
+        times.push(copying_ns(&uffd, source, batch)?);
     }
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     let chosen = times.iter().position(|&time| time <= best * 1.05).unwrap_or(0);

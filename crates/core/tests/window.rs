@@ -120,7 +120,10 @@ fn pages_without_access_stay_so_when_they_are_remapped() {
         window.protect(&Selection::Range(3, 5), Prot::None, &Uninterruptible).unwrap();
         let mask = remap(&window, &[9, 8, 7, 6], 2, NOW);
         assert_eq!(mask, [true, false, false, true], "{engine}");
-        assert_eq!(window.protection().unwrap()[2..6], [Prot::Read, Prot::None, Prot::None, Prot::Read]);
+        assert_eq!(
+            window.protection().unwrap()[2..6],
+            [Prot::Read, Prot::None, Prot::None, Prot::Read]
+        );
         let given = RemapOptions { prot: Some(Prot::Read), ..NOW };
         assert_eq!(remap(&window, &[1, 2], 3, given), [true, true]);
         assert_eq!(shown(&window, 2..6), [10, 2, 3, 7], "{engine}");

@@ -71,7 +71,7 @@ impl Frames for EagerFrames {
         self.locked
     }
 
-    fn adopt_staging(&self, _staging: &mut Region) -> Result<bool, Errno> {
+    fn adopt_staging(&self, _staging: &mut Region, _chunk_bytes: usize) -> Result<bool, Errno> {
         Ok(false)
     }
 

@@ -2,7 +2,9 @@
 //!
 //! Content is swapped in by `UFFDIO_MOVE` (6.8): the old frames out to spare
 //! memory, the new ones in from staging, so that frames are recycled and never
-//! faulted twice. Where the kernel has no MOVE, or a page is pinned,
+//! faulted twice. Chunks of whole blocks of 2 MiB are huge pages where the kernel
+//! gives them: one is read into with a single fault and swapped in as one entry.
+//! What is swapped out in part is split, and stays so. Where the kernel has no MOVE, or a page is pinned,
 //! `UFFDIO_COPY` puts it in. Between the two steps the page is absent, and a
 //! thread that touches it waits for the second: it sees the old content or the
 //! new, never zeros.
@@ -28,7 +30,8 @@ use crate::table::{Entry, Shown, Table};
 use crate::units::{PageSize, Prot, WindowPage};
 use crate::window::Calibration;
 
-/// Windows and staging memory of at least this size begin at such an address.
+/// What one entry of the upper page table maps, and the size of a huge page.
+/// Windows of at least this size begin at such an address.
 const BLOCK_BYTES: usize = 2 << 20;
 /// How often a page that is pinned is tried again before it is copied.
 const MAX_PINNED_WAITS: u32 = 256;
@@ -50,7 +53,6 @@ impl PagedFrames {
         // handed out of it is read-only.
         let mut region = Region::anonymous(bytes, align, Access::Write)?;
         region.keep_from_children()?;
-        no_huge_pages(&region)?;
         if locked {
             region.lock_on_fault(0, bytes)?;
         }
@@ -78,12 +80,7 @@ impl PagedFrames {
 
     /// Moves staged pages in. A page that stays pinned is copied; where the kernel
     /// refuses for another reason, the rest is.
-    fn move_in(
-        &self,
-        offset: usize,
-        to: Span<'_>,
-        from: Span<'_>,
-    ) -> Result<Filled, Partial> {
+    fn move_in(&self, offset: usize, to: Span<'_>, from: Span<'_>) -> Result<Filled, Partial> {
         let len = from.len();
         let (mut done, mut waits, mut filled) = (0, 0, Filled::Moved);
         while done < len {
@@ -122,9 +119,9 @@ impl PagedFrames {
     }
 }
 
-/// `MADV_NOHUGEPAGE`; a kernel built without huge pages says EINVAL and has none.
-fn no_huge_pages(region: &Region) -> Result<(), Errno> {
-    match region.advise(0, region.len(), Advice::NoHugePage) {
+/// Advice on huge pages; a kernel built without them says EINVAL.
+fn advise_if_built(region: &Region, advice: Advice) -> Result<(), Errno> {
+    match region.advise(0, region.len(), advice) {
         Ok(()) | Err(Errno::INVAL) => Ok(()),
         Err(errno) => Err(errno),
     }
@@ -141,10 +138,11 @@ impl Frames for PagedFrames {
         self.locked
     }
 
-    fn adopt_staging(&self, staging: &mut Region) -> Result<bool, Errno> {
+    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno> {
         // Pages shared with a child cannot be moved.
         staging.keep_from_children()?;
-        no_huge_pages(staging)?;
+        let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
+        advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
         if self.locked {
             staging.lock_on_fault(0, staging.len())?;
         }

@@ -34,12 +34,12 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
     /// The window's memory.
     fn region(&self) -> &Region;
 
-    /// Prepares staging memory, and says whether [`fill`](Self::fill) wants
+    /// Prepares staging memory of chunks of `chunk_bytes`, and says whether [`fill`](Self::fill) wants
     /// spare memory of the same size.
     ///
     /// # Errors
     /// The kernel's.
-    fn adopt_staging(&self, staging: &mut Region) -> Result<bool, Errno>;
+    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno>;
 
     /// Whether the window's and staging memory are locked.
     fn locked(&self) -> bool;

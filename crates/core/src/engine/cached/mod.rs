@@ -275,7 +275,8 @@ impl<F: Frames> Engine for Cached<F> {
                 }
                 Fill::All | Fill::Nothing => None,
             };
-            let steps = self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
+            let steps =
+                self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
             self.carry_out("remap", &mut control, &steps, &mut mask, interrupt)?;
         }
         Ok(mask)

@@ -36,7 +36,7 @@ impl Staging {
         let align = chunk_bytes.next_power_of_two().clamp(system_page_bytes(), 2 << 20);
         let fail = |errno| Error::system("staging memory", errno);
         let mut region = Region::anonymous(total, align, Access::Write).map_err(fail)?;
-        let with_spare = frames.adopt_staging(&mut region).map_err(fail)?;
+        let with_spare = frames.adopt_staging(&mut region, chunk_bytes).map_err(fail)?;
         let chunks = std::array::from_fn(|index| {
             let front = 2 * index * chunk_bytes;
             Chunk { front, spare: with_spare.then_some(front + chunk_bytes) }
