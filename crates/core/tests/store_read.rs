@@ -2,10 +2,12 @@
 
 mod numbered;
 
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::{OpenMode, Store};
+use fremap_core::sys::mm::{Access, Region};
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages};
 use numbered::{
@@ -116,13 +118,8 @@ fn what_others_leave_behind_the_end_is_not_seen() {
     let file = numbered(PAGE + 100, PAGE);
     let store = open(&file);
     let other = std::fs::File::options().read(true).write(true).open(file.path()).expect("opened");
-    let region =
-        fremap_core::sys::mm::Region::anonymous(PAGE, PAGE, fremap_core::sys::mm::Access::Write)
-            .expect("memory");
-    use std::os::fd::AsFd;
-    region
-        .map_file(0, PAGE, other.as_fd(), PAGE as u64, fremap_core::sys::mm::Access::Write)
-        .expect("mapped");
+    let region = Region::anonymous(PAGE, PAGE, Access::Write).expect("memory");
+    region.map_file(0, PAGE, other.as_fd(), PAGE as u64, Access::Write).expect("mapped");
     region.span(100, 8).copy_from(&[0xff; 8]);
     for _ in 0..40 {
         assert_read(&store, &[0, 1, 0, 1]);

@@ -101,6 +101,13 @@ impl Store {
         if !can_read || (writable && !can_write) {
             return Err(fail(Errno::BADF));
         }
+        if writable && sys_file::is_appending(fd.as_fd()).map_err(fail)? {
+            return Err(Error::Argument(
+                "open: the descriptor was opened to append (O_APPEND), so the kernel would write \
+                 every page behind the end of the file; open it without"
+                    .into(),
+            ));
+        }
         let direct_fd =
             direct.then(|| reopen_direct(fd.as_fd(), writable, path.as_deref())).transpose()?;
         // What goes through the page cache must not be bound by O_DIRECT's alignment.

@@ -247,7 +247,7 @@ impl Store {
     }
 
     /// Sets how many page reads from 2 MiB of the file fill the page tables of
-    /// that part of the source map, as calibration may (1 to 127).
+    /// that part of the source map, as calibration may (1 to 32 767).
     pub fn set_source_populate_reads(&self, reads: u64) {
         self.source.set_populate_reads(reads);
     }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::Store;
 use crate::error::Result;
 use crate::sys::file as sys_file;
-use crate::sys::ring::block_signals;
+use crate::sys::thread::spawn_without_signals;
 use crate::units::{FilePage, Pages};
 
 /// Runs that are started by the caller; each is a system call of 1 to 20 µs.
@@ -72,13 +72,11 @@ fn claim(prefetches: &AtomicU64) -> bool {
 
 /// Hands the stretches to a thread of their own, which owns its descriptor.
 fn spawn(fd: OwnedFd, stretches: Vec<Stretch>, prefetches: Arc<AtomicU64>) -> bool {
-    let Ok(unblock) = block_signals() else { return false };
-    let thread = std::thread::Builder::new().name("fremap-prefetch".into()).spawn(move || {
+    let thread = spawn_without_signals("fremap-prefetch", move || {
         // Nobody waits for a hint, so nobody is told that it was refused.
         let _refused = advise(fd.as_fd(), &stretches);
         prefetches.fetch_sub(1, Ordering::AcqRel);
     });
-    drop(unblock);
     thread.is_ok()
 }
 

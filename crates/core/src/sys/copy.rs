@@ -12,6 +12,8 @@
 mod handler;
 #[cfg(target_arch = "x86_64")]
 mod routine;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests;
 
 use std::marker::PhantomData;
 

@@ -101,6 +101,14 @@ pub fn is_direct(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::DIRECT))
 }
 
+/// Whether the descriptor was opened with `O_APPEND`.
+///
+/// # Errors
+/// EBADF.
+pub fn is_appending(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::APPEND))
+}
+
 /// Whether the descriptor may be read, and whether it may be written.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::call::{enter, Call};
 use super::file::Parts;
 
-pub use pool::{block_signals, with_threads, BlockedSignals, MAX_THREADS};
+pub use pool::{with_threads, MAX_THREADS};
 
 /// Reads that a ring has in flight at most. Beyond it devices gain nothing.
 pub const DEPTH: usize = 128;

@@ -90,7 +90,7 @@ pub(super) fn copy(
     }
     // Fetching the source itself again costs nothing; any address may be fetched.
     let next = next.map_or(from.start(), Span::start);
-    let lines = bytes % LINE_BYTES == 0 && into.start().align_offset(STORE_ALIGN) == 0;
+    let lines = bytes.is_multiple_of(LINE_BYTES) && into.start().align_offset(STORE_ALIGN) == 0;
     // SAFETY: both spans are mapped for the length given; a source that the
     // kernel cannot bring raises SIGBUS, which `handler` turns into a return
     // of 1. Lines are only copied in whole ones, to an aligned address.

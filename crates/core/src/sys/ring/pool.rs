@@ -9,49 +9,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::super::call::{enter, Call};
 use super::super::file::read_parts_at;
-use super::super::mm::last_errno;
+use super::super::thread::{block_all_signals, set_signal_mask};
 use super::{Completion, Read, ReadQueue};
 
 /// Threads that a read starts at most.
 pub const MAX_THREADS: usize = 16;
 /// Reads that may wait for each thread, so that none idles while the caller works.
 const READS_PER_THREAD: usize = 2;
-
-/// All signals blocked in the calling thread; dropping it puts the mask back.
-/// A thread that is started meanwhile begins with all signals blocked.
-#[derive(Debug)]
-pub struct BlockedSignals {
-    before: libc::sigset_t,
-}
-
-/// Blocks all signals in the calling thread.
-///
-/// # Errors
-/// Those of `pthread_sigmask`, which has none for these arguments.
-pub fn block_signals() -> Result<BlockedSignals, Errno> {
-    enter(Call::SignalMask)?;
-    // SAFETY: both sets are plain data that the calls fill.
-    unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        let mut before: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        if libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) != 0 {
-            return Err(last_errno());
-        }
-        Ok(BlockedSignals { before })
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // SAFETY: the set was filled by `block_signals`.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
-        }
-    }
-}
 
 #[derive(Default)]
 struct State<'m> {
@@ -134,13 +99,14 @@ fn start_threads<'scope, 'm: 'scope>(
     fd: BorrowedFd<'scope>,
     wanted: usize,
 ) -> Result<usize, Errno> {
-    let _blocked = block_signals()?;
+    let caller = block_all_signals()?;
     let started = (0..wanted)
         .take_while(|_| {
             let builder = Builder::new().name("fremap-read".into());
             builder.spawn_scoped(scope, move || shared.serve(fd)).is_ok()
         })
         .count();
+    set_signal_mask(&caller)?;
     Ok(started)
 }
 
