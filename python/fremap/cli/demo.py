@@ -243,7 +243,7 @@ def ratios(timings: list[Timing]) -> str:
     rows = []
     for other in others:
         ratio = other.microseconds_a_page / again.microseconds_a_page
-        rows.append(("remapped again:", f"{ratio:.1f} ×", "as fast as " + other.what))
+        rows.append(("remapped again:", f"{ratio:.1f} times", "as fast as " + other.what))
     return columns(rows, right=(1,))
 
 

@@ -58,7 +58,7 @@ def speaks_unicode() -> bool:
 def show(text: str) -> None:
     """Print `text`, in what characters standard output takes."""
     if not speaks_unicode():
-        plain = text.replace("µ", "u").replace("→", "->").replace("×", "x")
+        plain = text.replace("µ", "u").replace("→", "->")
         text = plain.encode("ascii", "backslashreplace").decode()
     print(text, flush=True)
 
