@@ -28,7 +28,8 @@ class DataFile:
     """A temporary file whose pages begin with their number.
 
     The rest of a page is noise, so that nothing below can store it as less.
-    Removed on leaving the context.
+    It has no name of its own from the start, so that it is gone with this
+    process, however that ends; `path` is its descriptor's.
     """
 
     def __init__(self, directory: str | None, size_bytes: int) -> None:
@@ -36,9 +37,9 @@ class DataFile:
         self.size_bytes = self.page_count * PAGE_BYTES
         self._directory = Path(directory or tempfile.gettempdir())
         self._check_room()
-        handle, name = tempfile.mkstemp(prefix="fremap-bench-", suffix=".bin", dir=self._directory)
-        self.fd = handle
-        self.path = Path(name)
+        self.fd, name = tempfile.mkstemp(prefix="fremap-bench-", dir=self._directory)
+        Path(name).unlink()
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self.fd}")
 
     def _check_room(self) -> None:
         if self.page_count == 0:
@@ -67,9 +68,8 @@ class DataFile:
         self.close()
 
     def close(self) -> None:
-        """Close and remove the file."""
+        """Close the file, which removes it."""
         os.close(self.fd)
-        self.path.unlink()
 
     def _write(self) -> None:
         generator = np.random.default_rng(2002)
