@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::{OpenMode, Store};
+use fremap_core::sys::file::cachestat;
 use fremap_core::sys::mm::{Access, Region};
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages};
@@ -182,6 +183,46 @@ fn a_cached_page_is_copied_without_a_read_when_asked() {
     assert_eq!(store.counters().bytes_read, 0);
     let numbers: Vec<u64> = pages.iter().map(|page| page.0).collect();
     assert_pages(&bytes, &numbers, PAGE, store.size_bytes());
+}
+
+/// Bytes that this thread has had read from devices.
+fn device_bytes() -> u64 {
+    let counts = std::fs::read_to_string("/proc/thread-self/io").expect("read");
+    let line = counts.lines().find_map(|line| line.strip_prefix("read_bytes: ")).expect("counted");
+    line.parse().expect("a number")
+}
+
+#[test]
+fn resident_pages_are_had_without_the_device() {
+    let file = numbered(4000 * PAGE, PAGE);
+    drop_cached(&file);
+    // Reading on from the front leaves marks behind at which the kernel reads ahead.
+    let mut front = vec![0; 1100 * PAGE];
+    let mut reader = std::fs::File::open(file.path()).expect("opened");
+    std::io::Read::read_exact(&mut reader, &mut front).expect("read");
+    let store = open(&file);
+    // What is being read ahead is in the cache at once and resident when it has come.
+    let mask = loop {
+        let mask = store.resident(&Pages::Range(0..4000)).expect("told");
+        let cached = cachestat(store.fd(), 0, store.size_bytes()).expect("Linux 6.5").cached;
+        if cached == mask.iter().filter(|&&here| here).count() as u64 {
+            break mask;
+        }
+    };
+    let wanted: Vec<FilePage> =
+        (0..4000).filter(|&page| mask[page as usize]).map(FilePage).collect();
+    assert!(wanted.len() >= 1100 && wanted.len() < 4000);
+    let before = device_bytes();
+    for wanted in wanted.chunks(8) {
+        // A few pages from a new store: too few for a map to be populated.
+        let store = open(&file);
+        let mut bytes = vec![0; wanted.len() * PAGE];
+        let mut sink = Chunked::new(Span::of(&mut bytes), PAGE, 64, 4);
+        store.scatter_resident(wanted, &mut sink, &Uninterruptible).expect("read");
+        let pages: Vec<u64> = wanted.iter().map(|page| page.0).collect();
+        assert_pages(&bytes, &pages, PAGE, store.size_bytes());
+    }
+    assert_eq!(device_bytes() - before, 0);
 }
 
 #[test]

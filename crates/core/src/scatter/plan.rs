@@ -74,7 +74,6 @@ impl Plan {
         if !self.keys.is_sorted() {
             self.keys.sort_unstable();
         }
-        let due = store.source().populate_reads();
         let copied = &mut self.copied[start - self.requests.start..];
         self.asked.clear();
         let chunk_of = |key: u64| (page_size.bytes_of(page_of(key)) / CHUNK_BYTES as u64) as usize;
@@ -85,7 +84,7 @@ impl Plan {
                 continue;
             }
             pace.check(0)?;
-            if map.note_reads(chunk, group.len(), due)
+            if map.note_reads(chunk, group.len())
                 && populate(map, page_size.bytes_of(page_of(group[0])), &mut self.query)
             {
                 for &key in group {

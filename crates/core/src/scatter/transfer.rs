@@ -315,7 +315,7 @@ impl<'m> Transfer<'_, 'm> {
         drop(recovery);
         self.store.count().add_copied(copied * self.page_bytes);
         if copied > 0 {
-            self.recheck_copied(chunk);
+            self.recheck_copied(chunk, map.size_bytes());
         }
         copied
     }
@@ -327,10 +327,10 @@ impl<'m> Transfer<'_, 'm> {
     /// A file that was cut within a page shows zeros behind its end, without a
     /// fault. The kernel shortens the size before it clears the page, so the
     /// size now tells: pages beyond it are read again, which says what is wrong.
-    fn recheck_copied(&self, chunk: &mut Chunk<'m>) {
+    fn recheck_copied(&self, chunk: &mut Chunk<'m>, mapped_bytes: u64) {
         let page_size = self.store.page_size();
         let size_bytes = match sys_file::facts(self.store.fd()) {
-            Ok(facts) if facts.size_bytes >= self.store.size_bytes() => return,
+            Ok(facts) if facts.size_bytes >= mapped_bytes => return,
             Ok(facts) => facts.size_bytes,
             Err(_) => 0,
         };

@@ -246,12 +246,6 @@ impl Store {
         scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt)
     }
 
-    /// Sets how many page reads from 2 MiB of the file fill the page tables of
-    /// that part of the source map, as calibration may (1 to 32 767).
-    pub fn set_source_populate_reads(&self, reads: u64) {
-        self.source.set_populate_reads(reads);
-    }
-
     /// Bytes of page tables that the source map has.
     #[must_use]
     pub fn source_table_bytes(&self) -> u64 {
@@ -337,10 +331,6 @@ impl Store {
 
     pub(crate) fn count(&self) -> &Counters {
         &self.counters
-    }
-
-    pub(crate) fn source(&self) -> &Source {
-        &self.source
     }
 
     pub(crate) fn rings(&self) -> &RingPool {

@@ -25,7 +25,7 @@ pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// 50 to 200 reads lose by going without (70 to 190 µs against 1 µs each). It is
 /// done sooner, as the map serves the store to its end and whoever reads a
 /// chunk so often at once will read it again.
-pub(crate) const POPULATE_READS: u64 = 16;
+const POPULATE_READS: usize = 16;
 /// The largest file that is mapped; beyond it pages are read by system calls.
 const MAX_MAP_BYTES: u64 = 1 << 44;
 /// Pages that are sorted and asked about together.
@@ -60,16 +60,9 @@ pub(crate) fn position_of(key: u64) -> usize {
 }
 
 /// A store's source map, made when it is first wanted and again after a refresh.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Source {
     map: RwLock<Option<Arc<SourceMap>>>,
-    populate_reads: AtomicU64,
-}
-
-impl Default for Source {
-    fn default() -> Self {
-        Self { map: RwLock::default(), populate_reads: AtomicU64::new(POPULATE_READS) }
-    }
 }
 
 impl Source {
@@ -93,16 +86,6 @@ impl Source {
     /// Lets the map go; reads that are under way keep theirs until they end.
     pub(crate) fn forget(&self) {
         *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-    }
-
-    /// Page reads from a chunk before it is populated.
-    pub(crate) fn populate_reads(&self) -> u64 {
-        self.populate_reads.load(Ordering::Relaxed)
-    }
-
-    /// Overrides [`POPULATE_READS`], as calibration may.
-    pub(crate) fn set_populate_reads(&self, reads: u64) {
-        self.populate_reads.store(reads.clamp(1, u64::from(POPULATED - 1)), Ordering::Relaxed);
     }
 
     /// Bytes of page tables that populating the map has cost.
@@ -156,18 +139,19 @@ impl SourceMap {
     }
 
     /// Counts page reads from a chunk that is not populated; says whether that
-    /// makes `due` since it was last said.
-    pub(crate) fn note_reads(&self, chunk: usize, reads: usize, due: u64) -> bool {
+    /// makes [`POPULATE_READS`] since it was last said.
+    pub(crate) fn note_reads(&self, chunk: usize, reads: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
         if before & POPULATED != 0 {
             return false;
         }
-        let total = u64::from(before) + reads as u64;
-        let after = if total >= due { 0 } else { u16::try_from(total).unwrap_or(POPULATED - 1) };
+        let total = usize::from(before) + reads;
+        let due = total >= POPULATE_READS;
+        let after = if due { 0 } else { total as u16 };
         // A count lost to another thread costs a later populate, nothing else.
         let _ = state.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
-        total >= due
+        due
     }
 
     /// Fills a chunk's page tables, if all of it is in the page cache.
