@@ -89,6 +89,8 @@ class Row:
         The timings that a ratio is made of.
     ratios
         Each round's ratio.
+    own
+        Whether both sides are cases of one kind, so that neither can lose.
     """
 
     what: str
@@ -99,6 +101,7 @@ class Row:
     ours: Timing | None = None
     theirs: Timing | None = None
     ratios: tuple[float, ...] = ()
+    own: bool = False
 
     @property
     def met(self) -> bool | None:
@@ -179,15 +182,11 @@ class Report:
         return [
             (row.ours, row.theirs)
             for row in self.rows
-            if row.ours and row.theirs and row.ours.microseconds > row.theirs.microseconds
+            if row.ours and row.theirs and not row.own
+            if row.ours.microseconds > row.theirs.microseconds
         ]
 
     @property
     def unmet(self) -> list[Row]:
         """Rows that miss their bar."""
         return [row for row in self.rows if row.met is False]
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return the largest value over the smallest."""
-    return max(values) / min(values)
