@@ -48,10 +48,10 @@ test: test-rust test-python test-ordinary test-seccomp
 
 test-rust:
 ifdef NEXTEST
-	cargo nextest run --release -p fremap-core
-	cargo test --release -p fremap-core --doc --quiet
+	cargo nextest run -p fremap-core
+	cargo test -p fremap-core --doc --quiet
 else
-	cargo test --release -p fremap-core --quiet
+	cargo test -p fremap-core --quiet
 endif
 
 test-python: .venv/built
