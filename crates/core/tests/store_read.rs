@@ -241,6 +241,53 @@ fn residency_is_told_page_by_page() {
     assert_eq!(store.counters().bytes_read, 0);
 }
 
+/// Runs `body` in a child that is nobody and says how it exited.
+fn as_nobody(body: impl FnOnce() -> i32) -> i32 {
+    const NOBODY: u32 = 65_534;
+    // SAFETY: the child calls `body` and ends; it has one thread.
+    unsafe {
+        let child = libc::fork();
+        assert!(child >= 0, "fork");
+        if child == 0 {
+            let changed = libc::setresgid(NOBODY, NOBODY, NOBODY) == 0
+                && libc::setresuid(NOBODY, NOBODY, NOBODY) == 0;
+            libc::_exit(if changed { body() } else { 99 });
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+        assert!(libc::WIFEXITED(status), "the child died: {status}");
+        libc::WEXITSTATUS(status)
+    }
+}
+
+#[test]
+fn residency_is_not_told_to_everybody_and_reads_do_without() {
+    // Ours while we are root; else one that root owns will do.
+    let own = whole_file();
+    let is_root = rustix::process::geteuid().is_root();
+    let path = if is_root { own.path() } else { std::path::Path::new("/bin/sh") };
+    let store = Store::open(path, OpenMode::Read, None, false).expect("opened");
+    let pages: Vec<u64> = (0..store.page_count()).rev().collect();
+    let front = std::fs::read(path).expect("read")[..PAGE].to_vec();
+    let body = || {
+        let told = store.resident(&Pages::Range(0..1));
+        for _ in 0..3 {
+            let (bytes, outcome) = read(&store, &pages);
+            if outcome.is_err() || bytes[bytes.len() - PAGE..] != front {
+                return 1;
+            }
+        }
+        // What mincore may lie about is not copied.
+        let copied = store.counters().bytes_copied;
+        if matches!(told, Err(Error::Unsupported { .. })) && copied == 0 {
+            0
+        } else {
+            2
+        }
+    };
+    assert_eq!(if is_root { as_nobody(body) } else { body() }, 0);
+}
+
 #[test]
 fn a_large_page_is_resident_when_all_of_it_is() {
     let file = numbered(4 << 20, PAGE);

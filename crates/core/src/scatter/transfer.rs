@@ -277,7 +277,8 @@ impl<'m> Transfer<'_, 'm> {
     /// Copies what the plan says is in the page cache; what is not, or cannot
     /// be copied, is left to be read. Says how many pages were copied.
     fn copy_cached(&mut self, chunk: &mut Chunk<'m>) -> usize {
-        let recovery = self.map.as_ref().and_then(|_| Recovery::begin().ok());
+        let wanted = chunk.requests.clone().any(|request| self.plan.is_copied(request));
+        let recovery = wanted.then(|| Recovery::begin().ok()).flatten();
         let (Some(map), Some(recovery)) = (self.map.clone(), recovery) else {
             let places = 0_u32..;
             let pages = self.file_pages[chunk.requests.clone()].iter().copied();

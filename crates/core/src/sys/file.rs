@@ -24,7 +24,7 @@ const AGAIN_LIMIT: usize = 16;
 /// `f_type` of tmpfs, which also backs memfd and `/dev/shm`.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `BLKGETSIZE64` where `_IOR` is the generic one (x86, ARM, RISC-V).
-const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
 
 /// What is behind a descriptor.
 #[derive(Clone, Copy, Debug)]

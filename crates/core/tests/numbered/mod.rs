@@ -23,7 +23,8 @@ impl Scratch {
     pub fn new() -> Self {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let name = format!("fremap-test-{}-{number}", std::process::id());
-        Self(std::env::temp_dir().join(name))
+        // On a disk, where /tmp may be in memory.
+        Self(Path::new(env!("CARGO_TARGET_TMPDIR")).join(name))
     }
 
     pub fn path(&self) -> &Path {

@@ -95,22 +95,25 @@ fn is_blocked() -> Result<bool, Errno> {
     }
 }
 
-pub(super) fn available() -> Result<(), String> {
-    let current = action(None).map_err(|errno| describe("sigaction", errno))?;
-    if !is_ours(&current) && INSTALLED.load(Ordering::Relaxed) >= INSTALL_LIMIT {
-        return Err("other handlers of SIGBUS keep replacing the one that recovers".into());
-    }
+/// Whether our handler is the first to see SIGBUS; an error where it cannot be.
+fn is_first() -> Result<bool, String> {
     if is_blocked().map_err(|errno| describe("pthread_sigmask", errno))? {
         return Err("SIGBUS is blocked in this thread".into());
     }
-    Ok(())
+    let first = is_ours(&action(None).map_err(|errno| describe("sigaction", errno))?);
+    if !first && INSTALLED.load(Ordering::Relaxed) >= INSTALL_LIMIT {
+        return Err("other handlers of SIGBUS keep replacing the one that recovers".into());
+    }
+    Ok(first)
+}
+
+pub(super) fn available() -> Result<(), String> {
+    is_first().map(|_first| ())
 }
 
 /// Makes sure that our handler is the first to see SIGBUS.
 pub(super) fn ensure() -> Result<(), String> {
-    available()?;
-    let current = action(None).map_err(|errno| describe("sigaction", errno))?;
-    if is_ours(&current) {
+    if is_first()? {
         return Ok(());
     }
     // Never waits: in a child of fork the lock's holder may not exist.
