@@ -46,6 +46,8 @@ bench: .venv/built
 # is not the same), and under a container's seccomp filter.
 test: test-rust test-python test-ordinary test-seccomp
 
+# Arithmetic is checked as in debug builds; loops over pages are compiled, or they take minutes.
+test-rust: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
 test-rust:
 ifdef NEXTEST
 	cargo nextest run -p fremap-core
