@@ -36,6 +36,7 @@ InitialMapping: TypeAlias = (
 )
 Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
+_ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
 _ENGINES = ("auto", "alias", "paged", "eager")
 
 
@@ -184,6 +185,8 @@ class Window(_core.WindowBase):
             raise ArgumentError(
                 f"Window: first_page is {first} and the store has {store.page_count} pages"
             )
+        if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
+            raise ArgumentError(f"Window: {count} pages are more than the address space has")
         shown = _mapping(mapping, store)
         if count is None and not isinstance(shown, str):
             count = len(shown)
