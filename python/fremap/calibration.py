@@ -193,7 +193,7 @@ def _read(path: Path) -> dict[str, Calibration]:
     """Return the kept calibrations by machine; none, with a warning, if the file is no good."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError) as error:
         _warn(f"cannot read {path}: {error}")

@@ -206,17 +206,18 @@ class Store:
         return filled
 
     def _checked_out(self, out: BufferLike, count: int) -> npt.NDArray[np.uint8]:
-        view = memoryview(out)
-        if view.readonly or not view.c_contiguous:
-            raise ArgumentError("read: out must be a writable C-contiguous buffer")
         expected = count * self.page_bytes
-        if view.nbytes != expected:
-            raise ArgumentError(
-                f"read: out has {view.nbytes} bytes; {count} pages are {expected} bytes"
-            )
+        with memoryview(out) as view:
+            if view.readonly or not view.c_contiguous:
+                raise ArgumentError("read: out must be a writable C-contiguous buffer")
+            if view.nbytes != expected:
+                raise ArgumentError(
+                    f"read: out has {view.nbytes} bytes; {count} pages are {expected} bytes"
+                )
         if expected == 0:
             return np.empty((0, self.page_bytes), dtype=np.uint8)
-        return np.frombuffer(view.cast("B"), dtype=np.uint8).reshape(count, self.page_bytes)
+        flat = np.frombuffer(memoryview(out).cast("B"), dtype=np.uint8)
+        return flat.reshape(count, self.page_bytes)
 
     def write(self, pages: PageSelection, data: BufferLike) -> None:
         """Write pages.

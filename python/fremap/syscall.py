@@ -9,7 +9,9 @@ mapping a piece.
 from __future__ import annotations
 
 import errno
+import operator
 import os
+import sys
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
 from fremap import _core
@@ -30,6 +32,7 @@ MAP_NONBLOCK: Final = 0x10000
 """Prefault only what needs no I/O. The kernel ignores it since Linux 2.6.23."""
 
 _PROT_MAX = 0b11
+_INT_MAX = 0x7FFF_FFFF
 
 
 def remap_file_pages(
@@ -90,16 +93,17 @@ def remap_file_pages(
     ...     window.mapping.tolist()
     [2, 3, 2, 3]
     """
-    numbers = [value.__index__() for value in (start, size, prot, pgoff, flags)]
+    numbers = [operator.index(value) for value in (start, size, prot, pgoff, flags)]
     if isinstance(target, Window):
         _on_window(target, *numbers)
         return
-    view = memoryview(target)
-    if isinstance(view.obj, Window):
-        raise ArgumentError("remap_file_pages: target is a view of a Window; give the Window")
-    if min(numbers) < 0:
-        raise _refusal(errno.EINVAL, "a negative argument")
-    _core.remap_file_pages(view, *numbers)
+    # Let go of at once, as a view kept by a traceback would keep `target` from closing.
+    with memoryview(target) as view:
+        if isinstance(view.obj, Window):
+            raise ArgumentError("remap_file_pages: target is a view of a Window; give the Window")
+        if min(numbers) < 0 or max(numbers) > sys.maxsize or max(numbers[2], numbers[4]) > _INT_MAX:
+            raise _refusal(errno.EINVAL, "an argument that is no address, size or page")
+        _core.remap_file_pages(view, *numbers)
 
 
 def _on_window(window: Window, start: int, size: int, prot: int, pgoff: int, flags: int) -> None:

@@ -606,8 +606,8 @@ class Window(_core.WindowBase):
         kind = np.dtype(dtype)
         if kind.hasobject or kind.itemsize == 0:
             raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
+        dimensions = _shape(shape, self.page_count * self.page_bytes // kind.itemsize)
         memory = np.frombuffer(memoryview(self), dtype=np.uint8)
-        dimensions = _shape(shape, len(memory) // kind.itemsize)
         used = math.prod(dimensions) * kind.itemsize
         view: npt.NDArray[Any] = memory[:used].view(kind)
         return view.reshape(dimensions)

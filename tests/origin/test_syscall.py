@@ -151,6 +151,8 @@ def test_o13_the_kernels_call(mapped: mmap.mmap, numbered_pages: Numbered) -> No
         pytest.param(END - PAGE, 2 * PAGE, 0, 0, id="across its end"),
         pytest.param(-PAGE, PAGE, 0, 0, id="negative"),
         pytest.param(0, PAGE - 1, 0, 0, id="rounded down to nothing"),
+        pytest.param(0, PAGE, 0, 1 << 64, id="no such page"),
+        pytest.param(0, PAGE, 1 << 40, 0, id="no such protection"),
     ],
 )
 def test_o13_the_kernels_answers(
