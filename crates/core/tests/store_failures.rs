@@ -169,6 +169,21 @@ fn interrupted_and_busy_reads_go_on() {
 }
 
 #[test]
+fn memory_that_the_kernel_cannot_reach_is_filled_by_us() {
+    let _turn = turn();
+    let file = file();
+    let store = open(&file);
+    inject(Call::Read, 0, Errno::FAULT, 1);
+    let (bytes, outcome) = read(&store, &[5]);
+    outcome.expect("read");
+    assert_pages(&bytes, &[5], PAGE, store.size_bytes());
+    inject(Call::RingSetup, 0, Errno::NOSYS, 1000);
+    // A run, then its first page: the rest of it is read as usual.
+    inject(Call::Read, 0, Errno::FAULT, 2);
+    read_cold(&file, &store, &(0..100).collect::<Vec<_>>()).expect("read");
+}
+
+#[test]
 fn without_a_map_pages_are_read() {
     let _turn = turn();
     let file = file();

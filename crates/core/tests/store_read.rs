@@ -241,16 +241,16 @@ fn residency_is_told_page_by_page() {
     assert_eq!(store.counters().bytes_read, 0);
 }
 
-/// Runs `body` in a child that is nobody and says how it exited.
-fn as_nobody(body: impl FnOnce() -> i32) -> i32 {
-    const NOBODY: u32 = 65_534;
+/// Runs `body` in a child, as another user if one is given, and says how it exited.
+fn in_child(user: Option<u32>, body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child calls `body` and ends; it has one thread.
     unsafe {
         let child = libc::fork();
         assert!(child >= 0, "fork");
         if child == 0 {
-            let changed = libc::setresgid(NOBODY, NOBODY, NOBODY) == 0
-                && libc::setresuid(NOBODY, NOBODY, NOBODY) == 0;
+            let changed = user.is_none_or(|user| {
+                libc::setresgid(user, user, user) == 0 && libc::setresuid(user, user, user) == 0
+            });
             libc::_exit(if changed { body() } else { 99 });
         }
         let mut status = 0;
@@ -261,7 +261,29 @@ fn as_nobody(body: impl FnOnce() -> i32) -> i32 {
 }
 
 #[test]
+fn a_child_of_fork_reads_through_rings_of_its_own() {
+    let file = whole_file();
+    let store = open(&file);
+    let pages = scattered(1000, PAGES, 11);
+    drop_cached(&file);
+    assert_read(&store, &pages);
+    drop_cached(&file);
+    let good = |bytes: &[u8]| {
+        let expected = pages.iter().map(|&page| numbered::page_content(page, PAGE));
+        expected.zip(bytes.chunks(PAGE)).all(|(expected, found)| expected == found)
+    };
+    let child = in_child(None, || {
+        let (bytes, outcome) = read(&store, &pages);
+        i32::from(outcome.is_err() || !good(&bytes))
+    });
+    assert_eq!(child, 0);
+    drop_cached(&file);
+    assert_read(&store, &pages);
+}
+
+#[test]
 fn residency_is_not_told_to_everybody_and_reads_do_without() {
+    const NOBODY: u32 = 65_534;
     // Ours while we are root; else one that root owns will do.
     let own = whole_file();
     let is_root = rustix::process::geteuid().is_root();
@@ -285,7 +307,7 @@ fn residency_is_not_told_to_everybody_and_reads_do_without() {
             2
         }
     };
-    assert_eq!(if is_root { as_nobody(body) } else { body() }, 0);
+    assert_eq!(in_child(is_root.then_some(NOBODY), body), 0);
 }
 
 #[test]
