@@ -170,6 +170,31 @@ fn written_shared_memory_is_copied_from_the_map() {
 }
 
 #[test]
+fn what_was_dropped_from_a_populated_map_is_read_and_populated_anew() {
+    let store = Store::memory(512 * PAGE as u64, None).expect("made");
+    let mut bytes: Vec<u8> = (0..512).flat_map(|page| numbered::page_content(page, PAGE)).collect();
+    let mut fill =
+        || store.write(&Pages::Range(0..512), Span::of(&mut bytes), &Uninterruptible).expect("ok");
+    let pages = scattered(400, 512, 2);
+    for _ in 0..3 {
+        fill();
+        for _ in 0..3 {
+            assert_read(&store, &pages);
+        }
+        let copied = store.counters().bytes_copied;
+        assert!(copied > 0);
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(store.fd(), flags, 0, store.size_bytes()).expect("punched");
+        let (zeros, outcome) = read(&store, &pages);
+        outcome.expect("read");
+        assert!(zeros.iter().all(|&byte| byte == 0));
+        assert_eq!(store.counters().bytes_copied, copied, "holes are not touched");
+        assert_eq!(rustix::fs::fstat(store.fd()).expect("stat").st_blocks, 0);
+        assert_eq!(store.source_table_bytes(), PAGE as u64);
+    }
+}
+
+#[test]
 fn a_cached_page_is_copied_without_a_read_when_asked() {
     let file = whole_file();
     drop_cached(&file);

@@ -96,7 +96,12 @@ impl Plan {
         }
         let answer = |position: usize, resident: bool| copied[position] |= resident;
         // What the kernel does not answer is read.
-        let _unanswered = map.residency(&self.asked, page_size, &mut self.query, answer);
+        let answered = map.residency(&self.asked, page_size, &mut self.query, answer).is_ok();
+        for group in self.asked.chunk_by(|&one, &other| chunk_of(one) == chunk_of(other)) {
+            if answered && !group.iter().any(|&key| copied[position_of(key)]) {
+                map.note_absent(chunk_of(group[0]));
+            }
+        }
         Ok(())
     }
 }

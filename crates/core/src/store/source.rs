@@ -39,8 +39,10 @@ const QUERY_BYTES: usize = 64 << 20;
 const ABSENT_GAP_PAGES: usize = 16;
 /// The same where it is populated.
 const POPULATED_GAP_PAGES: usize = 1024;
-/// In a chunk's state: its page tables are filled.
+/// In a chunk's state: its page table is filled.
 const POPULATED: u16 = 0x8000;
+/// In a chunk's state: it has a page table, which stays when pages are reclaimed.
+const TABLE: u16 = 0x4000;
 
 /// A page and where in its piece it is wanted, in one number that sorts by
 /// page. Page numbers have 48 bits: a store ends at 1 EiB.
@@ -91,9 +93,8 @@ impl Source {
     /// Bytes of page tables that populating the map has cost.
     pub(crate) fn table_bytes(&self) -> u64 {
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref().map_or(0, |map| {
-            map.populated_chunks.load(Ordering::Relaxed) * system_page_bytes() as u64
-        })
+        made.as_ref()
+            .map_or(0, |map| map.tables.load(Ordering::Relaxed) * system_page_bytes() as u64)
     }
 }
 
@@ -102,9 +103,10 @@ impl Source {
 pub(crate) struct SourceMap {
     region: Region,
     size_bytes: u64,
-    /// A chunk's state: [`POPULATED`], else how many of its pages were read.
+    /// A chunk's state: [`POPULATED`], [`TABLE`], and while it is not populated
+    /// how many of its pages were read.
     chunks: Vec<AtomicU16>,
-    populated_chunks: AtomicU64,
+    tables: AtomicU64,
 }
 
 impl SourceMap {
@@ -119,7 +121,7 @@ impl SourceMap {
         region.advise(0, len, Advice::Random)?;
         let chunks =
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
-        Ok(Self { region, size_bytes, chunks, populated_chunks: AtomicU64::new(0) })
+        Ok(Self { region, size_bytes, chunks, tables: AtomicU64::new(0) })
     }
 
     /// The size of the file that the map was made for.
@@ -146,9 +148,9 @@ impl SourceMap {
         if before & POPULATED != 0 {
             return false;
         }
-        let total = usize::from(before) + reads;
+        let total = usize::from(before & !TABLE) + reads;
         let due = total >= POPULATE_READS;
-        let after = if due { 0 } else { total as u16 };
+        let after = (before & TABLE) | if due { 0 } else { total as u16 };
         // A count lost to another thread costs a later populate, nothing else.
         let _ = state.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
         due
@@ -163,10 +165,16 @@ impl SourceMap {
             return Ok(false);
         }
         self.region.populate_read(start, len)?;
-        if self.chunks[chunk].swap(POPULATED, Ordering::Relaxed) & POPULATED == 0 {
-            self.populated_chunks.fetch_add(1, Ordering::Relaxed);
+        if self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed) & TABLE == 0 {
+            self.tables.fetch_add(1, Ordering::Relaxed);
         }
         Ok(true)
+    }
+
+    /// Notes that pages of a populated chunk were asked about and none is in
+    /// the page cache: it was reclaimed, and is to earn its populating anew.
+    pub(crate) fn note_absent(&self, chunk: usize) {
+        self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
     }
 
     /// Whether every system page of a range is in the page cache.

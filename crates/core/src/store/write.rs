@@ -50,10 +50,9 @@ impl Store {
         let buffer_len = BUFFER_BYTES.min(data.len());
         let buffer = Region::anonymous(buffer_len, system_page_bytes(), Access::Write)
             .map_err(|errno| self.io_error("write", None, errno))?;
-        let file_bytes = self.size_now("write")?;
         let mut position = 0;
         while position < pages.len() {
-            let count = self.run_at(pages, position);
+            let count = run_at(pages, position);
             let first = pages.at(position);
             let mut done = 0;
             let run_bytes = count * page_bytes;
@@ -65,8 +64,11 @@ impl Store {
                     data_offset: position * page_bytes + done,
                     len: buffer_len.min(run_bytes - done),
                 };
+                // Asked before each, so that a file cut meanwhile stays cut.
+                let file_bytes =
+                    self.size_now().map_err(|error| error.with_completed(completed))?;
                 self.write_stretch(stretch, data, &buffer, file_bytes)
-                    .map_err(|error| self.completed_before(error, first, position))?;
+                    .map_err(|error| completed_before(error, first, position))?;
                 done += stretch.len;
             }
             position += count;
@@ -94,20 +96,10 @@ impl Store {
 
     /// Where the file ends for a write: where it ended when it was opened, or
     /// where it ends now, if that is less.
-    fn size_now(&self, operation: &'static str) -> Result<u64> {
+    fn size_now(&self) -> Result<u64> {
         let facts =
-            sys_file::facts(self.fd()).map_err(|errno| self.io_error(operation, None, errno))?;
+            sys_file::facts(self.fd()).map_err(|errno| self.io_error("write", None, errno))?;
         Ok(facts.size_bytes.min(self.size_bytes()))
-    }
-
-    /// How many pages from `position` follow each other in the file.
-    #[allow(clippy::unused_self)]
-    fn run_at(&self, pages: &Pages<FilePage>, position: usize) -> usize {
-        let first = pages.at(position).0;
-        (position + 1..pages.len())
-            .take_while(|&next| pages.at(next).0 == first + (next - position) as u64)
-            .count()
-            + 1
     }
 
     fn write_stretch(
@@ -157,18 +149,24 @@ impl Store {
         }
         Ok(())
     }
+}
 
-    /// Counts the whole pages written before an error in the run that starts
-    /// with `first` at `position`.
-    #[allow(clippy::unused_self)]
-    fn completed_before(&self, error: Error, first: FilePage, position: usize) -> Error {
-        let failed = match &error {
-            Error::Io { file_page: Some(page), .. } | Error::Truncated { file_page: page, .. } => {
-                *page
-            }
-            _ => first.0,
-        };
-        let within = usize::try_from(failed.saturating_sub(first.0)).unwrap_or(0);
-        error.with_completed(position + within)
-    }
+/// How many pages from `position` follow each other in the file.
+fn run_at(pages: &Pages<FilePage>, position: usize) -> usize {
+    let first = pages.at(position).0;
+    (position + 1..pages.len())
+        .take_while(|&next| pages.at(next).0 == first + (next - position) as u64)
+        .count()
+        + 1
+}
+
+/// Counts the whole pages written before an error in the run that starts with
+/// `first` at `position`.
+fn completed_before(error: Error, first: FilePage, position: usize) -> Error {
+    let failed = match &error {
+        Error::Io { file_page: Some(page), .. } | Error::Truncated { file_page: page, .. } => *page,
+        _ => first.0,
+    };
+    let within = usize::try_from(failed.saturating_sub(first.0)).unwrap_or(0);
+    error.with_completed(position + within)
 }
