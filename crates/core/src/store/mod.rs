@@ -1,7 +1,7 @@
 //! Stores: a numbered run of file pages, in a file or in shared memory.
 //!
 //! A store owns its descriptors, a read-only map of the whole file from which
-//! cached pages are copied ([`source`]), and idle rings. Its size is fixed when
+//! cached pages are copied (`source.rs`), and idle rings. Its size is fixed when
 //! it is opened and read again only by [`Store::refresh`]. Every method may be
 //! called from several threads at once.
 

@@ -2,7 +2,7 @@
 //! file is cut short meanwhile.
 //!
 //! The copying routine is a stretch of machine code with one way out for
-//! faults: the process-wide SIGBUS handler ([`handler`]) sends a thread that
+//! faults: the process-wide SIGBUS handler (`handler.rs`) sends a thread that
 //! faults on the routine's source there, and the copy returns an error. Any
 //! other SIGBUS goes where it went before. The handler is installed by the
 //! first copy, never at load. Only x86-64 has the routine; elsewhere pages are
