@@ -137,7 +137,7 @@ def test_demo_takes_some_of_a_file_that_does_not_fit(
     assert "100 of 300 pages" in result["notes"][0]
     _, made = run_json("demo", "--size", "4M")
     assert made["file_page_count"] == 66
-    assert "memory is short" in made["notes"][0]
+    assert "memory or disk is short" in made["notes"][0]
 
 
 def test_demo_tells_a_wrong_page(

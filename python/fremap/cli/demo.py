@@ -9,6 +9,7 @@ import argparse
 import errno
 import mmap
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -120,12 +121,13 @@ def job_of(arguments: argparse.Namespace) -> Iterator[Job]:
         yield plan(arguments.file, numbered=False, notes=[])
         return
     # The window and the page cache (or the file itself, on tmpfs) hold it at the same time.
+    room = min(available_bytes() // 3, shutil.disk_usage(tempfile.gettempdir()).free)
     wanted = arguments.size // mmap.PAGESIZE
-    page_count = min(wanted, available_bytes() // 3 // mmap.PAGESIZE)
+    page_count = min(wanted, room // mmap.PAGESIZE)
     notes = []
     if page_count < wanted:
         notes.append(
-            f"memory is short: the file has {size(page_count * mmap.PAGESIZE)} "
+            f"memory or disk is short: the file has {size(page_count * mmap.PAGESIZE)} "
             f"and not {size(arguments.size)}"
         )
     with tempfile.TemporaryDirectory(prefix="fremap-demo-") as folder:
