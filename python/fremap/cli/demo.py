@@ -223,7 +223,8 @@ def compete(job: Job) -> Iterator[Timing]:
     finally:
         os.close(fd)
     # np.memmap has whole pages only: leave out a last page that the file's end cuts short.
-    whole = order[order < Path(job.path).stat().st_size // job.page_bytes][:COPIED_PAGES]
+    most = min(COPIED_PAGES, available_bytes() // 4 // job.page_bytes)
+    whole = order[order < Path(job.path).stat().st_size // job.page_bytes][:most]
     if len(whole):
         copied = competitors.memmap_take(job.path, whole, page_bytes=job.page_bytes)
         yield Timing("np.memmap[ids], a copy", copied.microseconds_a_page, len(whole), None)
