@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from fremap import _core
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_TEXT_COLUMNS = 66  # beside the names in a terminal of 100
 
 __all__ = ["Capabilities", "EngineStatus", "Probe", "capabilities"]
 
@@ -109,18 +112,28 @@ class Capabilities:
         """Return a table of what works, what is chosen, and what to do about the rest."""
         lines = [f"Linux {self.kernel}, vm.max_map_count {self.max_map_count}", "engines"]
         for name, engine in self.engines.items():
-            lines.append(f"  {_tick(engine.available)} {name:<24} {engine.detail}".rstrip())
-        lines.append(f"  chosen: {self.chosen} ({self.reason})")
+            lines += _row(_tick(engine.available), name, engine.detail)
+        lines += _row("use", self.chosen, self.reason)
         lines.append("capabilities")
         for name, probe in self.probes.items():
-            lines.append(f"  {_tick(probe.available)} {name:<24} {probe.detail}".rstrip())
+            lines += _row(_tick(probe.available), name, probe.detail)
             if probe.remedy and not probe.available:
-                lines.append(f"      {'':<24} to get it: {probe.remedy}")
+                lines += _row("", "", f"to get it: {probe.remedy}")
         return "\n".join(lines)
 
 
 def _tick(available: bool) -> str:  # noqa: FBT001 - a mark for a truth value
-    return "yes" if available else "no "
+    return "yes" if available else "no"
+
+
+def _row(mark: str, name: str, text: str) -> list[str]:
+    """Return a row of the table, its text wrapped in the last column."""
+    head = f"  {mark:<3} {name:<26}"
+    wrapped = textwrap.wrap(text, _TEXT_COLUMNS) or [""]
+    indent = " " * len(head)
+    rows = [f"{indent}{line}" for line in wrapped]
+    rows[0] = f"{head}{wrapped[0]}".rstrip()
+    return rows
 
 
 def capabilities() -> Capabilities:
@@ -145,7 +158,7 @@ def capabilities() -> Capabilities:
     """
     found: dict[str, Any] = _core.capabilities()
     engines = {
-        name: EngineStatus(available=refusal is None, detail=refusal or "")
+        name: EngineStatus(refusal is None, (refusal or "").removeprefix("Window: "))
         for name, refusal in found["engines"].items()
     }
     chosen = found["chosen"]
@@ -156,11 +169,11 @@ def capabilities() -> Capabilities:
         probes=MappingProxyType({name: Probe(*values) for name, values in found["probes"].items()}),
         engines=MappingProxyType(engines),
         chosen=chosen,
-        reason=_reason(chosen, engines),
+        reason=_reason(chosen),
     )
 
 
-def _reason(chosen: str, engines: Mapping[str, EngineStatus]) -> str:
+def _reason(chosen: str) -> str:
     if chosen == "paged":
         return "any order is one kernel mapping, and pages are swapped in whole"
-    return f"the next best: {engines['paged'].detail}"
+    return "the best of those that work here"
