@@ -10,16 +10,16 @@ overrides them, and removing the file measures them again.
 
 from __future__ import annotations
 
-import json
 import os
-import threading
 import warnings
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fremap import _core
 from fremap.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Calibration", "CalibrationWarning", "cache_path", "load", "measure", "save"]
 
@@ -90,6 +90,8 @@ def cache_path() -> Path:
     Path
         ``$XDG_CACHE_HOME/fremap/calibration.json``, or under ``~/.cache``.
     """
+    from pathlib import Path
+
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification of XDG says that a relative path is to be ignored.
     root = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
@@ -177,11 +179,13 @@ def save(calibration: Calibration) -> None:
 
 
 def _replace(path: Path, entries: dict[str, Calibration]) -> None:
+    import json
+
     text = json.dumps(
         {"format": _FORMAT, "machines": {key: entry.to_dict() for key, entry in entries.items()}},
         indent=1,
     )
-    draft = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    draft = path.with_name(f"{path.name}.{os.urandom(6).hex()}")
     try:
         draft.write_text(text + "\n", encoding="utf-8")
         draft.replace(path)
@@ -191,6 +195,8 @@ def _replace(path: Path, entries: dict[str, Calibration]) -> None:
 
 def _read(path: Path) -> dict[str, Calibration]:
     """Return the kept calibrations by machine; none, with a warning, if the file is no good."""
+    import json
+
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -219,7 +225,7 @@ def _machine() -> str:
 
 def _processor() -> str:
     try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -128,6 +127,8 @@ def _tick(available: bool) -> str:  # noqa: FBT001 - a mark for a truth value
 
 def _row(mark: str, name: str, text: str) -> list[str]:
     """Return a row of the table, its text wrapped in the last column."""
+    import textwrap
+
     head = f"  {mark:<3} {name:<26}"
     wrapped = textwrap.wrap(text, _TEXT_COLUMNS) or [""]
     indent = " " * len(head)

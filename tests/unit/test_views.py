@@ -1,7 +1,11 @@
 """Arrays and memoryviews of a window, and what its end means for them."""
 
+import contextlib
 import gc
 import pickle
+import subprocess
+import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -230,3 +234,107 @@ def test_subclasses_work(store: fremap.MemoryStore) -> None:
 
     with Tiles(store, 2) as window:
         assert (window.page_count, window.name) == (2, "tiles")
+
+
+def test_closing_while_other_threads_call_and_look(store: fremap.MemoryStore, engine: str) -> None:
+    """Each call and each view gets the window, or is told that it is closed."""
+    surprises: list[BaseException] = []
+
+    def use(window: Window, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            for round_number in range(1000):
+                window.remap([round_number % 4])
+                assert window.array(np.uint8)[0] == round_number % 4
+        except fremap.ClosedError:
+            return
+        except BaseException as error:
+            surprises.append(error)
+
+    for _ in range(10):
+        window = Window(store, 1, engine=engine, populate=True)
+        start = threading.Barrier(2)
+        thread = threading.Thread(target=use, args=(window, start))
+        thread.start()
+        start.wait()
+        while not window.closed:
+            with contextlib.suppress(fremap.ViewsAliveError):
+                window.close()
+        thread.join()
+    assert surprises == []
+
+
+def test_leaving_while_other_threads_look(store: fremap.MemoryStore, engine: str) -> None:
+    surprises: list[BaseException] = []
+
+    def look(window: Window, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            for _ in range(1000):
+                assert window.array(np.uint8)[2 * 4096] == 2
+        except fremap.ClosedError:
+            return
+        except BaseException as error:
+            surprises.append(error)
+
+    for _ in range(10):
+        with Window(store, engine=engine, populate=True) as window:
+            start = threading.Barrier(3)
+            threads = [threading.Thread(target=look, args=(window, start)) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            start.wait()
+        for thread in threads:
+            thread.join()
+    assert surprises == []
+
+
+IN_A_CHILD = """
+import fremap, os, sys
+store = fremap.MemoryStore(4 * 4096, page_bytes=4096)
+window = fremap.Window(store, engine=sys.argv[1], populate=True)
+child = os.fork()
+if child == 0:
+    try:
+        window.remap([1])
+    except fremap.ForkError as error:
+        assert str(os.getppid()) in str(error)
+        os._exit(0)
+    os._exit(1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 0
+assert window.remap([3, 2]).all()
+assert window.mapping.tolist() == [3, 2, 2, 3]
+"""
+
+
+def test_a_child_is_told_that_the_window_is_its_parents(engine: str) -> None:
+    subprocess.run([sys.executable, "-c", IN_A_CHILD, engine], check=True, timeout=60)
+
+
+AT_EXIT = """
+import fremap, sys, threading
+store = fremap.MemoryStore(64 * 4096, page_bytes=4096)
+window = fremap.Window(store, engine=sys.argv[1])
+view = memoryview(window)
+lazy = sys.argv[1] != "eager"
+def look():
+    while True:
+        window.evict(None)
+        if lazy:
+            view[17 * 4096]
+        window.remap(range(63, -1, -1))
+threading.Thread(target=look, daemon=True).start()
+window.remap(range(64))
+"""
+
+
+def test_the_interpreter_ends_with_windows_in_use(engine: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, engine],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
