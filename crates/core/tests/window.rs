@@ -198,3 +198,15 @@ fn a_locked_window_is_populated_and_refuses_to_drop() {
         assert_eq!(number(&window, 5), 59, "{engine}");
     }
 }
+
+#[test]
+fn a_page_that_loads_nothing_between_two_of_one_run_is_changed_too() {
+    let store = numbered(8);
+    for engine in ENGINES {
+        let window = open(&store, &WindowOptions { page_count: Some(3), ..options(engine) });
+        window.protect(&Selection::Range(0, 1), Prot::None, &Uninterruptible).unwrap();
+        let at = Target::List(vec![1, 0, 2]);
+        window.remap(&Selection::Range(5, 8), &at, NOW, &Uninterruptible).unwrap();
+        assert_eq!(window.mapping().unwrap(), [6, 5, 7], "{engine}");
+    }
+}

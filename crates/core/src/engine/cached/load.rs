@@ -179,12 +179,15 @@ struct Loader<'a, 'm, F> {
 }
 
 impl<F: Frames> Loader<'_, '_, F> {
-    /// The requests from `first` on, before `end`, whose window pages follow one another.
+    /// The requests from `first` on, before `end`, whose steps and whose window
+    /// pages follow one another.
     fn run(&self, first: usize, end: usize) -> Run<WindowPage> {
         let page_of = |request: usize| self.steps[self.loads[request]].window_page;
+        let follows = |request: usize, run: Run<WindowPage>| {
+            self.loads[request] == self.loads[request - 1] + 1 && page_of(request) == run.end()
+        };
         let mut run = Run { first: page_of(first), count: 1 };
-        while first + (run.count as usize) < end && page_of(first + run.count as usize) == run.end()
-        {
+        while first + (run.count as usize) < end && follows(first + run.count as usize, run) {
             run.count += 1;
         }
         run
