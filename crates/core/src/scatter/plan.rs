@@ -32,6 +32,17 @@ impl Plan {
         self.copied[request - self.requests.start]
     }
 
+    /// Whether the requests that are read are pages of the file in a row, in that
+    /// order, and no more than `max` of them: one system call reads them all.
+    pub(super) fn is_one_run(&self, pages: &[FilePage], max: usize) -> bool {
+        let mut read = self.requests().filter(|&request| !self.is_copied(request));
+        let follows = |one: usize, next: usize| pages[one].0 + 1 == pages[next].0;
+        self.read_count <= max
+            && read.next().is_none_or(|first| {
+                read.try_fold(first, |one, next| follows(one, next).then_some(next)).is_some()
+            })
+    }
+
     /// Plans for `requests` of `pages`. Without a map all of them are read.
     pub(super) fn make(
         &mut self,

@@ -40,6 +40,11 @@ pub(crate) enum Preference {
     NoDevice,
 }
 
+/// Pages of one request.
+fn run_limit(page_bytes: usize) -> usize {
+    (MAX_RUN_BYTES / page_bytes).clamp(1, MAX_RUN_PAGES)
+}
+
 /// Reads one page. Memory that the kernel cannot reach (a window's) is filled
 /// through a buffer.
 pub(super) fn read_one(store: &Store, page: FilePage, into: Span<'_>) -> Result<()> {
@@ -168,7 +173,8 @@ impl<'m> Transfer<'_, 'm> {
     fn all(&mut self) -> Result<()> {
         while self.completed < self.file_pages.len() {
             self.plan_next()?;
-            if self.plan.read_count <= 1 || self.store.memory_backed() {
+            let one = self.plan.is_one_run(self.file_pages, run_limit(self.page_bytes));
+            if one || self.store.memory_backed() {
                 let until = self.plan.requests().end;
                 self.run(&mut Inline::new(self.store.read_fd()), until)?;
             } else {
@@ -358,7 +364,7 @@ impl<'m> Transfer<'_, 'm> {
         });
         let mut parts = self.spare_parts.pop().unwrap_or_default();
         let request = &mut self.requests[id as usize];
-        let limit = (MAX_RUN_BYTES / self.page_bytes).clamp(1, MAX_RUN_PAGES);
+        let limit = run_limit(self.page_bytes);
         let (first, _) = chunk.absent[chunk.next];
         request.chunk = chunk.index;
         request.first = first.0;

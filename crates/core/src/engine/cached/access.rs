@@ -4,7 +4,7 @@ use super::frames::{Filled, Frames};
 use super::load::Step;
 use super::staging::Staging;
 use super::{offset_of, pieces, Cached};
-use crate::engine::lock;
+use crate::engine::{lock, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
@@ -81,7 +81,7 @@ impl<F: Frames> Cached<F> {
             self.unshelve(control, page, entry)?;
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
-        self.carry_out("protect", control, &loads, &mut mask, interrupt)
+        self.carry_out("protect", control, Fill::All, &loads, &mut mask, interrupt)
     }
 
     /// Puts the content of a placed page back into the window.
@@ -168,7 +168,7 @@ impl<F: Frames> Cached<F> {
         let mut mask = vec![false; pages.len()];
         for piece in pieces(pages.len()) {
             let steps = self.populate_steps(pages, piece.clone(), &mut mask);
-            self.carry_out("place", control, &steps, &mut mask, interrupt)?;
+            self.carry_out("place", control, Fill::All, &steps, &mut mask, interrupt)?;
             for position in piece {
                 self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
             }

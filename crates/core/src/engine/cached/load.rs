@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::frames::{Before, Filled, Frames};
 use super::staging::{Ring, Staging};
 use super::{Cached, State};
-use crate::engine::lock;
+use crate::engine::{lock, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::scatter::Sink;
 use crate::stats::Counters;
@@ -37,6 +37,7 @@ impl<F: Frames> Cached<F> {
         &self,
         operation: &'static str,
         control: &mut Option<Staging>,
+        fill: Fill,
         steps: &[Step],
         mask: &mut [bool],
         interrupt: &dyn Interrupt,
@@ -59,7 +60,11 @@ impl<F: Frames> Cached<F> {
                 next_step: 0,
                 mask,
             };
-            let result = self.shared.store.scatter(&files, &mut loader, interrupt);
+            let store = &self.shared.store;
+            let result = match fill {
+                Fill::Resident => store.scatter_resident(&files, &mut loader, interrupt),
+                Fill::All | Fill::Nothing => store.scatter(&files, &mut loader, interrupt),
+            };
             next_step = loader.next_step;
             if let Err(error) = result {
                 let position = |step: &Step| step.position;

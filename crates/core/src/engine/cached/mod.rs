@@ -277,7 +277,7 @@ impl<F: Frames> Engine for Cached<F> {
             };
             let steps =
                 self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
-            self.carry_out("remap", &mut control, &steps, &mut mask, interrupt)?;
+            self.carry_out("remap", &mut control, options.fill, &steps, &mut mask, interrupt)?;
         }
         Ok(mask)
     }
@@ -302,7 +302,7 @@ impl<F: Frames> Engine for Cached<F> {
                 let mut resident = resident.into_iter();
                 steps.retain(|_| resident.next().unwrap_or(false));
             }
-            self.carry_out("populate", &mut control, &steps, &mut mask, interrupt)?;
+            self.carry_out("populate", &mut control, fill, &steps, &mut mask, interrupt)?;
         }
         Ok(mask)
     }
