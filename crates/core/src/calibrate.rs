@@ -14,7 +14,43 @@ use crate::sys::file::memory_file;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::Uffd;
-use crate::window::Calibration;
+
+/// Numbers that depend on the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calibration {
+    /// Extents of at least so many system pages are cheaper to alias than to copy.
+    pub alias_extent_pages: u64,
+    /// Two runs to drop are one call if no more absent pages lie between them.
+    pub evict_gap_pages: u64,
+    /// System pages that are read together and then swapped in.
+    pub batch_pages: u64,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self { alias_extent_pages: 64, evict_gap_pages: 16, batch_pages: 512 }
+    }
+}
+
+impl Calibration {
+    /// The most system pages that are swapped in together.
+    pub const MAX_BATCH_PAGES: u64 = 4096;
+
+    /// Fails where a number is out of its limits.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn check(&self) -> Result<()> {
+        if self.batch_pages == 0 || self.batch_pages > Self::MAX_BATCH_PAGES {
+            return Err(Error::Argument(format!(
+                "calibration: batch_pages is {}; it must be from 1 to {}",
+                self.batch_pages,
+                Self::MAX_BATCH_PAGES
+            )));
+        }
+        Ok(())
+    }
+}
 
 /// Rounds of each measurement; the fastest counts, as noise only adds.
 const ROUNDS: usize = 2;

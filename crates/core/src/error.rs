@@ -7,8 +7,6 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::engine::EngineKind;
-
 /// The result of anything in this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -153,7 +151,11 @@ impl Error {
 
     /// An operation that `engine` does not have.
     #[must_use]
-    pub fn unsupported(operation: &'static str, engine: EngineKind, reason: &str) -> Self {
+    pub fn unsupported(
+        operation: &'static str,
+        engine: impl std::fmt::Display,
+        reason: &str,
+    ) -> Self {
         Self::Unsupported { operation, reason: format!("engine \"{engine}\" {reason}") }
     }
 

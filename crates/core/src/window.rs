@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use crate::calibrate::Calibration;
 use crate::engine::alias::Alias;
 use crate::engine::{eager, paged, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result};
@@ -15,39 +16,6 @@ use crate::sys::probe;
 use crate::sys::span::Span;
 use crate::table::{Entry, Origin, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Selection, WindowPage};
-
-/// Numbers that depend on the machine; see [`calibrate`](crate::calibrate).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Calibration {
-    /// Extents of at least so many system pages are cheaper to alias than to copy.
-    pub alias_extent_pages: u64,
-    /// Two runs to drop are one call if no more absent pages lie between them.
-    pub evict_gap_pages: u64,
-    /// System pages that are read together and then swapped in.
-    pub batch_pages: u64,
-}
-
-impl Default for Calibration {
-    fn default() -> Self {
-        Self { alias_extent_pages: 64, evict_gap_pages: 16, batch_pages: 512 }
-    }
-}
-
-impl Calibration {
-    /// The most system pages that are swapped in together.
-    pub const MAX_BATCH_PAGES: u64 = 4096;
-
-    fn check(&self) -> Result<()> {
-        if self.batch_pages == 0 || self.batch_pages > Self::MAX_BATCH_PAGES {
-            return Err(Error::Argument(format!(
-                "calibration: batch_pages is {}; it must be from 1 to {}",
-                self.batch_pages,
-                Self::MAX_BATCH_PAGES
-            )));
-        }
-        Ok(())
-    }
-}
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]

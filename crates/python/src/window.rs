@@ -3,11 +3,12 @@
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
 use fremap_core::sys::mm;
 use fremap_core::units::Prot;
-use fremap_core::window::{Calibration, Mapping, RemapOptions, Target, Window, WindowOptions};
+use fremap_core::window::{Mapping, RemapOptions, Target, Window, WindowOptions};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyInt, PyString};

@@ -12,13 +12,13 @@ use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames};
 use super::memory_hint;
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::sys::mm::{Access, Advice, OwnProcess, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 use crate::table::Table;
-use crate::window::Calibration;
 
 /// The window's memory.
 #[derive(Debug)]

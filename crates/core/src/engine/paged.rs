@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
 use super::{lock, memory_hint};
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
@@ -28,7 +29,6 @@ use crate::sys::span::Span;
 use crate::sys::uffd::{Partial, Uffd};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{PageSize, Prot, WindowPage};
-use crate::window::Calibration;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
 /// Windows of at least this size begin at such an address.

@@ -33,6 +33,7 @@ use load::{Step, STEP_PAGES};
 use staging::Staging;
 
 use super::{lock, placed_bytes, Engine, Fill, RemapOptions};
+use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result};
 use crate::fault::FaultThread;
 use crate::plan::{self, Changes};
@@ -42,7 +43,6 @@ use crate::sys::mm::{system_page_bytes, Region};
 use crate::sys::pagemap;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{PageIndex, PageSize, Pages, Prot, Run, WindowPage};
-use crate::window::Calibration;
 
 /// Pages looked at between two questions whether to stop.
 const PIECE_PAGES: usize = 65_536;
