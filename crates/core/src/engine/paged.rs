@@ -185,7 +185,11 @@ impl Frames for PagedFrames {
             });
         }
         self.drop_pages(ranges)?;
-        ranges.iter().try_for_each(|&(at, len)| self.uffd.poison(self.region.span(at, len)))
+        let poison = |&(at, len): &(usize, usize)| self.uffd.poison(self.region.span(at, len));
+        ranges.iter().try_for_each(poison).inspect_err(|_| {
+            // All or none: what is poisoned already becomes absent again.
+            let _undone = self.drop_pages(ranges);
+        })
     }
 
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -210,34 +214,61 @@ impl Shared<PagedFrames> {
         lock(&self.state).table.get(page)
     }
 
-    /// Makes a touch of `page` a signal, and says why, if the page still shows
-    /// what could not be read; false if it has to be served anew.
+    /// Makes a touch of `page` a signal, after saying why, if the page still
+    /// shows what could not be read; false if it has to be served anew.
     fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) -> bool {
-        let denied = {
-            let mut state = lock(&self.state);
-            if state.table.get(page) != expected {
-                return false;
-            }
-            let range = (offset_of(self.page(), page), self.page().bytes());
-            let denied = self.frames.deny(&[range]);
-            if denied.is_ok() {
-                state.table.set(page, expected.with_unreadable());
-            }
-            denied
-        };
+        if self.entry(page) != expected {
+            return false;
+        }
         let shown = match expected.shown() {
             Shown::File(file_page) => format!("file page {}", file_page.0),
             Shown::Nothing => "no file page".to_owned(),
             Shown::Placed => "placed content".to_owned(),
         };
         let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
-        let end = match denied {
-            Ok(()) => format!("the touch is {signal}"),
+        // Before the signal, which may end the process, and outside the lock,
+        // as whoever reads the pipe behind stderr may be slow.
+        eprintln!("fremap: window page {} ({shown}): {reason}; the touch is {signal}", page.0);
+        self.forbid(page, expected, expected.with_unreadable())
+    }
+
+    /// Makes a touch of `page` a signal, if the page still is as `expected`.
+    fn forbid(&self, page: WindowPage, expected: Entry, forbidden: Entry) -> bool {
+        let mut state = lock(&self.state);
+        if state.table.get(page) != expected {
+            return false;
+        }
+        let range = (offset_of(self.page(), page), self.page().bytes());
+        let denied = self.frames.deny(&[range]);
+        if denied.is_ok() {
+            state.table.set(page, forbidden);
+        }
+        drop(state);
+        if let Err(errno) = denied {
             // The fault comes back and is served again.
-            Err(errno) => format!("{signal} could not be set up ({errno}); trying again"),
-        };
-        eprintln!("fremap: window page {} ({shown}): {reason}; {end}", page.0);
-        Counters::add(&self.counters.pages_unreadable, u64::from(denied.is_ok()));
+            eprintln!("fremap: window page {}: no signal could be set up ({errno})", page.0);
+        } else if forbidden != expected {
+            Counters::add(&self.counters.pages_unreadable, 1);
+        }
+        self.wake(page);
+        true
+    }
+
+    /// A fault on a page that the table calls present: it was swapped in since,
+    /// or the kernel has lost it, and then it is absent.
+    fn recheck(&self, page: WindowPage, expected: Entry, address: u64) -> bool {
+        let offset = address - self.frames.region.start() as u64;
+        let offset = offset as usize & !(system_page_bytes() - 1);
+        let mut there = [0];
+        let asked = self.frames.region.mincore(offset, system_page_bytes(), &mut there);
+        let lost = asked.is_ok() && there == [0] && expected.shown() != Shown::Placed;
+        if lost {
+            let mut state = lock(&self.state);
+            if state.table.get(page) == expected {
+                state.table.set(page, expected.with_present(false));
+            }
+            return false;
+        }
         self.wake(page);
         true
     }
@@ -292,10 +323,18 @@ impl Serve for Server {
         let content = buffer.span(0, buffer.len());
         loop {
             let entry = shared.entry(page);
-            if entry.present() || entry.prot() == Prot::None || entry.unreadable() {
-                // Served or forbidden since: touching again tells.
-                shared.wake(page);
-                return;
+            if entry.present() {
+                if shared.recheck(page, entry, address) {
+                    return;
+                }
+                continue;
+            }
+            if entry.prot() == Prot::None || entry.unreadable() {
+                // Forbidden since, or a call that failed has left it open.
+                if shared.forbid(page, entry, entry) {
+                    return;
+                }
+                continue;
             }
             let Shown::File(file_page) = entry.shown() else {
                 if shared.give_up(page, entry, "nothing is mapped there") {

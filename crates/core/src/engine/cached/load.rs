@@ -160,9 +160,17 @@ impl<F: Frames> Cached<F> {
             }
             Err(partial) => {
                 // Where a page was filled in part the table must not lie: the
-                // rest goes, and a touch or the next call brings it anew.
+                // rest goes, and a touch or the next call brings it anew. What
+                // may not be touched is forbidden again. The first error tells;
+                // should these fail too, a touch is served by the table.
                 let rest = self.page.bytes_of(done) as usize;
                 let _gone = self.shared.frames.drop_pages(&[(offset + rest, len - rest)]);
+                let forbidden = |page: &WindowPage| {
+                    let entry = state.table.get(*page);
+                    entry.prot() == Prot::None || entry.unreadable()
+                };
+                let pages = run.pages().skip(done as usize).filter(forbidden);
+                let _denied = self.shared.frames.deny(&self.ranges(pages));
                 Err((done, partial.errno))
             }
         }
