@@ -17,10 +17,11 @@ from .conftest import (
     HalfCached,
     MakeStore,
     Numbered,
+    costs_no_fault,
     drop_from_page_cache,
+    faults_of_touching,
     no_device_reads,
     page_cache_holds,
-    touch,
 )
 
 # System calls of a remap of a 16 KiB element (four pages that follow each other
@@ -44,12 +45,12 @@ def test_o4_one_call_for_a_cache_element_and_no_fault_after_it(
     with fremap.Window(store, 64, engine=engine) as window:
         memory = window.array(np.uint8)
         window.remap(range(200, 204), at=40)  # the window is in use
-        touch(memory, range(40, 44))
+        faults_of_touching(memory, range(40, 44))
         before, faults_before = system_calls(), window.stats().faults
         assert window.remap(range(100, 104), at=8).all()
         calls = calls_since(before)
         assert sum(calls.values()) <= ELEMENT_CALLS[engine], calls
-        assert touch(memory, range(8, 12)) == 0
+        assert costs_no_fault(memory, range(8, 12))
         assert window.stats().faults == faults_before
         np.testing.assert_array_equal(window.pages[8:12], numbered_pages(range(100, 104), PAGE))
 
@@ -62,7 +63,7 @@ def test_o4_no_faults_after_a_scattered_remap(
     with fremap.Window(store, engine=engine) as window:
         memory = window.array(np.uint8)
         assert window.remap(order).all()
-        assert touch(memory, range(2048)) == 0
+        assert costs_no_fault(memory, range(2048))
         assert window.stats().faults == 0
         np.testing.assert_array_equal(window.pages, numbered_pages(order, PAGE))
 
@@ -71,14 +72,14 @@ def test_o7_populate(numbered_store: MakeStore, engine: str, numbered_pages: Num
     store = numbered_store(128)
     with fremap.Window(store, engine=engine, populate=True) as window:
         assert window.present().all()
-        assert touch(window.array(np.uint8), range(128)) == 0
+        assert costs_no_fault(window.array(np.uint8), range(128))
         np.testing.assert_array_equal(window.pages, numbered_pages(range(128), PAGE))
     with fremap.Window(store, engine=engine) as window:
         memory = window.array(np.uint8)
         assert window.populate([100, 3, 50]).tolist() == [True] * 3
-        assert touch(memory, [3, 50, 100]) == 0
+        assert costs_no_fault(memory, [3, 50, 100])
         assert window.populate().all()
-        assert touch(memory, range(128)) == 0
+        assert costs_no_fault(memory, range(128))
         assert window.stats().faults == 0
 
 
@@ -132,7 +133,7 @@ def test_o8_the_kernels_own_flag_does_nothing(half_cached: HalfCached) -> None:
         flags = mmap.MAP_SHARED | fremap.MAP_POPULATE | fremap.MAP_NONBLOCK
         with mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ) as mapped:
             memory = np.frombuffer(mapped, dtype=np.uint8)
-            assert touch(memory, np.flatnonzero(cached)[:1].tolist()) > 0
+            assert faults_of_touching(memory, np.flatnonzero(cached)[:1].tolist()) > 0
             del memory
 
 
@@ -189,10 +190,10 @@ def test_o12_locked_windows_are_populated(
         assert locked_bytes() - before >= 32 * PAGE
         assert window.locked
         assert window.present().all()
-        assert touch(window.array(np.uint8), range(32)) == 0
+        assert costs_no_fault(window.array(np.uint8), range(32))
         # Locking and populating are one path: what is remapped is present too.
         assert window.remap(range(31, -1, -1)).all()
-        assert touch(window.array(np.uint8), range(32)) == 0
+        assert costs_no_fault(window.array(np.uint8), range(32))
         np.testing.assert_array_equal(window.pages, numbered_pages(range(31, -1, -1), PAGE))
     assert locked_bytes() == before
 
