@@ -1,6 +1,8 @@
 """O10, O11: pages that went come back as the right ones, by themselves."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import fremap
@@ -84,3 +86,35 @@ def test_o11_system_calls_fault_too(numbered_store: MakeStore, numbered_pages: N
         assert os.write(target, memory[3 * PAGE : 9 * PAGE]) == 6 * PAGE
     assert os.pread(target, 6 * PAGE, 0) == numbered_pages(range(3, 9), PAGE).tobytes()
     os.close(target)
+
+
+UNREADABLE = """
+import fremap, os, sys
+path = sys.argv[1]
+with open(path, "wb") as file:
+    file.truncate(8 * 4096)
+store = fremap.open(path, page_bytes=4096)
+window = fremap.Window(store, engine="paged")
+os.truncate(path, 4096)
+memory = memoryview(window)
+assert memory[0] == 0
+sys.stderr.write("touching\\n")
+memory[5 * 4096]
+"""
+
+
+@pytest.mark.needs("paged")
+def test_o11_a_page_that_cannot_be_read_is_sigbus_after_a_line(tmp_path: os.PathLike[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNREADABLE, os.path.join(tmp_path, "short")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -7, done.stderr
+    before, after = done.stderr.split("touching\n")
+    assert before == ""
+    assert after.count("\n") == 1
+    assert "window page 5" in after
+    assert "file page 5" in after
