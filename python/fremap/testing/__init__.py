@@ -1,0 +1,31 @@
+"""What fremap is tested with, for tests of your own.
+
+- `ModelStore`, `ModelWindow`: the oracle, a store and a window in plain Python.
+- `numbered_words` and friends: pages whose every word says where it belongs.
+- `failures`, `counting`, `system_calls`: system calls counted, and made to fail.
+- `kernel_reads`, `kernel_writes`: whether memory may be touched, without a signal.
+- `fremap.testing.strategies`, `fremap.testing.machine`: Hypothesis strategies and
+  the state machine that drives a window beside the model; these need `hypothesis`.
+"""
+
+from fremap.testing.kernel import Calls, counting, failures, system_calls
+from fremap.testing.model import NO_PAGE, PLACED, ModelStore, ModelWindow
+from fremap.testing.pages import numbered_page, numbered_words, page_numbers, write_numbered_file
+from fremap.testing.touch import kernel_reads, kernel_writes
+
+__all__ = [
+    "NO_PAGE",
+    "PLACED",
+    "Calls",
+    "ModelStore",
+    "ModelWindow",
+    "counting",
+    "failures",
+    "kernel_reads",
+    "kernel_writes",
+    "numbered_page",
+    "numbered_words",
+    "page_numbers",
+    "system_calls",
+    "write_numbered_file",
+]

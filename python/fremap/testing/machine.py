@@ -1,0 +1,503 @@
+"""One state machine for every engine: a window is driven beside the model.
+
+After each step the window's mapping, protection, presence and contents are
+compared with those of a `ModelWindow`. Needs `hypothesis`. For a store of your
+own, subclass `WindowMachine` and say in `open_store` how it is opened::
+
+    class Mine(WindowMachine):
+        engine = "paged"
+
+        def open_store(self, content, page_bytes):
+            return MyStore(content, page_bytes)
+
+    TestMine = Mine.TestCase
+"""
+# ruff: noqa: S101, S311 - a test's means
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import fremap
+import numpy as np
+import numpy.typing as npt
+from fremap import Prot
+from fremap.errors import ClosedError, FremapError, PageRangeError, PageTypeError, ViewsAliveError
+from fremap.testing import strategies as pages_of
+from fremap.testing.model import NO_PAGE, Engine, ModelStore, ModelWindow, Presence
+from fremap.testing.pages import numbered_page, numbered_words
+from fremap.testing.touch import kernel_reads, kernel_writes
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+StoreKind = Literal["file", "memory"]
+
+#: Bounds that keep an example small; every boundary of a small window is near.
+MAX_STORE_PAGES = 40
+MAX_WINDOW_PAGES = 24
+READER_THREADS = 3
+
+
+class WindowMachine(RuleBasedStateMachine):
+    """Drives one window and its model through anything that the rules allow.
+
+    Attributes
+    ----------
+    engine : {"alias", "paged", "eager"}
+        The engine of the window.
+    page_bytes : int
+        Bytes of a page.
+    writable : bool
+        Whether the window may be written (a coherent window only).
+    """
+
+    engine: ClassVar[Engine] = "alias"
+    page_bytes: ClassVar[int] = 4096
+    writable: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generation = 0
+        self.store: Any = None
+        self.window: Any = None
+
+    # What is driven: to be overridden for other stores.
+
+    def open_store(self, content: bytes, page_bytes: int) -> Any:
+        """Make a store that holds `content` and may be written."""
+        raise NotImplementedError
+
+    def reopen_store(self) -> Any:
+        """Close the store and open it again; where it has none of it cached, the better."""
+        return self.store
+
+    def release_store(self) -> None:
+        """Close the store and remove what it left behind."""
+        self.store.close()
+
+    def open_window(self, **options: Any) -> Any:
+        """Open a window on the store."""
+        return fremap.Window(self.store, **options)
+
+    def touch(self, page: int) -> bytes:
+        """Read a page as any thread would."""
+        with memoryview(self.window) as view, view[self._bytes_of(page)] as part:
+            return bytes(part)
+
+    def write(self, page: int, data: bytes) -> None:
+        """Write a page as any thread would."""
+        with memoryview(self.window) as view:
+            view[self._bytes_of(page)] = data
+
+    def kernel_may_read(self, page: int) -> bool:
+        """Whether the kernel can read all of a page; False if it can read none of it."""
+        return self._kernel_may(kernel_reads, page)
+
+    def kernel_may_write(self, page: int) -> bool:
+        """Whether the kernel can write all of a page; False if it can write none of it."""
+        return self._kernel_may(kernel_writes, page)
+
+    def protection(self) -> list[Prot]:
+        """Ask the window what may be done with each page."""
+        return [Prot(prot) for prot in self.window.protection().tolist()]
+
+    # Making and closing.
+
+    @initialize(
+        page_count=st.integers(1, MAX_STORE_PAGES), tail_bytes=st.integers(1, 4095), data=st.data()
+    )
+    def create(self, page_count: int, tail_bytes: int, data: st.DataObject) -> None:
+        """Make a store of numbered pages, the last perhaps a part, and a window on it."""
+        content = numbered_words(range(page_count), self.page_bytes).tobytes()
+        # An alias of large pages cannot end within one.
+        if self.engine != "alias" or self.page_bytes == 4096:
+            content = content[: -tail_bytes if data.draw(st.booleans(), "part of a page") else None]
+        self.model_store = ModelStore(content, self.page_bytes)
+        self.store = self.open_store(content, self.page_bytes)
+        assert (self.store.page_count, self.store.size) == (page_count, len(content))
+        self._open(data)
+
+    @rule(data=st.data())
+    def reopen(self, data: st.DataObject) -> None:
+        """Close the window, find it closed, and open another on a store with a cold cache."""
+        self.window.close()
+        self.window.close()
+        for call in (self.window.populate, self.window.present, lambda: self.window.remap([0])):
+            _expect(ClosedError, call)
+        self.window = None
+        self.store = self.reopen_store()
+        self._open(data)
+
+    @rule()
+    def close_under_a_view(self) -> None:
+        """Try to close a window that somebody looks at; it goes on."""
+        with memoryview(self.window):
+            _expect(ViewsAliveError, self.window.close)
+
+    def teardown(self) -> None:
+        """Read every page once more, and close."""
+        if self.window is not None:
+            self._read_all(range(self.model.page_count))
+            self.window.close()
+        if self.store is not None:
+            self.release_store()
+
+    def _open(self, data: st.DataObject) -> None:
+        limit = self.store.page_count
+        options: dict[str, Any] = {"engine": self.engine}
+        kind = data.draw(st.sampled_from(["linear", "none", "array"]), "mapping")
+        if kind == "array":
+            mapping = data.draw(pages_of.mappings(limit, max_size=MAX_WINDOW_PAGES), "pages")
+            options["mapping"] = np.array(mapping)
+        else:
+            first = data.draw(st.integers(0, limit - 1), "first_page")
+            count = data.draw(st.integers(1, min(MAX_WINDOW_PAGES, limit - first)), "page_count")
+            mapping = [NO_PAGE] * count if kind == "none" else list(range(first, first + count))
+            options |= {"mapping": kind, "page_count": count, "first_page": first}
+        prot = Prot.WRITE if self.writable else Prot.READ
+        options |= {"prot": prot, "coherent": True} if self.writable else {"prot": prot}
+        loads = {name: data.draw(st.booleans(), name) for name in ("populate", "nonblock")}
+        options |= loads
+        before = self._resident()
+        self.window = self.open_window(**options)
+        certain, doubtful = self._settled(before)
+        self.model = ModelWindow(
+            self.model_store, mapping, self.engine, prot=prot, **loads, resident=certain
+        )
+        self.model.unsettle(doubtful)
+        assert self.window.engine == self.engine
+        assert self.window.page_count == len(mapping)
+        assert self.window.page_bytes == self.page_bytes
+
+    # Steps.
+
+    @rule(data=st.data())
+    def remap(self, data: st.DataObject) -> None:
+        """Show other file pages: a run of window pages, or scattered ones."""
+        window_pages = self.model.page_count
+        if data.draw(st.booleans(), "scattered"):
+            at = data.draw(pages_of.permutations(window_pages), "at")
+            some = st.integers(0, self.store.page_count - 1)
+            file_pages = data.draw(st.lists(some, min_size=len(at), max_size=len(at)), "file pages")
+            where: Any = np.array(at)
+        else:
+            where = data.draw(st.integers(0, window_pages - 1), "at")
+            drawn = pages_of.file_page_lists(self.store.page_count, max_size=window_pages - where)
+            file_pages = data.draw(drawn, "file pages")
+            at = list(range(where, where + len(file_pages)))
+        flags = {
+            name: data.draw(st.booleans(), name) for name in ("nonblock", "populate", "discard")
+        }
+        prot = data.draw(st.one_of(st.none(), st.sampled_from(self._protections())), "prot")
+        spelt = data.draw(pages_of.spellings(file_pages, self.store.page_count), "spelt")
+        self._compare(
+            lambda: self.window.remap(spelt, where, prot=prot, **flags),
+            lambda resident: self.model.remap(
+                file_pages, at, prot=prot, **flags, resident=resident
+            ),
+            at,
+        )
+
+    @rule(data=st.data(), nonblock=st.booleans())
+    def populate(self, data: st.DataObject, nonblock: bool) -> None:  # noqa: FBT001
+        """Make pages present."""
+        pages = self._window_pages(data)
+        spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
+        self._compare(
+            lambda: self.window.populate(spelt, nonblock=nonblock),
+            lambda resident: self.model.populate(pages, nonblock=nonblock, resident=resident),
+            pages,
+        )
+
+    @rule(data=st.data())
+    def evict(self, data: st.DataObject) -> None:
+        """Drop pages, placed ones only if told so."""
+        pages = self._window_pages(data)
+        discard = data.draw(st.booleans(), "discard")
+        spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
+        self._compare(
+            lambda: self.window.evict(spelt, discard=discard),
+            lambda _: self.model.evict(pages, discard=discard),
+        )
+
+    @rule(data=st.data())
+    def protect(self, data: st.DataObject) -> None:
+        """Change what may be done with pages."""
+        pages = self._window_pages(data)
+        prot = data.draw(st.sampled_from(self._protections()), "prot")
+        spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
+        self._compare(
+            lambda: self.window.protect(spelt, prot), lambda _: self.model.protect(pages, prot)
+        )
+
+    @rule(data=st.data(), form=st.sampled_from(["keep", "one", "each"]))
+    def place(self, data: st.DataObject, form: str) -> None:
+        """Give pages content of their own."""
+        pages = data.draw(pages_of.permutations(self.model.page_count), "pages")
+        content: bytes | None = None
+        given: Any = None
+        if form == "keep":
+            pages = [page for page in pages if self.model.content(page) is not None]
+        else:
+            numbers = [1_000_000 + page for page in (pages if form == "each" else pages[:1])]
+            words = numbered_words(numbers, self.page_bytes, generation=self._next_generation())
+            content = words.tobytes()
+            given = words.view(np.uint8) if data.draw(st.booleans(), "as array") else content
+        self._compare(
+            lambda: self.window.place(pages, given), lambda _: self.model.place(pages, content)
+        )
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        """Touch pages in any order."""
+        self._read_all(self._window_pages(data))
+
+    @rule(seed=st.integers(0, 2**16))
+    def read_by_threads(self, seed: int) -> None:
+        """Touch all pages from several threads at once, each in an order of its own."""
+        pages = [page for page in range(self.model.page_count) if self.model.readable(page)]
+        orders = [random.Random(seed + i).sample(pages, len(pages)) for i in range(READER_THREADS)]
+        with ThreadPoolExecutor(READER_THREADS) as threads:
+            for order, contents in zip(orders, threads.map(self._touch_in, orders), strict=True):
+                for page, content in zip(order, contents, strict=True):
+                    assert content == self.model.touch(page), f"window page {page}"
+
+    @rule(data=st.data())
+    def write_store(self, data: st.DataObject) -> None:
+        """Change the store beside the window: seen at once if coherent, else once reloaded."""
+        pages = data.draw(pages_of.permutations(self.store.page_count, max_size=8), "pages")
+        words = numbered_words(pages, self.page_bytes, generation=self._next_generation())
+        self.store.write(pages, words.view(np.uint8))
+        self.model_store.write(pages, words.tobytes())
+        self.agree()
+        if not self.model.coherent:
+            stale = [index for index, shows in enumerate(self.model.mapping) if shows in pages]
+            self.window.evict(stale)
+            self.model.evict(stale)
+
+    @rule()
+    def read_store(self) -> None:
+        """Read the whole store."""
+        found = self.store.read(None)
+        assert found.shape == (self.store.page_count, self.page_bytes)
+        assert found.tobytes() == self.model_store.read(range(self.model_store.page_count))
+
+    @precondition(lambda self: self.writable)
+    @rule(data=st.data())
+    def write_window(self, data: st.DataObject) -> None:
+        """Store to a page through the window; all that show its file page see it."""
+        whole = self.model_store.size // self.page_bytes
+        pages = [
+            page
+            for page, shows in enumerate(self.model.mapping)
+            if self.model.writable(page) and shows < whole
+        ]
+        if pages:
+            page = data.draw(st.sampled_from(pages), "page")
+            content = numbered_page(page, self.page_bytes, generation=self._next_generation())
+            self.write(page, content)
+            self.model.store_to(page, content)
+            self.window.flush(data.draw(st.sampled_from([None, page]), "flushed"))
+
+    @rule(data=st.data())
+    def ask_for_the_impossible(self, data: st.DataObject) -> None:
+        """Ask for what is refused; nothing changes."""
+        store_pages, window_pages = self.store.page_count, self.model.page_count
+        window = self.window
+        refused: dict[str, tuple[type[Exception], Callable[[], object]]] = {
+            "file page": (PageRangeError, lambda: window.remap([0, store_pages])),
+            "negative": (PageRangeError, lambda: window.remap([-1])),
+            "at": (PageRangeError, lambda: window.remap([0], at=window_pages)),
+            "beyond": (PageRangeError, lambda: window.remap([0, 0], at=window_pages - 1)),
+            "populate": (PageRangeError, lambda: window.populate([0, window_pages])),
+            "evict": (PageRangeError, lambda: window.evict(window_pages, discard=True)),
+            "protect": (PageRangeError, lambda: window.protect([window_pages], Prot.NONE)),
+            "place": (PageRangeError, lambda: window.place([window_pages], bytes(self.page_bytes))),
+            "float": (PageTypeError, lambda: window.remap([0.0])),
+            "bool": (PageTypeError, lambda: window.populate(np.array([True]))),
+            "lengths": (ValueError, lambda: window.remap([0, 0], at=[0])),
+            "twice": (ValueError, lambda: window.remap([0, 0], at=[0, 0])),
+            "data": (ValueError, lambda: window.place([0], b"short")),
+        }
+        name = data.draw(st.sampled_from(sorted(refused)), "what")
+        error, call = refused[name]
+        _expect(error, call)
+
+    # Comparing.
+
+    @invariant()
+    def agree(self) -> None:
+        """Compare all that can be seen without bringing a page in."""
+        window, model = self.window, self.model
+        assert window.mapping.tolist() == model.mapping
+        assert self.protection() == model.protection
+        seen = window.present()
+        for page, (real, expected) in enumerate(zip(seen.tolist(), model.present, strict=True)):
+            assert expected is None or real == expected, f"window page {page}: present is {real}"
+            model.settle(page, present=real)
+        for page in range(model.page_count):
+            self._agree_on(page)
+        if self.engine == "paged":
+            assert window.vma_count == 1
+
+    def _agree_on(self, page: int) -> None:
+        model = self.model
+        if model.readable(page) is False:
+            assert not self.kernel_may_read(page), f"window page {page} can be read"
+        elif model.present[page]:
+            assert self.kernel_may_read(page), f"window page {page} cannot be read"
+            assert self.touch(page) == model.content(page), f"window page {page}"
+            if self.writable:
+                assert self.kernel_may_write(page) == model.writable(page), f"window page {page}"
+
+    def _compare(
+        self,
+        real: Callable[[], npt.NDArray[np.bool_] | None],
+        model: Callable[[Collection[int]], list[Presence] | None],
+        pages: Sequence[int] = (),
+    ) -> None:
+        """Do a step on both sides; the outcome must be the same."""
+        before = self._resident()
+        found, failure = _outcome(real)
+        certain, doubtful = self._settled(before)
+        expected, expected_failure = _outcome(lambda: model(certain))
+        if failure is not None or expected_failure is not None:
+            assert type(failure) is type(expected_failure), f"{failure!r}, not {expected_failure!r}"
+            return
+        if expected is not None:
+            assert found is not None
+            assert found.dtype == np.bool_
+            shows = self.model.mapping
+            for page, got, want in zip(pages, found.tolist(), expected, strict=True):
+                unsure = want is None or shows[page] in doubtful
+                assert unsure or got == want, f"window page {page}: present is {got}"
+            self.model.unsettle(doubtful)
+
+    def _read_all(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            if self.model.readable(page):
+                assert self.touch(page) == self.model.touch(page), f"window page {page}"
+
+    def _touch_in(self, order: Sequence[int]) -> list[bytes]:
+        return [self.touch(page) for page in order]
+
+    def _resident(self) -> set[int]:
+        return set(np.flatnonzero(self.store.resident()).tolist())
+
+    def _settled(self, before: set[int]) -> tuple[set[int], set[int]]:
+        """File pages resident throughout, and those that came or went."""
+        after = self._resident()
+        return before & after, before ^ after
+
+    # Drawing and addressing.
+
+    def _window_pages(self, data: st.DataObject) -> list[int]:
+        drawn = data.draw(pages_of.page_lists(self.model.page_count), "pages")
+        return list(drawn)
+
+    def _protections(self) -> list[Prot]:
+        return [Prot.NONE, Prot.READ] + ([Prot.WRITE] if self.writable else [])
+
+    def _next_generation(self) -> int:
+        self.generation += 1
+        return self.generation
+
+    def _bytes_of(self, page: int) -> slice:
+        return slice(page * self.page_bytes, (page + 1) * self.page_bytes)
+
+    def _kernel_may(self, probe: Callable[[memoryview, int], bool], page: int) -> bool:
+        """Ask of the first and the last system page, which must agree."""
+        part = self._bytes_of(page)
+        with memoryview(self.window) as view:
+            first, last = probe(view, part.start), probe(view, part.stop - 8)
+        assert first == last, f"window page {page} can be used in part"
+        return first
+
+
+class FileWindowMachine(WindowMachine):
+    """The machine on files, which are dropped from the page cache when reopened."""
+
+    def open_store(self, content: bytes, page_bytes: int) -> Any:
+        """Make a file in a directory of its own."""
+        self.directory = tempfile.TemporaryDirectory(prefix="fremap-")
+        self.path = Path(self.directory.name) / "pages"
+        self.path.write_bytes(content)
+        return fremap.open(self.path, "r+", page_bytes=page_bytes)
+
+    def reopen_store(self) -> Any:
+        """Open the file anew, with nothing of it in the page cache if the kernel agrees."""
+        self.store.close()
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return fremap.open(self.path, "r+", page_bytes=self.page_bytes)
+
+    def release_store(self) -> None:
+        """Close the store and remove the file."""
+        self.store.close()
+        self.directory.cleanup()
+
+
+class MemoryWindowMachine(WindowMachine):
+    """The machine on shared memory."""
+
+    def open_store(self, content: bytes, page_bytes: int) -> Any:
+        """Make anonymous shared memory with this content."""
+        store = fremap.MemoryStore(len(content), page_bytes=page_bytes)
+        padded = content.ljust(store.page_count * page_bytes, b"\0")
+        data = np.frombuffer(padded, dtype=np.uint8).reshape(-1, page_bytes)
+        store.write(None, data)
+        return store
+
+
+def window_machine(
+    engine: Engine, store: StoreKind, page_bytes: int = 4096, *, writable: bool = False
+) -> type[WindowMachine]:
+    """Make the state machine of an engine on a kind of store.
+
+    Parameters
+    ----------
+    engine : {"alias", "paged", "eager"}
+        The engine of the window.
+    store : {"file", "memory"}
+        What the window is on.
+    page_bytes : int
+        Bytes of a page.
+    writable : bool
+        Whether the window may be written.
+
+    Returns
+    -------
+    type of WindowMachine
+        Its `TestCase` is what a test runner runs.
+    """
+    base = FileWindowMachine if store == "file" else MemoryWindowMachine
+    name = f"{engine.title()}{store.title()}{page_bytes}{'Writable' if writable else ''}"
+    attributes = {"engine": engine, "page_bytes": page_bytes, "writable": writable}
+    return type(name, (base,), attributes)
+
+
+def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return call(), None
+    except FremapError as error:
+        return None, error
+
+
+def _expect(error: type[Exception], call: Callable[[], object]) -> None:
+    _, failure = _outcome(call)
+    assert isinstance(failure, error), f"{failure!r}, not {error.__name__}"
