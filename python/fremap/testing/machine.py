@@ -51,6 +51,13 @@ MAX_STORE_PAGES = 40
 MAX_WINDOW_PAGES = 24
 READER_THREADS = 3
 
+#: What a call brings: all, what needs no I/O, nothing.
+LOADS = (
+    {"populate": True, "nonblock": False},
+    {"populate": True, "nonblock": True},
+    {"populate": False, "nonblock": False},
+)
+
 
 class WindowMachine(RuleBasedStateMachine):
     """Drives one window and its model through anything that the rules allow.
@@ -170,7 +177,7 @@ class WindowMachine(RuleBasedStateMachine):
             options |= {"mapping": kind, "page_count": count, "first_page": first}
         prot = Prot.WRITE if self.writable else Prot.READ
         options |= {"prot": prot, "coherent": True} if self.writable else {"prot": prot}
-        loads = {name: data.draw(st.booleans(), name) for name in ("populate", "nonblock")}
+        loads = data.draw(st.sampled_from(LOADS[::-1]), "loads")
         options |= loads
         before = self._resident()
         self.window = self.open_window(**options)
@@ -199,9 +206,7 @@ class WindowMachine(RuleBasedStateMachine):
             drawn = pages_of.file_page_lists(self.store.page_count, max_size=window_pages - where)
             file_pages = data.draw(drawn, "file pages")
             at = list(range(where, where + len(file_pages)))
-        flags = {
-            name: data.draw(st.booleans(), name) for name in ("nonblock", "populate", "discard")
-        }
+        flags = data.draw(st.sampled_from(LOADS), "loads") | {"discard": data.draw(st.booleans())}
         prot = data.draw(st.one_of(st.none(), st.sampled_from(self._protections())), "prot")
         spelt = data.draw(pages_of.spellings(file_pages, self.store.page_count), "spelt")
         self._compare(

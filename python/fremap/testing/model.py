@@ -303,7 +303,7 @@ class ModelWindow:
         PlacedPageError
             If a placed page would be lost.
         UnsupportedError
-            For a protection that the engine or a read-only window does not have.
+            For a protection that the engine does not have.
         """
         check_pages("remap", "file page", file_pages, self.store.page_count)
         check_pages("remap", "window page", at, self.page_count)
@@ -512,11 +512,10 @@ class ModelWindow:
             if near and (resident is None or page.shows in resident):
                 self._pages[index] = replace(page, present=None)
 
-    def _seen_present(self, now: ModelPage) -> Presence:
+    @staticmethod
+    def _seen_present(now: ModelPage) -> Presence:
         """Presence of a page, as the window tells it."""
-        if now.prot == Prot.NONE and now.shows != NO_PAGE:
-            return None if self.coherent else False
-        return now.present
+        return False if now.prot == Prot.NONE else now.present
 
     def _protected(self, now: ModelPage, prot: Prot) -> Presence:
         """Presence of a page after its protection changed.
@@ -535,7 +534,7 @@ class ModelWindow:
 
     def _check_prot(self, operation: str, prot: Prot) -> None:
         if prot == Prot.WRITE and self.prot != Prot.WRITE:
-            raise UnsupportedError(f"{operation}: the window is not writable")
+            raise ArgumentError(f"{operation}: the window is not writable")
         if self.engine == "eager" and prot not in (Prot.NONE, self.prot):
             raise UnsupportedError(f"{operation}: engine eager has NONE only")
 

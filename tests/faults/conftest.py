@@ -1,0 +1,122 @@
+"""Windows on numbered pages, beside their model, and scripts that are expected to die."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fremap
+from fremap import Prot
+from fremap.testing import (
+    ModelStore,
+    ModelWindow,
+    kernel_reads,
+    numbered_page,
+    numbered_words,
+)
+
+STORE_PAGES = 48
+#: A run, repeats, a hole, single pages: 24 window pages.
+MAPPING = [5, 6, 7, 8, 30, 2, 19, 2, -1, 40, 41, 42, 1, 3, 47, 46, 45, 44, 9, 10, 11, 12, 20, 0]
+PLACED_PAGE = 9
+DENIED_PAGE = 10
+
+
+@dataclass
+class Scene:
+    """A window with something of everything in it, and what it must show."""
+
+    store: Any
+    window: Any
+    model: ModelWindow
+
+    def check(self) -> None:
+        """Mapping, protection and all content are those of the model.
+
+        A page that a failed call left absent may be absent, but never wrong.
+        """
+        window, model = self.window, self.model
+        assert window.mapping.tolist() == model.mapping
+        assert window.protection().tolist() == model.protection
+        present = window.present().tolist()
+        with memoryview(window) as view:
+            for page in range(window.page_count):
+                first = page * window.page_bytes
+                absent = model.engine == "eager" and not present[page]
+                if model.readable(page) is False or absent:
+                    assert not kernel_reads(view, first), f"window page {page} can be read"
+                else:
+                    shown = bytes(view[first : first + window.page_bytes])
+                    assert shown == model.content(page), f"window page {page}"
+
+
+def drop_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., Any]:
+    """`make_store(kind)`: 48 numbered pages as "file", "cold" file or "memory"."""
+    path = tmp_path / "pages"
+    content = numbered_words(range(STORE_PAGES))
+
+    def make(kind: str) -> Any:
+        if kind == "memory":
+            store = fremap.MemoryStore(content.nbytes, page_bytes=4096)
+            store.write(None, content.view(np.uint8))
+            return store
+        if not path.exists():
+            path.write_bytes(content.tobytes())
+        if kind == "cold":
+            drop_cache(path)
+        return fremap.open(path, "r+", page_bytes=4096)
+
+    return make
+
+
+@pytest.fixture
+def make_scene(make_store: Callable[..., Any]) -> Callable[..., Any]:
+    """`with make_scene(engine, kind) as scene`: everything is closed afterwards."""
+
+    @contextmanager
+    def make(engine: str, kind: str) -> Iterator[Scene]:
+        store = make_store(kind)
+        model_store = ModelStore(numbered_words(range(STORE_PAGES)).tobytes())
+        model = ModelWindow(model_store, MAPPING, engine)
+        placed = numbered_page(1_000_000)
+        with store, fremap.Window(store, mapping=np.array(MAPPING), engine=engine) as window:
+            for either in (window, model):
+                either.populate([0, 1, 2, 3, DENIED_PAGE])
+                either.place([PLACED_PAGE], placed)
+                either.protect([DENIED_PAGE], Prot.NONE)
+            yield Scene(store, window, model)
+
+    return make
+
+
+@pytest.fixture
+def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_script(source, *arguments)` runs Python source in a process of its own."""
+
+    def run(source: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run

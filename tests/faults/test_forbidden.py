@@ -1,0 +1,189 @@
+"""Touching what must not be touched: the signal, the line on stderr, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fremap.testing import failures, kernel_reads, numbered_page, write_numbered_file
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+FATAL = {-signal.SIGSEGV, -signal.SIGBUS}
+
+OPEN = """
+    import errno, os, sys
+    import fremap
+    from fremap import Prot, _core
+    engine, path = sys.argv[1:3]
+    store = fremap.open(path, "r+")
+
+    def touch(window, page):
+        with memoryview(window) as view:
+            print("touching", flush=True)
+            word = bytes(view[page * 4096 : page * 4096 + 8])
+        print("touched", word.hex(), flush=True)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "pages"
+    write_numbered_file(path, 16)
+    return path
+
+
+def died_of_touching(done: subprocess.CompletedProcess[str], signals: set[int] = FATAL) -> None:
+    assert done.stdout == "touching\n", done.stderr
+    assert done.returncode in signals, done.stderr
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        'window = fremap.Window(store, mapping="none", page_count=4, engine=engine)',
+        "window = fremap.Window(store, mapping=[0, 1, -1, 3], engine=engine, populate=True)",
+        "window = fremap.Window(store, engine=engine, prot=Prot.NONE)",
+        """
+    window = fremap.Window(store, engine=engine, populate=True)
+    window.protect([1, 2], Prot.NONE)""",
+        """
+    window = fremap.Window(store, engine=engine, populate=True)
+    window.remap([7, 8, 9], prot=Prot.NONE)""",
+        """
+    window = fremap.Window(store, engine=engine, populate=True)
+    window.protect(2, Prot.NONE)
+    window.remap([7, 8, 9])
+    window.populate()""",
+        """
+    window = fremap.Window(store, engine=engine)
+    window.place(2, b"x" * 4096)
+    window.evict(None, discard=True)""",
+        """
+    window = fremap.Window(store, engine=engine)
+    window.place(2, b"x" * 4096)
+    window.protect(None, Prot.NONE)""",
+    ],
+)
+def test_a_forbidden_page(engine: str, path: Path, what: str, run_script: Run) -> None:
+    done = run_script(OPEN + "    " + what + "\n    touch(window, 2)", engine, path)
+    died_of_touching(done)
+
+
+@pytest.mark.parametrize("engine", ["eager"], indirect=True)
+def test_eager_has_no_lazy_faults(engine: str, path: Path, run_script: Run) -> None:
+    lazily = "    window = fremap.Window(store, engine=engine)\n    touch(window, 2)"
+    died_of_touching(run_script(OPEN + lazily, engine, path), {-signal.SIGSEGV})
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("number", ["EIO", "ENOMEM"])
+def test_a_page_that_cannot_be_read(engine: str, path: Path, number: str, run_script: Run) -> None:
+    """One line says which window page, which file page and why; then it is the signal."""
+    done = run_script(
+        OPEN
+        + f"""
+    window = fremap.Window(store, engine=engine)
+    window.remap([11], at=3, populate=False)
+    _core.inject_failure("read", 0, errno.{number}, 2**31)
+    touch(window, 3)
+    """,
+        engine,
+        path,
+    )
+    died_of_touching(done)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert re.search(r"window page 3\b.*file page 11\b", lines[0])
+    assert {"EIO": "Input/output error", "ENOMEM": "Cannot allocate memory"}[number] in lines[0]
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_a_file_cut_short_under_a_lazy_window(engine: str, path: Path, run_script: Run) -> None:
+    done = run_script(
+        OPEN
+        + """
+    window = fremap.Window(store, engine=engine)
+    os.truncate(path, 5 * 4096 + 100)
+    touch(window, 4)
+    touch(window, 9)
+    """,
+        engine,
+        path,
+    )
+    first, second, third = done.stdout.splitlines()
+    assert (first, third) == ("touching", "touching"), done.stderr
+    assert second == "touched " + numbered_page(4)[:8].hex()
+    assert done.returncode in FATAL
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert re.search(r"window page 9\b.*file page 9\b", lines[0])
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("heal", ["populate", "evict", "remap"])
+def test_an_unreadable_page_is_healed(
+    engine: str, heal: str, make_scene: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A page that could not be read stays so until it is populated, evicted or remapped."""
+    with make_scene(engine, "file") as scene:
+        window, model = scene.window, scene.model
+        offset = 6 * 4096
+        with memoryview(window) as view:
+            with failures("read", errno=5, times=2**31):
+                assert not kernel_reads(view, offset)
+            assert "window page 6" in capfd.readouterr().err
+            assert not kernel_reads(view, offset), "it stays unreadable"
+            assert not window.present()[6]
+            if heal == "populate":
+                assert window.populate(6).all()
+            elif heal == "evict":
+                window.evict(6)
+            else:
+                assert window.remap([model.mapping[6]], at=6).all()
+            assert kernel_reads(view, offset)
+        assert capfd.readouterr().err == ""
+        scene.check()
+
+
+def test_signals_of_others_go_where_they_went(engine: str, path: Path, run_script: Run) -> None:
+    """A SIGSEGV that has nothing to do with a window kills as it always did."""
+    done = run_script(
+        OPEN
+        + """
+    window = fremap.Window(store, engine=engine, populate=True)
+    store.read(None)
+    import ctypes
+    print("touching", flush=True)
+    ctypes.string_at(0, 8)
+    """,
+        engine,
+        path,
+    )
+    died_of_touching(done, {-signal.SIGSEGV})
+
+
+def test_a_sigbus_of_an_mmap_of_the_caller(path: Path, run_script: Run) -> None:
+    """Reading stores sets up a way to survive SIGBUS; it is not for other mappings."""
+    done = run_script(
+        OPEN
+        + """
+    import mmap
+    store.read(None)
+    with open(path, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), 0)
+    os.truncate(path, 4096)
+    print("touching", flush=True)
+    memory[8192]
+    """,
+        "alias",
+        path,
+    )
+    died_of_touching(done, {-signal.SIGBUS})

@@ -1,0 +1,96 @@
+"""Ctrl-C in the middle of everything: the call ends, and what it leaves is consistent."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fremap
+from fremap.testing import page_numbers
+
+PAGES = 30_000
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pages whose first word is their number plus one; the rest is a hole."""
+    path = tmp_path_factory.mktemp("interrupts") / "pages"
+    words = np.zeros((PAGES, 512), np.uint64)
+    words[:, 0] = (np.arange(PAGES, dtype=np.uint64) + np.uint64(1)) << np.uint64(16)
+    path.write_bytes(words.tobytes())
+    return path
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """Ctrl-C after a while; it comes before the end of the block, which waits for it."""
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def check(window: Any) -> None:
+    """Every page that is there shows what the mapping says."""
+    there = np.flatnonzero(window.present() & (window.mapping >= 0))
+    shown = page_numbers(window.array(np.uint64, (PAGES, 512))[there, 0])
+    assert (shown == window.mapping[there]).all()
+
+
+@pytest.mark.parametrize("rounds", [8, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("what", ["remap", "populate", "place", "protect"])
+def test_ctrl_c(engine: str, what: str, rounds: int, path: Path) -> None:
+    random = np.random.default_rng(8)
+    with fremap.open(path) as store, fremap.Window(store, engine=engine) as window:
+        for round_number in range(rounds):
+            order = random.permutation(PAGES)
+            before = window.mapping.copy()
+            with interrupted_after(0.001 + 0.004 * random.random()):
+                while True:
+                    if what == "remap":
+                        window.remap(order)
+                        before, order = order, random.permutation(PAGES)
+                    elif what == "populate":
+                        window.evict(None, discard=True)
+                        window.populate()
+                    elif what == "place":
+                        window.place(order[:500])
+                        window.remap(before, discard=True)
+                    else:
+                        window.protect(order[:500], fremap.Prot.NONE)
+                        window.protect(None, fremap.Prot.READ)
+            mapping = window.mapping
+            if what == "remap":
+                # A front part of one order, the rest of the one before it.
+                done = int((mapping == order).argmin()) if (mapping != order).any() else PAGES
+                assert (mapping[done:] == before[done:]).all(), round_number
+            check(window)
+            window.protect(None, fremap.Prot.READ)
+            assert window.remap(before, discard=True).all()
+            check(window)
+
+
+@pytest.mark.parametrize("rounds", [8, pytest.param(300, marks=pytest.mark.long)])
+def test_ctrl_c_in_a_read(rounds: int, path: Path) -> None:
+    random = np.random.default_rng(9)
+    with fremap.open(path) as store:
+        for _ in range(rounds):
+            with interrupted_after(0.001 + 0.01 * random.random()):
+                while True:
+                    store.read(random.permutation(PAGES))
+        assert (store.read(range(100)).view(np.uint64)[:, 0] >> 16 == np.arange(1, 101)).all()

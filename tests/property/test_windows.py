@@ -1,0 +1,111 @@
+"""Every engine on both kinds of store, beside the model, and in sizes that need many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis.stateful import run_state_machine_as_test
+
+import fremap
+from fremap.testing import page_numbers, write_numbered_file
+from fremap.testing.machine import StoreKind, window_machine
+
+KINDS: tuple[StoreKind, ...] = ("file", "memory")
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 65536])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_does_what_the_model_does(engine: str, kind: StoreKind, page_bytes: int) -> None:
+    run_state_machine_as_test(window_machine(engine, kind, page_bytes))
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 65536])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes: int) -> None:
+    run_state_machine_as_test(window_machine("alias", kind, page_bytes, writable=True))
+
+
+FILE_PAGES = 6000
+WINDOW_PAGES = 5000
+
+
+@pytest.fixture(scope="module")
+def numbered_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("large") / "pages"
+    write_numbered_file(path, FILE_PAGES)
+    return path
+
+
+@pytest.fixture
+def store(numbered_path: Path) -> Iterator[fremap.FileStore]:
+    with fremap.open(numbered_path) as opened:
+        yield opened
+
+
+def shown(window: Any) -> np.ndarray:
+    """The page that each window page shows, by its first and last word, which agree."""
+    words = window.array(np.uint64, (window.page_count, -1))
+    first, last = page_numbers(words[:, 0]), page_numbers(words[:, -1])
+    assert (first == last).all()
+    return first
+
+
+@pytest.mark.parametrize("populate", [True, False])
+def test_large_remaps(engine: str, store: fremap.FileStore, populate: bool) -> None:
+    """Random orders, repeats, scattered and overlapping targets, thousands of pages a call."""
+    random = np.random.default_rng(20021002)
+    expected = np.arange(WINDOW_PAGES)
+    with fremap.Window(store, WINDOW_PAGES, engine=engine, populate=populate) as window:
+        for _ in range(6):
+            at = random.permutation(WINDOW_PAGES)[: random.integers(1, WINDOW_PAGES)]
+            file_pages = random.integers(0, FILE_PAGES, len(at))
+            mask = window.remap(file_pages, at=at, populate=populate)
+            expected[at] = file_pages
+            assert mask.all() or not populate
+            first = random.integers(0, WINDOW_PAGES - 1000)
+            run = random.permutation(FILE_PAGES)[:1000]
+            window.remap(run, at=first, populate=populate)
+            expected[first : first + 1000] = run
+            assert (window.mapping == expected).all()
+            if engine == "eager" and not populate:
+                window.populate()
+            assert (shown(window) == expected).all()
+
+
+def test_large_evictions(engine: str, store: fremap.FileStore) -> None:
+    """What was evicted in any pattern comes back as it was."""
+    random = np.random.default_rng(20021003)
+    with fremap.Window(store, WINDOW_PAGES, engine=engine) as window:
+        expected = random.permutation(FILE_PAGES)[:WINDOW_PAGES]
+        window.remap(expected)
+        for size in (1, 100, 3000, WINDOW_PAGES):
+            evicted = random.permutation(WINDOW_PAGES)[:size]
+            window.evict(evicted)
+            assert not window.present()[evicted].any()
+            if engine == "eager":
+                window.populate(evicted)
+            assert (shown(window) == expected).all()
+            assert window.present()[evicted].all()
+
+
+def test_large_protections(engine: str, store: fremap.FileStore) -> None:
+    """Pages that were forbidden in any pattern show what they showed."""
+    random = np.random.default_rng(20021004)
+    with fremap.Window(store, 2000, engine=engine, populate=True) as window:
+        expected = random.permutation(FILE_PAGES)[:2000]
+        window.remap(expected)
+        for _ in range(4):
+            denied = random.permutation(2000)[:700]
+            window.protect(denied, fremap.Prot.NONE)
+            assert (window.protection()[denied] == fremap.Prot.NONE).all()
+            moved = denied[:300]
+            window.remap(expected[moved][::-1], at=moved)
+            expected[moved] = expected[moved][::-1]
+            window.protect(denied, fremap.Prot.READ)
+            if engine == "eager":
+                window.populate()
+            assert (shown(window) == expected).all()
