@@ -6,16 +6,13 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
+from typing import TYPE_CHECKING, Any
 
 import fremap
+import numpy as np
+import pytest
 from fremap import Prot
 from fremap.testing import (
     ModelStore,
@@ -24,6 +21,10 @@ from fremap.testing import (
     numbered_page,
     numbered_words,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 STORE_PAGES = 48
 #: A run, repeats, a hole, single pages: 24 window pages.

@@ -6,12 +6,13 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from fremap.testing import failures, kernel_reads, numbered_page, write_numbered_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

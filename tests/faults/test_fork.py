@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-
 from fremap.testing import write_numbered_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

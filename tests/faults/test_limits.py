@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
+from typing import TYPE_CHECKING, Any
 
 import fremap
+import numpy as np
+import pytest
 from fremap import Prot
 from fremap.errors import MappingLimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LIMIT = int(Path("/proc/sys/vm/max_map_count").read_text())
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
+from typing import TYPE_CHECKING, Any
 
 import fremap
-from fremap.errors import FremapError, TruncatedError
+import numpy as np
+import pytest
+from fremap.errors import TruncatedError
 from fremap.testing import numbered_page, numbered_words, page_numbers, write_numbered_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 PAGES = 64
 LEFT = 20  # whole pages after the cut
@@ -98,7 +99,7 @@ def test_what_is_in_the_window_stays(store: Any, path: Path) -> None:
 def test_a_file_that_shrinks_and_grows_all_the_time(
     engine: str, store: Any, path: Path, rounds: int
 ) -> None:
-    """Reads and remaps in a race with truncation: right pages, zeros of a regrown file, or an error."""
+    """Reads and remaps in a race with truncation: they end, or say that the file was cut."""
     done = threading.Event()
 
     def cut() -> None:
@@ -118,8 +119,7 @@ def test_a_file_that_shrinks_and_grows_all_the_time(
                     store.read(order)
                     window.remap(order)
                     outcomes.add("done")
-                except FremapError as error:
-                    assert isinstance(error, TruncatedError), error
+                except TruncatedError:
                     outcomes.add("cut")
     finally:
         done.set()

@@ -9,15 +9,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fremap
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
-import fremap
 from fremap.errors import ArgumentError, ClosedError, PageRangeError
 from fremap.testing import ModelStore, numbered_words
 from fremap.testing import strategies as pages_of
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 MAX_BYTES = 40 * 4096
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,9 +28,9 @@ def resident_pages(descriptor: int, size: int, page_bytes: int) -> set[int]:
         start = np.frombuffer(memory, np.uint8)
         answer = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
         done = LIBC.mincore(
-            ctypes.c_void_p(start.ctypes.data), ctypes.c_size_t(size), answer.ctypes.data_as(
-                ctypes.c_char_p
-            )
+            ctypes.c_void_p(start.ctypes.data),
+            ctypes.c_size_t(size),
+            answer.ctypes.data_as(ctypes.c_char_p),
         )
         assert done == 0, os.strerror(ctypes.get_errno())
         del start

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
-from hypothesis.stateful import run_state_machine_as_test
+from typing import TYPE_CHECKING, Any
 
 import fremap
+import numpy as np
+import pytest
 from fremap.testing import page_numbers, write_numbered_file
 from fremap.testing.machine import StoreKind, window_machine
+from hypothesis.stateful import run_state_machine_as_test
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 KINDS: tuple[StoreKind, ...] = ("file", "memory")
 

@@ -1,0 +1,97 @@
+"""Kernels and containers that lack something: the calls are refused here as they would be there.
+
+What is left is slower or needs more mappings; what a window shows is the same.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+from fremap import Prot
+from fremap.testing import counting, failures, kernel_reads, numbered_page
+
+Scenes = Callable[..., AbstractContextManager[Any]]
+FOR_GOOD = 2**31
+
+MISSING = {
+    "UFFDIO_MOVE": ("uffdio_move", errno.EINVAL),
+    "process_madvise": ("process_madvise", errno.EPERM),
+    "io_uring_setup": ("io_uring_setup", errno.ENOSYS),
+    "io_uring_enter": ("io_uring_enter", errno.EPERM),
+    "cachestat": ("cachestat", errno.ENOSYS),
+}
+
+
+def exercise(scene: Any) -> None:
+    """Some of everything, beside the model."""
+    random = np.random.default_rng(2)
+    window, model = scene.window, scene.model
+    for either in (window, model):
+        either.evict([9], discard=True)
+    for _ in range(6):
+        at = random.permutation(24)[:12].tolist()
+        file_pages = random.integers(0, 48, 12).tolist()
+        for either in (window, model):
+            either.remap(file_pages, at=at)
+        scene.check()
+        for either in (window, model):
+            either.protect(at[:3], Prot.NONE)
+            either.evict(at[3:6])
+        scene.check()
+        for either in (window, model):
+            either.populate([*range(24)])
+            either.place(at[6:8], numbered_page(2_000_000))
+            either.protect([*range(24)], Prot.READ)
+        scene.check()
+        for either in (window, model):
+            either.evict([*range(24)], discard=True)
+            either.remap(file_pages[:4], at=[0, 1, 2, 3], populate=False)
+            either.populate([*range(24)])
+        scene.check()
+
+
+@pytest.mark.parametrize("kind", ["file", "cold", "memory"])
+@pytest.mark.parametrize("missing", MISSING)
+def test_without(engine: str, missing: str, kind: str, make_scene: Scenes) -> None:
+    call, number = MISSING[missing]
+    with failures(call, errno=number, times=FOR_GOOD), make_scene(engine, kind) as scene:
+        exercise(scene)
+
+
+@pytest.mark.needs("guard_pages")
+@pytest.mark.parametrize("engine", ["eager"], indirect=True)
+def test_without_guard_pages(engine: str, make_scene: Scenes) -> None:
+    """`MADV_GUARD_INSTALL` is what an eager window tries first; holes are mappings then."""
+    with failures("madvise", errno=errno.EINVAL):
+        manager = make_scene(engine, "file")
+        scene = manager.__enter__()
+    try:
+        assert scene.window.vma_count > 1
+        exercise(scene)
+    finally:
+        manager.__exit__(None, None, None)
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_with_user_mode_faults_only(engine: str, make_scene: Scenes) -> None:
+    """An ordinary user's userfaultfd: system calls on absent pages get EFAULT, threads do not."""
+    with counting() as calls, make_scene(engine, "file"):
+        assert calls["userfaultfd"] == 2, "one to ask what there is, one to use"
+    with failures("userfaultfd", errno=errno.EPERM, skip=1, times=2):
+        manager = make_scene(engine, "file")
+        scene = manager.__enter__()
+    try:
+        with memoryview(scene.window) as view:
+            assert not scene.window.present()[6]
+            assert not kernel_reads(view, 6 * 4096)
+            assert bytes(view[6 * 4096 : 7 * 4096]) == numbered_page(19)
+            assert kernel_reads(view, 6 * 4096)
+        exercise(scene)
+    finally:
+        manager.__exit__(None, None, None)
