@@ -314,8 +314,7 @@ class ModelWindow:
             self._check_prot("remap", prot)
         self._check_placed("remap", at, discard=discard)
         for file_page, page in zip(file_pages, at, strict=True):
-            kept = self._pages[page].prot
-            self._pages[page] = ModelPage(file_page, kept if prot is None else prot)
+            self._show(page, file_page, self._pages[page].prot if prot is None else prot)
         if populate:
             return self.populate(at, nonblock=nonblock, resident=resident)
         return [self._seen_present(self._pages[page]) for page in at]
@@ -491,6 +490,14 @@ class ModelWindow:
         for index, page in enumerate(self._pages):
             if page.shows in file_pages:
                 self._pages[index] = replace(page, present=None)
+
+    def _show(self, page: int, file_page: int, prot: Prot) -> None:
+        """Change what a page shows; what it shows already it need not be given again."""
+        now = self._pages[page]
+        if (now.shows, now.prot) != (file_page, prot):
+            self._pages[page] = ModelPage(file_page, prot)
+        elif self.coherent and now.present:
+            self._pages[page] = replace(now, present=None)
 
     def _load(self, page: int, resident: Collection[int] | None = None) -> None:
         """Make one page present, if anything can."""
