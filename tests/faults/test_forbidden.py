@@ -50,7 +50,6 @@ def died_of_touching(done: subprocess.CompletedProcess[str], signals: set[int] =
     [
         'window = fremap.Window(store, mapping="none", page_count=4, engine=engine)',
         "window = fremap.Window(store, mapping=[0, 1, -1, 3], engine=engine, populate=True)",
-        "window = fremap.Window(store, engine=engine, prot=Prot.NONE)",
         """
     window = fremap.Window(store, engine=engine, populate=True)
     window.protect([1, 2], Prot.NONE)""",
@@ -163,7 +162,7 @@ def test_signals_of_others_go_where_they_went(engine: str, path: Path, run_scrip
     store.read(None)
     import ctypes
     print("touching", flush=True)
-    ctypes.string_at(0, 8)
+    ctypes.string_at(8, 8)
     """,
         engine,
         path,

@@ -189,12 +189,12 @@ class SkippedShowsTheOldPage(ModelWindow):
     """O9: a page that a nonblocking remap skipped shows what was there."""
 
     def remap(self, file_pages: Sequence[int], at: Sequence[int], **options: Any) -> Any:
-        old = [self.content(page) for page in at]
+        shown = [self.content(page) for page in range(self.page_count)]
         mask = super().remap(file_pages, at, **options)
-        for page, before in zip(at, old, strict=True):
+        for page in at:
             now = self._pages[page]
-            if before is not None and now.present is False:
-                self._pages[page] = type(now)(now.shows, now.prot, False, before)
+            if shown[page] is not None and now.present is False:
+                self._pages[page] = type(now)(now.shows, now.prot, False, shown[page])
         return mask
 
 
@@ -255,9 +255,9 @@ class DiscardedStaysPlaced(ModelWindow):
     """A placed page that was discarded still counts as placed."""
 
     def evict(self, pages: Sequence[int], *, discard: bool = False) -> None:
-        placed = [page for page in pages if self._pages[page].shows == PLACED]
+        placed = [page for page, shows in enumerate(self.mapping) if shows == PLACED]
         super().evict(pages, discard=discard)
-        super().place(placed, bytes(self.store.page_bytes))
+        super().place([page for page in placed if page in pages], bytes(self.store.page_bytes))
 
 
 FAULTS = [
