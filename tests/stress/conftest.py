@@ -41,7 +41,7 @@ class Threads:
             while not self.stopped.is_set():
                 work(number)
                 self.rounds[number] += 1
-        except BaseException as error:  # noqa: BLE001 - handed to the test's thread
+        except BaseException as error:
             self.failures.append(error)
             self.stopped.set()
 

@@ -23,15 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import fremap
 import numpy as np
 import numpy.typing as npt
-from fremap import Prot
-from fremap.errors import ClosedError, FremapError, PageRangeError, PageTypeError, ViewsAliveError
-from fremap.testing import strategies as pages_of
-from fremap.testing.model import NO_PAGE, Engine, ModelStore, ModelWindow, Presence
-from fremap.testing.pages import numbered_page, numbered_words
-from fremap.testing.touch import kernel_reads, kernel_writes
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,6 +33,14 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
+import fremap
+from fremap import Prot
+from fremap.errors import ClosedError, FremapError, PageRangeError, PageTypeError, ViewsAliveError
+from fremap.testing import strategies as pages_of
+from fremap.testing.model import NO_PAGE, Engine, ModelStore, ModelWindow, Presence
+from fremap.testing.pages import numbered_page, numbered_words
+from fremap.testing.touch import kernel_reads, kernel_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

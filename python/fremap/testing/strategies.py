@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from fremap.testing.model import NO_PAGE
 from hypothesis import strategies as st
+
+from fremap.testing.model import NO_PAGE
 
 DrawFn = Callable[[st.SearchStrategy[Any]], Any]
 
