@@ -4,11 +4,13 @@
 //! to the engine, one by one. It never runs Python, blocks every signal, and
 //! waits for no lock that is held across I/O.
 
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
+use crate::sys::tell::tell;
 use crate::sys::thread::{spawn_without_signals, Bell};
 use crate::sys::uffd::Uffd;
 
@@ -37,7 +39,15 @@ impl FaultThread {
     pub fn start(server: Arc<impl Serve>) -> Result<Self, Errno> {
         let bell = Arc::new(Bell::new()?);
         let listener = Arc::clone(&bell);
-        let body = move || run(server.as_ref(), &listener);
+        let body = move || {
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(server.as_ref(), &listener)));
+            if outcome.is_err() {
+                // Every thread that touches the window from now on would wait
+                // for ever: an end that says so is better.
+                tell(format_args!("the thread that serves faults panicked, which is a bug"));
+                std::process::abort();
+            }
+        };
         let thread = spawn_without_signals("fremap-fault", body)?;
         Ok(Self { bell, thread: Some(thread), owner: std::process::id() })
     }
@@ -52,7 +62,7 @@ impl Drop for FaultThread {
             return;
         }
         if self.bell.ring().is_ok() && thread.join().is_err() {
-            eprintln!("fremap: the fault thread of a window that is closed had panicked");
+            tell(format_args!("the fault thread of a window that is closed had panicked"));
         }
     }
 }
@@ -64,7 +74,7 @@ fn run(server: &impl Serve, bell: &Bell) {
             Ok(true) => {}
             Ok(false) => return,
             Err(errno) => {
-                eprintln!("fremap: waiting for faults failed ({errno}); trying again");
+                tell(format_args!("waiting for faults failed ({errno}); trying again"));
                 std::thread::yield_now();
                 continue;
             }
@@ -73,7 +83,7 @@ fn run(server: &impl Serve, bell: &Bell) {
         match server.uffd().faults(&mut addresses) {
             Ok(()) => addresses.iter().for_each(|&address| server.serve(address)),
             Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(errno) => eprintln!("fremap: reading faults failed ({errno}); trying again"),
+            Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
         }
     }
 }

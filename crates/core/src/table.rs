@@ -59,14 +59,21 @@ impl Entry {
     const PRESENT: u64 = 1 << 40;
     const UNREADABLE: u64 = 1 << 41;
     const WITHHELD: u64 = 1 << 42;
+    const LINGERING: u64 = 1 << 43;
     const PROT_SHIFT: u32 = 44;
     const PROT: u64 = 3 << Self::PROT_SHIFT;
 
     /// A page that shows `shown`, absent.
+    ///
+    /// # Panics
+    /// If it is a file page that a table cannot name.
     #[must_use]
     pub fn new(shown: Shown, prot: Prot) -> Self {
         let page = match shown {
-            Shown::File(page) => page.0,
+            Shown::File(page) => {
+                assert!(page.0 < Self::MAX_FILE_PAGES, "a file page that fits a word");
+                page.0
+            }
             Shown::Nothing => Self::NOTHING,
             Shown::Placed => Self::PLACED,
         };
@@ -112,6 +119,13 @@ impl Entry {
         self.0 & Self::WITHHELD != 0
     }
 
+    /// Whether the kernel may still have what it showed before it became absent:
+    /// a call that was to drop it failed. The next one drops it.
+    #[must_use]
+    pub fn lingering(self) -> bool {
+        self.0 & Self::LINGERING != 0
+    }
+
     /// The same page with other protection.
     #[must_use]
     pub fn with_prot(self, prot: Prot) -> Self {
@@ -130,13 +144,20 @@ impl Entry {
     /// The same page, present or absent; either way it can be read again.
     #[must_use]
     pub fn with_present(self, present: bool) -> Self {
-        self.with(Self::PRESENT, present).with(Self::UNREADABLE | Self::WITHHELD, false)
+        let rest = Self::UNREADABLE | Self::WITHHELD | Self::LINGERING;
+        self.with(Self::PRESENT, present).with(rest, false)
     }
 
     /// The same page, absent, a touch being SIGBUS.
     #[must_use]
     pub fn with_unreadable(self) -> Self {
         self.with_present(false).with(Self::UNREADABLE, true)
+    }
+
+    /// The same page, absent, but perhaps not to the kernel.
+    #[must_use]
+    pub fn with_lingering(self) -> Self {
+        self.with_present(false).with(Self::LINGERING, true)
     }
 
     /// The same page without access, its content to come back with it.

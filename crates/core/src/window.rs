@@ -174,6 +174,13 @@ fn first_table(store: &Store, options: &WindowOptions) -> Result<Table> {
             "Window: a window has at least one page, and this one has none".to_owned(),
         ));
     }
+    let most = i64::MAX.unsigned_abs() / 2 / store.page_size().bytes() as u64;
+    if page_count > most {
+        return Err(Error::Argument(format!(
+            "Window: {page_count} pages are more than the address space has, which is {most}; use \
+             fewer pages"
+        )));
+    }
     match &options.mapping {
         Mapping::Linear if page_count > file_pages - first => Err(Error::Argument(format!(
             "Window: {page_count} pages from file page {first} go beyond the store, which has \
@@ -268,12 +275,6 @@ impl Window {
         table: Table,
         options: &WindowOptions,
     ) -> Result<Box<dyn Engine>> {
-        let bytes = store.page_size().bytes_of(table.page_count());
-        if bytes > isize::MAX as u64 / 2 {
-            return Err(Error::Argument(format!(
-                "Window: {bytes} bytes are more than the address space has; use fewer pages"
-            )));
-        }
         let store = Arc::clone(store);
         Ok(match kind {
             EngineKind::Alias => {
@@ -452,7 +453,8 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         self.check_process("remap")?;
-        let file_pages: Pages<FilePage> = file_pages.resolve("remap", self.store.page_count())?;
+        let file_pages: Pages<FilePage> =
+            file_pages.resolve("remap", self.store.page_count().min(Entry::MAX_FILE_PAGES))?;
         let at = self.target(at, file_pages.len())?;
         let changes = Changes::new(at, file_pages)?;
         if let Some(prot) = options.prot {
@@ -491,10 +493,10 @@ impl Window {
     ///
     /// # Errors
     /// Pages outside; a placed page without `discard`; a locked window.
-    pub fn evict(&self, pages: &Selection, discard: bool) -> Result<()> {
+    pub fn evict(&self, pages: &Selection, discard: bool, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("evict", pages)?;
         self.check_unlocked("evict", "none can be dropped")?;
-        self.engine.evict(&pages, discard)
+        self.engine.evict(&pages, discard, interrupt)
     }
 
     /// Changes what may be done with pages, and keeps their content.

@@ -84,7 +84,7 @@ fn evicted_pages_come_back_right() {
     for engine in [EngineKind::Alias, EngineKind::Paged] {
         let window = open(&store, &options(engine));
         remap(&window, &(0..100).rev().collect::<Vec<_>>(), 0, NOW);
-        window.evict(&Selection::Range(10, 60), false).unwrap();
+        window.evict(&Selection::Range(10, 60), false, &Uninterruptible).unwrap();
         assert_eq!(shown(&window, 0..100), (1..=100).rev().collect::<Vec<_>>(), "{engine}");
     }
 }
@@ -107,7 +107,7 @@ fn placed_pages_are_kept_until_discarded() {
         assert_eq!(shown(&window, 1..6), [2, 200, 200, 5, 6], "{engine} after protect");
         remap(&window, &[9, 8], 2, RemapOptions { discard: true, ..NOW });
         assert_eq!(shown(&window, 2..4), [10, 9], "{engine}");
-        window.evict(&Selection::Range(5, 6), true).unwrap();
+        window.evict(&Selection::Range(5, 6), true, &Uninterruptible).unwrap();
         assert_eq!(window.mapping().unwrap()[5], -1, "{engine}");
     }
 }
@@ -176,7 +176,7 @@ fn readers_see_the_old_page_or_the_new_one_and_never_another() {
                 let options = if round % 3 == 0 { LAZY } else { NOW };
                 remap(&window, &rounds[round % 4], 0, options);
                 if round % 5 == 0 {
-                    window.evict(&Selection::All, false).unwrap();
+                    window.evict(&Selection::All, false, &Uninterruptible).unwrap();
                 }
             }
             stop.store(true, Ordering::Relaxed);
@@ -192,7 +192,7 @@ fn a_locked_window_is_populated_and_refuses_to_drop() {
         assert!(window.present().unwrap().iter().all(|&here| here), "{engine}");
         remap(&window, &(0..64).rev().collect::<Vec<_>>(), 0, NOW);
         assert_eq!(number(&window, 0), 64, "{engine}");
-        assert!(window.evict(&Selection::All, false).is_err());
+        assert!(window.evict(&Selection::All, false, &Uninterruptible).is_err());
         window.protect(&Selection::Range(0, 9), Prot::None, &Uninterruptible).unwrap();
         window.protect(&Selection::Range(0, 9), Prot::Read, &Uninterruptible).unwrap();
         assert_eq!(number(&window, 5), 59, "{engine}");

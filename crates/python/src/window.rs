@@ -232,7 +232,7 @@ impl WindowBase {
     fn _evict(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, discard: bool) -> PyResult<()> {
         let window = self.window(py, "evict")?;
         let pages = selection(pages)?;
-        run_short(py, || window.evict(&pages, discard))
+        run(py, |interrupt| window.evict(&pages, discard, interrupt))
     }
 
     fn _protect(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, prot: u8) -> PyResult<()> {
@@ -341,8 +341,11 @@ impl WindowBase {
             let mut state = slf.get().state();
             let window = state.open("buffer").map(Arc::clone);
             state.exports += usize::from(window.is_ok());
-            window.map_err(|error| errors::python(slf.py(), &error))?
+            window
         };
+        // The state is unlocked by now: making an exception can start a garbage
+        // collection, which may release a view of this very window.
+        let window = window.map_err(|error| errors::python(slf.py(), &error))?;
         let writable = window.writable();
         // SAFETY: the pointer is the interpreter's; the view was counted above,
         // so the state keeps the window mapped until `__releasebuffer__`.

@@ -5,12 +5,12 @@
 //! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
 //! what would come too near to that limit is refused before any change.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::io::Errno;
 
+use super::turn::Turn;
 use super::{lock, memory_hint, placed_bytes, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
@@ -19,6 +19,7 @@ use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::pagemap;
 use crate::sys::span::Span;
+use crate::sys::tell::tell;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
@@ -28,6 +29,9 @@ const RESERVED_MAPPINGS: u64 = 1000;
 const RECOUNT_MARGIN: u64 = 8192;
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
+
+/// Pages that are mapped between two questions whether to stop.
+const POPULATE_STEP_PAGES: u64 = 4096;
 
 /// Mappings that all windows of this engine have, beyond one each.
 static ALIASED: AtomicI64 = AtomicI64::new(0);
@@ -54,6 +58,14 @@ fn check_mapping_limit(operation: &'static str, needed: u64) -> Result<()> {
     }
 }
 
+/// A page as it was before a remap.
+struct Replaced {
+    page: WindowPage,
+    entry: Entry,
+    /// What a placed page held.
+    content: Option<Vec<u8>>,
+}
+
 /// A window that shows the file itself.
 #[derive(Debug)]
 pub struct Alias {
@@ -61,7 +73,9 @@ pub struct Alias {
     page: PageSize,
     region: Region,
     locked: bool,
-    /// The table; changes with the mappings, and is held for a whole call.
+    /// Held for a whole call: one call at a time changes the window.
+    turn: Turn<()>,
+    /// The table; changes with the mappings, and is not held while pages are read.
     table: Mutex<Table>,
     counters: Counters,
 }
@@ -104,6 +118,7 @@ impl Alias {
             page,
             region,
             locked,
+            turn: Turn::new(()),
             table: Mutex::new(table),
             counters: Counters::default(),
         };
@@ -176,18 +191,48 @@ impl Alias {
         Self::change(table, extent.window, entry_of, |table| self.map(table, extent.window))
     }
 
-    /// Shows the old entries again, the last change first: that frees mappings.
-    fn roll_back(&self, table: &mut Table, old: &[(usize, WindowPage, Entry)]) {
-        for &(_, page, entry) in old.iter().rev() {
-            // The content of a placed page went when it was replaced.
-            let entry = match entry.shown() {
-                Shown::Placed => Entry::new(Shown::Nothing, entry.prot()),
-                _ => entry,
+    /// What a remap is about to replace, with the content of placed pages.
+    fn remember(&self, table: &Table, changes: &Changes) -> Result<Vec<Replaced>, Errno> {
+        let replaced = |(position, page)| {
+            let entry = table.get(page);
+            let same = entry.shown() == Shown::File(changes.pair(position).1);
+            let content = match entry.shown() {
+                Shown::Placed if !same => Some(self.placed_content(page, entry)?),
+                _ => None,
             };
-            let one = Run { first: page, count: 1 };
-            if Self::change(table, one, |_, _| entry, |table| self.map(table, one)).is_err() {
+            Ok(Replaced { page, entry, content })
+        };
+        changes.window_pages().iter().enumerate().map(replaced).collect()
+    }
+
+    fn placed_content(&self, page: WindowPage, entry: Entry) -> Result<Vec<u8>, Errno> {
+        let (offset, len) = self.bytes(Run { first: page, count: 1 });
+        if access(entry) != Access::None {
+            return Ok(self.region.span(offset, len).to_vec());
+        }
+        self.region.protect(offset, len, Access::Read)?;
+        let content = self.region.span(offset, len).to_vec();
+        self.region.protect(offset, len, Access::None)?;
+        Ok(content)
+    }
+
+    /// Shows what was replaced again, the last change first: that frees mappings.
+    fn roll_back(&self, table: &mut Table, replaced: &[Replaced]) {
+        for Replaced { page, entry, content } in replaced.iter().rev() {
+            if table.get(*page) == *entry {
+                continue;
+            }
+            let one = Run { first: *page, count: 1 };
+            let result = match content {
+                Some(content) => {
+                    table.update(*page, |new| new.with_prot(entry.prot()));
+                    self.put(table, *page, content)
+                }
+                None => Self::change(table, one, |_, _| *entry, |table| self.map(table, one)),
+            };
+            if let Err(errno) = result {
                 // The table and the kernel agree on the new page then.
-                eprintln!("fremap: window page {} could not be rolled back", page.0);
+                tell(format_args!("window page {} could not be rolled back ({errno})", page.0));
             }
         }
     }
@@ -208,28 +253,26 @@ impl Alias {
     }
 
     /// Makes the chosen positions present: starts their reads, then maps them.
-    /// Returns how many from the front are present, with why no more.
+    /// Fails with how many of them, from the front, are present.
     fn bring(
         &self,
-        table: &Table,
-        page_at: &dyn Fn(usize) -> WindowPage,
+        pages: &Pages<WindowPage>,
+        entries: &[Entry],
         positions: &[usize],
         interrupt: &dyn Interrupt,
     ) -> Result<(), (usize, Error)> {
         for (piece, batch) in positions.chunks(POPULATE_PAGES).enumerate() {
-            let done = piece * POPULATE_PAGES;
-            let stop = |error| (done, error);
-            interrupt.check().map_err(stop)?;
-            let entries = batch.iter().map(|&position| table.get(page_at(position)));
-            let files: Vec<FilePage> =
-                entries.filter_map(|entry| entry.shown().file_page()).collect();
+            let mut done = piece * POPULATE_PAGES;
+            interrupt.check().map_err(|error| (done, error))?;
             if batch.len() > 1 {
-                self.start_reads(files).map_err(stop)?;
+                let files = batch.iter().filter_map(|&at| entries[at].shown().file_page());
+                self.start_reads(files.collect()).map_err(|error| (done, error))?;
             }
-            let mut brought = done;
-            for run in plan::runs(batch.iter().map(|&position| page_at(position))) {
-                self.fault_in(table, run).map_err(|(count, error)| (brought + count, error))?;
-                brought += run.count as usize;
+            for run in plan::runs(batch.iter().map(|&position| pages.at(position))) {
+                let entry_of = |index: usize| entries[positions[done + index]];
+                self.fault_in(run, entry_of, interrupt)
+                    .map_err(|(count, error)| (done + count, error))?;
+                done += run.count as usize;
             }
         }
         Ok(())
@@ -250,19 +293,30 @@ impl Alias {
     }
 
     /// `MADV_POPULATE_READ` of a run of window pages that show file pages.
-    fn fault_in(&self, table: &Table, run: Run<WindowPage>) -> Result<(), (usize, Error)> {
-        let (offset, len) = self.bytes(run);
-        if self.region.populate_read(offset, len).is_ok() {
-            Counters::add(&self.counters.pages_loaded, run.count);
-            return Ok(());
-        }
-        // The kernel does not say where it stopped: ask page by page.
-        for (page, done) in run.pages().zip(0..) {
-            let (offset, len) = self.bytes(Run { first: page, count: 1 });
-            if let Err(errno) = self.region.populate_read(offset, len) {
-                return Err((done, self.why_unreadable(table.get(page), errno)));
+    fn fault_in(
+        &self,
+        run: Run<WindowPage>,
+        entry_of: impl Fn(usize) -> Entry,
+        interrupt: &dyn Interrupt,
+    ) -> Result<(), (usize, Error)> {
+        let mut done = 0;
+        while done < run.count {
+            interrupt.check().map_err(|error| (done as usize, error))?;
+            let count = POPULATE_STEP_PAGES.min(run.count - done);
+            let first = run.first.offset(done);
+            let (offset, len) = self.bytes(Run { first, count });
+            if self.region.populate_read(offset, len).is_err() {
+                // The kernel does not say where it stopped: ask page by page.
+                for page in done..done + count {
+                    let one = Run { first: run.first.offset(page), count: 1 };
+                    let (offset, len) = self.bytes(one);
+                    self.region.populate_read(offset, len).map_err(|errno| {
+                        (page as usize, self.why_unreadable(entry_of(page as usize), errno))
+                    })?;
+                }
             }
-            Counters::add(&self.counters.pages_loaded, 1);
+            Counters::add(&self.counters.pages_loaded, count);
+            done += count;
         }
         Ok(())
     }
@@ -287,59 +341,36 @@ impl Alias {
         }
     }
 
-    /// Positions whose pages may be touched and show a file page; if only what is
-    /// in the page cache is wanted, those.
-    fn wanted(
-        &self,
-        table: &Table,
-        pages: &Pages<WindowPage>,
-        piece: Range<usize>,
-        fill: Fill,
-    ) -> Result<Vec<usize>> {
+    /// Positions of the pages that may be touched and show a file page; if only
+    /// what is in the page cache is wanted, those.
+    fn wanted(&self, entries: &[Entry], fill: Fill) -> Result<Vec<usize>> {
         let mut positions = Vec::new();
         let mut files = Vec::new();
-        for position in piece {
-            let entry = table.get(pages.at(position));
-            if entry.prot() == Prot::None {
-                continue;
-            }
-            if let Shown::File(file) = entry.shown() {
+        for (position, entry) in entries.iter().enumerate() {
+            if let (Shown::File(file), false) = (entry.shown(), entry.prot() == Prot::None) {
                 positions.push(position);
                 files.push(file);
             }
         }
-        if fill == Fill::Resident {
-            let resident = self.store.resident(&Pages::List(files))?;
-            let mut resident = resident.into_iter();
-            positions.retain(|_| resident.next().unwrap_or(false));
+        match fill {
+            Fill::All => {}
+            Fill::Nothing => positions.clear(),
+            Fill::Resident => {
+                let mut resident = self.store.resident(&Pages::List(files))?.into_iter();
+                positions.retain(|_| resident.next().unwrap_or(false));
+            }
         }
         Ok(positions)
     }
 
-    /// Brings pages by their fill and tells which are there.
-    fn fill(
-        &self,
-        table: &Table,
-        pages: &Pages<WindowPage>,
-        fill: Fill,
-        interrupt: &dyn Interrupt,
-    ) -> Result<Vec<bool>, (usize, Error)> {
-        let mut mask = vec![false; pages.len()];
-        for (position, page) in pages.iter().enumerate() {
-            let entry = table.get(page);
-            mask[position] = entry.shown() == Shown::Placed && entry.prot() != Prot::None;
+    /// Which pages are there once the wanted ones were brought.
+    fn mask(entries: &[Entry], wanted: &[usize]) -> Vec<bool> {
+        let placed = |entry: &Entry| entry.shown() == Shown::Placed && entry.prot() != Prot::None;
+        let mut mask: Vec<bool> = entries.iter().map(placed).collect();
+        for &position in wanted {
+            mask[position] = true;
         }
-        if fill != Fill::Nothing {
-            let wanted = self.wanted(table, pages, 0..pages.len(), fill).map_err(|e| (0, e))?;
-            let page_at = |position| pages.at(position);
-            self.bring(table, &page_at, &wanted, interrupt).map_err(|(done, error)| {
-                (wanted.get(done).copied().unwrap_or(pages.len()), error)
-            })?;
-            for position in wanted {
-                mask[position] = true;
-            }
-        }
-        Ok(mask)
+        mask
     }
 
     /// Puts private memory with `content` in place of a window page, in one step.
@@ -373,28 +404,41 @@ impl Engine for Alias {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let mut table = lock(&self.table);
-        Self::check_placed(&table, "remap", changes.window_pages(), options.discard)?;
-        let extents = plan::extents(&table, changes, options.prot);
-        let windows = extents.iter().map(|extent| extent.window);
-        check_mapping_limit("remap", plan::mappings_added(&table, windows))?;
-        let old: Vec<_> = changes
-            .window_pages()
-            .iter()
-            .enumerate()
-            .map(|(position, page)| (position, page, table.get(page)))
-            .collect();
-        for extent in extents {
-            if let Err(errno) = self.show(&mut table, extent, options.prot) {
-                self.roll_back(&mut table, &old);
-                return Err(Error::system("remap", errno));
+        let _turn = self.turn.take(interrupt)?;
+        let pages = changes.window_pages();
+        let fail = |errno| Error::system("remap", errno);
+        let (entries, extents, replaced) = {
+            let table = lock(&self.table);
+            Self::check_placed(&table, "remap", pages, options.discard)?;
+            let extents = plan::extents(&table, changes, options.prot);
+            let windows = extents.iter().map(|extent| extent.window);
+            check_mapping_limit("remap", plan::mappings_added(&table, windows))?;
+            let entry = |position| {
+                let (page, file) = changes.pair(position);
+                let prot = options.prot.unwrap_or(table.get(page).prot());
+                Entry::new(Shown::File(file), prot)
+            };
+            let entries: Vec<Entry> = (0..changes.len()).map(entry).collect();
+            (entries, extents, self.remember(&table, changes).map_err(fail)?)
+        };
+        // What the kernel may refuse to tell is asked before anything changes.
+        let wanted = self.wanted(&entries, options.fill)?;
+        {
+            let mut table = lock(&self.table);
+            for extent in extents {
+                if let Err(errno) = self.show(&mut table, extent, options.prot) {
+                    self.roll_back(&mut table, &replaced);
+                    return Err(fail(errno));
+                }
             }
         }
-        let filled = self.fill(&table, changes.window_pages(), options.fill, interrupt);
-        filled.map_err(|(done, error)| {
-            self.roll_back(&mut table, &old[done..]);
+        let brought = self.bring(pages, &entries, &wanted, interrupt);
+        brought.map_err(|(count, error)| {
+            let done = wanted[count];
+            self.roll_back(&mut lock(&self.table), &replaced[done..]);
             error.with_completed(done)
-        })
+        })?;
+        Ok(Self::mask(&entries, &wanted))
     }
 
     fn populate(
@@ -403,12 +447,24 @@ impl Engine for Alias {
         fill: Fill,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let table = lock(&self.table);
-        self.fill(&table, pages, fill, interrupt)
-            .map_err(|(done, error)| error.with_completed(done))
+        let _turn = self.turn.take(interrupt)?;
+        let entries: Vec<Entry> = {
+            let table = lock(&self.table);
+            pages.iter().map(|page| table.get(page)).collect()
+        };
+        let wanted = self.wanted(&entries, fill)?;
+        self.bring(pages, &entries, &wanted, interrupt)
+            .map_err(|(count, error)| error.with_completed(wanted[count]))?;
+        Ok(Self::mask(&entries, &wanted))
     }
 
-    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()> {
+    fn evict(
+        &self,
+        pages: &Pages<WindowPage>,
+        discard: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let _turn = self.turn.take(interrupt)?;
         let mut table = lock(&self.table);
         Self::check_placed(&table, "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
@@ -428,7 +484,11 @@ impl Engine for Alias {
         }
         for run in plan::runs(dropped) {
             let (offset, len) = self.bytes(run);
-            self.region.advise(offset, len, Advice::DontNeed).map_err(fail)?;
+            let drop_as = |advice| self.region.advise(offset, len, advice);
+            // Under mlockall(MCL_FUTURE) what is mapped is locked unasked.
+            drop_as(Advice::DontNeed)
+                .or_else(|errno| drop_as(Advice::DontNeedLocked).map_err(|_| errno))
+                .map_err(fail)?;
             Counters::add(&self.counters.pages_evicted, run.count);
         }
         Ok(())
@@ -438,8 +498,9 @@ impl Engine for Alias {
         &self,
         pages: &Pages<WindowPage>,
         prot: Prot,
-        _interrupt: &dyn Interrupt,
+        interrupt: &dyn Interrupt,
     ) -> Result<()> {
+        let _turn = self.turn.take(interrupt)?;
         let mut table = lock(&self.table);
         let pages = plan::distinct(pages);
         let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
@@ -467,6 +528,7 @@ impl Engine for Alias {
         data: Option<&[u8]>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
+        let _turn = self.turn.take(interrupt)?;
         let mut table = lock(&self.table);
         let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
         if let (None, Some(page)) = (data, pages.iter().find(nothing)) {

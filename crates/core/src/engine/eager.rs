@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames};
-use super::memory_hint;
+use super::{advise_ranges, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -45,10 +45,7 @@ impl EagerFrames {
     }
 
     fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        match &self.process {
-            Some(process) if ranges.len() > 1 => process.advise(&self.region, ranges, advice),
-            _ => ranges.iter().try_for_each(|&(at, len)| self.region.advise(at, len, advice)),
-        }
+        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
     }
 
     fn open(&self, offset: usize, len: usize) -> Result<(), Errno> {

@@ -9,14 +9,17 @@ pub mod alias;
 pub mod cached;
 pub mod eager;
 pub mod paged;
+mod turn;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+
 use crate::error::{Interrupt, Result};
 use crate::plan::Changes;
 use crate::stats::Stats;
-use crate::sys::mm::Region;
+use crate::sys::mm::{Advice, OwnProcess, Region};
 use crate::table::Entry;
 use crate::units::{Pages, Prot, WindowPage};
 
@@ -96,7 +99,12 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Before any change: a placed page that would be lost.
-    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()>;
+    fn evict(
+        &self,
+        pages: &Pages<WindowPage>,
+        discard: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()>;
 
     /// Changes the protection of pages and keeps their content.
     ///
@@ -138,6 +146,22 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Counters and state.
     fn stats(&self) -> Stats;
+}
+
+/// Gives advice on ranges (offset, length): in one call where the kernel lets
+/// it, else, or when that fails (a filter may have been installed since), in one each.
+pub(crate) fn advise_ranges(
+    process: Option<&OwnProcess>,
+    region: &Region,
+    ranges: &[(usize, usize)],
+    advice: Advice,
+) -> Result<(), Errno> {
+    if let Some(process) = process {
+        if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
+            return Ok(());
+        }
+    }
+    ranges.iter().try_for_each(|&(offset, len)| region.advise(offset, len, advice))
 }
 
 /// Locks, whether or not a thread panicked while it held the lock: every state

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
-use super::{lock, memory_hint};
+use super::{advise_ranges, lock, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
@@ -26,6 +26,7 @@ use crate::stats::Counters;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::span::Span;
+use crate::sys::tell::tell;
 use crate::sys::uffd::{Partial, Uffd};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{PageSize, Prot, WindowPage};
@@ -61,10 +62,7 @@ impl PagedFrames {
     }
 
     fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        match &self.process {
-            Some(process) if ranges.len() > 1 => process.advise(&self.region, ranges, advice),
-            _ => ranges.iter().try_for_each(|&(at, len)| self.region.advise(at, len, advice)),
-        }
+        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
     }
 
     /// Takes what is there out of a range, to spare memory if that works.
@@ -210,14 +208,10 @@ impl Shared<PagedFrames> {
         self.store.page_size()
     }
 
-    fn entry(&self, page: WindowPage) -> Entry {
-        lock(&self.state).table.get(page)
-    }
-
     /// Makes a touch of `page` a signal, after saying why, if the page still
     /// shows what could not be read; false if it has to be served anew.
     fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) -> bool {
-        if self.entry(page) != expected {
+        if !lock(&self.state).is_serving(page) {
             return false;
         }
         let shown = match expected.shown() {
@@ -228,25 +222,25 @@ impl Shared<PagedFrames> {
         let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
         // Before the signal, which may end the process, and outside the lock,
         // as whoever reads the pipe behind stderr may be slow.
-        eprintln!("fremap: window page {} ({shown}): {reason}; the touch is {signal}", page.0);
+        tell(format_args!("window page {} ({shown}): {reason}; the touch is {signal}", page.0));
         self.forbid(page, expected, expected.with_unreadable())
     }
 
     /// Makes a touch of `page` a signal, if the page still is as `expected`.
     fn forbid(&self, page: WindowPage, expected: Entry, forbidden: Entry) -> bool {
         let mut state = lock(&self.state);
-        if state.table.get(page) != expected {
+        if !state.is_serving(page) {
             return false;
         }
         let range = (offset_of(self.page(), page), self.page().bytes());
         let denied = self.frames.deny(&[range]);
         if denied.is_ok() {
-            state.table.set(page, forbidden);
+            state.end_serving(page, forbidden);
         }
         drop(state);
         if let Err(errno) = denied {
             // The fault comes back and is served again.
-            eprintln!("fremap: window page {}: no signal could be set up ({errno})", page.0);
+            tell(format_args!("window page {}: no signal could be set up ({errno})", page.0));
         } else if forbidden != expected {
             Counters::add(&self.counters.pages_unreadable, 1);
         }
@@ -264,8 +258,8 @@ impl Shared<PagedFrames> {
         let lost = asked.is_ok() && there == [0] && expected.shown() != Shown::Placed;
         if lost {
             let mut state = lock(&self.state);
-            if state.table.get(page) == expected {
-                state.table.set(page, expected.with_present(false));
+            if state.is_serving(page) {
+                state.end_serving(page, expected.with_present(false));
             }
             return false;
         }
@@ -276,7 +270,7 @@ impl Shared<PagedFrames> {
     fn wake(&self, page: WindowPage) {
         let span = self.frames.region.span(offset_of(self.page(), page), self.page().bytes());
         if let Err(errno) = self.frames.uffd.wake(span) {
-            eprintln!("fremap: window page {}: waking its readers failed ({errno})", page.0);
+            tell(format_args!("window page {}: waking its readers failed ({errno})", page.0));
         }
     }
 
@@ -284,12 +278,12 @@ impl Shared<PagedFrames> {
     /// reading began; false if it has to be served anew.
     fn show(&self, page: WindowPage, expected: Entry, content: Span<'_>) -> bool {
         let mut state = lock(&self.state);
-        if state.table.get(page) != expected {
+        if !state.is_serving(page) {
             return false;
         }
         let offset = offset_of(self.page(), page);
         if self.frames.copy_in(offset, content).is_ok() {
-            state.table.set(page, expected.with_present(true));
+            state.end_serving(page, expected.with_present(true));
             Counters::add(&self.counters.faults, 1);
         } else {
             drop(state);
@@ -322,7 +316,7 @@ impl Serve for Server {
         let buffer = lock(&self.buffer);
         let content = buffer.span(0, buffer.len());
         loop {
-            let entry = shared.entry(page);
+            let entry = lock(&shared.state).begin_serving(page);
             if entry.present() {
                 if shared.recheck(page, entry, address) {
                     return;

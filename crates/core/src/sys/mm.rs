@@ -128,7 +128,8 @@ impl Drop for Region {
 
 impl Region {
     /// Private anonymous memory that is not backed until touched, aligned to
-    /// `align` (a power of two), without reserving swap.
+    /// `align` (a power of two), without reserving swap, and not locked, also
+    /// where `mlockall(MCL_FUTURE)` locks and fills what others map.
     ///
     /// # Errors
     /// ENOMEM when there is no such address range.
@@ -141,7 +142,7 @@ impl Region {
             libc::mmap(
                 std::ptr::null_mut(),
                 total,
-                access.bits(),
+                libc::PROT_NONE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
                 -1,
                 0,
@@ -160,7 +161,14 @@ impl Region {
         };
         trim(0, head);
         trim(head + len, total - head - len);
-        Ok(Self { start: start.wrapping_add(head), len, owner: None })
+        let region = Self { start: start.wrapping_add(head), len, owner: None };
+        enter(Call::Mlock)?;
+        // SAFETY: the whole of the new region, which nobody uses yet.
+        check(unsafe { libc::munlock(region.start.cast::<c_void>(), len) })?;
+        if access != Access::None {
+            region.protect(0, len, access)?;
+        }
+        Ok(region)
     }
 
     /// A read-only shared mapping of a file, not populated.

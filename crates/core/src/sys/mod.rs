@@ -8,5 +8,6 @@ pub mod pagemap;
 pub mod probe;
 pub mod ring;
 pub mod span;
+pub mod tell;
 pub mod thread;
 pub mod uffd;

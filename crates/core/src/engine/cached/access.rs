@@ -17,7 +17,7 @@ impl<F: Frames> Cached<F> {
         // fault could be served, is still so below.
         let entries: Vec<_> = {
             let state = lock(&self.shared.state);
-            let entry_of = |page| (page, state.table.get(page));
+            let entry_of = |page| (page, state.get(page));
             pages.map(entry_of).filter(|(_, entry)| entry.prot() != Prot::None).collect()
         };
         let region = self.shared.frames.region();
@@ -28,9 +28,10 @@ impl<F: Frames> Cached<F> {
         let mut state = lock(&self.shared.state);
         state.shelf.extend(shelved);
         let changed: Vec<_> =
-            entries.into_iter().map(|(page, _)| (page, state.table.get(page))).collect();
-        for (page, _) in &changed {
-            state.table.update(*page, |entry| entry.with_present(false));
+            entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
+        for (page, old) in &changed {
+            let left = if old.present() { old.with_lingering() } else { *old };
+            state.set(*page, left);
         }
         let ranges = self.ranges(changed.iter().map(|(page, _)| *page));
         let denied = self.shared.frames.deny(&ranges);
@@ -38,7 +39,7 @@ impl<F: Frames> Cached<F> {
             // What is on the shelf stays there, also where the kernel refused.
             if denied.is_ok() || old.shown() == Shown::Placed {
                 let entry = old.with_present(false).with_prot(Prot::None);
-                state.table.set(page, entry.with_withheld(old.present()));
+                state.set(page, entry.with_withheld(old.present()));
             }
         }
         denied.map_err(|errno| Error::system("protect", errno))
@@ -57,7 +58,7 @@ impl<F: Frames> Cached<F> {
             let mut state = lock(&self.shared.state);
             let mut allowed = Vec::new();
             for (position, window_page) in pages.enumerate() {
-                let old = state.table.get(window_page);
+                let old = state.get(window_page);
                 if old.prot() != Prot::None {
                     continue;
                 }
@@ -74,7 +75,7 @@ impl<F: Frames> Cached<F> {
             let allow = self.shared.frames.allow(&ranges);
             allow.map_err(|errno| Error::system("protect", errno))?;
             for (page, entry) in allowed {
-                state.table.set(page, entry);
+                state.set(page, entry);
             }
         }
         for (page, entry) in shelved {
@@ -131,7 +132,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<()> {
         let prots: Vec<Prot> = {
             let state = lock(&self.shared.state);
-            run.pages().map(|page| state.table.get(page).prot()).collect()
+            run.pages().map(|page| state.get(page).prot()).collect()
         };
         let pages = run.pages().zip(0..);
         let open = pages.clone().filter(|&(_, index)| prots[index] != Prot::None);
@@ -139,14 +140,34 @@ impl<F: Frames> Cached<F> {
             let first = (piece.first.0 - run.first.0) as usize;
             let entry_of = |index| Entry::new(Shown::Placed, prots[first + index as usize]);
             let content_of = |index| content_of(first + index as usize);
-            self.put("place", control, piece, entry_of, content_of)?;
+            let old = self.placed_content(piece);
+            self.put("place", control, piece, entry_of, content_of).inspect_err(|_| {
+                // What was placed before is not lost to a call that fails.
+                for (page, content) in &old {
+                    let one = Run { first: *page, count: 1 };
+                    let prot = prots[(page.0 - run.first.0) as usize];
+                    let entry_of = |_| Entry::new(Shown::Placed, prot);
+                    let _kept = self.put("place", control, one, entry_of, |_| content);
+                }
+            })?;
         }
         let mut state = lock(&self.shared.state);
         for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
             state.shelf.insert(page, content_of(index).to_vec());
-            state.table.set(page, Entry::new(Shown::Placed, Prot::None));
+            state.set(page, Entry::new(Shown::Placed, Prot::None));
         }
         Ok(())
+    }
+
+    /// Content of the pages of a run that are placed already.
+    fn placed_content(&self, run: Run<WindowPage>) -> Vec<(WindowPage, Vec<u8>)> {
+        let placed: Vec<WindowPage> = {
+            let state = lock(&self.shared.state);
+            run.pages().filter(|page| state.get(*page).shown() == Shown::Placed).collect()
+        };
+        let region = self.shared.frames.region();
+        let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
+        placed.into_iter().map(|page| (page, content(page))).collect()
     }
 
     /// Makes what pages show their own: brings what is absent, then cuts the tie
@@ -158,7 +179,7 @@ impl<F: Frames> Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let nothing =
-            |page: &WindowPage| lock(&self.shared.state).table.get(*page).shown() == Shown::Nothing;
+            |page: &WindowPage| lock(&self.shared.state).get(*page).shown() == Shown::Nothing;
         if let Some(page) = pages.iter().find(nothing) {
             return Err(Error::Argument(format!(
                 "place: window page {} shows nothing, so there is no content to keep; pass data",
@@ -177,7 +198,7 @@ impl<F: Frames> Cached<F> {
     }
 
     fn cut_tie(&self, page: WindowPage) -> Result<()> {
-        let entry = lock(&self.shared.state).table.get(page);
+        let entry = lock(&self.shared.state).get(page);
         let Shown::File(file_page) = entry.shown() else { return Ok(()) };
         let placed = Entry::new(Shown::Placed, entry.prot());
         if entry.prot() == Prot::None {
@@ -185,9 +206,9 @@ impl<F: Frames> Cached<F> {
             self.shared.store.read_page(file_page, Span::of(&mut content))?;
             let mut state = lock(&self.shared.state);
             state.shelf.insert(page, content);
-            state.table.set(page, placed);
+            state.set(page, placed);
         } else {
-            lock(&self.shared.state).table.set(page, placed.with_present(true));
+            lock(&self.shared.state).set(page, placed.with_present(true));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::scatter::Sink;
 use crate::stats::Counters;
 use crate::sys::mm::Region;
 use crate::sys::span::Span;
-use crate::table::{Entry, Shown};
+use crate::table::Entry;
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
 
 /// Pages that one step changes while it holds the state.
@@ -104,21 +104,22 @@ impl<F: Frames> Cached<F> {
         let frames = &self.shared.frames;
         let (mut denied, mut allowed, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         for step in steps {
-            let old = state.table.update(step.window_page, without_content);
+            let old = state.begin_drop(step.window_page);
             match (old.prot(), step.entry.prot()) {
                 (Prot::None, Prot::None) => {}
                 (_, Prot::None) => denied.push(step.window_page),
                 (Prot::None, _) => allowed.push(step.window_page),
-                _ if old.present() || old.unreadable() => dropped.push(step.window_page),
+                _ if old.unreadable() => allowed.push(step.window_page),
+                _ if old.present() || old.lingering() => dropped.push(step.window_page),
                 _ => {}
             }
         }
         frames.drop_pages(&self.ranges(dropped))?;
-        frames.deny(&self.ranges(denied))?;
         frames.allow(&self.ranges(allowed))?;
+        frames.deny(&self.ranges(denied))?;
         for step in steps {
             state.shelf.remove(&step.window_page);
-            state.table.set(step.window_page, step.entry);
+            state.set(step.window_page, step.entry);
         }
         Ok(())
     }
@@ -134,11 +135,11 @@ impl<F: Frames> Cached<F> {
         spare: Option<Span<'_>>,
     ) -> Result<Filled, (u64, Errno)> {
         let before = Before {
-            present: state.table.any(run, Entry::present),
+            present: state.table.any(run, |entry| entry.present() || entry.lingering()),
             unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
         };
         for page in run.pages() {
-            state.table.update(page, without_content);
+            state.begin_drop(page);
         }
         let (offset, len) = self.bytes(run);
         let result = self.shared.frames.fill(offset, from, spare, before);
@@ -149,7 +150,7 @@ impl<F: Frames> Cached<F> {
         for index in 0..done {
             let page = run.first.offset(index);
             state.shelf.remove(&page);
-            state.table.set(page, entry_of(index).with_present(true));
+            state.set(page, entry_of(index).with_present(true));
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
         match result {
@@ -166,7 +167,7 @@ impl<F: Frames> Cached<F> {
                 let rest = self.page.bytes_of(done) as usize;
                 let _gone = self.shared.frames.drop_pages(&[(offset + rest, len - rest)]);
                 let forbidden = |page: &WindowPage| {
-                    let entry = state.table.get(*page);
+                    let entry = state.get(*page);
                     entry.prot() == Prot::None || entry.unreadable()
                 };
                 let pages = run.pages().skip(done as usize).filter(forbidden);
@@ -273,17 +274,5 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
         let moved = result == Ok(true);
         self.ring.recycle(&self.cached.shared.frames, self.region, number, used, moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.operation, errno))
-    }
-}
-
-/// The word of a page whose content is about to go: what is placed and not on
-/// the shelf is lost with it.
-fn without_content(entry: Entry) -> Entry {
-    if !entry.present() {
-        entry
-    } else if entry.shown() == Shown::Placed {
-        Entry::new(Shown::Nothing, entry.prot())
-    } else {
-        entry.with_present(false)
     }
 }

@@ -5,16 +5,17 @@
 //! that step alone ([`Frames`]).
 //!
 //! Two locks, always taken in this order:
-//! 1. *control*, held for a whole call: one call at a time changes the window.
-//!    It owns the staging memory. Nothing that serves a fault waits for it.
+//! 1. *control*, a turn held for a whole call: one call at a time changes the
+//!    window. It owns the staging memory. Nothing that serves a fault waits for it.
 //! 2. *state*, held for one step (microseconds to a millisecond): the table, the
 //!    shelf, and what the kernel shows change together under it. No page of a
 //!    window and no memory of a caller is touched while it is held, so no fault
 //!    can wait for it on the thread that holds it.
 //!
-//! Invariant: the table may call a page absent that the kernel still shows, but
-//! never present one that it does not. So each step first marks pages absent,
-//! then calls the kernel, then marks what it shows.
+//! Invariant: the table never calls a page present that the kernel does not show.
+//! So each step first marks pages absent, then calls the kernel, then marks what
+//! it shows. A page that the kernel may still show because such a call failed is
+//! *lingering*, and the next step that concerns it drops it.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -32,6 +33,7 @@ pub use frames::{Before, Filled, Frames};
 use load::{Step, STEP_PAGES};
 use staging::Staging;
 
+use super::turn::Turn;
 use super::{lock, placed_bytes, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result};
@@ -52,10 +54,68 @@ const UNCHECKED_BYTES: u64 = 256 << 20;
 /// The table and the content that is kept outside the window.
 #[derive(Debug)]
 pub struct State {
-    /// What each page shows.
-    pub table: Table,
+    table: Table,
     /// Content of placed pages to which access was taken away.
     shelf: HashMap<WindowPage, Vec<u8>>,
+    /// The page that the fault thread is reading for, until a call changes it.
+    serving: Option<WindowPage>,
+}
+
+impl State {
+    fn new(table: Table) -> Self {
+        Self { table, shelf: HashMap::new(), serving: None }
+    }
+
+    /// The word of a page.
+    #[must_use]
+    pub fn get(&self, page: WindowPage) -> Entry {
+        self.table.get(page)
+    }
+
+    /// What the fault thread is reading for `page` is out of date.
+    fn outdate(&mut self, page: WindowPage) {
+        if self.serving == Some(page) {
+            self.serving = None;
+        }
+    }
+
+    /// Changes the word of a page for a call.
+    fn set(&mut self, page: WindowPage, entry: Entry) {
+        self.outdate(page);
+        self.table.set(page, entry);
+    }
+
+    /// Marks a page absent before the kernel is asked to drop it. What is placed
+    /// and not on the shelf is lost with it.
+    fn begin_drop(&mut self, page: WindowPage) -> Entry {
+        let old = self.get(page);
+        if old.present() {
+            let nothing = Entry::new(Shown::Nothing, old.prot());
+            let left = if old.shown() == Shown::Placed { nothing } else { old };
+            self.set(page, left.with_lingering());
+        } else {
+            self.outdate(page);
+        }
+        old
+    }
+
+    /// The word of a page that the fault thread begins to read for.
+    pub fn begin_serving(&mut self, page: WindowPage) -> Entry {
+        self.serving = Some(page);
+        self.get(page)
+    }
+
+    /// Whether no call has changed the page since.
+    #[must_use]
+    pub fn is_serving(&self, page: WindowPage) -> bool {
+        self.serving == Some(page)
+    }
+
+    /// Changes the word of the page that the fault thread was reading for.
+    pub fn end_serving(&mut self, page: WindowPage, entry: Entry) {
+        self.serving = None;
+        self.table.set(page, entry);
+    }
 }
 
 /// What calls and the fault thread share.
@@ -81,7 +141,7 @@ pub struct Cached<F> {
     chunk_pages: usize,
     evict_gap_pages: u64,
     /// The staging memory, made when it is first needed; held for a whole call.
-    control: Mutex<Option<Staging>>,
+    control: Turn<Option<Staging>>,
     /// Its size, to be told without waiting for a call to end.
     staging_bytes: AtomicU64,
 }
@@ -92,16 +152,15 @@ impl<F: Frames> Cached<F> {
         let page = store.page_size();
         let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
         let chunk_pages = page.index_of(batch_bytes).clamp(1, table.page_count());
-        let state = State { table, shelf: HashMap::new() };
-        let shared =
-            Shared { store, frames, state: Mutex::new(state), counters: Counters::default() };
+        let state = Mutex::new(State::new(table));
+        let shared = Shared { store, frames, state, counters: Counters::default() };
         Self {
             fault_thread: None,
             shared: Arc::new(shared),
             page,
             chunk_pages: chunk_pages as usize,
             evict_gap_pages: calibration.evict_gap_pages,
-            control: Mutex::new(None),
+            control: Turn::new(None),
             staging_bytes: 0.into(),
         }
     }
@@ -149,11 +208,22 @@ impl<F: Frames> Cached<F> {
         if self.page.bytes_of(pages.len() as u64) < UNCHECKED_BYTES {
             return Ok(());
         }
-        let state = lock(&self.shared.state);
-        let absent = pages.iter().filter(|page| !state.table.get(*page).present()).count();
-        drop(state);
-        let wanted = self.page.bytes_of(absent as u64);
         let available = pagemap::available_bytes().map_err(|e| Error::system(operation, e))?;
+        // Most calls fit whatever is present; the others are counted page by page.
+        if self.page.bytes_of(pages.len() as u64) <= available {
+            return Ok(());
+        }
+        let present = {
+            let state = lock(&self.shared.state);
+            let present = state.table.counts().present;
+            if self.page.bytes_of((pages.len() as u64).saturating_sub(present)) > available {
+                0
+            } else {
+                pages.iter().filter(|page| state.get(*page).present()).count()
+            }
+        };
+        let absent = pages.len() - present;
+        let wanted = self.page.bytes_of(absent as u64);
         if wanted > available {
             return Err(Error::Memory { operation, wanted, available });
         }
@@ -217,19 +287,18 @@ impl<F: Frames> Cached<F> {
         state: &mut State,
         pages: impl Iterator<Item = WindowPage>,
     ) -> Result<(), Errno> {
-        let mut there = Vec::new();
+        let (mut dropped, mut allowed) = (Vec::new(), Vec::new());
         for page in pages {
-            let old = state.table.get(page);
-            if old.present() || old.unreadable() {
-                there.push(page);
-            }
-            if old.shown() == Shown::Placed {
+            let old = state.begin_drop(page);
+            if old.unreadable() {
+                allowed.push(page);
+            } else if old.present() || old.lingering() {
+                dropped.push(page);
+            } else if old.shown() == Shown::Placed {
                 state.shelf.remove(&page);
-                state.table.set(page, Entry::new(Shown::Nothing, old.prot()));
-            } else if old.present() {
-                state.table.set(page, old.with_present(false));
-            } else if old.withheld() {
-                state.table.set(page, old.with_withheld(false));
+                state.set(page, Entry::new(Shown::Nothing, old.prot()));
+            } else {
+                state.set(page, old.with_withheld(false));
             }
         }
         let table = &state.table;
@@ -237,13 +306,16 @@ impl<F: Frames> Cached<F> {
             let entry: Entry = table.get(page);
             !entry.present() && !entry.unreadable() && entry.prot() != Prot::None
         };
-        let runs = plan::join_runs(plan::runs(there.iter().copied()), self.evict_gap_pages, absent);
+        let runs = plan::runs(dropped.iter().copied());
+        let runs = plan::join_runs(runs, self.evict_gap_pages, absent);
         let ranges: Vec<_> = runs.into_iter().map(|run| self.bytes(run)).collect();
         self.shared.frames.drop_pages(&ranges)?;
-        for &page in &there {
-            state.table.update(page, |entry| entry.with_present(false));
+        self.shared.frames.allow(&self.ranges(allowed.iter().copied()))?;
+        for &page in dropped.iter().chain(&allowed) {
+            let entry = state.get(page);
+            state.set(page, entry.with_present(false));
         }
-        Counters::add(&self.shared.counters.pages_evicted, there.len() as u64);
+        Counters::add(&self.shared.counters.pages_evicted, dropped.len() as u64);
         Ok(())
     }
 }
@@ -259,7 +331,7 @@ impl<F: Frames> Engine for Cached<F> {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let mut control = lock(&self.control);
+        let mut control = self.control.take(interrupt)?;
         self.check_placed("remap", changes.window_pages(), options.discard)?;
         if options.fill == Fill::All {
             self.check_memory("remap", changes.window_pages())?;
@@ -288,7 +360,7 @@ impl<F: Frames> Engine for Cached<F> {
         fill: Fill,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let mut control = lock(&self.control);
+        let mut control = self.control.take(interrupt)?;
         if fill == Fill::All {
             self.check_memory("populate", pages)?;
         }
@@ -307,11 +379,17 @@ impl<F: Frames> Engine for Cached<F> {
         Ok(mask)
     }
 
-    fn evict(&self, pages: &Pages<WindowPage>, discard: bool) -> Result<()> {
-        let _control = lock(&self.control);
+    fn evict(
+        &self,
+        pages: &Pages<WindowPage>,
+        discard: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let _control = self.control.take(interrupt)?;
         self.check_placed("evict", pages, discard)?;
         let pages = plan::distinct(pages);
         for piece in pieces_of(pages.len(), STEP_PAGES) {
+            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
             let mut state = lock(&self.shared.state);
             self.evict_locked(&mut state, piece.map(|position| pages.at(position)))
                 .map_err(|errno| Error::system("evict", errno))?;
@@ -325,7 +403,7 @@ impl<F: Frames> Engine for Cached<F> {
         prot: Prot,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let mut control = lock(&self.control);
+        let mut control = self.control.take(interrupt)?;
         let pages = plan::distinct(pages);
         for piece in pieces_of(pages.len(), STEP_PAGES) {
             interrupt.check().map_err(|error| error.with_completed(piece.start))?;
@@ -345,7 +423,7 @@ impl<F: Frames> Engine for Cached<F> {
         data: Option<&[u8]>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let mut control = lock(&self.control);
+        let mut control = self.control.take(interrupt)?;
         let Some(data) = data else {
             return self.place_shown(&mut control, pages, interrupt);
         };

@@ -1,0 +1,74 @@
+//! One call at a time, where a caller that waits can be interrupted.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::lock;
+use crate::error::{Interrupt, Result};
+
+/// How long a wait may keep the caller's interrupt waiting.
+const WAIT: Duration = Duration::from_millis(25);
+
+/// A value that one call at a time has, for as long as the call takes.
+#[derive(Debug, Default)]
+pub(crate) struct Turn<T> {
+    taken: Mutex<bool>,
+    ended: Condvar,
+    /// Locked by who has the turn alone.
+    value: Mutex<T>,
+}
+
+/// The turn of the call that holds it.
+pub(crate) struct TurnGuard<'a, T> {
+    turn: &'a Turn<T>,
+    value: MutexGuard<'a, T>,
+}
+
+impl<T> Turn<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self { taken: Mutex::new(false), ended: Condvar::new(), value: Mutex::new(value) }
+    }
+
+    /// Waits until the calls before have ended.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::error::Error::Interrupted).
+    pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<TurnGuard<'_, T>> {
+        let mut taken = lock(&self.taken);
+        while *taken {
+            // Not with the lock held: asking Python can take long.
+            drop(taken);
+            interrupt.check()?;
+            taken = lock(&self.taken);
+            if *taken {
+                let waited = self.ended.wait_timeout(taken, WAIT);
+                taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        *taken = true;
+        drop(taken);
+        Ok(TurnGuard { turn: self, value: lock(&self.value) })
+    }
+}
+
+impl<T> Drop for TurnGuard<'_, T> {
+    fn drop(&mut self) {
+        *lock(&self.turn.taken) = false;
+        self.turn.ended.notify_one();
+    }
+}
+
+impl<T> Deref for TurnGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for TurnGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
