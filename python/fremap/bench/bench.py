@@ -16,6 +16,7 @@ from fremap.bench.harness import BenchError, Report
 from fremap.bench.loops import Loop
 
 DEFAULT_FILE_BYTES = 4 << 30
+_WARM_TRIES = 3
 
 
 @dataclass
@@ -59,15 +60,20 @@ class Bench:
             self._file = self._stack.enter_context(DataFile(self.directory, size))
         return self._file
 
-    def warm_file(self) -> DataFile:
-        """Return the data file with all of it in the page cache."""
-        self.file.warm()
-        absent = int(np.count_nonzero(~self.file.resident()))
-        if absent:
+    def warm_file(self, report: Report) -> DataFile:
+        """Return the data file, in the page cache; what is not (a hundredth at most) is noted."""
+        for _ in range(_WARM_TRIES):
+            self.file.warm()
+            absent = int(np.count_nonzero(~self.file.resident()))
+            if absent == 0:
+                return self.file
+        # A kernel that pages out early (DAMON) or short of memory takes some back at once.
+        if absent > self.file.page_count // 100:
             raise BenchError(
                 f"{absent} pages of the file do not stay in the page cache; "
                 "pass a smaller --file-size"
             )
+        report.notes.append(f"{absent} pages of the file did not stay in the page cache")
         return self.file
 
     def draw(self) -> PageDraw:

@@ -26,7 +26,7 @@ def lazy(bench: Bench) -> Report:
     report = Report(
         "fault", f"touch {count} absent pages, file in the page cache, engine paged, handler thread"
     )
-    bench.warm_file()
+    bench.warm_file(report)
     processors = os.sched_getaffinity(0)
     with _on({min(processors)}):
         _measure(bench, report, count, "on one processor")

@@ -16,7 +16,7 @@ def populate(bench: Bench) -> Report:
     """Populate evicted pages of a warm file, and remap, with and without `nonblock`."""
     report = Report("nonblock", f"populate and remap {bench.pages} pages, all in the page cache")
     draw = bench.draw()
-    bench.warm_file()
+    bench.warm_file(report)
     with bench.window() as window:
 
         def populating(name: str, *, nonblock: bool) -> Contender:
@@ -59,10 +59,9 @@ def populate(bench: Bench) -> Report:
         ids = draw.distinct(0, bench.pages)
         with counting() as counts:
             here = window.remap(ids, nonblock=True)
-        if not here.all():
-            raise BenchError(
-                f"{np.count_nonzero(~here)} pages were skipped, all were in the page cache"
-            )
+        skipped = np.count_nonzero(~here & bench.file.resident()[ids])
+        if skipped:
+            raise BenchError(f"{skipped} pages were skipped that are in the page cache")
         report.count("read from the device", counts.device_bytes_read, "bytes", at_most=0)
     return report
 
@@ -82,12 +81,15 @@ def half_cached(bench: Bench) -> Report:
         .astype(np.int64)
     )
     with bench.window(count) as window:
-        cached = file.resident()[ids]
+        cached_before = file.resident()[ids]
         with counting() as counts:
             here = window.remap(ids, nonblock=True)
+        # The kernel may take pages back at any time: what counts is what mincore says both times.
+        cached_after = file.resident()[ids]
+        wrong = (here & ~cached_before & ~cached_after) | (~here & cached_before & cached_after)
         report.count(
             "pages whose mask differs from mincore",
-            int(np.count_nonzero(here != cached)),
+            int(np.count_nonzero(wrong)),
             "pages",
             at_most=0,
         )

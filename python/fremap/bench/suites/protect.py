@@ -26,7 +26,7 @@ def every_second(bench: Bench) -> Report:
         "protect", f"protect {len(pages)} pages, every second of the window, engine paged"
     )
     draw = bench.draw()
-    bench.warm_file()
+    bench.warm_file(report)
     with bench.window() as window, bench.loops(report, "mprotect") as running:
         window.remap(draw.distinct(0, bench.pages))
 

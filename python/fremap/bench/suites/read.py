@@ -31,7 +31,7 @@ def present(bench: Bench) -> Report:
     """Read the same bytes from both: a pass in order, and random 64-byte rows."""
     report = Report("read", f"read {bench.pages} pages that are present, engine paged")
     ids = bench.draw().distinct(0, bench.pages)
-    bench.warm_file()
+    bench.warm_file(report)
     # A pass is short, and where frames lie in memory shows: more rounds than elsewhere.
     rounds = max(bench.rounds, _LEAST_ROUNDS)
     with bench.window() as window, _small_pages((bench.pages, PAGE_BYTES // 8)) as array:

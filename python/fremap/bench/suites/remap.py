@@ -43,7 +43,7 @@ def warm(bench: Bench) -> Report:
     report = Report(
         "remap", f"remap {bench.pages} scattered pages, file in the page cache, engine paged"
     )
-    file, draw = bench.warm_file(), bench.draw()
+    file, draw = bench.warm_file(report), bench.draw()
     names = ("remap_move", "mmap_fixed", "remap_file_pages")
     with bench.window() as window, bench.loops(report, *names) as running:
         table = np.memmap(file.path, dtype=np.uint8, mode="r", shape=(file.page_count, PAGE_BYTES))
