@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUST := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock)
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
-SUITE := -q --timeout 180
+# A hang is in a system call: only a thread can tell where, and end it.
+SUITE := -q --timeout 180 --timeout-method thread
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

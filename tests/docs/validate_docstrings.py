@@ -18,7 +18,7 @@ from pathlib import Path
 from numpydoc.validate import Validator, validate
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-MODULES = ("fremap", "fremap.calibration")
+MODULES = ("fremap", "fremap.calibration", "fremap.testing")
 
 
 def public_names() -> Iterator[str]:
