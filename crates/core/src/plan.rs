@@ -176,9 +176,37 @@ fn continues(left: Entry, right: Entry) -> bool {
     }
 }
 
-/// Mapping boundaries of the table from the one before `run` to the one after it.
+/// Runs of a table that show a run of file pages each.
 #[must_use]
-pub fn boundaries(table: &Table, run: Run<WindowPage>) -> u64 {
+pub fn linear_runs(table: &Table) -> Vec<Run<WindowPage>> {
+    let mut runs: Vec<Run<WindowPage>> = Vec::new();
+    let mut page = WindowPage(0);
+    while page.0 < table.page_count() {
+        let count = table.original_pages(page).max(1);
+        if let Shown::File(file) = table.get(page).shown() {
+            match runs.last_mut() {
+                Some(run)
+                    if run.end() == page
+                        && table
+                            .get(run.first)
+                            .shown()
+                            .file_page()
+                            .map(|f| f.offset(run.count))
+                            == Some(file) =>
+                {
+                    run.count += count;
+                }
+                _ => runs.push(Run { first: page, count }),
+            }
+        }
+        page = page.offset(count);
+    }
+    runs
+}
+
+/// Mapping boundaries of the table from the one before `run` to the one after it.
+#[cfg(test)]
+fn boundaries(table: &Table, run: Run<WindowPage>) -> u64 {
     let first = run.first.0.max(1);
     let last = run.end().0.min(table.page_count() - 1);
     (first..=last)
@@ -296,6 +324,16 @@ mod tests {
         assert_eq!(mappings_added(&table, [run(0, 10)]), 1);
         assert_eq!(mappings_added(&table, [run(0, 100)]), 0);
         assert_eq!(mappings_added(&table, [run(50, 1), run(51, 1), run(52, 1)]), 4);
+    }
+
+    #[test]
+    fn linear_runs_are_as_long_as_they_can_be() {
+        let mut table = linear(2000);
+        assert_eq!(linear_runs(&table), [run(0, 2000)]);
+        table.set(WindowPage(700), Entry::new(Shown::Nothing, Prot::Read));
+        table.set(WindowPage(701), Entry::new(Shown::File(FilePage(5)), Prot::Read));
+        assert_eq!(linear_runs(&table), [run(0, 700), run(701, 1), run(702, 1298)]);
+        assert_eq!(linear_runs(&Table::new(1000, Origin::Nothing, Prot::Read)), []);
     }
 
     #[test]

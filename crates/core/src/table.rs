@@ -255,6 +255,17 @@ impl Table {
         self.blocks[block].as_ref().map_or_else(|| self.original(page), |block| block[slot])
     }
 
+    /// Pages from `page` on, up to the end of their block, that nothing was ever
+    /// changed of.
+    #[must_use]
+    pub fn original_pages(&self, page: WindowPage) -> u64 {
+        let (block, slot) = split(page);
+        if self.blocks[block].is_some() {
+            return 0;
+        }
+        ((BLOCK_PAGES - slot) as u64).min(self.page_count - page.0)
+    }
+
     /// Replaces the word of `page`.
     ///
     /// # Panics

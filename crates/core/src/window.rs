@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use crate::calibrate::Calibration;
 use crate::engine::alias::Alias;
-use crate::engine::{eager, paged, Engine, EngineKind, Fill};
+use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
 use crate::stats::Stats;
@@ -128,20 +128,29 @@ pub fn choose_engine(
             "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
              and coherence; use engine=\"alias\""
         )),
-        (Some(EngineKind::Paged), _) => match probe::userfaultfd() {
-            Ok(_) => Ok(EngineKind::Paged),
-            Err(errno) => unsupported(format!(
-                "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), and the \
-                 kernel refuses it here: {}; use engine=\"alias\" or \"eager\", or see `fremap \
-                 doctor`",
-                std::io::Error::from(errno)
-            )),
-        },
+        (Some(EngineKind::Paged), _) if !has_userfaultfd()? => unsupported(
+            "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), which this kernel \
+             does not have or refuses here; use engine=\"alias\" or \"eager\", or see `fremap \
+             doctor`"
+                .to_owned(),
+        ),
         (Some(kind), _) => Ok(kind),
         (None, Some(true)) => Ok(EngineKind::Alias),
-        (None, _) if probe::userfaultfd().is_ok() => Ok(EngineKind::Paged),
+        (None, _) if has_userfaultfd()? => Ok(EngineKind::Paged),
         (None, Some(false)) => Ok(EngineKind::Eager),
         (None, None) => Ok(EngineKind::Alias),
+    }
+}
+
+/// Whether userfaultfd can be had. A limit that is met (descriptors, memory) is
+/// an error, not another engine.
+fn has_userfaultfd() -> Result<bool> {
+    match probe::userfaultfd() {
+        Ok(_) => Ok(true),
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)) => {
+            Err(Error::system("Window", errno))
+        }
+        Err(_) => Ok(false),
     }
 }
 
@@ -288,6 +297,11 @@ impl Window {
                 Box::new(eager::open(store, table, options.lock, &options.calibration)?)
             }
         })
+    }
+
+    /// Whether a file page is the last and the file ends within it.
+    fn is_cut(&self, page: FilePage) -> bool {
+        self.page_size().bytes_of(page.0 + 1) > self.store.size_bytes()
     }
 
     /// The kernel maps a file's last page up to the system page, not to ours.
@@ -455,6 +469,9 @@ impl Window {
         self.check_process("remap")?;
         let file_pages: Pages<FilePage> =
             file_pages.resolve("remap", self.store.page_count().min(Entry::MAX_FILE_PAGES))?;
+        if self.kind == EngineKind::Alias && file_pages.iter().any(|page| self.is_cut(page)) {
+            Self::check_alias_pages(&self.store)?;
+        }
         let at = self.target(at, file_pages.len())?;
         let changes = Changes::new(at, file_pages)?;
         if let Some(prot) = options.prot {
@@ -554,7 +571,10 @@ impl Window {
     /// [`Error::Fork`] in a child, as with all that asks for the window's state.
     pub fn mapping(&self) -> Result<Vec<i64>> {
         self.check_process("mapping")?;
-        Ok(self.engine.entries().into_iter().map(|entry| entry.shown().number()).collect())
+        let entries = self.engine.entries()?;
+        let mut mapping = room_for("mapping", entries.len())?;
+        mapping.extend(entries.into_iter().map(|entry| entry.shown().number()));
+        Ok(mapping)
     }
 
     /// What may be done with each page.
@@ -563,7 +583,7 @@ impl Window {
     /// [`Error::Fork`] in a child.
     pub fn protection(&self) -> Result<Vec<Prot>> {
         self.check_process("protect")?;
-        Ok(self.engine.entries().into_iter().map(Entry::prot).collect())
+        Ok(self.engine.entries()?.into_iter().map(Entry::prot).collect())
     }
 
     /// Which pages can be touched without a fault.

@@ -5,13 +5,13 @@
 //! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
 //! what would come too near to that limit is refused before any change.
 
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
+use super::mappings;
 use super::turn::Turn;
-use super::{lock, memory_hint, placed_bytes, Engine, Fill, RemapOptions};
+use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
 use crate::stats::{Counters, Stats};
@@ -23,40 +23,13 @@ use crate::sys::tell::tell;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
-/// Mappings that are left to the rest of the process.
-const RESERVED_MAPPINGS: u64 = 1000;
-/// Nearer to the limit than this, the process's mappings are counted anew.
-const RECOUNT_MARGIN: u64 = 8192;
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
 
-/// Pages that are mapped between two questions whether to stop.
-const POPULATE_STEP_PAGES: u64 = 4096;
-
-/// Mappings that all windows of this engine have, beyond one each.
-static ALIASED: AtomicI64 = AtomicI64::new(0);
-/// Mappings of the rest of the process when they were last counted; negative before.
-static OTHERS: AtomicI64 = AtomicI64::new(-1);
-
-/// Fails if `needed` more mappings would come too near to the limit.
-fn check_mapping_limit(operation: &'static str, needed: u64) -> Result<()> {
-    let limit = pagemap::max_map_count();
-    let fits = |in_use: u64| in_use.saturating_add(needed + RESERVED_MAPPINGS) <= limit;
-    let aliased = ALIASED.load(Ordering::Relaxed);
-    let others = OTHERS.load(Ordering::Relaxed);
-    let estimate = u64::try_from(aliased + others).unwrap_or(0);
-    if others >= 0 && fits(estimate + RECOUNT_MARGIN) {
-        return Ok(());
-    }
-    let fail = |errno| Error::system(operation, errno);
-    let in_use = pagemap::process_mapping_count().map_err(fail)?;
-    OTHERS.store(in_use.cast_signed() - aliased, Ordering::Relaxed);
-    if fits(in_use) {
-        Ok(())
-    } else {
-        Err(Error::MappingLimit { operation, needed, in_use, limit })
-    }
-}
+/// Bytes that are mapped between two questions whether to stop.
+const POPULATE_STEP_BYTES: u64 = 16 << 20;
+/// Extents that are mapped between two questions whether to stop.
+const INTERRUPT_EXTENTS: usize = 1024;
 
 /// A page as it was before a remap.
 struct Replaced {
@@ -80,19 +53,6 @@ pub struct Alias {
     counters: Counters,
 }
 
-impl Drop for Alias {
-    fn drop(&mut self) {
-        // Not by locking: a child of fork may have the lock held for ever.
-        let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let boundaries = plan::boundaries(table, whole(table));
-        ALIASED.fetch_sub(boundaries.cast_signed(), Ordering::Relaxed);
-    }
-}
-
-fn whole(table: &Table) -> Run<WindowPage> {
-    Run { first: WindowPage(0), count: table.page_count() }
-}
-
 fn access(entry: Entry) -> Access {
     match (entry.shown(), entry.prot()) {
         (Shown::Nothing, _) | (_, Prot::None) => Access::None,
@@ -109,8 +69,8 @@ impl Alias {
     pub fn new(store: Arc<Store>, table: Table, locked: bool) -> Result<Self> {
         let page = store.page_size();
         let bytes = page.bytes_of(table.page_count()) as usize;
-        let boundaries = plan::boundaries(&table, whole(&table));
-        check_mapping_limit("Window", boundaries)?;
+        let extents = plan::linear_runs(&table);
+        mappings::reserve("Window", extents.len() as u64)?;
         let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
         let region = Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?;
         let alias = Self {
@@ -124,8 +84,7 @@ impl Alias {
         };
         {
             let table = lock(&alias.table);
-            ALIASED.fetch_add(boundaries.cast_signed(), Ordering::Relaxed);
-            for extent in table_extents(&table) {
+            for extent in extents {
                 alias.map(&table, extent).map_err(fail)?;
             }
         }
@@ -167,7 +126,6 @@ impl Alias {
         entry_of: impl Fn(u64, Entry) -> Entry,
         follow: impl FnOnce(&Table) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let before = plan::boundaries(table, run);
         let old: Vec<Entry> = run.pages().map(|page| table.get(page)).collect();
         for (page, index) in run.pages().zip(0..) {
             table.update(page, |entry| entry_of(index, entry));
@@ -178,8 +136,6 @@ impl Alias {
             }
             return Err(errno);
         }
-        let added = plan::boundaries(table, run).cast_signed() - before.cast_signed();
-        ALIASED.fetch_add(added, Ordering::Relaxed);
         Ok(())
     }
 
@@ -218,6 +174,7 @@ impl Alias {
 
     /// Shows what was replaced again, the last change first: that frees mappings.
     fn roll_back(&self, table: &mut Table, replaced: &[Replaced]) {
+        let mut failed = 0;
         for Replaced { page, entry, content } in replaced.iter().rev() {
             if table.get(*page) == *entry {
                 continue;
@@ -230,10 +187,13 @@ impl Alias {
                 }
                 None => Self::change(table, one, |_, _| *entry, |table| self.map(table, one)),
             };
-            if let Err(errno) = result {
-                // The table and the kernel agree on the new page then.
-                tell(format_args!("window page {} could not be rolled back ({errno})", page.0));
-            }
+            failed += u64::from(result.is_err());
+        }
+        if failed > 0 {
+            // The table and the kernel agree on the new pages then.
+            tell(format_args!(
+                "remap: {failed} window pages could not be rolled back; `mapping` says which"
+            ));
         }
     }
 
@@ -302,7 +262,8 @@ impl Alias {
         let mut done = 0;
         while done < run.count {
             interrupt.check().map_err(|error| (done as usize, error))?;
-            let count = POPULATE_STEP_PAGES.min(run.count - done);
+            let step = self.page.index_of(POPULATE_STEP_BYTES).max(1);
+            let count = step.min(run.count - done);
             let first = run.first.offset(done);
             let (offset, len) = self.bytes(Run { first, count });
             if self.region.populate_read(offset, len).is_err() {
@@ -376,6 +337,9 @@ impl Alias {
     /// Puts private memory with `content` in place of a window page, in one step.
     fn put(&self, table: &mut Table, page: WindowPage, content: &[u8]) -> Result<(), Errno> {
         let own = Region::anonymous(self.page.bytes(), system_page_bytes(), Access::Write)?;
+        if self.locked {
+            own.lock_on_fault(0, own.len())?;
+        }
         own.span(0, own.len()).copy_from(content);
         let prot = table.get(page).prot();
         let placed = Entry::new(Shown::Placed, prot);
@@ -407,28 +371,37 @@ impl Engine for Alias {
         let _turn = self.turn.take(interrupt)?;
         let pages = changes.window_pages();
         let fail = |errno| Error::system("remap", errno);
-        let (entries, extents, replaced) = {
+        let (entries, extents, needed, replaced) = {
             let table = lock(&self.table);
             Self::check_placed(&table, "remap", pages, options.discard)?;
             let extents = plan::extents(&table, changes, options.prot);
             let windows = extents.iter().map(|extent| extent.window);
-            check_mapping_limit("remap", plan::mappings_added(&table, windows))?;
+            let needed = plan::mappings_added(&table, windows);
+            mappings::reserve("remap", needed)?;
             let entry = |position| {
                 let (page, file) = changes.pair(position);
                 let prot = options.prot.unwrap_or(table.get(page).prot());
                 Entry::new(Shown::File(file), prot)
             };
             let entries: Vec<Entry> = (0..changes.len()).map(entry).collect();
-            (entries, extents, self.remember(&table, changes).map_err(fail)?)
+            (entries, extents, needed, self.remember(&table, changes).map_err(fail)?)
         };
         // What the kernel may refuse to tell is asked before anything changes.
         let wanted = self.wanted(&entries, options.fill)?;
         {
             let mut table = lock(&self.table);
-            for extent in extents {
-                if let Err(errno) = self.show(&mut table, extent, options.prot) {
+            for (index, extent) in extents.into_iter().enumerate() {
+                let stop = if index % INTERRUPT_EXTENTS == 0 { interrupt.check() } else { Ok(()) };
+                let shown = self.show(&mut table, extent, options.prot).map_err(|errno| {
+                    if errno == Errno::NOMEM {
+                        mappings::refused("remap", needed)
+                    } else {
+                        fail(errno)
+                    }
+                });
+                if let Err(error) = stop.and(shown) {
                     self.roll_back(&mut table, &replaced);
-                    return Err(fail(errno));
+                    return Err(error);
                 }
             }
         }
@@ -507,17 +480,31 @@ impl Engine for Alias {
         let (shown, nothing): (Vec<_>, Vec<_>) =
             changed.partition(|page| table.get(*page).shown() != Shown::Nothing);
         let runs = plan::runs(shown);
-        check_mapping_limit("protect", plan::mappings_added(&table, runs.iter().copied()))?;
+        mappings::reserve("protect", plan::mappings_added(&table, runs.iter().copied()))?;
         for page in nothing {
             // What shows nothing has no access; its protection counts from the next remap.
             table.update(page, |entry| entry.with_prot(prot));
         }
-        for run in runs {
+        for (index, run) in runs.iter().copied().enumerate() {
+            if index % INTERRUPT_EXTENTS == 0 {
+                interrupt.check()?;
+            }
             let (offset, len) = self.bytes(run);
             let access = access(Entry::new(Shown::Placed, prot));
             let follow = |_: &Table| self.region.protect(offset, len, access);
             Self::change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
                 .map_err(|errno| Error::system("protect", errno))?;
+        }
+        drop(table);
+        if self.locked && prot != Prot::None {
+            // Locked pages are present; without access they could not become so.
+            let pages = Pages::List(runs.into_iter().flat_map(Run::pages).collect());
+            let entries: Vec<Entry> = {
+                let table = lock(&self.table);
+                pages.iter().map(|page| table.get(page)).collect()
+            };
+            let wanted = self.wanted(&entries, Fill::All)?;
+            self.bring(&pages, &entries, &wanted, interrupt).map_err(|(_, error)| error)?;
         }
         Ok(())
     }
@@ -540,7 +527,7 @@ impl Engine for Alias {
         let runs = plan::runs(pages.iter());
         let ends = runs.into_iter().flat_map(Run::pages);
         let alone = ends.map(|page| Run { first: page, count: 1 });
-        check_mapping_limit("place", plan::mappings_added(&table, alone))?;
+        mappings::reserve("place", plan::mappings_added(&table, alone))?;
         for (position, page) in pages.iter().enumerate() {
             interrupt.check().map_err(|error| error.with_completed(position))?;
             let own;
@@ -559,6 +546,11 @@ impl Engine for Alias {
     }
 
     fn flush(&self, pages: &Pages<WindowPage>) -> Result<()> {
+        // A page that was written and then remapped away is the file's all the
+        // same: the whole window is flushed by syncing the file.
+        if pages.len() as u64 == lock(&self.table).page_count() {
+            return self.store.sync();
+        }
         // Not under the table's lock: writing can take long, and any mapping of
         // the range is as good.
         for run in plan::runs(pages.iter()) {
@@ -578,8 +570,11 @@ impl Engine for Alias {
         Ok(whole_pages.zip(accessible).map(|(present, accessible)| present && accessible).collect())
     }
 
-    fn entries(&self) -> Vec<Entry> {
-        lock(&self.table).entries().collect()
+    fn entries(&self) -> Result<Vec<Entry>> {
+        let table = lock(&self.table);
+        let mut entries = room_for("mapping", table.page_count() as usize)?;
+        entries.extend(table.entries());
+        Ok(entries)
     }
 
     fn stats(&self) -> Stats {
@@ -594,23 +589,4 @@ impl Engine for Alias {
             ..Stats::of(&self.counters)
         }
     }
-}
-
-/// Runs of a table that one mapping each can show, those that show nothing left out.
-fn table_extents(table: &Table) -> Vec<Run<WindowPage>> {
-    let mut runs: Vec<Run<WindowPage>> = Vec::new();
-    for page in whole(table).pages() {
-        let Shown::File(file) = table.get(page).shown() else { continue };
-        match runs.last_mut() {
-            Some(run)
-                if run.end() == page
-                    && table.get(run.first).shown()
-                        == Shown::File(FilePage(file.0.wrapping_sub(run.count))) =>
-            {
-                run.count += 1;
-            }
-            _ => runs.push(Run { first: page, count: 1 }),
-        }
-    }
-    runs
 }

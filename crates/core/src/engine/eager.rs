@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames};
-use super::{advise_ranges, memory_hint};
+use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -93,6 +93,8 @@ impl Frames for EagerFrames {
         if self.guards {
             return self.advise_all(ranges, Advice::GuardInstall);
         }
+        // Each range can become a mapping of its own, and split another.
+        mappings::reserve("evict", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
         ranges.iter().try_for_each(|&(offset, len)| {
             self.region.protect(offset, len, Access::None)?;
             self.region.advise(offset, len, self.dont_need())

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
-use super::{advise_ranges, lock, memory_hint};
+use super::{advise_ranges, lock, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
@@ -177,6 +177,8 @@ impl Frames for PagedFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if !self.uffd.features().poison() {
+            // Each range can become a mapping of its own, and split another.
+            mappings::reserve("protect", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
             return ranges.iter().try_for_each(|&(offset, len)| {
                 self.region.protect(offset, len, Access::None)?;
                 self.region.advise(offset, len, self.dont_need())

@@ -40,6 +40,9 @@ pub(crate) fn read_into(
             into.len(),
         )));
     }
+    if file_pages.is_empty() {
+        return Ok(());
+    }
     if let [only] = file_pages {
         return read_one(store, *only, into);
     }

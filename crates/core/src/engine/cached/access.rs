@@ -65,7 +65,7 @@ impl<F: Frames> Cached<F> {
                 let entry = old.with_present(false).with_prot(prot);
                 if old.shown() == Shown::Placed {
                     shelved.push((window_page, entry));
-                } else if old.withheld() && !F::LAZY {
+                } else if self.comes_back(old) {
                     loads.push(Step { position, window_page, entry, load: true });
                 } else {
                     allowed.push((window_page, entry));
@@ -83,6 +83,13 @@ impl<F: Frames> Cached<F> {
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
         self.carry_out("protect", control, Fill::All, &loads, &mut mask, interrupt)
+    }
+
+    /// Whether giving access to a page brings its content at once: nobody else
+    /// would, or the window is locked.
+    fn comes_back(&self, old: Entry) -> bool {
+        let locked = self.shared.frames.locked() && old.shown().file_page().is_some();
+        locked || (old.withheld() && !F::LAZY)
     }
 
     /// Puts the content of a placed page back into the window.

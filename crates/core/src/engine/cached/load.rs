@@ -49,7 +49,9 @@ impl<F: Frames> Cached<F> {
                 .iter()
                 .map(|&step| steps[step].entry.shown().file_page().expect("loads have a file page"))
                 .collect();
-            let (region, ring) = self.staging(control)?.parts();
+            let staging = self.staging(control);
+            let staging = staging.map_err(|error| error.with_completed(steps[0].position))?;
+            let (region, ring) = staging.parts();
             let mut loader = Loader {
                 cached: self,
                 operation,
@@ -90,8 +92,9 @@ impl<F: Frames> Cached<F> {
     pub(super) fn change_absent(&self, operation: &'static str, steps: &[Step]) -> Result<()> {
         for steps in steps.chunks(STEP_PAGES) {
             let mut state = lock(&self.shared.state);
-            self.change_absent_locked(&mut state, steps)
-                .map_err(|errno| Error::system(operation, errno))?;
+            self.change_absent_locked(&mut state, steps).map_err(|errno| {
+                Error::system(operation, errno).with_completed(steps[0].position)
+            })?;
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ use load::{Step, STEP_PAGES};
 use staging::Staging;
 
 use super::turn::Turn;
-use super::{lock, placed_bytes, Engine, Fill, RemapOptions};
+use super::{lock, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result};
 use crate::fault::FaultThread;
@@ -203,8 +203,14 @@ impl<F: Frames> Cached<F> {
         }
     }
 
-    /// Fails, before any change, if the absent ones of `pages` cannot fit in memory.
-    fn check_memory(&self, operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
+    /// Fails, before any change, if what is to be brought cannot fit in memory.
+    /// `loads`: whether an absent page with this word will be brought.
+    fn check_memory(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+        loads: impl Fn(Entry) -> bool,
+    ) -> Result<()> {
         if self.page.bytes_of(pages.len() as u64) < UNCHECKED_BYTES {
             return Ok(());
         }
@@ -213,17 +219,14 @@ impl<F: Frames> Cached<F> {
         if self.page.bytes_of(pages.len() as u64) <= available {
             return Ok(());
         }
-        let present = {
+        let pages = plan::distinct(pages);
+        let mut wanted = 0;
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
             let state = lock(&self.shared.state);
-            let present = state.table.counts().present;
-            if self.page.bytes_of((pages.len() as u64).saturating_sub(present)) > available {
-                0
-            } else {
-                pages.iter().filter(|page| state.get(*page).present()).count()
-            }
-        };
-        let absent = pages.len() - present;
-        let wanted = self.page.bytes_of(absent as u64);
+            let entries = piece.map(|position| state.get(pages.at(position)));
+            let absent = entries.filter(|entry| !entry.present() && loads(*entry)).count();
+            wanted += self.page.bytes_of(absent as u64);
+        }
         if wanted > available {
             return Err(Error::Memory { operation, wanted, available });
         }
@@ -282,6 +285,18 @@ impl<F: Frames> Cached<F> {
         steps
     }
 
+    /// What `of` says of the word of every page. Faults are served in between,
+    /// so it is not one moment of a window that changes.
+    fn each_entry<T>(&self, operation: &'static str, of: impl Fn(Entry) -> T) -> Result<Vec<T>> {
+        let page_count = lock(&self.shared.state).table.page_count() as usize;
+        let mut all = room_for(operation, page_count)?;
+        for piece in pieces_of(page_count, STEP_PAGES) {
+            let state = lock(&self.shared.state);
+            all.extend(piece.map(|page| of(state.get(WindowPage(page as u64)))));
+        }
+        Ok(all)
+    }
+
     fn evict_locked(
         &self,
         state: &mut State,
@@ -334,16 +349,20 @@ impl<F: Frames> Engine for Cached<F> {
         let mut control = self.control.take(interrupt)?;
         self.check_placed("remap", changes.window_pages(), options.discard)?;
         if options.fill == Fill::All {
-            self.check_memory("remap", changes.window_pages())?;
+            let prot = options.prot;
+            let loads = |entry: Entry| prot.unwrap_or(entry.prot()) != Prot::None;
+            self.check_memory("remap", changes.window_pages(), loads)?;
         }
-        let mut mask = vec![false; changes.len()];
+        let mut mask = room_for("remap", changes.len())?;
+        mask.resize(changes.len(), false);
         for piece in pieces(changes.len()) {
             let completed = |error: Error, done| error.with_completed(piece.start + done);
             interrupt.check().map_err(|error| completed(error, 0))?;
             let resident = match options.fill {
                 Fill::Resident => {
                     let files = piece.clone().map(|position| changes.pair(position).1).collect();
-                    Some(self.shared.store.resident(&Pages::List(files))?)
+                    let resident = self.shared.store.resident(&Pages::List(files));
+                    Some(resident.map_err(|error| completed(error, 0))?)
                 }
                 Fill::All | Fill::Nothing => None,
             };
@@ -362,15 +381,19 @@ impl<F: Frames> Engine for Cached<F> {
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
         if fill == Fill::All {
-            self.check_memory("populate", pages)?;
+            let loads =
+                |entry: Entry| entry.shown().file_page().is_some() && entry.prot() != Prot::None;
+            self.check_memory("populate", pages, loads)?;
         }
-        let mut mask = vec![false; pages.len()];
+        let mut mask = room_for("populate", pages.len())?;
+        mask.resize(pages.len(), false);
         for piece in pieces(pages.len()) {
             interrupt.check().map_err(|error| error.with_completed(piece.start))?;
-            let mut steps = self.populate_steps(pages, piece, &mut mask);
+            let mut steps = self.populate_steps(pages, piece.clone(), &mut mask);
             if fill == Fill::Resident {
                 let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
-                let resident = self.shared.store.resident(&Pages::List(files.collect()))?;
+                let resident = self.shared.store.resident(&Pages::List(files.collect()));
+                let resident = resident.map_err(|error| error.with_completed(piece.start))?;
                 let mut resident = resident.into_iter();
                 steps.retain(|_| resident.next().unwrap_or(false));
             }
@@ -447,11 +470,11 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn present(&self) -> Result<Vec<bool>> {
-        Ok(lock(&self.shared.state).table.entries().map(Entry::present).collect())
+        self.each_entry("present", Entry::present)
     }
 
-    fn entries(&self) -> Vec<Entry> {
-        lock(&self.shared.state).table.entries().collect()
+    fn entries(&self) -> Result<Vec<Entry>> {
+        self.each_entry("mapping", |entry| entry)
     }
 
     fn stats(&self) -> Stats {
