@@ -44,7 +44,8 @@ bench: .venv/built
 	$(BIN)/fremap bench remap nonblock protect read
 
 # The suite three times: as whoever runs make, as an ordinary user (where that
-# is not the same), and under a container's seccomp filter.
+# is not the same), and under a container's seccomp filter. What Hypothesis tries
+# is the same job each time, so the second and third try less of it.
 test: test-rust test-python test-ordinary test-seccomp
 
 # Arithmetic is checked as in debug builds; loops over pages are compiled, or they take minutes.
@@ -61,13 +62,13 @@ test-python: .venv/built
 	$(BIN)/pytest $(SUITE)
 
 test-ordinary: .venv/built
-	$(BIN)/python tests/runners/as_ordinary_user.py $(SUITE)
+	$(BIN)/python tests/runners/as_ordinary_user.py $(SUITE) --examples 15
 
 test-seccomp: .venv/built
-	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(SUITE)
+	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(SUITE) --examples 15
 
 test-long: .venv/built
-	$(BIN)/pytest $(SUITE) --long --timeout 1800
+	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800
 
 check: check-rust check-python
 

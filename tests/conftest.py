@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
     )
     config.addinivalue_line("markers", "long: runs only with --long (make test-long)")
-    examples = 2000 if config.getoption("--long") else 50
+    examples = config.getoption("--examples")
     settings.register_profile("suite", max_examples=examples, deadline=None, print_blob=True)
     settings.load_profile("suite")
     config.stash[RIGHT] = []
