@@ -492,7 +492,9 @@ class Window(_core.WindowBase):
 
         Notes
         -----
-        A coherent window: ``msync(MS_SYNC)``. It waits for the device and
+        A coherent window: ``fdatasync(2)`` of the file for all pages, which
+        covers pages that were written and then remapped away;
+        ``msync(MS_SYNC)`` for a selection. It waits for the device and
         cannot be interrupted. A read-only window has nothing to flush.
         """
         selection, _ = self._select("flush", pages)

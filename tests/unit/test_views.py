@@ -209,13 +209,13 @@ def test_leaving_tells_of_a_failed_flush(store: fremap.MemoryStore) -> None:
     from fremap import _core
 
     window = Window(store, prot=Prot.WRITE, coherent=True)
-    _core.inject_failure("msync", 0, 5, 1)
+    _core.inject_failure("fsync", 0, 5, 1)
     with pytest.raises(fremap.StoreError) as raised, window:
         pass
     assert raised.value.errno == 5
     assert window.closed
     window = Window(store, prot=Prot.WRITE, coherent=True)
-    _core.inject_failure("msync", 0, 5, 1)
+    _core.inject_failure("fsync", 0, 5, 1)
     with pytest.raises(KeyError) as mine, window:
         raise KeyError("mine")
     assert "flushing" in mine.value.__notes__[0]
