@@ -30,8 +30,9 @@ WRONG = pytest.StashKey[list[tuple[str, str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests marked long")
     parser.addoption(
-        "--long", action="store_true", help="also the tests marked long; more examples"
+        "--examples", type=int, default=50, help="Hypothesis examples a test (default: %(default)s)"
     )
 
 
