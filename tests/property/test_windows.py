@@ -8,7 +8,8 @@ import fremap
 import numpy as np
 import pytest
 from fremap.testing import page_numbers, write_numbered_file
-from fremap.testing.machine import StoreKind, window_machine
+from fremap.testing.machine import StoreKind, WindowMachine, window_machine
+from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 if TYPE_CHECKING:
@@ -18,16 +19,22 @@ if TYPE_CHECKING:
 KINDS: tuple[StoreKind, ...] = ("file", "memory")
 
 
+def run(machine: type[WindowMachine]) -> None:
+    """Sixteen machines share the time of ten tests."""
+    examples = settings.default.max_examples * 10 // 16
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples))
+
+
 @pytest.mark.parametrize("page_bytes", [4096, 65536])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_window_does_what_the_model_does(engine: str, kind: StoreKind, page_bytes: int) -> None:
-    run_state_machine_as_test(window_machine(engine, kind, page_bytes))
+    run(window_machine(engine, kind, page_bytes))
 
 
 @pytest.mark.parametrize("page_bytes", [4096, 65536])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes: int) -> None:
-    run_state_machine_as_test(window_machine("alias", kind, page_bytes, writable=True))
+    run(window_machine("alias", kind, page_bytes, writable=True))
 
 
 FILE_PAGES = 6000

@@ -18,7 +18,7 @@ from fremap.testing import numbered_words
 
 WINDOW_PAGES = 64
 READERS = 2
-ROUNDS = [400, pytest.param(20_000, marks=pytest.mark.long)]
+ROUNDS = [400, pytest.param(5000, marks=pytest.mark.long)]
 ATOMIC = pytest.mark.parametrize("engine", ["alias", "paged"], indirect=True)
 
 Running = Callable[[], AbstractContextManager[Any]]
