@@ -44,7 +44,8 @@ class Reader:
             page, word = np.argwhere(wrong)[0]
             raise AssertionError(
                 f"{wrong.sum()} wrong words; window page {page} word {word} is "
-                f"{seen[page, word]:#x}, {(seen == 0).sum()} words are zero"
+                f"{seen[page, word]:#x}, {(seen == 0).sum()} words are zero; a second look "
+                f"finds {self.words[page, word]:#x}"
             )
 
 
