@@ -76,6 +76,31 @@ def test_calls_in_a_child(engine: str, path: Path, run_script: Run) -> None:
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
+def test_views_in_a_child(engine: str, path: Path, run_script: Run) -> None:
+    """New ones are refused; the parent closes its window as if none had been asked for."""
+    done = run_script(
+        FORK
+        + """
+    def views():
+        for view in (lambda: memoryview(window), lambda: window.pages, lambda: bytes(window)):
+            try:
+                view()
+            except ForkError as error:
+                assert str(os.getppid()) in str(error), error
+            else:
+                os._exit(3)
+        window.close()  # no view of these is left to keep it open
+
+    print(os.waitstatus_to_exitcode(in_child(views)))
+    parent_goes_on()
+    window.close()
+    """,
+        engine,
+        path,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 @pytest.mark.parametrize("page", [0, 5, 12])
 def test_touches_in_a_child(engine: str, path: Path, page: int, run_script: Run) -> None:
     """Present, placed or absent: what the parent saw, or the signal; never zeros."""
@@ -84,11 +109,10 @@ def test_touches_in_a_child(engine: str, path: Path, page: int, run_script: Run)
         + f"""
     page = {page}
     expected = b"x" * 8 if page == 5 else numbered_words([page]).tobytes()[:8]
+    view = memoryview(window)
 
     def touch():
-        with memoryview(window) as view:
-            seen = bytes(view[page * 4096 : page * 4096 + 8])
-        if seen != expected:
+        if bytes(view[page * 4096 : page * 4096 + 8]) != expected:
             os._exit(4)
 
     print(os.waitstatus_to_exitcode(in_child(touch)))
@@ -98,7 +122,42 @@ def test_touches_in_a_child(engine: str, path: Path, page: int, run_script: Run)
         path,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) in {0, -signal.SIGSEGV, -signal.SIGBUS}
+    paged = {-signal.SIGSEGV}
+    others = {0, -signal.SIGSEGV, -signal.SIGBUS}
+    assert int(done.stdout) in (paged if engine == "paged" else others)
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("method", ["os.fork", "multiprocessing"])
+def test_a_child_never_sees_its_own_memory_through_the_parents_arrays(
+    engine: str, path: Path, method: str, run_script: Run
+) -> None:
+    done = run_script(
+        FORK
+        + f"""
+    import mmap, multiprocessing
+    array = window.pages
+
+    def allocate_and_touch():
+        kept = [mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE) for _ in range(400)]
+        for memory in kept:
+            memory[:4096] = b"U" * 4096
+        small = [bytearray(b"U" * 5000) for _ in range(2000)]
+        os._exit(int(array[12, 0]))
+
+    if "{method}" == "os.fork":
+        print(os.waitstatus_to_exitcode(in_child(allocate_and_touch)))
+    else:
+        process = multiprocessing.get_context("fork").Process(target=allocate_and_touch)
+        process.start()
+        process.join()
+        print(process.exitcode)
+    parent_goes_on()
+    """,
+        engine,
+        path,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{-signal.SIGSEGV}\n"), done.stderr
 
 
 def test_a_child_that_ends_with_a_window(engine: str, path: Path, run_script: Run) -> None:

@@ -346,11 +346,13 @@ impl WindowBase {
         // The state is unlocked by now: making an exception can start a garbage
         // collection, which may release a view of this very window.
         let window = window.map_err(|error| errors::python(slf.py(), &error))?;
-        let writable = window.writable();
-        // SAFETY: the pointer is the interpreter's; the view was counted above,
-        // so the state keeps the window mapped until `__releasebuffer__`.
-        let filled =
-            unsafe { raw::fill_view(view, slf.as_any(), window.memory(), writable, flags) };
+        let own = window.check_process("buffer");
+        let filled = own.map_err(|error| errors::python(slf.py(), &error)).and_then(|()| {
+            let (memory, writable) = (window.memory(), window.writable());
+            // SAFETY: the pointer is the interpreter's; the view was counted above,
+            // so the state keeps the window mapped until `__releasebuffer__`.
+            unsafe { raw::fill_view(view, slf.as_any(), memory, writable, flags) }
+        });
         if filled.is_err() {
             slf.get().drop_view();
         }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
+use super::fork::Kept;
 use super::span::Span;
 
 /// `MADV_POPULATE_READ` (Linux 5.14).
@@ -102,8 +103,8 @@ impl Advice {
 pub struct Region {
     start: *mut u8,
     len: usize,
-    /// The process that has the mapping, where its children do not inherit it.
-    owner: Option<u32>,
+    /// Where children do not inherit it.
+    kept: Option<Kept>,
 }
 
 // SAFETY: a region is an address range; the kernel orders changes to it, and
@@ -114,10 +115,12 @@ unsafe impl Sync for Region {}
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.owner.is_some_and(|owner| owner != std::process::id()) {
-            // A child of fork has something else, or nothing, at this address.
+        if self.kept.as_ref().is_some_and(|kept| !kept.is_own()) {
+            // A child of fork keeps what is there instead.
             return;
         }
+        // First: a moment after it is unmapped, the range may be somebody else's.
+        self.kept = None;
         // SAFETY: the range was mapped by this region's constructor and is
         // unmapped nowhere else; spans into it cannot outlive it.
         unsafe {
@@ -161,7 +164,7 @@ impl Region {
         };
         trim(0, head);
         trim(head + len, total - head - len);
-        let region = Self { start: start.wrapping_add(head), len, owner: None };
+        let region = Self { start: start.wrapping_add(head), len, kept: None };
         enter(Call::Mlock)?;
         // SAFETY: the whole of the new region, which nobody uses yet.
         check(unsafe { libc::munlock(region.start.cast::<c_void>(), len) })?;
@@ -192,17 +195,19 @@ impl Region {
         if start == libc::MAP_FAILED {
             return Err(last_errno());
         }
-        Ok(Self { start: start.cast::<u8>(), len, owner: None })
+        Ok(Self { start: start.cast::<u8>(), len, kept: None })
     }
 
     /// Keeps the range from children of `fork` (`MADV_DONTFORK`, 2.6.16), which
-    /// get SIGSEGV there instead of pages that nobody would fill.
+    /// get SIGSEGV there instead of pages that nobody would fill, and never
+    /// anything else.
     ///
     /// # Errors
     /// EINVAL for a mapping that does not take it.
     pub fn keep_from_children(&mut self) -> Result<(), Errno> {
+        let kept = Kept::new(self.start.cast(), self.len)?;
         self.advise(0, self.len, Advice::DontFork)?;
-        self.owner = Some(std::process::id());
+        self.kept = Some(kept);
         Ok(())
     }
 
@@ -297,7 +302,11 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM at the limit of mappings.
+    ///
+    /// # Panics
+    /// If the other region is kept from children, as its addresses would not be.
     pub fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
+        assert!(other.kept.is_none(), "moved memory goes to children");
         enter(Call::Mremap)?;
         // SAFETY: the target lies within this region; the source is owned here
         // and forgotten below, as its addresses are no longer mapped.

@@ -3,6 +3,7 @@
 pub mod call;
 pub mod copy;
 pub mod file;
+mod fork;
 pub mod mm;
 pub mod pagemap;
 pub mod probe;
