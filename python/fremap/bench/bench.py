@@ -103,11 +103,14 @@ class Bench:
         """Open an empty read-only paged window on the file."""
         with (
             fremap.open(self.file.path, direct=direct) as store,
-            fremap.Window(
-                store, page_count or self.pages, mapping="none", engine="paged"
-            ) as window,
+            empty_window(store, page_count or self.pages) as window,
         ):
             yield window
+
+
+def empty_window(store: fremap.FileStore, page_count: int) -> fremap.Window:
+    """Make a read-only paged window that shows nothing yet."""
+    return fremap.Window(store, page_count, mapping="none", engine="paged")
 
 
 def verify(window: fremap.Window, file_pages: npt.NDArray[np.int64]) -> None:

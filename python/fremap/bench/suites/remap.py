@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 import fremap
 from fremap.bench import competitors, fio
-from fremap.bench.bench import Bench, verify
+from fremap.bench.bench import Bench, empty_window, verify
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import (
     BenchError,
@@ -26,6 +26,7 @@ from fremap.bench.machine import counting
 
 STEADY = "fremap"
 FIRST_FILL = "fremap, fresh window"
+FIRST_REMAP = "fremap, fresh store and window"
 MEMMAP = "np.memmap[ids]"
 TAKE = "np.take(np.memmap, out=)"
 FADVISE = "posix_fadvise, then pread"
@@ -38,49 +39,67 @@ _COLD_SIDES = 5
 _MOST_COLD_PAGES = 16_384
 
 
+class _WarmSides:
+    """The contenders of the warm rows, all over the same pages in a round."""
+
+    def __init__(self, bench: Bench, store: fremap.FileStore, window: fremap.Window) -> None:
+        file = bench.file
+        self.bench = bench
+        self.store = store
+        self.window = window
+        self.table = np.memmap(
+            file.path, dtype=np.uint8, mode="r", shape=(file.page_count, PAGE_BYTES)
+        )
+        self.out = np.ones((bench.pages, PAGE_BYTES), dtype=np.uint8)
+
+    def pages(self, number: int) -> npt.NDArray[np.int64]:
+        return self.bench.draw().distinct(number, self.bench.pages)
+
+    def steady(self, number: int) -> Mapping[str, float]:
+        ids = self.pages(number)
+        seconds = timed(lambda: self.window.remap(ids))
+        verify(self.window, ids)
+        return {STEADY: seconds}
+
+    def first_fill(self, number: int) -> Mapping[str, float]:
+        ids = self.pages(number)
+        with empty_window(self.store, self.bench.pages) as fresh:
+            return {FIRST_FILL: timed(lambda: fresh.remap(ids))}
+
+    def first_remap(self, number: int) -> Mapping[str, float]:
+        ids = self.pages(number)
+        with self.bench.window() as fresh:
+            return {FIRST_REMAP: timed(lambda: fresh.remap(ids))}
+
+    def take(self, number: int) -> Mapping[str, float]:
+        ids = self.pages(number)
+        return {TAKE: timed(lambda: np.take(self.table, ids, axis=0, out=self.out, mode="clip"))}
+
+    def memmap(self, number: int) -> Mapping[str, float]:
+        ids = self.pages(number)
+        return {MEMMAP: timed(lambda: self.table[ids])}
+
+    def bare(self, loop: Loop) -> Contender:
+        return lambda number: {loop.name: loop.run(self.pages(number))[0]}
+
+
 def warm(bench: Bench) -> Report:
     """Replace the pages of a window that is present; the file is in the page cache."""
     report = Report(
         "remap", f"remap {bench.pages} scattered pages, file in the page cache, engine paged"
     )
-    file, draw = bench.warm_file(report), bench.draw()
-    names = ("remap_move", "mmap_fixed", "remap_file_pages")
-    with bench.window() as window, bench.loops(report, *names) as running:
-        table = np.memmap(file.path, dtype=np.uint8, mode="r", shape=(file.page_count, PAGE_BYTES))
-        out = np.ones((bench.pages, PAGE_BYTES), dtype=np.uint8)
-
-        def steady(number: int) -> Mapping[str, float]:
-            ids = draw.distinct(number, bench.pages)
-            seconds = timed(lambda: window.remap(ids))
-            verify(window, ids)
-            return {STEADY: seconds}
-
-        def first_fill(number: int) -> Mapping[str, float]:
-            ids = draw.distinct(number, bench.pages)
-            with bench.window() as fresh:
-                return {FIRST_FILL: timed(lambda: fresh.remap(ids))}
-
-        def take(number: int) -> Mapping[str, float]:
-            ids = draw.distinct(number, bench.pages)
-            return {TAKE: timed(lambda: np.take(table, ids, axis=0, out=out, mode="clip"))}
-
-        def memmap(number: int) -> Mapping[str, float]:
-            ids = draw.distinct(number, bench.pages)
-            return {MEMMAP: timed(lambda: table[ids])}
-
-        def bare(loop: Loop) -> Contender:
-            return lambda number: {loop.name: loop.run(draw.distinct(number, bench.pages))[0]}
-
-        contenders: list[Contender] = [
-            steady,
-            *map(bare, running.values()),
-            first_fill,
-            take,
-            memmap,
-        ]
+    file = bench.warm_file(report)
+    with (
+        fremap.open(file.path) as store,
+        empty_window(store, bench.pages) as window,
+        bench.loops(report, "remap_move", "mmap_fixed", "remap_file_pages") as running,
+    ):
+        sides = _WarmSides(bench, store, window)
+        contenders: list[Contender] = [sides.steady, *map(sides.bare, running.values())]
+        contenders += [sides.first_fill, sides.first_remap, sides.take, sides.memmap]
         timings = paired(contenders, rounds=bench.rounds, operations=bench.pages, warm_ups=3)
         _warm_rows(report, timings)
-        _warm_counts(report, window, draw.distinct(0, bench.pages))
+        _warm_counts(report, window, sides.pages(0))
     return report
 
 
@@ -108,6 +127,9 @@ def _warm_rows(report: Report, timings: dict[str, Timing]) -> None:
             times_faster("first fill, than mmap(MAP_FIXED)", first, timings["mmap_fixed"])
         )
     report.rows.append(times_the_time("first fill, of np.memmap[ids]", first, timings[MEMMAP]))
+    report.rows.append(
+        times_the_time("first remap of a store, of a present window", timings[FIRST_REMAP], steady)
+    )
 
 
 def _warm_counts(report: Report, window: fremap.Window, ids: npt.NDArray[np.int64]) -> None:
