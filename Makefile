@@ -62,10 +62,10 @@ test-python: .venv/built
 	$(BIN)/pytest $(SUITE)
 
 test-ordinary: .venv/built
-	$(BIN)/python tests/runners/as_ordinary_user.py $(SUITE) --examples 15
+	$(BIN)/python tests/runners/as_ordinary_user.py $(SUITE) --examples 8
 
 test-seccomp: .venv/built
-	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(SUITE) --examples 15
+	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(SUITE) --examples 8
 
 test-long: .venv/built
 	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800

@@ -32,7 +32,7 @@ WRONG = pytest.StashKey[list[tuple[str, str]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests marked long")
     parser.addoption(
-        "--examples", type=int, default=50, help="Hypothesis examples a test (default: %(default)s)"
+        "--examples", type=int, default=30, help="Hypothesis examples a test (default: %(default)s)"
     )
 
 
