@@ -83,6 +83,14 @@ fn run(server: &impl Serve, bell: &Bell) {
         match server.uffd().faults(&mut addresses) {
             Ok(()) => addresses.iter().for_each(|&address| server.serve(address)),
             Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::BADF) => {
+                // Whoever touches an absent page would wait for ever.
+                tell(format_args!(
+                    "the userfaultfd of a window was closed by somebody else: a descriptor \
+                     was closed twice, or a range of them"
+                ));
+                std::process::abort();
+            }
             Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
         }
     }

@@ -31,6 +31,8 @@ const REGISTER_MODE_WP: u64 = 2;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
 const EVENT_PAGEFAULT: u8 = 0x12;
 
+/// Descriptors that outlive mistakes have numbers from here on, if the limit allows.
+const KEEPER_FD: RawFd = 512;
 /// How often an operation is tried again when the kernel says EAGAIN.
 const MAX_RETRIES: u32 = 1000;
 
@@ -146,6 +148,10 @@ struct Message {
 #[derive(Debug)]
 pub struct Uffd {
     fd: OwnedFd,
+    /// A second descriptor of the same, out of the way: when the last one is
+    /// closed, the kernel fills absent pages with zeros, and a program that
+    /// closes a descriptor twice, or a range of them, may hit the first.
+    _keeper: OwnedFd,
     features: Features,
     scope: FaultScope,
 }
@@ -213,7 +219,9 @@ impl Uffd {
             .without(Features::MOVE, enter(Call::ProbeMove).is_err())
             .without(Features::POISON, enter(Call::ProbePoison).is_err());
         handshake(&fd, features.0)?;
-        Ok(Self { fd, features, scope })
+        let keeper = rustix::io::fcntl_dupfd_cloexec(&fd, KEEPER_FD)
+            .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
+        Ok(Self { fd, _keeper: keeper, features, scope })
     }
 
     /// What this kernel's userfaultfd has.
