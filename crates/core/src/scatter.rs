@@ -18,7 +18,8 @@ use crate::error::Result;
 use crate::sys::span::Span;
 
 pub(crate) use flat::read_into;
-pub(crate) use transfer::{scatter, Preference};
+pub(crate) use plan::Preference;
+pub(crate) use transfer::scatter;
 
 /// Where the pages of a scattered read go, a chunk at a time.
 ///

@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::transfer::{read_one, scatter, Preference};
+use super::plan::Preference;
+use super::transfer::{read_one, scatter};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::Store;

@@ -3,11 +3,20 @@
 use std::ops::Range;
 
 use super::pace::Pace;
-use super::transfer::Preference;
 use crate::error::Result;
 use crate::store::source::{key, page_of, position_of, Query, SourceMap, CHUNK_BYTES, PIECE_PAGES};
 use crate::store::Store;
 use crate::units::FilePage;
+
+/// What matters more where both ways are open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preference {
+    /// What is not in a populated part of the source map is read by requests.
+    Speed,
+    /// Whatever is in the page cache is copied from the map: a read of a cached
+    /// page may make the kernel read ahead, a copy never does.
+    NoDevice,
+}
 
 /// The plan for a stretch of requests.
 #[derive(Default)]

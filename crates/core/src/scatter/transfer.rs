@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::inline::Inline;
 use super::pace::Pace;
-use super::plan::Plan;
+use super::plan::{Plan, Preference};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::source::{SourceMap, CHUNK_BYTES, PIECE_PAGES};
@@ -29,16 +29,6 @@ const MAX_RUN_BYTES: usize = 1 << 20;
 const MAX_RUN_PAGES: usize = 256;
 /// How often a request that ended with EAGAIN or EINTR is made again as it was.
 const AGAIN_LIMIT: u8 = 8;
-
-/// What matters more where both ways are open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Preference {
-    /// What is not in a populated part of the source map is read by requests.
-    Speed,
-    /// Whatever is in the page cache is copied from the map: a read of a cached
-    /// page may make the kernel read ahead, a copy never does.
-    NoDevice,
-}
 
 /// Pages of one request.
 fn run_limit(page_bytes: usize) -> usize {
