@@ -153,6 +153,66 @@ def test_an_unreadable_page_is_healed(
         scene.check()
 
 
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_a_page_without_access_stays_so_after_a_remap_that_fails(
+    engine: str, path: Path, run_script: Run
+) -> None:
+    """A touch is the signal: not for ever waiting for a page that nobody may have."""
+    done = run_script(
+        OPEN
+        + """
+    from fremap.testing import failures
+    window = fremap.Window(store, engine=engine, populate=True)
+    window.protect(3, Prot.NONE)
+    with failures("uffdio_move", errno=errno.ENOMEM, times=100):
+        with failures("uffdio_copy", errno=errno.ENOMEM, times=100):
+            try:
+                window.remap([9], at=3, prot=Prot.READ)
+            except OSError:
+                pass
+            else:
+                sys.exit("the kernel refused it")
+    assert window.mapping[3] == 3 and window.protection()[3] == Prot.NONE
+    touch(window, 3)
+    """,
+        engine,
+        path,
+    )
+    died_of_touching(done)
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_an_unreadable_page_stays_so_after_a_populate_that_fails(
+    engine: str, path: Path, run_script: Run
+) -> None:
+    done = run_script(
+        OPEN
+        + """
+    from fremap.testing import failures, kernel_reads
+    window = fremap.Window(store, engine=engine)
+    with memoryview(window) as view, failures("read", errno=errno.EIO, times=2**31):
+        assert not kernel_reads(view, 3 * 4096)
+    with failures("uffdio_move", errno=errno.ENOMEM, times=100):
+        with failures("uffdio_copy", errno=errno.ENOMEM, times=100):
+            try:
+                window.populate(3)
+            except OSError:
+                pass
+            else:
+                sys.exit("the kernel refused it")
+    touch(window, 3)
+    """,
+        engine,
+        path,
+    )
+    if done.returncode:
+        died_of_touching(done)
+    else:
+        # Absent again, and read anew, is right too.
+        assert done.stdout == f"touching\ntouched {numbered_page(3)[:8].hex()}\n"
+
+
 def test_signals_of_others_go_where_they_went(engine: str, path: Path, run_script: Run) -> None:
     """A SIGSEGV that has nothing to do with a window kills as it always did."""
     done = run_script(

@@ -139,10 +139,9 @@ def test_a_child_never_sees_its_own_memory_through_the_parents_arrays(
     array = window.pages
 
     def allocate_and_touch():
-        kept = [mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE) for _ in range(400)]
+        kept = [mmap.mmap(-1, 8192, flags=mmap.MAP_PRIVATE) for _ in range(4000)]
         for memory in kept:
-            memory[:4096] = b"U" * 4096
-        small = [bytearray(b"U" * 5000) for _ in range(2000)]
+            memory[:] = b"U" * 8192
         os._exit(int(array[12, 0]))
 
     if "{method}" == "os.fork":

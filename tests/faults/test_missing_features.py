@@ -97,3 +97,37 @@ def test_with_user_mode_faults_only(engine: str, make_scene: Scenes) -> None:
         exercise(scene)
     finally:
         manager.__exit__(None, None, None)
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults", "uffd_poison")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("heal", ["evict", "populate", "remap"])
+def test_an_unreadable_page_is_healed_without_poison(
+    engine: str, heal: str, make_scene: Scenes
+) -> None:
+    """Before Linux 6.6 such a page is a mapping of its own, which has to go again."""
+    refused = {"errno": errno.EINVAL, "times": FOR_GOOD}
+    with (
+        failures("probe_uffdio_poison", **refused),
+        failures("probe_uffdio_move", **refused),
+    ):
+        manager = make_scene(engine, "file")
+        scene = manager.__enter__()
+    try:
+        window, model = scene.window, scene.model
+        vma_count = window.vma_count
+        with memoryview(window) as view:
+            with failures("read", errno=errno.EIO, times=FOR_GOOD):
+                assert not kernel_reads(view, 6 * 4096)
+            assert window.vma_count > vma_count
+            if heal == "evict":
+                window.evict(6)
+            elif heal == "populate":
+                assert window.populate(6).all()
+            else:
+                assert window.remap([model.mapping[6]], at=6).all()
+            assert window.vma_count == vma_count
+            assert kernel_reads(view, 6 * 4096)
+        scene.check()
+    finally:
+        manager.__exit__(None, None, None)

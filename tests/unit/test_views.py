@@ -289,6 +289,36 @@ def test_leaving_while_other_threads_look(store: fremap.MemoryStore, engine: str
     assert surprises == []
 
 
+COLLECTED = """
+import fremap, gc
+
+class Cycle:
+    pass
+
+store = fremap.MemoryStore(4 * 4096, page_bytes=4096)
+for _ in range(30):
+    gc.disable()
+    with fremap.Window(store, engine="eager") as window:
+        cycle = Cycle()
+        cycle.me, cycle.view = cycle, memoryview(window)
+        del cycle
+    # The next object that the collector tracks makes it run, and the view goes.
+    refused = []
+    gc.set_threshold(1)
+    gc.enable()
+    for _ in range(50):
+        try:
+            memoryview(window)
+        except fremap.ClosedError as error:
+            refused.append(error)
+    assert len(refused) == 50
+"""
+
+
+def test_a_refused_view_while_the_collector_frees_another() -> None:
+    subprocess.run([sys.executable, "-c", COLLECTED], check=True, timeout=60)
+
+
 IN_A_CHILD = """
 import fremap, os, sys
 store = fremap.MemoryStore(4 * 4096, page_bytes=4096)
