@@ -14,6 +14,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final, SupportsIndex
 
+import numpy as np
+
 from fremap import _core
 from fremap.errors import ArgumentError, RemapError, StoreError
 from fremap.protection import checked_prot
@@ -70,7 +72,8 @@ def remap_file_pages(
         beyond the end of a `MemoryStore`; ``ENOMEM``, with its cause chained,
         where a page cannot be read. Elsewhere: the kernel's answer.
     ArgumentError
-        `target` is a view of a window; give the window itself.
+        `target` is a view of a window, or an array that shows one; give the
+        window itself.
 
     See Also
     --------
@@ -99,11 +102,26 @@ def remap_file_pages(
         return
     # Let go of at once, as a view kept by a traceback would keep `target` from closing.
     with memoryview(target) as view:
-        if isinstance(view.obj, Window):
-            raise ArgumentError("remap_file_pages: target is a view of a Window; give the Window")
+        if _shows_window(view.obj):
+            raise ArgumentError(
+                "remap_file_pages: target shows the memory of a Window, which would no longer "
+                "know what its pages show; give the Window itself"
+            )
         if min(numbers) < 0 or max(numbers) > sys.maxsize or max(numbers[2], numbers[4]) > _INT_MAX:
             raise _refusal(errno.EINVAL, "an argument that is no address, size or page")
         _core.remap_file_pages(view, *numbers)
+
+
+def _shows_window(owner: object) -> bool:
+    """Whether the memory of `owner` is a window's: follows views to what they view."""
+    while not isinstance(owner, Window):
+        if isinstance(owner, memoryview):
+            owner = owner.obj
+        elif isinstance(owner, np.ndarray):
+            owner = owner.base
+        else:
+            return False
+    return True
 
 
 def _on_window(window: Window, start: int, size: int, prot: int, pgoff: int, flags: int) -> None:

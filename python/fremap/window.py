@@ -47,7 +47,8 @@ class WindowStats:
     Attributes
     ----------
     present_pages : int
-        Pages whose content is in the window.
+        Pages whose content is in the window. The memory may be more: see the
+        notes of `Window.evict`.
     placed_pages : int
         Pages with content of their own.
     denied_pages : int
@@ -63,7 +64,7 @@ class WindowStats:
     pages_moved : int
         Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
     pages_evicted : int
-        Pages that were dropped.
+        Pages that were dropped; not all of their memory need be free yet.
     pages_unreadable : int
         Pages that could not be read when they were touched.
     """
@@ -139,6 +140,16 @@ class Window(_core.WindowBase):
     kernel mapping whatever it shows, not coherent. Engine "alias":
     ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
     Engine "eager": plain memory, filled by `remap`.
+
+    In a child of ``fork`` the window is its parent's: calls and new views raise
+    `ForkError`. A touch of memory that an older view shows is SIGSEGV with engine
+    "paged"; with "eager" it sees what was there at the fork, with "alias" the file.
+
+    Do not have the kernel read a window of engine "paged" in order to write the
+    file behind it (``os.pwrite(fd, window, offset)``) unless the pages are
+    present: the call may hold a lock of the file system while it waits for the
+    page, and reading the page may need that lock (XFS, for one), so that neither
+    ends. Write a copy, or use `Store.write`, which makes one.
 
     Examples
     --------
@@ -406,7 +417,10 @@ class Window(_core.WindowBase):
         -----
         ``madvise(MADV_DONTNEED)``, one call for neighbours that are close
         enough. Engine "eager" has no lazy faults: there an evicted page is
-        inaccessible until populated. Any number of threads.
+        inaccessible until populated. Engine "paged": what came in by whole
+        blocks of 2 MiB may be huge pages, of which the system gets nothing back
+        until all of the block is evicted or memory is short. Any number of
+        threads.
         """
         selection, _ = self._select("evict", pages)
         self._evict(selection, bool(discard))
@@ -462,7 +476,7 @@ class Window(_core.WindowBase):
         Notes
         -----
         Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": a
-        private anonymous mapping a run. `mapping` shows -2 for placed pages.
+        private anonymous mapping a page. `mapping` shows -2 for placed pages.
         They are lost by `remap` and `evict` with ``discard=True``, and never
         written to the store. Any number of threads.
         """

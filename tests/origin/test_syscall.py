@@ -175,6 +175,22 @@ def test_o13_private_memory_is_refused_by_the_kernel() -> None:
         assert raised.value.errno == errno.EINVAL
 
 
-def test_o13_a_view_of_a_window_is_not_the_window(window: fremap.Window) -> None:
-    with memoryview(window) as view, pytest.raises(fremap.ArgumentError, match="give the Window"):
-        remap_file_pages(view, 0, PAGE, 0, 0)
+@pytest.mark.parametrize(
+    "shows",
+    [
+        pytest.param(memoryview, id="memoryview"),
+        pytest.param(lambda window: memoryview(window)[PAGE:], id="part of a memoryview"),
+        pytest.param(lambda window: window.pages, id="array"),
+        pytest.param(lambda window: window.array("<u4", (-1, 1024))[1:], id="part of it"),
+        pytest.param(lambda window: memoryview(window.pages), id="memoryview of an array"),
+    ],
+)
+def test_o13_a_view_of_a_window_is_not_the_window(
+    shows: Callable[[fremap.Window], object], numbered_store: MakeStore
+) -> None:
+    store = numbered_store(FILE_PAGES)
+    with fremap.Window(store, prot=fremap.Prot.WRITE, coherent=True) as window:
+        with pytest.raises(fremap.ArgumentError, match="give the Window"):
+            remap_file_pages(shows(window), 0, PAGE, 0, 9)
+        assert window.mapping.tolist() == list(range(FILE_PAGES))
+        assert bytes(window.pages[0, :8]) == bytes(store.read(0)[0, :8])
