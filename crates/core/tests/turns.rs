@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{numbered, open, options, shown, ENGINES, NOW};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{Target, Window, WindowOptions};
@@ -107,9 +106,9 @@ fn a_call_that_waits_for_its_turn_can_be_interrupted() {
 }
 
 #[test]
-fn asking_for_the_state_of_a_cache_waits_for_nobodys_turn() {
+fn asking_for_a_windows_state_waits_for_nobodys_turn() {
     let store = numbered(PAGES as u64);
-    for engine in [EngineKind::Paged, EngineKind::Eager] {
+    for engine in ENGINES {
         let window = Arc::new(open(&store, &options(engine)));
         during_a_remap(&window, |window| {
             assert_eq!(window.mapping().unwrap().len(), PAGES as usize);

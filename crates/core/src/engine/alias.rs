@@ -388,21 +388,21 @@ impl Engine for Alias {
         };
         // What the kernel may refuse to tell is asked before anything changes.
         let wanted = self.wanted(&entries, options.fill)?;
-        {
+        for batch in extents.chunks(INTERRUPT_EXTENTS) {
+            // Not with the table locked: a signal handler may ask for it.
+            let stop = interrupt.check();
             let mut table = lock(&self.table);
-            for (index, extent) in extents.into_iter().enumerate() {
-                let stop = if index % INTERRUPT_EXTENTS == 0 { interrupt.check() } else { Ok(()) };
-                let shown = self.show(&mut table, extent, options.prot).map_err(|errno| {
-                    if errno == Errno::NOMEM {
-                        mappings::refused("remap", needed)
-                    } else {
-                        fail(errno)
-                    }
-                });
-                if let Err(error) = stop.and(shown) {
-                    self.roll_back(&mut table, &replaced);
-                    return Err(error);
-                }
+            let shown = stop.and_then(|()| {
+                batch.iter().try_for_each(|extent| {
+                    self.show(&mut table, *extent, options.prot).map_err(|errno| match errno {
+                        Errno::NOMEM => mappings::refused("remap", needed),
+                        errno => fail(errno),
+                    })
+                })
+            });
+            if let Err(error) = shown {
+                self.roll_back(&mut table, &replaced);
+                return Err(error);
             }
         }
         let brought = self.bring(pages, &entries, &wanted, interrupt);
@@ -485,17 +485,18 @@ impl Engine for Alias {
             // What shows nothing has no access; its protection counts from the next remap.
             table.update(page, |entry| entry.with_prot(prot));
         }
-        for (index, run) in runs.iter().copied().enumerate() {
-            if index % INTERRUPT_EXTENTS == 0 {
-                interrupt.check()?;
-            }
-            let (offset, len) = self.bytes(run);
-            let access = access(Entry::new(Shown::Placed, prot));
-            let follow = |_: &Table| self.region.protect(offset, len, access);
-            Self::change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
-                .map_err(|errno| Error::system("protect", errno))?;
-        }
         drop(table);
+        for batch in runs.chunks(INTERRUPT_EXTENTS) {
+            interrupt.check()?;
+            let mut table = lock(&self.table);
+            for &run in batch {
+                let (offset, len) = self.bytes(run);
+                let access = access(Entry::new(Shown::Placed, prot));
+                let follow = |_: &Table| self.region.protect(offset, len, access);
+                Self::change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
+                    .map_err(|errno| Error::system("protect", errno))?;
+            }
+        }
         if self.locked && prot != Prot::None {
             // Locked pages are present; without access they could not become so.
             let pages = Pages::List(runs.into_iter().flat_map(Run::pages).collect());
@@ -516,7 +517,7 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let _turn = self.turn.take(interrupt)?;
-        let mut table = lock(&self.table);
+        let table = lock(&self.table);
         let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
         if let (None, Some(page)) = (data, pages.iter().find(nothing)) {
             return Err(Error::Argument(format!(
@@ -528,8 +529,10 @@ impl Engine for Alias {
         let ends = runs.into_iter().flat_map(Run::pages);
         let alone = ends.map(|page| Run { first: page, count: 1 });
         mappings::reserve("place", plan::mappings_added(&table, alone))?;
+        drop(table);
         for (position, page) in pages.iter().enumerate() {
             interrupt.check().map_err(|error| error.with_completed(position))?;
+            let mut table = lock(&self.table);
             let own;
             let content = match (data, table.get(page).shown()) {
                 (Some(data), _) => placed_bytes(data, position, self.page.bytes()),
