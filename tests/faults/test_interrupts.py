@@ -55,8 +55,14 @@ class interrupted_after:  # noqa: N801
 def check(window: Any) -> None:
     """Every page that is there shows what the mapping says."""
     there = np.flatnonzero(window.present() & (window.mapping >= 0))
-    shown = page_numbers(window.array(np.uint64, (PAGES, 512))[there, 0])
-    assert (shown == window.mapping[there]).all()
+    words = window.array(np.uint64, (PAGES, 512))
+    shown = page_numbers(words[there, 0])
+    wrong = np.flatnonzero(shown != window.mapping[there])
+    page = there[wrong[0]] if wrong.size else 0
+    assert not wrong.size, (
+        f"{wrong.size} pages of {there.size} are wrong; window page {page} shows {shown[wrong[0]]}, "
+        f"then {words[page, :3]}, where the mapping says {window.mapping[page]}"
+    )
 
 
 @pytest.mark.parametrize("rounds", [8, pytest.param(300, marks=pytest.mark.long)])

@@ -130,7 +130,7 @@ fn copying_ns(uffd: &Uffd, source: &Region, batch: usize) -> Result<f64, Errno> 
             let staging = staging.span(offset, len);
             staging.copy_span(source.span(offset, len));
             for (to, from) in [(spare, window), (window, staging), (staging, spare)] {
-                uffd.move_pages(to, from).map_err(|partial| partial.errno)?;
+                uffd.move_present_pages(to, from).map_err(|partial| partial.errno)?;
             }
         }
         Ok(())

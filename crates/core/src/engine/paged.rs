@@ -24,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
 use crate::store::Store;
-use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
+use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::sys::uffd::{Partial, Uffd};
@@ -68,7 +68,7 @@ impl PagedFrames {
     /// Takes what is there out of a range, to spare memory if that works.
     fn take_out(&self, to: Span<'_>, offset: usize, spare: Option<Span<'_>>) -> Result<(), Errno> {
         if let Some(spare) = spare {
-            if self.uffd.move_pages(spare, to).is_ok() {
+            if self.uffd.move_present_pages(spare, to).is_ok() {
                 return Ok(());
             }
             // A page is pinned, or spare memory is not empty: drop the rest.
@@ -93,11 +93,26 @@ impl PagedFrames {
             }
             let busy = stop.errno == Errno::BUSY;
             let copied = if busy { system_page_bytes() } else { len - done };
-            let from = from.part(done, copied);
-            self.copy_in(offset + done, from).map_err(|p| p.after(done))?;
+            self.copy_staged(offset + done, from.part(done, copied)).map_err(|p| p.after(done))?;
             (done, waits, filled) = (done + copied, 0, Filled::Copied);
         }
         Ok(filled)
+    }
+
+    /// Copies staged pages in after the kernel refused to move them. A page that
+    /// is not there would be copied as zeros: it was moved already, or is missing.
+    fn copy_staged(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
+        let page = system_page_bytes();
+        for done in (0..from.len()).step_by(page) {
+            let stopped = |errno| Partial { done_bytes: done, errno };
+            let source = from.part(done, page);
+            if is_present(source).map_err(stopped)? {
+                self.copy_in(offset + done, source).map_err(|p| p.after(done))?;
+            } else if !is_present(self.region.span(offset + done, page)).map_err(stopped)? {
+                return Err(stopped(Errno::NOENT));
+            }
+        }
+        Ok(())
     }
 
     fn copy_in(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
@@ -201,7 +216,7 @@ impl Frames for PagedFrames {
     }
 
     fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool {
-        self.uffd.move_pages(front, back).is_ok()
+        self.uffd.move_present_pages(front, back).is_ok()
     }
 }
 
@@ -255,9 +270,8 @@ impl Shared<PagedFrames> {
     fn recheck(&self, page: WindowPage, expected: Entry, address: u64) -> bool {
         let offset = address - self.frames.region.start() as u64;
         let offset = offset as usize & !(system_page_bytes() - 1);
-        let mut there = [0];
-        let asked = self.frames.region.mincore(offset, system_page_bytes(), &mut there);
-        let lost = asked.is_ok() && there == [0] && expected.shown() != Shown::Placed;
+        let asked = is_present(self.frames.region.span(offset, system_page_bytes()));
+        let lost = asked == Ok(false) && expected.shown() != Shown::Placed;
         if lost {
             let mut state = lock(&self.state);
             if state.is_serving(page) {

@@ -393,6 +393,20 @@ impl Region {
     }
 }
 
+/// Whether a system page of anonymous memory is present (`mincore`).
+///
+/// # Errors
+/// ENOMEM where nothing is mapped.
+pub fn is_present(page: Span<'_>) -> Result<bool, Errno> {
+    let mut present = 0_u8;
+    enter(Call::Mincore)?;
+    // SAFETY: the span is mapped by its promise; one byte is written for its page.
+    check(unsafe {
+        libc::mincore(page.start().cast(), page.len().min(system_page_bytes()), &raw mut present)
+    })?;
+    Ok(present & 1 == 1)
+}
+
 /// This process, to give advice on many ranges in one call (`process_madvise`).
 #[derive(Debug)]
 pub struct OwnProcess(OwnedFd);

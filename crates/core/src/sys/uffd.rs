@@ -317,13 +317,22 @@ impl Uffd {
         self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, 0)
     }
 
-    /// `UFFDIO_MOVE` (6.8): moves present pages of `from` to absent ones of `to`
-    /// without copying, skips holes, and wakes who waits for them.
+    /// `UFFDIO_MOVE` (6.8): moves all pages of `from`, which are present, to
+    /// absent ones of `to` without copying, and wakes who waits for them.
     ///
     /// # Errors
-    /// EEXIST where a page of `to` is present, EBUSY for a page that is pinned or
-    /// shared with a child, EINVAL for ranges that do not allow it.
+    /// EEXIST where a page of `to` is present, ENOENT where one of `from` is not,
+    /// EBUSY for a page that is pinned or shared with a child, EINVAL for ranges
+    /// that do not allow it.
     pub fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+        self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, 0)
+    }
+
+    /// The same for the pages of `from` that are present; the others are skipped.
+    ///
+    /// # Errors
+    /// As [`move_pages`](Self::move_pages), but for ENOENT.
+    pub fn move_present_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, MOVE_MODE_ALLOW_SRC_HOLES)
     }
 
