@@ -60,8 +60,8 @@ def check(window: Any) -> None:
     wrong = np.flatnonzero(shown != window.mapping[there])
     page = there[wrong[0]] if wrong.size else 0
     assert not wrong.size, (
-        f"{wrong.size} pages of {there.size} are wrong; window page {page} shows {shown[wrong[0]]}, "
-        f"then {words[page, :3]}, where the mapping says {window.mapping[page]}"
+        f"{wrong.size} pages of {there.size} are wrong; window page {page} shows "
+        f"{shown[wrong[0]]}, then {words[page, :3]}, and the mapping says {window.mapping[page]}"
     )
 
 
