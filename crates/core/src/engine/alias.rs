@@ -26,6 +26,8 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
 
+/// How often a page that can be read, but was not faulted in, is tried again.
+const MAX_POPULATE_RETRIES: u32 = 16;
 /// Bytes that are mapped between two questions whether to stop.
 const POPULATE_STEP_BYTES: u64 = 16 << 20;
 /// Extents that are mapped between two questions whether to stop.
@@ -271,9 +273,9 @@ impl Alias {
                 for page in done..done + count {
                     let one = Run { first: run.first.offset(page), count: 1 };
                     let (offset, len) = self.bytes(one);
-                    self.region.populate_read(offset, len).map_err(|errno| {
-                        (page as usize, self.why_unreadable(entry_of(page as usize), errno))
-                    })?;
+                    let populate = || self.region.populate_read(offset, len);
+                    self.or_why_unreadable(populate, entry_of(page as usize))
+                        .map_err(|error| (page as usize, error))?;
                 }
             }
             Counters::add(&self.counters.pages_loaded, count);
@@ -283,23 +285,28 @@ impl Alias {
     }
 
     /// The kernel says EFAULT for every page that cannot be faulted in; reading
-    /// the page tells why.
-    fn why_unreadable(&self, entry: Entry, errno: Errno) -> Error {
-        let Some(file_page) = entry.shown().file_page() else {
-            return Error::system("populate", errno);
-        };
-        let mut content = vec![0; self.page.bytes()];
-        match self.store.read_page(file_page, Span::of(&mut content)) {
-            Err(error) => error,
-            Ok(()) => Error::Io {
-                operation: "populate",
-                path: self.store.path().map(std::path::Path::to_path_buf),
-                file_page: Some(file_page.0),
-                errno,
-                completed: 0,
-                hint: "",
-            },
+    /// the page tells why. Where it can be read (the file was cut and has grown
+    /// again), the kernel is asked again.
+    fn or_why_unreadable(
+        &self,
+        populate: impl Fn() -> Result<(), Errno>,
+        entry: Entry,
+    ) -> Result<()> {
+        let mut refused = populate();
+        for _ in 0..MAX_POPULATE_RETRIES {
+            let (Err(_), Some(file_page)) = (refused, entry.shown().file_page()) else { break };
+            let mut content = vec![0; self.page.bytes()];
+            self.store.read_page(file_page, Span::of(&mut content))?;
+            refused = populate();
         }
+        refused.map_err(|errno| Error::Io {
+            operation: "populate",
+            path: self.store.path().map(std::path::Path::to_path_buf),
+            file_page: entry.shown().file_page().map(|page| page.0),
+            errno,
+            completed: 0,
+            hint: "",
+        })
     }
 
     /// Positions of the pages that may be touched and show a file page; if only
