@@ -42,6 +42,7 @@ ERRNOS = {
     "uffdio_register": (errno.ENOMEM,),
     "uffdio_copy": (errno.ENOMEM, errno.EAGAIN),
     "uffdio_move": (errno.EBUSY, errno.EAGAIN, errno.ENOMEM),
+    "uffdio_move_answer": (errno.EEXIST,),
     "uffdio_poison": (errno.ENOMEM, errno.EAGAIN),
     "io_uring_setup": (errno.EPERM, errno.ENOMEM),
     "io_uring_enter": (errno.EIO, errno.EINTR, errno.EAGAIN),

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 macro_rules! calls {
     ($($variant:ident = $name:literal),* $(,)?) => {
         /// The kinds of system call that fremap makes, and the questions whether the
-        /// kernel has one; a question that fails is answered with no.
+        /// kernel has one; a question that fails is answered with no. An `answer` is
+        /// what the kernel says of a call that it has carried out.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         pub enum Call { $(#[doc = concat!("`", $name, "`")] $variant),* }
@@ -48,6 +49,7 @@ calls! {
     UffdRegister = "uffdio_register",
     UffdCopy = "uffdio_copy",
     UffdMove = "uffdio_move",
+    UffdMoveAnswer = "uffdio_move_answer",
     UffdPoison = "uffdio_poison",
     UffdWake = "uffdio_wake",
     UffdRead = "uffd_read",

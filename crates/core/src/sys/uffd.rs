@@ -293,6 +293,10 @@ impl Uffd {
                 check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) })
             });
             match result {
+                Ok(()) if call == Call::UffdMove => {
+                    let answer = enter(Call::UffdMoveAnswer);
+                    return answer.map_err(|errno| Partial { done_bytes, errno });
+                }
                 Ok(()) => return Ok(()),
                 Err(errno) => {
                     // The kernel reports progress as a positive count and a
@@ -324,6 +328,10 @@ impl Uffd {
     /// EEXIST where a page of `to` is present, ENOENT where one of `from` is not,
     /// EBUSY for a page that is pinned or shared with a child, EINVAL for ranges
     /// that do not allow it.
+    ///
+    /// Linux 6.18 may say EEXIST for pages that it has moved: when it met one that
+    /// was being migrated (compaction does that) it moves it, takes it for not
+    /// moved, and finds the target taken. So after EEXIST ask where each page is.
     pub fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, 0)
     }
