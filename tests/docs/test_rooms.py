@@ -17,6 +17,7 @@ CORE_FLOORS = {
     "sys": 1,
     "table": 1,
     "plan": 1,
+    "cache": 1,
     "stats": 1,
     "calibrate": 2,
     "store": 2,
@@ -26,7 +27,7 @@ CORE_FLOORS = {
     "window": 4,
     "lib": 5,
 }
-PURE = ("table", "plan")  # no system call
+PURE = ("table", "plan", "cache")  # no system call
 # Python's memory and descriptors; and the buffer protocol, whose slots are unsafe in PyO3.
 UNSAFE_ROOMS_OF_THE_BINDING = {"crates/python/src/raw.rs", "crates/python/src/window.rs"}
 PACKAGE_FLOORS = {
