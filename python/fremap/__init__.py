@@ -19,6 +19,7 @@ from fremap import calibration
 from fremap._core import __version__
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.errors import (
+    AliasError,
     ArgumentError,
     ClosedError,
     ForkError,
@@ -35,13 +36,15 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.protection import Prot
+from fremap.stats import WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
-from fremap.window import Window, WindowStats
+from fremap.window import Window
 
 __all__ = [
     "MAP_NONBLOCK",
     "MAP_POPULATE",
+    "AliasError",
     "ArgumentError",
     "Capabilities",
     "ClosedError",

@@ -11,6 +11,7 @@ import errno
 import os
 
 __all__ = [
+    "AliasError",
     "ArgumentError",
     "ClosedError",
     "ForkError",
@@ -57,6 +58,10 @@ class ArgumentError(FremapError, ValueError):
 
 class PlacedPageError(FremapError, ValueError):
     """A placed page, which has no file behind it, would be lost."""
+
+
+class AliasError(FremapError, ValueError):
+    """A file page that may be written would be shown by two pages of a window."""
 
 
 class ClosedError(FremapError, ValueError):
@@ -137,6 +142,7 @@ _BY_ERRNO: dict[int, type[StoreError]] = {
 }
 
 _BY_KIND: dict[str, type[FremapError]] = {
+    "alias": AliasError,
     "argument": ArgumentError,
     "placed": PlacedPageError,
     "closed": ClosedError,

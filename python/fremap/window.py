@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -16,9 +15,11 @@ import numpy.typing as npt
 
 from fremap import _core, calibration
 from fremap.arguments import BufferLike, bytes_of, page_number, quantity
+from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, FremapError, PageTypeError
 from fremap.protection import Prot, checked_prot
 from fremap.selection import CoreSelection, Numbering, PageSelection
+from fremap.stats import WindowStats
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
     from fremap.calibration import Calibration
 
-__all__ = ["Engine", "Window", "WindowStats"]
+__all__ = ["Engine", "Tracking", "Window"]
 
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+Tracking: TypeAlias = Literal["auto", "async", "sync"]
 InitialMapping: TypeAlias = (
     "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
 )
@@ -38,47 +40,7 @@ Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
 _ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
 _ENGINES = ("auto", "alias", "paged", "eager")
-
-
-@dataclass(frozen=True, slots=True)
-class WindowStats:
-    """What a window holds now, and what it did since it was made.
-
-    Attributes
-    ----------
-    present_pages : int
-        Pages whose content is in the window. The memory may be more: see the
-        notes of `Window.evict`.
-    placed_pages : int
-        Pages with content of their own.
-    denied_pages : int
-        Pages protected with `Prot.NONE`.
-    table_bytes : int
-        Memory of the table of what each page shows.
-    staging_bytes : int
-        Memory that content is read into before it is swapped in.
-    faults : int
-        Touches of absent pages that were served.
-    pages_loaded : int
-        Pages that calls brought in.
-    pages_moved : int
-        Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
-    pages_evicted : int
-        Pages that were dropped; not all of their memory need be free yet.
-    pages_unreadable : int
-        Pages that could not be read when they were touched.
-    """
-
-    present_pages: int
-    placed_pages: int
-    denied_pages: int
-    table_bytes: int
-    staging_bytes: int
-    faults: int
-    pages_loaded: int
-    pages_moved: int
-    pages_evicted: int
-    pages_unreadable: int
+_TRACKINGS = ("auto", "async", "sync")
 
 
 class Window(_core.WindowBase):
@@ -117,6 +79,10 @@ class Window(_core.WindowBase):
         With `populate`: only those that need no I/O.
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
+    tracking : {"auto", "async", "sync"}, default "auto"
+        How stores to a window of engine "paged" are noticed. "async": the kernel
+        notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
+        5.7), dearer, but pages can be protected with `Prot.READ`.
     calibration : fremap.calibration.Calibration, optional
         Batch sizes and crossover points; those measured on this machine if
         not given.
@@ -130,11 +96,20 @@ class Window(_core.WindowBase):
         The engine, or this kernel, cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
+    AliasError
+        `mapping` shows a page twice in a window that may be written and is not
+        coherent.
     StoreError
         Mapping, locking or populating failed.
 
     Notes
     -----
+    A window that may be written and is not coherent keeps changes to itself. They
+    reach the store by `flush` and `close`, and before a changed page is remapped,
+    evicted, placed over or protected with `Prot.NONE`; at no other time. A window
+    that is dropped or alive when the interpreter ends is flushed too, and what could
+    not be written is told on stderr.
+
     Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are
     swapped in whole by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one
     kernel mapping whatever it shows, not coherent. Engine "alias":
@@ -180,6 +155,7 @@ class Window(_core.WindowBase):
         populate: bool = False,
         nonblock: bool = False,
         lock: bool = False,
+        tracking: Tracking = "auto",
         calibration: Calibration | None = None,
     ) -> Self:
         """Map the window; see the class."""
@@ -190,6 +166,8 @@ class Window(_core.WindowBase):
             )
         if engine not in _ENGINES:
             raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {_ENGINES}")
+        if tracking not in _TRACKINGS:
+            raise ArgumentError(f"Window: tracking is {tracking!r}; it must be one of {_TRACKINGS}")
         count = None if page_count is None else quantity("Window: page_count", page_count)
         first = quantity("Window: first_page", first_page)
         if first > store.page_count:
@@ -213,9 +191,12 @@ class Window(_core.WindowBase):
             bool(populate),
             bool(nonblock),
             bool(lock),
+            tracking,
             _measured(calibration),
         )
         self._store = store
+        if self.writable and not self.coherent:
+            flush_at_exit(self)
         return self
 
     def __enter__(self) -> Self:
@@ -228,17 +209,46 @@ class Window(_core.WindowBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Flush, close for calls, and let the memory go with its last view."""
+        """Flush, close for calls, and let the memory go with its last view.
+
+        A window whose changes cannot be written stays open, so that they are not lost.
+        """
         try:
             if not self.closed and self.writable:
                 self.flush()
         except FremapError as failure:
+            if self.coherent:
+                self._leave()  # its changes are the file's already
             if error is None:
                 raise
             # The caller's own exception is the one to see; this one is not lost.
             error.add_note(f"fremap: flushing the window on the way out failed too: {failure}")
-        finally:
+        else:
             self._leave()
+
+    def close(self, *, discard: bool = False) -> None:
+        """Flush the window and unmap it; later calls raise.
+
+        Parameters
+        ----------
+        discard : bool, default False
+            Give up what was stored and not flushed, as the way out where it cannot
+            be written. A coherent window has nothing to give up.
+
+        Raises
+        ------
+        ViewsAliveError
+            Arrays or memoryviews still show the window's memory.
+        StoreError
+            Changes could not be written. The window stays open and they are still
+            there: call `flush` or `close` again.
+
+        Notes
+        -----
+        ``munmap(2)``, after `flush` where the window keeps changes to itself. Closing
+        again does nothing.
+        """
+        self._close(bool(discard))
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled."""
@@ -315,6 +325,8 @@ class Window(_core.WindowBase):
             file page, the rest the old one.
         MappingLimitError
             Engine "alias": too many extents; nothing changed.
+        AliasError
+            A file page that may be written would be shown twice; nothing changed.
         UnsupportedError
             ``nonblock`` where the kernel does not tell what is resident.
 
@@ -443,6 +455,10 @@ class Window(_core.WindowBase):
             The engine has no such protection, or the window is read-only.
         MappingLimitError
             Engine "alias": too many pieces; nothing changed.
+        AliasError
+            A page that is to be written shows what another page shows.
+        StoreError
+            NONE: a changed page could not be written.
 
         Notes
         -----
@@ -506,10 +522,14 @@ class Window(_core.WindowBase):
 
         Notes
         -----
-        A coherent window: ``fdatasync(2)`` of the file for all pages, which
-        covers pages that were written and then remapped away;
-        ``msync(MS_SYNC)`` for a selection. It waits for the device and
-        cannot be interrupted. A read-only window has nothing to flush.
+        A window that keeps its changes: ``pwritev(2)``, neighbours together, in the
+        order of the file, then ``fsync(2)``. A store by another thread meanwhile leaves
+        its page dirty. The file never becomes longer: what was stored past its end is
+        dropped. An error that the device tells of at ``fsync`` after an eviction is
+        raised here as well. A coherent window: ``fsync(2)`` for all pages, which
+        covers pages that were written and then remapped away; ``msync(MS_SYNC)`` for a
+        selection. What waits for the device cannot be interrupted. A read-only window
+        has nothing to flush.
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
@@ -549,11 +569,13 @@ class Window(_core.WindowBase):
         Raises
         ------
         UnsupportedError
-            The kernel does not tell for this kind of window.
+            The window is coherent: its stores are the file's at once.
 
         Notes
         -----
-        Stores to a coherent window are in the store at once.
+        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7) or the faults that were served; a page
+        that was stored to is dirty whatever was stored. Engine "eager": the content is
+        hashed and compared with what was loaded, a quarter of a microsecond a page.
         """
         return np.frombuffer(self._dirty(), dtype=np.bool_)
 

@@ -9,6 +9,7 @@ import pytest
 from fremap import _core, errors
 
 BUILTINS = {
+    "AliasError": ValueError,
     "ArgumentError": ValueError,
     "ClosedError": ValueError,
     "ForkError": RuntimeError,

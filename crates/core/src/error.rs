@@ -39,6 +39,22 @@ pub enum Error {
         /// The first placed page in its range.
         window_page: u64,
     },
+    /// A file page that may be written would be shown twice.
+    #[error(
+        "{operation}: file page {file_page} would be shown by window pages {window_page} and \
+         {other_page}, and may be written; in a window that is not coherent the two would \
+         differ: show it once, or protect both with READ"
+    )]
+    Alias {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The file page.
+        file_page: u64,
+        /// A window page that would show it.
+        window_page: u64,
+        /// Another one.
+        other_page: u64,
+    },
     /// Too many kernel mappings.
     #[error(
         "{operation}: this needs up to {needed} kernel mappings where the process has {in_use} of \
@@ -167,6 +183,15 @@ impl Error {
             | Self::Truncated { completed, .. }
             | Self::Interrupted { completed } => *completed = done,
             _ => {}
+        }
+        self
+    }
+
+    /// The same error, told of the operation that met it.
+    #[must_use]
+    pub fn with_operation(mut self, asked: &'static str) -> Self {
+        if let Self::Io { operation, .. } | Self::Truncated { operation, .. } = &mut self {
+            *operation = asked;
         }
         self
     }

@@ -1,6 +1,6 @@
 //! The thread that serves a window's faults.
 //!
-//! It waits for the addresses that other threads stand still at and hands them
+//! It waits for the faults at which other threads stand still and hands them
 //! to the engine, one by one. It never runs Python, blocks every signal, and
 //! waits for no lock that is held across I/O.
 
@@ -12,15 +12,15 @@ use rustix::io::Errno;
 
 use crate::sys::tell::tell;
 use crate::sys::thread::{spawn_without_signals, Bell};
-use crate::sys::uffd::Uffd;
+use crate::sys::uffd::{Fault, Uffd};
 
 /// Who can resolve a fault.
 pub trait Serve: Send + Sync + 'static {
     /// Where faults are announced.
     fn uffd(&self) -> &Uffd;
 
-    /// Ends the fault at `address`: with content, or by making it a signal.
-    fn serve(&self, address: u64);
+    /// Ends a fault: with content, by letting the store through, or by making it a signal.
+    fn serve(&self, fault: Fault);
 }
 
 /// A running fault thread; dropped, it ends.
@@ -68,7 +68,7 @@ impl Drop for FaultThread {
 }
 
 fn run(server: &impl Serve, bell: &Bell) {
-    let mut addresses = Vec::with_capacity(16);
+    let mut faults = Vec::with_capacity(16);
     loop {
         match bell.wait_for(server.uffd().fd()) {
             Ok(true) => {}
@@ -79,9 +79,9 @@ fn run(server: &impl Serve, bell: &Bell) {
                 continue;
             }
         }
-        addresses.clear();
-        match server.uffd().faults(&mut addresses) {
-            Ok(()) => addresses.iter().for_each(|&address| server.serve(address)),
+        faults.clear();
+        match server.uffd().faults(&mut faults) {
+            Ok(()) => faults.iter().for_each(|&fault| server.serve(fault)),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(Errno::BADF) => {
                 // Whoever touches an absent page would wait for ever.

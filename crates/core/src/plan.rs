@@ -96,6 +96,35 @@ pub fn distinct<P: PageIndex>(pages: &Pages<P>) -> Pages<P> {
     }
 }
 
+/// Which pages a selection has, to be asked often.
+#[derive(Clone, Debug)]
+pub enum Members {
+    /// Consecutive ones.
+    Range(std::ops::Range<u64>),
+    /// Sorted ones.
+    List(Vec<u64>),
+}
+
+/// The members of a selection.
+#[must_use]
+pub fn members<P: PageIndex>(pages: &Pages<P>) -> Members {
+    match distinct(pages) {
+        Pages::Range(range) => Members::Range(range),
+        Pages::List(list) => Members::List(list.into_iter().map(PageIndex::get).collect()),
+    }
+}
+
+impl Members {
+    /// Whether a page is among them.
+    #[must_use]
+    pub fn contains(&self, page: impl PageIndex) -> bool {
+        match self {
+            Self::Range(range) => range.contains(&page.get()),
+            Self::List(list) => list.binary_search(&page.get()).is_ok(),
+        }
+    }
+}
+
 /// Maximal runs of consecutive pages, in the order given.
 pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> Vec<Run<P>> {
     let mut runs: Vec<Run<P>> = Vec::new();

@@ -17,6 +17,8 @@ macro_rules! counters {
             pub placed_pages: u64,
             /// Pages that may not be touched.
             pub denied_pages: u64,
+            /// Pages that are known to have been stored to, and are not in the store.
+            pub dirty_pages: u64,
             /// Bytes of the table of what each page shows.
             pub table_bytes: u64,
             /// Bytes of memory that content is read into before it is swapped in.
@@ -41,6 +43,7 @@ macro_rules! counters {
                     ("present_pages", self.present_pages),
                     ("placed_pages", self.placed_pages),
                     ("denied_pages", self.denied_pages),
+                    ("dirty_pages", self.dirty_pages),
                     ("table_bytes", self.table_bytes),
                     ("staging_bytes", self.staging_bytes),
                     $((stringify!($name), self.$name)),*

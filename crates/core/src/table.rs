@@ -5,6 +5,8 @@
 //! call. Blocks of words exist only where a page was ever changed: a window that
 //! is linear, or shows nothing, costs a pointer every 512 pages.
 
+use hashbrown::HashTable;
+
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
 
 /// Words that are allocated together.
@@ -45,7 +47,7 @@ impl Shown {
 /// The word of one window page.
 ///
 /// Invariants: a page that may not be touched ([`Prot::None`]) is not present;
-/// an unreadable page is not present.
+/// an unreadable page is not present; what is dirty or being written is present.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Entry(u64);
 
@@ -62,6 +64,10 @@ impl Entry {
     const LINGERING: u64 = 1 << 43;
     const PROT_SHIFT: u32 = 44;
     const PROT: u64 = 3 << Self::PROT_SHIFT;
+    const DIRTY: u64 = 1 << 46;
+    const WRITING: u64 = 1 << 47;
+    const HELD: u64 = 1 << 48;
+    const PINNED: u64 = 1 << 49;
 
     /// A page that shows `shown`, absent.
     ///
@@ -126,6 +132,36 @@ impl Entry {
         self.0 & Self::LINGERING != 0
     }
 
+    /// Whether it was stored to since it was loaded or last written.
+    #[must_use]
+    pub fn dirty(self) -> bool {
+        self.0 & Self::DIRTY != 0
+    }
+
+    /// Whether what was stored before is on its way to the store.
+    #[must_use]
+    pub fn writing(self) -> bool {
+        self.0 & Self::WRITING != 0
+    }
+
+    /// Whether the store may not have all of its content.
+    #[must_use]
+    pub fn unsaved(self) -> bool {
+        self.0 & (Self::DIRTY | Self::WRITING) != 0
+    }
+
+    /// Whether somebody is about to change it: who stores to it waits.
+    #[must_use]
+    pub fn held(self) -> bool {
+        self.0 & Self::HELD != 0
+    }
+
+    /// Whether it may not leave the window for others.
+    #[must_use]
+    pub fn pinned(self) -> bool {
+        self.0 & Self::PINNED != 0
+    }
+
     /// The same page with other protection.
     #[must_use]
     pub fn with_prot(self, prot: Prot) -> Self {
@@ -144,7 +180,12 @@ impl Entry {
     /// The same page, present or absent; either way it can be read again.
     #[must_use]
     pub fn with_present(self, present: bool) -> Self {
-        let rest = Self::UNREADABLE | Self::WITHHELD | Self::LINGERING;
+        let rest = Self::UNREADABLE
+            | Self::WITHHELD
+            | Self::LINGERING
+            | Self::DIRTY
+            | Self::WRITING
+            | Self::HELD;
         self.with(Self::PRESENT, present).with(rest, false)
     }
 
@@ -158,6 +199,30 @@ impl Entry {
     #[must_use]
     pub fn with_lingering(self) -> Self {
         self.with_present(false).with(Self::LINGERING, true)
+    }
+
+    /// The same page, stored to or not.
+    #[must_use]
+    pub fn with_dirty(self, dirty: bool) -> Self {
+        self.with(Self::DIRTY, dirty)
+    }
+
+    /// The same page, its content on its way to the store or not.
+    #[must_use]
+    pub fn with_writing(self, writing: bool) -> Self {
+        self.with(Self::WRITING, writing)
+    }
+
+    /// The same page, held or let go.
+    #[must_use]
+    pub fn with_held(self, held: bool) -> Self {
+        self.with(Self::HELD, held)
+    }
+
+    /// The same page, pinned or not.
+    #[must_use]
+    pub fn with_pinned(self, pinned: bool) -> Self {
+        self.with(Self::PINNED, pinned)
     }
 
     /// The same page without access, its content to come back with it.
@@ -174,6 +239,7 @@ impl std::fmt::Debug for Entry {
             .field("prot", &self.prot())
             .field("present", &self.present())
             .field("unreadable", &self.unreadable())
+            .field("unsaved", &self.unsaved())
             .finish_non_exhaustive()
     }
 }
@@ -196,6 +262,51 @@ pub struct Counts {
     pub placed: u64,
     /// Pages that may not be touched.
     pub denied: u64,
+    /// Pages that were stored to, as far as the table knows, and are not in the store.
+    pub unsaved: u64,
+    /// Pages that may not leave the window.
+    pub pinned: u64,
+}
+
+/// Where file pages appear, for windows in which each may appear once.
+///
+/// Has the numbers of the window pages in blocks that exist; a block that does not
+/// shows what the window showed first, which is reckoned. Five to eleven bytes a page.
+#[derive(Debug, Default)]
+struct Appearances(HashTable<u32>);
+
+fn hash(page: FilePage) -> u64 {
+    // Fibonacci hashing; the table takes its tags from the high bits and the place from the low.
+    let mixed = page.0.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    mixed ^ (mixed >> 32)
+}
+
+type Blocks = Vec<Option<Box<[Entry; BLOCK_PAGES]>>>;
+
+fn word(blocks: &Blocks, number: u32) -> Option<Entry> {
+    let (block, slot) = split(WindowPage(number.into()));
+    blocks[block].as_ref().map(|block| block[slot])
+}
+
+impl Appearances {
+    /// The largest window whose pages can be numbered here.
+    const MAX_PAGES: u64 = u32::MAX as u64;
+
+    /// Window page `number` shows a page, as its word in `blocks` says by now.
+    fn add(&mut self, number: u32, blocks: &Blocks) {
+        let hash_of = |&number: &u32| {
+            let shown = word(blocks, number).and_then(|entry| entry.shown().file_page());
+            shown.map_or(0, hash)
+        };
+        self.0.insert_unique(hash_of(&number), number, hash_of);
+    }
+
+    /// Window page `number` is about to show something else than `page`.
+    fn remove(&mut self, number: u32, page: FilePage) {
+        if let Ok(entry) = self.0.find_entry(hash(page), |&other| other == number) {
+            entry.remove();
+        }
+    }
 }
 
 /// One word for each page of a window.
@@ -204,8 +315,10 @@ pub struct Table {
     page_count: u64,
     origin: Origin,
     prot: Prot,
-    blocks: Vec<Option<Box<[Entry; BLOCK_PAGES]>>>,
+    blocks: Blocks,
     counts: Counts,
+    /// Where it has to be known which window page shows a file page.
+    appearances: Option<Appearances>,
 }
 
 fn split(page: WindowPage) -> (usize, usize) {
@@ -218,10 +331,46 @@ impl Table {
     #[must_use]
     pub fn new(page_count: u64, origin: Origin, prot: Prot) -> Self {
         let blocks = (page_count as usize).div_ceil(BLOCK_PAGES);
-        let mut table =
-            Self { page_count, origin, prot, blocks: Vec::new(), counts: Counts::default() };
+        let mut table = Self {
+            page_count,
+            origin,
+            prot,
+            blocks: Vec::new(),
+            counts: Counts::default(),
+            appearances: None,
+        };
         table.blocks.resize_with(blocks, || None);
         table
+    }
+
+    /// The largest table that can say where a file page appears.
+    pub const MAX_PAGES_WITH_APPEARANCES: u64 = Appearances::MAX_PAGES;
+
+    /// The same table, nothing of it changed yet, that can say where a file page appears.
+    ///
+    /// # Panics
+    /// If it has more than [`MAX_PAGES_WITH_APPEARANCES`](Self::MAX_PAGES_WITH_APPEARANCES)
+    /// pages, or was changed.
+    #[must_use]
+    pub fn with_appearances(mut self) -> Self {
+        assert!(self.page_count <= Appearances::MAX_PAGES, "pages that a number can name");
+        assert!(self.blocks.iter().all(Option::is_none), "a table that was not changed");
+        self.appearances = Some(Appearances::default());
+        self
+    }
+
+    /// The window pages that show a file page; none where the table does not know.
+    pub fn appearances(&self, page: FilePage) -> impl Iterator<Item = WindowPage> + '_ {
+        let listed = self.appearances.iter().flat_map(move |all| all.0.iter_hash(hash(page)));
+        let listed = listed.map(|&number| WindowPage(number.into()));
+        let listed = listed.filter(move |&other| self.get(other).shown() == Shown::File(page));
+        let linear = match (&self.appearances, self.origin) {
+            (Some(_), Origin::Linear(first)) => page.0.checked_sub(first.0).map(WindowPage),
+            _ => None,
+        };
+        let unchanged =
+            |page: &WindowPage| page.0 < self.page_count && self.blocks[split(*page).0].is_none();
+        listed.chain(linear.filter(unchanged))
     }
 
     /// Pages of the window.
@@ -277,17 +426,32 @@ impl Table {
         }
         assert!(!entry.present() || entry.prot() != Prot::None, "present without access");
         let (block, slot) = split(page);
-        let first = WindowPage((block * BLOCK_PAGES) as u64);
         if self.blocks[block].is_none() {
-            let mut words = Box::new([Entry::new(Shown::Nothing, self.prot); BLOCK_PAGES]);
-            for (word, index) in words.iter_mut().zip(first.0..self.page_count) {
-                *word = self.original(WindowPage(index));
-            }
-            self.blocks[block] = Some(words);
+            self.add_block(block);
+        }
+        let moved = old.shown() != entry.shown();
+        if let (true, Some(all), Shown::File(file)) = (moved, &mut self.appearances, old.shown()) {
+            all.remove(page.0 as u32, file);
         }
         self.blocks[block].as_mut().expect("made above")[slot] = entry;
+        if let (true, Some(all), Shown::File(_)) = (moved, &mut self.appearances, entry.shown()) {
+            all.add(page.0 as u32, &self.blocks);
+        }
         self.count(old, u64::wrapping_sub);
         self.count(entry, u64::wrapping_add);
+    }
+
+    fn add_block(&mut self, block: usize) {
+        let first = (block * BLOCK_PAGES) as u64;
+        let mut words = Box::new([Entry::new(Shown::Nothing, self.prot); BLOCK_PAGES]);
+        let pages = first..self.page_count.min(first + BLOCK_PAGES as u64);
+        for (word, index) in words.iter_mut().zip(pages.clone()) {
+            *word = self.original(WindowPage(index));
+        }
+        self.blocks[block] = Some(words);
+        if let (Some(all), Origin::Linear(_)) = (&mut self.appearances, self.origin) {
+            pages.for_each(|page| all.add(page as u32, &self.blocks));
+        }
     }
 
     fn count(&mut self, entry: Entry, add: fn(u64, u64) -> u64) {
@@ -295,6 +459,8 @@ impl Table {
         counts.present = add(counts.present, u64::from(entry.present()));
         counts.placed = add(counts.placed, u64::from(entry.shown() == Shown::Placed));
         counts.denied = add(counts.denied, u64::from(entry.prot() == Prot::None));
+        counts.unsaved = add(counts.unsaved, u64::from(entry.unsaved()));
+        counts.pinned = add(counts.pinned, u64::from(entry.pinned()));
     }
 
     /// Changes the word of `page` and returns what it was.
@@ -319,8 +485,10 @@ impl Table {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let allocated = self.blocks.iter().filter(|block| block.is_some()).count();
-        (self.blocks.len() * size_of::<usize>() + allocated * BLOCK_PAGES * size_of::<Entry>())
-            as u64
+        let index = self.appearances.as_ref().map_or(0, |all| all.0.allocation_size());
+        (self.blocks.len() * size_of::<usize>()
+            + allocated * BLOCK_PAGES * size_of::<Entry>()
+            + index) as u64
     }
 }
 
@@ -363,11 +531,64 @@ mod tests {
         let mut table = Table::new(10, Origin::Linear(FilePage(0)), Prot::Read);
         let page = WindowPage(3);
         table.update(page, |entry| entry.with_present(true));
-        assert_eq!(table.counts(), Counts { present: 1, placed: 0, denied: 0 });
+        assert_eq!(table.counts(), Counts { present: 1, ..Counts::default() });
         table.update(page, |entry| entry.with_present(false).with_prot(Prot::None));
-        assert_eq!(table.counts(), Counts { present: 0, placed: 0, denied: 1 });
+        assert_eq!(table.counts(), Counts { denied: 1, ..Counts::default() });
         table.set(page, Entry::new(Shown::Placed, Prot::Read).with_present(true));
-        assert_eq!(table.counts(), Counts { present: 1, placed: 1, denied: 0 });
+        assert_eq!(table.counts(), Counts { present: 1, placed: 1, ..Counts::default() });
+        table.set(page, Entry::new(Shown::File(FilePage(3)), Prot::Write).with_present(true));
+        table.update(page, |entry| entry.with_dirty(true));
+        assert_eq!(table.counts(), Counts { present: 1, unsaved: 1, ..Counts::default() });
+        table.update(page, |entry| entry.with_dirty(false).with_writing(true));
+        assert_eq!(table.counts(), Counts { present: 1, unsaved: 1, ..Counts::default() });
+        table.update(page, |entry| entry.with_present(false));
+        assert_eq!(table.counts(), Counts::default());
+    }
+
+    fn appearances(table: &Table, page: u64) -> Vec<u64> {
+        let mut found: Vec<u64> = table.appearances(FilePage(page)).map(|page| page.0).collect();
+        found.sort_unstable();
+        found
+    }
+
+    #[test]
+    fn a_file_page_is_found_where_it_is_shown() {
+        let mut table =
+            Table::new(2000, Origin::Linear(FilePage(10)), Prot::Write).with_appearances();
+        assert_eq!(appearances(&table, 1510), [1500], "nothing was changed there");
+        assert_eq!(appearances(&table, 9), []);
+        assert_eq!(appearances(&table, 2010), []);
+        table.set(WindowPage(3), Entry::new(Shown::File(FilePage(1510)), Prot::Read));
+        assert_eq!(appearances(&table, 1510), [3, 1500]);
+        assert_eq!(appearances(&table, 13), [], "it was shown there before");
+        assert_eq!(appearances(&table, 14), [4], "its block was changed, not its page");
+        table.set(WindowPage(1500), Entry::new(Shown::Placed, Prot::Write));
+        table.set(WindowPage(3), Entry::new(Shown::File(FilePage(1510)), Prot::Write));
+        assert_eq!(appearances(&table, 1510), [3]);
+    }
+
+    #[test]
+    fn appearances_follow_any_changes() {
+        const PAGES: u64 = 1500;
+        let mut table = Table::new(PAGES, Origin::Nothing, Prot::Write).with_appearances();
+        let mut state = 1_u64;
+        let mut random = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..20_000 {
+            let shown = match random(8) {
+                0 => Shown::Nothing,
+                1 => Shown::Placed,
+                _ => Shown::File(FilePage(random(300))),
+            };
+            table.set(WindowPage(random(PAGES)), Entry::new(shown, Prot::Write));
+        }
+        for page in 0..300 {
+            let shows = |&index: &u64| shown(&table, index).cast_unsigned() == page;
+            assert_eq!(appearances(&table, page), (0..PAGES).filter(shows).collect::<Vec<_>>());
+        }
+        assert!(table.bytes() <= PAGES * 24);
     }
 
     #[test]

@@ -1,21 +1,28 @@
 //! A window: checks what is asked, then hands it to its engine.
 
+mod choice;
+mod first;
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use crate::calibrate::Calibration;
 use crate::engine::alias::Alias;
+use crate::engine::cached::Tracking;
 use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan::{self, Changes};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::sys::pagemap;
-use crate::sys::probe;
 use crate::sys::span::Span;
-use crate::table::{Entry, Origin, Shown, Table};
-use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Selection, WindowPage};
+use crate::sys::tell::tell;
+use crate::table::{Entry, Table};
+use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
+
+pub use choice::choose_engine;
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]
@@ -49,6 +56,8 @@ pub struct WindowOptions {
     pub nonblock: bool,
     /// Keep every page in memory.
     pub lock: bool,
+    /// How stores to the pages are noticed, where there is a choice.
+    pub tracking: Option<Tracking>,
     /// Numbers of this machine.
     pub calibration: Calibration,
 }
@@ -84,150 +93,10 @@ pub struct Window {
     page_count: u64,
     prot: Prot,
     locked: bool,
+    tracking: Option<Tracking>,
     owner: u32,
-}
-
-/// The engine that does what is asked, or why none does.
-///
-/// # Errors
-/// [`Error::Unsupported`] and [`Error::Argument`] with what to ask for instead.
-pub fn choose_engine(
-    asked: Option<EngineKind>,
-    prot: Prot,
-    coherent: Option<bool>,
-) -> Result<EngineKind> {
-    let unsupported = |reason: String| Err(Error::Unsupported { operation: "Window", reason });
-    match (prot, coherent) {
-        (Prot::None, _) => {
-            return Err(Error::Argument(
-                "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
-                    .to_owned(),
-            ))
-        }
-        (Prot::Write, None) => {
-            return Err(Error::Argument(
-                "Window: a window that may be written must say coherent=True (others see each \
-                 write at once) or coherent=False (writes reach the store on flush)"
-                    .to_owned(),
-            ))
-        }
-        (Prot::Write, Some(false)) => {
-            return unsupported(
-                "windows that are written and not coherent are not there yet; use coherent=True \
-                 (engine \"alias\"), or write through the store"
-                    .to_owned(),
-            )
-        }
-        _ => {}
-    }
-    match (asked, coherent) {
-        (Some(EngineKind::Alias), Some(false)) => unsupported(
-            "engine \"alias\" is coherent; pass coherent=True or leave it out".to_owned(),
-        ),
-        (Some(kind @ (EngineKind::Paged | EngineKind::Eager)), Some(true)) => unsupported(format!(
-            "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
-             and coherence; use engine=\"alias\""
-        )),
-        (Some(EngineKind::Paged), _) if !has_userfaultfd()? => unsupported(
-            "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), which this kernel \
-             does not have or refuses here; use engine=\"alias\" or \"eager\", or see `fremap \
-             doctor`"
-                .to_owned(),
-        ),
-        (Some(kind), _) => Ok(kind),
-        (None, Some(true)) => Ok(EngineKind::Alias),
-        (None, _) if has_userfaultfd()? => Ok(EngineKind::Paged),
-        (None, Some(false)) => Ok(EngineKind::Eager),
-        (None, None) => Ok(EngineKind::Alias),
-    }
-}
-
-/// Whether userfaultfd can be had. A limit that is met (descriptors, memory) is
-/// an error, not another engine.
-fn has_userfaultfd() -> Result<bool> {
-    match probe::userfaultfd() {
-        Ok(_) => Ok(true),
-        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)) => {
-            Err(Error::system("Window", errno))
-        }
-        Err(_) => Ok(false),
-    }
-}
-
-fn first_table(store: &Store, options: &WindowOptions) -> Result<Table> {
-    let file_pages = store.page_count();
-    if file_pages > Entry::MAX_FILE_PAGES {
-        return Err(Error::Argument(format!(
-            "Window: the store has {file_pages} pages and a window can name {}; use a larger \
-             page_bytes",
-            Entry::MAX_FILE_PAGES
-        )));
-    }
-    let range = |index| Error::PageRange {
-        operation: "Window",
-        coordinate: "first_page",
-        index,
-        limit: file_pages,
-    };
-    let first = u64::try_from(options.first_page).map_err(|_| range(options.first_page))?;
-    if first > file_pages {
-        return Err(range(options.first_page));
-    }
-    let page_count = match (options.page_count, &options.mapping) {
-        (Some(count), _) => count,
-        (None, Mapping::List(list)) => list.len() as u64,
-        (None, _) => file_pages - first,
-    };
-    if page_count == 0 {
-        return Err(Error::Argument(
-            "Window: a window has at least one page, and this one has none".to_owned(),
-        ));
-    }
-    let most = i64::MAX.unsigned_abs() / 2 / store.page_size().bytes() as u64;
-    if page_count > most {
-        return Err(Error::Argument(format!(
-            "Window: {page_count} pages are more than the address space has, which is {most}; use \
-             fewer pages"
-        )));
-    }
-    match &options.mapping {
-        Mapping::Linear if page_count > file_pages - first => Err(Error::Argument(format!(
-            "Window: {page_count} pages from file page {first} go beyond the store, which has \
-             {file_pages}; use fewer pages, or mapping=\"none\" and remap"
-        ))),
-        Mapping::Linear => {
-            Ok(Table::new(page_count, Origin::Linear(FilePage(first)), options.prot))
-        }
-        Mapping::None => Ok(Table::new(page_count, Origin::Nothing, options.prot)),
-        Mapping::List(list) => listed_table(list, page_count, file_pages, options.prot),
-    }
-}
-
-fn listed_table(list: &[i64], page_count: u64, file_pages: u64, prot: Prot) -> Result<Table> {
-    if list.len() as u64 != page_count {
-        return Err(Error::Argument(format!(
-            "Window: the mapping has {} pages and page_count is {page_count}",
-            list.len()
-        )));
-    }
-    let mut table = Table::new(page_count, Origin::Nothing, prot);
-    for (&index, page) in list.iter().zip(0..) {
-        match u64::try_from(index) {
-            Ok(file_page) if file_page < file_pages => {
-                table.set(WindowPage(page), Entry::new(Shown::File(FilePage(file_page)), prot));
-            }
-            Err(_) if index == -1 => {}
-            _ => {
-                return Err(Error::PageRange {
-                    operation: "Window",
-                    coordinate: FilePage::COORDINATE,
-                    index,
-                    limit: file_pages,
-                })
-            }
-        }
-    }
-    Ok(table)
+    /// What was stored and not written is not wanted.
+    given_up: AtomicBool,
 }
 
 impl Window {
@@ -260,9 +129,20 @@ impl Window {
                 hint: "; the store is open for reading: open it with mode \"r+\"",
             });
         }
-        let table = first_table(&store, options)?;
+        let table = first::first_table(&store, options, kind)?;
         let page_count = table.page_count();
-        let engine = Self::make_engine(kind, &store, table, options)?;
+        let tracking = match kind {
+            EngineKind::Paged => choice::chosen_tracking(options)?,
+            EngineKind::Eager if options.prot == Prot::Write => Some(Tracking::Content),
+            EngineKind::Alias | EngineKind::Eager => None,
+        };
+        if options.tracking.is_some() && options.tracking != tracking {
+            return Err(Error::Argument(format!(
+                "Window: tracking is for windows of engine \"paged\" that may be written; leave it \
+                 out with engine \"{kind}\" or a window that is only read"
+            )));
+        }
+        let engine = Self::make_engine(kind, &store, table, tracking, options)?;
         let window = Self {
             engine,
             kind,
@@ -270,7 +150,9 @@ impl Window {
             page_count,
             prot: options.prot,
             locked: options.lock,
+            tracking,
             owner: std::process::id(),
+            given_up: false.into(),
         };
         if options.populate || options.nonblock || options.lock {
             window.populate(&Selection::All, options.nonblock, interrupt)?;
@@ -282,6 +164,7 @@ impl Window {
         kind: EngineKind,
         store: &Arc<Store>,
         table: Table,
+        tracking: Option<Tracking>,
         options: &WindowOptions,
     ) -> Result<Box<dyn Engine>> {
         let store = Arc::clone(store);
@@ -291,10 +174,11 @@ impl Window {
                 Box::new(Alias::new(store, table, options.lock)?)
             }
             EngineKind::Paged => {
-                Box::new(paged::open(store, table, options.lock, &options.calibration)?)
+                Box::new(paged::open(store, table, options.lock, tracking, &options.calibration)?)
             }
             EngineKind::Eager => {
-                Box::new(eager::open(store, table, options.lock, &options.calibration)?)
+                let writable = options.prot == Prot::Write;
+                Box::new(eager::open(store, table, options.lock, writable, &options.calibration)?)
             }
         })
     }
@@ -356,6 +240,12 @@ impl Window {
     #[must_use]
     pub fn locked(&self) -> bool {
         self.locked
+    }
+
+    /// How stores to it are noticed; None if it is coherent or only read.
+    #[must_use]
+    pub fn tracking(&self) -> Option<Tracking> {
+        self.tracking
     }
 
     /// Where it gets its pages.
@@ -425,6 +315,12 @@ impl Window {
             Prot::Read if self.kind == EngineKind::Eager && self.prot == Prot::Write => {
                 Err(Error::unsupported(operation, self.kind, "has no protection but NONE"))
             }
+            Prot::Read if self.tracking == Some(Tracking::Kernel) => Err(Error::unsupported(
+                operation,
+                self.kind,
+                "cannot keep others from storing to pages where the kernel only notes stores; make \
+                 the window with tracking=\"sync\"",
+            )),
             _ => Ok(()),
         }
     }
@@ -556,10 +452,10 @@ impl Window {
     ///
     /// # Errors
     /// Pages outside; I/O.
-    pub fn flush(&self, pages: &Selection) -> Result<()> {
+    pub fn flush(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("flush", pages)?;
         if self.prot == Prot::Write {
-            self.engine.flush(&pages)
+            self.engine.flush(&pages, interrupt)
         } else {
             Ok(())
         }
@@ -602,14 +498,14 @@ impl Window {
     pub fn dirty(&self) -> Result<Vec<bool>> {
         self.check_process("dirty")?;
         if self.prot == Prot::Write {
-            return Err(Error::unsupported(
-                "dirty",
-                self.kind,
-                "shows the file itself: a write is in the page cache at once, and which of its \
-                 pages are not on the disk yet is the kernel's to know",
-            ));
+            return self.engine.dirty();
         }
         Ok(vec![false; self.page_count as usize])
+    }
+
+    /// What was stored and not flushed is not written when the window goes.
+    pub fn give_up_changes(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
     }
 
     /// Counters and state.
@@ -619,5 +515,24 @@ impl Window {
     pub fn stats(&self) -> Result<Stats> {
         self.check_process("stats")?;
         Ok(self.engine.stats())
+    }
+}
+
+impl Drop for Window {
+    /// Writes what was stored to the window and not flushed. Nobody is left to be told of
+    /// a failure but stderr.
+    fn drop(&mut self) {
+        let writes = self.prot == Prot::Write && !self.coherent();
+        if !writes || self.check_process("close").is_err() || self.given_up.load(Ordering::Relaxed)
+        {
+            return;
+        }
+        if let Err(error) = self.flush(&Selection::All, &Uninterruptible) {
+            let pages = self.engine.stats().dirty_pages;
+            tell(format_args!(
+                "{pages} changed pages of a window on {} were not written: {error}",
+                self.store.path().map_or("shared memory".into(), |path| path.to_string_lossy())
+            ));
+        }
     }
 }

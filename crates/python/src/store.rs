@@ -191,6 +191,7 @@ impl Store {
         dict.set_item("bytes_copied", counters.bytes_copied)?;
         dict.set_item("bytes_read", counters.bytes_read)?;
         dict.set_item("reads", counters.reads)?;
+        dict.set_item("bytes_written", counters.bytes_written)?;
         Ok(dict)
     }
 }

@@ -4,10 +4,11 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fremap_core::calibrate::Calibration;
+use fremap_core::engine::cached::Tracking;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
 use fremap_core::sys::mm;
-use fremap_core::units::Prot;
+use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{Mapping, RemapOptions, Target, Window, WindowOptions};
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -93,6 +94,15 @@ fn engine(name: &str) -> PyResult<Option<EngineKind>> {
     }
 }
 
+fn tracking(name: &str) -> PyResult<Option<Tracking>> {
+    match name {
+        "auto" => Ok(None),
+        "async" => Ok(Some(Tracking::Kernel)),
+        "sync" => Ok(Some(Tracking::Faults)),
+        _ => Err(wrong_type("tracking auto, async or sync")),
+    }
+}
+
 fn mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Mapping> {
     let Ok(name) = mapping.cast::<PyString>() else {
         return numbers(mapping).map(Mapping::List);
@@ -136,6 +146,7 @@ impl WindowBase {
         populate: bool,
         nonblock: bool,
         lock: bool,
+        tracking: &str,
         calibration: &Bound<'_, PyDict>,
     ) -> PyResult<Self> {
         let options = WindowOptions {
@@ -148,6 +159,7 @@ impl WindowBase {
             populate,
             nonblock,
             lock,
+            tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
         let store = store.core();
@@ -184,6 +196,15 @@ impl WindowBase {
     #[getter]
     fn locked(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.window(py, "locked")?.locked())
+    }
+
+    #[getter]
+    fn tracking(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        Ok(self.window(py, "tracking")?.tracking().map(|tracking| match tracking {
+            Tracking::Kernel => "async",
+            Tracking::Faults => "sync",
+            Tracking::Content => "content",
+        }))
     }
 
     #[getter]
@@ -261,7 +282,7 @@ impl WindowBase {
     fn _flush(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
         let window = self.window(py, "flush")?;
         let pages = selection(pages)?;
-        run_short(py, || window.flush(&pages))
+        run(py, |interrupt| window.flush(&pages, interrupt))
     }
 
     fn _mapping<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
@@ -299,21 +320,38 @@ impl WindowBase {
         Ok(dict)
     }
 
-    /// Closes; refused while views are alive.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
+    /// Closes; refused while views are alive. What was stored and not flushed is
+    /// written, or given up; if writing fails the window stays open.
+    fn _close(&self, py: Python<'_>, discard: bool) -> PyResult<()> {
         let window = {
             let mut state = self.state();
-            if state.leaving || state.window.is_none() {
-                return Ok(());
-            }
+            let window = match &state.window {
+                Some(window) if !state.leaving => Arc::clone(window),
+                _ => return Ok(()),
+            };
             if state.exports > 0 {
                 let exports = state.exports;
                 drop(state);
                 return Err(views_alive(py, exports));
             }
-            state.window.take()
+            // Nobody gets a view any more, so nothing is stored behind the last flush.
+            state.leaving = true;
+            window
         };
-        release(window);
+        let keeps_changes = window.writable() && !window.coherent();
+        if keeps_changes && window.check_process("close").is_ok() {
+            if discard {
+                window.give_up_changes();
+            } else if let Err(error) = run(py, |interrupt| window.flush(&Selection::All, interrupt))
+            {
+                self.state().leaving = false;
+                return Err(error);
+            }
+        }
+        drop(window);
+        // Not while the state is locked: letting go of a window lets go of the GIL.
+        let last = self.state().window.take();
+        release(last);
         Ok(())
     }
 

@@ -555,7 +555,7 @@ impl Engine for Alias {
         Ok(())
     }
 
-    fn flush(&self, pages: &Pages<WindowPage>) -> Result<()> {
+    fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
         // A page that was written and then remapped away is the file's all the
         // same: the whole window is flushed by syncing the file.
         if pages.len() as u64 == lock(&self.table).page_count() {
@@ -564,10 +564,20 @@ impl Engine for Alias {
         // Not under the table's lock: writing can take long, and any mapping of
         // the range is as good.
         for run in plan::runs(pages.iter()) {
+            interrupt.check()?;
             let (offset, len) = self.bytes(run);
             self.region.sync(offset, len).map_err(|errno| Error::system("flush", errno))?;
         }
         Ok(())
+    }
+
+    fn dirty(&self) -> Result<Vec<bool>> {
+        Err(Error::unsupported(
+            "dirty",
+            "alias",
+            "shows the file itself: a write is in the page cache at once, and which of its \
+             pages are not on the disk yet is the kernel's to know",
+        ))
     }
 
     fn present(&self) -> Result<Vec<bool>> {

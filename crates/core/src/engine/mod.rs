@@ -135,7 +135,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// I/O.
-    fn flush(&self, pages: &Pages<WindowPage>) -> Result<()>;
+    fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
+
+    /// Which pages have content that the store does not have.
+    ///
+    /// # Errors
+    /// Where nobody tells.
+    fn dirty(&self) -> Result<Vec<bool>>;
 
     /// Which pages can be touched without a fault.
     ///

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared};
+use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared, Tracking};
 use super::{advise_ranges, lock, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
@@ -25,9 +25,11 @@ use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
+use crate::sys::pagemap::StoreScan;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
-use crate::sys::uffd::{Partial, Uffd};
+use crate::sys::thread::send_segv;
+use crate::sys::uffd::{Fault, Partial, Stores, Uffd};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{PageSize, Prot, WindowPage};
 
@@ -44,11 +46,21 @@ pub struct PagedFrames {
     uffd: Uffd,
     process: Option<OwnProcess>,
     locked: bool,
+    tracking: Option<Tracking>,
+    /// Where the kernel notes stores.
+    scan: Option<StoreScan>,
 }
 
 impl PagedFrames {
-    fn new(bytes: usize, page: PageSize, locked: bool) -> Result<Self, Errno> {
-        let uffd = Uffd::open()?;
+    fn new(
+        bytes: usize,
+        page: PageSize,
+        locked: bool,
+        tracking: Option<Tracking>,
+    ) -> Result<Self, Errno> {
+        let noted = tracking == Some(Tracking::Kernel);
+        let uffd = Uffd::open(if noted { Stores::AreNoted } else { Stores::Fault })?;
+        let scan = if noted { Some(StoreScan::open()?) } else { None };
         let align = page.bytes().max(if bytes >= BLOCK_BYTES { BLOCK_BYTES } else { 0 });
         // A read-only window is writable memory too: MOVE wants that. What is
         // handed out of it is read-only.
@@ -57,8 +69,14 @@ impl PagedFrames {
         if locked {
             region.lock_on_fault(0, bytes)?;
         }
-        uffd.register_missing(&region)?;
-        Ok(Self { region, uffd, process: OwnProcess::open(), locked })
+        if tracking.is_some() {
+            // Stores are noticed by small pages.
+            advise_if_built(&region, Advice::NoHugePage)?;
+            uffd.register_missing_and_protected(&region)?;
+        } else {
+            uffd.register_missing(&region)?;
+        }
+        Ok(Self { region, uffd, process: OwnProcess::open(), locked, tracking, scan })
     }
 
     fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
@@ -99,6 +117,28 @@ impl PagedFrames {
         Ok(filled)
     }
 
+    /// Moves all pages of `from` to `to`, page by page where the kernel's answer leaves
+    /// open which of them it has moved. Pages that are at `to` already stay.
+    fn relocate(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
+        if self.uffd.move_pages(to, from).is_ok() {
+            return Ok(());
+        }
+        let page = system_page_bytes();
+        for at in (0..to.len()).step_by(page) {
+            let (to, from) = (to.part(at, page), from.part(at, page));
+            let mut waits = 0;
+            while !is_present(to)? {
+                let Err(stop) = self.uffd.move_pages(to, from) else { break };
+                if waits == MAX_PINNED_WAITS || !matches!(stop.errno, Errno::BUSY | Errno::EXIST) {
+                    return Err(stop.errno);
+                }
+                waits += 1;
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
     /// Copies staged pages in after the kernel refused to move them. A page that
     /// is not there would be copied as zeros: it was moved already, or is missing.
     fn copy_staged(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
@@ -107,7 +147,7 @@ impl PagedFrames {
             let stopped = |errno| Partial { done_bytes: done, errno };
             let source = from.part(done, page);
             if is_present(source).map_err(stopped)? {
-                self.copy_in(offset + done, source).map_err(|p| p.after(done))?;
+                self.copy_in(offset + done, source, false).map_err(|p| p.after(done))?;
             } else if !is_present(self.region.span(offset + done, page)).map_err(stopped)? {
                 return Err(stopped(Errno::NOENT));
             }
@@ -115,9 +155,17 @@ impl PagedFrames {
         Ok(())
     }
 
-    fn copy_in(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
+    /// Copies pages in. `protect`: a store to them is noticed.
+    fn copy_in(&self, offset: usize, from: Span<'_>, protect: bool) -> Result<(), Partial> {
         let to = self.region.span(offset, from.len());
-        let Err(first) = self.uffd.copy(to, from) else { return Ok(()) };
+        let copy = |to, from| {
+            if protect {
+                self.uffd.copy_protected(to, from)
+            } else {
+                self.uffd.copy(to, from)
+            }
+        };
+        let Err(first) = copy(to, from) else { return Ok(()) };
         if first.errno != Errno::EXIST {
             return Err(first);
         }
@@ -126,8 +174,7 @@ impl PagedFrames {
         let rest = from.len() - done;
         let stopped = |errno| Partial { done_bytes: done, errno };
         self.region.advise(offset + done, rest, self.dont_need()).map_err(stopped)?;
-        self.uffd
-            .copy(to.part(done, rest), from.part(done, rest))
+        copy(to.part(done, rest), from.part(done, rest))
             .map_err(|second| Partial { done_bytes: done + second.done_bytes, errno: second.errno })
     }
 }
@@ -154,16 +201,69 @@ impl Frames for PagedFrames {
     fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno> {
         // Pages shared with a child cannot be moved.
         staging.keep_from_children()?;
+        // What is moved arrives unprotected: a store to it would go unnoticed.
+        let moves = self.uffd.features().swap() && self.tracking.is_none();
         let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
         advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
         if self.locked {
             staging.lock_on_fault(0, staging.len())?;
         }
-        if !self.uffd.features().swap() {
+        if !moves {
             return Ok(false);
         }
         self.uffd.register_move_target(staging)?;
         Ok(true)
+    }
+
+    fn tracking(&self) -> Option<Tracking> {
+        self.tracking
+    }
+
+    fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno> {
+        limbo.keep_from_children()?;
+        advise_if_built(limbo, Advice::NoHugePage)?;
+        if self.locked {
+            limbo.lock_on_fault(0, limbo.len())?;
+        }
+        self.uffd.register_move_target(limbo)
+    }
+
+    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno> {
+        self.relocate(to, self.region.span(offset, to.len()))
+    }
+
+    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno> {
+        self.relocate(self.region.span(offset, from.len()), from)
+    }
+
+    fn protect_from_stores(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        if self.tracking != Some(Tracking::Faults) {
+            return Ok(());
+        }
+        let protect =
+            |&(at, len): &(usize, usize)| self.uffd.write_protect(self.region.span(at, len), true);
+        ranges.iter().try_for_each(protect)
+    }
+
+    fn stores(
+        &self,
+        offset: usize,
+        len: usize,
+        protect: bool,
+        stored: &mut Vec<(usize, usize)>,
+    ) -> Result<(), Errno> {
+        match &self.scan {
+            Some(scan) => scan.stores(self.region.span(offset, len), protect, stored),
+            None => Ok(()),
+        }
+    }
+
+    fn wake(&self, ranges: &[(usize, usize)]) {
+        for &(at, len) in ranges {
+            if let Err(errno) = self.uffd.wake(self.region.span(at, len)) {
+                tell(format_args!("waking those who wait for a page failed ({errno})"));
+            }
+        }
     }
 
     fn fill(
@@ -172,6 +272,7 @@ impl Frames for PagedFrames {
         from: Span<'_>,
         spare: Option<Span<'_>>,
         before: Before,
+        track: bool,
     ) -> Result<Filled, Partial> {
         let to = self.region.span(offset, from.len());
         let stopped = |errno| Partial { done_bytes: 0, errno };
@@ -182,7 +283,7 @@ impl Frames for PagedFrames {
         }
         match spare {
             Some(_) => self.move_in(offset, to, from),
-            None => self.copy_in(offset, from).map(|()| Filled::Copied),
+            None => self.copy_in(offset, from, track).map(|()| Filled::Copied),
         }
     }
 
@@ -284,22 +385,63 @@ impl Shared<PagedFrames> {
     }
 
     fn wake(&self, page: WindowPage) {
-        let span = self.frames.region.span(offset_of(self.page(), page), self.page().bytes());
-        if let Err(errno) = self.frames.uffd.wake(span) {
-            tell(format_args!("window page {}: waking its readers failed ({errno})", page.0));
+        self.frames.wake(&[self.range_of(page)]);
+    }
+
+    fn range_of(&self, page: WindowPage) -> (usize, usize) {
+        (offset_of(self.page(), page), self.page().bytes())
+    }
+
+    /// A store to a page that is protected from it: lets it through and notes it, or makes
+    /// it a signal where the page is only to be read.
+    fn serve_store(&self, page: WindowPage, fault: Fault) {
+        let mut state = lock(&self.state);
+        let entry = state.get(page);
+        if entry.held() {
+            // Whoever holds the page wakes the thread.
+            return;
         }
+        let allowed = entry.prot() == Prot::Write;
+        if entry.present() && allowed {
+            if entry.shown() != Shown::Placed {
+                state.mark(page, entry.with_dirty(true));
+            }
+            let (at, len) = self.range_of(page);
+            // Wakes the thread. Should it fail the store is a fault once more.
+            if self.frames.uffd.write_protect(self.frames.region.span(at, len), false).is_ok() {
+                return;
+            }
+        }
+        drop(state);
+        if entry.present() && !allowed {
+            if let Err(errno) = send_segv(fault.thread, fault.address) {
+                tell(format_args!(
+                    "window page {}: a store to a page that is only to be read cannot be made a \
+                     signal ({errno})",
+                    page.0
+                ));
+            }
+        }
+        self.wake(page);
     }
 
     /// Shows `content` on `page` if the page is still what it was when its
     /// reading began; false if it has to be served anew.
-    fn show(&self, page: WindowPage, expected: Entry, content: Span<'_>) -> bool {
+    fn show(&self, page: WindowPage, expected: Entry, content: Span<'_>, stores: bool) -> bool {
         let mut state = lock(&self.state);
         if !state.is_serving(page) {
             return false;
         }
         let offset = offset_of(self.page(), page);
-        if self.frames.copy_in(offset, content).is_ok() {
-            state.end_serving(page, expected.with_present(true));
+        let tracked = self.frames.tracking.is_some();
+        // Who is about to store need not fault a second time.
+        let dirty = tracked && stores && expected.prot() == Prot::Write;
+        if self.frames.copy_in(offset, content, tracked && !dirty).is_ok() {
+            if let (true, Some(file_page)) = (tracked, expected.shown().file_page()) {
+                let file_bytes = self.store.expected_bytes(file_page);
+                state.note_loaded(file_page, file_bytes, self.page());
+            }
+            state.end_serving(page, expected.with_present(true).with_dirty(dirty));
             Counters::add(&self.counters.faults, 1);
         } else {
             drop(state);
@@ -322,17 +464,26 @@ impl Serve for Server {
         &self.shared.frames.uffd
     }
 
-    fn serve(&self, address: u64) {
+    fn serve(&self, fault: Fault) {
         let shared = &self.shared;
+        let address = fault.address;
         let start = shared.frames.region.start() as u64;
         if address < start || address - start >= shared.frames.region.len() as u64 {
             return;
         }
         let page = WindowPage(shared.page().index_of(address - start));
+        if fault.protected {
+            shared.serve_store(page, fault);
+            return;
+        }
         let buffer = lock(&self.buffer);
         let content = buffer.span(0, buffer.len());
         loop {
             let entry = lock(&shared.state).begin_serving(page);
+            if entry.held() {
+                // Whoever holds the page wakes the thread.
+                return;
+            }
             if entry.present() {
                 if shared.recheck(page, entry, address) {
                     return;
@@ -353,7 +504,7 @@ impl Serve for Server {
                 continue;
             };
             let ended = match shared.store.read_page(file_page, content) {
-                Ok(()) => shared.show(page, entry, content),
+                Ok(()) => shared.show(page, entry, content, fault.stores),
                 Err(error) => shared.give_up(page, entry, &error.to_string()),
             };
             if ended {
@@ -371,12 +522,13 @@ pub fn open(
     store: Arc<Store>,
     table: Table,
     locked: bool,
+    tracking: Option<Tracking>,
     calibration: &Calibration,
 ) -> Result<Cached<PagedFrames>> {
     let page = store.page_size();
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
-    let frames = PagedFrames::new(bytes, page, locked).map_err(fail)?;
+    let frames = PagedFrames::new(bytes, page, locked, tracking).map_err(fail)?;
     let mut buffer = Region::anonymous(page.bytes(), 1, Access::Write).map_err(fail)?;
     buffer.keep_from_children().map_err(fail)?;
     let cached = Cached::new(store, frames, table, calibration);

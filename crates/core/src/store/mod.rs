@@ -29,8 +29,9 @@ use crate::sys::span::Span;
 use crate::units::{FilePage, PageSize, Pages};
 
 pub(crate) use counters::Counters;
-pub use counters::ReadCounters;
+pub use counters::StoreCounters;
 use source::Source;
+pub use write::Outgoing;
 
 /// Where the pages of a store live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,7 +199,7 @@ impl Store {
 
     /// What was read so far, and how.
     #[must_use]
-    pub fn counters(&self) -> ReadCounters {
+    pub fn counters(&self) -> StoreCounters {
         self.counters.read()
     }
 

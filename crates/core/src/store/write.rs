@@ -1,20 +1,34 @@
 //! Writing pages to a store.
 //!
-//! What is written passes through a buffer of this crate's: the caller's memory
+//! What a caller gives passes through a buffer of this crate's: the caller's memory
 //! may lie in a window whose pages the kernel cannot bring, so only user code
-//! touches it.
+//! touches it. A window's own pages, which are present, are written from where they lie.
 
 use std::os::fd::AsFd;
 
 use super::Store;
 use crate::error::{Error, Interrupt, Result};
-use crate::sys::file as sys_file;
+use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::units::{FilePage, Pages};
 
 /// Bytes of the buffer, and of the longest single write.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// Pages of one write: the kernel takes 1024 separate buffers.
+const MAX_RUN_PAGES: usize = 256;
+
+/// A page to be written from memory that stays present.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'m> {
+    /// The page of the store.
+    pub page: FilePage,
+    /// Its content, a page long.
+    pub content: Span<'m>,
+    /// Bytes of it that the file had when it was read.
+    pub file_bytes: usize,
+}
 
 /// A stretch of one write: where it starts in the file and in the caller's
 /// data, and how long it is.
@@ -72,6 +86,85 @@ impl Store {
                 done += stretch.len;
             }
             position += count;
+        }
+        Ok(())
+    }
+
+    /// Writes pages from memory that stays present, sorted by page. Neighbours are
+    /// written together. Of each no more is written than the file had when the page
+    /// was read, nor than it has now: pages that the file has lost are an error.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write), with the number of pages from the front that are written.
+    pub fn write_from(&self, pages: &[Outgoing<'_>], interrupt: &dyn Interrupt) -> Result<()> {
+        let limit = (BUFFER_BYTES / self.page_size().bytes()).clamp(1, MAX_RUN_PAGES);
+        let mut done = 0;
+        while done < pages.len() {
+            let completed = |error: Error| error.with_completed(done);
+            interrupt.check().map_err(completed)?;
+            let rest = &pages[done..];
+            let follows = |pair: &[Outgoing<'_>]| {
+                pair[0].page.0 + 1 == pair[1].page.0
+                    && pair[0].file_bytes == self.page_size().bytes()
+            };
+            let count =
+                1 + rest.windows(2).take(limit - 1).take_while(|pair| follows(pair)).count();
+            let file_bytes = self.size_now().map_err(completed)?;
+            self.write_run(&rest[..count], file_bytes)
+                .map_err(|error| completed_before(error, rest[0].page, done))?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn write_run(&self, run: &[Outgoing<'_>], file_bytes: u64) -> Result<()> {
+        let start = self.page_size().bytes_of(run[0].page.0);
+        let had = (run.len() - 1) * self.page_size().bytes() + run[run.len() - 1].file_bytes;
+        let left = usize::try_from(file_bytes.saturating_sub(start)).unwrap_or(usize::MAX);
+        let len = had.min(left);
+        let mut done = 0;
+        if let Some(direct) = &self.direct_fd {
+            done = len - len % system_page_bytes();
+            self.write_parts(direct.as_fd(), run, 0..done)?;
+        }
+        self.write_parts(self.fd(), run, done..len)?;
+        // Within the page that holds the end of the file nothing is missing.
+        let missing = self.page_size().count_of(file_bytes);
+        match run.iter().find(|outgoing| outgoing.page.0 >= missing && outgoing.file_bytes > 0) {
+            Some(outgoing) => Err(self.truncated("write", outgoing.page)),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes the bytes `range` of a run of pages, going on after short counts.
+    fn write_parts(
+        &self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        run: &[Outgoing<'_>],
+        range: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let page_bytes = self.page_size().bytes();
+        let start = self.page_size().bytes_of(run[0].page.0);
+        let mut done = range.start;
+        while done < range.end {
+            let mut parts = Parts::default();
+            let mut at = done;
+            while at < range.end {
+                let within = at % page_bytes;
+                let len = (page_bytes - within).min(range.end - at);
+                parts.push(run[at / page_bytes].content.part(within, len));
+                at += len;
+            }
+            let page = || Some(FilePage(self.page_size().index_of(start + done as u64)));
+            match sys_file::write_parts_at(fd, &parts, start + done as u64) {
+                Ok(0) => return Err(self.io_error("write", page(), rustix::io::Errno::NOSPC)),
+                Ok(written) => {
+                    self.count().add_written(written);
+                    done += written;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(self.io_error("write", page(), errno)),
+            }
         }
         Ok(())
     }
@@ -144,6 +237,7 @@ impl Store {
         let at = |done: usize| FilePage(self.page_size().index_of(offset + done as u64));
         let done = sys_file::write_at(fd, bytes, offset)
             .map_err(|(errno, done)| self.io_error("write", Some(at(done)), errno))?;
+        self.count().add_written(done);
         if done < bytes.len() {
             return Err(self.io_error("write", Some(at(done)), rustix::io::Errno::NOSPC));
         }

@@ -274,6 +274,22 @@ pub fn read_parts_at(
     moved(unsafe { libc::preadv(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
 }
 
+/// One `pwritev`: may stop short anywhere.
+///
+/// # Errors
+/// As [`write_at`]; EINTR.
+pub fn write_parts_at(
+    fd: BorrowedFd<'_>,
+    parts: &Parts<'_>,
+    offset_bytes: u64,
+) -> Result<usize, Errno> {
+    let offset = file_offset(offset_bytes)?;
+    let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
+    enter(Call::Write)?;
+    // SAFETY: every part came from a span that is mapped and readable.
+    moved(unsafe { libc::pwritev(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
+}
+
 /// `pwrite` until all of `bytes` is written; says how many were.
 ///
 /// # Errors

@@ -3,11 +3,24 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
-use super::mm::{system_page_bytes, Region};
+use super::call::{enter, Call};
+use super::mm::{last_errno, system_page_bytes, Region};
+use super::span::Span;
+
+/// `PAGEMAP_SCAN` (Linux 6.7).
+const PAGEMAP_SCAN: libc::Ioctl = 0xC060_6610;
+const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
+const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// Ranges that one scan tells of.
+const SCAN_RANGES: usize = 512;
 
 /// Bit of a `/proc/self/pagemap` entry: the page is mapped.
 const PRESENT: u64 = 1 << 63;
@@ -51,6 +64,93 @@ pub fn region_mapping_count(region: &Region) -> Result<u64, Errno> {
     let start = region.start() as u64;
     let end = start + region.len() as u64;
     count_mappings(|mapping| mapping.start < end && mapping.end > start)
+}
+
+/// `struct pm_scan_arg`
+#[repr(C)]
+#[derive(Default)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// `struct page_region`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// Asks which pages were stored to, in memory whose stores the kernel notes
+/// (`UFFD_FEATURE_WP_ASYNC`).
+#[derive(Debug)]
+pub struct StoreScan(File);
+
+impl StoreScan {
+    /// Opens this process's page map.
+    ///
+    /// # Errors
+    /// ENOENT where `/proc` is not mounted.
+    pub fn open() -> Result<Self, Errno> {
+        File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
+    }
+
+    /// `PAGEMAP_SCAN` (6.7): adds the ranges of `span` (offset, length) to `stored`
+    /// that were stored to since they were write-protected. `protect`: protects them
+    /// in the same step, so that no store falls between.
+    ///
+    /// # Errors
+    /// EPERM for memory whose stores are not noted, ENOTTY on older kernels.
+    pub fn stores(
+        &self,
+        span: Span<'_>,
+        protect: bool,
+        stored: &mut Vec<(usize, usize)>,
+    ) -> Result<(), Errno> {
+        let first = span.start() as u64;
+        let end = first + span.len() as u64;
+        let mut ranges = [PageRegion::default(); SCAN_RANGES];
+        let mut start = first;
+        while start < end {
+            enter(Call::PagemapScan)?;
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags: PM_SCAN_CHECK_WPASYNC | if protect { PM_SCAN_WP_MATCHING } else { 0 },
+                start,
+                end,
+                vec: ranges.as_mut_ptr() as u64,
+                vec_len: SCAN_RANGES as u64,
+                category_mask: PAGE_IS_WRITTEN,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+                return_mask: PAGE_IS_WRITTEN,
+                ..ScanArgument::default()
+            };
+            // SAFETY: the argument has the layout of struct pm_scan_arg, and its
+            // vector that of as many struct page_region; the range is a span's.
+            let found = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            let found = usize::try_from(found).map_err(|_| last_errno())?;
+            stored.extend(
+                ranges[..found].iter().map(|range| {
+                    ((range.start - first) as usize, (range.end - range.start) as usize)
+                }),
+            );
+            // A kernel that does not go on would be asked for ever.
+            start = if argument.walk_end > start { argument.walk_end } else { end };
+        }
+        Ok(())
+    }
 }
 
 /// Which system pages of `region` are mapped (`/proc/self/pagemap`), one bool each.

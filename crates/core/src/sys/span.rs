@@ -85,6 +85,16 @@ impl<'a> Span<'a> {
         unsafe { std::ptr::copy(source.start, self.start, self.len) }
     }
 
+    /// Copies the bytes of the span into `into`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy_to(self, into: &mut [u8]) {
+        assert_eq!(into.len(), self.len, "lengths differ");
+        // SAFETY: `new` promises that the span is mapped; the slice is as long.
+        unsafe { std::ptr::copy(self.start, into.as_mut_ptr(), self.len) }
+    }
+
     /// The bytes, copied out.
     #[must_use]
     pub fn to_vec(self) -> Vec<u8> {

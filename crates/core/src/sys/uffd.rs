@@ -24,12 +24,17 @@ const UFFDIO_REGISTER: libc::Ioctl = 0xC020_AA00;
 const UFFDIO_WAKE: libc::Ioctl = 0x8010_AA02;
 const UFFDIO_COPY: libc::Ioctl = 0xC028_AA03;
 const UFFDIO_MOVE: libc::Ioctl = 0xC028_AA05;
+const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xC018_AA06;
 const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
 
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
+const COPY_MODE_WP: u64 = 2;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
+const WRITEPROTECT_MODE_WP: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
+const PAGEFAULT_FLAG_WRITE: u64 = 1;
+const PAGEFAULT_FLAG_WP: u64 = 2;
 
 /// Descriptors that outlive mistakes have numbers from here on, if the limit allows.
 const KEEPER_FD: RawFd = 512;
@@ -42,9 +47,12 @@ pub struct Features(u64);
 
 impl Features {
     const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    const THREAD_ID: u64 = 1 << 8;
     const POISON: u64 = 1 << 14;
+    const WP_ASYNC: u64 = 1 << 15;
     const MOVE: u64 = 1 << 16;
-    const USED: u64 = Self::PAGEFAULT_FLAG_WP | Self::POISON | Self::MOVE;
+    const USED: u64 =
+        Self::PAGEFAULT_FLAG_WP | Self::THREAD_ID | Self::POISON | Self::WP_ASYNC | Self::MOVE;
 
     fn without(self, bit: u64, absent: bool) -> Self {
         Self(if absent { self.0 & !bit } else { self.0 })
@@ -62,12 +70,41 @@ impl Features {
         self.0 & Self::POISON != 0
     }
 
+    /// Stores to protected pages that the kernel notes without a fault, to be asked
+    /// for by `PAGEMAP_SCAN` (6.7).
+    #[must_use]
+    pub fn async_writes(self) -> bool {
+        self.0 & Self::WP_ASYNC != 0 && self.write_protect()
+    }
+
     /// `UFFDIO_MOVE` (6.8) into ranges registered for write protection, which is
     /// how frames are taken back out of a window.
     #[must_use]
     pub fn swap(self) -> bool {
         self.0 & Self::MOVE != 0 && self.write_protect()
     }
+}
+
+/// What becomes of a store to a write-protected page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stores {
+    /// It is a fault, as a touch of an absent page is.
+    Fault,
+    /// The kernel lets it through and notes the page ([`Features::async_writes`]).
+    AreNoted,
+}
+
+/// A thread that stands still at an address until it is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where.
+    pub address: u64,
+    /// Whether it wants to store there.
+    pub stores: bool,
+    /// Whether the page is there, and write-protected.
+    pub protected: bool,
+    /// The thread, by its number; 0 where the kernel does not tell (before 4.14).
+    pub thread: u32,
 }
 
 /// Who can be served: faults of user code alone, or those of system calls too.
@@ -125,6 +162,12 @@ struct TransferArgument {
     len: u64,
     mode: u64,
     done: i64,
+}
+
+#[repr(C)]
+struct WriteProtectArgument {
+    range: RangeArgument,
+    mode: u64,
 }
 
 #[repr(C)]
@@ -206,18 +249,33 @@ fn handshake(fd: &OwnedFd, features: u64) -> Result<Features, Errno> {
 }
 
 impl Uffd {
-    /// Opens a userfaultfd with every feature that fremap uses and this kernel has.
+    /// What this kernel's userfaultfd has.
     ///
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp).
-    pub fn open() -> Result<Self, Errno> {
+    pub fn supported() -> Result<Features, Errno> {
         let (probe, _) = open_descriptor()?;
         let supported = handshake(&probe, 0)?;
-        drop(probe);
-        let (fd, scope) = open_descriptor()?;
-        let features = Features(supported.0 & Features::USED)
+        Ok(Features(supported.0 & Features::USED)
             .without(Features::MOVE, enter(Call::ProbeMove).is_err())
-            .without(Features::POISON, enter(Call::ProbePoison).is_err());
+            .without(Features::POISON, enter(Call::ProbePoison).is_err())
+            .without(Features::PAGEFAULT_FLAG_WP, enter(Call::ProbeWriteProtect).is_err())
+            .without(Features::WP_ASYNC, enter(Call::ProbeAsync).is_err()))
+    }
+
+    /// Opens a userfaultfd with every feature that fremap uses and this kernel has.
+    ///
+    /// # Errors
+    /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp), EINVAL where
+    /// the kernel notes no stores.
+    pub fn open(stores: Stores) -> Result<Self, Errno> {
+        let supported = Self::supported()?;
+        let noted = stores == Stores::AreNoted;
+        if noted && !supported.async_writes() {
+            return Err(Errno::INVAL);
+        }
+        let (fd, scope) = open_descriptor()?;
+        let features = supported.without(Features::WP_ASYNC, !noted);
         handshake(&fd, features.0)?;
         let keeper = rustix::io::fcntl_dupfd_cloexec(&fd, KEEPER_FD)
             .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
@@ -257,6 +315,15 @@ impl Uffd {
     /// EINVAL for memory that does not take it.
     pub fn register_missing(&self, region: &Region) -> Result<(), Errno> {
         self.register(region, REGISTER_MODE_MISSING)
+    }
+
+    /// Has the faults of absent pages of `region` delivered here, and makes it a
+    /// range whose pages can be write-protected (5.7).
+    ///
+    /// # Errors
+    /// EINVAL for memory that does not take it.
+    pub fn register_missing_and_protected(&self, region: &Region) -> Result<(), Errno> {
+        self.register(region, REGISTER_MODE_MISSING | REGISTER_MODE_WP)
     }
 
     /// Makes `region` a place that [`move_pages`](Self::move_pages) may move to,
@@ -319,6 +386,35 @@ impl Uffd {
     /// EEXIST where a page is present already.
     pub fn copy(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, 0)
+    }
+
+    /// The same with `UFFDIO_COPY_MODE_WP` (5.7): the pages arrive write-protected.
+    ///
+    /// # Errors
+    /// As [`copy`](Self::copy).
+    pub fn copy_protected(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+        self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, COPY_MODE_WP)
+    }
+
+    /// `UFFDIO_WRITEPROTECT` (5.7): protects pages that are present from stores, or
+    /// lets stores to them again and wakes who waits for that.
+    ///
+    /// # Errors
+    /// ENOENT for a range that is not registered for it; EAGAIN while the mapping changes.
+    pub fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
+        let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
+        for _ in 0..MAX_RETRIES {
+            enter(Call::UffdWriteProtect)?;
+            let mut argument = WriteProtectArgument { range: range(span), mode };
+            // SAFETY: the argument has the layout of struct uffdio_writeprotect.
+            let result = check(unsafe {
+                libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut argument)
+            });
+            if result != Err(Errno::AGAIN) {
+                return result;
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// `UFFDIO_MOVE` (6.8): moves all pages of `from`, which are present, to
@@ -384,11 +480,11 @@ impl Uffd {
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &raw mut argument) })
     }
 
-    /// Takes the addresses of faults that wait, without blocking.
+    /// Takes the faults that wait, without blocking.
     ///
     /// # Errors
     /// EAGAIN when there is none.
-    pub fn faults(&self, addresses: &mut Vec<u64>) -> Result<(), Errno> {
+    pub fn faults(&self, faults: &mut Vec<Fault>) -> Result<(), Errno> {
         const BATCH: usize = 16;
         enter(Call::UffdRead)?;
         let empty = Message { event: 0, reserved: [0; 7], flags: 0, address: 0, thread: 0 };
@@ -401,8 +497,13 @@ impl Uffd {
             return Err(last_errno());
         };
         let count = read / std::mem::size_of::<Message>();
-        let faults = messages[..count].iter().filter(|message| message.event == EVENT_PAGEFAULT);
-        addresses.extend(faults.map(|message| message.address));
+        let of_pages = messages[..count].iter().filter(|message| message.event == EVENT_PAGEFAULT);
+        faults.extend(of_pages.map(|message| Fault {
+            address: message.address,
+            stores: message.flags & PAGEFAULT_FLAG_WRITE != 0,
+            protected: message.flags & PAGEFAULT_FLAG_WP != 0,
+            thread: message.thread as u32,
+        }));
         Ok(())
     }
 }

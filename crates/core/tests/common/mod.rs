@@ -41,6 +41,7 @@ pub fn options(engine: EngineKind) -> WindowOptions {
         populate: engine == EngineKind::Eager,
         nonblock: false,
         lock: false,
+        tracking: None,
         calibration: Calibration::default(),
     }
 }

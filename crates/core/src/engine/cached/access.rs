@@ -1,6 +1,6 @@
 //! Taking access from pages and giving it back; content of their own.
 
-use super::frames::{Filled, Frames};
+use super::frames::{Filled, Frames, Tracking};
 use super::load::Step;
 use super::staging::Staging;
 use super::{offset_of, pieces, Cached};
@@ -43,6 +43,30 @@ impl<F: Frames> Cached<F> {
             }
         }
         denied.map_err(|errno| Error::system("protect", errno))
+    }
+
+    /// Lets pages that may be touched be stored to, or not any more.
+    pub(super) fn change_access(
+        &self,
+        pages: impl Iterator<Item = WindowPage>,
+        prot: Prot,
+    ) -> Result<()> {
+        let mut state = lock(&self.shared.state);
+        let differs =
+            |&(_, entry): &(WindowPage, Entry)| entry.prot() != Prot::None && entry.prot() != prot;
+        let changed: Vec<(WindowPage, Entry)> =
+            pages.map(|page| (page, state.get(page))).filter(differs).collect();
+        if prot == Prot::Read {
+            let present = changed.iter().filter(|(_, entry)| entry.present());
+            let ranges = self.ranges(present.map(|(page, _)| *page));
+            let protected = self.shared.frames.protect_from_stores(&ranges);
+            protected.map_err(|errno| Error::system("protect", errno))?;
+        }
+        for (page, entry) in changed {
+            // What was stored before still has to be written.
+            state.mark(page, entry.with_prot(prot));
+        }
+        Ok(())
     }
 
     pub(super) fn give_access(
@@ -197,9 +221,36 @@ impl<F: Frames> Cached<F> {
         for piece in pieces(pages.len()) {
             let steps = self.populate_steps(pages, piece.clone(), &mut mask);
             self.carry_out("place", control, Fill::All, &steps, &mut mask, interrupt)?;
+            let placed = piece.clone().map(|position| pages.at(position));
+            let _held = self.save_and_hold("place", placed, interrupt)?;
+            if self.shared.frames.tracking() == Some(Tracking::Kernel) {
+                self.place_saved(control, pages, piece)?;
+                continue;
+            }
             for position in piece {
                 self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Makes pages their own that were taken out of the window, and that the store has.
+    fn place_saved(
+        &self,
+        control: &mut Option<Staging>,
+        pages: &Pages<WindowPage>,
+        piece: std::ops::Range<usize>,
+    ) -> Result<()> {
+        let mut content = vec![0; self.page.bytes()];
+        for position in piece {
+            let page = pages.at(position);
+            let shown = lock(&self.shared.state).get(page).shown();
+            let Shown::File(file_page) = shown else { continue };
+            self.shared
+                .store
+                .read_page(file_page, Span::of(&mut content))
+                .and_then(|()| self.place_run(control, Run { first: page, count: 1 }, |_| &content))
+                .map_err(|error| error.with_operation("place").with_completed(position))?;
         }
         Ok(())
     }

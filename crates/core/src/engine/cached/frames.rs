@@ -25,6 +25,17 @@ pub enum Filled {
     Copied,
 }
 
+/// How stores to a window's pages are noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// The first store to a page is a fault that is served.
+    Faults,
+    /// The kernel notes it.
+    Kernel,
+    /// The content is compared with what was loaded, by its hash.
+    Content,
+}
+
 /// How pages get into the window's memory and out of it. Ranges are (offset,
 /// length) in bytes. Each function is called with the state locked.
 pub trait Frames: Send + Sync + std::fmt::Debug {
@@ -44,7 +55,10 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
     /// Whether the window's and staging memory are locked.
     fn locked(&self) -> bool;
 
-    /// Shows `from` at `offset` in place of what is there.
+    /// How stores are noticed; None in a window that is only read.
+    fn tracking(&self) -> Option<Tracking>;
+
+    /// Shows `from` at `offset` in place of what is there. `track`: stores to it are noticed.
     ///
     /// # Errors
     /// Where it stopped; pages behind that are absent.
@@ -54,7 +68,49 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
         from: Span<'_>,
         spare: Option<Span<'_>>,
         before: Before,
+        track: bool,
     ) -> Result<Filled, Partial>;
+
+    /// Prepares memory that pages are moved out to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno>;
+
+    /// Moves present pages out of the window to empty memory, as they are.
+    ///
+    /// # Errors
+    /// The kernel's; pages may be in either place then.
+    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno>;
+
+    /// Moves pages back that [`move_out`](Self::move_out) has moved, where they were:
+    /// they count as stored to. Those that never left stay.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno>;
+
+    /// Notices the next stores to pages anew, where a fault tells of them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn protect_from_stores(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+
+    /// Adds the ranges (from `offset` on) that were stored to, where the kernel notes
+    /// them. `protect`: notices stores anew.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn stores(
+        &self,
+        offset: usize,
+        len: usize,
+        protect: bool,
+        stored: &mut Vec<(usize, usize)>,
+    ) -> Result<(), Errno>;
+
+    /// Has those look again who wait for pages.
+    fn wake(&self, ranges: &[(usize, usize)]);
 
     /// Makes pages absent.
     ///

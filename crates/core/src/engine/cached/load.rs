@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
+use xxhash_rust::xxh3::xxh3_128;
 
-use super::frames::{Before, Filled, Frames};
+use super::frames::{Before, Filled, Frames, Tracking};
 use super::staging::{Ring, Staging};
 use super::{Cached, State};
 use crate::engine::{lock, Fill};
@@ -145,15 +146,33 @@ impl<F: Frames> Cached<F> {
             state.begin_drop(page);
         }
         let (offset, len) = self.bytes(run);
-        let result = self.shared.frames.fill(offset, from, spare, before);
+        let tracking = self.shared.frames.tracking();
+        // The pages of a run are all of files, or all placed.
+        let track = tracking.is_some() && entry_of(0).shown().file_page().is_some();
+        let result = self.shared.frames.fill(offset, from, spare, before, track);
         let done = match &result {
             Ok(_) => run.count,
             Err(partial) => self.page.index_of(partial.done_bytes as u64),
         };
+        let hashed = track && tracking == Some(Tracking::Content);
+        let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {
             let page = run.first.offset(index);
             state.shelf.remove(&page);
-            state.set(page, entry_of(index).with_present(true));
+            let entry = entry_of(index);
+            if let (true, Some(file_page)) = (track, entry.shown().file_page()) {
+                state.note_loaded(
+                    file_page,
+                    self.shared.store.expected_bytes(file_page),
+                    self.page,
+                );
+                if hashed {
+                    from.part(index as usize * self.page.bytes(), content.len())
+                        .copy_to(&mut content);
+                    state.hashes[page.0 as usize] = xxh3_128(&content);
+                }
+            }
+            state.set(page, entry.with_present(true));
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
         match result {

@@ -20,16 +20,19 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use rustix::io::Errno;
 
 mod access;
 mod frames;
+mod limbo;
 mod load;
+mod save;
 mod staging;
 
-pub use frames::{Before, Filled, Frames};
+pub use frames::{Before, Filled, Frames, Tracking};
+use limbo::Limbo;
 use load::{Step, STEP_PAGES};
 use staging::Staging;
 
@@ -44,7 +47,7 @@ use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Region};
 use crate::sys::pagemap;
 use crate::table::{Entry, Shown, Table};
-use crate::units::{PageIndex, PageSize, Pages, Prot, Run, WindowPage};
+use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
 /// Pages looked at between two questions whether to stop.
 const PIECE_PAGES: usize = 65_536;
@@ -59,11 +62,36 @@ pub struct State {
     shelf: HashMap<WindowPage, Vec<u8>>,
     /// The page that the fault thread is reading for, until a call changes it.
     serving: Option<WindowPage>,
+    /// File pages that are shown as they were when the file ended within them, and
+    /// how many bytes of them it had.
+    cut: HashMap<FilePage, usize>,
+    /// The hash of each page's content in the store, where stores are found by it.
+    hashes: Vec<u128>,
+    /// Pages were written since the store was last made durable.
+    unsynced: bool,
 }
 
 impl State {
-    fn new(table: Table) -> Self {
-        Self { table, shelf: HashMap::new(), serving: None }
+    fn new(table: Table, tracking: Option<Tracking>) -> Self {
+        let by_content = tracking == Some(Tracking::Content);
+        // Zeros of the allocator's: memory that is never touched is never had.
+        let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
+        let (shelf, cut) = (HashMap::new(), HashMap::new());
+        Self { table, shelf, serving: None, cut, hashes, unsynced: false }
+    }
+
+    /// A file page was loaded, when the file had `file_bytes` bytes of it.
+    pub fn note_loaded(&mut self, page: FilePage, file_bytes: usize, page_size: PageSize) {
+        if file_bytes < page_size.bytes() {
+            self.cut.insert(page, file_bytes);
+        } else if !self.cut.is_empty() {
+            self.cut.remove(&page);
+        }
+    }
+
+    /// Bytes that the file had of a page when it was loaded.
+    fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
+        self.cut.get(&page).copied().unwrap_or(page_size.bytes())
     }
 
     /// The word of a page.
@@ -111,6 +139,11 @@ impl State {
         self.serving == Some(page)
     }
 
+    /// Changes the word of a page that is present and stays so.
+    pub fn mark(&mut self, page: WindowPage, entry: Entry) {
+        self.table.set(page, entry);
+    }
+
     /// Changes the word of the page that the fault thread was reading for.
     pub fn end_serving(&mut self, page: WindowPage, entry: Entry) {
         self.serving = None;
@@ -127,6 +160,8 @@ pub struct Shared<F> {
     pub frames: F,
     /// The table; see the locks above.
     pub state: Mutex<State>,
+    /// Pages that were being written are not any more.
+    pub settled: Condvar,
     /// Counters.
     pub counters: Counters,
 }
@@ -142,6 +177,8 @@ pub struct Cached<F> {
     evict_gap_pages: u64,
     /// The staging memory, made when it is first needed; held for a whole call.
     control: Turn<Option<Staging>>,
+    /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
+    limbo: Mutex<Option<Limbo>>,
     /// Its size, to be told without waiting for a call to end.
     staging_bytes: AtomicU64,
 }
@@ -152,8 +189,9 @@ impl<F: Frames> Cached<F> {
         let page = store.page_size();
         let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
         let chunk_pages = page.index_of(batch_bytes).clamp(1, table.page_count());
-        let state = Mutex::new(State::new(table));
-        let shared = Shared { store, frames, state, counters: Counters::default() };
+        let state = Mutex::new(State::new(table, frames.tracking()));
+        let settled = Condvar::new();
+        let shared = Shared { store, frames, state, settled, counters: Counters::default() };
         Self {
             fault_thread: None,
             shared: Arc::new(shared),
@@ -161,6 +199,7 @@ impl<F: Frames> Cached<F> {
             chunk_pages: chunk_pages as usize,
             evict_gap_pages: calibration.evict_gap_pages,
             control: Turn::new(None),
+            limbo: Mutex::new(None),
             staging_bytes: 0.into(),
         }
     }
@@ -178,11 +217,11 @@ impl<F: Frames> Cached<F> {
     }
 
     fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
-        (offset_of(self.page, run.first), offset_of(self.page, WindowPage(run.count)))
+        self.shared.bytes(run)
     }
 
     fn ranges(&self, pages: impl IntoIterator<Item = WindowPage>) -> Vec<(usize, usize)> {
-        plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
+        self.shared.ranges(pages)
     }
 
     /// Fails, before any change, if a page has content that would be lost.
@@ -231,6 +270,56 @@ impl<F: Frames> Cached<F> {
             return Err(Error::Memory { operation, wanted, available });
         }
         Ok(())
+    }
+
+    /// Fails, before any change, if a remap would show a page twice that may be written.
+    fn check_remap(&self, changes: &Changes, prot: Option<Prot>) -> Result<()> {
+        if self.shared.frames.tracking().is_none() {
+            return Ok(());
+        }
+        let replaced = plan::members(changes.window_pages());
+        let prots: Vec<Prot> = {
+            let state = lock(&self.shared.state);
+            let of = |page| prot.unwrap_or_else(|| state.get(page).prot());
+            changes.window_pages().iter().map(of).collect()
+        };
+        let shown = (0..changes.len()).map(|position| {
+            let (window_page, file_page) = changes.pair(position);
+            (window_page, file_page, prots[position])
+        });
+        self.check_appearances("remap", shown, |page| replaced.contains(page))
+    }
+
+    /// The same for pages that are to be written.
+    fn check_protect(&self, pages: &Pages<WindowPage>) -> Result<()> {
+        let shown: Vec<(WindowPage, FilePage, Prot)> = {
+            let state = lock(&self.shared.state);
+            let file_page = |page| state.get(page).shown().file_page();
+            let shown = pages.iter().filter_map(|page| Some((page, file_page(page)?)));
+            shown.map(|(page, file_page)| (page, file_page, Prot::Write)).collect()
+        };
+        self.check_appearances("protect", shown.into_iter(), |_| false)
+    }
+
+    /// The pages whose content has to be in the store before a piece of a remap reads
+    /// from it: those that it replaces, and those that show what it is to show.
+    fn replaced_pages(&self, changes: &Changes, piece: Range<usize>) -> Vec<WindowPage> {
+        if self.shared.frames.tracking().is_none() {
+            return Vec::new();
+        }
+        let state = lock(&self.shared.state);
+        let mut pages = Vec::with_capacity(piece.len());
+        for position in piece {
+            let (window_page, file_page) = changes.pair(position);
+            // A page that shows it already is not replaced.
+            if state.get(window_page).shown() != Shown::File(file_page) {
+                pages.push(window_page);
+                pages.extend(state.table.appearances(file_page));
+            }
+        }
+        pages.sort_unstable();
+        pages.dedup();
+        pages
     }
 
     fn remap_steps(
@@ -302,7 +391,7 @@ impl<F: Frames> Cached<F> {
         state: &mut State,
         pages: impl Iterator<Item = WindowPage>,
     ) -> Result<(), Errno> {
-        let (mut dropped, mut allowed) = (Vec::new(), Vec::new());
+        let (mut dropped, mut allowed, mut taken) = (Vec::new(), Vec::new(), 0);
         for page in pages {
             let old = state.begin_drop(page);
             if old.unreadable() {
@@ -313,6 +402,7 @@ impl<F: Frames> Cached<F> {
                 state.shelf.remove(&page);
                 state.set(page, Entry::new(Shown::Nothing, old.prot()));
             } else {
+                taken += u64::from(old.held());
                 state.set(page, old.with_withheld(false));
             }
         }
@@ -330,7 +420,7 @@ impl<F: Frames> Cached<F> {
             let entry = state.get(page);
             state.set(page, entry.with_present(false));
         }
-        Counters::add(&self.shared.counters.pages_evicted, dropped.len() as u64);
+        Counters::add(&self.shared.counters.pages_evicted, dropped.len() as u64 + taken);
         Ok(())
     }
 }
@@ -348,6 +438,7 @@ impl<F: Frames> Engine for Cached<F> {
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
         self.check_placed("remap", changes.window_pages(), options.discard)?;
+        self.check_remap(changes, options.prot)?;
         if options.fill == Fill::All {
             let prot = options.prot;
             let loads = |entry: Entry| prot.unwrap_or(entry.prot()) != Prot::None;
@@ -355,9 +446,14 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let mut mask = room_for("remap", changes.len())?;
         mask.resize(changes.len(), false);
-        for piece in pieces(changes.len()) {
+        // Pages that may be stored to are held from their writing to their replacing.
+        let tracked = self.shared.frames.tracking().is_some();
+        for piece in pieces_of(changes.len(), if tracked { STEP_PAGES } else { PIECE_PAGES }) {
             let completed = |error: Error, done| error.with_completed(piece.start + done);
             interrupt.check().map_err(|error| completed(error, 0))?;
+            let replaced = self.replaced_pages(changes, piece.clone());
+            let held = self.save_and_hold("remap", replaced.into_iter(), interrupt);
+            let _held = held.map_err(|error| completed(error, 0))?;
             let resident = match options.fill {
                 Fill::Resident => {
                     let files = piece.clone().map(|position| changes.pair(position).1).collect();
@@ -412,10 +508,14 @@ impl<F: Frames> Engine for Cached<F> {
         self.check_placed("evict", pages, discard)?;
         let pages = plan::distinct(pages);
         for piece in pieces_of(pages.len(), STEP_PAGES) {
-            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
+            let completed = |error: Error| error.with_completed(piece.start);
+            interrupt.check().map_err(completed)?;
+            let evicted = piece.clone().map(|position| pages.at(position));
+            let _held =
+                self.save_and_hold("evict", evicted.clone(), interrupt).map_err(completed)?;
             let mut state = lock(&self.shared.state);
-            self.evict_locked(&mut state, piece.map(|position| pages.at(position)))
-                .map_err(|errno| Error::system("evict", errno))?;
+            self.evict_locked(&mut state, evicted)
+                .map_err(|errno| completed(Error::system("evict", errno)))?;
         }
         Ok(())
     }
@@ -428,12 +528,17 @@ impl<F: Frames> Engine for Cached<F> {
     ) -> Result<()> {
         let mut control = self.control.take(interrupt)?;
         let pages = plan::distinct(pages);
+        if prot == Prot::Write {
+            self.check_protect(&pages)?;
+        }
         for piece in pieces_of(pages.len(), STEP_PAGES) {
             interrupt.check().map_err(|error| error.with_completed(piece.start))?;
             let chosen = piece.map(|position| pages.at(position));
             if prot == Prot::None {
+                let _held = self.save_and_hold("protect", chosen.clone(), interrupt)?;
                 self.withhold(chosen)?;
             } else {
+                self.change_access(chosen.clone(), prot)?;
                 self.give_access(&mut control, chosen, prot, interrupt)?;
             }
         }
@@ -454,7 +559,10 @@ impl<F: Frames> Engine for Cached<F> {
         let mut position = 0;
         for run in plan::runs(pages.iter()) {
             for run in split_run(run, self.chunk_pages as u64) {
-                interrupt.check().map_err(|error| error.with_completed(position))?;
+                let completed = |error: Error| error.with_completed(position);
+                interrupt.check().map_err(completed)?;
+                let _held =
+                    self.save_and_hold("place", run.pages(), interrupt).map_err(completed)?;
                 self.place_run(&mut control, run, |index| {
                     placed_bytes(data, position + index, page_bytes)
                 })?;
@@ -464,9 +572,26 @@ impl<F: Frames> Engine for Cached<F> {
         Ok(())
     }
 
-    fn flush(&self, _pages: &Pages<WindowPage>) -> Result<()> {
-        // A read-only window has nothing to write.
-        Ok(())
+    fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
+        if self.shared.frames.tracking().is_none() {
+            // A read-only window has nothing to write.
+            return Ok(());
+        }
+        let _control = self.control.take(interrupt)?;
+        self.flush_pages(pages, interrupt)
+    }
+
+    fn dirty(&self) -> Result<Vec<bool>> {
+        let page_count = lock(&self.shared.state).table.page_count() as usize;
+        let mut dirty = room_for("dirty", page_count)?;
+        for piece in pieces_of(page_count, STEP_PAGES) {
+            let mut state = lock(&self.shared.state);
+            let pages: Vec<WindowPage> = piece.map(|page| WindowPage(page as u64)).collect();
+            let noted = self.shared.note_stores(&mut state, &pages, false);
+            noted.map_err(|errno| Error::system("dirty", errno))?;
+            dirty.extend(pages.iter().map(|&page| state.get(page).unsaved()));
+        }
+        Ok(dirty)
     }
 
     fn present(&self) -> Result<Vec<bool>> {
@@ -484,6 +609,7 @@ impl<F: Frames> Engine for Cached<F> {
             present_pages: counts.present,
             placed_pages: counts.placed,
             denied_pages: counts.denied,
+            dirty_pages: counts.unsaved,
             table_bytes: state.table.bytes(),
             staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
             ..Stats::of(&self.shared.counters)

@@ -1,0 +1,414 @@
+//! Changed pages on their way to the store.
+//!
+//! A page that was stored to is *dirty*. To be written it becomes *writing* and is
+//! protected anew: what is stored to it from then on makes it dirty again. When the
+//! store has its content it is clean, and when that failed it is dirty as before.
+//!
+//! A page that is about to be replaced is also *held*: who stores to it waits until it
+//! has been, so that no store falls between the writing and the replacing.
+
+use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::frames::{Frames, Tracking};
+use super::limbo::Limbo;
+use super::load::STEP_PAGES;
+use super::{pieces_of, Cached, Shared, State};
+use crate::engine::lock;
+use crate::error::{Error, Interrupt, Result};
+use crate::plan;
+use crate::store::Outgoing;
+use crate::sys::span::Span;
+use crate::table::Entry;
+use crate::units::{FilePage, Pages, Prot, WindowPage};
+
+/// How long a wait for somebody else's writing may keep the caller's interrupt waiting.
+const WAIT: Duration = Duration::from_millis(25);
+/// Pages that are copied before they are written, where they have to be.
+const COPIED_PAGES: usize = 256;
+
+/// A page that is being written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Writing {
+    pub(super) window_page: WindowPage,
+    pub(super) file_page: FilePage,
+    /// Bytes of it that the file had when it was read.
+    file_bytes: usize,
+}
+
+/// Pages that the store has, and that nobody can store to as long as this lives.
+pub(super) struct Held<'s, F: Frames> {
+    shared: &'s Shared<F>,
+    pages: Vec<WindowPage>,
+}
+
+impl<F: Frames> Drop for Held<'_, F> {
+    fn drop(&mut self) {
+        self.shared.let_go(&self.pages);
+    }
+}
+
+impl<F: Frames> Cached<F> {
+    /// Writes what was stored to these pages, each named once, and holds them: where
+    /// stores are noted by the kernel alone they are absent by then.
+    pub(super) fn save_and_hold(
+        &self,
+        operation: &'static str,
+        pages: impl Iterator<Item = WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let shared = &*self.shared;
+        match shared.frames.tracking() {
+            None => Ok(Held { shared, pages: Vec::new() }),
+            Some(Tracking::Kernel) => {
+                // Locked by who has the turn alone.
+                let mut limbo = lock(&self.limbo);
+                shared.save_through_limbo(operation, &mut limbo, pages.collect(), interrupt)
+            }
+            Some(Tracking::Faults | Tracking::Content) => {
+                shared.save_in_place(operation, &pages.collect::<Vec<_>>(), interrupt)
+            }
+        }
+    }
+
+    /// Fails, before any change, if a file page that may be written would be shown twice
+    /// once `shown` (window page, file page, new protection) is done. Window pages are
+    /// named once; `changes` says which are among them.
+    pub(super) fn check_appearances(
+        &self,
+        operation: &'static str,
+        shown: impl Iterator<Item = (WindowPage, FilePage, Prot)>,
+        changes: impl Fn(WindowPage) -> bool,
+    ) -> Result<()> {
+        let state = lock(&self.shared.state);
+        let mut first = std::collections::HashMap::new();
+        for (window_page, file_page, prot) in shown {
+            let alias = |other: WindowPage| Error::Alias {
+                operation,
+                file_page: file_page.0,
+                window_page: other.0.min(window_page.0),
+                other_page: other.0.max(window_page.0),
+            };
+            let writable = prot == Prot::Write;
+            if let Some((other, other_writable)) = first.insert(file_page, (window_page, writable))
+            {
+                if writable || other_writable {
+                    return Err(alias(other));
+                }
+            }
+            let elsewhere = state.table.appearances(file_page);
+            for other in elsewhere.filter(|&other| other != window_page && !changes(other)) {
+                if writable || state.get(other).prot() == Prot::Write {
+                    return Err(alias(other));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what was stored to `pages`, and makes it durable.
+    pub(super) fn flush_pages(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let pages = plan::distinct(pages);
+        let mut written = Vec::new();
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
+            let piece: Vec<WindowPage> = piece.map(|position| pages.at(position)).collect();
+            let outcome = interrupt
+                .check()
+                .and_then(|()| self.shared.begin_writing("flush", &piece, false, interrupt))
+                .and_then(|writing| {
+                    written.extend_from_slice(&writing);
+                    self.shared.write_pages("flush", &writing, interrupt)
+                });
+            if let Err(error) = outcome {
+                // What is not durable is written again by the next flush.
+                self.shared.end_writing(&written, false);
+                return Err(error);
+            }
+        }
+        let unsynced = std::mem::take(&mut lock(&self.shared.state).unsynced);
+        if written.is_empty() && !unsynced {
+            return Ok(());
+        }
+        let synced = self.shared.store.sync();
+        if synced.is_err() {
+            lock(&self.shared.state).unsynced = true;
+        }
+        self.shared.end_writing(&written, synced.is_ok());
+        synced
+    }
+}
+
+impl<F: Frames> Shared<F> {
+    /// Writes what was stored to these pages, from where they lie, and holds those that were.
+    pub(super) fn save_in_place(
+        &self,
+        operation: &'static str,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let mut held = Held { shared: self, pages: Vec::new() };
+        for pages in pages.chunks(STEP_PAGES) {
+            let writing = self.begin_writing(operation, pages, true, interrupt)?;
+            held.pages.extend(writing.iter().map(|page| page.window_page));
+            let written = self.write_pages(operation, &writing, interrupt);
+            lock(&self.state).unsynced |= !writing.is_empty();
+            self.end_writing(&writing, written.is_ok());
+            written?;
+        }
+        Ok(held)
+    }
+
+    /// Takes these pages out, writes what was stored to them, and holds them.
+    pub(super) fn save_through_limbo(
+        &self,
+        operation: &'static str,
+        limbo: &mut Option<Limbo>,
+        mut pages: Vec<WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let fail = |errno| Error::system(operation, errno);
+        let mut held = Held { shared: self, pages: Vec::new() };
+        pages.sort_unstable();
+        let mut rest = &pages[..];
+        while !rest.is_empty() {
+            let page_size = self.store.page_size();
+            let mut room = match limbo.take() {
+                Some(room) => room,
+                None => Limbo::new(&self.frames, page_size).map_err(fail)?,
+            };
+            let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
+            rest = behind;
+            let taken = self.begin_taking(some, interrupt)?;
+            held.pages.extend_from_slice(&taken);
+            if !taken.is_empty() && self.take_out(operation, &mut room, &taken, interrupt)?.is_err()
+            {
+                // What could not be emptied is not used again.
+                continue;
+            }
+            *limbo = Some(room);
+        }
+        Ok(held)
+    }
+
+    /// Holds those of `pages` that are present and could have been stored to.
+    fn begin_taking(
+        &self,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<WindowPage>> {
+        let mut state = self.settled_state(pages, interrupt)?;
+        let mut taken = Vec::with_capacity(pages.len());
+        for &page in pages {
+            let entry = state.get(page);
+            if entry.present() && entry.shown().file_page().is_some() {
+                state.mark(page, entry.with_held(true));
+                taken.push(page);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The state, when nobody else writes any of `pages` or takes it out.
+    fn settled_state(
+        &self,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<MutexGuard<'_, State>> {
+        let busy = |state: &State| {
+            let busy = |entry: Entry| entry.writing() || entry.held();
+            pages.iter().any(|&page| busy(state.get(page)))
+        };
+        let mut state = lock(&self.state);
+        while busy(&state) {
+            // Not with the lock held: asking Python can take long.
+            drop(state);
+            interrupt.check()?;
+            state = lock(&self.state);
+            if busy(&state) {
+                let waited = self.settled.wait_timeout(state, WAIT);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        Ok(state)
+    }
+
+    /// What has to be known to write a page; None for one that shows no file page.
+    pub(super) fn writing(&self, state: &State, window_page: WindowPage) -> Option<Writing> {
+        let file_page = state.get(window_page).shown().file_page()?;
+        let file_bytes = state.file_bytes(file_page, self.store.page_size());
+        Some(Writing { window_page, file_page, file_bytes })
+    }
+
+    /// Has the table know what was stored to these pages. `protect`: stores from now
+    /// on are noticed anew.
+    pub(super) fn note_stores(
+        &self,
+        state: &mut State,
+        pages: &[WindowPage],
+        protect: bool,
+    ) -> Result<(), Errno> {
+        let Some(Tracking::Content) = self.frames.tracking() else {
+            return self.note_kernel_stores(state, pages, protect);
+        };
+        let mut content = vec![0; self.store.page_size().bytes()];
+        for &page in pages {
+            let entry = state.get(page);
+            if entry.present() && !entry.dirty() && entry.shown().file_page().is_some() {
+                self.content_of(page).copy_to(&mut content);
+                if xxh3_128(&content) != state.hashes[page.0 as usize] {
+                    state.table.set(page, entry.with_dirty(true));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_kernel_stores(
+        &self,
+        state: &mut State,
+        pages: &[WindowPage],
+        protect: bool,
+    ) -> Result<(), Errno> {
+        if self.frames.tracking() != Some(Tracking::Kernel) {
+            return Ok(());
+        }
+        let mut stored = Vec::new();
+        for run in plan::runs(pages.iter().copied()) {
+            let (offset, len) = self.bytes(run);
+            stored.clear();
+            self.frames.stores(offset, len, protect, &mut stored)?;
+            for &(at, len) in &stored {
+                let first = self.store.page_size().index_of((offset + at) as u64);
+                let end = self.store.page_size().count_of((offset + at + len) as u64);
+                for page in (first..end).map(WindowPage) {
+                    let entry = state.get(page);
+                    if entry.present() && entry.shown().file_page().is_some() {
+                        state.table.set(page, entry.with_dirty(true));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of what was stored to `pages` (each named once) and marks it as
+    /// being written. Waits for others who write them.
+    fn begin_writing(
+        &self,
+        operation: &'static str,
+        pages: &[WindowPage],
+        hold: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<Writing>> {
+        let fail = |errno| Error::system(operation, errno);
+        let mut state = self.settled_state(pages, interrupt)?;
+        self.note_stores(&mut state, pages, true).map_err(fail)?;
+        let mut writing = Vec::new();
+        for &window_page in pages {
+            if state.get(window_page).dirty() {
+                writing.extend(self.writing(&state, window_page));
+            }
+        }
+        let ranges = self.ranges(writing.iter().map(|page| page.window_page));
+        self.frames.protect_from_stores(&ranges).map_err(fail)?;
+        for page in &writing {
+            let entry = state.get(page.window_page).with_dirty(false).with_writing(true);
+            state.table.set(page.window_page, entry.with_held(hold));
+        }
+        Ok(writing)
+    }
+
+    /// Writes pages that are marked so, in the order of the file.
+    fn write_pages(
+        &self,
+        operation: &'static str,
+        writing: &[Writing],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let mut sorted = writing.to_vec();
+        sorted.sort_unstable_by_key(|page| page.file_page);
+        let named = |error: Error| error.with_operation(operation);
+        if self.frames.tracking() == Some(Tracking::Content) {
+            return self.write_copies(&sorted, interrupt).map_err(named);
+        }
+        let outgoing: Vec<Outgoing<'_>> =
+            sorted.iter().map(|page| page.outgoing(self.content_of(page.window_page))).collect();
+        self.store.write_from(&outgoing, interrupt).map_err(named)
+    }
+
+    /// Writes copies of pages, so that what is written is what the hash says.
+    fn write_copies(&self, writing: &[Writing], interrupt: &dyn Interrupt) -> Result<()> {
+        let page_bytes = self.store.page_size().bytes();
+        let mut copies = vec![0; COPIED_PAGES.min(writing.len()) * page_bytes];
+        for writing in writing.chunks(COPIED_PAGES) {
+            let mut hashes = Vec::with_capacity(writing.len());
+            for (page, copy) in writing.iter().zip(copies.chunks_exact_mut(page_bytes)) {
+                self.content_of(page.window_page).copy_to(copy);
+                hashes.push(xxh3_128(copy));
+            }
+            let memory = Span::of(&mut copies);
+            let outgoing: Vec<Outgoing<'_>> = writing
+                .iter()
+                .enumerate()
+                .map(|(index, page)| page.outgoing(memory.part(index * page_bytes, page_bytes)))
+                .collect();
+            self.store.write_from(&outgoing, interrupt)?;
+            let mut state = lock(&self.state);
+            for (page, hash) in writing.iter().zip(hashes) {
+                state.hashes[page.window_page.0 as usize] = hash;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the writing of pages: they are clean, or dirty as before.
+    fn end_writing(&self, writing: &[Writing], saved: bool) {
+        let mut state = lock(&self.state);
+        for page in writing {
+            let entry = state.get(page.window_page);
+            if entry.writing() {
+                let dirty = entry.dirty() || !saved;
+                state.table.set(page.window_page, entry.with_writing(false).with_dirty(dirty));
+            }
+        }
+        drop(state);
+        self.settled.notify_all();
+    }
+
+    /// Lets those store to pages again who wait for it.
+    fn let_go(&self, pages: &[WindowPage]) {
+        if pages.is_empty() {
+            return;
+        }
+        let mut state = lock(&self.state);
+        for &page in pages {
+            let entry = state.get(page);
+            if entry.held() {
+                state.table.set(page, entry.with_held(false));
+            }
+        }
+        drop(state);
+        self.settled.notify_all();
+        self.frames.wake(&self.ranges(pages.iter().copied()));
+    }
+
+    pub(super) fn ranges(
+        &self,
+        pages: impl IntoIterator<Item = WindowPage>,
+    ) -> Vec<(usize, usize)> {
+        plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
+    }
+}
+
+impl Writing {
+    pub(super) fn outgoing(self, content: Span<'_>) -> Outgoing<'_> {
+        Outgoing { page: self.file_page, content, file_bytes: self.file_bytes }
+    }
+}

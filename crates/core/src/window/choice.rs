@@ -1,0 +1,104 @@
+//! Which engine a window gets, and how it notices stores.
+
+use rustix::io::Errno;
+
+use super::WindowOptions;
+use crate::engine::cached::Tracking;
+use crate::engine::EngineKind;
+use crate::error::{Error, Result};
+use crate::sys::probe;
+use crate::sys::uffd::Uffd;
+use crate::units::Prot;
+
+/// The engine that does what is asked, or why none does.
+///
+/// # Errors
+/// [`Error::Unsupported`] and [`Error::Argument`] with what to ask for instead.
+pub fn choose_engine(
+    asked: Option<EngineKind>,
+    prot: Prot,
+    coherent: Option<bool>,
+) -> Result<EngineKind> {
+    let unsupported = |reason: String| Err(Error::Unsupported { operation: "Window", reason });
+    match (prot, coherent) {
+        (Prot::None, _) => {
+            return Err(Error::Argument(
+                "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
+                    .to_owned(),
+            ))
+        }
+        (Prot::Write, None) => {
+            return Err(Error::Argument(
+                "Window: a window that may be written must say coherent=True (others see each \
+                 write at once) or coherent=False (writes reach the store on flush)"
+                    .to_owned(),
+            ))
+        }
+        _ => {}
+    }
+    let paged =
+        |prot| Ok::<_, Error>(has_userfaultfd()? && (prot == Prot::Read || notices_stores()?));
+    match (asked, coherent) {
+        (Some(EngineKind::Alias), Some(false)) => unsupported(
+            "engine \"alias\" is coherent; pass coherent=True or leave it out".to_owned(),
+        ),
+        (Some(kind @ (EngineKind::Paged | EngineKind::Eager)), Some(true)) => unsupported(format!(
+            "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
+             and coherence; use engine=\"alias\""
+        )),
+        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(
+            "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), which this kernel \
+             does not have or refuses here; use engine=\"alias\" or \"eager\", or see `fremap \
+             doctor`"
+                .to_owned(),
+        ),
+        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(
+            "engine \"paged\" needs write protection by userfaultfd (Linux 5.7 on x86-64, 6.10 on \
+             aarch64) for a window that may be written; use engine=\"eager\", or coherent=True"
+                .to_owned(),
+        ),
+        (Some(kind), _) => Ok(kind),
+        (None, Some(true)) => Ok(EngineKind::Alias),
+        (None, _) if paged(prot)? => Ok(EngineKind::Paged),
+        (None, Some(false)) => Ok(EngineKind::Eager),
+        (None, None) => Ok(EngineKind::Alias),
+    }
+}
+
+/// Whether userfaultfd tells of stores.
+fn notices_stores() -> Result<bool> {
+    let features = Uffd::supported().map_err(|errno| Error::system("Window", errno))?;
+    Ok(features.write_protect())
+}
+
+/// Whether userfaultfd can be had. A limit that is met (descriptors, memory) is
+/// an error, not another engine.
+fn has_userfaultfd() -> Result<bool> {
+    match probe::userfaultfd() {
+        Ok(_) => Ok(true),
+        Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN)) => {
+            Err(Error::system("Window", errno))
+        }
+        Err(_) => Ok(false),
+    }
+}
+
+/// How a paged window notices stores; None if nobody may store to it.
+pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking>> {
+    if options.prot != Prot::Write {
+        return Ok(None);
+    }
+    let features = Uffd::supported().map_err(|errno| Error::system("Window", errno))?;
+    let notes = features.async_writes() && features.swap();
+    match options.tracking {
+        Some(Tracking::Kernel) if !notes => Err(Error::Unsupported {
+            operation: "Window",
+            reason: "tracking=\"async\" needs Linux 6.8 (UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN \
+                     and UFFDIO_MOVE); use tracking=\"sync\""
+                .to_owned(),
+        }),
+        Some(asked) => Ok(Some(asked)),
+        None if notes => Ok(Some(Tracking::Kernel)),
+        None => Ok(Some(Tracking::Faults)),
+    }
+}

@@ -1,0 +1,52 @@
+"""What windows count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["WindowStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowStats:
+    """What a window holds now, and what it did since it was made.
+
+    Attributes
+    ----------
+    present_pages : int
+        Pages whose content is in the window. The memory may be more: see the
+        notes of `Window.evict`.
+    placed_pages : int
+        Pages with content of their own.
+    denied_pages : int
+        Pages protected with `Prot.NONE`.
+    dirty_pages : int
+        Pages that are known to have been stored to and are not in the store yet. With
+        ``tracking="async"`` and engine "eager" it is `Window.dirty` that asks.
+    table_bytes : int
+        Memory of the table of what each page shows.
+    staging_bytes : int
+        Memory that content is read into before it is swapped in.
+    faults : int
+        Touches of absent pages that were served.
+    pages_loaded : int
+        Pages that calls brought in.
+    pages_moved : int
+        Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
+    pages_evicted : int
+        Pages that were dropped; not all of their memory need be free yet.
+    pages_unreadable : int
+        Pages that could not be read when they were touched.
+    """
+
+    present_pages: int
+    placed_pages: int
+    denied_pages: int
+    dirty_pages: int
+    table_bytes: int
+    staging_bytes: int
+    faults: int
+    pages_loaded: int
+    pages_moved: int
+    pages_evicted: int
+    pages_unreadable: int
