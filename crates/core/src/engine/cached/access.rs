@@ -3,7 +3,7 @@
 use super::frames::{Filled, Frames, Tracking};
 use super::load::Step;
 use super::staging::Staging;
-use super::{offset_of, pieces, Cached};
+use super::{offset_of, pieces_of, Cached};
 use crate::engine::{lock, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
@@ -218,15 +218,15 @@ impl<F: Frames> Cached<F> {
             )));
         }
         let mut mask = vec![false; pages.len()];
-        for piece in pieces(pages.len()) {
-            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
-            self.carry_out("place", control, Fill::All, &steps, &mut mask, interrupt)?;
+        for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
             let _held = self.save_and_hold("place", placed, interrupt)?;
             if self.shared.frames.tracking() == Some(Tracking::Kernel) {
                 self.place_saved(control, pages, piece)?;
                 continue;
             }
+            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
+            self.carry_out("place", control, Fill::All, &steps, &mut mask, interrupt)?;
             for position in piece {
                 self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
             }

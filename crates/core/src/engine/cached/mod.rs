@@ -216,6 +216,15 @@ impl<F: Frames> Cached<F> {
         self
     }
 
+    /// Pages that are looked at together: fewer where they are held meanwhile.
+    fn piece_pages(&self) -> usize {
+        if self.shared.frames.tracking().is_some() {
+            STEP_PAGES
+        } else {
+            PIECE_PAGES
+        }
+    }
+
     fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
         self.shared.bytes(run)
     }
@@ -446,9 +455,7 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let mut mask = room_for("remap", changes.len())?;
         mask.resize(changes.len(), false);
-        // Pages that may be stored to are held from their writing to their replacing.
-        let tracked = self.shared.frames.tracking().is_some();
-        for piece in pieces_of(changes.len(), if tracked { STEP_PAGES } else { PIECE_PAGES }) {
+        for piece in pieces_of(changes.len(), self.piece_pages()) {
             let completed = |error: Error, done| error.with_completed(piece.start + done);
             interrupt.check().map_err(|error| completed(error, 0))?;
             let replaced = self.replaced_pages(changes, piece.clone());
@@ -483,8 +490,11 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let mut mask = room_for("populate", pages.len())?;
         mask.resize(pages.len(), false);
-        for piece in pieces(pages.len()) {
-            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
+        for piece in pieces_of(pages.len(), self.piece_pages()) {
+            let completed = |error: Error| error.with_completed(piece.start);
+            interrupt.check().map_err(completed)?;
+            let loaded = piece.clone().map(|position| pages.at(position));
+            let _held = self.hold(loaded, interrupt).map_err(completed)?;
             let mut steps = self.populate_steps(pages, piece.clone(), &mut mask);
             if fill == Fill::Resident {
                 let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
@@ -538,6 +548,7 @@ impl<F: Frames> Engine for Cached<F> {
                 let _held = self.save_and_hold("protect", chosen.clone(), interrupt)?;
                 self.withhold(chosen)?;
             } else {
+                let _held = self.hold(chosen.clone(), interrupt)?;
                 self.change_access(chosen.clone(), prot)?;
                 self.give_access(&mut control, chosen, prot, interrupt)?;
             }
@@ -621,10 +632,6 @@ impl<F: Frames> Engine for Cached<F> {
 #[must_use]
 pub fn offset_of(page: PageSize, window_page: WindowPage) -> usize {
     page.bytes_of(window_page.0) as usize
-}
-
-fn pieces(len: usize) -> impl Iterator<Item = Range<usize>> {
-    pieces_of(len, PIECE_PAGES)
 }
 
 fn pieces_of(len: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {

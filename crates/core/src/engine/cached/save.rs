@@ -4,8 +4,10 @@
 //! protected anew: what is stored to it from then on makes it dirty again. When the
 //! store has its content it is clean, and when that failed it is dirty as before.
 //!
-//! A page that is about to be replaced is also *held*: who stores to it waits until it
-//! has been, so that no store falls between the writing and the replacing.
+//! Pages that a call is about to change are *held*: who stores to one waits until it has
+//! changed, and so does who touches one that is absent. So no store falls between the
+//! writing and the replacing, and nothing is loaded that the call loads itself. A signal
+//! handler that touches a held page, in the thread that holds it, waits for ever.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -39,7 +41,8 @@ pub(super) struct Writing {
     file_bytes: usize,
 }
 
-/// Pages that the store has, and that nobody can store to as long as this lives.
+/// Pages that are about to change: who stores to them waits until this is dropped, and
+/// who touches one that is absent.
 pub(super) struct Held<'s, F: Frames> {
     shared: &'s Shared<F>,
     pages: Vec<WindowPage>,
@@ -52,26 +55,41 @@ impl<F: Frames> Drop for Held<'_, F> {
 }
 
 impl<F: Frames> Cached<F> {
-    /// Writes what was stored to these pages, each named once, and holds them: where
-    /// stores are noted by the kernel alone they are absent by then.
+    /// Holds pages, if anybody may store to the window. Waits for others who hold them.
+    pub(super) fn hold(
+        &self,
+        pages: impl Iterator<Item = WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let shared = &*self.shared;
+        if shared.frames.tracking().is_none() {
+            return Ok(Held { shared, pages: Vec::new() });
+        }
+        let mut pages: Vec<WindowPage> = pages.collect();
+        pages.sort_unstable();
+        pages.dedup();
+        let mut state = shared.settled_state(&pages, interrupt)?;
+        for &page in &pages {
+            // Also what the fault thread is reading for it is out of date by that.
+            let entry = state.get(page);
+            state.set(page, entry.with_held(true));
+        }
+        Ok(Held { shared, pages })
+    }
+
+    /// The same, after which the store has what was stored to them. Where the kernel
+    /// alone notes stores they are absent by then.
     pub(super) fn save_and_hold(
         &self,
         operation: &'static str,
         pages: impl Iterator<Item = WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let shared = &*self.shared;
-        match shared.frames.tracking() {
-            None => Ok(Held { shared, pages: Vec::new() }),
-            Some(Tracking::Kernel) => {
-                // Locked by who has the turn alone.
-                let mut limbo = lock(&self.limbo);
-                shared.save_through_limbo(operation, &mut limbo, pages.collect(), interrupt)
-            }
-            Some(Tracking::Faults | Tracking::Content) => {
-                shared.save_in_place(operation, &pages.collect::<Vec<_>>(), interrupt)
-            }
-        }
+        let held = self.hold(pages, interrupt)?;
+        // Locked by who has the turn alone.
+        let mut limbo = lock(&self.limbo);
+        self.shared.save(operation, &mut limbo, &held.pages, interrupt)?;
+        Ok(held)
     }
 
     /// Fails, before any change, if a file page that may be written would be shown twice
@@ -121,7 +139,7 @@ impl<F: Frames> Cached<F> {
             let piece: Vec<WindowPage> = piece.map(|position| pages.at(position)).collect();
             let outcome = interrupt
                 .check()
-                .and_then(|()| self.shared.begin_writing("flush", &piece, false, interrupt))
+                .and_then(|()| self.shared.begin_writing("flush", &piece, interrupt))
                 .and_then(|writing| {
                     written.extend_from_slice(&writing);
                     self.shared.write_pages("flush", &writing, interrupt)
@@ -146,73 +164,68 @@ impl<F: Frames> Cached<F> {
 }
 
 impl<F: Frames> Shared<F> {
-    /// Writes what was stored to these pages, from where they lie, and holds those that were.
-    pub(super) fn save_in_place(
+    /// Writes what was stored to `pages`, which are held and sorted.
+    pub(super) fn save(
+        &self,
+        operation: &'static str,
+        limbo: &mut Option<Limbo>,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        match self.frames.tracking() {
+            None => Ok(()),
+            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages, interrupt),
+            Some(Tracking::Faults | Tracking::Content) => {
+                self.save_in_place(operation, pages, interrupt)
+            }
+        }
+    }
+
+    /// Writes pages from where they lie: who wants to store to them waits.
+    fn save_in_place(
         &self,
         operation: &'static str,
         pages: &[WindowPage],
         interrupt: &dyn Interrupt,
-    ) -> Result<Held<'_, F>> {
-        let mut held = Held { shared: self, pages: Vec::new() };
+    ) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
-            let writing = self.begin_writing(operation, pages, true, interrupt)?;
-            held.pages.extend(writing.iter().map(|page| page.window_page));
+            let writing = self.mark_writing(operation, lock(&self.state), pages)?;
             let written = self.write_pages(operation, &writing, interrupt);
             lock(&self.state).unsynced |= !writing.is_empty();
             self.end_writing(&writing, written.is_ok());
             written?;
         }
-        Ok(held)
+        Ok(())
     }
 
-    /// Takes these pages out, writes what was stored to them, and holds them.
-    pub(super) fn save_through_limbo(
+    /// Takes pages out of the window, and writes them from where they are then.
+    fn save_through_limbo(
         &self,
         operation: &'static str,
         limbo: &mut Option<Limbo>,
-        mut pages: Vec<WindowPage>,
+        pages: &[WindowPage],
         interrupt: &dyn Interrupt,
-    ) -> Result<Held<'_, F>> {
+    ) -> Result<()> {
         let fail = |errno| Error::system(operation, errno);
-        let mut held = Held { shared: self, pages: Vec::new() };
-        pages.sort_unstable();
-        let mut rest = &pages[..];
+        let present: Vec<WindowPage> = {
+            let state = lock(&self.state);
+            let of_file = |entry: Entry| entry.present() && entry.shown().file_page().is_some();
+            pages.iter().copied().filter(|&page| of_file(state.get(page))).collect()
+        };
+        let mut rest = &present[..];
         while !rest.is_empty() {
-            let page_size = self.store.page_size();
             let mut room = match limbo.take() {
                 Some(room) => room,
-                None => Limbo::new(&self.frames, page_size).map_err(fail)?,
+                None => Limbo::new(&self.frames, self.store.page_size()).map_err(fail)?,
             };
             let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
             rest = behind;
-            let taken = self.begin_taking(some, interrupt)?;
-            held.pages.extend_from_slice(&taken);
-            if !taken.is_empty() && self.take_out(operation, &mut room, &taken, interrupt)?.is_err()
-            {
-                // What could not be emptied is not used again.
-                continue;
-            }
-            *limbo = Some(room);
-        }
-        Ok(held)
-    }
-
-    /// Holds those of `pages` that are present and could have been stored to.
-    fn begin_taking(
-        &self,
-        pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
-    ) -> Result<Vec<WindowPage>> {
-        let mut state = self.settled_state(pages, interrupt)?;
-        let mut taken = Vec::with_capacity(pages.len());
-        for &page in pages {
-            let entry = state.get(page);
-            if entry.present() && entry.shown().file_page().is_some() {
-                state.mark(page, entry.with_held(true));
-                taken.push(page);
+            // What could not be emptied is not used again.
+            if self.take_out(operation, &mut room, some, interrupt)?.is_ok() {
+                *limbo = Some(room);
             }
         }
-        Ok(taken)
+        Ok(())
     }
 
     /// The state, when nobody else writes any of `pages` or takes it out.
@@ -263,7 +276,7 @@ impl<F: Frames> Shared<F> {
             if entry.present() && !entry.dirty() && entry.shown().file_page().is_some() {
                 self.content_of(page).copy_to(&mut content);
                 if xxh3_128(&content) != state.hashes[page.0 as usize] {
-                    state.table.set(page, entry.with_dirty(true));
+                    state.mark(page, entry.with_dirty(true));
                 }
             }
         }
@@ -290,7 +303,7 @@ impl<F: Frames> Shared<F> {
                 for page in (first..end).map(WindowPage) {
                     let entry = state.get(page);
                     if entry.present() && entry.shown().file_page().is_some() {
-                        state.table.set(page, entry.with_dirty(true));
+                        state.mark(page, entry.with_dirty(true));
                     }
                 }
             }
@@ -298,17 +311,24 @@ impl<F: Frames> Shared<F> {
         Ok(())
     }
 
-    /// Takes note of what was stored to `pages` (each named once) and marks it as
-    /// being written. Waits for others who write them.
+    /// Marks what was stored to `pages` (each named once) as being written. Waits for
+    /// others who write them.
     fn begin_writing(
         &self,
         operation: &'static str,
         pages: &[WindowPage],
-        hold: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<Writing>> {
+        self.mark_writing(operation, self.settled_state(pages, interrupt)?, pages)
+    }
+
+    fn mark_writing(
+        &self,
+        operation: &'static str,
+        mut state: MutexGuard<'_, State>,
+        pages: &[WindowPage],
+    ) -> Result<Vec<Writing>> {
         let fail = |errno| Error::system(operation, errno);
-        let mut state = self.settled_state(pages, interrupt)?;
         self.note_stores(&mut state, pages, true).map_err(fail)?;
         let mut writing = Vec::new();
         for &window_page in pages {
@@ -320,7 +340,7 @@ impl<F: Frames> Shared<F> {
         self.frames.protect_from_stores(&ranges).map_err(fail)?;
         for page in &writing {
             let entry = state.get(page.window_page).with_dirty(false).with_writing(true);
-            state.table.set(page.window_page, entry.with_held(hold));
+            state.mark(page.window_page, entry);
         }
         Ok(writing)
     }
@@ -375,7 +395,7 @@ impl<F: Frames> Shared<F> {
             let entry = state.get(page.window_page);
             if entry.writing() {
                 let dirty = entry.dirty() || !saved;
-                state.table.set(page.window_page, entry.with_writing(false).with_dirty(dirty));
+                state.mark(page.window_page, entry.with_writing(false).with_dirty(dirty));
             }
         }
         drop(state);
@@ -391,12 +411,25 @@ impl<F: Frames> Shared<F> {
         for &page in pages {
             let entry = state.get(page);
             if entry.held() {
-                state.table.set(page, entry.with_held(false));
+                state.mark(page, entry.with_held(false));
             }
         }
         drop(state);
         self.settled.notify_all();
-        self.frames.wake(&self.ranges(pages.iter().copied()));
+        self.wake_all(pages);
+    }
+
+    /// Has those look again who wait for any of `pages`.
+    fn wake_all(&self, pages: &[WindowPage]) {
+        /// With more ranges than this one wake for the whole window costs less, even if
+        /// it lets others look who have to wait on.
+        const RANGES: usize = 16;
+        let ranges = self.ranges(pages.iter().copied());
+        if ranges.len() > RANGES {
+            self.frames.wake(&[(0, self.frames.region().len())]);
+        } else {
+            self.frames.wake(&ranges);
+        }
     }
 
     pub(super) fn ranges(
