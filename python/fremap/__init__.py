@@ -21,6 +21,7 @@ from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.errors import (
     AliasError,
     ArgumentError,
+    BudgetError,
     ClosedError,
     ForkError,
     FremapError,
@@ -46,6 +47,7 @@ __all__ = [
     "MAP_POPULATE",
     "AliasError",
     "ArgumentError",
+    "BudgetError",
     "Capabilities",
     "ClosedError",
     "EngineStatus",

@@ -15,14 +15,7 @@ __all__ = ["flush_at_exit"]
 class Flushable(Protocol):
     """Something that keeps changes until it is flushed."""
 
-    @property
-    def closed(self) -> bool:
-        """Whether there is nothing to flush any more."""
-        ...
-
-    def flush(self) -> None:
-        """Write the changes."""
-        ...
+    def _flush_at_end(self) -> None: ...
 
 
 _open: weakref.WeakSet[Flushable] = weakref.WeakSet()
@@ -46,7 +39,6 @@ def _flush_all() -> None:
     """Flush what is open; nobody is there to raise to."""
     for window in tuple(_open):
         try:
-            if not window.closed:
-                window.flush()
-        except FremapError as error:
-            sys.stderr.write(f"fremap: a window was not flushed at the end: {error}\n")
+            window._flush_at_end()  # noqa: SLF001 - the window's other half
+        except (FremapError, KeyboardInterrupt) as error:
+            sys.stderr.write(f"fremap: a window was not flushed at the end: {error!r}\n")

@@ -13,6 +13,7 @@ import os
 __all__ = [
     "AliasError",
     "ArgumentError",
+    "BudgetError",
     "ClosedError",
     "ForkError",
     "FremapError",
@@ -112,6 +113,10 @@ class MemoryLimitError(FremapError, MemoryError):
     """A call would need more memory than there is."""
 
 
+class BudgetError(FremapError, MemoryError):
+    """A window would need more memory than its budget."""
+
+
 class RemapError(FremapError, OSError):
     """`remap_file_pages` refused a call: on a window with the errno of 2002."""
 
@@ -145,6 +150,7 @@ _BY_KIND: dict[str, type[FremapError]] = {
     "alias": AliasError,
     "argument": ArgumentError,
     "placed": PlacedPageError,
+    "budget": BudgetError,
     "closed": ClosedError,
     "fork": ForkError,
     "memory": MemoryLimitError,

@@ -23,6 +23,13 @@ class WindowStats:
     dirty_pages : int
         Pages that are known to have been stored to and are not in the store yet. With
         ``tracking="async"`` and engine "eager" it is `Window.dirty` that asks.
+    pinned_pages : int
+        Pages that are pinned.
+    page_table_bytes : int
+        The kernel's page tables for the window: one page of them for each 2 MiB in
+        which a page ever was. The kernel may have taken some back.
+    budget_bytes : int
+        What the window may take; 0 if it fits whole, or has no limit.
     table_bytes : int
         Memory of the table of what each page shows.
     staging_bytes : int
@@ -43,6 +50,9 @@ class WindowStats:
     placed_pages: int
     denied_pages: int
     dirty_pages: int
+    pinned_pages: int
+    page_table_bytes: int
+    budget_bytes: int
     table_bytes: int
     staging_bytes: int
     faults: int

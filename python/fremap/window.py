@@ -7,23 +7,34 @@ names pages, and makes arrays of what comes back.
 from __future__ import annotations
 
 import math
-import operator
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
-from fremap import _core, calibration
+from fremap import _core
 from fremap.arguments import BufferLike, bytes_of, page_number, quantity
 from fremap.ending import flush_at_exit
-from fremap.errors import ArgumentError, FremapError, PageTypeError
+from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
+from fremap.pins import Pin
 from fremap.protection import Prot, checked_prot
 from fremap.selection import CoreSelection, Numbering, PageSelection
+from fremap.settings import (
+    ENGINES,
+    TRACKINGS,
+    Engine,
+    InitialMapping,
+    Shape,
+    Tracking,
+    checked_budget,
+    first_mapping,
+    measured,
+    shape_within,
+)
 from fremap.stats import WindowStats
 from fremap.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -31,16 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "Tracking", "Window"]
 
-Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
-Tracking: TypeAlias = Literal["auto", "async", "sync"]
-InitialMapping: TypeAlias = (
-    "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
-)
-Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
-
 _ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
-_ENGINES = ("auto", "alias", "paged", "eager")
-_TRACKINGS = ("auto", "async", "sync")
 
 
 class Window(_core.WindowBase):
@@ -79,6 +81,11 @@ class Window(_core.WindowBase):
         With `populate`: only those that need no I/O.
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
+    budget : "auto", int or None, default "auto"
+        Bytes that a window of engine "paged" may take: present pages, page tables,
+        staging memory, and what the store has mapped of the file. Beyond it pages leave,
+        changed ones after they were written. "auto" is half of what is available when
+        the window is made (or of what the memory cgroup leaves), None no limit.
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
@@ -96,6 +103,9 @@ class Window(_core.WindowBase):
         The engine, or this kernel, cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
+    BudgetError
+        The budget is too small for one batch of pages, or, with `populate`, for the
+        window.
     AliasError
         `mapping` shows a page twice in a window that may be written and is not
         coherent.
@@ -155,6 +165,7 @@ class Window(_core.WindowBase):
         populate: bool = False,
         nonblock: bool = False,
         lock: bool = False,
+        budget: Literal["auto"] | int | None = "auto",
         tracking: Tracking = "auto",
         calibration: Calibration | None = None,
     ) -> Self:
@@ -164,10 +175,10 @@ class Window(_core.WindowBase):
                 f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
                 "fremap.open() makes one of a path"
             )
-        if engine not in _ENGINES:
-            raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {_ENGINES}")
-        if tracking not in _TRACKINGS:
-            raise ArgumentError(f"Window: tracking is {tracking!r}; it must be one of {_TRACKINGS}")
+        if engine not in ENGINES:
+            raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {ENGINES}")
+        if tracking not in TRACKINGS:
+            raise ArgumentError(f"Window: tracking is {tracking!r}; it must be one of {TRACKINGS}")
         count = None if page_count is None else quantity("Window: page_count", page_count)
         first = quantity("Window: first_page", first_page)
         if first > store.page_count:
@@ -176,7 +187,7 @@ class Window(_core.WindowBase):
             )
         if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
             raise ArgumentError(f"Window: {count} pages are more than the address space has")
-        shown = _mapping(mapping, store)
+        shown = first_mapping(mapping, store)
         if count is None and not isinstance(shown, str):
             count = len(shown)
         self = super().__new__(
@@ -191,8 +202,9 @@ class Window(_core.WindowBase):
             bool(populate),
             bool(nonblock),
             bool(lock),
+            checked_budget(budget),
             tracking,
-            _measured(calibration),
+            measured(calibration),
         )
         self._store = store
         if self.writable and not self.coherent:
@@ -216,6 +228,8 @@ class Window(_core.WindowBase):
         try:
             if not self.closed and self.writable:
                 self.flush()
+        except ForkError:
+            self._leave()  # the parent's to flush
         except FremapError as failure:
             if self.coherent:
                 self._leave()  # its changes are the file's already
@@ -320,6 +334,8 @@ class Window(_core.WindowBase):
             `file_pages`.
         PlacedPageError
             A placed page would be lost.
+        BudgetError
+            The pages are more than the window's budget; nothing changed.
         StoreError
             A read failed: the first ``error.completed`` pages show the new
             file page, the rest the old one.
@@ -391,6 +407,9 @@ class Window(_core.WindowBase):
         ------
         PageRangeError
             A page is outside the window.
+        BudgetError
+            The pages are more than the window's budget; nothing changed. With
+            `nonblock` those for which there is no room are skipped.
         StoreError
             A read failed; ``error.completed`` pages from the front are present.
         UnsupportedError
@@ -503,6 +522,50 @@ class Window(_core.WindowBase):
             sizes = (count * self.page_bytes, self.page_bytes)
             content = bytes_of("place", data, sizes)
         self._place(selection, content)
+
+    def pin(self, pages: PageSelection) -> Pin:
+        """Make pages present and keep them so, whatever the budget.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None
+            Window pages; None means all.
+
+        Returns
+        -------
+        Pin
+            Ends with its ``with`` block, or by `Pin.release`. Pages may be pinned by
+            several at once.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        BudgetError
+            With what is pinned and placed already the pages are more than the
+            budget; nothing changed.
+        StoreError
+            A page cannot be read.
+        UnsupportedError
+            Engine "alias", whose pages are the kernel's.
+
+        Notes
+        -----
+        As `populate`. A pinned page can be remapped, but not evicted. Any number of
+        threads.
+
+        Examples
+        --------
+        >>> import fremap
+        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+        >>> with fremap.Window(store, engine="paged") as window:
+        ...     with window.pin([1, 2]):
+        ...         window.stats().pinned_pages
+        2
+        """
+        selection, _ = self._select("pin", pages)
+        self._pin(selection)
+        return Pin(self, selection)
 
     def flush(self, pages: PageSelection = None) -> None:
         """Write changed pages to the store and make them durable.
@@ -644,42 +707,8 @@ class Window(_core.WindowBase):
         kind = np.dtype(dtype)
         if kind.hasobject or kind.itemsize == 0:
             raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
-        dimensions = _shape(shape, self.page_count * self.page_bytes // kind.itemsize)
+        dimensions = shape_within(shape, self.page_count * self.page_bytes // kind.itemsize)
         memory = np.frombuffer(memoryview(self), dtype=np.uint8)
         used = math.prod(dimensions) * kind.itemsize
         view: npt.NDArray[Any] = memory[:used].view(kind)
         return view.reshape(dimensions)
-
-
-def _mapping(mapping: object, store: Store) -> Literal["linear", "none"] | npt.NDArray[np.int64]:
-    if isinstance(mapping, str):
-        if mapping == "linear":
-            return "linear"
-        if mapping == "none":
-            return "none"
-        raise ArgumentError(
-            f'Window: mapping is {mapping!r}; it must be "linear", "none" or an array of file pages'
-        )
-    return Numbering("Window", "file page", store.page_count).array(mapping)
-
-
-def _measured(chosen: Calibration | None) -> dict[str, int]:
-    return (calibration.load() if chosen is None else chosen).to_dict()
-
-
-def _shape(shape: Shape, available: int) -> tuple[int, ...]:
-    """Return `shape` with -1 filled in, if it fits into `available` elements."""
-    if shape is None:
-        return (available,)
-    given = (shape,) if page_number(shape) else tuple(shape)  # type: ignore[arg-type]
-    dimensions = [operator.index(length) for length in given]
-    if dimensions.count(-1) > 1 or any(length < -1 for length in dimensions):
-        raise ArgumentError(f"array: shape {shape} is impossible; one dimension may be -1")
-    if -1 in dimensions:
-        others = -math.prod(dimensions)
-        if others == 0:
-            raise ArgumentError(f"array: shape {shape} is ambiguous")
-        dimensions[dimensions.index(-1)] = available // others
-    if math.prod(dimensions) > available:
-        raise ArgumentError(f"array: shape {shape} does not fit; {available} elements do")
-    return tuple(dimensions)

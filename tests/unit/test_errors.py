@@ -11,6 +11,7 @@ from fremap import _core, errors
 BUILTINS = {
     "AliasError": ValueError,
     "ArgumentError": ValueError,
+    "BudgetError": MemoryError,
     "ClosedError": ValueError,
     "ForkError": RuntimeError,
     "MappingLimitError": OSError,

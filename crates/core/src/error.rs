@@ -84,6 +84,21 @@ pub enum Error {
         /// Bytes that the machine, or the memory cgroup, has left.
         available: u64,
     },
+    /// More than a window's memory budget.
+    #[error(
+        "{operation}: this needs {wanted} bytes and the window's budget is {budget}: {why}; or make \
+         the window with a larger budget, or budget=None"
+    )]
+    Budget {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// Bytes that would be needed.
+        wanted: u64,
+        /// The budget.
+        budget: u64,
+        /// What keeps it from being enough.
+        why: &'static str,
+    },
     /// A system call failed.
     #[error("{operation}{}: {}{hint}", place(*file_page), describe(*errno))]
     Io {

@@ -19,6 +19,12 @@ macro_rules! counters {
             pub denied_pages: u64,
             /// Pages that are known to have been stored to, and are not in the store.
             pub dirty_pages: u64,
+            /// Pages that are pinned.
+            pub pinned_pages: u64,
+            /// Bytes of the kernel's page tables for the window, at most.
+            pub page_table_bytes: u64,
+            /// Bytes that the window may take; 0 without a limit, or if it fits whole.
+            pub budget_bytes: u64,
             /// Bytes of the table of what each page shows.
             pub table_bytes: u64,
             /// Bytes of memory that content is read into before it is swapped in.
@@ -44,6 +50,9 @@ macro_rules! counters {
                     ("placed_pages", self.placed_pages),
                     ("denied_pages", self.denied_pages),
                     ("dirty_pages", self.dirty_pages),
+                    ("pinned_pages", self.pinned_pages),
+                    ("page_table_bytes", self.page_table_bytes),
+                    ("budget_bytes", self.budget_bytes),
                     ("table_bytes", self.table_bytes),
                     ("staging_bytes", self.staging_bytes),
                     $((stringify!($name), self.$name)),*

@@ -56,10 +56,23 @@ pub struct WindowOptions {
     pub nonblock: bool,
     /// Keep every page in memory.
     pub lock: bool,
+    /// Memory that it may take.
+    pub budget: Budget,
     /// How stores to the pages are noticed, where there is a choice.
     pub tracking: Option<Tracking>,
     /// Numbers of this machine.
     pub calibration: Calibration,
+}
+
+/// How much memory a window may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// Half of what is available when it is made.
+    Auto,
+    /// What it is asked to show.
+    Unlimited,
+    /// No more than so many bytes.
+    Bytes(u64),
 }
 
 /// `at=` of a remap.
@@ -142,6 +155,7 @@ impl Window {
                  out with engine \"{kind}\" or a window that is only read"
             )));
         }
+        choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
         let engine = Self::make_engine(kind, &store, table, tracking, options)?;
         let window = Self {
             engine,
@@ -174,7 +188,9 @@ impl Window {
                 Box::new(Alias::new(store, table, options.lock)?)
             }
             EngineKind::Paged => {
-                Box::new(paged::open(store, table, options.lock, tracking, &options.calibration)?)
+                let budget = choice::budget_bytes(options)?;
+                let (lock, calibration) = (options.lock, &options.calibration);
+                Box::new(paged::open(store, table, lock, tracking, budget, calibration)?)
             }
             EngineKind::Eager => {
                 let writable = options.prot == Prot::Write;
@@ -459,6 +475,27 @@ impl Window {
         } else {
             Ok(())
         }
+    }
+
+    /// Makes pages present and keeps them so until they are [unpinned](Self::unpin).
+    ///
+    /// # Errors
+    /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
+    pub fn pin(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
+        let pages = self.select("pin", pages)?;
+        self.engine.pin(&pages, interrupt)?;
+        let populated = self.engine.populate(&pages, Fill::All, interrupt);
+        populated.map(|_| ()).inspect_err(|_| self.engine.unpin(&pages))
+    }
+
+    /// Ends one [`pin`](Self::pin) of the same pages.
+    ///
+    /// # Errors
+    /// Pages outside.
+    pub fn unpin(&self, pages: &Selection) -> Result<()> {
+        let pages = self.select("unpin", pages)?;
+        self.engine.unpin(&pages);
+        Ok(())
     }
 
     /// The file page of each window page; -1 for none, -2 for a placed page.

@@ -9,7 +9,7 @@ use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
 use fremap_core::sys::mm;
 use fremap_core::units::{Prot, Selection};
-use fremap_core::window::{Mapping, RemapOptions, Target, Window, WindowOptions};
+use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyInt, PyString};
@@ -94,6 +94,16 @@ fn engine(name: &str) -> PyResult<Option<EngineKind>> {
     }
 }
 
+fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
+    if budget.is_none() {
+        return Ok(Budget::Unlimited);
+    }
+    if budget.is_instance_of::<PyString>() {
+        return Ok(Budget::Auto);
+    }
+    budget.extract().map(Budget::Bytes)
+}
+
 fn tracking(name: &str) -> PyResult<Option<Tracking>> {
     match name {
         "auto" => Ok(None),
@@ -146,6 +156,7 @@ impl WindowBase {
         populate: bool,
         nonblock: bool,
         lock: bool,
+        budget: &Bound<'_, PyAny>,
         tracking: &str,
         calibration: &Bound<'_, PyDict>,
     ) -> PyResult<Self> {
@@ -159,6 +170,7 @@ impl WindowBase {
             populate,
             nonblock,
             lock,
+            budget: self::budget(budget)?,
             tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
@@ -279,6 +291,18 @@ impl WindowBase {
         })
     }
 
+    fn _pin(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
+        let window = self.window(py, "pin")?;
+        let pages = selection(pages)?;
+        run(py, |interrupt| window.pin(&pages, interrupt))
+    }
+
+    fn _unpin(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
+        let window = self.window(py, "unpin")?;
+        let pages = selection(pages)?;
+        run_short(py, || window.unpin(&pages))
+    }
+
     fn _flush(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
         let window = self.window(py, "flush")?;
         let pages = selection(pages)?;
@@ -353,6 +377,17 @@ impl WindowBase {
         let last = self.state().window.take();
         release(last);
         Ok(())
+    }
+
+    /// Flushes at the interpreter's end, also what was left and is alive by its views.
+    fn _flush_at_end(&self, py: Python<'_>) -> PyResult<()> {
+        let window = self.state().window.as_ref().map(Arc::clone);
+        match window {
+            Some(window) if window.check_process("flush").is_ok() => {
+                run(py, |interrupt| window.flush(&Selection::All, interrupt))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Closes for calls at once; the memory goes with the last view.

@@ -580,6 +580,17 @@ impl Engine for Alias {
         ))
     }
 
+    fn pin(&self, _pages: &Pages<WindowPage>, _interrupt: &dyn Interrupt) -> Result<()> {
+        Err(Error::unsupported(
+            "pin",
+            "alias",
+            "shows pages of the kernel's, which takes them back as it likes; make the window with \
+             lock=True, or use engine=\"paged\"",
+        ))
+    }
+
+    fn unpin(&self, _pages: &Pages<WindowPage>) {}
+
     fn present(&self) -> Result<Vec<bool>> {
         let table = lock(&self.table);
         let present = pagemap::present_pages(&self.region)

@@ -99,6 +99,10 @@ impl Frames for EagerFrames {
         Err(Errno::OPNOTSUPP)
     }
 
+    fn holds(&self, _offset: usize, _len: usize) -> Result<bool, Errno> {
+        Ok(true)
+    }
+
     fn move_out(&self, _offset: usize, _to: Span<'_>) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP)
     }
@@ -164,5 +168,5 @@ pub fn open(
     let bytes = page.bytes_of(table.page_count()) as usize;
     let frames = EagerFrames::new(bytes, page.bytes(), locked, writable)
         .map_err(|errno| Error::system_with_hint("Window", errno, memory_hint(locked)))?;
-    Ok(Cached::new(store, frames, table, calibration))
+    Ok(Cached::new(store, frames, table, None, calibration))
 }

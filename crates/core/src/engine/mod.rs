@@ -143,6 +143,15 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Where nobody tells.
     fn dirty(&self) -> Result<Vec<bool>>;
 
+    /// Keeps pages in the window, whatever its budget, until they are unpinned as often.
+    ///
+    /// # Errors
+    /// Before any change: more than the budget, or an engine that cannot.
+    fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
+
+    /// Ends a [`pin`](Self::pin).
+    fn unpin(&self, pages: &Pages<WindowPage>);
+
     /// Which pages can be touched without a fault.
     ///
     /// # Errors

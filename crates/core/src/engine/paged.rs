@@ -17,7 +17,10 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use super::cached::{offset_of, Before, Cached, Filled, Frames, Shared, Tracking};
+use super::cached::{
+    divide, offset_of, Before, Cached, Filled, Frames, Limbo, Shared, Tracking, CHUNKS_IN_FLIGHT,
+    SOURCE_PART,
+};
 use super::{advise_ranges, lock, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
@@ -25,7 +28,7 @@ use crate::fault::{FaultThread, Serve};
 use crate::stats::Counters;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
-use crate::sys::pagemap::StoreScan;
+use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::sys::thread::send_segv;
@@ -47,8 +50,8 @@ pub struct PagedFrames {
     process: Option<OwnProcess>,
     locked: bool,
     tracking: Option<Tracking>,
-    /// Where the kernel notes stores.
-    scan: Option<StoreScan>,
+    /// Where `/proc` is mounted.
+    page_map: Option<PageMap>,
 }
 
 impl PagedFrames {
@@ -57,10 +60,14 @@ impl PagedFrames {
         page: PageSize,
         locked: bool,
         tracking: Option<Tracking>,
+        small_pages: bool,
     ) -> Result<Self, Errno> {
         let noted = tracking == Some(Tracking::Kernel);
         let uffd = Uffd::open(if noted { Stores::AreNoted } else { Stores::Fault })?;
-        let scan = if noted { Some(StoreScan::open()?) } else { None };
+        let page_map = match PageMap::open() {
+            Err(errno) if noted => return Err(errno),
+            opened => opened.ok(),
+        };
         let align = page.bytes().max(if bytes >= BLOCK_BYTES { BLOCK_BYTES } else { 0 });
         // A read-only window is writable memory too: MOVE wants that. What is
         // handed out of it is read-only.
@@ -69,18 +76,28 @@ impl PagedFrames {
         if locked {
             region.lock_on_fault(0, bytes)?;
         }
-        if tracking.is_some() {
-            // Stores are noticed by small pages.
+        if tracking.is_some() || small_pages {
+            // Stores are noticed by small pages, and small pages leave one by one.
             advise_if_built(&region, Advice::NoHugePage)?;
+        }
+        if tracking.is_some() {
             uffd.register_missing_and_protected(&region)?;
         } else {
             uffd.register_missing(&region)?;
         }
-        Ok(Self { region, uffd, process: OwnProcess::open(), locked, tracking, scan })
+        Ok(Self { region, uffd, process: OwnProcess::open(), locked, tracking, page_map })
     }
 
     fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
         advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
+    }
+
+    /// Whether the kernel has the content of a system page, of the window or of staging memory.
+    fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
+        match &self.page_map {
+            Some(map) => map.has(page),
+            None => is_present(page),
+        }
     }
 
     /// Takes what is there out of a range, to spare memory if that works.
@@ -127,7 +144,7 @@ impl PagedFrames {
         for at in (0..to.len()).step_by(page) {
             let (to, from) = (to.part(at, page), from.part(at, page));
             let mut waits = 0;
-            while !is_present(to)? {
+            while !self.has(to)? {
                 let Err(stop) = self.uffd.move_pages(to, from) else { break };
                 if waits == MAX_PINNED_WAITS || !matches!(stop.errno, Errno::BUSY | Errno::EXIST) {
                     return Err(stop.errno);
@@ -146,9 +163,9 @@ impl PagedFrames {
         for done in (0..from.len()).step_by(page) {
             let stopped = |errno| Partial { done_bytes: done, errno };
             let source = from.part(done, page);
-            if is_present(source).map_err(stopped)? {
+            if self.has(source).map_err(stopped)? {
                 self.copy_in(offset + done, source, false).map_err(|p| p.after(done))?;
-            } else if !is_present(self.region.span(offset + done, page)).map_err(stopped)? {
+            } else if !self.has(self.region.span(offset + done, page)).map_err(stopped)? {
                 return Err(stopped(Errno::NOENT));
             }
         }
@@ -228,6 +245,13 @@ impl Frames for PagedFrames {
         self.uffd.register_move_target(limbo)
     }
 
+    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
+        let mut pages = (offset..offset + len).step_by(system_page_bytes());
+        pages.try_fold(true, |all, at| {
+            Ok(all && self.has(self.region.span(at, system_page_bytes()))?)
+        })
+    }
+
     fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno> {
         self.relocate(to, self.region.span(offset, to.len()))
     }
@@ -252,9 +276,11 @@ impl Frames for PagedFrames {
         protect: bool,
         stored: &mut Vec<(usize, usize)>,
     ) -> Result<(), Errno> {
-        match &self.scan {
-            Some(scan) => scan.stores(self.region.span(offset, len), protect, stored),
-            None => Ok(()),
+        match &self.page_map {
+            Some(map) if self.tracking == Some(Tracking::Kernel) => {
+                map.stores(self.region.span(offset, len), protect, stored)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -371,7 +397,7 @@ impl Shared<PagedFrames> {
     fn recheck(&self, page: WindowPage, expected: Entry, address: u64) -> bool {
         let offset = address - self.frames.region.start() as u64;
         let offset = offset as usize & !(system_page_bytes() - 1);
-        let asked = is_present(self.frames.region.span(offset, system_page_bytes()));
+        let asked = self.frames.has(self.frames.region.span(offset, system_page_bytes()));
         let lost = asked == Ok(false) && expected.shown() != Shown::Placed;
         if lost {
             let mut state = lock(&self.state);
@@ -412,6 +438,10 @@ impl Shared<PagedFrames> {
                 return;
             }
         }
+        if entry.lingering() {
+            // A call that failed has left it; it is dropped now, and served when touched again.
+            let _dropped = self.frames.drop_pages(&[self.range_of(page)]);
+        }
         drop(state);
         if entry.present() && !allowed {
             if let Err(errno) = send_segv(fault.thread, fault.address) {
@@ -427,7 +457,13 @@ impl Shared<PagedFrames> {
 
     /// Shows `content` on `page` if the page is still what it was when its
     /// reading began; false if it has to be served anew.
-    fn show(&self, page: WindowPage, expected: Entry, content: Span<'_>, stores: bool) -> bool {
+    fn show(
+        &self,
+        page: WindowPage,
+        expected: Entry,
+        (content, size_bytes): (Span<'_>, u64),
+        stores: bool,
+    ) -> bool {
         let mut state = lock(&self.state);
         if !state.is_serving(page) {
             return false;
@@ -438,7 +474,7 @@ impl Shared<PagedFrames> {
         let dirty = tracked && stores && expected.prot() == Prot::Write;
         if self.frames.copy_in(offset, content, tracked && !dirty).is_ok() {
             if let (true, Some(file_page)) = (tracked, expected.shown().file_page()) {
-                let file_bytes = self.store.expected_bytes(file_page);
+                let file_bytes = self.store.bytes_within(file_page, size_bytes);
                 state.note_loaded(file_page, file_bytes, self.page());
             }
             state.end_serving(page, expected.with_present(true).with_dirty(dirty));
@@ -457,6 +493,8 @@ impl Shared<PagedFrames> {
 struct Server {
     shared: Arc<Shared<PagedFrames>>,
     buffer: Mutex<Region>,
+    /// Where pages are taken out to that make room.
+    limbo: Mutex<Option<Limbo>>,
 }
 
 impl Serve for Server {
@@ -503,8 +541,14 @@ impl Serve for Server {
                 }
                 continue;
             };
+            // A fault cannot be refused: where nothing may leave, or a changed page cannot be
+            // written, the window is larger than its budget for a while.
+            let mut limbo = lock(&self.limbo);
+            let _full = shared.make_room("fault", 1, None, &mut limbo);
+            drop(limbo);
+            let size_bytes = shared.store.size_bytes();
             let ended = match shared.store.read_page(file_page, content) {
-                Ok(()) => shared.show(page, entry, content, fault.stores),
+                Ok(()) => shared.show(page, entry, (content, size_bytes), fault.stores),
                 Err(error) => shared.give_up(page, entry, &error.to_string()),
             };
             if ended {
@@ -523,16 +567,31 @@ pub fn open(
     table: Table,
     locked: bool,
     tracking: Option<Tracking>,
+    budget_bytes: Option<u64>,
     calibration: &Calibration,
 ) -> Result<Cached<PagedFrames>> {
     let page = store.page_size();
+    let budget = match budget_bytes {
+        Some(budget_bytes) => {
+            let chunk_pages = Cached::<PagedFrames>::chunk_pages(page, &table, calibration);
+            // Each with its spare memory.
+            let chunks = 2 * CHUNKS_IN_FLIGHT as u64;
+            divide(budget_bytes, table.page_count(), page, chunk_pages, chunks, tracking)?
+                .map(|division| (budget_bytes, division))
+        }
+        None => None,
+    };
+    if let Some((budget_bytes, _)) = budget {
+        store.limit_source_map(budget_bytes / SOURCE_PART);
+    }
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
-    let frames = PagedFrames::new(bytes, page, locked, tracking).map_err(fail)?;
+    let frames = PagedFrames::new(bytes, page, locked, tracking, budget.is_some()).map_err(fail)?;
     let mut buffer = Region::anonymous(page.bytes(), 1, Access::Write).map_err(fail)?;
     buffer.keep_from_children().map_err(fail)?;
-    let cached = Cached::new(store, frames, table, calibration);
-    let server = Server { shared: Arc::clone(cached.shared()), buffer: Mutex::new(buffer) };
+    let cached = Cached::new(store, frames, table, budget, calibration);
+    let shared = Arc::clone(cached.shared());
+    let server = Server { shared, buffer: Mutex::new(buffer), limbo: Mutex::new(None) };
     let thread = FaultThread::start(Arc::new(server)).map_err(fail)?;
     Ok(cached.served_by(thread))
 }

@@ -104,7 +104,9 @@ impl Plan {
                 continue;
             }
             pace.check(0)?;
+            let fits = map.mapped_bytes() + CHUNK_BYTES as u64 <= store.source_limit_bytes();
             if map.note_reads(chunk, group.len())
+                && fits
                 && populate(map, page_size.bytes_of(page_of(group[0])), &mut self.query)
             {
                 for &key in group {

@@ -244,7 +244,27 @@ impl Store {
         sink: &mut dyn Sink<'_>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt)
+        let outcome = scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt);
+        self.source.keep_to_limit();
+        outcome
+    }
+
+    /// Bytes that the source map may have mapped.
+    pub(crate) fn source_limit_bytes(&self) -> u64 {
+        self.source.limit_bytes()
+    }
+
+    /// Has the source map keep no more than `bytes` of the file mapped, from now on and
+    /// for all who use the store.
+    pub fn limit_source_map(&self, bytes: u64) {
+        self.source.limit(bytes);
+    }
+
+    /// Bytes of the file that the source map has mapped, which count as memory of this
+    /// process.
+    #[must_use]
+    pub fn source_mapped_bytes(&self) -> u64 {
+        self.source.mapped_bytes()
     }
 
     /// Bytes of page tables that the source map has.
@@ -296,8 +316,13 @@ impl Store {
     /// Bytes of the file within a page: a page of it, less for the last one,
     /// none beyond the end.
     pub(crate) fn expected_bytes(&self, page: FilePage) -> usize {
+        self.bytes_within(page, self.size_bytes())
+    }
+
+    /// The same for a file of `size_bytes`, if that is less than it has.
+    pub(crate) fn bytes_within(&self, page: FilePage, size_bytes: u64) -> usize {
         let start = self.page_size.bytes_of(page.0);
-        let rest = self.size_bytes().saturating_sub(start);
+        let rest = size_bytes.min(self.size_bytes()).saturating_sub(start);
         usize::try_from(rest).unwrap_or(usize::MAX).min(self.page_size.bytes())
     }
 

@@ -62,9 +62,17 @@ pub(crate) fn position_of(key: u64) -> usize {
 }
 
 /// A store's source map, made when it is first wanted and again after a refresh.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Source {
     map: RwLock<Option<Arc<SourceMap>>>,
+    /// Bytes that may be mapped, by the smallest budget of a window on the store.
+    limit_bytes: AtomicU64,
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self { map: RwLock::default(), limit_bytes: u64::MAX.into() }
+    }
 }
 
 impl Source {
@@ -90,6 +98,31 @@ impl Source {
         *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
+    /// Has no more than `bytes` of the file mapped.
+    pub(crate) fn limit(&self, bytes: u64) {
+        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the file that the map has mapped.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        made.as_ref().map_or(0, |map| map.mapped_bytes())
+    }
+
+    /// Unmaps what single copies have mapped, where there is a limit.
+    pub(crate) fn keep_to_limit(&self) {
+        if self.limit_bytes() < u64::MAX {
+            let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if let Some(map) = made.as_ref() {
+                map.unmap_pages();
+            }
+        }
+    }
+
     /// Bytes of page tables that populating the map has cost.
     pub(crate) fn table_bytes(&self) -> u64 {
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -107,6 +140,8 @@ pub(crate) struct SourceMap {
     /// how many of its pages were read.
     chunks: Vec<AtomicU16>,
     tables: AtomicU64,
+    /// Chunks that are populated.
+    populated: AtomicU64,
 }
 
 impl SourceMap {
@@ -121,7 +156,8 @@ impl SourceMap {
         region.advise(0, len, Advice::Random)?;
         let chunks =
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
-        Ok(Self { region, size_bytes, chunks, tables: AtomicU64::new(0) })
+        let (tables, populated) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { region, size_bytes, chunks, tables, populated })
     }
 
     /// The size of the file that the map was made for.
@@ -165,16 +201,32 @@ impl SourceMap {
             return Ok(false);
         }
         self.region.populate_read(start, len)?;
-        if self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed) & TABLE == 0 {
-            self.tables.fetch_add(1, Ordering::Relaxed);
-        }
+        let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
+        self.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
+        self.populated.fetch_add(u64::from(before & POPULATED == 0), Ordering::Relaxed);
         Ok(true)
     }
 
     /// Notes that pages of a populated chunk were asked about and none is in
     /// the page cache: it was reclaimed, and is to earn its populating anew.
     pub(crate) fn note_absent(&self, chunk: usize) {
-        self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
+        let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
+        self.populated.fetch_sub(u64::from(before & POPULATED != 0), Ordering::Relaxed);
+    }
+
+    /// Bytes of the file that the map has mapped.
+    pub(crate) fn mapped_bytes(&self) -> u64 {
+        self.populated.load(Ordering::Relaxed) * CHUNK_BYTES as u64
+    }
+
+    /// Unmaps every page, so that none counts as this process's memory; they stay in
+    /// the page cache. Copies that are under way fault them in again.
+    pub(crate) fn unmap_pages(&self) {
+        if self.region.advise(0, self.region.len(), Advice::DontNeed).is_ok() {
+            for chunk in 0..self.chunks.len() {
+                self.note_absent(chunk);
+            }
+        }
     }
 
     /// Whether every system page of a range is in the page cache.

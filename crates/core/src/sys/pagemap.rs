@@ -24,6 +24,8 @@ const SCAN_RANGES: usize = 512;
 
 /// Bit of a `/proc/self/pagemap` entry: the page is mapped.
 const PRESENT: u64 = 1 << 63;
+/// The same: the page is in swap.
+const SWAPPED: u64 = 1 << 62;
 /// Pages whose entries are read at once.
 const BATCH_PAGES: usize = 65_536;
 
@@ -93,12 +95,11 @@ struct PageRegion {
     categories: u64,
 }
 
-/// Asks which pages were stored to, in memory whose stores the kernel notes
-/// (`UFFD_FEATURE_WP_ASYNC`).
+/// This process's page map.
 #[derive(Debug)]
-pub struct StoreScan(File);
+pub struct PageMap(File);
 
-impl StoreScan {
+impl PageMap {
     /// Opens this process's page map.
     ///
     /// # Errors
@@ -107,7 +108,19 @@ impl StoreScan {
         File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
     }
 
-    /// `PAGEMAP_SCAN` (6.7): adds the ranges of `span` (offset, length) to `stored`
+    /// Whether the kernel has the content of a system page, in memory or in swap.
+    ///
+    /// # Errors
+    /// EIO.
+    pub fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
+        let mut entry = [0; 8];
+        let offset = (page.start() as usize / system_page_bytes()) as u64 * 8;
+        self.0.read_exact_at(&mut entry, offset).map_err(|error| errno(&error))?;
+        Ok(u64::from_ne_bytes(entry) & (PRESENT | SWAPPED) != 0)
+    }
+
+    /// `PAGEMAP_SCAN` (6.7): in memory whose stores the kernel notes
+    /// (`UFFD_FEATURE_WP_ASYNC`): adds the ranges of `span` (offset, length) to `stored`
     /// that were stored to since they were write-protected. `protect`: protects them
     /// in the same step, so that no store falls between.
     ///

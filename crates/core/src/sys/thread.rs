@@ -52,22 +52,23 @@ pub(super) fn set_signal_mask(mask: &libc::sigset_t) -> Result<(), Errno> {
     }
 }
 
-/// Sends a thread of this process the SIGSEGV that a store to read-only memory at
-/// `address` would be (`rt_tgsigqueueinfo`, 2.6.31). A thread that blocks the signal gets it
-/// when it does not any more.
+/// Sends a thread of this process the SIGSEGV that a store to read-only memory would be
+/// (`rt_tgsigqueueinfo`, 2.6.31), with the address as its value: only a thread itself may
+/// say that a signal is a fault's. A thread that blocks the signal gets it when it does
+/// not any more.
 ///
 /// # Errors
 /// ESRCH for a thread that is gone; EAGAIN at the limit of queued signals.
 pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
-    /// `SEGV_ACCERR`
-    const NO_PERMISSION: i32 = 2;
+    /// In words of eight bytes: where the value of a queued signal stands.
+    const VALUE: usize = 3;
     // SAFETY: siginfo_t is plain data, for which zero is valid.
     let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
     info.si_signo = libc::SIGSEGV;
-    info.si_code = NO_PERMISSION;
-    // SAFETY: si_addr is the first member of the union behind the three integers, at the
-    // alignment of a pointer; siginfo_t is 128 bytes long.
-    unsafe { (&raw mut info).cast::<u64>().add(2).write(address) };
+    info.si_code = libc::SI_QUEUE;
+    // SAFETY: siginfo_t is 128 bytes long and aligned to eight; a queued signal's value
+    // stands behind the three integers, their padding, and the sender's two numbers.
+    unsafe { (&raw mut info).cast::<u64>().add(VALUE).write(address) };
     // SAFETY: the information is valid for the call.
     let sent = unsafe {
         let process = std::process::id();

@@ -2,12 +2,12 @@
 
 use rustix::io::Errno;
 
-use super::WindowOptions;
+use super::{Budget, WindowOptions};
 use crate::engine::cached::Tracking;
 use crate::engine::EngineKind;
 use crate::error::{Error, Result};
-use crate::sys::probe;
 use crate::sys::uffd::Uffd;
+use crate::sys::{pagemap, probe};
 use crate::units::Prot;
 
 /// The engine that does what is asked, or why none does.
@@ -101,4 +101,40 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
         None if notes => Ok(Some(Tracking::Kernel)),
         None => Ok(Some(Tracking::Faults)),
     }
+}
+
+/// The bytes that a paged window may take; None without a limit.
+pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
+    match options.budget {
+        // Locked memory does not leave.
+        _ if options.lock => Ok(None),
+        Budget::Unlimited => Ok(None),
+        Budget::Bytes(bytes) => Ok(Some(bytes)),
+        Budget::Auto => {
+            let available = pagemap::available_bytes();
+            Ok(Some(available.map_err(|errno| Error::system("Window", errno))? / 2))
+        }
+    }
+}
+
+/// Fails for a budget that the engine, or a locked window, cannot keep to.
+pub(super) fn check_budget(
+    options: &WindowOptions,
+    kind: EngineKind,
+    window_bytes: u64,
+) -> Result<()> {
+    let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
+    let reason = match kind {
+        _ if options.lock => "lock=True keeps every page in memory: leave the budget out",
+        EngineKind::Alias => {
+            "engine \"alias\" shows pages of the kernel's, which counts and reclaims them itself; \
+             leave the budget out, or use engine=\"paged\""
+        }
+        EngineKind::Eager if window_bytes > bytes => {
+            "engine \"eager\" serves no faults, so no page may leave unasked: leave the budget out \
+             and evict(), or use engine=\"paged\""
+        }
+        EngineKind::Eager | EngineKind::Paged => return Ok(()),
+    };
+    Err(Error::Unsupported { operation: "Window", reason: reason.to_owned() })
 }

@@ -9,7 +9,7 @@ use fremap_core::error::Uninterruptible;
 use fremap_core::store::Store;
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages, Prot, Selection};
-use fremap_core::window::{Mapping, RemapOptions, Target, Window, WindowOptions};
+use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
 
 pub const PAGE: usize = 4096;
 pub const ENGINES: [EngineKind; 3] = [EngineKind::Alias, EngineKind::Paged, EngineKind::Eager];
@@ -42,6 +42,7 @@ pub fn options(engine: EngineKind) -> WindowOptions {
         nonblock: false,
         lock: false,
         tracking: None,
+        budget: Budget::Unlimited,
         calibration: Calibration::default(),
     }
 }

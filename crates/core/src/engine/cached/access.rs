@@ -1,7 +1,7 @@
 //! Taking access from pages and giving it back; content of their own.
 
 use super::frames::{Filled, Frames, Tracking};
-use super::load::Step;
+use super::load::{Call, Step};
 use super::staging::Staging;
 use super::{offset_of, pieces_of, Cached};
 use crate::engine::{lock, Fill};
@@ -23,6 +23,10 @@ impl<F: Frames> Cached<F> {
         let region = self.shared.frames.region();
         let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
         let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
+        // Who stores to a placed page from now on waits, where stores are faults.
+        let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
+        let protected = self.shared.frames.protect_from_stores(&ranges);
+        protected.map_err(|errno| Error::system("protect", errno))?;
         let shelved: Vec<_> = placed.map(|&(page, _)| (page, content(page))).collect();
 
         let mut state = lock(&self.shared.state);
@@ -106,7 +110,8 @@ impl<F: Frames> Cached<F> {
             self.unshelve(control, page, entry)?;
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
-        self.carry_out("protect", control, Fill::All, &loads, &mut mask, interrupt)
+        let call = Call { operation: "protect", fill: Fill::All, keep: None, interrupt };
+        self.carry_out(&call, control, &loads, &mut mask)
     }
 
     /// Whether giving access to a page brings its content at once: nobody else
@@ -148,6 +153,7 @@ impl<F: Frames> Cached<F> {
         }
         let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
         let mut state = lock(&self.shared.state);
+        let from = (from, self.shared.store.size_bytes());
         let filled = self.install(&mut state, run, entry_of, from, spare);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
@@ -217,16 +223,21 @@ impl<F: Frames> Cached<F> {
                 page.0
             )));
         }
+        let keep = self.kept(pages);
+        self.check_budget("place", pages)?;
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
-            let _held = self.save_and_hold("place", placed, interrupt)?;
+            let held = self.save_and_hold("place", placed, interrupt);
+            let _held = held.map_err(|error| error.with_completed(piece.start))?;
+            let interrupt = self.while_held(interrupt);
             if self.shared.frames.tracking() == Some(Tracking::Kernel) {
                 self.place_saved(control, pages, piece)?;
                 continue;
             }
             let steps = self.populate_steps(pages, piece.clone(), &mut mask);
-            self.carry_out("place", control, Fill::All, &steps, &mut mask, interrupt)?;
+            let call = Call { operation: "place", fill: Fill::All, keep: keep.as_ref(), interrupt };
+            self.carry_out(&call, control, &steps, &mut mask)?;
             for position in piece {
                 self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
             }

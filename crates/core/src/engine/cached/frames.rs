@@ -77,6 +77,13 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
     /// The kernel's.
     fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno>;
 
+    /// Whether the kernel has all of a range that should be present: somebody may have
+    /// dropped it behind our back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno>;
+
     /// Moves present pages out of the window to empty memory, as they are.
     ///
     /// # Errors

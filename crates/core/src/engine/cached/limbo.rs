@@ -12,7 +12,7 @@ use super::frames::Frames;
 use super::save::Writing;
 use super::{offset_of, Shared, State};
 use crate::engine::lock;
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Result, Uninterruptible};
 use crate::plan;
 use crate::store::Outgoing;
 use crate::sys::mm::{system_page_bytes, Access, Region};
@@ -21,7 +21,7 @@ use crate::sys::tell::tell;
 use crate::units::{PageSize, Run, WindowPage};
 
 /// Bytes of pages that are taken out together, unless a page is larger.
-const LIMBO_BYTES: usize = 1 << 20;
+pub(super) const LIMBO_BYTES: usize = 1 << 20;
 
 /// Memory that pages are moved out to, and copies of them. Empty between two uses.
 #[derive(Debug)]
@@ -80,14 +80,13 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Limbo,
         pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
     ) -> Result<Result<(), Errno>> {
         for (slot, &page) in pages.iter().enumerate() {
             self.content_of(page).copy_to(limbo.copy(slot));
         }
         let moved = self.move_to_limbo(limbo, pages);
         let outcome = moved.map_err(|errno| Error::system(operation, errno)).and_then(|taken| {
-            let written = self.write_taken(limbo, &taken, interrupt);
+            let written = self.write_taken(limbo, &taken);
             if written.is_err() {
                 self.bring_back(limbo, taken.iter().filter(|taken| taken.dirty));
             }
@@ -141,7 +140,7 @@ impl<F: Frames> Shared<F> {
         pages.iter().enumerate().filter_map(place).collect()
     }
 
-    fn write_taken(&self, limbo: &Limbo, taken: &[Taken], interrupt: &dyn Interrupt) -> Result<()> {
+    fn write_taken(&self, limbo: &Limbo, taken: &[Taken]) -> Result<()> {
         let mut dirty: Vec<&Taken> = taken.iter().filter(|taken| taken.dirty).collect();
         if dirty.is_empty() {
             return Ok(());
@@ -150,7 +149,7 @@ impl<F: Frames> Shared<F> {
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         lock(&self.state).unsynced = true;
-        self.store.write_from(&outgoing, interrupt)
+        self.store.write_from(&outgoing, &Uninterruptible)
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.

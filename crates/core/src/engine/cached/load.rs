@@ -11,6 +11,7 @@ use super::staging::{Ring, Staging};
 use super::{Cached, State};
 use crate::engine::{lock, Fill};
 use crate::error::{Error, Interrupt, Result};
+use crate::plan::Members;
 use crate::scatter::Sink;
 use crate::stats::Counters;
 use crate::sys::mm::Region;
@@ -31,17 +32,25 @@ pub(super) struct Step {
     pub(super) load: bool,
 }
 
+/// What the steps of a call have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'c> {
+    pub(super) operation: &'static str,
+    pub(super) fill: Fill,
+    /// Pages that may not leave while the call lasts, where there is a budget.
+    pub(super) keep: Option<&'c Members>,
+    pub(super) interrupt: &'c dyn Interrupt,
+}
+
 impl<F: Frames> Cached<F> {
     /// Brings the content of the steps that load and changes the others in their
     /// turn, so that what is completed is always a front part of the call.
     pub(super) fn carry_out(
         &self,
-        operation: &'static str,
+        call: &Call<'_>,
         control: &mut Option<Staging>,
-        fill: Fill,
         steps: &[Step],
         mask: &mut [bool],
-        interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let loads: Vec<usize> = (0..steps.len()).filter(|&step| steps[step].load).collect();
         let mut next_step = 0;
@@ -55,18 +64,19 @@ impl<F: Frames> Cached<F> {
             let (region, ring) = staging.parts();
             let mut loader = Loader {
                 cached: self,
-                operation,
+                call: *call,
                 region,
                 ring,
+                size_bytes: self.shared.store.size_bytes(),
                 steps,
                 loads: &loads,
                 next_step: 0,
                 mask,
             };
             let store = &self.shared.store;
-            let result = match fill {
-                Fill::Resident => store.scatter_resident(&files, &mut loader, interrupt),
-                Fill::All | Fill::Nothing => store.scatter(&files, &mut loader, interrupt),
+            let result = match call.fill {
+                Fill::Resident => store.scatter_resident(&files, &mut loader, call.interrupt),
+                Fill::All | Fill::Nothing => store.scatter(&files, &mut loader, call.interrupt),
             };
             next_step = loader.next_step;
             if let Err(error) = result {
@@ -75,7 +85,7 @@ impl<F: Frames> Cached<F> {
                 return Err(error.with_completed(steps.get(next_step).map_or(end, position)));
             }
         }
-        self.change_absent(operation, &steps[next_step..])
+        self.change_absent(call.operation, &steps[next_step..])
     }
 
     pub(super) fn staging<'a>(&self, control: &'a mut Option<Staging>) -> Result<&'a mut Staging> {
@@ -128,14 +138,15 @@ impl<F: Frames> Cached<F> {
         Ok(())
     }
 
-    /// Puts one run of staged pages into the window and into the table.
+    /// Puts one run of staged pages, read when the store had `size_bytes`, into the
+    /// window and into the table.
     /// Returns how it was done, or the pages done and why no more.
     pub(super) fn install(
         &self,
         state: &mut State,
         run: Run<WindowPage>,
         entry_of: impl Fn(u64) -> Entry,
-        from: Span<'_>,
+        (from, size_bytes): (Span<'_>, u64),
         spare: Option<Span<'_>>,
     ) -> Result<Filled, (u64, Errno)> {
         let before = Before {
@@ -148,24 +159,24 @@ impl<F: Frames> Cached<F> {
         let (offset, len) = self.bytes(run);
         let tracking = self.shared.frames.tracking();
         // The pages of a run are all of files, or all placed.
-        let track = tracking.is_some() && entry_of(0).shown().file_page().is_some();
+        let first = entry_of(0);
+        let of_file = tracking.is_some() && first.shown().file_page().is_some();
+        // Where stores are faults, those to pages that are only to be read are as well.
+        let track = of_file || (tracking == Some(Tracking::Faults) && first.prot() == Prot::Read);
         let result = self.shared.frames.fill(offset, from, spare, before, track);
         let done = match &result {
             Ok(_) => run.count,
             Err(partial) => self.page.index_of(partial.done_bytes as u64),
         };
-        let hashed = track && tracking == Some(Tracking::Content);
+        let hashed = of_file && tracking == Some(Tracking::Content);
         let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {
             let page = run.first.offset(index);
             state.shelf.remove(&page);
             let entry = entry_of(index);
-            if let (true, Some(file_page)) = (track, entry.shown().file_page()) {
-                state.note_loaded(
-                    file_page,
-                    self.shared.store.expected_bytes(file_page),
-                    self.page,
-                );
+            if let (true, Some(file_page)) = (of_file, entry.shown().file_page()) {
+                let file_bytes = self.shared.store.bytes_within(file_page, size_bytes);
+                state.note_loaded(file_page, file_bytes, self.page);
                 if hashed {
                     from.part(index as usize * self.page.bytes(), content.len())
                         .copy_to(&mut content);
@@ -203,9 +214,11 @@ impl<F: Frames> Cached<F> {
 /// Puts chunks into the window as their reads complete.
 struct Loader<'a, 'm, F> {
     cached: &'a Cached<F>,
-    operation: &'static str,
+    call: Call<'a>,
     region: &'m Region,
     ring: Ring<'a>,
+    /// What the store had when the reads began: it may have grown since.
+    size_bytes: u64,
     steps: &'a [Step],
     /// The steps that load, by request of the reads.
     loads: &'a [usize],
@@ -240,6 +253,23 @@ impl<F: Frames> Loader<'_, '_, F> {
         Ok(())
     }
 
+    /// Makes room in the budget for those pages of a chunk that are absent.
+    fn make_room(&self, requests: &Range<usize>) -> Result<()> {
+        if self.call.keep.is_none() {
+            return Ok(());
+        }
+        let coming = {
+            let state = lock(&self.cached.shared.state);
+            let absent = |request: &usize| {
+                !state.get(self.steps[self.loads[*request]].window_page).present()
+            };
+            requests.clone().filter(absent).count() as u64
+        };
+        let mut limbo = lock(&self.cached.limbo);
+        let Call { operation, keep, .. } = self.call;
+        self.cached.shared.make_room(operation, coming, keep, &mut limbo)
+    }
+
     fn put_chunk(&mut self, requests: Range<usize>) -> Result<bool, Errno> {
         let cached = self.cached;
         let number = requests.start / self.ring.chunk_pages;
@@ -256,7 +286,13 @@ impl<F: Frames> Loader<'_, '_, F> {
             let from = front.part(slot, len);
             let spare = spare.map(|spare| spare.part(slot, len));
             let step_of = |index: u64| &self.steps[self.loads[request + index as usize]];
-            let filled = cached.install(&mut state, run, |i| step_of(i).entry, from, spare);
+            let filled = cached.install(
+                &mut state,
+                run,
+                |i| step_of(i).entry,
+                (from, self.size_bytes),
+                spare,
+            );
             let done = match &filled {
                 Ok(_) => run.count as usize,
                 Err((done, _)) => *done as usize,
@@ -292,9 +328,10 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     fn complete(&mut self, requests: Range<usize>) -> Result<()> {
         let number = requests.start / self.ring.chunk_pages;
         let used = requests.len() * self.cached.page.bytes();
+        self.make_room(&requests)?;
         let result = self.put_chunk(requests);
         let moved = result == Ok(true);
         self.ring.recycle(&self.cached.shared.frames, self.region, number, used, moved);
-        result.map(|_| ()).map_err(|errno| Error::system(self.operation, errno))
+        result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))
     }
 }

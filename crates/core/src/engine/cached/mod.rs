@@ -17,7 +17,6 @@
 //! it shows. A page that the kernel may still show because such a call failed is
 //! *lingering*, and the next step that concerns it drops it.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -25,23 +24,30 @@ use std::sync::{Arc, Condvar, Mutex};
 use rustix::io::Errno;
 
 mod access;
+mod budget;
 mod frames;
 mod limbo;
 mod load;
+mod pin;
 mod save;
 mod staging;
+mod state;
 
+use budget::Room;
+pub use budget::{divide, Division, SOURCE_PART};
 pub use frames::{Before, Filled, Frames, Tracking};
-use limbo::Limbo;
-use load::{Step, STEP_PAGES};
+pub use limbo::Limbo;
+use load::{Call, Step, STEP_PAGES};
 use staging::Staging;
+pub use staging::CHUNKS_IN_FLIGHT;
+pub use state::State;
 
 use super::turn::Turn;
 use super::{lock, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::FaultThread;
-use crate::plan::{self, Changes};
+use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Region};
@@ -51,105 +57,10 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
 /// Pages looked at between two questions whether to stop.
 const PIECE_PAGES: usize = 65_536;
+/// Pages that are held together, during which nobody is asked whether to stop.
+const HELD_PAGES: usize = 1024;
 /// Calls that bring less than this are not checked against available memory.
 const UNCHECKED_BYTES: u64 = 256 << 20;
-
-/// The table and the content that is kept outside the window.
-#[derive(Debug)]
-pub struct State {
-    table: Table,
-    /// Content of placed pages to which access was taken away.
-    shelf: HashMap<WindowPage, Vec<u8>>,
-    /// The page that the fault thread is reading for, until a call changes it.
-    serving: Option<WindowPage>,
-    /// File pages that are shown as they were when the file ended within them, and
-    /// how many bytes of them it had.
-    cut: HashMap<FilePage, usize>,
-    /// The hash of each page's content in the store, where stores are found by it.
-    hashes: Vec<u128>,
-    /// Pages were written since the store was last made durable.
-    unsynced: bool,
-}
-
-impl State {
-    fn new(table: Table, tracking: Option<Tracking>) -> Self {
-        let by_content = tracking == Some(Tracking::Content);
-        // Zeros of the allocator's: memory that is never touched is never had.
-        let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
-        let (shelf, cut) = (HashMap::new(), HashMap::new());
-        Self { table, shelf, serving: None, cut, hashes, unsynced: false }
-    }
-
-    /// A file page was loaded, when the file had `file_bytes` bytes of it.
-    pub fn note_loaded(&mut self, page: FilePage, file_bytes: usize, page_size: PageSize) {
-        if file_bytes < page_size.bytes() {
-            self.cut.insert(page, file_bytes);
-        } else if !self.cut.is_empty() {
-            self.cut.remove(&page);
-        }
-    }
-
-    /// Bytes that the file had of a page when it was loaded.
-    fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
-        self.cut.get(&page).copied().unwrap_or(page_size.bytes())
-    }
-
-    /// The word of a page.
-    #[must_use]
-    pub fn get(&self, page: WindowPage) -> Entry {
-        self.table.get(page)
-    }
-
-    /// What the fault thread is reading for `page` is out of date.
-    fn outdate(&mut self, page: WindowPage) {
-        if self.serving == Some(page) {
-            self.serving = None;
-        }
-    }
-
-    /// Changes the word of a page for a call.
-    fn set(&mut self, page: WindowPage, entry: Entry) {
-        self.outdate(page);
-        self.table.set(page, entry);
-    }
-
-    /// Marks a page absent before the kernel is asked to drop it. What is placed
-    /// and not on the shelf is lost with it.
-    fn begin_drop(&mut self, page: WindowPage) -> Entry {
-        let old = self.get(page);
-        if old.present() {
-            let nothing = Entry::new(Shown::Nothing, old.prot());
-            let left = if old.shown() == Shown::Placed { nothing } else { old };
-            self.set(page, left.with_lingering());
-        } else {
-            self.outdate(page);
-        }
-        old
-    }
-
-    /// The word of a page that the fault thread begins to read for.
-    pub fn begin_serving(&mut self, page: WindowPage) -> Entry {
-        self.serving = Some(page);
-        self.get(page)
-    }
-
-    /// Whether no call has changed the page since.
-    #[must_use]
-    pub fn is_serving(&self, page: WindowPage) -> bool {
-        self.serving == Some(page)
-    }
-
-    /// Changes the word of a page that is present and stays so.
-    pub fn mark(&mut self, page: WindowPage, entry: Entry) {
-        self.table.set(page, entry);
-    }
-
-    /// Changes the word of the page that the fault thread was reading for.
-    pub fn end_serving(&mut self, page: WindowPage, entry: Entry) {
-        self.serving = None;
-        self.table.set(page, entry);
-    }
-}
 
 /// What calls and the fault thread share.
 #[derive(Debug)]
@@ -162,6 +73,7 @@ pub struct Shared<F> {
     pub state: Mutex<State>,
     /// Pages that were being written are not any more.
     pub settled: Condvar,
+    evict_gap_pages: u64,
     /// Counters.
     pub counters: Counters,
 }
@@ -174,7 +86,6 @@ pub struct Cached<F> {
     shared: Arc<Shared<F>>,
     page: PageSize,
     chunk_pages: usize,
-    evict_gap_pages: u64,
     /// The staging memory, made when it is first needed; held for a whole call.
     control: Turn<Option<Staging>>,
     /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
@@ -185,23 +96,45 @@ pub struct Cached<F> {
 
 impl<F: Frames> Cached<F> {
     /// A window of the store's pages as `table` says, all absent.
-    pub fn new(store: Arc<Store>, frames: F, table: Table, calibration: &Calibration) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        frames: F,
+        table: Table,
+        budget: Option<(u64, Division)>,
+        calibration: &Calibration,
+    ) -> Self {
         let page = store.page_size();
-        let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
-        let chunk_pages = page.index_of(batch_bytes).clamp(1, table.page_count());
-        let state = Mutex::new(State::new(table, frames.tracking()));
-        let settled = Condvar::new();
-        let shared = Shared { store, frames, state, settled, counters: Counters::default() };
+        let chunk_pages = budget.map_or_else(
+            || Self::chunk_pages(page, &table, calibration),
+            |(_, division)| division.chunk_pages,
+        );
+        let room = budget.map(|(bytes, division)| Room::new(bytes, division, &table, page));
+        let mut state = State::new(table, frames.tracking(), page);
+        state.room = room;
+        let shared = Shared {
+            store,
+            frames,
+            state: Mutex::new(state),
+            settled: Condvar::new(),
+            evict_gap_pages: calibration.evict_gap_pages,
+            counters: Counters::default(),
+        };
         Self {
             fault_thread: None,
             shared: Arc::new(shared),
             page,
             chunk_pages: chunk_pages as usize,
-            evict_gap_pages: calibration.evict_gap_pages,
             control: Turn::new(None),
             limbo: Mutex::new(None),
             staging_bytes: 0.into(),
         }
+    }
+
+    /// Pages of a chunk of staging memory, where no budget divides it.
+    #[must_use]
+    pub fn chunk_pages(page: PageSize, table: &Table, calibration: &Calibration) -> u64 {
+        let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
+        page.index_of(batch_bytes).clamp(1, table.page_count())
     }
 
     /// What a fault thread works on.
@@ -219,7 +152,7 @@ impl<F: Frames> Cached<F> {
     /// Pages that are looked at together: fewer where they are held meanwhile.
     fn piece_pages(&self) -> usize {
         if self.shared.frames.tracking().is_some() {
-            STEP_PAGES
+            HELD_PAGES
         } else {
             PIECE_PAGES
         }
@@ -281,10 +214,17 @@ impl<F: Frames> Cached<F> {
         Ok(())
     }
 
+    /// The pages of a call, which it does not evict itself; None without a budget.
+    fn kept(&self, pages: &Pages<WindowPage>) -> Option<Members> {
+        let limited = lock(&self.shared.state).room.is_some();
+        limited.then(|| plan::members(pages))
+    }
+
     /// Fails, before any change, if a remap would show a page twice that may be written.
-    fn check_remap(&self, changes: &Changes, prot: Option<Prot>) -> Result<()> {
+    /// Says whether it moves pages within the window, so that it has to be done at once.
+    fn check_remap(&self, changes: &Changes, prot: Option<Prot>) -> Result<bool> {
         if self.shared.frames.tracking().is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let replaced = plan::members(changes.window_pages());
         let prots: Vec<Prot> = {
@@ -296,7 +236,48 @@ impl<F: Frames> Cached<F> {
             let (window_page, file_page) = changes.pair(position);
             (window_page, file_page, prots[position])
         });
-        self.check_appearances("remap", shown, |page| replaced.contains(page))
+        self.check_appearances("remap", shown, |page| replaced.contains(page))?;
+        let state = lock(&self.shared.state);
+        let moves = |position| {
+            let (window_page, file_page) = changes.pair(position);
+            state.table.appearances(file_page).any(|other| other != window_page)
+        };
+        Ok((0..changes.len()).any(moves))
+    }
+
+    /// After a remap that failed: what it did not reach and is shown elsewhere by now, and
+    /// may be written in either place, shows nothing any more. The pages are held.
+    fn forget_repeats(&self, changes: &Changes, piece: Range<usize>) {
+        if self.shared.frames.tracking().is_none() {
+            return;
+        }
+        let mut state = lock(&self.shared.state);
+        for position in piece {
+            let (window_page, wanted) = changes.pair(position);
+            let entry = state.get(window_page);
+            let Shown::File(shown) = entry.shown() else { continue };
+            let twice = state.table.appearances(shown).any(|other| {
+                let write = [entry.prot(), state.get(other).prot()].contains(&Prot::Write);
+                other != window_page && write
+            });
+            if shown != wanted && twice {
+                state.begin_drop(window_page);
+                // Should the kernel refuse, the page lingers, and is dropped when touched.
+                let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
+                let nothing = Entry::new(Shown::Nothing, entry.prot());
+                state.set(window_page, nothing.with_held(true));
+            }
+        }
+    }
+
+    /// Who is asked whether to stop while pages are held: nobody, as asking may wait for
+    /// a thread that waits for a page.
+    fn while_held<'i>(&self, interrupt: &'i dyn Interrupt) -> &'i dyn Interrupt {
+        if self.shared.frames.tracking().is_some() {
+            &Uninterruptible
+        } else {
+            interrupt
+        }
     }
 
     /// The same for pages that are to be written.
@@ -312,7 +293,12 @@ impl<F: Frames> Cached<F> {
 
     /// The pages whose content has to be in the store before a piece of a remap reads
     /// from it: those that it replaces, and those that show what it is to show.
-    fn replaced_pages(&self, changes: &Changes, piece: Range<usize>) -> Vec<WindowPage> {
+    fn replaced_pages(
+        &self,
+        changes: &Changes,
+        prot: Option<Prot>,
+        piece: Range<usize>,
+    ) -> Vec<WindowPage> {
         if self.shared.frames.tracking().is_none() {
             return Vec::new();
         }
@@ -320,8 +306,11 @@ impl<F: Frames> Cached<F> {
         let mut pages = Vec::with_capacity(piece.len());
         for position in piece {
             let (window_page, file_page) = changes.pair(position);
-            // A page that shows it already is not replaced.
-            if state.get(window_page).shown() != Shown::File(file_page) {
+            let entry = state.get(window_page);
+            let same = entry.shown() == Shown::File(file_page)
+                && prot.is_none_or(|prot| prot == entry.prot());
+            // A page that is there and as it is to be stays.
+            if !(same && entry.present()) {
                 pages.push(window_page);
                 pages.extend(state.table.appearances(file_page));
             }
@@ -394,7 +383,10 @@ impl<F: Frames> Cached<F> {
         }
         Ok(all)
     }
+}
 
+impl<F: Frames> Shared<F> {
+    /// Drops pages; what was stored to them is written by now.
     fn evict_locked(
         &self,
         state: &mut State,
@@ -423,13 +415,13 @@ impl<F: Frames> Cached<F> {
         let runs = plan::runs(dropped.iter().copied());
         let runs = plan::join_runs(runs, self.evict_gap_pages, absent);
         let ranges: Vec<_> = runs.into_iter().map(|run| self.bytes(run)).collect();
-        self.shared.frames.drop_pages(&ranges)?;
-        self.shared.frames.allow(&self.ranges(allowed.iter().copied()))?;
+        self.frames.drop_pages(&ranges)?;
+        self.frames.allow(&self.ranges(allowed.iter().copied()))?;
         for &page in dropped.iter().chain(&allowed) {
             let entry = state.get(page);
             state.set(page, entry.with_present(false));
         }
-        Counters::add(&self.shared.counters.pages_evicted, dropped.len() as u64 + taken);
+        Counters::add(&self.counters.pages_evicted, dropped.len() as u64 + taken);
         Ok(())
     }
 }
@@ -447,18 +439,24 @@ impl<F: Frames> Engine for Cached<F> {
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
         self.check_placed("remap", changes.window_pages(), options.discard)?;
-        self.check_remap(changes, options.prot)?;
-        if options.fill == Fill::All {
+        let moves = self.check_remap(changes, options.prot)?;
+        let keep = self.kept(changes.window_pages());
+        if options.fill == Fill::All && keep.is_some() {
+            self.check_budget("remap", changes.window_pages())?;
+        } else if options.fill == Fill::All {
             let prot = options.prot;
             let loads = |entry: Entry| prot.unwrap_or(entry.prot()) != Prot::None;
             self.check_memory("remap", changes.window_pages(), loads)?;
         }
+        let mut room = self.pages_left(changes.window_pages());
         let mut mask = room_for("remap", changes.len())?;
         mask.resize(changes.len(), false);
-        for piece in pieces_of(changes.len(), self.piece_pages()) {
+        for piece in
+            pieces_of(changes.len(), if moves { changes.len() } else { self.piece_pages() })
+        {
             let completed = |error: Error, done| error.with_completed(piece.start + done);
             interrupt.check().map_err(|error| completed(error, 0))?;
-            let replaced = self.replaced_pages(changes, piece.clone());
+            let replaced = self.replaced_pages(changes, options.prot, piece.clone());
             let held = self.save_and_hold("remap", replaced.into_iter(), interrupt);
             let _held = held.map_err(|error| completed(error, 0))?;
             let resident = match options.fill {
@@ -469,9 +467,16 @@ impl<F: Frames> Engine for Cached<F> {
                 }
                 Fill::All | Fill::Nothing => None,
             };
-            let steps =
+            let mut steps =
                 self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
-            self.carry_out("remap", &mut control, options.fill, &steps, &mut mask, interrupt)?;
+            if options.fill == Fill::Resident {
+                leave_out(&mut room, &mut steps);
+            }
+            let interrupt = self.while_held(interrupt);
+            let keep = keep.as_ref();
+            let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
+            self.carry_out(&call, &mut control, &steps, &mut mask)
+                .inspect_err(|_| self.forget_repeats(changes, piece.clone()))?;
         }
         Ok(mask)
     }
@@ -483,11 +488,15 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
-        if fill == Fill::All {
+        let keep = self.kept(pages);
+        if fill == Fill::All && keep.is_some() {
+            self.check_budget("populate", &plan::distinct(pages))?;
+        } else if fill == Fill::All {
             let loads =
                 |entry: Entry| entry.shown().file_page().is_some() && entry.prot() != Prot::None;
             self.check_memory("populate", pages, loads)?;
         }
+        let mut room = self.pages_left(pages);
         let mut mask = room_for("populate", pages.len())?;
         mask.resize(pages.len(), false);
         for piece in pieces_of(pages.len(), self.piece_pages()) {
@@ -502,8 +511,12 @@ impl<F: Frames> Engine for Cached<F> {
                 let resident = resident.map_err(|error| error.with_completed(piece.start))?;
                 let mut resident = resident.into_iter();
                 steps.retain(|_| resident.next().unwrap_or(false));
+                leave_out(&mut room, &mut steps);
+                steps.retain(|step| step.load);
             }
-            self.carry_out("populate", &mut control, fill, &steps, &mut mask, interrupt)?;
+            let interrupt = self.while_held(interrupt);
+            let call = Call { operation: "populate", fill, keep: keep.as_ref(), interrupt };
+            self.carry_out(&call, &mut control, &steps, &mut mask)?;
         }
         Ok(mask)
     }
@@ -516,15 +529,17 @@ impl<F: Frames> Engine for Cached<F> {
     ) -> Result<()> {
         let _control = self.control.take(interrupt)?;
         self.check_placed("evict", pages, discard)?;
+        self.check_unpinned("evict", pages)?;
         let pages = plan::distinct(pages);
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
+        for piece in pieces_of(pages.len(), self.piece_pages().min(STEP_PAGES)) {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
             let evicted = piece.clone().map(|position| pages.at(position));
             let _held =
                 self.save_and_hold("evict", evicted.clone(), interrupt).map_err(completed)?;
             let mut state = lock(&self.shared.state);
-            self.evict_locked(&mut state, evicted)
+            self.shared
+                .evict_locked(&mut state, evicted)
                 .map_err(|errno| completed(Error::system("evict", errno)))?;
         }
         Ok(())
@@ -542,15 +557,18 @@ impl<F: Frames> Engine for Cached<F> {
             self.check_protect(&pages)?;
         }
         for piece in pieces_of(pages.len(), STEP_PAGES) {
-            interrupt.check().map_err(|error| error.with_completed(piece.start))?;
-            let chosen = piece.map(|position| pages.at(position));
+            let completed = |error: Error| error.with_completed(piece.start);
+            interrupt.check().map_err(completed)?;
+            let chosen = piece.clone().map(|position| pages.at(position));
             if prot == Prot::None {
-                let _held = self.save_and_hold("protect", chosen.clone(), interrupt)?;
-                self.withhold(chosen)?;
+                let held = self.save_and_hold("protect", chosen.clone(), interrupt);
+                let _held = held.map_err(completed)?;
+                self.withhold(chosen).map_err(completed)?;
             } else {
-                let _held = self.hold(chosen.clone(), interrupt)?;
-                self.change_access(chosen.clone(), prot)?;
-                self.give_access(&mut control, chosen, prot, interrupt)?;
+                let _held = self.hold(chosen.clone(), interrupt).map_err(completed)?;
+                self.change_access(chosen.clone(), prot).map_err(completed)?;
+                let interrupt = self.while_held(interrupt);
+                self.give_access(&mut control, chosen, prot, interrupt).map_err(completed)?;
             }
         }
         Ok(())
@@ -605,6 +623,15 @@ impl<F: Frames> Engine for Cached<F> {
         Ok(dirty)
     }
 
+    fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
+        let _control = self.control.take(interrupt)?;
+        self.pin_pages(pages)
+    }
+
+    fn unpin(&self, pages: &Pages<WindowPage>) {
+        self.unpin_pages(pages);
+    }
+
     fn present(&self) -> Result<Vec<bool>> {
         self.each_entry("present", Entry::present)
     }
@@ -621,6 +648,9 @@ impl<F: Frames> Engine for Cached<F> {
             placed_pages: counts.placed,
             denied_pages: counts.denied,
             dirty_pages: counts.unsaved,
+            pinned_pages: counts.pinned,
+            page_table_bytes: state.page_tables.bytes(),
+            budget_bytes: state.room.as_ref().map_or(0, Room::budget_bytes),
             table_bytes: state.table.bytes(),
             staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
             ..Stats::of(&self.shared.counters)
@@ -642,4 +672,13 @@ fn split_run(run: Run<WindowPage>, max: u64) -> impl Iterator<Item = Run<WindowP
     (0..run.count)
         .step_by(max as usize)
         .map(move |start| Run { first: run.first.offset(start), count: max.min(run.count - start) })
+}
+
+/// Has steps bring nothing for which the budget has no room, which is counted down.
+fn leave_out(room: &mut Option<u64>, steps: &mut [Step]) {
+    let Some(room) = room else { return };
+    for step in steps.iter_mut().filter(|step| step.load) {
+        step.load = *room > 0;
+        *room = room.saturating_sub(1);
+    }
 }

@@ -6,8 +6,9 @@
 //!
 //! Pages that a call is about to change are *held*: who stores to one waits until it has
 //! changed, and so does who touches one that is absent. So no store falls between the
-//! writing and the replacing, and nothing is loaded that the call loads itself. A signal
-//! handler that touches a held page, in the thread that holds it, waits for ever.
+//! writing and the replacing, and nothing is loaded that the call loads itself. Nobody
+//! is asked whether to stop while pages are held: the thread that waits for one may have
+//! Python's lock, or be this one in a signal handler.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,12 +21,13 @@ use super::limbo::Limbo;
 use super::load::STEP_PAGES;
 use super::{pieces_of, Cached, Shared, State};
 use crate::engine::lock;
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
 use crate::store::Outgoing;
+use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::table::Entry;
-use crate::units::{FilePage, Pages, Prot, WindowPage};
+use crate::units::{FilePage, Pages, Prot, Run, WindowPage};
 
 /// How long a wait for somebody else's writing may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(25);
@@ -78,7 +80,8 @@ impl<F: Frames> Cached<F> {
     }
 
     /// The same, after which the store has what was stored to them. Where the kernel
-    /// alone notes stores they are absent by then.
+    /// alone notes stores they are absent by then. `interrupt` is asked before anything is
+    /// held, and not while it is.
     pub(super) fn save_and_hold(
         &self,
         operation: &'static str,
@@ -88,7 +91,7 @@ impl<F: Frames> Cached<F> {
         let held = self.hold(pages, interrupt)?;
         // Locked by who has the turn alone.
         let mut limbo = lock(&self.limbo);
-        self.shared.save(operation, &mut limbo, &held.pages, interrupt)?;
+        self.shared.save(operation, &mut limbo, &held.pages)?;
         Ok(held)
     }
 
@@ -147,7 +150,7 @@ impl<F: Frames> Cached<F> {
             if let Err(error) = outcome {
                 // What is not durable is written again by the next flush.
                 self.shared.end_writing(&written, false);
-                return Err(error);
+                return Err(error.with_completed(0));
             }
         }
         let unsynced = std::mem::take(&mut lock(&self.shared.state).unsynced);
@@ -170,27 +173,19 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Option<Limbo>,
         pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
     ) -> Result<()> {
         match self.frames.tracking() {
             None => Ok(()),
-            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages, interrupt),
-            Some(Tracking::Faults | Tracking::Content) => {
-                self.save_in_place(operation, pages, interrupt)
-            }
+            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages),
+            Some(Tracking::Faults | Tracking::Content) => self.save_in_place(operation, pages),
         }
     }
 
     /// Writes pages from where they lie: who wants to store to them waits.
-    fn save_in_place(
-        &self,
-        operation: &'static str,
-        pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
+    fn save_in_place(&self, operation: &'static str, pages: &[WindowPage]) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
             let writing = self.mark_writing(operation, lock(&self.state), pages)?;
-            let written = self.write_pages(operation, &writing, interrupt);
+            let written = self.write_pages(operation, &writing, &Uninterruptible);
             lock(&self.state).unsynced |= !writing.is_empty();
             self.end_writing(&writing, written.is_ok());
             written?;
@@ -204,7 +199,6 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Option<Limbo>,
         pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let fail = |errno| Error::system(operation, errno);
         let present: Vec<WindowPage> = {
@@ -212,6 +206,7 @@ impl<F: Frames> Shared<F> {
             let of_file = |entry: Entry| entry.present() && entry.shown().file_page().is_some();
             pages.iter().copied().filter(|&page| of_file(state.get(page))).collect()
         };
+        let present = self.without_lost(present).map_err(fail)?;
         let mut rest = &present[..];
         while !rest.is_empty() {
             let mut room = match limbo.take() {
@@ -221,11 +216,30 @@ impl<F: Frames> Shared<F> {
             let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
             rest = behind;
             // What could not be emptied is not used again.
-            if self.take_out(operation, &mut room, some, interrupt)?.is_ok() {
+            if self.take_out(operation, &mut room, some)?.is_ok() {
                 *limbo = Some(room);
             }
         }
         Ok(())
+    }
+
+    /// The pages that the kernel still has; the others are absent from now on, or whoever
+    /// touches them here would wait for himself.
+    fn without_lost(&self, mut pages: Vec<WindowPage>) -> Result<Vec<WindowPage>, Errno> {
+        let mut lost = Vec::new();
+        for &page in &pages {
+            let (offset, len) = self.bytes(Run { first: page, count: 1 });
+            if !self.frames.holds(offset, len)? {
+                lost.push(page);
+            }
+        }
+        let mut state = lock(&self.state);
+        for &page in &lost {
+            let entry = state.get(page).with_present(false).with_held(true);
+            state.mark(page, entry);
+        }
+        pages.retain(|page| !lost.contains(page));
+        Ok(pages)
     }
 
     /// The state, when nobody else writes any of `pages` or takes it out.
@@ -296,7 +310,8 @@ impl<F: Frames> Shared<F> {
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
             stored.clear();
-            self.frames.stores(offset, len, protect, &mut stored)?;
+            // What was told before it failed is protected anew, and told once only.
+            let told = self.frames.stores(offset, len, protect, &mut stored);
             for &(at, len) in &stored {
                 let first = self.store.page_size().index_of((offset + at) as u64);
                 let end = self.store.page_size().count_of((offset + at + len) as u64);
@@ -307,6 +322,7 @@ impl<F: Frames> Shared<F> {
                     }
                 }
             }
+            told?;
         }
         Ok(())
     }
@@ -366,14 +382,22 @@ impl<F: Frames> Shared<F> {
     /// Writes copies of pages, so that what is written is what the hash says.
     fn write_copies(&self, writing: &[Writing], interrupt: &dyn Interrupt) -> Result<()> {
         let page_bytes = self.store.page_size().bytes();
-        let mut copies = vec![0; COPIED_PAGES.min(writing.len()) * page_bytes];
+        let len = COPIED_PAGES.min(writing.len()) * page_bytes;
+        if len == 0 {
+            return Ok(());
+        }
+        // Aligned, as a direct store wants it.
+        let copies = Region::anonymous(len, system_page_bytes(), Access::Write)
+            .map_err(|errno| Error::system("flush", errno))?;
+        let mut content = vec![0; page_bytes];
         for writing in writing.chunks(COPIED_PAGES) {
+            let memory = copies.span(0, len);
             let mut hashes = Vec::with_capacity(writing.len());
-            for (page, copy) in writing.iter().zip(copies.chunks_exact_mut(page_bytes)) {
-                self.content_of(page.window_page).copy_to(copy);
-                hashes.push(xxh3_128(copy));
+            for (index, page) in writing.iter().enumerate() {
+                self.content_of(page.window_page).copy_to(&mut content);
+                hashes.push(xxh3_128(&content));
+                memory.part(index * page_bytes, page_bytes).copy_from(&content);
             }
-            let memory = Span::of(&mut copies);
             let outgoing: Vec<Outgoing<'_>> = writing
                 .iter()
                 .enumerate()
@@ -403,7 +427,7 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Lets those store to pages again who wait for it.
-    fn let_go(&self, pages: &[WindowPage]) {
+    pub(super) fn let_go(&self, pages: &[WindowPage]) {
         if pages.is_empty() {
             return;
         }

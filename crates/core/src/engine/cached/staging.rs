@@ -8,7 +8,7 @@ use crate::units::PageSize;
 
 /// Chunks that may be read into at the same time: while the last reads of one
 /// are awaited, the next ones keep the device busy.
-const CHUNKS_IN_FLIGHT: usize = 4;
+pub const CHUNKS_IN_FLIGHT: usize = 4;
 
 /// A part of the staging memory: where pages are read to, and spare memory of
 /// the same size for the frames that come out of the window.

@@ -1,0 +1,339 @@
+//! The memory budget of a window: what counts, and who leaves when it is full.
+//!
+//! Counted are the pages that are present, the page tables of the window, the staging
+//! memory and limbo, and what the store's source map has mapped. A fault that finds the
+//! budget full evicts a batch before it loads its page; a call evicts for each chunk, and
+//! never what it has brought itself. A fault cannot be refused: where nothing may leave
+//! (all is pinned, or cannot be written) it goes beyond the budget.
+
+use super::frames::{Frames, Tracking};
+use super::limbo::{Limbo, LIMBO_BYTES};
+use super::{Cached, Shared, State};
+use crate::cache::Cache;
+use crate::engine::lock;
+use crate::error::{Error, Result};
+use crate::plan::Members;
+use crate::sys::mm::system_page_bytes;
+use crate::table::{Entry, Shown, Table};
+use crate::units::{FilePage, PageSize, Pages, WindowPage};
+
+/// Pages that one step evicts at most.
+const MAX_VICTIMS: u64 = 512;
+/// The part of a budget that the source map of the store may have mapped.
+pub const SOURCE_PART: u64 = 8;
+/// The part of a budget that a chunk of staging memory may take.
+const CHUNK_PART: u64 = 64;
+/// The largest chunk of a window with a budget: small pages, which can leave one by one.
+const MAX_CHUNK_BYTES: u64 = 1 << 20;
+/// Pages that a budget has to have room for: one batch of victims.
+const LEAST_PAGES: u64 = 64;
+
+/// What keeps a window within its budget.
+#[derive(Debug)]
+pub struct Room {
+    budget_bytes: u64,
+    /// Staging memory, limbo of calls and of faults.
+    fixed_bytes: u64,
+    cache: Cache,
+}
+
+/// Page tables of a window: one for each block of memory in which a page ever was.
+#[derive(Debug)]
+pub(super) struct PageTables {
+    touched: Vec<u64>,
+    count: u64,
+    page: PageSize,
+}
+
+impl PageTables {
+    pub(super) fn new(table: &Table, page: PageSize) -> Self {
+        let blocks = page.bytes_of(table.page_count()).div_ceil(Self::block_bytes());
+        Self { touched: vec![0; (blocks as usize).div_ceil(64)], count: 0, page }
+    }
+
+    /// What one page of page-table entries maps.
+    fn block_bytes() -> u64 {
+        let page = system_page_bytes() as u64;
+        page * (page / size_of::<u64>() as u64)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.count * system_page_bytes() as u64
+    }
+
+    fn touch(&mut self, page: WindowPage) {
+        let first = self.page.bytes_of(page.0) / Self::block_bytes();
+        let last = (self.page.bytes_of(page.0 + 1) - 1) / Self::block_bytes();
+        for block in first..=last {
+            let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
+            self.count += u64::from(self.touched[word] & bit == 0);
+            self.touched[word] |= bit;
+        }
+    }
+}
+
+/// How a budget is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Division {
+    /// Pages of a chunk of staging memory.
+    pub chunk_pages: u64,
+    /// What is there whatever is in the window.
+    pub fixed_bytes: u64,
+}
+
+/// Divides a budget, if the window does not fit into it whole.
+///
+/// # Errors
+/// [`Error::Budget`] for one that is too small.
+pub fn divide(
+    budget_bytes: u64,
+    page_count: u64,
+    page: PageSize,
+    chunk_pages: u64,
+    chunks: u64,
+    tracking: Option<Tracking>,
+) -> Result<Option<Division>> {
+    let division = |chunk_pages: u64| {
+        let limbo = if tracking == Some(Tracking::Kernel) {
+            // Of calls and of faults, each with its copies.
+            4 * page.bytes_of(1).max(LIMBO_BYTES as u64)
+        } else {
+            0
+        };
+        // The fault thread's own page as well.
+        let fixed_bytes = page.bytes_of(chunks * chunk_pages + 1) + limbo;
+        Division { chunk_pages, fixed_bytes }
+    };
+    let tables =
+        page.bytes_of(page_count).div_ceil(PageTables::block_bytes()) * system_page_bytes() as u64;
+    let whole = division(chunk_pages);
+    if page.bytes_of(page_count) + tables + whole.fixed_bytes <= budget_bytes {
+        return Ok(None);
+    }
+    let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
+    let small = division(page.index_of(chunk_bytes).clamp(1, chunk_pages));
+    let least = small.fixed_bytes
+        + page.bytes_of(LEAST_PAGES)
+        + LEAST_PAGES * system_page_bytes() as u64
+        + budget_bytes / SOURCE_PART;
+    if least > budget_bytes {
+        return Err(Error::Budget {
+            operation: "Window",
+            wanted: least * SOURCE_PART / (SOURCE_PART - 1),
+            budget: budget_bytes,
+            why: "with less it does not hold one batch of pages beside what reading takes",
+        });
+    }
+    Ok(Some(small))
+}
+
+impl Room {
+    pub(super) fn new(
+        budget_bytes: u64,
+        division: Division,
+        table: &Table,
+        page: PageSize,
+    ) -> Self {
+        let pages = page.index_of(budget_bytes - division.fixed_bytes).min(table.page_count());
+        Self { budget_bytes, fixed_bytes: division.fixed_bytes, cache: Cache::new(pages) }
+    }
+
+    pub(super) fn budget_bytes(&self) -> u64 {
+        self.budget_bytes
+    }
+
+    /// A page's word changes from `old` to `new`.
+    fn note(&mut self, page: WindowPage, old: Entry, new: Entry) {
+        match (may_leave(old), may_leave(new)) {
+            (was, Some(file_page)) if was != Some(file_page) => {
+                // Beyond the budget if need be: no fault is refused.
+                self.cache.reserve(1);
+                self.cache.inserted(page, file_page);
+            }
+            (Some(_), None) => {
+                self.cache.removed(page);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The file page of a page that is present and may leave the window.
+fn may_leave(entry: Entry) -> Option<FilePage> {
+    match entry.shown() {
+        Shown::File(page) if entry.present() && !entry.pinned() => Some(page),
+        _ => None,
+    }
+}
+
+impl State {
+    /// Notes that a page's word changes, before it does.
+    pub(super) fn note_change(&mut self, page: WindowPage, new: Entry) {
+        if new.present() {
+            self.page_tables.touch(page);
+        }
+        if let Some(room) = &mut self.room {
+            room.note(page, self.table.get(page), new);
+        }
+    }
+
+    /// Budget and the pages that it allows, if there is one.
+    fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
+        let room = self.room.as_ref()?;
+        let taken = room.fixed_bytes + self.page_tables.bytes() + source_bytes;
+        let page = self.page_tables.page;
+        Some((room.budget_bytes, page.index_of(room.budget_bytes.saturating_sub(taken))))
+    }
+
+    /// The next victims, if `coming` more pages are too many.
+    fn choose_victims(
+        &mut self,
+        coming: u64,
+        source_bytes: u64,
+        keep: Option<&Members>,
+    ) -> Option<Vec<WindowPage>> {
+        let (_, allowed) = self.allowed(source_bytes)?;
+        let excess = (self.table.counts().present + coming).saturating_sub(allowed);
+        if excess == 0 {
+            return None;
+        }
+        let room = self.room.as_mut()?;
+        let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
+        let table = &self.table;
+        let mut victims = Vec::with_capacity(count);
+        let shows = |page: WindowPage| {
+            let entry = table.get(page);
+            let stays =
+                entry.held() || entry.writing() || keep.is_some_and(|all| all.contains(page));
+            if stays {
+                None
+            } else {
+                may_leave(entry)
+            }
+        };
+        room.cache.victims(count, shows, &mut victims);
+        victims.sort_unstable();
+        Some(victims)
+    }
+
+    /// Victims that could not leave are candidates again.
+    fn take_back(&mut self, victims: &[WindowPage]) {
+        let Some(room) = &mut self.room else { return };
+        for &page in victims {
+            if let Some(file_page) = may_leave(self.table.get(page)) {
+                room.cache.reserve(1);
+                room.cache.inserted(page, file_page);
+            }
+        }
+    }
+}
+
+impl<F: Frames> Shared<F> {
+    /// Bytes that the source map of the store has mapped, and its page tables.
+    fn source_bytes(&self) -> u64 {
+        self.store.source_mapped_bytes() + self.store.source_table_bytes()
+    }
+
+    /// Evicts pages until `coming` more fit into the budget, but none of `keep`.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if nothing else may leave; I/O where changed pages are written.
+    pub fn make_room(
+        &self,
+        operation: &'static str,
+        coming: u64,
+        keep: Option<&Members>,
+        limbo: &mut Option<Limbo>,
+    ) -> Result<()> {
+        loop {
+            let source_bytes = self.source_bytes();
+            let mut state = lock(&self.state);
+            let Some(victims) = state.choose_victims(coming, source_bytes, keep) else {
+                return Ok(());
+            };
+            if victims.is_empty() {
+                return Err(self.no_room(operation, &state, coming));
+            }
+            let fail = |errno| Error::system(operation, errno);
+            if self.frames.tracking().is_none() {
+                let evicted = self.evict_locked(&mut state, victims.iter().copied());
+                if evicted.is_err() {
+                    state.take_back(&victims);
+                }
+                evicted.map_err(fail)?;
+                continue;
+            }
+            for &page in &victims {
+                let entry = state.get(page);
+                state.set(page, entry.with_held(true));
+            }
+            drop(state);
+            let saved = self.save(operation, limbo, &victims);
+            let mut state = lock(&self.state);
+            let evicted = saved.and_then(|()| {
+                self.evict_locked(&mut state, victims.iter().copied()).map_err(fail)
+            });
+            if evicted.is_err() {
+                state.take_back(&victims);
+            }
+            drop(state);
+            self.let_go(&victims);
+            evicted?;
+        }
+    }
+
+    fn no_room(&self, operation: &'static str, state: &State, coming: u64) -> Error {
+        let page = self.store.page_size();
+        let (budget, allowed) = state.allowed(self.source_bytes()).unwrap_or_default();
+        let present = state.table.counts().present + coming;
+        Error::Budget {
+            operation,
+            wanted: budget + page.bytes_of(present.saturating_sub(allowed)),
+            budget,
+            why: "what is pinned, placed or being changed may not leave",
+        }
+    }
+}
+
+impl<F: Frames> Cached<F> {
+    /// Fails, before any change, if `pages`, all present at once, are beyond the budget
+    /// beside what may not leave.
+    pub(super) fn check_budget(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+    ) -> Result<()> {
+        let Some(left) = self.pages_left(pages) else { return Ok(()) };
+        let wanted = pages.len() as u64;
+        if wanted <= left {
+            return Ok(());
+        }
+        let budget = self.budget_bytes();
+        Err(Error::Budget {
+            operation,
+            wanted: budget + self.page.bytes_of(wanted - left),
+            budget,
+            why: "all of these pages are to be present at once; ask for fewer at a time, or for \
+                  populate=False",
+        })
+    }
+
+    /// Pages that the budget leaves for those of a call; None without a budget.
+    pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
+        let state = lock(&self.shared.state);
+        let (_, allowed) = state.allowed(self.shared.source_bytes())?;
+        let counts = state.table.counts();
+        // Those that stay whatever comes, and are not among the call's own.
+        let stays = |page: &WindowPage| {
+            let entry = state.get(*page);
+            entry.present() && (entry.pinned() || entry.shown() == Shown::Placed)
+        };
+        let own =
+            if counts.pinned + counts.placed == 0 { 0 } else { pages.iter().filter(stays).count() };
+        Some((allowed + own as u64).saturating_sub(counts.pinned + counts.placed))
+    }
+
+    fn budget_bytes(&self) -> u64 {
+        lock(&self.shared.state).room.as_ref().map_or(0, |room| room.budget_bytes)
+    }
+}

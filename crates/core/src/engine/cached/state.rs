@@ -1,0 +1,137 @@
+//! What a window that shows copies knows of its pages.
+
+use std::collections::HashMap;
+
+use super::budget::{PageTables, Room};
+use super::frames::Tracking;
+use crate::table::{Entry, Shown, Table};
+use crate::units::{FilePage, PageSize, WindowPage};
+
+/// The table and the content that is kept outside the window.
+#[derive(Debug)]
+pub struct State {
+    pub(super) table: Table,
+    /// Content of placed pages to which access was taken away.
+    pub(super) shelf: HashMap<WindowPage, Vec<u8>>,
+    /// The page that the fault thread is reading for, until a call changes it.
+    serving: Option<WindowPage>,
+    /// File pages that are shown as they were when the file ended within them, and
+    /// how many bytes of them it had.
+    cut: HashMap<FilePage, usize>,
+    /// The hash of each page's content in the store, where stores are found by it.
+    pub(super) hashes: Vec<u128>,
+    /// Pages were written since the store was last made durable.
+    pub(super) unsynced: bool,
+    /// How often each pinned page is pinned.
+    pins: HashMap<WindowPage, u32>,
+    pub(super) page_tables: PageTables,
+    /// Where there is a budget, and the window does not fit into it.
+    pub(super) room: Option<Room>,
+}
+
+impl State {
+    pub(super) fn new(table: Table, tracking: Option<Tracking>, page: PageSize) -> Self {
+        let by_content = tracking == Some(Tracking::Content);
+        // Zeros of the allocator's: memory that is never touched is never had.
+        let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
+        let (shelf, cut) = (HashMap::new(), HashMap::new());
+        let page_tables = PageTables::new(&table, page);
+        Self {
+            table,
+            shelf,
+            serving: None,
+            cut,
+            hashes,
+            unsynced: false,
+            pins: HashMap::new(),
+            page_tables,
+            room: None,
+        }
+    }
+
+    /// A file page was loaded, when the file had `file_bytes` bytes of it.
+    pub fn note_loaded(&mut self, page: FilePage, file_bytes: usize, page_size: PageSize) {
+        if file_bytes < page_size.bytes() {
+            self.cut.insert(page, file_bytes);
+        } else if !self.cut.is_empty() {
+            self.cut.remove(&page);
+        }
+    }
+
+    /// Bytes that the file had of a page when it was loaded.
+    pub(super) fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
+        self.cut.get(&page).copied().unwrap_or(page_size.bytes())
+    }
+
+    /// The word of a page.
+    #[must_use]
+    pub fn get(&self, page: WindowPage) -> Entry {
+        self.table.get(page)
+    }
+
+    /// What the fault thread is reading for `page` is out of date.
+    fn outdate(&mut self, page: WindowPage) {
+        if self.serving == Some(page) {
+            self.serving = None;
+        }
+    }
+
+    /// Changes the word of a page for a call.
+    pub(super) fn set(&mut self, page: WindowPage, entry: Entry) {
+        self.outdate(page);
+        self.mark(page, entry);
+    }
+
+    /// Marks a page absent before the kernel is asked to drop it. What is placed
+    /// and not on the shelf is lost with it.
+    pub(super) fn begin_drop(&mut self, page: WindowPage) -> Entry {
+        let old = self.get(page);
+        if old.present() {
+            let nothing = Entry::new(Shown::Nothing, old.prot());
+            let left = if old.shown() == Shown::Placed { nothing } else { old };
+            self.set(page, left.with_lingering());
+        } else {
+            self.outdate(page);
+        }
+        old
+    }
+
+    /// The word of a page that the fault thread begins to read for.
+    pub fn begin_serving(&mut self, page: WindowPage) -> Entry {
+        self.serving = Some(page);
+        self.get(page)
+    }
+
+    /// Whether no call has changed the page since.
+    #[must_use]
+    pub fn is_serving(&self, page: WindowPage) -> bool {
+        self.serving == Some(page)
+    }
+
+    /// Changes the word of a page, but not what the fault thread may be reading for it.
+    pub fn mark(&mut self, page: WindowPage, entry: Entry) {
+        // A page is pinned whatever it shows.
+        let entry = entry.with_pinned(self.get(page).pinned());
+        self.note_change(page, entry);
+        self.table.set(page, entry);
+    }
+
+    /// Changes the word of the page that the fault thread was reading for.
+    pub fn end_serving(&mut self, page: WindowPage, entry: Entry) {
+        self.serving = None;
+        self.mark(page, entry);
+    }
+
+    /// Pins a page once more, or once less.
+    pub(super) fn change_pin(&mut self, page: WindowPage, pin: bool) {
+        let count = self.pins.entry(page).or_insert(0);
+        *count = if pin { *count + 1 } else { count.saturating_sub(1) };
+        let pinned = *count > 0;
+        if !pinned {
+            self.pins.remove(&page);
+        }
+        let entry = self.get(page).with_pinned(pinned);
+        self.note_change(page, entry);
+        self.table.set(page, entry);
+    }
+}

@@ -1,0 +1,91 @@
+"""What a window is made with, checked."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap import calibration
+from fremap.arguments import page_number
+from fremap.errors import ArgumentError
+from fremap.selection import Numbering
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fremap.calibration import Calibration
+    from fremap.stores import Store
+
+__all__ = [
+    "ENGINES",
+    "TRACKINGS",
+    "Engine",
+    "InitialMapping",
+    "Shape",
+    "Tracking",
+    "checked_budget",
+    "first_mapping",
+    "measured",
+    "shape_within",
+]
+
+Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+Tracking: TypeAlias = Literal["auto", "async", "sync"]
+InitialMapping: TypeAlias = (
+    "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
+)
+Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
+
+ENGINES = ("auto", "alias", "paged", "eager")
+TRACKINGS = ("auto", "async", "sync")
+
+
+def checked_budget(budget: object) -> Literal["auto"] | int | None:
+    """Return a budget if it is one."""
+    if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
+        return budget
+    if budget == "auto":
+        return "auto"
+    raise ArgumentError(f'Window: budget is {budget!r}; it must be bytes, "auto" or None')
+
+
+def first_mapping(
+    mapping: object, store: Store
+) -> Literal["linear", "none"] | npt.NDArray[np.int64]:
+    """Return what a window shows at first, as the core takes it."""
+    if isinstance(mapping, str):
+        if mapping == "linear":
+            return "linear"
+        if mapping == "none":
+            return "none"
+        raise ArgumentError(
+            f'Window: mapping is {mapping!r}; it must be "linear", "none" or an array of file pages'
+        )
+    return Numbering("Window", "file page", store.page_count).array(mapping)
+
+
+def measured(chosen: Calibration | None) -> dict[str, int]:
+    """Return the numbers of the calibration that was given, or of this machine\'s."""
+    return (calibration.load() if chosen is None else chosen).to_dict()
+
+
+def shape_within(shape: Shape, available: int) -> tuple[int, ...]:
+    """Return `shape` with -1 filled in, if it fits into `available` elements."""
+    if shape is None:
+        return (available,)
+    given = (shape,) if page_number(shape) else tuple(shape)  # type: ignore[arg-type]
+    dimensions = [operator.index(length) for length in given]
+    if dimensions.count(-1) > 1 or any(length < -1 for length in dimensions):
+        raise ArgumentError(f"array: shape {shape} is impossible; one dimension may be -1")
+    if -1 in dimensions:
+        others = -math.prod(dimensions)
+        if others == 0:
+            raise ArgumentError(f"array: shape {shape} is ambiguous")
+        dimensions[dimensions.index(-1)] = available // others
+    if math.prod(dimensions) > available:
+        raise ArgumentError(f"array: shape {shape} does not fit; {available} elements do")
+    return tuple(dimensions)
