@@ -113,7 +113,7 @@ class MemoryLimitError(FremapError, MemoryError):
     """A call would need more memory than there is."""
 
 
-class BudgetError(FremapError, MemoryError):
+class BudgetError(MemoryLimitError):
     """A window would need more memory than its budget."""
 
 

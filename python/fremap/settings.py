@@ -6,9 +6,6 @@ import math
 import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from fremap import calibration
 from fremap.arguments import page_number
 from fremap.errors import ArgumentError
@@ -16,6 +13,9 @@ from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from fremap.calibration import Calibration
     from fremap.stores import Store
@@ -69,7 +69,7 @@ def first_mapping(
 
 
 def measured(chosen: Calibration | None) -> dict[str, int]:
-    """Return the numbers of the calibration that was given, or of this machine\'s."""
+    r"""Return the numbers of the calibration that was given, or of this machine\'s."""
     return (calibration.load() if chosen is None else chosen).to_dict()
 
 

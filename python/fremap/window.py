@@ -130,11 +130,9 @@ class Window(_core.WindowBase):
     `ForkError`. A touch of memory that an older view shows is SIGSEGV with engine
     "paged"; with "eager" it sees what was there at the fork, with "alias" the file.
 
-    Do not have the kernel read a window of engine "paged" in order to write the
-    file behind it (``os.pwrite(fd, window, offset)``) unless the pages are
-    present: the call may hold a lock of the file system while it waits for the
-    page, and reading the page may need that lock (XFS, for one), so that neither
-    ends. Write a copy, or use `Store.write`, which makes one.
+    Do not have the kernel read absent pages of a window of engine "paged" in order to
+    write the file behind it (``os.pwrite(fd, window, offset)``): the file system may
+    hold a lock that reading the page needs. Write a copy, or use `Store.write`.
 
     Examples
     --------
@@ -221,10 +219,7 @@ class Window(_core.WindowBase):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Flush, close for calls, and let the memory go with its last view.
-
-        A window whose changes cannot be written stays open, so that they are not lost.
-        """
+        """Flush, close for calls, let the memory go with its last view; stay open on failure."""
         try:
             if not self.closed and self.writable:
                 self.flush()
@@ -553,15 +548,6 @@ class Window(_core.WindowBase):
         -----
         As `populate`. A pinned page can be remapped, but not evicted. Any number of
         threads.
-
-        Examples
-        --------
-        >>> import fremap
-        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
-        >>> with fremap.Window(store, engine="paged") as window:
-        ...     with window.pin([1, 2]):
-        ...         window.stats().pinned_pages
-        2
         """
         selection, _ = self._select("pin", pages)
         self._pin(selection)

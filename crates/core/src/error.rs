@@ -86,7 +86,7 @@ pub enum Error {
     },
     /// More than a window's memory budget.
     #[error(
-        "{operation}: this needs {wanted} bytes and the window's budget is {budget}: {why}; or make \
+        "{operation}: this needs {wanted} bytes of memory and the window's budget is {budget}: {why}; or make \
          the window with a larger budget, or budget=None"
     )]
     Budget {

@@ -81,7 +81,8 @@ fn describe(errno: Errno) -> String {
 
 fn userfaultfd_probes() -> Vec<Probe> {
     let uffd = userfaultfd();
-    let features = uffd.map(|(features, _)| features);
+    // What a window may ask for; not all of it at once.
+    let features = uffd.and_then(|_| Uffd::supported());
     let feature = |name, has: fn(Features) -> bool, what: &str, remedy| {
         let found = match features {
             Ok(features) if has(features) => Ok(what.to_owned()),
@@ -126,6 +127,12 @@ fn userfaultfd_probes() -> Vec<Probe> {
             Features::write_protect,
             "pages can be write-protected one by one",
             "Linux 5.7 on x86-64, 6.10 on aarch64",
+        ),
+        feature(
+            "uffd_wp_async",
+            Features::async_writes,
+            "the kernel notes which pages were stored to",
+            "Linux 6.7; without it the first store to a page is a fault",
         ),
     ]
 }

@@ -42,13 +42,14 @@ pub struct Room {
 pub(super) struct PageTables {
     touched: Vec<u64>,
     count: u64,
+    blocks: u64,
     page: PageSize,
 }
 
 impl PageTables {
     pub(super) fn new(table: &Table, page: PageSize) -> Self {
         let blocks = page.bytes_of(table.page_count()).div_ceil(Self::block_bytes());
-        Self { touched: vec![0; (blocks as usize).div_ceil(64)], count: 0, page }
+        Self { touched: vec![0; (blocks as usize).div_ceil(64)], count: 0, blocks, page }
     }
 
     /// What one page of page-table entries maps.
@@ -59,6 +60,11 @@ impl PageTables {
 
     pub(super) fn bytes(&self) -> u64 {
         self.count * system_page_bytes() as u64
+    }
+
+    /// Blocks in which no page ever was.
+    fn untouched(&self) -> u64 {
+        self.blocks - self.count
     }
 
     fn touch(&mut self, page: WindowPage) {
@@ -180,6 +186,8 @@ impl State {
     /// Budget and the pages that it allows, if there is one.
     fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
         let room = self.room.as_ref()?;
+        // The source map's part is its own, so that it can grow while a call lasts.
+        let source_bytes = source_bytes.max(room.budget_bytes / SOURCE_PART);
         let taken = room.fixed_bytes + self.page_tables.bytes() + source_bytes;
         let page = self.page_tables.page;
         Some((room.budget_bytes, page.index_of(room.budget_bytes.saturating_sub(taken))))
@@ -330,7 +338,10 @@ impl<F: Frames> Cached<F> {
         };
         let own =
             if counts.pinned + counts.placed == 0 { 0 } else { pages.iter().filter(stays).count() };
-        Some((allowed + own as u64).saturating_sub(counts.pinned + counts.placed))
+        // Page tables that the call may add.
+        let tables = state.page_tables.untouched().min(pages.len() as u64);
+        let tables = self.page.count_of(tables * system_page_bytes() as u64);
+        Some((allowed + own as u64).saturating_sub(counts.pinned + counts.placed + tables))
     }
 
     fn budget_bytes(&self) -> u64 {

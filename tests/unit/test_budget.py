@@ -1,0 +1,153 @@
+"""Windows larger than their budget: what stays, what leaves, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fremap
+import numpy as np
+import pytest
+from fremap import Prot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGES = 32_768
+BUDGET = 32 << 20
+PAGED = pytest.mark.needs("paged", "uffd_wp")
+KINDS = [
+    pytest.param({}, id="read", marks=pytest.mark.needs("paged")),
+    pytest.param(
+        {"prot": Prot.WRITE, "coherent": False, "tracking": "sync"}, id="sync", marks=PAGED
+    ),
+    pytest.param(
+        {"prot": Prot.WRITE, "coherent": False, "tracking": "async"},
+        id="async",
+        marks=pytest.mark.needs("paged", "uffd_wp_async", "uffd_move"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """128 MiB whose pages begin with their number."""
+    path = tmp_path_factory.mktemp("budget") / "pages"
+    with path.open("wb") as file:
+        for first in range(0, PAGES, 4096):
+            words = np.zeros((4096, 512), np.uint64)
+            words[:, 0] = np.arange(first, first + 4096)
+            file.write(words.tobytes())
+    return path
+
+
+@pytest.fixture
+def make(path: Path) -> Callable[..., Any]:
+    """A window of engine "paged" on all of the file, with a budget."""
+
+    def window(**options: Any) -> fremap.Window:
+        store = fremap.open(path, "r+")
+        return fremap.Window(store, engine="paged", **({"budget": BUDGET} | options))
+
+    return window
+
+
+def process_kib(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_touching_everything_stays_within_the_budget(
+    make: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    with make(**options) as window:
+        words = window.array(np.uint64, (PAGES, 512))
+        before = process_kib("RssAnon") + process_kib("RssFile") + process_kib("VmPTE")
+        random, most = np.random.default_rng(60), 0
+        for _ in range(12):
+            some = random.permutation(PAGES)[:3000]
+            assert (words[some, 0] == some).all()
+            now = process_kib("RssAnon") + process_kib("RssFile") + process_kib("VmPTE")
+            most = max(most, now - before)
+        stats = window.stats()
+        assert most * 1024 <= BUDGET * 1.1 + (4 << 20)  # and what the comparison allocates
+        assert stats.budget_bytes == BUDGET
+        assert stats.pages_evicted > 0
+        assert stats.present_pages * 4096 + stats.page_table_bytes <= BUDGET
+        assert window.vma_count == 1
+        del words
+
+
+@pytest.mark.parametrize("options", KINDS[1:])
+def test_what_is_stored_survives_that_its_page_leaves(
+    make: Callable[..., Any], options: dict[str, Any], path: Path
+) -> None:
+    with make(**options) as window:
+        words = window.array(np.uint64, (PAGES, 512))
+        random = np.random.default_rng(61)
+        some = random.permutation(PAGES)[:12_000]
+        words[some, 1] = some + 1
+        assert window.stats().pages_evicted > 0
+        assert (words[some, 1] == some + 1).all()
+        words[some, 1] = 0
+        del words
+    assert not np.fromfile(path, np.uint64).reshape(PAGES, 512)[:, 1].any()
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_calls_evict_for_what_they_bring_and_nothing_of_it(
+    make: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    with make(**options) as window:
+        for first in range(0, PAGES - 4000, 4000):
+            assert window.populate(range(first, first + 4000)).all()
+            assert window.present()[first : first + 4000].all()
+        assert window.remap(range(5000)).all()
+        assert window.present()[:5000].all()
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_more_than_the_budget_is_refused_before_anything_changes(
+    make: Callable[..., Any], options: dict[str, Any]
+) -> None:
+    with make(**options) as window:
+        for call in (window.populate, lambda: window.remap(range(PAGES)), lambda: window.pin(None)):
+            with pytest.raises(fremap.BudgetError, match=f"budget is {BUDGET}"):
+                call()
+        assert not window.present().any()
+        here = window.populate(nonblock=True)
+        assert here.any()
+        assert not here.all()
+        assert (window.present() == here).all()
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_pinned_pages_stay(make: Callable[..., Any], options: dict[str, Any]) -> None:
+    with make(**options) as window:
+        words = window.array(np.uint64, (PAGES, 512))
+        with window.pin(range(100, 200)), window.pin([150]):
+            assert window.stats().pinned_pages == 100
+            assert words[200:, 0].sum() == sum(range(200, PAGES))
+            assert window.present()[100:200].all()
+            with pytest.raises(fremap.ArgumentError, match="window page 100 is pinned"):
+                window.evict(range(50, 150))
+        assert window.stats().pinned_pages == 0
+        window.evict(range(50, 150))
+        assert words[200:, 0].sum() == sum(range(200, PAGES))
+        assert not window.present()[150:200].all()
+        del words
+
+
+@pytest.mark.needs("paged")
+def test_budgets_that_cannot_be(make: Callable[..., Any], path: Path) -> None:
+    with pytest.raises(fremap.BudgetError, match="one batch"):
+        make(budget=1 << 19)
+    for budget in (0, -1, "much", 1.5, True):
+        with pytest.raises(fremap.ArgumentError, match="budget is"):
+            make(budget=budget)
+    with fremap.open(path) as store:
+        for engine in ("alias", "eager"):
+            with pytest.raises(fremap.UnsupportedError, match="leave the budget out"):
+                fremap.Window(store, engine=engine, budget=BUDGET)
+    with make(budget=1 << 40) as window:
+        assert window.stats().budget_bytes == 0
