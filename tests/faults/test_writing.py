@@ -61,13 +61,13 @@ def test_no_store_is_lost_to_a_call_beside_it(tracking: str, call: str, path: Pa
             order, done = random.permutation(PAGES), threading.Event()
 
             def store_to_all(
-                stamp: int = stamp, order: Any = order, done: Any = done, pages: Any = pages
+                pages: Any, stamp: int = stamp, order: Any = order, done: Any = done
             ) -> None:
                 for page in order:
                     pages[page, 0] = stamp
                 done.set()
 
-            writer = threading.Thread(target=store_to_all)
+            writer = threading.Thread(target=store_to_all, args=(pages,))
             writer.start()
             while not done.is_set():
                 change(window, call)
@@ -107,13 +107,13 @@ def test_a_store_that_waits_holds_up_nobody_who_has_pythons_lock(
         pages, stop = window.pages, threading.Event()
         pages[::2, 0] = 1
 
-        def touch(pages: Any = pages) -> None:
+        def touch(pages: Any) -> None:
             page = 0
             while not stop.is_set():
                 pages[page % PAGES, 1] = 2
                 page += 14
 
-        toucher = threading.Thread(target=touch)
+        toucher = threading.Thread(target=touch, args=(pages,))
         toucher.start()
         for _ in range(3):
             if call == "evict":
