@@ -38,7 +38,8 @@ import fremap
 from fremap import Prot
 from fremap.errors import ClosedError, FremapError, PageRangeError, PageTypeError, ViewsAliveError
 from fremap.testing import strategies as pages_of
-from fremap.testing.model import NO_PAGE, Engine, ModelStore, ModelWindow, Presence
+from fremap.testing.model import NO_PAGE, Engine, ModelWindow, Presence
+from fremap.testing.model_store import ModelStore
 from fremap.testing.pages import numbered_page, numbered_words
 from fremap.testing.touch import kernel_reads, kernel_writes
 
