@@ -46,6 +46,16 @@ class ModelStore:
         """
         return self._pages[file_page]
 
+    def pages(self) -> list[bytes]:
+        """Content of all pages.
+
+        Returns
+        -------
+        list of bytes
+            As it is now.
+        """
+        return list(self._pages)
+
     def read(self, pages: Sequence[int]) -> bytes:
         """Content of pages, one after the other.
 
