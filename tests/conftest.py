@@ -18,6 +18,7 @@ for a capability that is there, fails the run.
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,24 @@ def engine(request: pytest.FixtureRequest) -> str:
     """The name of an engine that works here; the test runs once for each of them."""
     skip_unless(request.param)
     return str(request.param)
+
+
+#: Windows that are written and not coherent: how each kind is asked for.
+WRITE_BACK = {
+    "paged-async": {"engine": "paged", "tracking": "async"},
+    "paged-sync": {"engine": "paged", "tracking": "sync"},
+    "eager": {"engine": "eager"},
+}
+
+
+@pytest.fixture(params=WRITE_BACK)
+def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a window takes to write back to its store; the test runs once for each kind."""
+    from fremap import Prot
+
+    options = WRITE_BACK[request.param]
+    skip_unless(options["engine"])
+    return {"prot": Prot.WRITE, "coherent": False, **options}
 
 
 # ---------------------------------------------------------------------------

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 KINDS: tuple[StoreKind, ...] = ("file", "memory")
 
 
-def run(machine: type[WindowMachine]) -> None:
-    """Sixteen machines share the time of ten tests."""
-    examples = settings.default.max_examples * 10 // 16
+def run(machine: type[WindowMachine], tests: int = 10, machines: int = 16) -> None:
+    """So many machines share the time of so many tests."""
+    examples = max(1, settings.default.max_examples * tests // machines)
     run_state_machine_as_test(machine, settings=settings(max_examples=examples))
 
 
@@ -35,6 +35,19 @@ def test_a_window_does_what_the_model_does(engine: str, kind: StoreKind, page_by
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes: int) -> None:
     run(window_machine("alias", kind, page_bytes, writable=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "page_bytes"), [("file", 4096), ("file", 65536), ("memory", 4096)]
+)
+def test_a_window_writes_back_what_the_model_does(
+    write_back: dict[str, Any], kind: StoreKind, page_bytes: int
+) -> None:
+    tracking = write_back.get("tracking", "async")
+    machine = window_machine(
+        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking
+    )
+    run(machine, tests=5, machines=9)
 
 
 FILE_PAGES = 6000

@@ -515,7 +515,10 @@ class WindowMachine(RuleBasedStateMachine):
             self._agree_on_dirty_pages()
 
     def _store_to_pages(self, data: st.DataObject) -> list[int]:
-        """Store to pages, whole or in part: other bytes, or those that are there."""
+        """Store to pages: other bytes, or those that are there.
+
+        Where the kernel maps the file a store to a part makes only that part present.
+        """
         whole = self.model_store.size // self.page_bytes
         able = [
             page
@@ -531,7 +534,7 @@ class WindowMachine(RuleBasedStateMachine):
             if data.draw(st.integers(0, 7), "other bytes") == 0:
                 content = self.model.touch(page)
             start, stop = 0, self.page_bytes
-            if data.draw(st.booleans(), "part"):
+            if self.writes_back and data.draw(st.booleans(), "part"):
                 start = data.draw(st.integers(0, stop - 1), "start")
                 stop = data.draw(st.integers(start + 1, stop), "stop")
             self.write(page, content[start:stop], start)
