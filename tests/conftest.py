@@ -15,7 +15,12 @@ All skips are listed at the end of the run. A skip for any other reason, or
 for a capability that is there, fails the run.
 """
 
+import ctypes
 import functools
+import os
+import signal
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +110,43 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     options = WRITE_BACK[request.param]
     skip_unless(options["engine"])
     return {"prot": Prot.WRITE, "coherent": False, **options}
+
+
+@pytest.fixture
+def in_child() -> Callable[[Callable[[], None]], None]:
+    """`in_child(body)` runs it in a child of fork; an exception there is the test's failure.
+
+    For what changes the process: limits, mounts. No window may be open meanwhile.
+    """
+
+    def run(body: Callable[[], None]) -> None:
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
+            child = os.fork()
+        if child == 0:
+            end_with_the_parent()
+            try:
+                body()
+                os._exit(0)
+            except BaseException:
+                os.write(writing, traceback.format_exc().encode()[-60_000:])
+            finally:
+                os._exit(1)
+        os.close(writing)
+        with open(reading) as pipe:
+            text = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if status != 0:
+            pytest.fail(text or f"the child ended with {os.waitstatus_to_exitcode(status)}")
+
+    return run
+
+
+def end_with_the_parent() -> None:
+    """Have the kernel kill this child when the test's process is gone."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------------------

@@ -433,8 +433,8 @@ class WindowMachine(RuleBasedStateMachine):
         elif model.present[page]:
             assert self.kernel_may_read(page), f"window page {page} cannot be read"
             assert model.may_show(page, self.touch(page)), f"window page {page}"
-            # To try a page that may be written would make it dirty.
-            if self.writable and not (self.writes_back and model.writable(page)):
+            # Trying it would make it dirty, and where it must not be tried it is a signal.
+            if self.writable and not self.writes_back:
                 assert self.kernel_may_write(page) == model.writable(page), f"window page {page}"
 
     def _agree_on_dirty_pages(self) -> None:
