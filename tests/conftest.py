@@ -112,41 +112,50 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"prot": Prot.WRITE, "coherent": False, **options}
 
 
+def fork(body: Callable[[], None], writing: int) -> int:
+    """Run `body` in a child of fork, and write what it raises to a pipe; the child's id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
+        child = os.fork()
+    if child == 0:
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        try:
+            body()
+            os._exit(0)
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(1)
+    return child
+
+
 @pytest.fixture
-def in_child() -> Callable[[Callable[[], None]], None]:
+def in_child() -> Callable[..., int]:
     """`in_child(body)` runs it in a child of fork; an exception there is the test's failure.
 
-    For what changes the process: limits, mounts. No window may be open meanwhile.
+    For what changes the process, and for what kills it: `in_child(body, then)` calls
+    `then(child)` meanwhile. Returns how the child ended, as `waitpid` tells it. No
+    window may be open meanwhile.
     """
 
-    def run(body: Callable[[], None]) -> None:
+    def run(body: Callable[[], None], then: Callable[[int], None] | None = None) -> int:
         reading, writing = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
-            child = os.fork()
-        if child == 0:
-            end_with_the_parent()
-            try:
-                body()
-                os._exit(0)
-            except BaseException:
-                os.write(writing, traceback.format_exc().encode()[-60_000:])
-            finally:
-                os._exit(1)
+        child = fork(body, writing)
         os.close(writing)
-        with open(reading) as pipe:
-            text = pipe.read()
-        _, status = os.waitpid(child, 0)
-        if status != 0:
-            pytest.fail(text or f"the child ended with {os.waitstatus_to_exitcode(status)}")
+        try:
+            if then is not None:
+                then(child)
+        finally:
+            with open(reading) as pipe:
+                text = pipe.read()
+            _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if text or code > 0:
+            pytest.fail(text or f"the child ended with {code}")
+        return code
 
     return run
-
-
-def end_with_the_parent() -> None:
-    """Have the kernel kill this child when the test's process is gone."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 # ---------------------------------------------------------------------------

@@ -64,7 +64,7 @@ ERRNOS = {
 #: Calls whose failure nobody is told of, as there is nothing to be done about it.
 SILENT = {"munmap", "sigaction", "sigmask", "uffd_read", "uffdio_wake"}
 
-Child = Callable[[Callable[[], None]], None]
+Child = Callable[[Callable[[], None]], int]
 
 
 @dataclass
@@ -212,7 +212,7 @@ def test_no_room(
             scene.succeed(name)
 
     fremap.calibration.load()
-    in_child(body)
+    assert in_child(body) == 0
 
 
 def test_changes_that_find_no_room_may_be_given_up(
@@ -232,7 +232,7 @@ def test_changes_that_find_no_room_may_be_given_up(
             assert device.path.read_bytes() == held
 
     fremap.calibration.load()
-    in_child(body)
+    assert in_child(body) == 0
 
 
 # ---------------------------------------------------------------------------
