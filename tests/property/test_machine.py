@@ -192,14 +192,19 @@ def fake_machine(
     return type("Machine", (FakeMachine,), attributes)
 
 
+def passes(machine: type[FakeMachine]) -> None:
+    examples = max(1, settings.default.max_examples // 2)
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples))
+
+
 @pytest.mark.parametrize("writable", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_right_window_passes(engine: str, writable: bool) -> None:
-    run_state_machine_as_test(fake_machine(engine, ModelWindow, writable))
+    passes(fake_machine(engine, ModelWindow, writable))
 
 
 def test_a_right_window_with_synchronous_tracking_passes() -> None:
-    run_state_machine_as_test(fake_machine("paged", ModelWindow, True, "sync"))
+    passes(fake_machine("paged", ModelWindow, True, "sync"))
 
 
 class EvictedComesBackLinear(ModelWindow):

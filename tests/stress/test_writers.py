@@ -74,9 +74,11 @@ class Owner:
         )
 
     def remap(self, random: np.random.Generator) -> None:
-        """Show others of its file pages, none twice."""
+        """Show others of its file pages, none twice, or the same again."""
         with self.moving:
-            shown = random.permutation(self.file_pages)[:OWN_WINDOW_PAGES]
+            shown = self.window.mapping[self.at]
+            if random.integers(2):
+                shown = random.permutation(self.file_pages)[:OWN_WINDOW_PAGES]
             self.window.remap(shown, at=self.at, populate=bool(random.integers(2)))
 
     def check_file(self) -> None:
