@@ -108,7 +108,7 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     from fremap import Prot
 
     options = WRITE_BACK[request.param]
-    skip_unless(options["engine"])
+    skip_unless(options["engine"], *(["uffd_wp"] if options["engine"] == "paged" else []))
     return {"prot": Prot.WRITE, "coherent": False, **options}
 
 
