@@ -15,9 +15,15 @@ All skips are listed at the end of the run. A skip for any other reason, or
 for a capability that is there, fails the run.
 """
 
+import ctypes
 import functools
+import os
+import signal
+import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +92,70 @@ def engine(request: pytest.FixtureRequest) -> str:
     """The name of an engine that works here; the test runs once for each of them."""
     skip_unless(request.param)
     return str(request.param)
+
+
+#: Windows that are written and not coherent: how each kind is asked for.
+WRITE_BACK = {
+    "paged-async": {"engine": "paged", "tracking": "async"},
+    "paged-sync": {"engine": "paged", "tracking": "sync"},
+    "eager": {"engine": "eager"},
+}
+
+
+@pytest.fixture(params=WRITE_BACK)
+def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What a window takes to write back to its store; the test runs once for each kind."""
+    from fremap import Prot
+
+    options = WRITE_BACK[request.param]
+    skip_unless(options["engine"], *(["uffd_wp"] if options["engine"] == "paged" else []))
+    return {"prot": Prot.WRITE, "coherent": False, **options}
+
+
+def fork(body: Callable[[], None], writing: int) -> int:
+    """Run `body` in a child of fork, and write what it raises to a pipe; the child's id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
+        child = os.fork()
+    if child == 0:
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        try:
+            body()
+            os._exit(0)
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(1)
+    return child
+
+
+@pytest.fixture
+def in_child() -> Callable[..., int]:
+    """`in_child(body)` runs it in a child of fork; an exception there is the test's failure.
+
+    For what changes the process, and for what kills it: `in_child(body, then)` calls
+    `then(child)` meanwhile. Returns how the child ended, as `waitpid` tells it. No
+    window may be open meanwhile.
+    """
+
+    def run(body: Callable[[], None], then: Callable[[int], None] | None = None) -> int:
+        reading, writing = os.pipe()
+        child = fork(body, writing)
+        os.close(writing)
+        try:
+            if then is not None:
+                then(child)
+        finally:
+            with open(reading) as pipe:
+                text = pipe.read()
+            _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if text or code > 0:
+            pytest.fail(text or f"the child ended with {code}")
+        return code
+
+    return run
 
 
 # ---------------------------------------------------------------------------

@@ -247,3 +247,57 @@ def test_a_sigbus_of_an_mmap_of_the_caller(path: Path, run_script: Run) -> None:
         path,
     )
     died_of_touching(done, {-signal.SIGBUS})
+
+
+@pytest.mark.needs("uffd_wp")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("present", [True, False])
+@pytest.mark.parametrize("how", ["protect", "remap"])
+def test_a_store_to_a_page_that_is_only_to_be_read(
+    engine: str, how: str, present: bool, path: Path, run_script: Run
+) -> None:
+    """SIGSEGV, and the file has what it had."""
+    done = run_script(ONLY_TO_BE_READ + "\n    view[4096] = 1", engine, path, how, present)
+    died_of_touching(done, {-signal.SIGSEGV})
+    assert path.read_bytes()[4096:8192] == numbered_page(1)
+
+
+@pytest.mark.needs("uffd_wp")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("present", [True, False])
+def test_a_system_call_stores_to_a_page_that_is_only_to_be_read(
+    engine: str, present: bool, path: Path, run_script: Run
+) -> None:
+    """EFAULT, or the signal that a thread would get; not a call that never ends."""
+    source = """
+    zeros = os.open("/dev/zero", os.O_RDONLY)
+    try:
+        os.readv(zeros, [view[4096:8192]])
+    except OSError as error:
+        assert error.errno == errno.EFAULT
+        os.kill(os.getpid(), signal.SIGSEGV)"""
+    done = run_script(ONLY_TO_BE_READ + source, engine, path, "protect", present)
+    died_of_touching(done, {-signal.SIGSEGV})
+    assert path.read_bytes()[4096:8192] == numbered_page(1)
+
+
+ONLY_TO_BE_READ = (
+    OPEN
+    + """
+    import signal
+    signal.alarm(5)
+    how, present = sys.argv[3:5]
+    window = fremap.Window(
+        store, prot=Prot.WRITE, coherent=False, engine=engine, tracking="sync", populate=True
+    )
+    if how == "protect":
+        window.protect([1, 2], Prot.READ)
+    else:
+        window.remap([1, 2], at=1, prot=Prot.READ)
+    view = memoryview(window)
+    view[0] = 1
+    assert bytes(view[4096:4104]) == bytes.fromhex("0000020000000000")
+    if present == "False":
+        window.evict(1)
+    print("touching", flush=True)"""
+)

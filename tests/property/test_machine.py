@@ -6,6 +6,7 @@ and beside such windows with one fault each, where it must find the fault.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from hypothesis.stateful import run_state_machine_as_test
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+ENGINES = ("alias", "paged", "eager")
+
 
 class FakeStore:
     """A store in plain Python; every third page is not resident."""
@@ -31,9 +34,10 @@ class FakeStore:
     def resident(self) -> np.ndarray:
         return np.arange(self.page_count) % 3 != 0
 
-    def read(self, pages: None) -> np.ndarray:
-        content = self.model.read(range(self.page_count))
-        return np.frombuffer(content, np.uint8).reshape(self.page_count, -1)
+    def read(self, pages: list[int] | None) -> np.ndarray:
+        chosen = numbers(pages, self.page_count)
+        content = self.model.read(chosen)
+        return np.frombuffer(content, np.uint8).reshape(len(chosen), self.model.page_bytes)
 
     def write(self, pages: list[int], data: np.ndarray) -> None:
         self.model.write(pages, data.tobytes())
@@ -75,6 +79,8 @@ class FakeWindow:
             [int(page) for page in mapping],
             self.engine,
             prot=options["prot"],
+            coherent=options.get("coherent"),
+            tracking=options.get("tracking", "async"),
             populate=options["populate"],
             nonblock=options["nonblock"],
             resident=self.resident(),
@@ -98,6 +104,12 @@ class FakeWindow:
     def present(self) -> np.ndarray:
         self.check()
         return self.mask(list(range(self.page_count)))
+
+    def dirty(self) -> np.ndarray:
+        """What may be dirty is."""
+        for page in range(self.page_count):
+            self.model.settle_dirty(page, dirty=True)
+        return np.array(self.model.dirty)
 
     def mask(self, pages: list[int]) -> np.ndarray:
         """What may be present is."""
@@ -129,8 +141,11 @@ class FakeWindow:
 
     def flush(self, pages: Any = None) -> None:
         self.check()
+        self.model.flush(numbers(pages, self.page_count))
 
-    def close(self) -> None:
+    def close(self, *, discard: bool = False) -> None:
+        if not self.closed:
+            self.model.close(discard=discard)
         self.closed = True
 
 
@@ -151,8 +166,11 @@ class FakeMachine(WindowMachine):
     def touch(self, page: int) -> bytes:
         return self.window.model.touch(page)
 
-    def write(self, page: int, data: bytes) -> None:
-        self.window.model.store_to(page, data)
+    def store_bytes(self) -> int:
+        return len(self.store.model.content())
+
+    def write(self, page: int, data: bytes, first: int = 0) -> None:
+        self.window.model.store_to(page, data, first)
 
     def kernel_may_read(self, page: int) -> bool:
         return self.window.model.readable(page) is not False
@@ -162,18 +180,31 @@ class FakeMachine(WindowMachine):
 
 
 def fake_machine(
-    engine: str, model: type[ModelWindow], writable: bool = False
+    engine: str, model: type[ModelWindow], writable: bool = False, tracking: str = "async"
 ) -> type[FakeMachine]:
     window = type("Window", (FakeWindow,), {"model_class": model})
-    attributes = {"engine": engine, "window_class": window, "writable": writable}
+    attributes = {
+        "engine": engine,
+        "window_class": window,
+        "writable": writable,
+        "tracking": tracking,
+    }
     return type("Machine", (FakeMachine,), attributes)
 
 
-@pytest.mark.parametrize(
-    ("engine", "writable"), [("alias", False), ("alias", True), ("paged", False), ("eager", False)]
-)
+def passes(machine: type[FakeMachine]) -> None:
+    examples = max(1, settings.default.max_examples // 2)
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples))
+
+
+@pytest.mark.parametrize("writable", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_right_window_passes(engine: str, writable: bool) -> None:
-    run_state_machine_as_test(fake_machine(engine, ModelWindow, writable))
+    passes(fake_machine(engine, ModelWindow, writable))
+
+
+def test_a_right_window_with_synchronous_tracking_passes() -> None:
+    passes(fake_machine("paged", ModelWindow, True, "sync"))
 
 
 class EvictedComesBackLinear(ModelWindow):
@@ -288,3 +319,149 @@ HUNT = settings(
 def test_a_fault_is_found(fault: type[ModelWindow]) -> None:
     with pytest.raises(AssertionError):
         run_state_machine_as_test(fake_machine("paged", fault), settings=HUNT)
+
+
+def forget(window: ModelWindow, pages: Sequence[int]) -> None:
+    """Take dirty pages for clean."""
+    for page in pages:
+        if page < window.page_count:
+            window._pages[page] = replace(window._pages[page], dirty=False)
+
+
+class FlushWritesAll(ModelWindow):
+    """`flush` of some pages writes the others too."""
+
+    def flush(self, pages: Sequence[int] | None = None) -> None:
+        super().flush(None if pages else [])
+
+
+class StoresAreWrittenAtOnce(ModelWindow):
+    """What is stored reaches the store at once."""
+
+    def store_to(self, page: int, data: bytes, first: int = 0) -> None:
+        super().store_to(page, data, first)
+        if self.mapping[page] != PLACED:
+            self.store.write([self.mapping[page]], self.content(page))
+
+
+class PopulateWrites(ModelWindow):
+    """Pages are written at a time when they must not be."""
+
+    def populate(self, pages: Sequence[int], **options: Any) -> Any:
+        self._write_back([page for page in pages if page < self.page_count])
+        return super().populate(pages, **options)
+
+
+class OneIsForgotten(ModelWindow):
+    """Of the pages that are written in one go, the last one is not."""
+
+    def _write_back(self, pages: Sequence[int]) -> None:
+        dirty = [page for page in pages if self.dirty[page]]
+        super()._write_back(dirty[:-1] if len(dirty) > 1 else pages)
+        forget(self, dirty)
+
+
+class EvictedIsLost(ModelWindow):
+    """An evicted page is not written."""
+
+    def evict(self, pages: Sequence[int], *, discard: bool = False) -> None:
+        forget(self, pages)
+        super().evict(pages, discard=discard)
+
+
+class PlacedOverIsLost(ModelWindow):
+    """A page that another is placed over is not written."""
+
+    def place(self, pages: Sequence[int], data: bytes | None = None) -> None:
+        forget(self, pages)
+        super().place(pages, data)
+
+
+class RemappedOneByOne(ModelWindow):
+    """A page is loaded before one that it changes places with is written."""
+
+    def remap(self, file_pages: Sequence[int], at: Sequence[int], **options: Any) -> Any:
+        old = dict(enumerate(self._pages))
+        held = self.store.pages()
+        mask = super().remap(file_pages, at, **options)
+        for page in at:
+            now = self._pages[page]
+            if now is not old[page] and now.present and now.shows >= 0:
+                self._pages[page] = replace(now, copy=held[now.shows])
+        return mask
+
+
+class DirtyStaysDirty(ModelWindow):
+    """A page that was written is told to be dirty."""
+
+    @property
+    def dirty(self) -> Any:
+        return [page.dirty or page.clean is not None for page in self._pages]
+
+    def _write_back(self, pages: Sequence[int]) -> None:
+        old = {page: self._pages[page] for page in pages}
+        super()._write_back(pages)
+        for page in pages:
+            self._pages[page] = replace(self._pages[page], clean=old[page].clean)
+
+
+class AnyPageTwice(ModelWindow):
+    """A page may be shown twice and written."""
+
+    def _check_alias(self, operation: str, after: Sequence[Any]) -> None:
+        pass
+
+
+class DiscardIsIgnored(ModelWindow):
+    """Changes that are given up are written."""
+
+    def close(self, *, discard: bool = False) -> None:
+        super().close()
+
+
+class NothingIsWrittenAtTheEnd(ModelWindow):
+    """`close` gives changes up."""
+
+    def close(self, *, discard: bool = False) -> None:
+        super().close(discard=True)
+
+
+class PlacedIsWritten(ModelWindow):
+    """Content that was placed over a page reaches its file page."""
+
+    def place(self, pages: Sequence[int], data: bytes | None = None) -> None:
+        shown = self.mapping
+        super().place(pages, data)
+        for page in pages:
+            if shown[page] >= 0:
+                self.store.write([shown[page]], self.content(page))
+
+
+class StoredBytesAreLost(ModelWindow):
+    """A store of a part of a page is rounded down to whole words."""
+
+    def store_to(self, page: int, data: bytes, first: int = 0) -> None:
+        super().store_to(page, data[: len(data) // 8 * 8], first)
+
+
+WRITING_FAULTS = [
+    FlushWritesAll,
+    StoresAreWrittenAtOnce,
+    PopulateWrites,
+    OneIsForgotten,
+    EvictedIsLost,
+    PlacedOverIsLost,
+    RemappedOneByOne,
+    DirtyStaysDirty,
+    AnyPageTwice,
+    DiscardIsIgnored,
+    NothingIsWrittenAtTheEnd,
+    PlacedIsWritten,
+    StoredBytesAreLost,
+]
+
+
+@pytest.mark.parametrize("fault", WRITING_FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_in_writing_is_found(fault: type[ModelWindow]) -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(fake_machine("eager", fault, True), settings=HUNT)

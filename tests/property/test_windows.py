@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 KINDS: tuple[StoreKind, ...] = ("file", "memory")
 
 
-def run(machine: type[WindowMachine]) -> None:
-    """Sixteen machines share the time of ten tests."""
-    examples = settings.default.max_examples * 10 // 16
+def run(machine: type[WindowMachine], tests: int = 10, machines: int = 16) -> None:
+    """So many machines share the time of so many tests."""
+    examples = max(1, settings.default.max_examples * tests // machines)
     run_state_machine_as_test(machine, settings=settings(max_examples=examples))
 
 
@@ -35,6 +35,19 @@ def test_a_window_does_what_the_model_does(engine: str, kind: StoreKind, page_by
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes: int) -> None:
     run(window_machine("alias", kind, page_bytes, writable=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "page_bytes"), [("file", 4096), ("file", 65536), ("memory", 4096)]
+)
+def test_a_window_writes_back_what_the_model_does(
+    write_back: dict[str, Any], kind: StoreKind, page_bytes: int
+) -> None:
+    tracking = write_back.get("tracking", "async")
+    machine = window_machine(
+        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking
+    )
+    run(machine, tests=3, machines=9)
 
 
 FILE_PAGES = 6000
@@ -117,3 +130,30 @@ def test_large_protections(engine: str, store: fremap.FileStore) -> None:
             if engine == "eager":
                 window.populate()
             assert (shown(window) == expected).all()
+
+
+def test_large_exchanges(write_back: dict[str, Any], numbered_path: Path, tmp_path: Path) -> None:
+    """Pages that were stored to change places, thousands a call: each keeps what it holds."""
+    random = np.random.default_rng(20021005)
+    path = tmp_path / "pages"
+    path.write_bytes(numbered_path.read_bytes())
+    stored = np.zeros(FILE_PAGES, np.uint64)
+    shown = np.arange(WINDOW_PAGES)
+    with (
+        fremap.open(path, "r+") as store,
+        fremap.Window(store, WINDOW_PAGES, populate=True, **write_back) as window,
+    ):
+        for number in range(1, 4):
+            words = window.array(np.uint64, (WINDOW_PAGES, -1))
+            some = random.permutation(WINDOW_PAGES)[: WINDOW_PAGES // 2]
+            words[some, 7] = stored[shown[some]] = number
+            shown = random.permutation(FILE_PAGES)[:WINDOW_PAGES] if number == 2 else shown[::-1]
+            window.remap(shown)
+            assert (page_numbers(words[:, 0]) == shown).all()
+            known = stored[shown] > 0
+            assert (words[known, 7] == stored[shown][known]).all()
+            del words
+    with fremap.open(path) as store:
+        words = store.read(None).view(np.uint64)
+    assert (page_numbers(words[:, 0]) == np.arange(FILE_PAGES)).all()
+    assert (words[stored > 0, 7] == stored[stored > 0]).all()

@@ -9,7 +9,8 @@
 """
 
 from fremap.testing.kernel import Calls, counting, failures, system_calls
-from fremap.testing.model import NO_PAGE, PLACED, ModelStore, ModelWindow
+from fremap.testing.model import NO_PAGE, PLACED, ModelWindow
+from fremap.testing.model_store import ModelStore
 from fremap.testing.pages import numbered_page, numbered_words, page_numbers, write_numbered_file
 from fremap.testing.touch import kernel_reads, kernel_writes
 

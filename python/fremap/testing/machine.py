@@ -1,8 +1,9 @@
 """One state machine for every engine: a window is driven beside the model.
 
-After each step the window's mapping, protection, presence and contents are
-compared with those of a `ModelWindow`. Needs `hypothesis`. For a store of your
-own, subclass `WindowMachine` and say in `open_store` how it is opened::
+After each step the window's mapping, protection, presence, dirtiness and contents,
+and what the store holds, are compared with those of a `ModelWindow`. Needs
+`hypothesis`. For a store of your own, subclass `WindowMachine` and say in
+`open_store` how it is opened::
 
     class Mine(WindowMachine):
         engine = "paged"
@@ -19,6 +20,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -36,9 +38,17 @@ from hypothesis.stateful import (
 
 import fremap
 from fremap import Prot
-from fremap.errors import ClosedError, FremapError, PageRangeError, PageTypeError, ViewsAliveError
+from fremap.errors import (
+    AliasError,
+    ClosedError,
+    FremapError,
+    PageRangeError,
+    PageTypeError,
+    ViewsAliveError,
+)
 from fremap.testing import strategies as pages_of
-from fremap.testing.model import NO_PAGE, Engine, ModelStore, ModelWindow, Presence
+from fremap.testing.model import NO_PAGE, Engine, ModelWindow, Presence, Tracking
+from fremap.testing.model_store import ModelStore
 from fremap.testing.pages import numbered_page, numbered_words
 from fremap.testing.touch import kernel_reads, kernel_writes
 
@@ -70,12 +80,16 @@ class WindowMachine(RuleBasedStateMachine):
     page_bytes : int
         Bytes of a page.
     writable : bool
-        Whether the window may be written (a coherent window only).
+        Whether the window may be written; where its engine is not coherent,
+        what is written reaches the store when the rules say so.
+    tracking : {"async", "sync"}
+        How a writable window of engine "paged" learns what was stored to.
     """
 
     engine: ClassVar[Engine] = "alias"
     page_bytes: ClassVar[int] = 4096
     writable: ClassVar[bool] = False
+    tracking: ClassVar[Tracking] = "async"
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +112,10 @@ class WindowMachine(RuleBasedStateMachine):
         """Close the store and remove what it left behind."""
         self.store.close()
 
+    def store_bytes(self) -> int:
+        """Tell how long the store is now, whatever it was when it was opened."""
+        return os.fstat(self.store.fileno()).st_size
+
     def open_window(self, **options: Any) -> Any:
         """Open a window on the store."""
         return fremap.Window(self.store, **options)
@@ -107,10 +125,11 @@ class WindowMachine(RuleBasedStateMachine):
         with memoryview(self.window) as view, view[self._bytes_of(page)] as part:
             return bytes(part)
 
-    def write(self, page: int, data: bytes) -> None:
-        """Write a page as any thread would."""
+    def write(self, page: int, data: bytes, first: int = 0) -> None:
+        """Write to a page as any thread would, from its byte `first` on."""
+        start = page * self.page_bytes + first
         with memoryview(self.window) as view:
-            view[self._bytes_of(page)] = data
+            view[start : start + len(data)] = data
 
     def kernel_may_read(self, page: int) -> bool:
         """Whether the kernel can read all of a page; False if it can read none of it."""
@@ -138,12 +157,14 @@ class WindowMachine(RuleBasedStateMachine):
         self.model_store = ModelStore(content, self.page_bytes)
         self.store = self.open_store(content, self.page_bytes)
         assert (self.store.page_count, self.store.size) == (page_count, len(content))
+        self.length = self.store_bytes()
         self._open(data)
 
     @rule(data=st.data())
     def reopen(self, data: st.DataObject) -> None:
         """Close the window, find it closed, and open another on a store with a cold cache."""
-        self.window.close()
+        self._perhaps_make_dirty(data)
+        self._close(discard=self.writes_back and data.draw(st.booleans(), "discard"))
         self.window.close()
         for call in (self.window.populate, self.window.present, lambda: self.window.remap([0])):
             _expect(ClosedError, call)
@@ -161,9 +182,14 @@ class WindowMachine(RuleBasedStateMachine):
         """Read every page once more, and close."""
         if self.window is not None:
             self._read_all(range(self.model.page_count))
-            self.window.close()
+            self._close()
         if self.store is not None:
             self.release_store()
+
+    def _close(self, *, discard: bool = False) -> None:
+        self.window.close(**({"discard": True} if discard else {}))
+        self.model.close(discard=discard)
+        self.read_store()
 
     def _open(self, data: st.DataObject) -> None:
         limit = self.store.page_count
@@ -177,16 +203,22 @@ class WindowMachine(RuleBasedStateMachine):
             count = data.draw(st.integers(1, min(MAX_WINDOW_PAGES, limit - first)), "page_count")
             mapping = [NO_PAGE] * count if kind == "none" else list(range(first, first + count))
             options |= {"mapping": kind, "page_count": count, "first_page": first}
-        prot = Prot.WRITE if self.writable else Prot.READ
-        options |= {"prot": prot, "coherent": True} if self.writable else {"prot": prot}
-        loads = data.draw(st.sampled_from(LOADS[::-1]), "loads")
-        options |= loads
+        both: dict[str, Any] = {"prot": Prot.READ}
+        if self.writable:
+            both = {"prot": Prot.WRITE, "coherent": self.engine == "alias"}
+        if self.writes_back and self.engine == "paged":
+            both["tracking"] = self.tracking
+        # A page that is not there in "eager" can be neither read nor written.
+        usual = LOADS[:1] * 3 if self.writes_back else ()
+        both |= data.draw(st.sampled_from(LOADS[::-1] + usual), "loads")
+        if self.writes_back and _repeats(mapping):
+            _expect(AliasError, lambda: self.open_window(**options, **both))
+            mapping = _without_repeats(mapping)
+            options["mapping"] = np.array(mapping)
         before = self._resident()
-        self.window = self.open_window(**options)
+        self.window = self.open_window(**options, **both)
         certain, doubtful = self._settled(before)
-        self.model = ModelWindow(
-            self.model_store, mapping, self.engine, prot=prot, **loads, resident=certain
-        )
+        self.model = ModelWindow(self.model_store, mapping, self.engine, **both, resident=certain)
         self.model.unsettle(doubtful)
         assert self.window.engine == self.engine
         assert self.window.page_count == len(mapping)
@@ -197,17 +229,36 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def remap(self, data: st.DataObject) -> None:
         """Show other file pages: a run of window pages, or scattered ones."""
+        self._perhaps_make_dirty(data)
         window_pages = self.model.page_count
-        if data.draw(st.booleans(), "scattered"):
+        scattered = data.draw(st.booleans(), "scattered")
+        if scattered:
             at = data.draw(pages_of.permutations(window_pages), "at")
             some = st.integers(0, self.store.page_count - 1)
-            file_pages = data.draw(st.lists(some, min_size=len(at), max_size=len(at)), "file pages")
-            where: Any = np.array(at)
+            drawn = st.lists(some, min_size=len(at), max_size=len(at))
         else:
-            where = data.draw(st.integers(0, window_pages - 1), "at")
-            drawn = pages_of.file_page_lists(self.store.page_count, max_size=window_pages - where)
-            file_pages = data.draw(drawn, "file pages")
-            at = list(range(where, where + len(file_pages)))
+            first = data.draw(st.integers(0, window_pages - 1), "at")
+            at = list(range(first, window_pages))
+            drawn = pages_of.file_page_lists(self.store.page_count, max_size=len(at))
+        if self.writes_back and data.draw(st.integers(0, 3), "once"):
+            drawn = self._free_file_pages(at)
+        file_pages = data.draw(drawn, "file pages")
+        at = at[: len(file_pages)]
+        self._remap(data, file_pages, at, np.array(at, dtype=np.int64) if scattered else first)
+
+    @precondition(lambda self: self.writes_back)
+    @rule(data=st.data())
+    def change_places(self, data: st.DataObject) -> None:
+        """Remap pages to each other's places, among them such as were stored to."""
+        self._perhaps_make_dirty(data)
+        mapping = self.model.mapping
+        at = [page for page, shows in enumerate(mapping) if shows >= 0]
+        order = data.draw(st.permutations(at), "order")
+        self._remap(data, [mapping[page] for page in order], at, np.array(at, dtype=np.int64))
+
+    def _remap(
+        self, data: st.DataObject, file_pages: list[int], at: list[int], where: object
+    ) -> None:
         flags = data.draw(st.sampled_from(LOADS), "loads") | {"discard": data.draw(st.booleans())}
         prot = data.draw(st.one_of(st.none(), st.sampled_from(self._protections())), "prot")
         spelt = data.draw(pages_of.spellings(file_pages, self.store.page_count), "spelt")
@@ -233,6 +284,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def evict(self, data: st.DataObject) -> None:
         """Drop pages, placed ones only if told so."""
+        self._perhaps_make_dirty(data)
         pages = self._window_pages(data)
         discard = data.draw(st.booleans(), "discard")
         spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
@@ -244,6 +296,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def protect(self, data: st.DataObject) -> None:
         """Change what may be done with pages."""
+        self._perhaps_make_dirty(data)
         pages = self._window_pages(data)
         prot = data.draw(st.sampled_from(self._protections()), "prot")
         spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
@@ -254,6 +307,7 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(data=st.data(), form=st.sampled_from(["keep", "one", "each"]))
     def place(self, data: st.DataObject, form: str) -> None:
         """Give pages content of their own."""
+        self._perhaps_make_dirty(data)
         pages = data.draw(pages_of.permutations(self.model.page_count), "pages")
         content: bytes | None = None
         given: Any = None
@@ -281,7 +335,7 @@ class WindowMachine(RuleBasedStateMachine):
         with ThreadPoolExecutor(READER_THREADS) as threads:
             for order, contents in zip(orders, threads.map(self._touch_in, orders), strict=True):
                 for page, content in zip(order, contents, strict=True):
-                    assert content == self.model.touch(page), f"window page {page}"
+                    self._check_touched(page, content)
 
     @rule(data=st.data())
     def write_store(self, data: st.DataObject) -> None:
@@ -306,19 +360,19 @@ class WindowMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writable)
     @rule(data=st.data())
     def write_window(self, data: st.DataObject) -> None:
-        """Store to a page through the window; all that show its file page see it."""
-        whole = self.model_store.size // self.page_bytes
-        pages = [
-            page
-            for page, shows in enumerate(self.model.mapping)
-            if self.model.writable(page) and shows < whole
-        ]
-        if pages:
-            page = data.draw(st.sampled_from(pages), "page")
-            content = numbered_page(page, self.page_bytes, generation=self._next_generation())
-            self.write(page, content)
-            self.model.store_to(page, content)
-            self.window.flush(data.draw(st.sampled_from([None, page]), "flushed"))
+        """Store to pages through the window."""
+        written = self._store_to_pages(data)
+        if written and self.model.coherent:
+            self.window.flush(data.draw(st.sampled_from([None, written[0]]), "flushed"))
+
+    @precondition(lambda self: self.writable)
+    @rule(data=st.data())
+    def flush(self, data: st.DataObject) -> None:
+        """Write changed pages to the store: those that are named, and no others."""
+        self._perhaps_make_dirty(data)
+        pages = self._window_pages(data)
+        spelt = data.draw(pages_of.spellings(pages, self.model.page_count), "spelt")
+        self._compare(lambda: self.window.flush(spelt), lambda _: self.model.flush(pages))
 
     @rule(data=st.data())
     def ask_for_the_impossible(self, data: st.DataObject) -> None:
@@ -333,6 +387,7 @@ class WindowMachine(RuleBasedStateMachine):
             "populate": (PageRangeError, lambda: window.populate([0, window_pages])),
             "evict": (PageRangeError, lambda: window.evict(window_pages, discard=True)),
             "protect": (PageRangeError, lambda: window.protect([window_pages], Prot.NONE)),
+            "flush": (PageRangeError, lambda: window.flush([0, window_pages])),
             "place": (PageRangeError, lambda: window.place([window_pages], bytes(self.page_bytes))),
             "float": (PageTypeError, lambda: window.remap([0.0])),
             "bool": (PageTypeError, lambda: window.populate(np.array([True]))),
@@ -360,6 +415,10 @@ class WindowMachine(RuleBasedStateMachine):
             model.settle(page, present=real)
         for page in range(model.page_count):
             self._agree_on(page)
+        if not model.coherent:
+            self._agree_on_dirty_pages()
+        if self.writes_back:
+            self._agree_on_the_store()
         if self.engine == "paged":
             assert window.vma_count == 1
 
@@ -373,9 +432,22 @@ class WindowMachine(RuleBasedStateMachine):
             assert not self.kernel_may_read(page), f"window page {page} can be read"
         elif model.present[page]:
             assert self.kernel_may_read(page), f"window page {page} cannot be read"
-            assert self.touch(page) == model.content(page), f"window page {page}"
-            if self.writable:
+            assert model.may_show(page, self.touch(page)), f"window page {page}"
+            # Trying it would make it dirty, and where it must not be tried it is a signal.
+            if self.writable and not self.writes_back:
                 assert self.kernel_may_write(page) == model.writable(page), f"window page {page}"
+
+    def _agree_on_dirty_pages(self) -> None:
+        found = self.window.dirty().tolist()
+        for page, (real, expected) in enumerate(zip(found, self.model.dirty, strict=True)):
+            assert expected is None or real == expected, f"window page {page}: dirty is {real}"
+            self.model.settle_dirty(page, dirty=real)
+
+    def _agree_on_the_store(self) -> None:
+        """Compare what the store holds; what was just written is in the page cache."""
+        here = sorted(self._resident())  # not the others: reading them would warm a cold store
+        assert self.store.read(here).tobytes() == self.model_store.read(here)
+        assert self.store_bytes() == self.length
 
     def _compare(
         self,
@@ -384,10 +456,12 @@ class WindowMachine(RuleBasedStateMachine):
         pages: Sequence[int] = (),
     ) -> None:
         """Do a step on both sides; the outcome must be the same."""
+        repeated, held = _repeats(self.model.mapping), self.model_store.pages()
         before = self._resident()
         found, failure = _outcome(real)
         certain, doubtful = self._settled(before)
         expected, expected_failure = _outcome(lambda: model(certain))
+        self._reload_repeats(repeated, held)
         if failure is not None or expected_failure is not None:
             assert type(failure) is type(expected_failure), f"{failure!r}, not {expected_failure!r}"
             return
@@ -400,10 +474,26 @@ class WindowMachine(RuleBasedStateMachine):
                 assert unsure or got == want, f"window page {page}: present is {got}"
             self.model.unsettle(doubtful)
 
+    def _reload_repeats(self, repeated: set[int], held: Sequence[bytes]) -> None:
+        """Evict pages that were shown twice, if one of them was written to the store.
+
+        The other shows what it showed or what was written, as it was loaded
+        before or after.
+        """
+        written = {page for page in repeated if self.model_store.page(page) != held[page]}
+        stale = [page for page, shows in enumerate(self.model.mapping) if shows in written]
+        if stale:
+            self.window.evict(stale)
+            self.model.evict(stale)
+
     def _read_all(self, pages: Sequence[int]) -> None:
         for page in pages:
             if self.model.readable(page):
-                assert self.touch(page) == self.model.touch(page), f"window page {page}"
+                self._check_touched(page, self.touch(page))
+
+    def _check_touched(self, page: int, found: bytes) -> None:
+        self.model.touch(page)
+        assert self.model.may_show(page, found), f"window page {page}"
 
     def _touch_in(self, order: Sequence[int]) -> list[bytes]:
         return [self.touch(page) for page in order]
@@ -416,7 +506,53 @@ class WindowMachine(RuleBasedStateMachine):
         after = self._resident()
         return before & after, before ^ after
 
+    # Writing.
+
+    def _perhaps_make_dirty(self, data: st.DataObject) -> None:
+        """As often as not, let a step find pages that were just stored to."""
+        if self.writes_back and data.draw(st.booleans(), "dirty"):
+            self._store_to_pages(data)
+            self._agree_on_dirty_pages()
+
+    def _store_to_pages(self, data: st.DataObject) -> list[int]:
+        """Store to pages: other bytes, or those that are there.
+
+        Where the kernel maps the file a store to a part makes only that part present.
+        """
+        whole = self.model_store.size // self.page_bytes
+        able = [
+            page
+            for page, shows in enumerate(self.model.mapping)
+            if self.model.writable(page) and (self.writes_back or shows < whole)
+        ]
+        able = [page for page in able if self.model.mapping[page] >= 0] or able
+        if not able:
+            return []
+        pages = data.draw(st.lists(st.sampled_from(able), min_size=1, max_size=4), "stored to")
+        for page in pages:
+            content = numbered_page(page, self.page_bytes, generation=self._next_generation())
+            if data.draw(st.integers(0, 7), "other bytes") == 0:
+                content = self.model.touch(page)
+            start, stop = 0, self.page_bytes
+            if self.writes_back and data.draw(st.booleans(), "part"):
+                start = data.draw(st.integers(0, stop - 1), "start")
+                stop = data.draw(st.integers(start + 1, stop), "stop")
+            self.write(page, content[start:stop], start)
+            self.model.store_to(page, content[start:stop], start)
+        return pages
+
     # Drawing and addressing.
+
+    @property
+    def writes_back(self) -> bool:
+        """Whether what is stored to the window reaches the store later."""
+        return self.writable and self.engine != "alias"
+
+    def _free_file_pages(self, at: Sequence[int]) -> st.SearchStrategy[list[int]]:
+        """Draw file pages for these window pages that are shown nowhere else."""
+        shown = {shows for page, shows in enumerate(self.model.mapping) if page not in at}
+        free = [page for page in range(self.store.page_count) if page not in shown]
+        return st.permutations(free).map(lambda pages: pages[: len(at)])
 
     def _window_pages(self, data: st.DataObject) -> list[int]:
         drawn = data.draw(pages_of.page_lists(self.model.page_count), "pages")
@@ -478,7 +614,12 @@ class MemoryWindowMachine(WindowMachine):
 
 
 def window_machine(
-    engine: Engine, store: StoreKind, page_bytes: int = 4096, *, writable: bool = False
+    engine: Engine,
+    store: StoreKind,
+    page_bytes: int = 4096,
+    *,
+    writable: bool = False,
+    tracking: Tracking = "async",
 ) -> type[WindowMachine]:
     """Make the state machine of an engine on a kind of store.
 
@@ -492,6 +633,8 @@ def window_machine(
         Bytes of a page.
     writable : bool
         Whether the window may be written.
+    tracking : {"async", "sync"}
+        How a writable window of engine "paged" learns what was stored to.
 
     Returns
     -------
@@ -499,9 +642,14 @@ def window_machine(
         Its `TestCase` is what a test runner runs.
     """
     base = FileWindowMachine if store == "file" else MemoryWindowMachine
-    name = f"{engine.title()}{store.title()}{page_bytes}{'Writable' if writable else ''}"
-    attributes = {"engine": engine, "page_bytes": page_bytes, "writable": writable}
-    return type(name, (base,), attributes)
+    how = f"Writable{tracking.title()}" if writable else ""
+    attributes = {
+        "engine": engine,
+        "page_bytes": page_bytes,
+        "writable": writable,
+        "tracking": tracking,
+    }
+    return type(f"{engine.title()}{store.title()}{page_bytes}{how}", (base,), attributes)
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
@@ -514,6 +662,19 @@ def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:
 def _expect(error: type[Exception], call: Callable[[], object]) -> None:
     _, failure = _outcome(call)
     assert isinstance(failure, error), f"{failure!r}, not {error.__name__}"
+
+
+def _repeats(mapping: Sequence[int]) -> set[int]:
+    """File pages that are shown more than once."""
+    return {page for page, times in Counter(mapping).items() if page >= 0 and times > 1}
+
+
+def _without_repeats(mapping: Sequence[int]) -> list[int]:
+    """Return the mapping with each file page where it is shown first, and only there."""
+    return [
+        NO_PAGE if file_page in mapping[:page] else file_page
+        for page, file_page in enumerate(mapping)
+    ]
 
 
 def _reclaimed_file_pages() -> int:

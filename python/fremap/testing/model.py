@@ -1,12 +1,12 @@
-"""The oracle: what a store and a window must show, in plain Python.
+"""The oracle: what a window must show, in plain Python.
 
-A `ModelStore` is a list of bytes, a `ModelWindow` a list of pages that say
-what they show, what may be done with them and whether they are there. Neither
-makes a system call. They follow the rules of each engine and nothing else, so
+A `ModelWindow` is a list of pages that say what they show, what may be done
+with them, whether they are there and whether the store has what they hold; it
+makes no system call. It follows the rules of each engine and nothing else, so
 that a test can drive a real window and the model side by side and compare.
 
-What the rules leave open the model leaves open: the presence of a page is
-True, False, or None where either is right.
+What the rules leave open the model leaves open: the presence of a page, and
+whether it is dirty, is True, False, or None where either is right.
 """
 # ruff: noqa: S101 - what the oracle asserts is about the test that uses it
 
@@ -16,108 +16,20 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fremap import Prot
-from fremap.errors import ArgumentError, PageRangeError, PlacedPageError, UnsupportedError
+from fremap.errors import AliasError, ArgumentError, PlacedPageError, UnsupportedError
+from fremap.testing.model_store import ModelStore, check_pages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 Engine = Literal["alias", "paged", "eager"]
+Tracking = Literal["async", "sync"]
 Presence = bool | None
+Dirtiness = bool | None
 
 #: Marks a window page that shows nothing, and one with content of its own.
 NO_PAGE = -1
 PLACED = -2
-
-
-class ModelStore:
-    """A numbered run of file pages.
-
-    Parameters
-    ----------
-    content : bytes
-        What the store holds.
-    page_bytes : int
-        Bytes of a page. The last page may be a part; it reads as zeros past
-        the end.
-    """
-
-    def __init__(self, content: bytes, page_bytes: int = 4096) -> None:
-        self.page_bytes = page_bytes
-        self.size = len(content)
-        self.page_count = -(-self.size // page_bytes)
-        self._pages = [
-            content[first : first + page_bytes].ljust(page_bytes, b"\0")
-            for first in range(0, self.size, page_bytes)
-        ]
-
-    def page(self, file_page: int) -> bytes:
-        """Content of one page.
-
-        Parameters
-        ----------
-        file_page : int
-            Which page.
-
-        Returns
-        -------
-        bytes
-            `page_bytes` bytes.
-        """
-        return self._pages[file_page]
-
-    def read(self, pages: Sequence[int]) -> bytes:
-        """Content of pages, one after the other.
-
-        Parameters
-        ----------
-        pages : sequence of int
-            File pages, in any order, with repeats.
-
-        Returns
-        -------
-        bytes
-            `len(pages) * page_bytes` bytes.
-
-        Raises
-        ------
-        PageRangeError
-            If a page is outside the store.
-        """
-        check_pages("read", "file page", pages, self.page_count)
-        return b"".join(self._pages[page] for page in pages)
-
-    def write(self, pages: Sequence[int], data: bytes) -> None:
-        """Change the content of pages; of a repeated page, the last one stays.
-
-        Parameters
-        ----------
-        pages : sequence of int
-            File pages.
-        data : bytes
-            `len(pages) * page_bytes` bytes. What lies past the end of the
-            last page's file is dropped: a write never makes it longer.
-
-        Raises
-        ------
-        PageRangeError
-            If a page is outside the store.
-        """
-        check_pages("write", "file page", pages, self.page_count)
-        for position, page in enumerate(pages):
-            first = position * self.page_bytes
-            kept = min(self.page_bytes, self.size - page * self.page_bytes)
-            content = data[first : first + kept]
-            self._pages[page] = content.ljust(self.page_bytes, b"\0")
-
-    def content(self) -> bytes:
-        """Return the whole store.
-
-        Returns
-        -------
-        bytes
-            `size` bytes.
-        """
-        return b"".join(self._pages)[: self.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +37,18 @@ class ModelPage:
     """One page of a window.
 
     `copy` is content that is the page's own: of a placed page, or, in a window
-    that is not coherent, what the store held when the page was loaded. Of a
-    page that nobody may touch, `present` says whether its content is kept.
+    that is not coherent, what the store held when the page was loaded and what
+    was stored to it since. Of a page that nobody may touch, `present` says
+    whether its content is kept. Of a page that is or may be dirty, `clean` is
+    what it held when it was loaded or last written to the store.
     """
 
     shows: int
     prot: Prot
     present: Presence = False
     copy: bytes | None = None
+    dirty: Dirtiness = False
+    clean: bytes | None = None
 
 
 class ModelWindow:
@@ -152,6 +68,10 @@ class ModelWindow:
         Whose rules to follow.
     prot : Prot
         What may be done with the pages; `Prot.WRITE` makes the window writable.
+    coherent : bool, optional
+        Whether writes are seen by all at once; as the engine does it if not given.
+    tracking : {"async", "sync"}
+        How engine "paged" learns which pages were stored to.
     populate, nonblock : bool
         Whether the pages are loaded at once, and whether without I/O.
     resident : collection of int, optional
@@ -163,6 +83,10 @@ class ModelWindow:
         For a window of no pages.
     PageRangeError
         For a file page outside the store.
+    UnsupportedError
+        If the engine is not what `coherent` asks for.
+    AliasError
+        For a file page shown twice that may be written in a window of its own.
     """
 
     def __init__(
@@ -172,6 +96,8 @@ class ModelWindow:
         engine: Engine,
         *,
         prot: Prot = Prot.READ,
+        coherent: bool | None = None,
+        tracking: Tracking = "async",
         populate: bool = False,
         nonblock: bool = False,
         resident: Collection[int] | None = None,
@@ -179,10 +105,14 @@ class ModelWindow:
         if not mapping:
             raise ArgumentError("window: a window has at least one page")
         check_pages("window", "file page", [p for p in mapping if p != NO_PAGE], store.page_count)
+        if coherent is not None and coherent != (engine == "alias"):
+            raise UnsupportedError(f"window: engine {engine} with coherent={coherent}")
         self.store = store
         self.engine = engine
         self.prot = prot
+        self.tracking = tracking
         self._pages = [ModelPage(file_page, prot) for file_page in mapping]
+        self._check_alias("window", self._pages)
         if populate:
             self.populate(range(len(mapping)), nonblock=nonblock, resident=resident)
 
@@ -195,6 +125,11 @@ class ModelWindow:
     def coherent(self) -> bool:
         """Whether writes of others to the store are seen at once."""
         return self.engine == "alias"
+
+    @property
+    def writes_back(self) -> bool:
+        """Whether stores change the window alone, and reach the store later."""
+        return self.prot == Prot.WRITE and not self.coherent
 
     @property
     def mapping(self) -> list[int]:
@@ -210,6 +145,11 @@ class ModelWindow:
     def present(self) -> list[Presence]:
         """Whether each page is in the window; None where either is right."""
         return [self._seen_present(page) for page in self._pages]
+
+    @property
+    def dirty(self) -> list[Dirtiness]:
+        """Whether each page has content that is not in the store; None where either is right."""
+        return [page.dirty for page in self._pages]
 
     def content(self, page: int) -> bytes | None:
         """Tell what a window page shows to whoever may read it.
@@ -228,6 +168,29 @@ class ModelWindow:
         if now.copy is not None:
             return now.copy
         return None if now.shows < 0 else self.store.page(now.shows)
+
+    def may_show(self, page: int, found: bytes) -> bool:
+        """Whether a window page may show this.
+
+        Parameters
+        ----------
+        page : int
+            A window page that shows something.
+        found : bytes
+            What was read there.
+
+        Returns
+        -------
+        bool
+            What was stored past the end of the store may be there still, or
+            zeros again.
+        """
+        content = self.content(page)
+        assert content is not None, "this page shows nothing"
+        if found == content:
+            return True
+        kept = self._kept_bytes(self._pages[page].shows)
+        return found == content[:kept].ljust(len(content), b"\0")
 
     def readable(self, page: int) -> Presence:
         """Whether touching a page is allowed; otherwise it is a signal.
@@ -304,6 +267,8 @@ class ModelWindow:
             If a placed page would be lost.
         UnsupportedError
             For a protection that the engine does not have.
+        AliasError
+            If a file page would be shown twice that may be written.
         """
         check_pages("remap", "file page", file_pages, self.store.page_count)
         check_pages("remap", "window page", at, self.page_count)
@@ -313,8 +278,14 @@ class ModelWindow:
         if prot is not None:
             self._check_prot("remap", prot)
         self._check_placed("remap", at, discard=discard)
+        after = list(self._pages)
         for file_page, page in zip(file_pages, at, strict=True):
-            self._show(page, file_page, self._pages[page].prot if prot is None else prot)
+            after[page] = self._shown(page, file_page, prot)
+        self._check_alias("remap", after)
+        # All are written before any is loaded: pages may change places.
+        self._write_back([page for page in at if after[page] is not self._pages[page]])
+        for page in at:
+            self._pages[page] = after[page]
         if populate:
             return self.populate(at, nonblock=nonblock, resident=resident)
         return [self._seen_present(self._pages[page]) for page in at]
@@ -373,6 +344,7 @@ class ModelWindow:
         """
         check_pages("evict", "window page", pages, self.page_count)
         self._check_placed("evict", pages, discard=discard)
+        self._write_back(pages)
         for page in pages:
             now = self._pages[page]
             shows = NO_PAGE if now.shows == PLACED else now.shows
@@ -394,9 +366,17 @@ class ModelWindow:
             If a page is outside the window.
         UnsupportedError
             For a protection that the engine does not have.
+        AliasError
+            If a file page that is shown twice could be written.
         """
         check_pages("protect", "window page", pages, self.page_count)
         self._check_prot("protect", prot)
+        after = list(self._pages)
+        for page in pages:
+            after[page] = replace(after[page], prot=prot)
+        self._check_alias("protect", after)
+        if prot == Prot.NONE:
+            self._write_back(pages)
         for page in pages:
             now = self._pages[page]
             self._pages[page] = replace(now, prot=prot, present=self._protected(now, prot))
@@ -422,6 +402,7 @@ class ModelWindow:
         check_pages("place", "window page", pages, self.page_count)
         self._check_distinct("place", pages)
         contents = self._placed_contents(pages, data)
+        self._write_back(pages)
         for page, content in zip(pages, contents, strict=True):
             prot = self._pages[page].prot
             self._pages[page] = ModelPage(PLACED, prot, True, content)
@@ -445,23 +426,56 @@ class ModelWindow:
         assert content is not None, "a readable page shows something"
         return content
 
-    def store_to(self, page: int, data: bytes) -> None:
-        """Write a page as a thread would, through the window.
+    def store_to(self, page: int, data: bytes, first: int = 0) -> None:
+        """Write to a page as a thread would, through the window.
 
         Parameters
         ----------
         page : int
             A window page that may be written.
         data : bytes
-            A page of content.
+            What is stored.
+        first : int
+            The byte of the page where it goes.
         """
-        assert self.coherent, "only a coherent window writes through"
+        assert self.writable(page) is not False, "storing to this page is a signal"
+        old = self.touch(page)
+        new = old[:first] + data + old[first + len(data) :]
         now = self._pages[page]
-        self._load(page)
         if now.shows == PLACED:
-            self._pages[page] = replace(now, copy=data)
+            self._pages[page] = replace(now, copy=new)
+        elif self.coherent:
+            self.store.write([now.shows], new)
         else:
-            self.store.write([now.shows], data)
+            self._pages[page] = self._stored(now, old, new)
+
+    def flush(self, pages: Sequence[int] | None = None) -> None:
+        """Write changed pages to the store.
+
+        Parameters
+        ----------
+        pages : sequence of int, optional
+            Window pages; None means all.
+
+        Raises
+        ------
+        PageRangeError
+            If a page is outside the window.
+        """
+        chosen = range(self.page_count) if pages is None else pages
+        check_pages("flush", "window page", chosen, self.page_count)
+        self._write_back(chosen)
+
+    def close(self, *, discard: bool = False) -> None:
+        """Write what has changed, unless it is given up.
+
+        Parameters
+        ----------
+        discard : bool
+            Whether changed pages are lost.
+        """
+        if not discard:
+            self.flush()
 
     def settle(self, page: int, *, present: bool) -> None:
         """Take over what was observed where the rules leave presence open.
@@ -475,8 +489,25 @@ class ModelWindow:
         """
         now = self._pages[page]
         if now.present is None and now.prot != Prot.NONE:
-            copy = None if not present or self.coherent else self.content(page)
-            self._pages[page] = replace(now, present=present, copy=copy or now.copy)
+            if now.shows == PLACED:
+                copy = now.copy
+            else:
+                copy = self.content(page) if present and not self.coherent else None
+            self._pages[page] = replace(now, present=present, copy=copy)
+
+    def settle_dirty(self, page: int, *, dirty: bool) -> None:
+        """Take over what was observed where the rules leave open whether a page is dirty.
+
+        Parameters
+        ----------
+        page : int
+            A window page.
+        dirty : bool
+            What was observed.
+        """
+        now = self._pages[page]
+        if now.dirty is None:
+            self._pages[page] = replace(now, dirty=dirty, clean=now.clean if dirty else None)
 
     def unsettle(self, file_pages: Collection[int]) -> None:
         """Leave open whether window pages are present.
@@ -488,16 +519,41 @@ class ModelWindow:
             kernel took or brought them while the operation ran.
         """
         for index, page in enumerate(self._pages):
-            if page.shows in file_pages:
+            # A page that was stored to is there, whatever the kernel does.
+            if page.shows in file_pages and page.clean is None:
                 self._pages[index] = replace(page, present=None)
 
-    def _show(self, page: int, file_page: int, prot: Prot) -> None:
-        """Change what a page shows; what it shows already it need not be given again."""
+    def _shown(self, page: int, file_page: int, prot: Prot | None) -> ModelPage:
+        """Return the page as it shows a file page; one it shows already it need not load again."""
         now = self._pages[page]
-        if (now.shows, now.prot) != (file_page, prot):
-            self._pages[page] = ModelPage(file_page, prot)
-        elif self.coherent and now.present:
-            self._pages[page] = replace(now, present=None)
+        wanted = ModelPage(file_page, now.prot if prot is None else prot)
+        if (now.shows, now.prot) != (wanted.shows, wanted.prot):
+            return wanted
+        return replace(now, present=None) if self.coherent and now.present else now
+
+    def _stored(self, now: ModelPage, old: bytes, new: bytes) -> ModelPage:
+        """Return a page whose content a thread has changed from `old` to `new`."""
+        clean = old if now.clean is None else now.clean
+        kept = self._kept_bytes(now.shows)
+        if self.engine == "eager" and new == clean:
+            return replace(now, copy=new, dirty=False, clean=None)
+        dirty = True if new[:kept] != clean[:kept] else None
+        return replace(now, copy=new, dirty=dirty, clean=clean)
+
+    def _write_back(self, pages: Sequence[int]) -> None:
+        """Write dirty pages to the store; they stay, and are clean."""
+        for page in pages:
+            now = self._pages[page]
+            if now.dirty:
+                assert now.copy is not None, "a dirty page has content"
+                self.store.write([now.shows], now.copy)
+            if now.dirty is not False:
+                self._pages[page] = replace(now, dirty=False, clean=None)
+
+    def _kept_bytes(self, shows: int) -> int:
+        """Bytes of a page that lie within the store; all of a placed one."""
+        page_bytes = self.store.page_bytes
+        return page_bytes if shows < 0 else min(page_bytes, self.store.size - shows * page_bytes)
 
     def _load(self, page: int, resident: Collection[int] | None = None) -> None:
         """Make one page present, if anything can."""
@@ -544,6 +600,21 @@ class ModelWindow:
             raise ArgumentError(f"{operation}: the window is not writable")
         if self.engine == "eager" and prot not in (Prot.NONE, self.prot):
             raise UnsupportedError(f"{operation}: engine eager has NONE only")
+        asynchronous = self.engine == "paged" and self.tracking == "async"
+        if prot == Prot.READ and self.writes_back and asynchronous:
+            raise UnsupportedError(f"{operation}: tracking async has no READ")
+
+    def _check_alias(self, operation: str, after: Sequence[ModelPage]) -> None:
+        if not self.writes_back:
+            return
+        first: dict[int, int] = {}
+        for page, then in enumerate(after):
+            other = first.setdefault(then.shows, page)
+            shared = then.shows >= 0 and other != page
+            if shared and Prot.WRITE in (then.prot, after[other].prot):
+                raise AliasError(
+                    f"{operation}: file page {then.shows} at window pages {other} and {page}"
+                )
 
     def _check_placed(self, operation: str, pages: Sequence[int], *, discard: bool) -> None:
         for page in pages:
@@ -567,25 +638,3 @@ class ModelWindow:
         if len(data) != page_bytes * len(pages):
             raise ArgumentError("place: data must be one page, or one for each window page")
         return [data[i * page_bytes : (i + 1) * page_bytes] for i in range(len(pages))]
-
-
-def check_pages(operation: str, coordinate: str, pages: Sequence[int], limit: int) -> None:
-    """Check page numbers against their limit.
-
-    Parameters
-    ----------
-    operation, coordinate : str
-        What to say in the error.
-    pages : sequence of int
-        Page numbers.
-    limit : int
-        The number of pages there are.
-
-    Raises
-    ------
-    PageRangeError
-        Naming the first number outside.
-    """
-    for page in pages:
-        if not 0 <= page < limit:
-            raise PageRangeError(f"{operation}: {coordinate} {page} is outside 0..{limit}")
