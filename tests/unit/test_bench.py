@@ -240,6 +240,22 @@ def test_loop_shows_the_pages(file: DataFile, file_pages: np.ndarray, name: str)
             assert len(loop.run(order)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param("fault_copy", "linear", marks=pytest.mark.needs("userfaultfd")),
+        ("mmap_fixed", "writable"),
+        ("remap_file_pages", "writable"),
+    ],
+)
+def test_loop_has_a_variant(file: DataFile, file_pages: np.ndarray, name: str, mode: str) -> None:
+    with loops.Loop(name, file.path, FILE_PAGES, mode) as loop:
+        for order in (file_pages, np.arange(100, 300)):
+            assert len(loop.run(order)) == 1
+    with pytest.raises(BenchError, match=name):
+        loops.Loop(name, file.path, FILE_PAGES, "another")
+
+
 def test_mprotect_loop_times_two_things(file: DataFile) -> None:
     with loops.Loop("mprotect", file.path, 100) as loop:
         assert len(loop.run(np.arange(0, 100, 2))) == 2

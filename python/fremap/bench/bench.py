@@ -1,5 +1,6 @@
 """What the suites of one run share: settings, the data file, windows, C loops."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -82,7 +83,7 @@ class Bench:
 
     @contextmanager
     def loops(
-        self, report: Report, *names: str, pages: int | None = None
+        self, report: Report, *names: str, pages: int | None = None, mode: str | None = None
     ) -> Iterator[dict[str, Loop]]:
         """Start the named C loops; where there can be none, the report says why."""
         reason = loops.unavailable()
@@ -92,7 +93,7 @@ class Bench:
             return
         with ExitStack() as running:
             yield {
-                name: running.enter_context(Loop(name, self.file.path, pages or self.pages))
+                name: running.enter_context(Loop(name, self.file.path, pages or self.pages, mode))
                 for name in names
             }
 
@@ -106,6 +107,31 @@ class Bench:
             empty_window(store, page_count or self.pages) as window,
         ):
             yield window
+
+
+@contextmanager
+def on_processors(processors: set[int]) -> Iterator[None]:
+    """Keep this thread, and the threads and processes it starts, on `processors`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def placements(report: Report) -> Iterator[str]:
+    """Yield where threads run, and have them run there: on one processor, then on all.
+
+    What wakes a handler thread is dearer where that runs on a processor that is idle.
+    """
+    processors = os.sched_getaffinity(0)
+    with on_processors({min(processors)}):
+        yield "on one processor"
+    if len(processors) > 1:
+        yield f"on {len(processors)} processors"
+    else:
+        report.missing.append("one processor: no figure for a handler thread on another")
 
 
 def empty_window(store: fremap.FileStore, page_count: int) -> fremap.Window:

@@ -11,7 +11,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "nonblock": (nonblock.populate, nonblock.half_cached),
     "protect": (protect.every_second,),
     "read": (read.present,),
-    "fault": (fault.lazy,),
+    "fault": (fault.lazy, fault.linear),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
