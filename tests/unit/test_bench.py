@@ -293,7 +293,7 @@ def test_counting_counts_faults_of_the_block() -> None:
 
 
 @pytest.mark.needs("paged")
-@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault"])
+@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault", "dirty"])
 def test_suite_measures_and_keeps_its_counts(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import fault, imports, nonblock, protect, read, remap, scale
+from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
@@ -12,6 +12,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "protect": (protect.every_second,),
     "read": (read.present,),
     "fault": (fault.lazy, fault.linear),
+    "dirty": (dirty.remap, dirty.first_store, dirty.ask, dirty.flush, dirty.evict),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
