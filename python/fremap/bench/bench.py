@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 import fremap
 from fremap.bench import loops
-from fremap.bench.datafile import DataFile, PageDraw, largest_file_bytes
+from fremap.bench.datafile import DataFile, PageDraw, SparseFile, largest_file_bytes
 from fremap.bench.harness import BenchError, Report
 from fremap.bench.loops import Loop
 
 DEFAULT_FILE_BYTES = 4 << 30
+# Several files, one a side, each of which has to be written.
+DEFAULT_SPARSE_BYTES = 512 << 20
 _WARM_TRIES = 3
 
 
@@ -29,7 +31,8 @@ class Bench:
     rounds, pages
         Measured rounds, and pages in one.
     file_bytes
-        Size of the data file; None for 4 GiB, or what memory allows.
+        Size of the data file; None for 4 GiB, or what memory allows. Of a sparse file
+        the size of its data; None for 512 MiB.
     directory
         Where the file goes; None for the system's temporary directory.
     """
@@ -40,6 +43,7 @@ class Bench:
     directory: str | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _file: DataFile | None = None
+    _sparse_files: dict[str, SparseFile] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +64,15 @@ class Bench:
             self.say(f"writing a file of {size >> 20} MiB ...")
             self._file = self._stack.enter_context(DataFile(self.directory, size))
         return self._file
+
+    def sparse_file(self, name: str) -> SparseFile:
+        """Return the sparse file of this name, written at the first use."""
+        if name not in self._sparse_files:
+            size = self.file_bytes or DEFAULT_SPARSE_BYTES
+            self.say(f"writing {size >> 20} MiB into a sparse file ...")
+            file = self._stack.enter_context(SparseFile(self.directory, size))
+            self._sparse_files[name] = file
+        return self._sparse_files[name]
 
     def warm_file(self, report: Report) -> DataFile:
         """Return the data file, in the page cache; what is not (a hundredth at most) is noted."""

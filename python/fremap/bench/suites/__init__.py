@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale
+from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale, window
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
@@ -13,6 +13,12 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "read": (read.present,),
     "fault": (fault.lazy, fault.linear),
     "dirty": (dirty.remap, dirty.first_store, dirty.ask, dirty.flush, dirty.evict),
+    "window": (
+        window.zipf_reads,
+        window.zipf_writes,
+        window.uniform_reads,
+        window.uniform_writes,
+    ),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
