@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import resource
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,11 @@ _ENTRY_BYTES = 256
 _WORDS = PAGE_BYTES // 8
 _SAMPLE_SECONDS = 0.005
 _END_SECONDS = 10
+_LONGEST_SECONDS = 60
+
+
+class TooSlowError(BenchError):
+    """A pager that does not get on, as where what it has is read and dropped over and over."""
 
 
 class _Pager(Protocol):
@@ -338,7 +344,13 @@ class PagerProcess:
     def touch(self, pages: npt.NDArray[np.int64], value: int | None) -> Touched:
         """Touch a word of each page in turn, and check what was read."""
         self._connection.send(_Request(pages, value))
+        begin = time.perf_counter()
         while not self._connection.poll(_SAMPLE_SECONDS):
+            if time.perf_counter() - begin > _LONGEST_SECONDS:
+                self._process.kill()
+                raise TooSlowError(
+                    f"{self.name}: {len(pages)} accesses not done in {_LONGEST_SECONDS} s"
+                )
             self.held_bytes = max(self.held_bytes, self._bytes() - self._before)
             self.samples += 1
         answer = self._receive()

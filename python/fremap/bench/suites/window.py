@@ -25,12 +25,19 @@ from fremap.bench.pagers import (
     MMAP_RANDOM,
     STORE_EVERY,
     PagerProcess,
+    TooSlowError,
     Touched,
 )
 
 # O19 in proportion: 16 GiB of store, 4 of data, 1 of window.
 _BUDGET_PART = 4
 _MOST_ACCESSES = 10_000
+_LEAST_ACCESSES = 100
+_FILL_ACCESSES = 200
+_FILL_SECONDS = 15
+# Rounds of the filling, by numbers that no other round has.
+_FIRST_FILL = 1 << 20
+_ROUND_SECONDS = 2
 _SIDES = (FREMAP, FREMAP_DIRECT, MEMMAP, MMAP_RANDOM, CACHE)
 _NEED_LIMIT = (MEMMAP, MMAP_RANDOM)
 _MOST_OF_BUDGET = 1.1
@@ -69,21 +76,37 @@ class _Side:
     process: PagerProcess
     file: SparseFile
     draw: Draw
-    count: int
+    whole: int
     stores: bool
     first_round: int
     stored: dict[int, int] = field(default_factory=dict)
     done: list[Touched] = field(default_factory=list)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.count = self.whole
 
     def fill(self, count: int) -> None:
-        """Touch as many pages as there is room for, before anything counts."""
-        self._touch(1 << 20, count)
+        """Touch `count` different pages, as many as there is room for, before anything counts.
+
+        A side that is slow fills for a limited time, and does less in a round.
+        """
+        seen: set[int] = set()
+        spent, number = 0.0, _FIRST_FILL
+        while len(seen) < count and spent < _FILL_SECONDS:
+            seen.update(self.draw(number, _FILL_ACCESSES).tolist())
+            taken = self._touch(number, _FILL_ACCESSES).seconds
+            spent += taken
+            number += 1
+        affordable = int(_ROUND_SECONDS * _FILL_ACCESSES / taken)
+        self.count = max(min(self.count, affordable), min(self.count, _LEAST_ACCESSES))
 
     def run(self, number: int) -> Mapping[str, float]:
+        """Return the seconds that all of a round's accesses take, or would take."""
         touched = self._touch(number, self.count)
         if number >= self.first_round:
             self.done.append(touched)
-        return {self.process.name: touched.seconds}
+        return {self.process.name: touched.seconds * self.whole / self.count}
 
     def _touch(self, number: int, count: int) -> Touched:
         pages = self.draw(number, count)
@@ -164,14 +187,23 @@ def _measure(
             stack.enter_context(process)
             draw = distribution(file.data_pages())
             sides.append(_Side(process, file, draw, count, stores, warm_ups))
-        for side in sides:
-            side.fill(budget // PAGE_BYTES)
+        sides = [side for side in sides if _filled(report, side, budget // PAGE_BYTES)]
         contenders: list[Contender] = [side.run for side in sides]
         timings = paired(contenders, rounds=bench.rounds, operations=count, warm_ups=warm_ups)
         for side in sides:
             side.finish()
     _add_rows(report, timings, sides, budget)
     return report
+
+
+def _filled(report: Report, side: _Side, count: int) -> bool:
+    """Have a side fill its memory, `count` pages; whether it could in reasonable time."""
+    try:
+        side.fill(count)
+    except TooSlowError as error:
+        report.missing.append(str(error))
+        return False
+    return True
 
 
 def _add_rows(report: Report, timings: dict[str, Timing], sides: list[_Side], budget: int) -> None:
@@ -186,6 +218,11 @@ def _add_rows(report: Report, timings: dict[str, Timing], sides: list[_Side], bu
         report.count(f"{name}: accesses a second", 1e6 / timings[name].microseconds, "accesses")
     for side in sides:
         report.count(f"{side.process.name}: hit ratio", side.hit_ratio, "of the accesses")
+    report.notes += [
+        f"{side.process.name}: {side.count} accesses in a round, not {side.whole}: it is slow"
+        for side in sides
+        if side.count < side.whole
+    ]
     for side in sides:
         if side.process.name in (FREMAP, FREMAP_DIRECT):
             report.count(
