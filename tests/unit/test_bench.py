@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fremap.bench import competitors, fio, harness, loops, main
-from fremap.bench.datafile import PAGE_BYTES, DataFile, PageDraw
+from fremap.bench import competitors, fio, harness, loops, main, memory, pagers
+from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, SparseFile
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
 from fremap.bench.render import as_json, as_text, number
@@ -167,6 +167,85 @@ def test_draw_is_the_same_for_one_round_and_another_for_the_next() -> None:
         draw.distinct(0, 1001)
 
 
+def test_sparse_file_has_its_numbers_in_a_quarter(tmp_path: Path) -> None:
+    with SparseFile(str(tmp_path), 2 << 20) as file:
+        pages = np.fromfile(file.path, dtype=np.int64).reshape(-1, PAGE_BYTES // 8)
+        data = file.data_pages()
+        assert file.page_count == len(pages) == SPARSE_PARTS * len(data)
+        assert pages[data, 0].tolist() == data.tolist()
+        assert np.count_nonzero(pages.any(axis=1)) == len(data)
+        assert os.stat(file.path).st_blocks * 512 < file.size_bytes
+    with pytest.raises(BenchError, match="at least"):
+        SparseFile(str(tmp_path), 100)
+
+
+# Pagers
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Iterator[SparseFile]:
+    with SparseFile(str(tmp_path), 2 << 20) as made:
+        yield made
+
+
+PAGERS = [
+    pytest.param(pagers.FREMAP, marks=pytest.mark.needs("paged")),
+    pytest.param(pagers.FREMAP_DIRECT, marks=pytest.mark.needs("paged")),
+    pagers.MEMMAP,
+    pagers.MMAP_RANDOM,
+    pagers.CACHE,
+]
+
+
+@pytest.mark.parametrize("name", PAGERS)
+def test_pager_reads_and_stores(sparse: SparseFile, name: str) -> None:
+    pages = np.random.default_rng(7).permutation(sparse.data_pages())[:400]
+    with pagers.PagerProcess(name, sparse.path, 64 << 20, writable=True, group=None) as pager:
+        first = pager.touch(pages, None)
+        again = pager.touch(pages, None)
+        assert 0 == again.misses <= first.misses <= len(pages)
+        pager.touch(pages, 42)
+        pager.close()
+        assert pager.samples >= 3
+        assert pager.held_bytes > 0
+    stored = np.fromfile(sparse.path, dtype=np.int64).reshape(-1, PAGE_BYTES // 8)[pages, 1] == 42
+    assert stored.tolist() == [number % pagers.STORE_EVERY == 0 for number in range(len(pages))]
+
+
+def test_cache_of_pages_drops_the_one_used_longest_ago(sparse: SparseFile) -> None:
+    first, second, third = sparse.data_pages()[:3].tolist()
+    room_for_two = 2 * (PAGE_BYTES + 256)
+    with pagers.PagerProcess(
+        pagers.CACHE, sparse.path, room_for_two, writable=False, group=None
+    ) as pager:
+        touched = pager.touch(np.array([first, second, first, third, first, second]), None)
+        assert (touched.misses, touched.evicted) == (4, 2)
+
+
+def test_pager_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BenchError, match=r"OrderedDict.*No such file"),
+        pagers.PagerProcess(
+            pagers.CACHE, tmp_path / "absent", 1, writable=False, group=None
+        ) as pager,
+    ):
+        pager.touch(np.arange(1), None)
+
+
+def test_memory_group_is_made_and_removed_or_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = memory.MemoryGroup.new("test")
+    if group is not None:
+        with group:
+            assert group._path.exists()
+            group.limit_further(1 << 20)
+        assert not group._path.exists()
+    monkeypatch.setattr(memory, "_parents", lambda: [(tmp_path, 1), (tmp_path / "absent", 2)])
+    assert memory.MemoryGroup.new("test") is None
+    assert list(tmp_path.iterdir()) == []
+
+
 # Competitors
 
 
@@ -240,6 +319,22 @@ def test_loop_shows_the_pages(file: DataFile, file_pages: np.ndarray, name: str)
             assert len(loop.run(order)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param("fault_copy", "linear", marks=pytest.mark.needs("userfaultfd")),
+        ("mmap_fixed", "writable"),
+        ("remap_file_pages", "writable"),
+    ],
+)
+def test_loop_has_a_variant(file: DataFile, file_pages: np.ndarray, name: str, mode: str) -> None:
+    with loops.Loop(name, file.path, FILE_PAGES, mode) as loop:
+        for order in (file_pages, np.arange(100, 300)):
+            assert len(loop.run(order)) == 1
+    with pytest.raises(BenchError, match=name):
+        loops.Loop(name, file.path, FILE_PAGES, "another")
+
+
 def test_mprotect_loop_times_two_things(file: DataFile) -> None:
     with loops.Loop("mprotect", file.path, 100) as loop:
         assert len(loop.run(np.arange(0, 100, 2))) == 2
@@ -277,7 +372,7 @@ def test_counting_counts_faults_of_the_block() -> None:
 
 
 @pytest.mark.needs("paged")
-@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault"])
+@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault", "dirty"])
 def test_suite_measures_and_keeps_its_counts(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,6 +387,27 @@ def test_suite_measures_and_keeps_its_counts(
     for row in rows:
         if row["fremap"]:
             assert len(row["fremap"]["seconds"]) == len(row["other"]["seconds"]) >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.needs("paged")
+def test_windows_with_a_budget_are_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without limits of memory, as where no group can be made: what needs one is left out."""
+    monkeypatch.setattr(memory, "_parents", list)
+    # A budget that the program itself is small beside; its pages need not be many.
+    small = ["--file-size", "128M", "--pages", "200", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main(["window", "--json", *small]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert len(reports) == 4
+    for report in reports:
+        assert "np.memmap" in report["missing"][0]
+        counts = [row for row in report["rows"] if row["fremap"] is None]
+        assert [row["what"] for row in counts if row["met"] is False] == []
+        assert len([row for row in counts if row["met"]]) == 2
+        for row in counts:
+            assert "hit ratio" not in row["what"] or 0 <= row["value"] <= 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """What the suites of one run share: settings, the data file, windows, C loops."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +12,13 @@ import numpy.typing as npt
 
 import fremap
 from fremap.bench import loops
-from fremap.bench.datafile import DataFile, PageDraw, largest_file_bytes
+from fremap.bench.datafile import DataFile, PageDraw, SparseFile, largest_file_bytes
 from fremap.bench.harness import BenchError, Report
 from fremap.bench.loops import Loop
 
 DEFAULT_FILE_BYTES = 4 << 30
+# Several files, one a side, each of which has to be written.
+DEFAULT_SPARSE_BYTES = 512 << 20
 _WARM_TRIES = 3
 
 
@@ -28,7 +31,8 @@ class Bench:
     rounds, pages
         Measured rounds, and pages in one.
     file_bytes
-        Size of the data file; None for 4 GiB, or what memory allows.
+        Size of the data file; None for 4 GiB, or what memory allows. Of a sparse file
+        the size of its data; None for 512 MiB.
     directory
         Where the file goes; None for the system's temporary directory.
     """
@@ -39,6 +43,7 @@ class Bench:
     directory: str | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _file: DataFile | None = None
+    _sparse_files: dict[str, SparseFile] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +64,15 @@ class Bench:
             self.say(f"writing a file of {size >> 20} MiB ...")
             self._file = self._stack.enter_context(DataFile(self.directory, size))
         return self._file
+
+    def sparse_file(self, name: str) -> SparseFile:
+        """Return the sparse file of this name, written at the first use."""
+        if name not in self._sparse_files:
+            size = self.file_bytes or DEFAULT_SPARSE_BYTES
+            self.say(f"writing {size >> 20} MiB into a sparse file ...")
+            file = self._stack.enter_context(SparseFile(self.directory, size))
+            self._sparse_files[name] = file
+        return self._sparse_files[name]
 
     def warm_file(self, report: Report) -> DataFile:
         """Return the data file, in the page cache; what is not (a hundredth at most) is noted."""
@@ -82,7 +96,7 @@ class Bench:
 
     @contextmanager
     def loops(
-        self, report: Report, *names: str, pages: int | None = None
+        self, report: Report, *names: str, pages: int | None = None, mode: str | None = None
     ) -> Iterator[dict[str, Loop]]:
         """Start the named C loops; where there can be none, the report says why."""
         reason = loops.unavailable()
@@ -92,7 +106,7 @@ class Bench:
             return
         with ExitStack() as running:
             yield {
-                name: running.enter_context(Loop(name, self.file.path, pages or self.pages))
+                name: running.enter_context(Loop(name, self.file.path, pages or self.pages, mode))
                 for name in names
             }
 
@@ -106,6 +120,31 @@ class Bench:
             empty_window(store, page_count or self.pages) as window,
         ):
             yield window
+
+
+@contextmanager
+def on_processors(processors: set[int]) -> Iterator[None]:
+    """Keep this thread, and the threads and processes it starts, on `processors`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def placements(report: Report) -> Iterator[str]:
+    """Yield where threads run, and have them run there: on one processor, then on all.
+
+    What wakes a handler thread is dearer where that runs on a processor that is idle.
+    """
+    processors = os.sched_getaffinity(0)
+    with on_processors({min(processors)}):
+        yield "on one processor"
+    if len(processors) > 1:
+        yield f"on {len(processors)} processors"
+    else:
+        report.missing.append("one processor: no figure for a handler thread on another")
 
 
 def empty_window(store: fremap.FileStore, page_count: int) -> fremap.Window:

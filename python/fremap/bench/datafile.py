@@ -16,7 +16,10 @@ from fremap.bench.harness import BenchError
 from fremap.bench.machine import memory_bytes
 
 PAGE_BYTES = mmap.PAGESIZE
+# Of a sparse file, one part of so many has content.
+SPARSE_PARTS = 4
 _PIECE_BYTES = 64 << 20
+_SPARSE_PIECE_BYTES = 1 << 20
 
 
 def largest_file_bytes() -> int:
@@ -49,11 +52,14 @@ class DataFile:
                 f"a file of {self.size_bytes >> 20} MiB does not stay in the page cache here; pass "
                 f"--file-size {max(largest_file_bytes() >> 20, 1)}M or less"
             )
+        self._check_disk(self.size_bytes)
+
+    def _check_disk(self, needed_bytes: int) -> None:
         free_bytes = shutil.disk_usage(self._directory).free
-        if free_bytes < self.size_bytes:
+        if free_bytes < needed_bytes:
             raise BenchError(
                 f"{self._directory} has {free_bytes >> 20} MiB free, the file needs "
-                f"{self.size_bytes >> 20}; pass --dir or --file-size"
+                f"{needed_bytes >> 20}; pass --dir or --file-size"
             )
 
     def __enter__(self) -> Self:
@@ -114,6 +120,42 @@ class DataFile:
         if failed:
             raise OSError(ctypes.get_errno(), "mincore")
         return (states & 1).astype(np.bool_)
+
+
+class SparseFile(DataFile):
+    """A file of holes, where the first MiB of each four has content.
+
+    Attributes
+    ----------
+    data_bytes
+        Bytes that are no holes.
+    """
+
+    def __init__(self, directory: str | None, data_bytes: int) -> None:
+        self._pieces = data_bytes // _SPARSE_PIECE_BYTES
+        self.data_bytes = self._pieces * _SPARSE_PIECE_BYTES
+        super().__init__(directory, self.data_bytes * SPARSE_PARTS)
+
+    def _check_room(self) -> None:
+        if self._pieces == 0:
+            raise BenchError(f"the file must hold at least {_SPARSE_PIECE_BYTES} bytes of data")
+        self._check_disk(self.data_bytes)
+
+    def _write(self) -> None:
+        os.truncate(self.fd, self.size_bytes)
+        generator = np.random.default_rng(2002)
+        shape = (_SPARSE_PIECE_BYTES // PAGE_BYTES, PAGE_BYTES // 8)
+        pages = generator.integers(0, 2**63, shape, dtype=np.int64)
+        for numbers in self.data_pages().reshape(self._pieces, -1):
+            pages[:, 0] = numbers
+            os.pwrite(self.fd, pages, int(numbers[0]) * PAGE_BYTES)
+        os.fsync(self.fd)
+
+    def data_pages(self) -> npt.NDArray[np.int64]:
+        """Return the numbers of the pages that are no holes."""
+        piece_pages = _SPARSE_PIECE_BYTES // PAGE_BYTES
+        pages = np.arange(self.page_count, dtype=np.int64)
+        return pages.reshape(self._pieces, -1)[:, :piece_pages].reshape(-1)
 
 
 class PageDraw:

@@ -26,10 +26,11 @@ def unavailable() -> str | None:
 class Loop:
     """One loop: a process that answers requests over a pipe.
 
+    `mode` is for loops that have a variant; their sources say which.
     Leaving the context ends it and removes what was compiled.
     """
 
-    def __init__(self, name: str, path: Path, page_count: int) -> None:
+    def __init__(self, name: str, path: Path, page_count: int, mode: str | None = None) -> None:
         self.name = name
         self._directory = tempfile.TemporaryDirectory(prefix="fremap-bench-")
         program = Path(self._directory.name) / name
@@ -41,7 +42,7 @@ class Loop:
             self._directory.cleanup()
             raise BenchError(f"cc benches/c/{name}.c failed:\n{compiled.stderr}")
         self._process = subprocess.Popen(
-            [program, path, str(page_count)],
+            [program, path, str(page_count), *([mode] if mode else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         self._requests = cast("IO[bytes]", self._process.stdin)

@@ -81,9 +81,9 @@ def memory_bytes(name: str) -> int:
     return int(_field(_text("/proc/meminfo"), name).removesuffix("kB")) * 1024
 
 
-def process_bytes(name: str) -> int:
-    """Read a size of ``/proc/self/status`` (`VmRSS`, `VmPTE`), in bytes."""
-    return int(_field(_text("/proc/self/status"), name).removesuffix("kB")) * 1024
+def process_bytes(name: str, process: int | str = "self") -> int:
+    """Read a size of ``/proc/PID/status`` (`VmRSS`, `VmPTE`), in bytes."""
+    return int(_field(_text(f"/proc/{process}/status"), name).removesuffix("kB")) * 1024
 
 
 @dataclass

@@ -4,14 +4,21 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import fault, imports, nonblock, protect, read, remap, scale
+from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale, window
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
     "nonblock": (nonblock.populate, nonblock.half_cached),
     "protect": (protect.every_second,),
     "read": (read.present,),
-    "fault": (fault.lazy,),
+    "fault": (fault.lazy, fault.linear),
+    "dirty": (dirty.remap, dirty.first_store, dirty.ask, dirty.flush, dirty.evict),
+    "window": (
+        window.zipf_reads,
+        window.zipf_writes,
+        window.uniform_reads,
+        window.uniform_writes,
+    ),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }

@@ -5,95 +5,159 @@ fault wakes an idle processor twice. So there are two pairs of rows, all on one
 processor and left to the scheduler, both sides alike.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from fremap.bench.bench import Bench, verify
+import fremap
+from fremap.bench.bench import Bench, placements, verify
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_the_time
 
 FREMAP = "fremap"
 MEMMAP = "np.memmap"
+BARE = "fault_copy"
 _MOST_PAGES = 20_000
+_MOST_TIMES_BARE = 1.3
+_WORDS = PAGE_BYTES // 8
 
 
 def lazy(bench: Bench) -> Report:
-    """Touch every page of an evicted window once, in order."""
+    """Touch every page of an evicted window once, in order; it shows random file pages."""
     count = min(bench.pages, _MOST_PAGES)
     report = Report(
         "fault", f"touch {count} absent pages, file in the page cache, engine paged, handler thread"
     )
     bench.warm_file(report)
-    processors = os.sched_getaffinity(0)
-    with _on({min(processors)}):
-        _measure(bench, report, count, "on one processor")
-    if len(processors) > 1:
-        _measure(bench, report, count, f"on {len(processors)} processors")
-    else:
-        report.missing.append("one processor: no figure for a handler thread on another")
+    for where in placements(report):
+        _measure(bench, report, count, where)
     return report
-
-
-@contextmanager
-def _on(processors: set[int]) -> Iterator[None]:
-    """Keep this thread, and the threads and processes it starts, on `processors`."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, processors)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _measure(bench: Bench, report: Report, count: int, where: str) -> None:
     draw = bench.draw()
-    with bench.window(count) as window, bench.loops(report, "fault_copy", pages=count) as running:
-        numbers = np.frombuffer(window, dtype=np.int64)[:: PAGE_BYTES // 8]
+    with bench.window(count) as window, bench.loops(report, BARE, pages=count) as running:
+        numbers = np.frombuffer(window, dtype=np.int64)[::_WORDS]
 
         def ours(number: int) -> Mapping[str, float]:
             ids = draw.distinct(number, count)
             window.evict(None)
             window.remap(ids, populate=False)
-            before = window.stats().faults
-            seconds = timed(numbers.sum)
-            if window.stats().faults == before:
-                raise BenchError("touching the window took no lazy fault: it was not absent")
+            seconds, _ = _touched(window, numbers.sum)
             verify(window, ids)
             return {FREMAP: seconds}
 
-        def memmap(number: int) -> Mapping[str, float]:
-            ids = draw.distinct(number, count)
-            file = bench.file
-            table = np.memmap(
-                file.path, dtype=np.int64, mode="r", shape=(file.page_count, PAGE_BYTES // 8)
-            )
-            return {MEMMAP: timed(lambda: table[ids, 0].sum())}
-
-        contenders: list[Contender] = [ours, memmap]
+        contenders: list[Contender] = [ours, _memmap(bench, lambda n: draw.distinct(n, count))]
         if running:
             contenders.append(
-                lambda number: {
-                    "fault_copy": running["fault_copy"].run(draw.distinct(number, count))[0]
-                }
+                lambda number: {BARE: running[BARE].run(draw.distinct(number, count))[0]}
             )
-        timings = paired(contenders, rounds=bench.rounds, operations=count)
-        if running:
-            report.rows.append(
-                times_the_time(
-                    f"{where}: of the bare loop",
-                    timings[FREMAP],
-                    timings["fault_copy"],
-                    at_most=1.3,
-                )
-            )
-        report.rows.append(
-            times_the_time(f"{where}: of np.memmap's own fault", timings[FREMAP], timings[MEMMAP])
-        )
-        before = window.stats().faults
+        _add_rows(bench, report, where, contenders, count)
         window.evict(None)
-        numbers.sum()
-        faults = window.stats().faults - before
+        _, faults = _touched(window, numbers.sum)
         report.count(f"{where}: faults a page", faults / count, "faults", at_most=1)
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """An order of touching pages of a window that shows the file as it is."""
+
+    name: str
+    pages: Callable[[int], npt.NDArray[np.int64]]
+
+
+def linear(bench: Bench) -> Report:
+    """Touch absent pages of a window on the whole file: a scan forward, and random pages."""
+    file_pages = bench.file.page_count
+    count = min(bench.pages, _MOST_PAGES, file_pages)
+    report = Report(
+        "fault",
+        f"touch {count} absent pages of a linear window of {file_pages}, "
+        "file in the page cache, engine paged, handler thread",
+    )
+    bench.warm_file(report)
+    draw = bench.draw()
+
+    def scan(number: int) -> npt.NDArray[np.int64]:
+        """Neighbours, from another place of the file in each round."""
+        first = int(np.random.default_rng([2002, number]).integers(0, file_pages - count + 1))
+        return np.arange(first, first + count, dtype=np.int64)
+
+    patterns = (
+        _Pattern("a scan forward", scan),
+        _Pattern("random pages", lambda number: draw.distinct(number, count)),
+    )
+    for where in placements(report):
+        for pattern in patterns:
+            _measure_linear(bench, report, count, pattern, where)
+    return report
+
+
+def _measure_linear(
+    bench: Bench, report: Report, count: int, pattern: _Pattern, where: str
+) -> None:
+    what = f"{pattern.name}, {where}"
+    with (
+        fremap.open(bench.file.path) as store,
+        fremap.Window(store, engine="paged") as window,
+        bench.loops(report, BARE, pages=store.page_count, mode="linear") as running,
+    ):
+        numbers = np.frombuffer(window, dtype=np.int64)[::_WORDS]
+        faults = 0
+
+        def ours(number: int) -> Mapping[str, float]:
+            nonlocal faults
+            ids = pattern.pages(number)
+            window.evict(None)
+            seconds, faults = _touched(window, lambda: numbers[ids].sum())
+            if not np.array_equal(numbers[ids], ids):
+                raise BenchError("the pages of the window are not those of the file")
+            return {FREMAP: seconds}
+
+        contenders: list[Contender] = [ours, _memmap(bench, pattern.pages)]
+        if running:
+            contenders.append(lambda number: {BARE: running[BARE].run(pattern.pages(number))[0]})
+        _add_rows(bench, report, what, contenders, count)
+        report.count(f"{what}: faults a page", faults / count, "faults", at_most=1)
+
+
+def _touched(window: fremap.Window, touch: Callable[[], object]) -> tuple[float, int]:
+    """Return the seconds that `touch` takes and the lazy faults that it costs: at least one."""
+    before = window.stats().faults
+    seconds = timed(touch)
+    faults = window.stats().faults - before
+    if faults == 0:
+        raise BenchError("touching the window took no lazy fault: it was not absent")
+    return seconds, faults
+
+
+def _memmap(bench: Bench, pages: Callable[[int], npt.NDArray[np.int64]]) -> Contender:
+    """Touch the same pages of a map of the file that is fresh in each round."""
+
+    def run(number: int) -> Mapping[str, float]:
+        ids = pages(number)
+        file = bench.file
+        table = np.memmap(file.path, dtype=np.int64, mode="r", shape=(file.page_count, _WORDS))
+        return {MEMMAP: timed(lambda: table[ids, 0].sum())}
+
+    return run
+
+
+def _add_rows(
+    bench: Bench, report: Report, what: str, contenders: list[Contender], count: int
+) -> None:
+    timings = paired(contenders, rounds=bench.rounds, operations=count)
+    if BARE in timings:
+        report.rows.append(
+            times_the_time(
+                f"{what}: of the bare loop",
+                timings[FREMAP],
+                timings[BARE],
+                at_most=_MOST_TIMES_BARE,
+            )
+        )
+    report.rows.append(
+        times_the_time(f"{what}: of np.memmap's own fault", timings[FREMAP], timings[MEMMAP])
+    )
