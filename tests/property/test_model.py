@@ -215,3 +215,17 @@ def test_engines_that_are_not_what_is_asked_for(store: ModelStore) -> None:
     for engine, coherent in (("alias", False), ("paged", True), ("eager", True)):
         with pytest.raises(UnsupportedError):
             open_window(store, engine, coherent=coherent)
+
+
+@CACHED
+def test_what_is_placed_as_it_is_shown_may_lose_what_lay_past_the_end(engine: str) -> None:
+    store = ModelStore(numbered_words(range(3)).tobytes()[:-1000])
+    window = open_window(store, engine, range(3))
+    window.store_to(2, page(1))
+    window.place([2])
+    padded = page(1)[:-1000] + bytes(1000)
+    assert window.may_show(2, page(1))
+    assert window.may_show(2, padded)
+    window.settle_content(2, padded)
+    window.store_to(2, b"past", 4096 - 4)
+    assert window.content(2) == padded[:-4] + b"past"

@@ -103,7 +103,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
         yield opened
 
 
-@pytest.mark.parametrize("rounds", [60, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("write_back", ["paged-async", "paged-sync"], indirect=True)
 def test_no_store_is_lost(
     write_back: dict[str, Any], store: Any, threads: Running, rounds: int
@@ -149,7 +149,7 @@ def test_no_store_is_lost(
         owner.check_file()
 
 
-@pytest.mark.parametrize("rounds", [60, pytest.param(5000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [60, pytest.param(2000, marks=pytest.mark.long)])
 def test_each_page_holds_what_was_stored_last(
     write_back: dict[str, Any], store: Any, threads: Running, rounds: int
 ) -> None:

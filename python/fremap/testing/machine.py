@@ -432,7 +432,7 @@ class WindowMachine(RuleBasedStateMachine):
             assert not self.kernel_may_read(page), f"window page {page} can be read"
         elif model.present[page]:
             assert self.kernel_may_read(page), f"window page {page} cannot be read"
-            assert model.may_show(page, self.touch(page)), f"window page {page}"
+            self._check_content(page, self.touch(page))
             # Trying it would make it dirty, and where it must not be tried it is a signal.
             if self.writable and not self.writes_back:
                 assert self.kernel_may_write(page) == model.writable(page), f"window page {page}"
@@ -493,7 +493,11 @@ class WindowMachine(RuleBasedStateMachine):
 
     def _check_touched(self, page: int, found: bytes) -> None:
         self.model.touch(page)
+        self._check_content(page, found)
+
+    def _check_content(self, page: int, found: bytes) -> None:
         assert self.model.may_show(page, found), f"window page {page}"
+        self.model.settle_content(page, found)
 
     def _touch_in(self, order: Sequence[int]) -> list[bytes]:
         return [self.touch(page) for page in order]

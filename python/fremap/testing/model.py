@@ -40,7 +40,8 @@ class ModelPage:
     that is not coherent, what the store held when the page was loaded and what
     was stored to it since. Of a page that nobody may touch, `present` says
     whether its content is kept. Of a page that is or may be dirty, `clean` is
-    what it held when it was loaded or last written to the store.
+    what it held when it was loaded or last written to the store. Of a page that was
+    placed as it was shown, `kept` is how much of it lay within the store.
     """
 
     shows: int
@@ -49,6 +50,7 @@ class ModelPage:
     copy: bytes | None = None
     dirty: Dirtiness = False
     clean: bytes | None = None
+    kept: int | None = None
 
 
 class ModelWindow:
@@ -189,7 +191,7 @@ class ModelWindow:
         assert content is not None, "this page shows nothing"
         if found == content:
             return True
-        kept = self._kept_bytes(self._pages[page].shows)
+        kept = self._kept_bytes(self._pages[page])
         return found == content[:kept].ljust(len(content), b"\0")
 
     def readable(self, page: int) -> Presence:
@@ -404,8 +406,9 @@ class ModelWindow:
         contents = self._placed_contents(pages, data)
         self._write_back(pages)
         for page, content in zip(pages, contents, strict=True):
-            prot = self._pages[page].prot
-            self._pages[page] = ModelPage(PLACED, prot, True, content)
+            now = self._pages[page]
+            kept = self._kept_bytes(now) if data is None else None
+            self._pages[page] = ModelPage(PLACED, now.prot, True, content, kept=kept)
 
     def touch(self, page: int) -> bytes:
         """Read a page as a thread would, loading it where that is how it comes.
@@ -495,6 +498,20 @@ class ModelWindow:
                 copy = self.content(page) if present and not self.coherent else None
             self._pages[page] = replace(now, present=present, copy=copy)
 
+    def settle_content(self, page: int, found: bytes) -> None:
+        """Take over what was read where the rules leave open what a page shows.
+
+        Parameters
+        ----------
+        page : int
+            A window page that is present.
+        found : bytes
+            What was read there, and what it may show.
+        """
+        now = self._pages[page]
+        if now.copy is not None and found != now.copy:
+            self._pages[page] = replace(now, copy=found)
+
     def settle_dirty(self, page: int, *, dirty: bool) -> None:
         """Take over what was observed where the rules leave open whether a page is dirty.
 
@@ -534,7 +551,7 @@ class ModelWindow:
     def _stored(self, now: ModelPage, old: bytes, new: bytes) -> ModelPage:
         """Return a page whose content a thread has changed from `old` to `new`."""
         clean = old if now.clean is None else now.clean
-        kept = self._kept_bytes(now.shows)
+        kept = self._kept_bytes(now)
         if self.engine == "eager" and new == clean:
             return replace(now, copy=new, dirty=False, clean=None)
         dirty = True if new[:kept] != clean[:kept] else None
@@ -550,10 +567,12 @@ class ModelWindow:
             if now.dirty is not False:
                 self._pages[page] = replace(now, dirty=False, clean=None)
 
-    def _kept_bytes(self, shows: int) -> int:
+    def _kept_bytes(self, now: ModelPage) -> int:
         """Bytes of a page that lie within the store; all of a placed one."""
         page_bytes = self.store.page_bytes
-        return page_bytes if shows < 0 else min(page_bytes, self.store.size - shows * page_bytes)
+        if now.shows < 0:
+            return page_bytes if now.kept is None else now.kept
+        return min(page_bytes, self.store.size - now.shows * page_bytes)
 
     def _load(self, page: int, resident: Collection[int] | None = None) -> None:
         """Make one page present, if anything can."""
