@@ -89,7 +89,8 @@ class Window(_core.WindowBase):
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
-        5.7), dearer, but pages can be protected with `Prot.READ`.
+        5.7), dearer, but pages can be protected with `Prot.READ`; system calls get
+        EFAULT from absent pages, and where they store to clean ones.
     calibration : fremap.calibration.Calibration, optional
         Batch sizes and crossover points; those measured on this machine if
         not given.
@@ -114,11 +115,10 @@ class Window(_core.WindowBase):
 
     Notes
     -----
-    A window that may be written and is not coherent keeps changes to itself. They
-    reach the store by `flush` and `close`, and before a changed page is remapped,
-    evicted, placed over or protected with `Prot.NONE`; at no other time. A window
-    that is dropped or alive when the interpreter ends is flushed too, and what could
-    not be written is told on stderr.
+    A window that may be written and is not coherent keeps changes to itself. They reach
+    the store by `flush` and `close`, and before a changed page is remapped, evicted (also
+    by the budget), placed over or protected with `Prot.NONE`; at no other time. One that is
+    dropped or alive when the interpreter ends is flushed; a failure is told on stderr.
 
     Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are
     swapped in whole by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one

@@ -262,6 +262,25 @@ def test_a_store_to_a_page_that_is_only_to_be_read(
     assert path.read_bytes()[4096:8192] == numbered_page(1)
 
 
+@pytest.mark.needs("uffd_wp")
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("present", [True, False])
+def test_a_system_call_stores_to_a_page_that_is_only_to_be_read(
+    engine: str, present: bool, path: Path, run_script: Run
+) -> None:
+    """EFAULT, or the signal that a thread would get; not a call that never ends."""
+    source = """
+    zeros = os.open("/dev/zero", os.O_RDONLY)
+    try:
+        os.readv(zeros, [view[4096:8192]])
+    except OSError as error:
+        assert error.errno == errno.EFAULT
+        os.kill(os.getpid(), signal.SIGSEGV)"""
+    done = run_script(ONLY_TO_BE_READ + source, engine, path, "protect", present)
+    died_of_touching(done, {-signal.SIGSEGV})
+    assert path.read_bytes()[4096:8192] == numbered_page(1)
+
+
 ONLY_TO_BE_READ = (
     OPEN
     + """

@@ -184,7 +184,7 @@ def test_sparse_file_has_its_numbers_in_a_quarter(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sparse(tmp_path: Path) -> Iterator[SparseFile]:
-    with SparseFile(str(tmp_path), 2 << 20) as made:
+    with SparseFile(str(tmp_path), 32 << 20) as made:
         yield made
 
 
@@ -199,7 +199,7 @@ PAGERS = [
 
 @pytest.mark.parametrize("name", PAGERS)
 def test_pager_reads_and_stores(sparse: SparseFile, name: str) -> None:
-    pages = np.random.default_rng(7).permutation(sparse.data_pages())[:400]
+    pages = np.random.default_rng(7).permutation(sparse.data_pages())[:6000]
     with pagers.PagerProcess(name, sparse.path, 64 << 20, writable=True, group=None) as pager:
         first = pager.touch(pages, None)
         again = pager.touch(pages, None)
@@ -207,6 +207,7 @@ def test_pager_reads_and_stores(sparse: SparseFile, name: str) -> None:
         pager.touch(pages, 42)
         pager.close()
         assert pager.samples >= 3
+        assert pager.held_bytes > 0
     stored = np.fromfile(sparse.path, dtype=np.int64).reshape(-1, PAGE_BYTES // 8)[pages, 1] == 42
     assert stored.tolist() == [number % pagers.STORE_EVERY == 0 for number in range(len(pages))]
 

@@ -151,3 +151,12 @@ def test_budgets_that_cannot_be(make: Callable[..., Any], path: Path) -> None:
                 fremap.Window(store, engine=engine, budget=BUDGET)
     with make(budget=1 << 40) as window:
         assert window.stats().budget_bytes == 0
+
+
+@pytest.mark.needs("eager")
+def test_an_eager_window_whose_holes_alone_take_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(15 << 40)
+    with fremap.open(path) as store, pytest.raises(fremap.UnsupportedError, match="page tables"):
+        fremap.Window(store, engine="eager")

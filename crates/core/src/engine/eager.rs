@@ -2,9 +2,9 @@
 //!
 //! It needs nothing of the kernel that a container refuses, and serves no
 //! fault: a page that was not loaded is not accessible (SIGSEGV). Where the
-//! kernel has guard pages (6.13) such holes cost no mapping; before, each run
-//! of them is one. Content is copied over what is there, so the caller keeps
-//! readers out meanwhile.
+//! kernel has guard pages (6.13) such holes cost no mapping, but eight bytes of page
+//! tables a page; before, each run of them is a mapping. Content is copied over what is
+//! there, so the caller keeps readers out meanwhile.
 //!
 //! Nothing tells of stores to plain memory. A window that may be written keeps 16 bytes
 //! for each page, the hash of what was loaded, and hashes what is there when it is asked
@@ -19,7 +19,8 @@ use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::store::Store;
-use crate::sys::mm::{Access, Advice, OwnProcess, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
+use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 use crate::table::Table;
@@ -153,6 +154,24 @@ impl Frames for EagerFrames {
     }
 }
 
+/// Fails for a window whose holes alone would take much of the memory there is: each
+/// guard page is an entry of a page table, also where nothing is ever touched.
+fn check_page_tables(window_bytes: u64) -> Result<()> {
+    /// The part of the available memory that holes may take.
+    const PART: u64 = 8;
+    let wanted = window_bytes / system_page_bytes() as u64 * size_of::<u64>() as u64;
+    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    if wanted > available / PART {
+        let reason = format!(
+            "takes page tables for all of its pages from the start: {wanted} bytes for this window, \
+             which is more than an eighth of the {available} that are available; use fewer pages, \
+             or engine=\"paged\" or \"alias\""
+        );
+        return Err(Error::unsupported("Window", "eager", &reason));
+    }
+    Ok(())
+}
+
 /// A window that is to show what `table` says, none of it loaded yet.
 ///
 /// # Errors
@@ -166,6 +185,7 @@ pub fn open(
 ) -> Result<Cached<EagerFrames>> {
     let page = store.page_size();
     let bytes = page.bytes_of(table.page_count()) as usize;
+    check_page_tables(bytes as u64)?;
     let frames = EagerFrames::new(bytes, page.bytes(), locked, writable)
         .map_err(|errno| Error::system_with_hint("Window", errno, memory_hint(locked)))?;
     Ok(Cached::new(store, frames, table, None, calibration))

@@ -32,7 +32,7 @@ use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::sys::thread::send_segv;
-use crate::sys::uffd::{Fault, Partial, Stores, Uffd};
+use crate::sys::uffd::{Fault, FaultScope, Partial, Stores, Uffd};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{PageSize, Prot, WindowPage};
 
@@ -63,7 +63,15 @@ impl PagedFrames {
         small_pages: bool,
     ) -> Result<Self, Errno> {
         let noted = tracking == Some(Tracking::Kernel);
-        let uffd = Uffd::open(if noted { Stores::AreNoted } else { Stores::Fault })?;
+        let stores = if noted { Stores::AreNoted } else { Stores::Fault };
+        // A system call that stores to a page that is only to be read has to fail: nothing
+        // but the end of the process would end its fault.
+        let widest = if tracking == Some(Tracking::Faults) {
+            FaultScope::UserOnly
+        } else {
+            FaultScope::UserAndKernel
+        };
+        let uffd = Uffd::open(stores, widest)?;
         let page_map = match PageMap::open() {
             Err(errno) if noted => return Err(errno),
             opened => opened.ok(),
@@ -246,10 +254,12 @@ impl Frames for PagedFrames {
     }
 
     fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
-        let mut pages = (offset..offset + len).step_by(system_page_bytes());
-        pages.try_fold(true, |all, at| {
-            Ok(all && self.has(self.region.span(at, system_page_bytes()))?)
-        })
+        match &self.page_map {
+            Some(map) => map.has(self.region.span(offset, len)),
+            None => (offset..offset + len)
+                .step_by(system_page_bytes())
+                .try_fold(true, |all, at| Ok(all && is_present(self.region.span(at, 1))?)),
+        }
     }
 
     fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno> {

@@ -19,6 +19,8 @@ const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// Entries that are read at once to see that all are there.
+const MOST_ENTRIES: usize = 64;
 /// Ranges that one scan tells of.
 const SCAN_RANGES: usize = 512;
 
@@ -108,15 +110,24 @@ impl PageMap {
         File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
     }
 
-    /// Whether the kernel has the content of a system page, in memory or in swap.
+    /// Whether the kernel has the content of all system pages of `span`, in memory or in
+    /// swap.
     ///
     /// # Errors
     /// EIO.
-    pub fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
-        let mut entry = [0; 8];
-        let offset = (page.start() as usize / system_page_bytes()) as u64 * 8;
-        self.0.read_exact_at(&mut entry, offset).map_err(|error| errno(&error))?;
-        Ok(u64::from_ne_bytes(entry) & (PRESENT | SWAPPED) != 0)
+    pub fn has(&self, span: Span<'_>) -> Result<bool, Errno> {
+        let mut bytes = [0; MOST_ENTRIES * 8];
+        for start in (0..span.len()).step_by(MOST_ENTRIES * system_page_bytes()) {
+            let count = (span.len() - start).div_ceil(system_page_bytes()).min(MOST_ENTRIES);
+            let first = (span.start() as usize + start) / system_page_bytes();
+            let bytes = &mut bytes[..count * 8];
+            self.0.read_exact_at(bytes, first as u64 * 8).map_err(|error| errno(&error))?;
+            let (entries, _) = bytes.as_chunks::<8>();
+            if !entries.iter().all(|entry| u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// `PAGEMAP_SCAN` (6.7): in memory whose stores the kernel notes

@@ -29,7 +29,7 @@ pub struct Probe {
 /// # Errors
 /// ENOSYS without it, EPERM where it is refused.
 pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
-    let uffd = Uffd::open(Stores::Fault)?;
+    let uffd = Uffd::open(Stores::Fault, FaultScope::UserAndKernel)?;
     let region = Region::anonymous(system_page_bytes(), 1, Access::Write)?;
     uffd.register_missing(&region)?;
     Ok((uffd.features(), uffd.scope()))

@@ -95,6 +95,17 @@ impl<'a> Span<'a> {
         unsafe { std::ptr::copy(self.start, into.as_mut_ptr(), self.len) }
     }
 
+    /// Whether the span holds these bytes.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[must_use]
+    pub fn holds(self, bytes: &[u8]) -> bool {
+        assert_eq!(bytes.len(), self.len, "lengths differ");
+        // SAFETY: `new` promises that the span is mapped; the slice is as long.
+        unsafe { libc::memcmp(self.start.cast(), bytes.as_ptr().cast(), self.len) == 0 }
+    }
+
     /// The bytes, copied out.
     #[must_use]
     pub fn to_vec(self) -> Vec<u8> {

@@ -230,13 +230,15 @@ fn open_device(flags: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn open_descriptor() -> Result<(OwnedFd, FaultScope), Errno> {
+fn open_descriptor(widest: FaultScope) -> Result<(OwnedFd, FaultScope), Errno> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-    if let Ok(fd) = open_system_call(flags) {
-        return Ok((fd, FaultScope::UserAndKernel));
-    }
-    if let Ok(fd) = open_device(flags) {
-        return Ok((fd, FaultScope::UserAndKernel));
+    if widest == FaultScope::UserAndKernel {
+        if let Ok(fd) = open_system_call(flags) {
+            return Ok((fd, FaultScope::UserAndKernel));
+        }
+        if let Ok(fd) = open_device(flags) {
+            return Ok((fd, FaultScope::UserAndKernel));
+        }
     }
     Ok((open_system_call(flags | UFFD_USER_MODE_ONLY)?, FaultScope::UserOnly))
 }
@@ -254,7 +256,7 @@ impl Uffd {
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp).
     pub fn supported() -> Result<Features, Errno> {
-        let (probe, _) = open_descriptor()?;
+        let (probe, _) = open_descriptor(FaultScope::UserAndKernel)?;
         let supported = handshake(&probe, 0)?;
         Ok(Features(supported.0 & Features::USED)
             .without(Features::MOVE, enter(Call::ProbeMove).is_err())
@@ -263,18 +265,19 @@ impl Uffd {
             .without(Features::WP_ASYNC, enter(Call::ProbeAsync).is_err()))
     }
 
-    /// Opens a userfaultfd with every feature that fremap uses and this kernel has.
+    /// Opens a userfaultfd with every feature that fremap uses and this kernel has, and
+    /// no wider a scope than `widest`.
     ///
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp), EINVAL where
     /// the kernel notes no stores.
-    pub fn open(stores: Stores) -> Result<Self, Errno> {
+    pub fn open(stores: Stores, widest: FaultScope) -> Result<Self, Errno> {
         let supported = Self::supported()?;
         let noted = stores == Stores::AreNoted;
         if noted && !supported.async_writes() {
             return Err(Errno::INVAL);
         }
-        let (fd, scope) = open_descriptor()?;
+        let (fd, scope) = open_descriptor(widest)?;
         let features = supported.without(Features::WP_ASYNC, !noted);
         handshake(&fd, features.0)?;
         let keeper = rustix::io::fcntl_dupfd_cloexec(&fd, KEEPER_FD)

@@ -20,8 +20,9 @@ use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::units::{PageSize, Run, WindowPage};
 
-/// Bytes of pages that are taken out together, unless a page is larger.
-pub(super) const LIMBO_BYTES: usize = 1 << 20;
+/// Bytes of pages that are taken out together, unless a page is larger: they and their
+/// copies stay in the processor's cache until they are compared.
+pub(super) const LIMBO_BYTES: usize = 128 << 10;
 
 /// Memory that pages are moved out to, and copies of them. Empty between two uses.
 #[derive(Debug)]
@@ -113,10 +114,9 @@ impl<F: Frames> Shared<F> {
             }
             slot += run.count as usize;
         }
-        let mut content = vec![0; page_size.bytes()];
         let taken = self.taken(&state, pages, |slot, dirty| {
-            limbo.content(slot).copy_to(&mut content);
-            dirty || content != limbo.copies[slot * page_size.bytes()..][..page_size.bytes()]
+            let copy = &limbo.copies[slot * page_size.bytes()..][..page_size.bytes()];
+            dirty || !limbo.content(slot).holds(copy)
         });
         for &page in pages {
             let entry = state.get(page).with_present(false).with_held(true);

@@ -227,11 +227,20 @@ impl<F: Frames> Shared<F> {
     /// touches them here would wait for himself.
     fn without_lost(&self, mut pages: Vec<WindowPage>) -> Result<Vec<WindowPage>, Errno> {
         let mut lost = Vec::new();
-        for &page in &pages {
-            let (offset, len) = self.bytes(Run { first: page, count: 1 });
-            if !self.frames.holds(offset, len)? {
-                lost.push(page);
+        for run in plan::runs(pages.iter().copied()) {
+            let (offset, len) = self.bytes(run);
+            if self.frames.holds(offset, len)? {
+                continue;
             }
+            for page in run.pages() {
+                let (offset, len) = self.bytes(Run { first: page, count: 1 });
+                if !self.frames.holds(offset, len)? {
+                    lost.push(page);
+                }
+            }
+        }
+        if lost.is_empty() {
+            return Ok(pages);
         }
         let mut state = lock(&self.state);
         for &page in &lost {
