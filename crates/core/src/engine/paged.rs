@@ -365,7 +365,7 @@ impl Shared<PagedFrames> {
     /// Makes a touch of `page` a signal, after saying why, if the page still
     /// shows what could not be read; false if it has to be served anew.
     fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) -> bool {
-        if !lock(&self.state).is_serving(page) {
+        if !self.state.lock().is_serving(page) {
             return false;
         }
         let shown = match expected.shown() {
@@ -382,7 +382,7 @@ impl Shared<PagedFrames> {
 
     /// Makes a touch of `page` a signal, if the page still is as `expected`.
     fn forbid(&self, page: WindowPage, expected: Entry, forbidden: Entry) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if !state.is_serving(page) {
             return false;
         }
@@ -410,7 +410,7 @@ impl Shared<PagedFrames> {
         let asked = self.frames.has(self.frames.region.span(offset, system_page_bytes()));
         let lost = asked == Ok(false) && expected.shown() != Shown::Placed;
         if lost {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             if state.is_serving(page) {
                 state.end_serving(page, expected.with_present(false));
             }
@@ -431,7 +431,7 @@ impl Shared<PagedFrames> {
     /// A store to a page that is protected from it: lets it through and notes it, or makes
     /// it a signal where the page is only to be read.
     fn serve_store(&self, page: WindowPage, fault: Fault) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let entry = state.get(page);
         if entry.held() {
             // Whoever holds the page wakes the thread.
@@ -474,7 +474,7 @@ impl Shared<PagedFrames> {
         (content, size_bytes): (Span<'_>, u64),
         stores: bool,
     ) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if !state.is_serving(page) {
             return false;
         }
@@ -527,7 +527,7 @@ impl Serve for Server {
         let buffer = lock(&self.buffer);
         let content = buffer.span(0, buffer.len());
         loop {
-            let entry = lock(&shared.state).begin_serving(page);
+            let entry = shared.state.lock().begin_serving(page);
             if entry.held() {
                 // Whoever holds the page wakes the thread.
                 return;

@@ -4,7 +4,7 @@ use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
 use super::staging::Staging;
 use super::{offset_of, pieces_of, Cached};
-use crate::engine::{lock, Fill};
+use crate::engine::Fill;
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
@@ -16,7 +16,7 @@ impl<F: Frames> Cached<F> {
         // Calls change the table one at a time, so what is copied here, where a
         // fault could be served, is still so below.
         let entries: Vec<_> = {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             let entry_of = |page| (page, state.get(page));
             pages.map(entry_of).filter(|(_, entry)| entry.prot() != Prot::None).collect()
         };
@@ -29,7 +29,7 @@ impl<F: Frames> Cached<F> {
         protected.map_err(|errno| Error::system("protect", errno))?;
         let shelved: Vec<_> = placed.map(|&(page, _)| (page, content(page))).collect();
 
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         state.shelf.extend(shelved);
         let changed: Vec<_> =
             entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
@@ -55,7 +55,7 @@ impl<F: Frames> Cached<F> {
         pages: impl Iterator<Item = WindowPage>,
         prot: Prot,
     ) -> Result<()> {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let differs =
             |&(_, entry): &(WindowPage, Entry)| entry.prot() != Prot::None && entry.prot() != prot;
         let changed: Vec<(WindowPage, Entry)> =
@@ -83,7 +83,7 @@ impl<F: Frames> Cached<F> {
         let mut loads = Vec::new();
         let mut shelved = Vec::new();
         {
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             let mut allowed = Vec::new();
             for (position, window_page) in pages.enumerate() {
                 let old = state.get(window_page);
@@ -128,7 +128,7 @@ impl<F: Frames> Cached<F> {
         page: WindowPage,
         entry: Entry,
     ) -> Result<()> {
-        let Some(content) = lock(&self.shared.state).shelf.get(&page).cloned() else {
+        let Some(content) = self.shared.state.lock().shelf.get(&page).cloned() else {
             return Ok(());
         };
         self.put("protect", control, Run { first: page, count: 1 }, |_| entry, |_| &content)
@@ -152,7 +152,7 @@ impl<F: Frames> Cached<F> {
             from.part(slot, self.page.bytes()).copy_from(content_of(index));
         }
         let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         let from = (from, self.shared.store.size_bytes());
         let filled = self.install(&mut state, run, entry_of, from, spare);
         drop(state);
@@ -168,7 +168,7 @@ impl<F: Frames> Cached<F> {
         content_of: impl Fn(usize) -> &'d [u8],
     ) -> Result<()> {
         let prots: Vec<Prot> = {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             run.pages().map(|page| state.get(page).prot()).collect()
         };
         let pages = run.pages().zip(0..);
@@ -188,7 +188,7 @@ impl<F: Frames> Cached<F> {
                 }
             })?;
         }
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
             state.shelf.insert(page, content_of(index).to_vec());
             state.set(page, Entry::new(Shown::Placed, Prot::None));
@@ -199,7 +199,7 @@ impl<F: Frames> Cached<F> {
     /// Content of the pages of a run that are placed already.
     fn placed_content(&self, run: Run<WindowPage>) -> Vec<(WindowPage, Vec<u8>)> {
         let placed: Vec<WindowPage> = {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             run.pages().filter(|page| state.get(*page).shown() == Shown::Placed).collect()
         };
         let region = self.shared.frames.region();
@@ -216,7 +216,7 @@ impl<F: Frames> Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let nothing =
-            |page: &WindowPage| lock(&self.shared.state).get(*page).shown() == Shown::Nothing;
+            |page: &WindowPage| self.shared.state.lock().get(*page).shown() == Shown::Nothing;
         if let Some(page) = pages.iter().find(nothing) {
             return Err(Error::Argument(format!(
                 "place: window page {} shows nothing, so there is no content to keep; pass data",
@@ -255,7 +255,7 @@ impl<F: Frames> Cached<F> {
         let mut content = vec![0; self.page.bytes()];
         for position in piece {
             let page = pages.at(position);
-            let shown = lock(&self.shared.state).get(page).shown();
+            let shown = self.shared.state.lock().get(page).shown();
             let Shown::File(file_page) = shown else { continue };
             self.shared
                 .store
@@ -267,17 +267,17 @@ impl<F: Frames> Cached<F> {
     }
 
     fn cut_tie(&self, page: WindowPage) -> Result<()> {
-        let entry = lock(&self.shared.state).get(page);
+        let entry = self.shared.state.lock().get(page);
         let Shown::File(file_page) = entry.shown() else { return Ok(()) };
         let placed = Entry::new(Shown::Placed, entry.prot());
         if entry.prot() == Prot::None {
             let mut content = vec![0; self.page.bytes()];
             self.shared.store.read_page(file_page, Span::of(&mut content))?;
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             state.shelf.insert(page, content);
             state.set(page, placed);
         } else {
-            lock(&self.shared.state).set(page, placed.with_present(true));
+            self.shared.state.lock().set(page, placed.with_present(true));
         }
         Ok(())
     }

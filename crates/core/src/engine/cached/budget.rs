@@ -10,7 +10,6 @@ use super::frames::{Frames, Tracking};
 use super::limbo::{Limbo, LIMBO_BYTES};
 use super::{Cached, Shared, State};
 use crate::cache::Cache;
-use crate::engine::lock;
 use crate::error::{Error, Result};
 use crate::plan::Members;
 use crate::sys::mm::system_page_bytes;
@@ -255,7 +254,7 @@ impl<F: Frames> Shared<F> {
     ) -> Result<()> {
         loop {
             let source_bytes = self.source_bytes();
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let Some(victims) = state.choose_victims(coming, source_bytes, keep) else {
                 return Ok(());
             };
@@ -277,7 +276,7 @@ impl<F: Frames> Shared<F> {
             }
             drop(state);
             let saved = self.save(operation, limbo, &victims);
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let evicted = saved.and_then(|()| {
                 self.evict_locked(&mut state, victims.iter().copied()).map_err(fail)
             });
@@ -328,7 +327,7 @@ impl<F: Frames> Cached<F> {
 
     /// Pages that the budget leaves for those of a call; None without a budget.
     pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let (_, allowed) = state.allowed(self.shared.source_bytes())?;
         let counts = state.table.counts();
         // Those that stay whatever comes, and are not among the call's own.
@@ -345,6 +344,6 @@ impl<F: Frames> Cached<F> {
     }
 
     fn budget_bytes(&self) -> u64 {
-        lock(&self.shared.state).room.as_ref().map_or(0, |room| room.budget_bytes)
+        self.shared.state.lock().room.as_ref().map_or(0, |room| room.budget_bytes)
     }
 }

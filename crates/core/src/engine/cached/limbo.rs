@@ -11,7 +11,6 @@ use rustix::io::Errno;
 use super::frames::Frames;
 use super::save::Writing;
 use super::{offset_of, Shared, State};
-use crate::engine::lock;
 use crate::error::{Error, Result, Uninterruptible};
 use crate::plan;
 use crate::store::Outgoing;
@@ -99,7 +98,7 @@ impl<F: Frames> Shared<F> {
 
     fn move_to_limbo(&self, limbo: &mut Limbo, pages: &[WindowPage]) -> Result<Vec<Taken>, Errno> {
         let page_size = self.store.page_size();
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         self.note_stores(&mut state, pages, false)?;
         let mut slot = 0;
         for run in plan::runs(pages.iter().copied()) {
@@ -148,7 +147,7 @@ impl<F: Frames> Shared<F> {
         dirty.sort_unstable_by_key(|taken| taken.page.file_page);
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
-        lock(&self.state).unsynced = true;
+        self.state.lock().unsynced = true;
         self.store.write_from(&outgoing, &Uninterruptible)
     }
 
@@ -157,7 +156,7 @@ impl<F: Frames> Shared<F> {
         for taken in taken {
             let window_page = taken.page.window_page;
             let offset = offset_of(self.store.page_size(), window_page);
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             match self.frames.move_back(offset, limbo.content(taken.slot)) {
                 Ok(()) => {
                     let entry = state.get(window_page).with_present(true).with_dirty(true);

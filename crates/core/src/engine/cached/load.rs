@@ -102,7 +102,7 @@ impl<F: Frames> Cached<F> {
     /// Carries out steps that bring nothing: their pages become absent.
     pub(super) fn change_absent(&self, operation: &'static str, steps: &[Step]) -> Result<()> {
         for steps in steps.chunks(STEP_PAGES) {
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             self.change_absent_locked(&mut state, steps).map_err(|errno| {
                 Error::system(operation, errno).with_completed(steps[0].position)
             })?;
@@ -259,7 +259,7 @@ impl<F: Frames> Loader<'_, '_, F> {
             return Ok(());
         }
         let coming = {
-            let state = lock(&self.cached.shared.state);
+            let state = self.cached.shared.state.lock();
             let absent = |request: &usize| {
                 !state.get(self.steps[self.loads[*request]].window_page).present()
             };
@@ -275,7 +275,7 @@ impl<F: Frames> Loader<'_, '_, F> {
         let number = requests.start / self.ring.chunk_pages;
         let front = self.ring.front(self.region, number);
         let spare = self.ring.spare(self.region, number);
-        let mut state = lock(&cached.shared.state);
+        let mut state = cached.shared.state.lock();
         let mut all_moved = true;
         let mut request = requests.start;
         while request < requests.end {

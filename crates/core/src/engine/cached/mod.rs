@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
@@ -43,13 +43,14 @@ pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
 
 use super::turn::Turn;
-use super::{lock, placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::FaultThread;
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
+use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
 use crate::sys::pagemap;
 use crate::table::{Entry, Shown, Table};
@@ -69,10 +70,9 @@ pub struct Shared<F> {
     pub store: Arc<Store>,
     /// The window's memory.
     pub frames: F,
-    /// The table; see the locks above.
-    pub state: Mutex<State>,
-    /// Pages that were being written are not any more.
-    pub settled: Condvar,
+    /// The table; see the locks above. Who waits for it waits for pages that are being
+    /// written, or that somebody holds or reads for.
+    pub state: Lock<State>,
     evict_gap_pages: u64,
     /// Counters.
     pub counters: Counters,
@@ -114,8 +114,7 @@ impl<F: Frames> Cached<F> {
         let shared = Shared {
             store,
             frames,
-            state: Mutex::new(state),
-            settled: Condvar::new(),
+            state: Lock::new(state),
             evict_gap_pages: calibration.evict_gap_pages,
             counters: Counters::default(),
         };
@@ -173,7 +172,7 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         discard: bool,
     ) -> Result<()> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         if discard || state.table.counts().placed == 0 {
             return Ok(());
         }
@@ -203,7 +202,7 @@ impl<F: Frames> Cached<F> {
         let pages = plan::distinct(pages);
         let mut wanted = 0;
         for piece in pieces_of(pages.len(), STEP_PAGES) {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             let entries = piece.map(|position| state.get(pages.at(position)));
             let absent = entries.filter(|entry| !entry.present() && loads(*entry)).count();
             wanted += self.page.bytes_of(absent as u64);
@@ -216,7 +215,7 @@ impl<F: Frames> Cached<F> {
 
     /// The pages of a call, which it does not evict itself; None without a budget.
     fn kept(&self, pages: &Pages<WindowPage>) -> Option<Members> {
-        let limited = lock(&self.shared.state).room.is_some();
+        let limited = self.shared.state.lock().room.is_some();
         limited.then(|| plan::members(pages))
     }
 
@@ -228,7 +227,7 @@ impl<F: Frames> Cached<F> {
         }
         let replaced = plan::members(changes.window_pages());
         let prots: Vec<Prot> = {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             let of = |page| prot.unwrap_or_else(|| state.get(page).prot());
             changes.window_pages().iter().map(of).collect()
         };
@@ -237,7 +236,7 @@ impl<F: Frames> Cached<F> {
             (window_page, file_page, prots[position])
         });
         self.check_appearances("remap", shown, |page| replaced.contains(page))?;
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let moves = |position| {
             let (window_page, file_page) = changes.pair(position);
             state.table.appearances(file_page).any(|other| other != window_page)
@@ -251,7 +250,7 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking().is_none() {
             return;
         }
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         for position in piece {
             let (window_page, wanted) = changes.pair(position);
             let entry = state.get(window_page);
@@ -283,7 +282,7 @@ impl<F: Frames> Cached<F> {
     /// The same for pages that are to be written.
     fn check_protect(&self, pages: &Pages<WindowPage>) -> Result<()> {
         let shown: Vec<(WindowPage, FilePage, Prot)> = {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             let file_page = |page| state.get(page).shown().file_page();
             let shown = pages.iter().filter_map(|page| Some((page, file_page(page)?)));
             shown.map(|(page, file_page)| (page, file_page, Prot::Write)).collect()
@@ -302,7 +301,7 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking().is_none() {
             return Vec::new();
         }
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let mut pages = Vec::with_capacity(piece.len());
         for position in piece {
             let (window_page, file_page) = changes.pair(position);
@@ -328,7 +327,7 @@ impl<F: Frames> Cached<F> {
         resident: Option<&[bool]>,
         mask: &mut [bool],
     ) -> Vec<Step> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let mut steps = Vec::with_capacity(piece.len());
         for position in piece.clone() {
             let (window_page, file_page) = changes.pair(position);
@@ -357,7 +356,7 @@ impl<F: Frames> Cached<F> {
         piece: Range<usize>,
         mask: &mut [bool],
     ) -> Vec<Step> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let mut steps = Vec::new();
         for position in piece {
             let window_page = pages.at(position);
@@ -375,10 +374,10 @@ impl<F: Frames> Cached<F> {
     /// What `of` says of the word of every page. Faults are served in between,
     /// so it is not one moment of a window that changes.
     fn each_entry<T>(&self, operation: &'static str, of: impl Fn(Entry) -> T) -> Result<Vec<T>> {
-        let page_count = lock(&self.shared.state).table.page_count() as usize;
+        let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut all = room_for(operation, page_count)?;
         for piece in pieces_of(page_count, STEP_PAGES) {
-            let state = lock(&self.shared.state);
+            let state = self.shared.state.lock();
             all.extend(piece.map(|page| of(state.get(WindowPage(page as u64)))));
         }
         Ok(all)
@@ -537,7 +536,7 @@ impl<F: Frames> Engine for Cached<F> {
             let evicted = piece.clone().map(|position| pages.at(position));
             let _held =
                 self.save_and_hold("evict", evicted.clone(), interrupt).map_err(completed)?;
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             self.shared
                 .evict_locked(&mut state, evicted)
                 .map_err(|errno| completed(Error::system("evict", errno)))?;
@@ -611,10 +610,10 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn dirty(&self) -> Result<Vec<bool>> {
-        let page_count = lock(&self.shared.state).table.page_count() as usize;
+        let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut dirty = room_for("dirty", page_count)?;
         for piece in pieces_of(page_count, STEP_PAGES) {
-            let mut state = lock(&self.shared.state);
+            let mut state = self.shared.state.lock();
             let pages: Vec<WindowPage> = piece.map(|page| WindowPage(page as u64)).collect();
             let noted = self.shared.note_stores(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
@@ -641,7 +640,7 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn stats(&self) -> Stats {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let counts = state.table.counts();
         Stats {
             present_pages: counts.present,

@@ -2,7 +2,6 @@
 
 use super::frames::Frames;
 use super::Cached;
-use crate::engine::lock;
 use crate::error::{Error, Result};
 use crate::plan;
 use crate::units::{Pages, WindowPage};
@@ -12,14 +11,14 @@ impl<F: Frames> Cached<F> {
     pub(super) fn pin_pages(&self, pages: &Pages<WindowPage>) -> Result<()> {
         let pages = plan::distinct(pages);
         self.check_budget("pin", &pages)?;
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         pages.iter().for_each(|page| state.change_pin(page, true));
         Ok(())
     }
 
     pub(super) fn unpin_pages(&self, pages: &Pages<WindowPage>) {
         let pages = plan::distinct(pages);
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         pages.iter().for_each(|page| state.change_pin(page, false));
     }
 
@@ -29,7 +28,7 @@ impl<F: Frames> Cached<F> {
         operation: &'static str,
         pages: &Pages<WindowPage>,
     ) -> Result<()> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         if state.table.counts().pinned == 0 {
             return Ok(());
         }

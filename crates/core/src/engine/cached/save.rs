@@ -10,7 +10,6 @@
 //! is asked whether to stop while pages are held: the thread that waits for one may have
 //! Python's lock, or be this one in a signal handler.
 
-use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -24,6 +23,7 @@ use crate::engine::lock;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
 use crate::store::Outgoing;
+use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::table::Entry;
@@ -104,7 +104,7 @@ impl<F: Frames> Cached<F> {
         shown: impl Iterator<Item = (WindowPage, FilePage, Prot)>,
         changes: impl Fn(WindowPage) -> bool,
     ) -> Result<()> {
-        let state = lock(&self.shared.state);
+        let state = self.shared.state.lock();
         let mut first = std::collections::HashMap::new();
         for (window_page, file_page, prot) in shown {
             let alias = |other: WindowPage| Error::Alias {
@@ -153,13 +153,13 @@ impl<F: Frames> Cached<F> {
                 return Err(error.with_completed(0));
             }
         }
-        let unsynced = std::mem::take(&mut lock(&self.shared.state).unsynced);
+        let unsynced = std::mem::take(&mut self.shared.state.lock().unsynced);
         if written.is_empty() && !unsynced {
             return Ok(());
         }
         let synced = self.shared.store.sync();
         if synced.is_err() {
-            lock(&self.shared.state).unsynced = true;
+            self.shared.state.lock().unsynced = true;
         }
         self.shared.end_writing(&written, synced.is_ok());
         synced
@@ -184,9 +184,9 @@ impl<F: Frames> Shared<F> {
     /// Writes pages from where they lie: who wants to store to them waits.
     fn save_in_place(&self, operation: &'static str, pages: &[WindowPage]) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
-            let writing = self.mark_writing(operation, lock(&self.state), pages)?;
+            let writing = self.mark_writing(operation, self.state.lock(), pages)?;
             let written = self.write_pages(operation, &writing, &Uninterruptible);
-            lock(&self.state).unsynced |= !writing.is_empty();
+            self.state.lock().unsynced |= !writing.is_empty();
             self.end_writing(&writing, written.is_ok());
             written?;
         }
@@ -202,7 +202,7 @@ impl<F: Frames> Shared<F> {
     ) -> Result<()> {
         let fail = |errno| Error::system(operation, errno);
         let present: Vec<WindowPage> = {
-            let state = lock(&self.state);
+            let state = self.state.lock();
             let of_file = |entry: Entry| entry.present() && entry.shown().file_page().is_some();
             pages.iter().copied().filter(|&page| of_file(state.get(page))).collect()
         };
@@ -242,7 +242,7 @@ impl<F: Frames> Shared<F> {
         if lost.is_empty() {
             return Ok(pages);
         }
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         for &page in &lost {
             let entry = state.get(page).with_present(false).with_held(true);
             state.mark(page, entry);
@@ -256,20 +256,19 @@ impl<F: Frames> Shared<F> {
         &self,
         pages: &[WindowPage],
         interrupt: &dyn Interrupt,
-    ) -> Result<MutexGuard<'_, State>> {
+    ) -> Result<Guard<'_, State>> {
         let busy = |state: &State| {
             let busy = |entry: Entry| entry.writing() || entry.held();
             pages.iter().any(|&page| busy(state.get(page)))
         };
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         while busy(&state) {
             // Not with the lock held: asking Python can take long.
             drop(state);
             interrupt.check()?;
-            state = lock(&self.state);
+            state = self.state.lock();
             if busy(&state) {
-                let waited = self.settled.wait_timeout(state, WAIT);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state = self.state.wait(state, Some(WAIT));
             }
         }
         Ok(state)
@@ -350,7 +349,7 @@ impl<F: Frames> Shared<F> {
     fn mark_writing(
         &self,
         operation: &'static str,
-        mut state: MutexGuard<'_, State>,
+        mut state: Guard<'_, State>,
         pages: &[WindowPage],
     ) -> Result<Vec<Writing>> {
         let fail = |errno| Error::system(operation, errno);
@@ -413,7 +412,7 @@ impl<F: Frames> Shared<F> {
                 .map(|(index, page)| page.outgoing(memory.part(index * page_bytes, page_bytes)))
                 .collect();
             self.store.write_from(&outgoing, interrupt)?;
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             for (page, hash) in writing.iter().zip(hashes) {
                 state.hashes[page.window_page.0 as usize] = hash;
             }
@@ -423,7 +422,7 @@ impl<F: Frames> Shared<F> {
 
     /// Ends the writing of pages: they are clean, or dirty as before.
     fn end_writing(&self, writing: &[Writing], saved: bool) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         for page in writing {
             let entry = state.get(page.window_page);
             if entry.writing() {
@@ -432,7 +431,7 @@ impl<F: Frames> Shared<F> {
             }
         }
         drop(state);
-        self.settled.notify_all();
+        self.state.notify_all();
     }
 
     /// Lets those store to pages again who wait for it.
@@ -440,7 +439,7 @@ impl<F: Frames> Shared<F> {
         if pages.is_empty() {
             return;
         }
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         for &page in pages {
             let entry = state.get(page);
             if entry.held() {
@@ -448,7 +447,7 @@ impl<F: Frames> Shared<F> {
             }
         }
         drop(state);
-        self.settled.notify_all();
+        self.state.notify_all();
         self.wake_all(pages);
     }
 
