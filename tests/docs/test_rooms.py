@@ -40,6 +40,8 @@ PACKAGE_FLOORS = {
     "selection": 2,
     "pins": 3,
     "calibration": 2,
+    "epochs": 3,
+    "batches": 3,
     "stores": 3,
     "capabilities": 3,
     "settings": 4,
