@@ -36,6 +36,7 @@ from fremap.errors import (
     UnsupportedError,
     ViewsAliveError,
 )
+from fremap.memmap import memmap
 from fremap.protection import Prot
 from fremap.stats import WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
@@ -73,6 +74,7 @@ __all__ = [
     "__version__",
     "calibration",
     "capabilities",
+    "memmap",
     "open",
     "remap_file_pages",
 ]

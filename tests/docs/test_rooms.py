@@ -46,6 +46,7 @@ PACKAGE_FLOORS = {
     "capabilities": 3,
     "settings": 4,
     "window": 4,
+    "memmap": 5,
     "syscall": 5,
     "__init__": 6,
     "testing": 7,
