@@ -402,7 +402,11 @@ class _Layout:
         if self.mode in _WRITING:
             # As numpy.memmap does, for which a file of no bytes would be no mapping.
             _lengthen(store, max(self.end, 1))
-        elif store.size == 0 or store.size < self.end:
+        elif store.size == 0:
+            raise ArgumentError(
+                'memmap: an empty file cannot be mapped; mode "r+" or "w+" makes it longer'
+            )
+        elif store.size < self.end:
             raise ArgumentError(
                 f"memmap: the file has {store.size} bytes, and the array would end at byte "
                 f'{self.end}; mode "r+" makes a file longer'
@@ -441,10 +445,10 @@ def _lengthen(store: FileStore, size: int) -> None:
 
 def _shown(
     store: FileStore, layout: _Layout, budget: Budget
-) -> tuple[Window | None, memoryview | mmap.mmap | bytearray]:
+) -> tuple[Window | None, memoryview | mmap.mmap | bytearray | bytes]:
     """Return the memory that shows the array, from the page on in which it begins."""
     if layout.nbytes == 0:
-        return None, bytearray(1)
+        return None, b"\0" if layout.mode == "r" else bytearray(1)
     first = layout.offset // store.page_bytes
     if layout.mode == "c":
         if isinstance(budget, int):
