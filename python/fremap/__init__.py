@@ -24,6 +24,7 @@ from fremap.errors import (
     BudgetError,
     ClosedError,
     ForkError,
+    FormatError,
     FremapError,
     MappingLimitError,
     MemoryLimitError,
@@ -37,7 +38,8 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.protection import Prot
-from fremap.stats import WindowStats
+from fremap.rows import Rows, rows
+from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
@@ -53,6 +55,7 @@ __all__ = [
     "EngineStatus",
     "FileStore",
     "ForkError",
+    "FormatError",
     "FremapError",
     "MappingLimitError",
     "MemoryLimitError",
@@ -63,6 +66,8 @@ __all__ = [
     "Probe",
     "Prot",
     "RemapError",
+    "Rows",
+    "RowsStats",
     "Store",
     "StoreError",
     "TruncatedError",
@@ -75,4 +80,5 @@ __all__ = [
     "capabilities",
     "open",
     "remap_file_pages",
+    "rows",
 ]
