@@ -17,6 +17,7 @@ b'cba'
 
 from fremap import calibration
 from fremap._core import __version__
+from fremap.batches import Batches
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.errors import (
     AliasError,
@@ -24,6 +25,7 @@ from fremap.errors import (
     BudgetError,
     ClosedError,
     ForkError,
+    FormatError,
     FremapError,
     MappingLimitError,
     MemoryLimitError,
@@ -38,7 +40,8 @@ from fremap.errors import (
 )
 from fremap.memmap import memmap
 from fremap.protection import Prot
-from fremap.stats import WindowStats
+from fremap.rows import Rows, rows
+from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
@@ -48,12 +51,14 @@ __all__ = [
     "MAP_POPULATE",
     "AliasError",
     "ArgumentError",
+    "Batches",
     "BudgetError",
     "Capabilities",
     "ClosedError",
     "EngineStatus",
     "FileStore",
     "ForkError",
+    "FormatError",
     "FremapError",
     "MappingLimitError",
     "MemoryLimitError",
@@ -64,6 +69,8 @@ __all__ = [
     "Probe",
     "Prot",
     "RemapError",
+    "Rows",
+    "RowsStats",
     "Store",
     "StoreError",
     "TruncatedError",
@@ -77,4 +84,5 @@ __all__ = [
     "memmap",
     "open",
     "remap_file_pages",
+    "rows",
 ]

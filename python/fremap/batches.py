@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +22,29 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["Batches"]
+__all__ = ["BatchOptions", "Batches"]
 
 _MOST_THREADS = 8
 _MOST_PREFETCH = 1024
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
 _Read: TypeAlias = "tuple[_Ids, Future[npt.NDArray[Any]]]"
+
+
+class BatchOptions(TypedDict, total=False):
+    """The keywords of `Batches`."""
+
+    seed: SupportsIndex | None
+    epoch: SupportsIndex
+    drop_last: bool
+    pad: bool
+    rank: SupportsIndex
+    world_size: SupportsIndex
+    worker: SupportsIndex
+    worker_count: SupportsIndex
+    prefetch: SupportsIndex
+    return_ids: bool
+    state: State | None
 
 
 class TakesRows(Protocol):
@@ -102,19 +118,17 @@ class Batches:
 
     Examples
     --------
-    >>> import fremap, numpy as np
-    >>> from fremap.batches import Batches
-    >>> class Squares:
-    ...     def __len__(self):
-    ...         return 10
-    ...     def take(self, ids):
-    ...         return ids**2
-    >>> with Batches(Squares(), 4, "sequential") as batches:
-    ...     first, state = next(batches), batches.state()
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     np.arange(10, dtype=np.int16).tofile(file.name)
+    ...     with fremap.rows(file.name, np.int16) as rows:
+    ...         with rows.batches(4, "sequential") as batches:
+    ...             first, state = next(batches), batches.state()
+    ...         rest = list(rows.batches(4, "sequential", state=state))
     >>> first
-    array([0, 1, 4, 9])
-    >>> [batch.tolist() for batch in Batches(Squares(), 4, "sequential", state=state)]
-    [[16, 25, 36, 49], [64, 81]]
+    array([0, 1, 2, 3], dtype=int16)
+    >>> rest
+    [array([4, 5, 6, 7], dtype=int16), array([8, 9], dtype=int16)]
     """
 
     __slots__ = (

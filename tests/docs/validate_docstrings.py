@@ -28,13 +28,15 @@ def public_names() -> Iterator[str]:
             thing = getattr(module, name)
             if name.startswith("__") or inspect.ismodule(thing) or not callable(thing):
                 continue
-            yield f"{module_name}.{name}"
+            # By the module that has it: a function or class may have the name of its module.
+            where = f"{getattr(thing, '__module__', module_name)}.{name}"
+            yield where
             if not inspect.isclass(thing):
                 continue
             for member, value in vars(thing).items():
                 described = inspect.isroutine(value) or isinstance(value, property)
                 if not member.startswith("_") and described:
-                    yield f"{module_name}.{name}.{member}"
+                    yield f"{where}.{member}"
 
 
 def problems() -> Iterator[str]:

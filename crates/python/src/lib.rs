@@ -11,6 +11,7 @@ mod call;
 mod errors;
 mod probe;
 mod raw;
+mod rows;
 mod selection;
 mod store;
 mod window;
@@ -22,6 +23,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::probe::{calibrate, capabilities, clear_failures, inject_failure, system_calls};
+    #[pymodule_export]
+    use crate::rows::Rows;
     #[pymodule_export]
     use crate::store::Store;
     #[pymodule_export]

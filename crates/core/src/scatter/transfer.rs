@@ -166,7 +166,7 @@ impl<'m> Transfer<'_, 'm> {
             let one = self.plan.is_one_run(self.file_pages, run_limit(self.page_bytes));
             if one || self.store.memory_backed() {
                 let until = self.plan.requests().end;
-                self.run(&mut Inline::new(self.store.read_fd()), until)?;
+                self.run(&mut Inline::default(), until)?;
             } else {
                 return self.run_together();
             }
@@ -179,15 +179,15 @@ impl<'m> Transfer<'_, 'm> {
         let until = self.file_pages.len();
         let wanted = self.plan.read_count;
         if let Ok(mut ring) = store.rings().take() {
-            let (outcome, usable) = ring.session(store.read_fd(), |queue| self.run(queue, until));
+            let (outcome, usable) = ring.session(|queue| self.run(queue, until));
             if usable {
                 store.rings().give_back(ring);
             }
             return outcome;
         }
-        match with_threads(store.read_fd(), wanted, |queue| self.run(queue, until)) {
+        match with_threads(wanted, |queue| self.run(queue, until)) {
             Ok(outcome) => outcome,
-            Err((_no_threads, run)) => run(&mut Inline::new(store.read_fd())),
+            Err((_no_threads, run)) => run(&mut Inline::default()),
         }
     }
 
@@ -374,7 +374,8 @@ impl<'m> Transfer<'_, 'm> {
         }
         chunk.in_flight += 1;
         let offset_bytes = self.store.page_size().bytes_of(first.0);
-        Some(Read { id, offset_bytes, parts })
+        let file = Arc::clone(self.store.read_file());
+        Some(Read { id, file, offset_bytes, parts })
     }
 
     /// Takes a read that has ended: good, to be made again, or to be made page

@@ -64,9 +64,9 @@ pub struct Store {
     path: Option<PathBuf>,
     writable: bool,
     /// Through the page cache. What is mapped, written, synced and asked about.
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// The same file past the page cache, for a direct store's reads and writes.
-    direct_fd: Option<OwnedFd>,
+    direct_fd: Option<Arc<OwnedFd>>,
     size_bytes: AtomicU64,
     closed: AtomicBool,
     /// The file system keeps the file in memory: reads never wait for a device.
@@ -115,8 +115,8 @@ impl Store {
             page_size,
             path: opened.path,
             writable: opened.writable,
-            fd: opened.fd,
-            direct_fd: opened.direct_fd,
+            fd: Arc::new(opened.fd),
+            direct_fd: opened.direct_fd.map(Arc::new),
             size_bytes: AtomicU64::new(opened.size_bytes),
             closed: AtomicBool::new(false),
             memory_backed,
@@ -347,8 +347,13 @@ impl Store {
     }
 
     /// The descriptor that reads go through.
-    pub(crate) fn read_fd(&self) -> BorrowedFd<'_> {
-        self.direct_fd.as_ref().map_or_else(|| self.fd(), |fd| fd.as_fd())
+    pub(crate) fn read_file(&self) -> &Arc<OwnedFd> {
+        self.direct_fd.as_ref().unwrap_or(&self.fd)
+    }
+
+    /// The descriptor that goes through the page cache, for others to read through.
+    pub(crate) fn file(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.fd)
     }
 
     pub(crate) fn memory_backed(&self) -> bool {

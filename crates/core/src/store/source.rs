@@ -15,7 +15,7 @@ use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
 
-use crate::sys::mm::{system_page_bytes, Advice, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::span::Span;
 use crate::units::PageSize;
 
@@ -25,7 +25,7 @@ pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// 50 to 200 reads lose by going without (70 to 190 µs against 1 µs each). It is
 /// done sooner, as the map serves the store to its end and whoever reads a
 /// chunk so often at once will read it again.
-const POPULATE_READS: usize = 16;
+pub(crate) const POPULATE_READS: usize = 16;
 /// The largest file that is mapped; beyond it pages are read by system calls.
 const MAX_MAP_BYTES: u64 = 1 << 44;
 /// Pages that are sorted and asked about together.
@@ -43,6 +43,8 @@ const POPULATED_GAP_PAGES: usize = 1024;
 const POPULATED: u16 = 0x8000;
 /// In a chunk's state: it has a page table, which stays when pages are reclaimed.
 const TABLE: u16 = 0x4000;
+/// In the state of a populated chunk: it was copied from since [`SourceMap::take_use`].
+const USED: u16 = 0x2000;
 
 /// A page and where in its piece it is wanted, in one number that sorts by
 /// page. Page numbers have 48 bits: a store ends at 1 EiB.
@@ -126,8 +128,7 @@ impl Source {
     /// Bytes of page tables that populating the map has cost.
     pub(crate) fn table_bytes(&self) -> u64 {
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref()
-            .map_or(0, |map| map.tables.load(Ordering::Relaxed) * system_page_bytes() as u64)
+        made.as_ref().map_or(0, |map| map.table_bytes())
     }
 }
 
@@ -145,13 +146,16 @@ pub(crate) struct SourceMap {
 }
 
 impl SourceMap {
-    fn new(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Self, Errno> {
+    /// Maps a file of `size_bytes` bytes.
+    pub(crate) fn new(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Self, Errno> {
         if size_bytes > MAX_MAP_BYTES {
             return Err(Errno::FBIG);
         }
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
-        let region = Region::file(fd, 0, len)?;
+        // Aligned, so that a chunk is a page table, which goes when the chunk is unmapped.
+        let region = Region::anonymous(len, CHUNK_BYTES, Access::None)?;
+        region.map_file(0, len, fd, 0, Access::Read)?;
         // Without this a fault through the map would read the neighbourhood from the device.
         region.advise(0, len, Advice::Random)?;
         let chunks =
@@ -176,6 +180,22 @@ impl SourceMap {
         self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & POPULATED != 0)
     }
 
+    /// Notes that a populated chunk is about to be copied from; says whether it is one.
+    pub(crate) fn note_use(&self, chunk: usize) -> bool {
+        let Some(state) = self.chunks.get(chunk) else { return false };
+        let before = state.load(Ordering::Relaxed);
+        if before & (POPULATED | USED) == POPULATED {
+            // One that stops being populated here is nobody's to copy from soon anyway.
+            state.fetch_or(USED, Ordering::Relaxed);
+        }
+        before & POPULATED != 0
+    }
+
+    /// Whether a populated chunk was copied from since this was last asked.
+    pub(crate) fn take_use(&self, chunk: usize) -> bool {
+        self.chunks[chunk].fetch_and(!USED, Ordering::Relaxed) & USED != 0
+    }
+
     /// Counts page reads from a chunk that is not populated; says whether that
     /// makes [`POPULATE_READS`] since it was last said.
     pub(crate) fn note_reads(&self, chunk: usize, reads: usize) -> bool {
@@ -184,7 +204,7 @@ impl SourceMap {
         if before & POPULATED != 0 {
             return false;
         }
-        let total = usize::from(before & !TABLE) + reads;
+        let total = usize::from(before & !(TABLE | USED)) + reads;
         let due = total >= POPULATE_READS;
         let after = (before & TABLE) | if due { 0 } else { total as u16 };
         // A count lost to another thread costs a later populate, nothing else.
@@ -192,26 +212,69 @@ impl SourceMap {
         due
     }
 
+    /// Fills a chunk's page tables, if all of it is in the page cache. Asks about the
+    /// page of the byte at `offset` first, which tells cheaply of a cold file.
+    /// Whether it was not populated before; none where it is not now.
+    pub(crate) fn populate_around(&self, offset: u64, query: &mut Query) -> Option<bool> {
+        let page = offset as usize & !(system_page_bytes() - 1);
+        let here = self.is_resident(page, 1, query).ok()?;
+        here.then(|| self.populate(page / CHUNK_BYTES, query).ok().flatten()).flatten()
+    }
+
     /// Fills a chunk's page tables, if all of it is in the page cache.
-    pub(crate) fn populate(&self, chunk: usize, query: &mut Query) -> Result<bool, Errno> {
+    fn populate(&self, chunk: usize, query: &mut Query) -> Result<Option<bool>, Errno> {
         let start = chunk * CHUNK_BYTES;
         let len = CHUNK_BYTES.min(self.region.len() - start);
         let resident = query.ask(self, start, len)?;
         if resident.iter().any(|page| page & 1 == 0) {
-            return Ok(false);
+            return Ok(None);
         }
         self.region.populate_read(start, len)?;
         let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
         self.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
         self.populated.fetch_add(u64::from(before & POPULATED == 0), Ordering::Relaxed);
-        Ok(true)
+        Ok(Some(before & POPULATED == 0))
     }
 
     /// Notes that pages of a populated chunk were asked about and none is in
     /// the page cache: it was reclaimed, and is to earn its populating anew.
-    pub(crate) fn note_absent(&self, chunk: usize) {
+    /// Says whether it was populated.
+    pub(crate) fn note_absent(&self, chunk: usize) -> bool {
         let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
         self.populated.fetch_sub(u64::from(before & POPULATED != 0), Ordering::Relaxed);
+        before & POPULATED != 0
+    }
+
+    /// How many chunks there are.
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Unmaps a chunk, so that it does not count as this process's memory; says whether
+    /// it was populated. Its pages stay in the page cache. With a descriptor of the file
+    /// its page table goes too, as the chunk is mapped anew: `MADV_DONTNEED` gives page
+    /// tables back on newer kernels alone.
+    pub(crate) fn unmap_chunk(&self, chunk: usize, file: Option<BorrowedFd<'_>>) -> bool {
+        let was_populated = self.note_absent(chunk);
+        let start = chunk * CHUNK_BYTES;
+        let len = CHUNK_BYTES.min(self.region.len() - start);
+        let anew = |file| {
+            self.region.map_file(start, len, file, start as u64, Access::Read)?;
+            self.region.advise(start, len, Advice::Random)
+        };
+        if file.is_none_or(|file| anew(file).is_err()) {
+            // What the kernel refuses to drop stays mapped, and is dropped with the map.
+            let _dropped = self.region.advise(start, len, Advice::DontNeed);
+            return was_populated;
+        }
+        let before = self.chunks[chunk].fetch_and(!TABLE, Ordering::Relaxed);
+        self.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
+        was_populated
+    }
+
+    /// Bytes of page tables that populating the map has cost.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed) * system_page_bytes() as u64
     }
 
     /// Bytes of the file that the map has mapped.

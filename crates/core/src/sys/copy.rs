@@ -57,6 +57,19 @@ impl Recovery {
         Ok(Self { thread: PhantomData })
     }
 
+    /// Copies rows, each fetched while those before it are copied.
+    ///
+    /// # Errors
+    /// How many were copied before the first whose source was lost; see [`SourceLost`].
+    pub fn copy_rows(&self, copies: &mut RowCopies<'_>) -> Result<(), usize> {
+        // SAFETY: every span that was pushed is as long as a row, and lives as long as
+        // `copies` by its lifetime.
+        #[cfg(target_arch = "x86_64")]
+        return unsafe { routine::copy_rows(&mut copies.rows, copies.row_bytes) };
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("there is no Recovery here, so nothing to copy {copies:?} with")
+    }
+
     /// Copies `from` into `into`, past the processor's caches where the
     /// alignment allows it, and fetches `next`, the source of the copy after
     /// this one.
@@ -77,6 +90,64 @@ impl Recovery {
         return routine::copy(into, from, next);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("there is no Recovery here, so nothing to copy {next:?} with")
+    }
+}
+
+/// Rows of one size to be copied together, from maps of files to anywhere
+/// ([`Recovery::copy_rows`]).
+#[derive(Debug)]
+pub struct RowCopies<'m> {
+    row_bytes: usize,
+    #[cfg(target_arch = "x86_64")]
+    rows: routine::Rows,
+    owner: PhantomData<Span<'m>>,
+}
+
+impl<'m> RowCopies<'m> {
+    /// No row yet, of so many bytes.
+    ///
+    /// # Panics
+    /// If rows have no bytes.
+    #[must_use]
+    pub fn new(row_bytes: usize) -> Self {
+        assert!(row_bytes > 0, "rows without bytes");
+        Self {
+            row_bytes,
+            #[cfg(target_arch = "x86_64")]
+            rows: routine::Rows::new(),
+            owner: PhantomData,
+        }
+    }
+
+    /// Adds a row.
+    ///
+    /// # Panics
+    /// If a span is not as long as a row.
+    pub fn push(&mut self, from: Span<'m>, into: Span<'m>) {
+        assert!(from.len() == self.row_bytes && into.len() == self.row_bytes, "spans of one row");
+        #[cfg(target_arch = "x86_64")]
+        self.rows.push(from, into);
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        return self.rows.len();
+        #[cfg(not(target_arch = "x86_64"))]
+        0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        self.rows.clear();
     }
 }
 

@@ -7,8 +7,8 @@
 
 mod pool;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Mutex;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -36,6 +36,8 @@ const AGAIN_LIMIT: u32 = 64;
 pub struct Read<'m> {
     /// The caller's name for it.
     pub id: u32,
+    /// The file, which stays open until the read has ended.
+    pub file: Arc<OwnedFd>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
@@ -51,7 +53,7 @@ pub struct Completion<'m> {
     pub result: Result<usize, Errno>,
 }
 
-/// Reads of one file, some of them in flight.
+/// Reads, some of them in flight.
 pub trait ReadQueue<'m> {
     /// Reads that may still be pushed.
     fn room(&self) -> usize;
@@ -110,16 +112,11 @@ impl Ring {
         Ok(Self { ring, owner: std::process::id() })
     }
 
-    /// Reads `fd` through this ring for as long as `body` runs. Also says
+    /// Reads through this ring for as long as `body` runs. Also says
     /// whether the ring may be used again.
-    pub fn session<'m, T>(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        body: impl FnOnce(&mut dyn ReadQueue<'m>) -> T,
-    ) -> (T, bool) {
+    pub fn session<'m, T>(&mut self, body: impl FnOnce(&mut dyn ReadQueue<'m>) -> T) -> (T, bool) {
         let mut session = Session {
             ring: &mut self.ring,
-            fd: Fd(fd.as_raw_fd()),
             reads: Vec::with_capacity(DEPTH),
             free: (0..DEPTH).rev().collect(),
             failed: None,
@@ -135,7 +132,6 @@ impl Ring {
 /// A ring in use. What is in `reads` is in the submission queue or in flight.
 struct Session<'r, 'm> {
     ring: &'r mut IoUring,
-    fd: Fd,
     reads: Vec<Option<Read<'m>>>,
     free: Vec<usize>,
     failed: Option<Errno>,
@@ -237,21 +233,22 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
 
     fn push(&mut self, read: Read<'m>) {
         let slot = self.free.pop().expect("room was asked for");
+        let fd = Fd(read.file.as_raw_fd());
         let vector = read.parts.vector();
         let entry = if let [only] = vector {
             let len = u32::try_from(only.iov_len).expect("a page is at most 1 GiB");
-            opcode::Read::new(self.fd, only.iov_base.cast(), len).offset(read.offset_bytes).build()
+            opcode::Read::new(fd, only.iov_base.cast(), len).offset(read.offset_bytes).build()
         } else {
             let count = u32::try_from(vector.len()).expect("a few parts");
-            opcode::Readv::new(self.fd, vector.as_ptr(), count).offset(read.offset_bytes).build()
+            opcode::Readv::new(fd, vector.as_ptr(), count).offset(read.offset_bytes).build()
         };
         self.reads[slot] = Some(read);
         if self.failed.is_some() {
             return;
         }
         // SAFETY: the parts were spans for 'm, which outlives this session, and
-        // the session does not end before the read does. The vector is kept in
-        // `reads` meanwhile. The queue has as many entries as there are slots.
+        // the session does not end before the read does. The vector and the
+        // file are kept in `reads` meanwhile. The queue has as many entries as there are slots.
         unsafe {
             let entry = entry.user_data(slot as u64);
             self.ring.submission().push(&entry).expect("as many entries as slots");

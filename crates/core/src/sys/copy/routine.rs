@@ -5,9 +5,9 @@ use std::arch::global_asm;
 use super::super::span::Span;
 use super::SourceLost;
 
-// Both routines keep the bounds of their source in r8 and r9 for the handler,
-// and never touch the stack, so that the way out may return from any of their
-// instructions.
+// The routines keep the bounds of their source in r8 and r9 for the handler, and
+// how many rows are done in r10 for the way out. They never touch the stack, so
+// that the way out may return from any of their instructions.
 global_asm!(
     ".pushsection .text.fremap_copy,\"ax\",@progbits",
     ".p2align 6",
@@ -20,6 +20,7 @@ global_asm!(
     ".type fremap_copy_lines,@function",
     "fremap_copy_lines:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     ".p2align 4",
@@ -47,6 +48,7 @@ global_asm!(
     ".type fremap_copy_bytes,@function",
     "fremap_copy_bytes:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     "mov rcx, rdx",
@@ -55,21 +57,167 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size fremap_copy_bytes, . - fremap_copy_bytes",
+    // (rdi: rows, rsi: how many, rdx: bytes of each) -> rax
+    ".hidden fremap_copy_rows",
+    ".globl fremap_copy_rows",
+    ".type fremap_copy_rows,@function",
+    "fremap_copy_rows:",
+    ".cfi_startproc",
+    "xor r10d, r10d",
+    "mov r11, rdi",
+    "test rsi, rsi",
+    "jz 9f",
+    ".p2align 4",
+    // Fetches a row that comes later, every line of it.
+    "2:",
+    "mov rax, [r11 + {ahead}]",
+    "lea rcx, [rax + rdx]",
+    "3:",
+    "prefetcht0 [rax]",
+    "add rax, 64",
+    "cmp rax, rcx",
+    "jb 3b",
+    "prefetcht0 [rcx - 1]",
+    "mov r8, [r11]",
+    "mov rax, [r11 + 8]",
+    "lea r9, [r8 + rdx]",
+    "mov rcx, r8",
+    "cmp rdx, 16",
+    "jb 6f",
+    // 32 bytes a turn, then 16, then the last 16, some of them for a second time.
+    "lea rdi, [rcx + 32]",
+    "cmp rdi, r9",
+    "ja 5f",
+    "4:",
+    "movdqu xmm0, [rcx]",
+    "movdqu xmm1, [rcx + 16]",
+    "movdqu [rax], xmm0",
+    "movdqu [rax + 16], xmm1",
+    "mov rcx, rdi",
+    "add rax, 32",
+    "add rdi, 32",
+    "cmp rdi, r9",
+    "jbe 4b",
+    "5:",
+    "mov rdi, r9",
+    "sub rdi, rcx",
+    "jz 8f",
+    "cmp rdi, 16",
+    "jb 10f",
+    "movdqu xmm0, [rcx]",
+    "movdqu [rax], xmm0",
+    "10:",
+    "movdqu xmm0, [r9 - 16]",
+    "movdqu [rax + rdi - 16], xmm0",
+    "jmp 8f",
+    // Rows of less than 16 bytes: two words that may overlap, or one byte.
+    "6:",
+    "cmp rdx, 8",
+    "jb 7f",
+    "mov rdi, [rcx]",
+    "mov rcx, [r9 - 8]",
+    "mov [rax], rdi",
+    "mov [rax + rdx - 8], rcx",
+    "jmp 8f",
+    "7:",
+    "cmp rdx, 4",
+    "jb 11f",
+    "mov edi, [rcx]",
+    "mov ecx, [r9 - 4]",
+    "mov [rax], edi",
+    "mov [rax + rdx - 4], ecx",
+    "jmp 8f",
+    "11:",
+    "movzx edi, byte ptr [rcx]",
+    "mov [rax], dil",
+    "cmp rdx, 1",
+    "je 8f",
+    "movzx edi, word ptr [r9 - 2]",
+    "mov [rax + rdx - 2], di",
+    "8:",
+    "inc r10",
+    "add r11, 16",
+    "cmp r10, rsi",
+    "jb 2b",
+    "9:",
+    "xor eax, eax",
+    "ret",
+    ".cfi_endproc",
+    ".size fremap_copy_rows, . - fremap_copy_rows",
     ".hidden fremap_copy_end",
     ".globl fremap_copy_end",
     "fremap_copy_end:",
     ".hidden fremap_copy_lost",
     ".globl fremap_copy_lost",
     "fremap_copy_lost:",
-    "mov eax, 1",
+    "lea rax, [r10 + 1]",
     "ret",
     ".popsection",
+    ahead = const ROWS_AHEAD * size_of::<Row>(),
 );
+
+/// How many rows ahead of its copy a row is fetched.
+const ROWS_AHEAD: usize = 16;
+
+/// Where a row is, and where it goes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    from: *mut u8,
+    into: *mut u8,
+}
+
+/// Rows of one size to be copied together.
+#[derive(Debug)]
+pub(super) struct Rows {
+    rows: Vec<Row>,
+}
+
+impl Rows {
+    pub(super) fn new() -> Self {
+        Self { rows: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, from: Span<'_>, into: Span<'_>) {
+        self.rows.push(Row { from: from.start(), into: into.start() });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+    }
+}
+
+/// Copies rows of `row_bytes` bytes, at least one; an error says how many were
+/// copied before the one whose source was lost.
+///
+/// # Safety
+/// The spans that were pushed are as long and mapped still.
+pub(super) unsafe fn copy_rows(rows: &mut Rows, row_bytes: usize) -> Result<(), usize> {
+    let count = rows.rows.len();
+    let Some(&last) = rows.rows.last() else { return Ok(()) };
+    // What is fetched ahead of the last rows: any address may be.
+    rows.rows.resize(count + ROWS_AHEAD, last);
+    // SAFETY: rows are mapped for their length, by the caller's promise; a source that
+    // the kernel cannot bring raises SIGBUS, which `handler` turns into a return of the
+    // row's number and one. There are as many rows behind the last as are fetched ahead.
+    let outcome = unsafe { fremap_copy_rows(rows.rows.as_ptr(), count, row_bytes) };
+    rows.rows.truncate(count);
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(outcome - 1)
+    }
+}
 
 extern "C" {
     fn fremap_copy_start();
     fn fremap_copy_lines(into: *mut u8, from: *const u8, bytes: usize, next: *const u8) -> i32;
     fn fremap_copy_bytes(into: *mut u8, from: *const u8, bytes: usize) -> i32;
+    fn fremap_copy_rows(rows: *const Row, count: usize, row_bytes: usize) -> usize;
     fn fremap_copy_end();
     fn fremap_copy_lost();
 }

@@ -2,7 +2,7 @@
 //! `preadv` after another, for the length of a closure.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
@@ -42,7 +42,7 @@ impl<'m> Shared<'m> {
     }
 
     /// What a thread does: reads, until all is over.
-    fn serve(&self, fd: BorrowedFd<'_>) {
+    fn serve(&self) {
         let mut state = self.state();
         while !state.over {
             let Some(read) = state.waiting.pop_front() else {
@@ -50,7 +50,7 @@ impl<'m> Shared<'m> {
                 continue;
             };
             drop(state);
-            let result = read_parts_at(fd, &read.parts, read.offset_bytes);
+            let result = read_parts_at(read.file.as_fd(), &read.parts, read.offset_bytes);
             state = self.state();
             state.ended.push(Completion { read, result });
             self.news.notify_one();
@@ -68,19 +68,19 @@ impl Drop for Over<'_, '_> {
     }
 }
 
-/// Reads `fd` through threads for as long as `body` runs: up to `wanted` of
+/// Reads through threads for as long as `body` runs: up to `wanted` of
 /// them, at most [`MAX_THREADS`], with all signals blocked.
 ///
 /// # Errors
 /// EAGAIN when not one thread can be started; `body` comes back unused.
-pub fn with_threads<'m, T, B>(fd: BorrowedFd<'_>, wanted: usize, body: B) -> Result<T, (Errno, B)>
+pub fn with_threads<'m, T, B>(wanted: usize, body: B) -> Result<T, (Errno, B)>
 where
     B: FnOnce(&mut dyn ReadQueue<'m>) -> T,
 {
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let over = Over(&shared);
-        let threads = match start_threads(scope, &shared, fd, wanted.clamp(1, MAX_THREADS)) {
+        let threads = match start_threads(scope, &shared, wanted.clamp(1, MAX_THREADS)) {
             Ok(0) => return Err((Errno::AGAIN, body)),
             Ok(threads) => threads,
             Err(errno) => return Err((errno, body)),
@@ -96,14 +96,13 @@ where
 fn start_threads<'scope, 'm: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     shared: &'scope Shared<'m>,
-    fd: BorrowedFd<'scope>,
     wanted: usize,
 ) -> Result<usize, Errno> {
     let caller = block_all_signals()?;
     let started = (0..wanted)
         .take_while(|_| {
             let builder = Builder::new().name("fremap-read".into());
-            builder.spawn_scoped(scope, move || shared.serve(fd)).is_ok()
+            builder.spawn_scoped(scope, move || shared.serve()).is_ok()
         })
         .count();
     set_signal_mask(&caller)?;
