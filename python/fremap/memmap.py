@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from fremap import errors
+from fremap import _core, errors
 from fremap.arguments import quantity
 from fremap.errors import ArgumentError, PageTypeError, UnsupportedError
 from fremap.protection import Prot
@@ -36,9 +36,10 @@ Budget: TypeAlias = Literal["auto"] | int | None
 _MODES = ("r", "r+", "w+", "c")
 _MODE_NAMES = {"readonly": "r", "readwrite": "r+", "write": "w+", "copyonwrite": "c"}
 _WRITING = ("r+", "w+")
-# A few elements are fetched by their faults sooner than by a call.
-_LEAST_GATHERED = 8
-_GATHERED_PAGES = 4096
+# Fewer rows are had by their faults sooner than by a call.
+_LEAST_TAKEN = 4
+_LEAST_POPULATED = 16
+_POPULATED_PAGES = 4096
 _WRITTEN_BYTES = 1 << 20
 
 
@@ -59,7 +60,9 @@ class Backing:
         As `memmap` has them.
     """
 
-    __slots__ = ("budget", "filename", "mode", "offset", "origin", "start", "store", "window")
+    __slots__ = (
+        "_rows", "budget", "filename", "mode", "offset", "origin", "start", "store", "window",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -78,6 +81,21 @@ class Backing:
         self.offset = offset
         self.mode = mode
         self.budget = budget
+        self._rows: tuple[object, _core.Rows] | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the file has all that the array has."""
+        return self.mode == "r" or (self.window is not None and self.window.coherent)
+
+    def rows(self, first_byte: int, row_bytes: int, count: int) -> _core.Rows:
+        """Return rows of the file, to take some; the last that were asked for are kept."""
+        key = (first_byte, row_bytes, count, os.getpid())  # a child of fork makes its own
+        kept = self._rows
+        if kept is None or kept[0] != key:
+            places = [(self.store._core, first_byte, count)]  # noqa: SLF001 - the core's half
+            kept = self._rows = (key, _core.Rows(places, row_bytes, self.budget))
+        return kept[1]
 
     def unflushed(self) -> bool:
         """Tell whether the window has changes that the file has not."""
@@ -220,10 +238,11 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
 
         None for all that NumPy does as well, or refuses in its own words.
         """
-        window = self._backing.window if self._backing is not None else None
-        if window is None or window.engine != "paged" or not self.flags.c_contiguous:
+        backing = self._backing
+        if backing is None or backing.window is None or not self.flags.c_contiguous:
             return None
-        if self.ndim == 0 or self.nbytes == 0 or _length(index) < _LEAST_GATHERED:
+        least = _LEAST_TAKEN if backing.clean else _LEAST_POPULATED
+        if self.ndim == 0 or self.nbytes == 0 or _length(index) < least:
             return None
         if isinstance(index, list) and not all(isinstance(i, int | np.integer) for i in index):
             return None
@@ -239,24 +258,34 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         return rows
 
     def _gathered(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """Return rows, all absent pages of so many as fit into the budget read together."""
+        """Return rows in a new array, absent ones read all in flight together."""
         backing = cast("Backing", self._backing)
-        window = cast("Window", backing.window)
-        plain = self.view(np.ndarray)
         out = np.empty((rows.size, *self.shape[1:]), dtype=self.dtype)
         row_bytes = self.nbytes // len(self)
-        first_byte = _address(self) - backing.origin - backing.start
-        pages_a_row = (row_bytes - 1) // window.page_bytes + 2
-        limit = window.stats().budget_bytes // window.page_bytes or window.page_count
-        step = max(1, min(_GATHERED_PAGES, limit // 4) // pages_a_row)
-        flat = rows.reshape(-1)
-        for begin in range(0, len(flat), step):
-            some = flat[begin : begin + step]
-            if pages_a_row <= limit // 4:
-                window.populate(_pages_of(some * row_bytes + first_byte, row_bytes, window))
-            # Checked above; "clip" spares NumPy a second buffer.
-            np.take(plain, some, axis=0, out=out[begin : begin + step], mode="clip")
+        first_byte = _address(self) - backing.origin
+        if backing.clean:
+            taken = out.reshape(-1).view(np.uint8)
+            backing.rows(first_byte, row_bytes, len(self)).take(rows.reshape(-1), taken)
+        else:
+            self._take_populated(rows.reshape(-1), first_byte - backing.start, row_bytes, out)
         return out.reshape(*rows.shape, *self.shape[1:])
+
+    def _take_populated(
+        self, rows: npt.NDArray[np.int64], first_byte: int, row_bytes: int, out: npt.NDArray[Any]
+    ) -> None:
+        """Take rows from the window, as many at a time as fit into a quarter of the budget."""
+        window = cast("Window", self.window)
+        plain = self.view(np.ndarray)
+        pages_a_row = (row_bytes - 1) // window.page_bytes + 2
+        budget_pages = window.stats().budget_bytes // window.page_bytes
+        most = min(_POPULATED_PAGES, budget_pages // 4 or _POPULATED_PAGES)
+        step = max(1, most // pages_a_row)
+        for begin in range(0, len(rows), step):
+            some = rows[begin : begin + step]
+            if pages_a_row <= most:
+                window.populate(_pages_of(some * row_bytes + first_byte, row_bytes, window))
+            # All are within: "clip" spares NumPy a second buffer.
+            np.take(plain, some, axis=0, out=out[begin : begin + step], mode="clip")
 
     @property
     def filename(self) -> str | Path | None:
