@@ -17,6 +17,7 @@ for a capability that is there, fails the run.
 
 import ctypes
 import functools
+import importlib.util
 import os
 import signal
 import traceback
@@ -63,6 +64,8 @@ def available() -> dict[str, bool]:
     capabilities = fremap.capabilities()
     names = {name: probe.available for name, probe in capabilities.probes.items()}
     names.update({name: engine.available for name, engine in capabilities.engines.items()})
+    # No part of fremap's tests, and large: what adapts to it is tested where it is.
+    names["torch"] = importlib.util.find_spec("torch") is not None
     return names
 
 

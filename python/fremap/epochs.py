@@ -6,7 +6,7 @@ import secrets
 import threading
 import zlib
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,19 @@ __all__ = ["Epoch", "Order", "State"]
 
 Order: TypeAlias = "Literal['shuffle', 'sequential'] | npt.ArrayLike"
 State: TypeAlias = dict[str, Any]
+_RowNumbers: TypeAlias = npt.NDArray[np.integer[Any]]
 
 _STATE_VERSION = 1
 _CHECKED_IDS = 1 << 16
 # Shuffling so many takes longer than a Ctrl-C may wait.
 _LONG_SHUFFLE = 1 << 19
+
+
+class _Dealt(NamedTuple):
+    """A rank's rows in their order (None: as they stand), and a checksum of the whole order."""
+
+    ids: _RowNumbers | None
+    check: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +95,7 @@ class Epoch:
         Whose part this is.
     """
 
-    __slots__ = ("_check", "_count", "_ids", "_length", "_name", "_settings", "_share")
+    __slots__ = ("_count", "_dealt_now", "_length", "_settings", "_share")
 
     def __init__(
         self,
@@ -109,27 +117,25 @@ class Epoch:
                 "batches: drop_last leaves rows out and pad repeats some; choose one of them"
             )
         number = quantity("batches: epoch", epoch)
-        self._name, every = _order(order, length)
-        drawn = _seed(self._name, seed, share)
-        if drawn is not None:
-            every = _shuffled(length, drawn, number)
-        self._length = length if every is None else len(every)
+        name, given = _order(order, length)
+        self._length = length if given is None else len(given)
         self._share = share
         self._count = self._rows_of_rank(size, drop_last=drop_last, pad=pad)
-        self._check = _check(every, self._length)
-        self._ids = None if every is None else self._dealt(every)
+        # A shuffled order is made when it is asked for first: that takes a while.
+        self._dealt_now: _Dealt | None = None
+        if name != "shuffle":
+            self._dealt_now = self._deal(given)
         self._settings: State = {
             "version": _STATE_VERSION,
             "rows": length,
             "batch_size": size,
-            "order": self._name,
-            "seed": drawn,
+            "order": name,
+            "seed": _seed(name, seed, share),
             "epoch": number,
             "drop_last": bool(drop_last),
             "pad": bool(pad),
             "rank": share.rank,
             "world_size": share.world_size,
-            "check": self._check,
         }
 
     def _rows_of_rank(self, size: int, *, drop_last: bool, pad: bool) -> int:
@@ -141,7 +147,20 @@ class Epoch:
             return -(-self._length // world)
         return len(range(self._share.rank, self._length, world))
 
-    def _dealt(self, every: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+    def _dealt(self) -> _Dealt:
+        """Return the rank's rows in their order. Two threads may make it at once: the same."""
+        dealt = self._dealt_now
+        if dealt is None:
+            settings = self._settings
+            dealt = self._deal(_shuffled(self._length, settings["seed"], settings["epoch"]))
+            self._dealt_now = dealt
+        return dealt
+
+    def _deal(self, every: _RowNumbers | None) -> _Dealt:
+        own = None if every is None else self._part(every)
+        return _Dealt(own, _check(every, self._length))
+
+    def _part(self, every: _RowNumbers) -> _RowNumbers:
         """Return the rank's part of the order, in memory of its own."""
         share = self._share
         if share.world_size == 1:
@@ -167,8 +186,9 @@ class Epoch:
         """Return the rows of batch `number` of the rank."""
         first = number * self._settings["batch_size"]
         last = min(first + self._settings["batch_size"], self._count)
-        if self._ids is not None:
-            return self._ids[first:last].astype(np.int64)
+        own = self._dealt().ids
+        if own is not None:
+            return own[first:last].astype(np.int64)
         places = np.arange(first, last, dtype=np.int64) * self._share.world_size + self._share.rank
         ids: npt.NDArray[np.int64] = places % self._length
         return ids
@@ -179,6 +199,7 @@ class Epoch:
             **self._settings,
             "worker": self._share.worker,
             "worker_count": self._share.worker_count,
+            "check": self._dealt().check,
             # An empty range still says where it begins: at the end.
             "next_batch": todo.start,
         }
@@ -191,12 +212,12 @@ class Epoch:
                 f"{_STATE_VERSION}"
             )
         for name, mine in self._settings.items():
-            if name != "check" and state.get(name) != mine:
+            if state.get(name) != mine:
                 raise ArgumentError(
                     f"batches: the state was saved with {name}={state.get(name)!r} and this is "
                     f"{name}={mine!r}; a state goes on with the settings that it was saved with"
                 )
-        if state.get("check") != self._check:
+        if state.get("check") != self._dealt().check:
             raise ArgumentError(
                 "batches: the order is not the one that the state was saved with: another array, "
                 "or another NumPy whose generator shuffles differently"
@@ -219,7 +240,7 @@ class Epoch:
 
 def _order(
     order: Order, length: int
-) -> tuple[Literal["shuffle", "sequential", "array"], npt.NDArray[np.integer[Any]] | None]:
+) -> tuple[Literal["shuffle", "sequential", "array"], _RowNumbers | None]:
     """Return the order's name, and its rows if it is an array."""
     if isinstance(order, str):
         if order == "shuffle":
@@ -238,12 +259,12 @@ def _order(
         raise PageTypeError(f"batches: order must be row numbers, not {given.dtype}")
     _refuse_outside(given, length)
     # A copy: the caller may go on changing the array.
-    ids: npt.NDArray[np.integer[Any]] = given.astype(_id_type(length))
+    ids: _RowNumbers = given.astype(_id_type(length))
     np.add(ids, length, out=ids, where=ids < 0)
     return "array", ids
 
 
-def _refuse_outside(ids: npt.NDArray[np.integer[Any]], length: int) -> None:
+def _refuse_outside(ids: _RowNumbers, length: int) -> None:
     lowest, highest = int(ids.min()), int(ids.max())
     if -length <= lowest and highest < length:
         return
@@ -272,9 +293,9 @@ def _seed(name: str, seed: SupportsIndex | None, share: Share) -> int | None:
     return secrets.randbits(63)
 
 
-def _shuffled(length: int, seed: int, epoch: int) -> npt.NDArray[np.integer[Any]]:
+def _shuffled(length: int, seed: int, epoch: int) -> _RowNumbers:
     """Return the rows in the random order of this seed and epoch."""
-    ids: npt.NDArray[np.integer[Any]] = np.arange(length, dtype=_id_type(length))
+    ids: _RowNumbers = np.arange(length, dtype=_id_type(length))
     sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
     generator = np.random.Generator(np.random.PCG64(sequence))
     if length < _LONG_SHUFFLE:
@@ -287,7 +308,7 @@ def _shuffled(length: int, seed: int, epoch: int) -> npt.NDArray[np.integer[Any]
     return ids
 
 
-def _check(every: npt.NDArray[np.integer[Any]] | None, length: int) -> int:
+def _check(every: _RowNumbers | None, length: int) -> int:
     """Return a checksum of a sample of the order, the same on every machine."""
     places = np.arange(0, length, max(1, length // _CHECKED_IDS), dtype=np.int64)
     ids = places if every is None else every[places]

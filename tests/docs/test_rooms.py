@@ -52,6 +52,7 @@ PACKAGE_FLOORS = {
     "memmap": 5,
     "rows": 5,
     "syscall": 5,
+    "torch": 6,
     "__init__": 6,
     "testing": 7,
     "bench": 7,
