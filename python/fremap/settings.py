@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "FAULTS",
     "TRACKINGS",
     "Engine",
+    "Fault",
     "InitialMapping",
     "Shape",
     "Tracking",
     "checked_budget",
     "first_mapping",
     "measured",
+    "one_of",
     "shape_within",
 ]
 
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+Fault: TypeAlias = Literal["thread", "signal"]
 Tracking: TypeAlias = Literal["auto", "async", "sync"]
 InitialMapping: TypeAlias = (
     "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
@@ -41,7 +45,15 @@ InitialMapping: TypeAlias = (
 Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
 ENGINES = ("auto", "alias", "paged", "eager")
+FAULTS = ("thread", "signal")
 TRACKINGS = ("auto", "async", "sync")
+
+
+def one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return a setting that is one of its choices."""
+    if value not in choices:
+        raise ArgumentError(f"Window: {setting} is {value!r}; it must be one of {choices}")
+    return value
 
 
 def checked_budget(budget: object) -> Literal["auto"] | int | None:

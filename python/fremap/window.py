@@ -21,14 +21,17 @@ from fremap.protection import Prot, checked_prot
 from fremap.selection import CoreSelection, Numbering, PageSelection
 from fremap.settings import (
     ENGINES,
+    FAULTS,
     TRACKINGS,
     Engine,
+    Fault,
     InitialMapping,
     Shape,
     Tracking,
     checked_budget,
     first_mapping,
     measured,
+    one_of,
     shape_within,
 )
 from fremap.stats import WindowStats
@@ -86,6 +89,10 @@ class Window(_core.WindowBase):
         staging memory, and what the store has mapped of the file. Beyond it pages leave,
         changed ones after they were written. "auto" is half of what is available when
         the window is made (or of what the memory cgroup leaves), None no limit.
+    fault : {"thread", "signal"}, default "thread"
+        Who brings an absent page of engine "paged" that is touched. "thread": a thread of
+        the window's. "signal": the touching thread, in a handler of SIGBUS (half the
+        time); without a budget, and system calls get EFAULT from absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
@@ -126,9 +133,8 @@ class Window(_core.WindowBase):
     ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
     Engine "eager": plain memory, filled by `remap`.
 
-    In a child of ``fork`` the window is its parent's: calls and new views raise
-    `ForkError`. A touch of memory that an older view shows is SIGSEGV with engine
-    "paged"; with "eager" it sees what was there at the fork, with "alias" the file.
+    In a child of ``fork`` the window shows the store at the same addresses, to be read;
+    calls that change it raise `ForkError`. See `docs/fork.md` for each engine.
 
     Do not have the kernel read absent pages of a window of engine "paged" in order to
     write the file behind it (``os.pwrite(fd, window, offset)``): the file system may
@@ -164,6 +170,7 @@ class Window(_core.WindowBase):
         nonblock: bool = False,
         lock: bool = False,
         budget: Literal["auto"] | int | None = "auto",
+        fault: Fault = "thread",
         tracking: Tracking = "auto",
         calibration: Calibration | None = None,
     ) -> Self:
@@ -173,10 +180,6 @@ class Window(_core.WindowBase):
                 f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
                 "fremap.open() makes one of a path"
             )
-        if engine not in ENGINES:
-            raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {ENGINES}")
-        if tracking not in TRACKINGS:
-            raise ArgumentError(f"Window: tracking is {tracking!r}; it must be one of {TRACKINGS}")
         count = None if page_count is None else quantity("Window: page_count", page_count)
         first = quantity("Window: first_page", first_page)
         if first > store.page_count:
@@ -196,12 +199,13 @@ class Window(_core.WindowBase):
             shown,
             checked_prot(prot),
             coherent,
-            engine,
+            one_of("engine", engine, ENGINES),
             bool(populate),
             bool(nonblock),
             bool(lock),
             checked_budget(budget),
-            tracking,
+            one_of("fault", fault, FAULTS),
+            one_of("tracking", tracking, TRACKINGS),
             measured(calibration),
         )
         self._store = store

@@ -13,6 +13,7 @@ use crate::engine::alias::Alias;
 use crate::engine::cached::Tracking;
 use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
+use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
 use crate::stats::Stats;
 use crate::store::Store;
@@ -60,6 +61,8 @@ pub struct WindowOptions {
     pub budget: Budget,
     /// How stores to the pages are noticed, where there is a choice.
     pub tracking: Option<Tracking>,
+    /// Who resolves its faults.
+    pub fault: FaultMode,
     /// Numbers of this machine.
     pub calibration: Calibration,
 }
@@ -107,6 +110,7 @@ pub struct Window {
     prot: Prot,
     locked: bool,
     tracking: Option<Tracking>,
+    fault: FaultMode,
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
@@ -155,6 +159,7 @@ impl Window {
                  out with engine \"{kind}\" or a window that is only read"
             )));
         }
+        choice::check_fault(options.fault, kind)?;
         choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
         let engine = Self::make_engine(kind, &store, table, tracking, options)?;
         let window = Self {
@@ -165,6 +170,7 @@ impl Window {
             prot: options.prot,
             locked: options.lock,
             tracking,
+            fault: options.fault,
             owner: std::process::id(),
             given_up: false.into(),
         };
@@ -188,9 +194,14 @@ impl Window {
                 Box::new(Alias::new(store, table, options.lock)?)
             }
             EngineKind::Paged => {
-                let budget = choice::budget_bytes(options)?;
-                let (lock, calibration) = (options.lock, &options.calibration);
-                Box::new(paged::open(store, table, lock, tracking, budget, calibration)?)
+                let options = paged::PagedOptions {
+                    locked: options.lock,
+                    tracking,
+                    fault: options.fault,
+                    budget_bytes: choice::budget_bytes(options)?,
+                    calibration: &options.calibration,
+                };
+                Box::new(paged::open(store, table, options)?)
             }
             EngineKind::Eager => {
                 let writable = options.prot == Prot::Write;
@@ -287,16 +298,25 @@ impl Window {
             .map_err(|errno| Error::system("vma_count", errno))
     }
 
-    /// Fails in a process that did not make the window.
+    /// Who resolves its faults.
+    #[must_use]
+    pub fn fault(&self) -> FaultMode {
+        self.fault
+    }
+
+    /// Fails in a process that did not make the window, and where its faults could not be
+    /// resolved.
     ///
     /// # Errors
-    /// [`Error::Fork`].
+    /// [`Error::Fork`]; [`Error::Unsupported`] where SIGBUS does not come to the handler.
     pub fn check_process(&self, operation: &'static str) -> Result<()> {
-        if self.owner == std::process::id() {
-            Ok(())
-        } else {
-            Err(Error::Fork { operation, what: "window", owner: self.owner })
+        if self.owner != std::process::id() {
+            return Err(Error::Fork { operation, what: "window", owner: self.owner });
         }
+        if self.fault == FaultMode::Signal {
+            choice::check_handler(operation)?;
+        }
+        Ok(())
     }
 
     fn select(&self, operation: &'static str, pages: &Selection) -> Result<Pages<WindowPage>> {

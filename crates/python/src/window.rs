@@ -7,6 +7,7 @@ use fremap_core::calibrate::Calibration;
 use fremap_core::engine::cached::Tracking;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
+use fremap_core::fault::FaultMode;
 use fremap_core::sys::mm;
 use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
@@ -104,6 +105,14 @@ fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
     budget.extract().map(Budget::Bytes)
 }
 
+fn fault(name: &str) -> PyResult<FaultMode> {
+    match name {
+        "thread" => Ok(FaultMode::Thread),
+        "signal" => Ok(FaultMode::Signal),
+        _ => Err(wrong_type("fault thread or signal")),
+    }
+}
+
 fn tracking(name: &str) -> PyResult<Option<Tracking>> {
     match name {
         "auto" => Ok(None),
@@ -157,6 +166,7 @@ impl WindowBase {
         nonblock: bool,
         lock: bool,
         budget: &Bound<'_, PyAny>,
+        fault: &str,
         tracking: &str,
         calibration: &Bound<'_, PyDict>,
     ) -> PyResult<Self> {
@@ -171,6 +181,7 @@ impl WindowBase {
             nonblock,
             lock,
             budget: self::budget(budget)?,
+            fault: self::fault(fault)?,
             tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
@@ -208,6 +219,14 @@ impl WindowBase {
     #[getter]
     fn locked(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.window(py, "locked")?.locked())
+    }
+
+    #[getter]
+    fn fault(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(match self.window(py, "fault")?.fault() {
+            FaultMode::Thread => "thread",
+            FaultMode::Signal => "signal",
+        })
     }
 
     #[getter]
