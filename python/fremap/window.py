@@ -7,31 +7,30 @@ names pages, and makes arrays of what comes back.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, page_number, quantity
+from fremap.arguments import BufferLike, bytes_of, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
 from fremap.pins import Pin
 from fremap.protection import Prot, checked_prot
+from fremap.reopening import Reduced, reduced
 from fremap.selection import CoreSelection, Numbering, PageSelection
 from fremap.settings import (
-    ENGINES,
-    FAULTS,
-    TRACKINGS,
     Engine,
     Fault,
     InitialMapping,
     Shape,
     Tracking,
     checked_budget,
+    checked_extent,
+    chosen,
     first_mapping,
     measured,
-    one_of,
     shape_within,
 )
 from fremap.stats import WindowStats
@@ -43,9 +42,7 @@ if TYPE_CHECKING:
 
     from fremap.calibration import Calibration
 
-__all__ = ["Engine", "Tracking", "Window"]
-
-_ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
+__all__ = ["Engine", "Fault", "Tracking", "Window"]
 
 
 class Window(_core.WindowBase):
@@ -152,8 +149,9 @@ class Window(_core.WindowBase):
     b'ADAC'
     """
 
-    __slots__ = ("__weakref__", "_store")
+    __slots__ = ("__weakref__", "_settings", "_store")
 
+    _settings: dict[str, Any]
     _store: Store
 
     def __new__(
@@ -180,14 +178,7 @@ class Window(_core.WindowBase):
                 f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
                 "fremap.open() makes one of a path"
             )
-        count = None if page_count is None else quantity("Window: page_count", page_count)
-        first = quantity("Window: first_page", first_page)
-        if first > store.page_count:
-            raise ArgumentError(
-                f"Window: first_page is {first} and the store has {store.page_count} pages"
-            )
-        if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
-            raise ArgumentError(f"Window: {count} pages are more than the address space has")
+        count, first = checked_extent(store, page_count, first_page)
         shown = first_mapping(mapping, store)
         if count is None and not isinstance(shown, str):
             count = len(shown)
@@ -199,16 +190,17 @@ class Window(_core.WindowBase):
             shown,
             checked_prot(prot),
             coherent,
-            one_of("engine", engine, ENGINES),
+            chosen("engine", engine),
             bool(populate),
             bool(nonblock),
             bool(lock),
             checked_budget(budget),
-            one_of("fault", fault, FAULTS),
-            one_of("tracking", tracking, TRACKINGS),
+            chosen("fault", fault),
+            chosen("tracking", tracking),
             measured(calibration),
         )
         self._store = store
+        self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
         if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
@@ -263,12 +255,9 @@ class Window(_core.WindowBase):
         """
         self._close(bool(discard))
 
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        raise TypeError(
-            "a Window cannot be pickled, as it is memory of this process; pickle its store and "
-            "make a Window of it there"
-        )
+    def __reduce__(self) -> Reduced:
+        """Be made anew on the store, where there is nothing that the store does not have."""
+        return reduced(self, self._settings)
 
     def __repr__(self) -> str:
         """Describe the window in a line."""

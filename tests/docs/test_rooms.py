@@ -42,6 +42,7 @@ PACKAGE_FLOORS = {
     "calibration": 2,
     "stores": 3,
     "capabilities": 3,
+    "reopening": 4,
     "settings": 4,
     "window": 4,
     "syscall": 5,

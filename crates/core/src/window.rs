@@ -304,19 +304,41 @@ impl Window {
         self.fault
     }
 
-    /// Fails in a process that did not make the window, and where its faults could not be
-    /// resolved.
-    ///
-    /// # Errors
-    /// [`Error::Fork`]; [`Error::Unsupported`] where SIGBUS does not come to the handler.
-    pub fn check_process(&self, operation: &'static str) -> Result<()> {
-        if self.owner != std::process::id() {
-            return Err(Error::Fork { operation, what: "window", owner: self.owner });
+    /// Whether this process made the window; a child of fork did not.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.is_own() {
+            Ok(())
+        } else {
+            Err(Error::Fork { operation, what: "window", owner: self.owner })
         }
-        if self.fault == FaultMode::Signal {
+    }
+
+    /// Makes sure that the window's faults are resolved in this thread, which a handler of
+    /// somebody's may have changed since the last call.
+    fn check_faults(&self, operation: &'static str) -> Result<()> {
+        if self.fault == FaultMode::Signal && self.is_own() {
             choice::check_handler(operation)?;
         }
         Ok(())
+    }
+
+    /// What a new view shows: the memory, and whether it may be written.
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child that could not be given the store to read.
+    pub fn view(&self) -> Result<(Span<'_>, bool)> {
+        self.check_faults("buffer")?;
+        if !self.is_own() && !self.engine.region().is_here() {
+            self.check_process("buffer")?;
+        }
+        // What a child stores to a copy would be lost.
+        let writable = self.writable() && (self.is_own() || self.coherent());
+        Ok((self.memory(), writable))
     }
 
     fn select(&self, operation: &'static str, pages: &Selection) -> Result<Pages<WindowPage>> {
@@ -399,6 +421,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         self.check_process("remap")?;
+        self.check_faults("remap")?;
         let file_pages: Pages<FilePage> =
             file_pages.resolve("remap", self.store.page_count().min(Entry::MAX_FILE_PAGES))?;
         if self.kind == EngineKind::Alias && file_pages.iter().any(|page| self.is_cut(page)) {
@@ -435,6 +458,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let pages = self.select("populate", pages)?;
+        self.check_faults("populate")?;
         self.engine.populate(&pages, self.fill("populate", nonblock, true)?, interrupt)
     }
 
@@ -444,6 +468,7 @@ impl Window {
     /// Pages outside; a placed page without `discard`; a locked window.
     pub fn evict(&self, pages: &Selection, discard: bool, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("evict", pages)?;
+        self.check_faults("evict")?;
         self.check_unlocked("evict", "none can be dropped")?;
         self.engine.evict(&pages, discard, interrupt)
     }
@@ -454,6 +479,7 @@ impl Window {
     /// Pages outside; protection that the window does not have.
     pub fn protect(&self, pages: &Selection, prot: Prot, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("protect", pages)?;
+        self.check_faults("protect")?;
         self.check_prot("protect", prot)?;
         self.engine.protect(&pages, prot, interrupt)
     }
@@ -469,6 +495,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let pages = self.select("place", pages)?;
+        self.check_faults("place")?;
         plan::check_named_once("place", &pages)?;
         let page_bytes = self.page_size().bytes();
         if let Some(data) = data {
@@ -503,6 +530,7 @@ impl Window {
     /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
     pub fn pin(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("pin", pages)?;
+        self.check_faults("pin")?;
         self.engine.pin(&pages, interrupt)?;
         let populated = self.engine.populate(&pages, Fill::All, interrupt);
         populated.map(|_| ()).inspect_err(|_| self.engine.unpin(&pages))
@@ -521,9 +549,11 @@ impl Window {
     /// The file page of each window page; -1 for none, -2 for a placed page.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child, as with all that asks for the window's state.
+    /// [`Error::Fork`] in a child that does not show the same.
     pub fn mapping(&self) -> Result<Vec<i64>> {
-        self.check_process("mapping")?;
+        if self.kind != EngineKind::Paged {
+            self.check_process("mapping")?;
+        }
         let entries = self.engine.entries()?;
         let mut mapping = room_for("mapping", entries.len())?;
         mapping.extend(entries.into_iter().map(|entry| entry.shown().number()));
@@ -580,8 +610,7 @@ impl Drop for Window {
     /// a failure but stderr.
     fn drop(&mut self) {
         let writes = self.prot == Prot::Write && !self.coherent();
-        if !writes || self.check_process("close").is_err() || self.given_up.load(Ordering::Relaxed)
-        {
+        if !writes || !self.is_own() || self.given_up.load(Ordering::Relaxed) {
             return;
         }
         if let Err(error) = self.flush(&Selection::All, &Uninterruptible) {

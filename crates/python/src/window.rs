@@ -382,7 +382,7 @@ impl WindowBase {
             window
         };
         let keeps_changes = window.writable() && !window.coherent();
-        if keeps_changes && window.check_process("close").is_ok() {
+        if keeps_changes && window.is_own() {
             if discard {
                 window.give_up_changes();
             } else if let Err(error) = run(py, |interrupt| window.flush(&Selection::All, interrupt))
@@ -402,7 +402,7 @@ impl WindowBase {
     fn _flush_at_end(&self, py: Python<'_>) -> PyResult<()> {
         let window = self.state().window.as_ref().map(Arc::clone);
         match window {
-            Some(window) if window.check_process("flush").is_ok() => {
+            Some(window) if window.is_own() => {
                 run(py, |interrupt| window.flush(&Selection::All, interrupt))
             }
             _ => Ok(()),
@@ -438,9 +438,8 @@ impl WindowBase {
         // The state is unlocked by now: making an exception can start a garbage
         // collection, which may release a view of this very window.
         let window = window.map_err(|error| errors::python(slf.py(), &error))?;
-        let own = window.check_process("buffer");
-        let filled = own.map_err(|error| errors::python(slf.py(), &error)).and_then(|()| {
-            let (memory, writable) = (window.memory(), window.writable());
+        let shown = window.view().map_err(|error| errors::python(slf.py(), &error));
+        let filled = shown.and_then(|(memory, writable)| {
             // SAFETY: the pointer is the interpreter's; the view was counted above,
             // so the state keeps the window mapped until `__releasebuffer__`.
             unsafe { raw::fill_view(view, slf.as_any(), memory, writable, flags) }

@@ -223,6 +223,13 @@ impl Region {
         Resolving::new(kept.place(), resolver)
     }
 
+    /// Whether this process can read the range: a child of fork has one that is kept from
+    /// it if somebody [resolves](Self::resolved_by) its faults.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.place().is_in_child())
+    }
+
     /// The first address.
     #[must_use]
     pub fn start(&self) -> *mut u8 {

@@ -147,6 +147,11 @@ impl Place {
         self.child_uffd.store(uffd, Ordering::Release);
     }
 
+    /// Whether this is a child that has the range, empty, to be read.
+    pub(super) fn is_in_child(&self) -> bool {
+        self.child_uffd.load(Ordering::Acquire) >= 0
+    }
+
     /// Calls `body` with who resolves faults here, who does not go away meanwhile.
     pub(super) fn with_resolver<T>(&self, body: impl FnOnce(&dyn Resolve) -> T) -> Option<T> {
         self.callers.fetch_add(1, Ordering::SeqCst);

@@ -70,7 +70,9 @@ pub(super) fn tell_why(
             file.0
         )),
         Shown::Nothing => {
-            tell(format_args!("window page {page} (no file page): {reason}; the touch is {signal}"));
+            tell(format_args!(
+                "window page {page} (no file page): {reason}; the touch is {signal}"
+            ));
         }
         Shown::Placed => tell(format_args!(
             "window page {page} (placed content): {reason}; the touch is {signal}"
