@@ -46,7 +46,6 @@ from fremap.errors import (
     PageTypeError,
     ViewsAliveError,
 )
-from fremap.settings import Fault
 from fremap.testing import strategies as pages_of
 from fremap.testing.model import NO_PAGE, Engine, ModelWindow, Presence, Tracking
 from fremap.testing.model_store import ModelStore
@@ -55,6 +54,8 @@ from fremap.testing.touch import kernel_reads, kernel_writes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+
+    from fremap.settings import Fault
 
 StoreKind = Literal["file", "memory"]
 
