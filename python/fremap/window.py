@@ -130,8 +130,9 @@ class Window(_core.WindowBase):
     ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
     Engine "eager": plain memory, filled by `remap`.
 
-    In a child of ``fork`` the window shows the store at the same addresses, to be read;
-    calls that change it raise `ForkError`. See `docs/fork.md` for each engine.
+    In a child of ``fork`` the window shows the store at the same addresses, to be read
+    (engine "eager": what was there at the fork), and calls that change it raise
+    `ForkError`. Pages that were placed, or changed and not flushed, are SIGBUS there.
 
     Do not have the kernel read absent pages of a window of engine "paged" in order to
     write the file behind it (``os.pwrite(fd, window, offset)``): the file system may
