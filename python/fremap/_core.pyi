@@ -101,12 +101,13 @@ class WindowBase:
         mapping: Literal["linear", "none"] | _Memory,
         prot: int,
         coherent: bool | None,
-        engine: Literal["auto", "alias", "paged", "eager"],
+        engine: str,
         populate: bool,
         nonblock: bool,
         lock: bool,
         budget: Literal["auto"] | int | None,
-        tracking: Literal["auto", "async", "sync"],
+        fault: str,
+        tracking: str,
         calibration: dict[str, int],
     ) -> Self: ...
     @property
@@ -121,6 +122,8 @@ class WindowBase:
     def writable(self) -> bool: ...
     @property
     def locked(self) -> bool: ...
+    @property
+    def fault(self) -> Literal["thread", "signal"]: ...
     @property
     def tracking(self) -> Literal["async", "sync", "content"] | None: ...
     @property

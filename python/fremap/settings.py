@@ -7,7 +7,7 @@ import operator
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 from fremap import calibration
-from fremap.arguments import page_number
+from fremap.arguments import page_number, quantity
 from fremap.errors import ArgumentError
 from fremap.selection import Numbering
 
@@ -21,27 +21,57 @@ if TYPE_CHECKING:
     from fremap.stores import Store
 
 __all__ = [
-    "ENGINES",
-    "TRACKINGS",
     "Engine",
+    "Fault",
     "InitialMapping",
     "Shape",
     "Tracking",
     "checked_budget",
+    "checked_extent",
+    "chosen",
     "first_mapping",
     "measured",
     "shape_within",
 ]
 
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+Fault: TypeAlias = Literal["thread", "signal"]
 Tracking: TypeAlias = Literal["auto", "async", "sync"]
 InitialMapping: TypeAlias = (
     "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
 )
 Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
-ENGINES = ("auto", "alias", "paged", "eager")
-TRACKINGS = ("auto", "async", "sync")
+_CHOICES = {
+    "engine": ("auto", "alias", "paged", "eager"),
+    "fault": ("thread", "signal"),
+    "tracking": ("auto", "async", "sync"),
+}
+_ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
+
+
+def chosen(setting: Literal["engine", "fault", "tracking"], value: str) -> str:
+    """Return a setting that is one of its choices."""
+    if value not in _CHOICES[setting]:
+        raise ArgumentError(
+            f"Window: {setting} is {value!r}; it must be one of {_CHOICES[setting]}"
+        )
+    return value
+
+
+def checked_extent(
+    store: Store, page_count: SupportsIndex | None, first_page: SupportsIndex
+) -> tuple[int | None, int]:
+    """Return how many pages a window has, if that was said, and the first that it shows."""
+    count = None if page_count is None else quantity("Window: page_count", page_count)
+    first = quantity("Window: first_page", first_page)
+    if first > store.page_count:
+        raise ArgumentError(
+            f"Window: first_page is {first} and the store has {store.page_count} pages"
+        )
+    if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
+        raise ArgumentError(f"Window: {count} pages are more than the address space has")
+    return count, first
 
 
 def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:

@@ -47,6 +47,7 @@ PACKAGE_FLOORS = {
     "batches": 3,
     "stores": 3,
     "capabilities": 3,
+    "reopening": 4,
     "settings": 4,
     "window": 4,
     "memmap": 5,

@@ -108,12 +108,14 @@ def make_scene(make_store: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_script() -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script(source, *arguments)` runs Python source in a process of its own."""
 
     def run(source: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "script.py"  # which processes that it spawns can import
+        script.write_text(textwrap.dedent(source))
         return subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
+            [sys.executable, script, *map(str, arguments)],
             capture_output=True,
             text=True,
             timeout=60,

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from fremap.window import Tracking
+
 KINDS: tuple[StoreKind, ...] = ("file", "memory")
 
 
@@ -46,6 +48,16 @@ def test_a_window_writes_back_what_the_model_does(
     tracking = write_back.get("tracking", "async")
     machine = window_machine(
         write_back["engine"], kind, page_bytes, writable=True, tracking=tracking
+    )
+    run(machine, tests=3, machines=9)
+
+
+@pytest.mark.needs("paged", "uffd_wp")
+@pytest.mark.parametrize("tracking", [None, "async", "sync"])
+def test_a_window_that_resolves_faults_by_signal(tracking: Tracking | None) -> None:
+    writes = tracking is not None
+    machine = window_machine(
+        "paged", "file", writable=writes, tracking=tracking or "async", fault="signal"
     )
     run(machine, tests=3, machines=9)
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::sys::file::memory_file;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::span::Span;
-use crate::sys::uffd::{FaultScope, Stores, Uffd};
+use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
 
 /// Numbers that depend on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +141,7 @@ fn copying_ns(uffd: &Uffd, source: &Region, batch: usize) -> Result<f64, Errno> 
 /// The time a page of the fastest batch, and the smallest that is within a
 /// twentieth of it.
 fn copying(source: &Region) -> Result<(f64, u64), Errno> {
-    let uffd = Uffd::open(Stores::Fault, FaultScope::UserOnly)?;
+    let uffd = Uffd::open(Stores::Fault, Delivery::Message, FaultScope::UserOnly)?;
     if !uffd.features().swap() {
         return Err(Errno::OPNOTSUPP);
     }

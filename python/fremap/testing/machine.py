@@ -55,6 +55,8 @@ from fremap.testing.touch import kernel_reads, kernel_writes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from fremap.settings import Fault
+
 StoreKind = Literal["file", "memory"]
 
 #: Bounds that keep an example small; every boundary of a small window is near.
@@ -84,12 +86,15 @@ class WindowMachine(RuleBasedStateMachine):
         what is written reaches the store when the rules say so.
     tracking : {"async", "sync"}
         How a writable window of engine "paged" learns what was stored to.
+    fault : {"thread", "signal"}
+        Who brings an absent page of engine "paged" that is touched.
     """
 
     engine: ClassVar[Engine] = "alias"
     page_bytes: ClassVar[int] = 4096
     writable: ClassVar[bool] = False
     tracking: ClassVar[Tracking] = "async"
+    fault: ClassVar[Fault] = "thread"
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +198,7 @@ class WindowMachine(RuleBasedStateMachine):
 
     def _open(self, data: st.DataObject) -> None:
         limit = self.store.page_count
-        options: dict[str, Any] = {"engine": self.engine}
+        options: dict[str, Any] = {"engine": self.engine, "fault": self.fault}
         kind = data.draw(st.sampled_from(["linear", "none", "array"]), "mapping")
         if kind == "array":
             mapping = data.draw(pages_of.mappings(limit, max_size=MAX_WINDOW_PAGES), "pages")
@@ -624,6 +629,7 @@ def window_machine(
     *,
     writable: bool = False,
     tracking: Tracking = "async",
+    fault: Fault = "thread",
 ) -> type[WindowMachine]:
     """Make the state machine of an engine on a kind of store.
 
@@ -639,6 +645,8 @@ def window_machine(
         Whether the window may be written.
     tracking : {"async", "sync"}
         How a writable window of engine "paged" learns what was stored to.
+    fault : {"thread", "signal"}
+        Who brings an absent page of engine "paged" that is touched.
 
     Returns
     -------
@@ -647,11 +655,13 @@ def window_machine(
     """
     base = FileWindowMachine if store == "file" else MemoryWindowMachine
     how = f"Writable{tracking.title()}" if writable else ""
+    how += fault.title() if fault != "thread" else ""
     attributes = {
         "engine": engine,
         "page_bytes": page_bytes,
         "writable": writable,
         "tracking": tracking,
+        "fault": fault,
     }
     return type(f"{engine.title()}{store.title()}{page_bytes}{how}", (base,), attributes)
 

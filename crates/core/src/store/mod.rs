@@ -13,6 +13,7 @@ mod resident;
 pub(crate) mod source;
 mod write;
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +27,7 @@ use crate::sys::file as sys_file;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
-use crate::units::{FilePage, PageSize, Pages};
+use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
 
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
@@ -104,6 +105,26 @@ fn check_size(size_bytes: u64) -> Result<()> {
 fn checked_page_size(page_bytes: Option<u64>) -> Result<PageSize> {
     let system = system_page_bytes() as u64;
     PageSize::new(page_bytes.unwrap_or(system), system)
+}
+
+/// Why pages could not be read, where nothing may be allocated to say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unread {
+    /// What the kernel said.
+    Failed(Errno),
+    /// The file ends before them.
+    Ended,
+}
+
+impl fmt::Display for Unread {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // The text of an errno is allocated.
+            Self::Failed(Errno::IO) => out.write_str("EIO"),
+            Self::Failed(errno) => write!(out, "errno {}", errno.raw_os_error()),
+            Self::Ended => out.write_str("the file has been cut short"),
+        }
+    }
 }
 
 impl Store {
@@ -280,13 +301,27 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::Truncated`] when the file has lost the page.
     pub fn read_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
-        let wanted = self.expected_bytes(page);
+        let one = Run { first: page, count: 1 };
+        self.read_run(one, into).map_err(|unread| match unread {
+            Unread::Failed(errno) => self.io_error("read", Some(page), errno),
+            Unread::Ended => self.truncated("read", page),
+        })
+    }
+
+    /// The same for pages that follow one another, by one system call. Allocates nothing
+    /// at all, so that a signal handler may call it.
+    ///
+    /// # Errors
+    /// [`Unread`], which is not told of any one page.
+    pub(crate) fn read_run(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
+        let last = run.first.offset(run.count - 1);
+        let wanted = into.len() - self.page_size.bytes() + self.expected_bytes(last);
+        let offset = self.page_size.bytes_of(run.first.0);
         let read =
-            sys_file::read_at(self.fd(), into.part(0, wanted), self.page_size.bytes_of(page.0))
-                .map_err(|errno| self.io_error("read", Some(page), errno))?;
+            sys_file::read_at(self.fd(), into.part(0, wanted), offset).map_err(Unread::Failed)?;
         self.counters.add_read(read);
-        if read < wanted || wanted == 0 {
-            return Err(self.truncated("read", page));
+        if read < wanted || self.expected_bytes(last) == 0 {
+            return Err(Unread::Ended);
         }
         into.part(wanted, into.len() - wanted).clear();
         Ok(())
