@@ -169,6 +169,18 @@ impl SourceMap {
         self.size_bytes
     }
 
+    /// All bytes of the map, the last page perhaps beyond the end of the file.
+    pub(crate) fn whole(&self) -> Span<'_> {
+        self.region.span(0, self.region.len())
+    }
+
+    /// Whether a chunk is populated, and known to be used since [`take_use`](Self::take_use).
+    #[inline]
+    pub(crate) fn is_in_use(&self, chunk: usize) -> bool {
+        let ready = POPULATED | USED;
+        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & ready == ready)
+    }
+
     /// The bytes at an offset of the file, if the map has that many there.
     pub(crate) fn bytes(&self, offset: u64, len: usize) -> Option<Span<'_>> {
         let offset = usize::try_from(offset).ok()?;
@@ -181,6 +193,7 @@ impl SourceMap {
     }
 
     /// Notes that a populated chunk is about to be copied from; says whether it is one.
+    #[inline]
     pub(crate) fn note_use(&self, chunk: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
