@@ -18,7 +18,7 @@ use crate::units::{Pages, Row};
 /// Rows that are copied before the thread's major faults are looked at: few at first, as
 /// each may be one, then twice as many each time.
 const FIRST_ROWS: usize = 8;
-const MOST_ROWS: usize = 256;
+const MOST_ROWS: usize = 512;
 /// Bytes that are copied before, unless a row is larger.
 const MOST_BYTES: usize = 1 << 20;
 /// A row of up to so many bytes is copied for nothing rather than that copies end.
@@ -133,7 +133,7 @@ impl<'c> Copier<'c> {
             copies: RowCopies::new(rows.row_bytes),
             begin: 0,
             limit: FIRST_ROWS,
-            faults: major_faults(),
+            faults: 0,
             asked: 0,
             query: Query::default(),
             rest: Vec::new(),
@@ -151,6 +151,9 @@ impl<'c> Copier<'c> {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let most_rows = (MOST_BYTES / self.rows.row_bytes).max(1);
+        if count > self.limit {
+            self.faults = major_faults();
+        }
         let mut position = 0;
         while position < count {
             let end = count.min(self.begin + self.limit.min(most_rows));
@@ -160,7 +163,11 @@ impl<'c> Copier<'c> {
                 position += 1;
             }
             if position >= end {
-                pace.check(self.flush(&row_at))?;
+                let added = self.flush(&row_at);
+                if position < count {
+                    self.note_faults();
+                    pace.check(added)?;
+                }
             }
         }
         Ok(())
@@ -317,7 +324,6 @@ impl<'c> Copier<'c> {
                 self.rest.push(self.wanted(row_at(position), position));
             }
         }
-        self.note_faults();
         count_added
     }
 
