@@ -316,7 +316,7 @@ class Rows:
             filled = filled_memory("take", out, self._kind.dtype, shape)
         # NumPy exports no buffer of times, nor of types that are not its own.
         plain = self._kind.dtype.kind in "biufc" and self._kind.dtype.isnative
-        memory = filled if plain else filled.reshape(-1).view(np.uint8)
+        memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
         self._core().take(selection, memory)
         return filled
 

@@ -308,15 +308,20 @@ impl Files {
         }
     }
 
-    /// Closes and unmaps everything that nobody uses any more.
-    pub(super) fn forget(&self) {
+    /// Closes and unmaps everything that nobody uses any more; says how many chunks were
+    /// mapped.
+    pub(super) fn forget(&self) -> u64 {
         let mut open = lock(&self.open);
         for number in open.drain(..) {
             *lock(&self.shard(number).open) = None;
             self.open_count.fetch_sub(1, Ordering::Relaxed);
         }
+        drop(open);
+        let mut chunks = 0;
         for shard in &self.shards {
-            *lock(&shard.map) = None;
+            let map = lock(&shard.map).take();
+            chunks += map.map_or(0, |map| map.forget_chunks());
         }
+        chunks
     }
 }

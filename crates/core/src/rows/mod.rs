@@ -179,7 +179,7 @@ impl Rows {
     /// Refuses later takes. Those under way end as they would have.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.files.forget();
+        self.budget.give_back_all(self.files.forget());
     }
 
     /// # Errors

@@ -306,6 +306,11 @@ impl SourceMap {
         self.populated.load(Ordering::Relaxed) * CHUNK_BYTES as u64
     }
 
+    /// Counts every chunk as not populated, and says how many were: for the end.
+    pub(crate) fn forget_chunks(&self) -> u64 {
+        (0..self.chunk_count()).map(|chunk| u64::from(self.note_absent(chunk))).sum()
+    }
+
     /// Unmaps every page, so that none counts as this process's memory; they stay in
     /// the page cache. Copies that are under way fault them in again.
     pub(crate) fn unmap_pages(&self) {
