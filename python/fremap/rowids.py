@@ -41,6 +41,8 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
     tuple
         The selection, and the shape of the ids.
     """
+    if isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
+        return np.ascontiguousarray(ids), ids.shape
     if isinstance(ids, slice):
         start, stop, step = ids.indices(count)
         ids = range(start, stop, step)

@@ -317,7 +317,10 @@ class Rows:
             filled = np.empty(shape, self._kind.dtype)
         else:
             filled = filled_memory("take", out, self._kind.dtype, shape)
-        self._core().take(selection, filled.reshape(-1).view(np.uint8))
+        # NumPy exports no buffer of times, nor of types that are not its own.
+        plain = self._kind.dtype.kind in "biufc" and self._kind.dtype.isnative
+        memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
+        self._core().take(selection, memory)
         return filled
 
     async def take_async(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:

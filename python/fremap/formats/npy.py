@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import struct
+import tokenize
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy_format
@@ -56,7 +57,7 @@ def table(header: Header, tensor: str | None) -> Table:
     text = header.read(length_at, length_bytes + length)
     try:
         shape, fortran, dtype = _parsed(version, text, length_bytes)
-    except (ValueError, SyntaxError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
         raise header.wrong(f"its header cannot be understood: {error}") from error
     checked = header.checked_shape(shape)
     if fortran and sum(length > 1 for length in checked) > 1:

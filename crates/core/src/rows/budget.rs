@@ -85,7 +85,12 @@ impl MapBudget {
 
     /// A chunk that was claimed is not mapped, or not any more.
     pub(super) fn give_back(&self) {
-        self.chunks.fetch_sub(1, Ordering::Relaxed);
+        self.give_back_all(1);
+    }
+
+    /// The same for `count` chunks.
+    pub(super) fn give_back_all(&self, count: u64) {
+        self.chunks.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// Unmaps a chunk that was not used since the hand came by the last time.

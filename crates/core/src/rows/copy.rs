@@ -4,6 +4,7 @@ use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::files::Shard;
 use super::{count, Rows, Wanted};
 use crate::error::{Result, RowLoss};
 use crate::scatter::Pace;
@@ -17,9 +18,11 @@ use crate::units::{Pages, Row};
 /// Rows that are copied before the thread's major faults are looked at: few at first, as
 /// each may be one, then twice as many each time.
 const FIRST_ROWS: usize = 8;
-const MOST_ROWS: usize = 256;
+const MOST_ROWS: usize = 512;
 /// Bytes that are copied before, unless a row is larger.
 const MOST_BYTES: usize = 1 << 20;
+/// A row of up to so many bytes is copied for nothing rather than that copies end.
+const MOST_FILLER_BYTES: usize = 512;
 /// Rows that are asked about one by one once a row was not in the page cache.
 const ASKED_ROWS: usize = 1024;
 
@@ -47,15 +50,19 @@ impl Rows {
         let maps: Vec<OnceCell<Option<Found>>> =
             std::iter::repeat_with(OnceCell::new).take(self.files.len()).collect();
         let mut copier = Copier::new(self, &maps, into, recovery);
-        for (place, position) in positions.clone().enumerate() {
-            let (shard, offset) = self.locate(ids.at(position));
-            copier.add(Wanted { shard, offset, position: place as u32 });
-            if copier.is_full() {
-                pace.check(copier.flush())?;
+        let wanted = positions.len();
+        match ids {
+            Pages::List(list) => {
+                let list = &list[positions.clone()];
+                copier.all(wanted, |position| list[position].0, pace)?;
+            }
+            Pages::Range(range) => {
+                let first = range.start + positions.start as u64;
+                copier.all(wanted, |position| first + position as u64, pace)?;
             }
         }
-        copier.flush();
         let Copier { rest, touched, recovery, .. } = copier;
+        count(&self.counters.rows_copied, (wanted - rest.len()) as u64);
         drop(recovery);
         self.recheck(&touched, ids, positions)?;
         Ok(rest)
@@ -66,14 +73,14 @@ impl Rows {
     fn recheck(&self, touched: &[u32], ids: &Pages<Row>, positions: Range<usize>) -> Result<()> {
         for &shard in touched {
             let size_now = self.files.size_now(shard);
-            let whole = self.files.mapped_size(shard);
+            let whole = self.files.shard(shard).size_bytes();
             if size_now.as_ref().is_ok_and(|&size_bytes| size_bytes >= whole) {
                 continue;
             }
             let end = size_now.as_ref().map_or(0, |&size_bytes| size_bytes);
             let loss =
                 size_now.map_or_else(|loss| loss, |size_bytes| RowLoss::Truncated { size_bytes });
-            let mut places = positions.clone().map(|position| self.locate(ids.at(position)));
+            let mut places = positions.clone().map(|position| self.locate(ids.at(position).0));
             let first = places
                 .find(|(other, offset)| *other == shard && offset + self.row_bytes as u64 > end);
             if let Some((_, offset)) = first {
@@ -84,15 +91,24 @@ impl Rows {
     }
 }
 
+/// The shard that the last row was in, as rows that follow are often in the same.
+struct Current<'c> {
+    number: u32,
+    shard: &'c Shard,
+    found: Option<&'c Found>,
+}
+
 /// The copies of one piece of a take.
 struct Copier<'c> {
     rows: &'c Rows,
     maps: &'c Maps,
     into: Span<'c>,
     recovery: Option<Recovery>,
+    current: Current<'c>,
+    /// Rows that go one after another to `begin` and the places behind it. In the place of
+    /// one that is to be read is the one before it, as that costs less than an end.
     copies: RowCopies<'c>,
-    /// The rows that `copies` is of.
-    block: Vec<Wanted>,
+    begin: usize,
     /// Rows that are copied together.
     limit: usize,
     /// The thread's major faults so far.
@@ -100,7 +116,7 @@ struct Copier<'c> {
     /// Rows that are still to be asked about.
     asked: usize,
     query: Query,
-    /// Rows that are not copied.
+    /// Rows that are to be read, by position.
     rest: Vec<Wanted>,
     /// Shards that were copied from.
     touched: Vec<u32>,
@@ -108,42 +124,134 @@ struct Copier<'c> {
 
 impl<'c> Copier<'c> {
     fn new(rows: &'c Rows, maps: &'c Maps, into: Span<'c>, recovery: Option<Recovery>) -> Self {
-        Self {
+        let mut copier = Self {
             rows,
             maps,
             into,
             recovery,
+            current: Current { number: 0, shard: rows.files.shard(0), found: None },
             copies: RowCopies::new(rows.row_bytes),
-            block: Vec::with_capacity(MOST_ROWS),
+            begin: 0,
             limit: FIRST_ROWS,
-            faults: major_faults(),
+            faults: 0,
             asked: 0,
             query: Query::default(),
             rest: Vec::new(),
             touched: Vec::new(),
+        };
+        copier.turn_to(0);
+        copier
+    }
+
+    /// Copies `count` rows to their places in `into`, save those that are left in `rest`.
+    fn all(
+        &mut self,
+        count: usize,
+        row_at: impl Fn(usize) -> u64,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        let most_rows = (MOST_BYTES / self.rows.row_bytes).max(1);
+        if count > self.limit {
+            self.faults = major_faults();
+        }
+        let mut position = 0;
+        while position < count {
+            let end = count.min(self.begin + self.limit.min(most_rows));
+            position = self.add_ready(position..end, &row_at);
+            if position < end {
+                self.add(row_at(position), position, &row_at);
+                position += 1;
+            }
+            if position >= end {
+                let added = self.flush(&row_at);
+                if position < count {
+                    self.note_faults();
+                    pace.check(added)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn turn_to(&mut self, number: u32) {
+        let find = || {
+            let map = self.rows.files.map(number)?;
+            Some(Found { map, touched: Cell::new(false) })
+        };
+        let found = match self.recovery {
+            Some(_) => self.maps[number as usize].get_or_init(find).as_ref(),
+            None => None,
+        };
+        self.current = Current { number, shard: self.rows.files.shard(number), found };
+    }
+
+    /// Adds rows of the current shard that are known to be mapped, up to the first that is
+    /// not, whose position it returns.
+    fn add_ready(&mut self, positions: Range<usize>, row_at: &impl Fn(usize) -> u64) -> usize {
+        let Some(found) = self.current.found.filter(|_| self.asked == 0) else {
+            return positions.start;
+        };
+        let (map, shard, row_bytes) = (&*found.map, self.current.shard, self.rows.row_bytes);
+        let whole = map.whole();
+        let mut position = positions.start;
+        while position < positions.end {
+            let row = row_at(position);
+            if !shard.has(row) {
+                break;
+            }
+            let offset = shard.offset_of(row, row_bytes) as usize;
+            let last = offset + row_bytes - 1;
+            let (first_chunk, last_chunk) = (offset / CHUNK_BYTES, last / CHUNK_BYTES);
+            if !map.is_in_use(first_chunk)
+                || (last_chunk != first_chunk
+                    && !(first_chunk + 1..=last_chunk).all(|chunk| map.is_in_use(chunk)))
+            {
+                break;
+            }
+            self.copies.push(whole.part(offset, row_bytes));
+            position += 1;
+        }
+        if position > positions.start {
+            self.touch(found);
+        }
+        position
+    }
+
+    fn touch(&mut self, found: &Found) {
+        if !found.touched.replace(true) {
+            self.touched.push(self.current.number);
         }
     }
 
-    fn is_full(&self) -> bool {
-        let rows = self.block.len();
-        rows >= self.limit || rows * self.rows.row_bytes >= MOST_BYTES
+    fn wanted(&self, row: u64, position: usize) -> Wanted {
+        let (shard, offset) = self.rows.locate(row);
+        Wanted { shard, offset, position: position as u32 }
     }
 
-    /// Adds a row to the copies, or to the rest.
-    fn add(&mut self, wanted: Wanted) {
-        match self.source_of(&wanted) {
-            Some(from) => {
-                self.copies.push(from, wanted.place(self.into, self.rows.row_bytes));
-                self.block.push(wanted);
-            }
-            None => self.rest.push(wanted),
+    /// Adds any row to the copies, or to the rest.
+    fn add(&mut self, row: u64, position: usize, row_at: &impl Fn(usize) -> u64) {
+        let wanted = self.wanted(row, position);
+        if wanted.shard != self.current.number {
+            self.turn_to(wanted.shard);
+        }
+        if let Some(from) = self.source_of(&wanted) {
+            self.copies.push(from);
+            return;
+        }
+        if self.rows.row_bytes > MOST_FILLER_BYTES {
+            self.flush(row_at);
+        }
+        self.rest.push(wanted);
+        if self.copies.is_empty() {
+            self.begin = position + 1;
+        } else {
+            self.copies.push_last_again();
         }
     }
 
     /// Where a row is mapped, if all of it is, and is in the page cache as far as is known.
     fn source_of(&mut self, wanted: &Wanted) -> Option<Span<'c>> {
-        self.recovery.as_ref()?;
-        let Some(found) = self.found(wanted.shard) else {
+        let Some(found) = self.current.found else {
             self.rows.files.note_reads(wanted.shard, 1);
             return None;
         };
@@ -155,22 +263,13 @@ impl<'c> Copier<'c> {
         if !mapped || (self.asked > 0 && !self.ask(map, wanted, chunks)) {
             return None;
         }
-        if !found.touched.replace(true) {
-            self.touched.push(wanted.shard);
-        }
+        self.touch(found);
         map.bytes(wanted.offset, self.rows.row_bytes)
-    }
-
-    fn found(&self, shard: u32) -> Option<&'c Found> {
-        let find = || {
-            let map = self.rows.files.map(shard)?;
-            Some(Found { map, touched: Cell::new(false) })
-        };
-        self.maps[shard as usize].get_or_init(find).as_ref()
     }
 
     /// Notes reads from a chunk, and maps it if it was read often enough and all of it
     /// is in the page cache.
+    #[cold]
     fn populate(&mut self, map: &SourceMap, chunk: usize, bytes: &Range<u64>) -> bool {
         if map.note_use(chunk) {
             return true;
@@ -189,6 +288,7 @@ impl<'c> Copier<'c> {
     }
 
     /// Asks whether a row is in the page cache; the chunks of one that is not are unmapped.
+    #[cold]
     fn ask(&mut self, map: &SourceMap, wanted: &Wanted, chunks: Range<usize>) -> bool {
         let start = wanted.offset as usize & !(system_page_bytes() - 1);
         let end = wanted.offset as usize + self.rows.row_bytes;
@@ -206,15 +306,29 @@ impl<'c> Copier<'c> {
     }
 
     /// Copies what was added; says how many rows that were.
-    fn flush(&mut self) -> usize {
-        let rows = self.block.len();
-        let (Some(recovery), true) = (&self.recovery, rows > 0) else { return 0 };
-        // What was lost is read, which says why.
-        let copied = recovery.copy_rows(&mut self.copies).err().unwrap_or(rows);
-        self.rest.extend_from_slice(&self.block[copied..]);
+    fn flush(&mut self, row_at: &impl Fn(usize) -> u64) -> usize {
+        let count_added = self.copies.len();
+        let positions = self.begin..self.begin + count_added;
+        self.begin = positions.end;
+        let (Some(recovery), true) = (&self.recovery, count_added > 0) else { return 0 };
+        let row_bytes = self.rows.row_bytes;
+        let into = self.into.part(positions.start * row_bytes, count_added * row_bytes);
+        let outcome = recovery.copy_rows(&mut self.copies, into);
         self.copies.clear();
-        self.block.clear();
-        count(&self.rows.counters.rows_copied, copied as u64);
+        if let Err(copied) = outcome {
+            // What was lost is read, which says why.
+            let first = positions.start + copied;
+            let before = self.rest.partition_point(|row| (row.position as usize) < first);
+            self.rest.truncate(before);
+            for position in first..positions.end {
+                self.rest.push(self.wanted(row_at(position), position));
+            }
+        }
+        count_added
+    }
+
+    /// Looks at the thread's major faults: after one, rows are asked about.
+    fn note_faults(&mut self) {
         let faults = major_faults();
         if faults > self.faults {
             count(&self.rows.counters.major_faults, faults - self.faults);
@@ -224,7 +338,6 @@ impl<'c> Copier<'c> {
         } else {
             self.limit = (self.limit * 2).min(MOST_ROWS);
         }
-        rows
     }
 }
 

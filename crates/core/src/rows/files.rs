@@ -96,6 +96,16 @@ impl Shard {
         self.rows.clone()
     }
 
+    #[inline]
+    pub(super) fn has(&self, row: u64) -> bool {
+        self.rows.contains(&row)
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    #[inline]
     pub(super) fn offset_of(&self, row: u64, row_bytes: usize) -> u64 {
         self.data_offset + (row - self.rows.start) * row_bytes as u64
     }
@@ -174,13 +184,12 @@ impl Files {
     }
 
     /// The shard that a row is in, which exists.
-    pub(super) fn shard_of(&self, row: u64) -> (u32, &Shard) {
+    pub(super) fn shard_of(&self, row: u64) -> u32 {
         let number = match self.even_rows {
-            _ if self.shards.len() == 1 => 0,
             Some(rows) => (row / rows) as usize,
             None => self.shards.partition_point(|shard| shard.rows.end <= row),
         };
-        (number as u32, &self.shards[number])
+        number as u32
     }
 
     pub(super) fn open_count(&self) -> u64 {
@@ -299,19 +308,20 @@ impl Files {
         }
     }
 
-    pub(super) fn mapped_size(&self, number: u32) -> u64 {
-        self.shard(number).size_bytes
-    }
-
-    /// Closes and unmaps everything that nobody uses any more.
-    pub(super) fn forget(&self) {
+    /// Closes and unmaps everything that nobody uses any more; says how many chunks were
+    /// mapped.
+    pub(super) fn forget(&self) -> u64 {
         let mut open = lock(&self.open);
         for number in open.drain(..) {
             *lock(&self.shard(number).open) = None;
             self.open_count.fetch_sub(1, Ordering::Relaxed);
         }
+        drop(open);
+        let mut chunks = 0;
         for shard in &self.shards {
-            *lock(&shard.map) = None;
+            let map = lock(&shard.map).take();
+            chunks += map.map_or(0, |map| map.forget_chunks());
         }
+        chunks
     }
 }

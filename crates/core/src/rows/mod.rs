@@ -179,7 +179,7 @@ impl Rows {
     /// Refuses later takes. Those under way end as they would have.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.files.forget();
+        self.budget.give_back_all(self.files.forget());
     }
 
     /// # Errors
@@ -200,12 +200,14 @@ impl Rows {
         let Selection::List(list) = selection else {
             return selection.resolve(operation, limit);
         };
-        let rows = list.into_iter().map(|index| {
-            let outside = Error::PageRange { operation, coordinate: "row", index, limit };
+        let row_of = |index: i64| {
             let row = u64::try_from(index).ok().or_else(|| limit.checked_add_signed(index));
-            row.filter(|&row| row < limit).map(Row).ok_or(outside)
-        });
-        rows.collect::<Result<Vec<Row>>>().map(Pages::List)
+            row.filter(|&row| row < limit)
+        };
+        if let Some(&index) = list.iter().find(|&&index| row_of(index).is_none()) {
+            return Err(Error::PageRange { operation, coordinate: "row", index, limit });
+        }
+        Ok(Pages::List(list.into_iter().filter_map(row_of).map(Row).collect()))
     }
 
     /// Copies rows into `into`, one after another.
@@ -258,9 +260,9 @@ impl Rows {
     }
 
     /// The shard that a row is in, and where its bytes begin there.
-    fn locate(&self, row: Row) -> (u32, u64) {
-        let (number, shard) = self.files.shard_of(row.0);
-        (number, shard.offset_of(row.0, self.row_bytes))
+    fn locate(&self, row: u64) -> (u32, u64) {
+        let number = self.files.shard_of(row);
+        (number, self.files.shard(number).offset_of(row, self.row_bytes))
     }
 }
 

@@ -26,6 +26,12 @@ pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// done sooner, as the map serves the store to its end and whoever reads a
 /// chunk so often at once will read it again.
 pub(crate) const POPULATE_READS: usize = 16;
+/// In a chunk's state: how many of its pages were read while it is not populated.
+const READS: u16 = 0x07ff;
+/// In a chunk's state: how often in a row it was asked for and found not whole in the
+/// page cache, which costs 30 µs; each time it takes four times as many reads to ask again.
+const MISSED: u16 = 0x1800;
+const MISSED_ONCE: u16 = 0x0800;
 /// The largest file that is mapped; beyond it pages are read by system calls.
 const MAX_MAP_BYTES: u64 = 1 << 44;
 /// Pages that are sorted and asked about together.
@@ -137,8 +143,8 @@ impl Source {
 pub(crate) struct SourceMap {
     region: Region,
     size_bytes: u64,
-    /// A chunk's state: [`POPULATED`], [`TABLE`], and while it is not populated
-    /// how many of its pages were read.
+    /// A chunk's state: [`POPULATED`], [`TABLE`], [`USED`], and while it is not populated
+    /// [`READS`] and [`MISSED`].
     chunks: Vec<AtomicU16>,
     tables: AtomicU64,
     /// Chunks that are populated.
@@ -169,6 +175,18 @@ impl SourceMap {
         self.size_bytes
     }
 
+    /// All bytes of the map, the last page perhaps beyond the end of the file.
+    pub(crate) fn whole(&self) -> Span<'_> {
+        self.region.span(0, self.region.len())
+    }
+
+    /// Whether a chunk is populated, and known to be used since [`take_use`](Self::take_use).
+    #[inline]
+    pub(crate) fn is_in_use(&self, chunk: usize) -> bool {
+        let ready = POPULATED | USED;
+        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & ready == ready)
+    }
+
     /// The bytes at an offset of the file, if the map has that many there.
     pub(crate) fn bytes(&self, offset: u64, len: usize) -> Option<Span<'_>> {
         let offset = usize::try_from(offset).ok()?;
@@ -181,6 +199,7 @@ impl SourceMap {
     }
 
     /// Notes that a populated chunk is about to be copied from; says whether it is one.
+    #[inline]
     pub(crate) fn note_use(&self, chunk: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
@@ -197,16 +216,17 @@ impl SourceMap {
     }
 
     /// Counts page reads from a chunk that is not populated; says whether that
-    /// makes [`POPULATE_READS`] since it was last said.
+    /// makes [`POPULATE_READS`] since it was last said, or more where that was in vain.
     pub(crate) fn note_reads(&self, chunk: usize, reads: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
         if before & POPULATED != 0 {
             return false;
         }
-        let total = usize::from(before & !(TABLE | USED)) + reads;
-        let due = total >= POPULATE_READS;
-        let after = (before & TABLE) | if due { 0 } else { total as u16 };
+        let missed = u32::from((before & MISSED) / MISSED_ONCE);
+        let total = usize::from(before & READS) + reads;
+        let due = total >= POPULATE_READS << (2 * missed);
+        let after = (before & (TABLE | MISSED)) | if due { 0 } else { total as u16 };
         // A count lost to another thread costs a later populate, nothing else.
         let _ = state.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
         due
@@ -227,6 +247,10 @@ impl SourceMap {
         let len = CHUNK_BYTES.min(self.region.len() - start);
         let resident = query.ask(self, start, len)?;
         if resident.iter().any(|page| page & 1 == 0) {
+            let more =
+                |state: u16| (state & (MISSED | POPULATED) < MISSED).then(|| state + MISSED_ONCE);
+            let _missed =
+                self.chunks[chunk].fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
             return Ok(None);
         }
         self.region.populate_read(start, len)?;
@@ -280,6 +304,11 @@ impl SourceMap {
     /// Bytes of the file that the map has mapped.
     pub(crate) fn mapped_bytes(&self) -> u64 {
         self.populated.load(Ordering::Relaxed) * CHUNK_BYTES as u64
+    }
+
+    /// Counts every chunk as not populated, and says how many were: for the end.
+    pub(crate) fn forget_chunks(&self) -> u64 {
+        (0..self.chunk_count()).map(|chunk| u64::from(self.note_absent(chunk))).sum()
     }
 
     /// Unmaps every page, so that none counts as this process's memory; they stay in

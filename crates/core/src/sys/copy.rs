@@ -60,17 +60,21 @@ impl Recovery {
         Ok(Self { thread: PhantomData })
     }
 
-    /// Copies rows, each fetched while those before it are copied.
+    /// Copies rows one after another into `into`, each fetched while those before it
+    /// are copied.
     ///
     /// # Errors
     /// How many were copied before the first whose source was lost; see [`SourceLost`].
-    pub fn copy_rows(&self, copies: &mut RowCopies<'_>) -> Result<(), usize> {
+    ///
+    /// # Panics
+    /// If `into` is not as long as all rows.
+    pub fn copy_rows(&self, copies: &mut RowCopies<'_>, into: Span<'_>) -> Result<(), usize> {
         // SAFETY: every span that was pushed is as long as a row, and lives as long as
         // `copies` by its lifetime.
         #[cfg(target_arch = "x86_64")]
-        return unsafe { routine::copy_rows(&mut copies.rows, copies.row_bytes) };
+        return unsafe { routine::copy_rows(&mut copies.rows, copies.row_bytes, into) };
         #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("there is no Recovery here, so nothing to copy {copies:?} with")
+        unreachable!("there is no Recovery here, so nothing to copy {copies:?} to {into:?} with")
     }
 
     /// Copies `from` into `into`, past the processor's caches where the
@@ -96,7 +100,7 @@ impl Recovery {
     }
 }
 
-/// Rows of one size to be copied together, from maps of files to anywhere
+/// Rows of one size, in maps of files, to be copied one after another
 /// ([`Recovery::copy_rows`]).
 #[derive(Debug)]
 pub struct RowCopies<'m> {
@@ -125,11 +129,21 @@ impl<'m> RowCopies<'m> {
     /// Adds a row.
     ///
     /// # Panics
-    /// If a span is not as long as a row.
-    pub fn push(&mut self, from: Span<'m>, into: Span<'m>) {
-        assert!(from.len() == self.row_bytes && into.len() == self.row_bytes, "spans of one row");
+    /// If the span is not as long as a row.
+    #[inline]
+    pub fn push(&mut self, from: Span<'m>) {
+        assert!(from.len() == self.row_bytes, "a span of one row");
         #[cfg(target_arch = "x86_64")]
-        self.rows.push(from, into);
+        self.rows.push(from);
+    }
+
+    /// Adds the last row once more, in the place of one that is not to be copied.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn push_last_again(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        self.rows.push_last_again();
     }
 
     /// How many rows there are.

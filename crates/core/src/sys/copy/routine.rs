@@ -57,7 +57,7 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size fremap_copy_bytes, . - fremap_copy_bytes",
-    // (rdi: rows, rsi: how many, rdx: bytes of each) -> rax
+    // (rdi: addresses of rows, rsi: how many, rdx: bytes of each, rcx: into) -> rax
     ".hidden fremap_copy_rows",
     ".globl fremap_copy_rows",
     ".type fremap_copy_rows,@function",
@@ -65,21 +65,19 @@ global_asm!(
     ".cfi_startproc",
     "xor r10d, r10d",
     "mov r11, rdi",
-    "test rsi, rsi",
-    "jz 9f",
+    "mov rax, rcx",
     ".p2align 4",
     // Fetches a row that comes later, every line of it.
     "2:",
-    "mov rax, [r11 + {ahead}]",
-    "lea rcx, [rax + rdx]",
+    "mov rcx, [r11 + {ahead}]",
+    "lea rdi, [rcx + rdx]",
     "3:",
-    "prefetcht0 [rax]",
-    "add rax, 64",
-    "cmp rax, rcx",
+    "prefetcht0 [rcx]",
+    "add rcx, 64",
+    "cmp rcx, rdi",
     "jb 3b",
-    "prefetcht0 [rcx - 1]",
+    "prefetcht0 [rdi - 1]",
     "mov r8, [r11]",
-    "mov rax, [r11 + 8]",
     "lea r9, [r8 + rdx]",
     "mov rcx, r8",
     "cmp rdx, 16",
@@ -109,6 +107,7 @@ global_asm!(
     "10:",
     "movdqu xmm0, [r9 - 16]",
     "movdqu [rax + rdi - 16], xmm0",
+    "add rax, rdi",
     "jmp 8f",
     // Rows of less than 16 bytes: two words that may overlap, or one byte.
     "6:",
@@ -118,7 +117,7 @@ global_asm!(
     "mov rcx, [r9 - 8]",
     "mov [rax], rdi",
     "mov [rax + rdx - 8], rcx",
-    "jmp 8f",
+    "jmp 12f",
     "7:",
     "cmp rdx, 4",
     "jb 11f",
@@ -126,20 +125,21 @@ global_asm!(
     "mov ecx, [r9 - 4]",
     "mov [rax], edi",
     "mov [rax + rdx - 4], ecx",
-    "jmp 8f",
+    "jmp 12f",
     "11:",
     "movzx edi, byte ptr [rcx]",
     "mov [rax], dil",
     "cmp rdx, 1",
-    "je 8f",
+    "je 12f",
     "movzx edi, word ptr [r9 - 2]",
     "mov [rax + rdx - 2], di",
+    "12:",
+    "add rax, rdx",
     "8:",
     "inc r10",
-    "add r11, 16",
+    "add r11, 8",
     "cmp r10, rsi",
     "jb 2b",
-    "9:",
     "xor eax, eax",
     "ret",
     ".cfi_endproc",
@@ -153,59 +153,74 @@ global_asm!(
     "lea rax, [r10 + 1]",
     "ret",
     ".popsection",
-    ahead = const ROWS_AHEAD * size_of::<Row>(),
+    ahead = const ROWS_AHEAD * size_of::<*mut u8>(),
 );
 
 /// How many rows ahead of its copy a row is fetched.
 const ROWS_AHEAD: usize = 16;
+/// The longest rows that are fetched so: longer ones are copied one by one, each
+/// fetching the next.
+const MAX_FETCHED_BYTES: usize = 2048;
 
-/// Where a row is, and where it goes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-struct Row {
-    from: *mut u8,
-    into: *mut u8,
-}
-
-/// Rows of one size to be copied together.
+/// Where rows of one size are that are to be copied together.
 #[derive(Debug)]
 pub(super) struct Rows {
-    rows: Vec<Row>,
+    from: Vec<*mut u8>,
 }
 
 impl Rows {
     pub(super) fn new() -> Self {
-        Self { rows: Vec::new() }
+        Self { from: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, from: Span<'_>, into: Span<'_>) {
-        self.rows.push(Row { from: from.start(), into: into.start() });
+    #[inline]
+    pub(super) fn push(&mut self, from: Span<'_>) {
+        self.from.push(from.start());
+    }
+
+    pub(super) fn push_last_again(&mut self) {
+        self.from.extend_from_within(self.from.len() - 1..);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.rows.len()
+        self.from.len()
     }
 
     pub(super) fn clear(&mut self) {
-        self.rows.clear();
+        self.from.clear();
     }
 }
 
-/// Copies rows of `row_bytes` bytes, at least one; an error says how many were
-/// copied before the one whose source was lost.
+/// Copies rows of `row_bytes` bytes, at least one, one after another into `into`; an
+/// error says how many were copied before the one whose source was lost.
 ///
 /// # Safety
 /// The spans that were pushed are as long and mapped still.
-pub(super) unsafe fn copy_rows(rows: &mut Rows, row_bytes: usize) -> Result<(), usize> {
-    let count = rows.rows.len();
-    let Some(&last) = rows.rows.last() else { return Ok(()) };
+pub(super) unsafe fn copy_rows(
+    rows: &mut Rows,
+    row_bytes: usize,
+    into: Span<'_>,
+) -> Result<(), usize> {
+    let count = rows.from.len();
+    assert_eq!(into.len(), count * row_bytes, "memory for as many rows");
+    let Some(&end) = rows.from.last() else { return Ok(()) };
+    if row_bytes > MAX_FETCHED_BYTES {
+        // SAFETY: as promised.
+        let row = |number: &usize| unsafe { Span::new(rows.from[*number], row_bytes) };
+        for number in 0..count {
+            let next = Some(number + 1).filter(|&next| next < count).as_ref().map(row);
+            copy(into.part(number * row_bytes, row_bytes), row(&number), next)
+                .map_err(|SourceLost| number)?;
+        }
+        return Ok(());
+    }
     // What is fetched ahead of the last rows: any address may be.
-    rows.rows.resize(count + ROWS_AHEAD, last);
+    rows.from.resize(count + ROWS_AHEAD, end);
     // SAFETY: rows are mapped for their length, by the caller's promise; a source that
     // the kernel cannot bring raises SIGBUS, which `handler` turns into a return of the
     // row's number and one. There are as many rows behind the last as are fetched ahead.
-    let outcome = unsafe { fremap_copy_rows(rows.rows.as_ptr(), count, row_bytes) };
-    rows.rows.truncate(count);
+    let outcome = unsafe { fremap_copy_rows(rows.from.as_ptr(), count, row_bytes, into.start()) };
+    rows.from.truncate(count);
     if outcome == 0 {
         Ok(())
     } else {
@@ -217,7 +232,12 @@ extern "C" {
     fn fremap_copy_start();
     fn fremap_copy_lines(into: *mut u8, from: *const u8, bytes: usize, next: *const u8) -> i32;
     fn fremap_copy_bytes(into: *mut u8, from: *const u8, bytes: usize) -> i32;
-    fn fremap_copy_rows(rows: *const Row, count: usize, row_bytes: usize) -> usize;
+    fn fremap_copy_rows(
+        from: *const *mut u8,
+        count: usize,
+        row_bytes: usize,
+        into: *mut u8,
+    ) -> usize;
     fn fremap_copy_end();
     fn fremap_copy_lost();
 }
