@@ -52,8 +52,18 @@ class TakesRows(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, ids: _Ids) -> npt.NDArray[Any]:
-        """Return these rows in a new array."""
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        ...
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        ...
+
+    def take(self, ids: _Ids, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return these rows in `out`."""
         ...
 
 
@@ -210,7 +220,7 @@ class Batches:
         """Return a batch, which may have been read already."""
         if self._prefetch == 0:
             ids = self._epoch.ids(number)
-            return ids, self._rows.take(ids)
+            return ids, self._rows.take(ids, self._memory(ids))
         self._read_ahead(self._todo)
         ids, read = self._reads[number]
         try:
@@ -227,7 +237,16 @@ class Batches:
         for number in todo[: self._prefetch]:
             if number not in self._reads:
                 ids = self._epoch.ids(number)
-                self._reads[number] = ids, self._threads().submit(self._rows.take, ids)
+                memory = self._memory(ids)
+                self._reads[number] = ids, self._threads().submit(self._rows.take, ids, memory)
+
+    def _memory(self, ids: _Ids) -> npt.NDArray[Any]:
+        """Return memory for a batch.
+
+        From this thread, which drops the batches too: if each of those that read had its own
+        from the allocator, every one would keep some.
+        """
+        return np.empty((len(ids), *self._rows.row_shape), self._rows.dtype)
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None:

@@ -61,7 +61,8 @@ class Backing:
     """
 
     __slots__ = (
-        "_rows", "budget", "filename", "mode", "offset", "origin", "start", "store", "window",
+        "_pid", "_rows", "budget", "filename", "mode", "offset", "origin", "start", "store",
+        "window",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +83,12 @@ class Backing:
         self.mode = mode
         self.budget = budget
         self._rows: tuple[object, _core.Rows] | None = None
+        self._pid = os.getpid()
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this is a child of fork, to which the window is its parent's."""
+        return self._pid != os.getpid()
 
     @property
     def clean(self) -> bool:
@@ -241,6 +248,8 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         backing = self._backing
         if backing is None or backing.window is None or not self.flags.c_contiguous:
             return None
+        if not backing.clean and backing.inherited:
+            return None  # populating is not for a child
         least = _LEAST_TAKEN if backing.clean else _LEAST_POPULATED
         if self.ndim == 0 or self.nbytes == 0 or _length(index) < least:
             return None

@@ -26,10 +26,12 @@ class Numbers:
     def __len__(self) -> int:
         return self.length
 
-    def take(self, ids: np.ndarray) -> np.ndarray:
+    dtype, row_shape = np.dtype(np.int64), (2,)
+
+    def take(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
         assert ids.dtype == np.int64
         self.before(ids)
-        return np.stack([ids, -ids], axis=1)
+        return np.stack([ids, -ids], axis=1, out=out)
 
 
 def ids_of(batches: Batches) -> list[list[int]]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,24 @@ def test_without_userfaultfd_a_budget_is_refused_and_none_is_a_mapping(
         np.testing.assert_array_equal(array, SOME)
     array[0] = 4
     assert np.fromfile(path, np.int32)[0] == 4
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_a_child_of_fork_reads(
+    large: Path, mode: str, in_child: Callable[[Callable[[], None]], int]
+) -> None:
+    array = fremap.memmap(large, np.int64, mode, shape=(1 << 14, 512))
+    assert array[5:900, 7].sum() == sum(range(5, 900)) * 512 + 895 * 7
+    rows = np.random.default_rng(3).permutation(1 << 14)[:500]
+
+    def child() -> None:
+        assert (array[rows][:, 9] == rows * 512 + 9).all()
+        assert array[:, 0].sum() == sum(range(1 << 14)) * 512
+        if mode == "r":
+            assert pickle.loads(pickle.dumps(array[3])).tolist() == list(range(1536, 2048))
+
+    assert in_child(child) == 0
+    assert (array[rows][:, 9] == rows * 512 + 9).all()
 
 
 def test_threads_read_and_gather_at_once(large: Path) -> None:
