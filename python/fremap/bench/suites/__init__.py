@@ -4,7 +4,19 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale, window
+from fremap.bench.suites import (
+    batches,
+    dirty,
+    fault,
+    imports,
+    nonblock,
+    protect,
+    read,
+    remap,
+    scale,
+    scan,
+    window,
+)
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
@@ -19,6 +31,8 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "batches": (batches.warm, batches.cold),
+    "scan": (scan.warm, scan.cold),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
