@@ -167,7 +167,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
     --------
     >>> import fremap, numpy as np, tempfile
     >>> with tempfile.NamedTemporaryFile() as file:
-    ...     table = fremap.memmap(file.name, "f4", "w+", shape=(1000, 16), budget=8 << 20)
+    ...     table = fremap.memmap(file.name, "f4", "w+", shape=(1000, 16))
     ...     table[:] = np.arange(1000)[:, None]
     ...     table.flush()
     ...     fremap.memmap(file.name, "f4", "r", shape=(1000, 16))[[3, 999], 0]
