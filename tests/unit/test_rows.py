@@ -7,14 +7,16 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
 from fremap.errors import ArgumentError, ClosedError, PageRangeError, PageTypeError
 from fremap.testing import counting
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROW_COUNT = 5000
 

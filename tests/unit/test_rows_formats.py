@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
@@ -14,6 +13,9 @@ import pytest
 import safetensors.numpy
 from fremap.errors import ArgumentError, FormatError, StoreError
 from numpy.lib import format as npy_format
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = np.arange(24, dtype=np.float32).reshape(6, 4)
 
@@ -72,7 +74,9 @@ def test_npy_in_fortran_order(tmp_path: Path) -> None:
     # One column is the same in both orders.
     column = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118)
     header = "{'descr': '<f4', 'fortran_order': True, 'shape': (6, 1), }"
-    (tmp_path / "c.npy").write_bytes(column + header.ljust(117).encode() + b"\n" + TABLE[:, 0].tobytes())
+    (tmp_path / "c.npy").write_bytes(
+        column + header.ljust(117).encode() + b"\n" + TABLE[:, 0].tobytes()
+    )
     with fremap.rows(tmp_path / "c.npy") as rows:
         assert rows.shape == (6, 1)
         assert rows[[2]].tolist() == [[8.0]]
@@ -87,7 +91,9 @@ def test_npy_of_objects_and_scalars(tmp_path: Path) -> None:
         fremap.rows(tmp_path / "s.npy")
 
 
-def npy(text: str, *, length: int | None = None, version: bytes = b"\x01\x00", data: int = 96) -> bytes:
+def npy(
+    text: str, *, length: int | None = None, version: bytes = b"\x01\x00", data: int = 96
+) -> bytes:
     header = text.encode("latin-1")
     size = len(header) if length is None else length
     return b"\x93NUMPY" + version + struct.pack("<H", size) + header + bytes(data)
@@ -148,7 +154,11 @@ def test_safetensors(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows[[1]], TABLE[[1]])
 
 
-RAW_TYPES = [("BF16", "bfloat16", 2), ("F8_E4M3", "float8_e4m3fn", 1), ("F8_E5M2", "float8_e5m2", 1)]
+RAW_TYPES = [
+    ("BF16", "bfloat16", 2),
+    ("F8_E4M3", "float8_e4m3fn", 1),
+    ("F8_E5M2", "float8_e5m2", 1),
+]
 
 
 @pytest.mark.parametrize(("code", "name", "item_bytes"), RAW_TYPES)
@@ -216,7 +226,9 @@ def test_safetensors_that_are_damaged(
     assert "bad.safetensors" in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", struct.pack("<Q", 2**63), struct.pack("<Q", 9)])
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", struct.pack("<Q", 2**63), struct.pack("<Q", 9)]
+)
 def test_safetensors_without_a_header(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.safetensors").write_bytes(content)
     with pytest.raises(FormatError, match=r"bad\.safetensors"):

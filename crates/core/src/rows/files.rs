@@ -123,15 +123,14 @@ impl Shard {
         })
     }
 
-    /// Fails for a file that is not the one that was looked at first, or has lost some of it.
-    fn check(&self, facts: sys_file::Facts) -> Result<(), RowLoss> {
-        if facts.identity != self.identity {
-            return Err(RowLoss::Replaced);
+    /// Fails for a file that is not the one that was looked at first. One that has lost
+    /// some of its rows still has the others.
+    fn check(&self, facts: sys_file::Facts) -> Result<u64, RowLoss> {
+        if facts.identity == self.identity {
+            Ok(facts.size_bytes)
+        } else {
+            Err(RowLoss::Replaced)
         }
-        if facts.size_bytes < self.size_bytes {
-            return Err(RowLoss::Truncated { size_bytes: facts.size_bytes });
-        }
-        Ok(())
     }
 
     fn open(&self) -> Result<Arc<OwnedFd>, RowLoss> {
@@ -301,11 +300,7 @@ impl Files {
                 .map_err(RowLoss::Io);
         }
         let path = shard.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
-        let facts = sys_file::path_facts(path).map_err(RowLoss::Io)?;
-        match shard.check(facts) {
-            Err(RowLoss::Replaced) => Err(RowLoss::Replaced),
-            _ => Ok(facts.size_bytes),
-        }
+        shard.check(sys_file::path_facts(path).map_err(RowLoss::Io)?)
     }
 
     /// Closes and unmaps everything that nobody uses any more; says how many chunks were
