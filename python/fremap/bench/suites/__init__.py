@@ -4,7 +4,18 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale, window
+from fremap.bench.suites import (
+    dirty,
+    fault,
+    imports,
+    nonblock,
+    protect,
+    read,
+    remap,
+    scale,
+    take,
+    window,
+)
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
@@ -19,6 +30,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
