@@ -166,6 +166,16 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(Facts { size_bytes, file_type, owner: stat.st_uid })
 }
 
+/// What tells a file from every other one: its file system and its number there.
+///
+/// # Errors
+/// The kernel's answer to `fstat`.
+pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    enter(Call::Stat)?;
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 /// Bytes of a block device. Not by `lseek`, which would move an offset that
 /// the caller's descriptor shares.
 fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
