@@ -120,3 +120,59 @@ impl Parts {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::file as sys_file;
+
+    /// Parts that begin with these pages.
+    fn parts(firsts: &[u64]) -> Parts {
+        let part = |&first: &u64| {
+            let fd = sys_file::memory_file("parts").expect("a memfd");
+            let file =
+                File { path: None, writable: true, fd, direct_fd: None, memory_backed: true };
+            Part::new(FilePage(first), None, Arc::new(file))
+        };
+        Parts::new(firsts.iter().map(part).collect())
+    }
+
+    #[test]
+    fn a_page_is_in_the_last_part_that_begins_with_it_or_before() {
+        let parts = parts(&[0, 3, 3, 3, 7]);
+        let found = [0, 2, 3, 6, 7, 1000].map(|page| parts.index_of(FilePage(page)));
+        assert_eq!(found, [0, 0, 3, 3, 4, 4]);
+        assert_eq!(parts.of(FilePage(5)).offset_of(FilePage(5), page_size()), 2 * 4096);
+        assert_eq!(parts.end(0), FilePage(3));
+        assert_eq!(parts.end(4), FilePage(u64::MAX));
+    }
+
+    #[test]
+    fn a_run_is_cut_at_each_end_of_a_file() {
+        let parts = parts(&[0, 3, 3, 7]);
+        let cut = |first, count| -> Vec<(u64, u64)> {
+            let pieces = parts.cut(Run { first: FilePage(first), count });
+            pieces.map(|piece| (piece.first.0, piece.count)).collect()
+        };
+        assert_eq!(cut(0, 3), [(0, 3)]);
+        assert_eq!(cut(1, 9), [(1, 2), (3, 4), (7, 3)]);
+        assert_eq!(cut(7, 1), [(7, 1)]);
+    }
+
+    #[test]
+    fn keys_of_a_part_name_the_pages_of_its_file() {
+        let parts = parts(&[0, 3, 7]);
+        let mut keys = [key(2, 5), key(3, 1), key(6, 0), key(7, 2)];
+        let (none, rest) = parts.split_keys(0, &mut keys);
+        assert_eq!(none, [key(2, 5)]);
+        let (own, rest) = parts.split_keys(1, rest);
+        assert_eq!(own, [key(0, 1), key(3, 0)]);
+        let (own, rest) = parts.split_keys(2, rest);
+        assert_eq!((own.len(), rest.len()), (1, 0));
+        assert_eq!(own, [key(0, 2)]);
+    }
+
+    fn page_size() -> PageSize {
+        PageSize::new(4096, 4096).expect("a page")
+    }
+}
