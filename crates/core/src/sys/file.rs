@@ -166,6 +166,16 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(Facts { size_bytes, file_type, owner: stat.st_uid })
 }
 
+/// A file without a name in a directory, gone once it is closed (`O_TMPFILE`, Linux 3.11).
+///
+/// # Errors
+/// EOPNOTSUPP where the file system has none; ENOENT, EACCES.
+pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
+    enter(Call::Open)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
+}
+
 /// What tells a file from every other one: its file system and its number there.
 ///
 /// # Errors
