@@ -41,6 +41,7 @@ PACKAGE_FLOORS = {
     "pins": 3,
     "calibration": 2,
     "stores": 3,
+    "concat_store": 4,
     "capabilities": 3,
     "reopening": 4,
     "settings": 4,

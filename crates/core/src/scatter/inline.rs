@@ -1,24 +1,17 @@
 //! The queue for reads that do not wait for a device, or come one at a time:
 //! each is done when it is pushed.
 
-use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use crate::sys::file::read_parts_at;
 use crate::sys::ring::{Completion, Read, ReadQueue};
 
+#[derive(Default)]
 pub(super) struct Inline<'f, 'm> {
-    fd: BorrowedFd<'f>,
-    ended: Option<Completion<'m>>,
+    ended: Option<Completion<'f, 'm>>,
 }
 
-impl<'f> Inline<'f, '_> {
-    pub(super) fn new(fd: BorrowedFd<'f>) -> Self {
-        Self { fd, ended: None }
-    }
-}
-
-impl<'m> ReadQueue<'m> for Inline<'_, 'm> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Inline<'f, 'm> {
     fn room(&self) -> usize {
         usize::from(self.ended.is_none())
     }
@@ -27,14 +20,14 @@ impl<'m> ReadQueue<'m> for Inline<'_, 'm> {
         usize::from(self.ended.is_some())
     }
 
-    fn push(&mut self, read: Read<'m>) {
-        let result = read_parts_at(self.fd, &read.parts, read.offset_bytes);
+    fn push(&mut self, read: Read<'f, 'm>) {
+        let result = read_parts_at(read.fd, &read.parts, read.offset_bytes);
         self.ended = Some(Completion { read, result });
     }
 
     fn start(&mut self) {}
 
-    fn wait(&mut self, _timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         ended.extend(self.ended.take());
     }
 }

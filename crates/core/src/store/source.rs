@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
@@ -61,30 +61,72 @@ pub(crate) fn position_of(key: u64) -> usize {
     (key as usize) & (PIECE_PAGES - 1)
 }
 
-/// A store's source map, made when it is first wanted and again after a refresh.
+/// The most files of one store that are mapped: each is a kernel mapping, of which a
+/// process has 65 530 for everything.
+const MAX_MAPS: u64 = 4096;
+
+/// What the source maps of a store have mapped, all together.
 #[derive(Debug)]
-pub(crate) struct Source {
-    map: RwLock<Option<Arc<SourceMap>>>,
+pub(crate) struct Mapped {
+    /// Maps that are alive.
+    maps: AtomicU64,
+    /// Bytes of populated chunks.
+    bytes: AtomicU64,
+    /// Page-table pages.
+    tables: AtomicU64,
     /// Bytes that may be mapped, by the smallest budget of a window on the store.
     limit_bytes: AtomicU64,
 }
 
-impl Default for Source {
+impl Default for Mapped {
     fn default() -> Self {
-        Self { map: RwLock::default(), limit_bytes: u64::MAX.into() }
+        let none = || AtomicU64::new(0);
+        Self { maps: none(), bytes: none(), tables: none(), limit_bytes: u64::MAX.into() }
     }
+}
+
+impl Mapped {
+    /// Has no more than `bytes` of the files mapped.
+    pub(crate) fn limit(&self, bytes: u64) {
+        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the files that the maps have mapped.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of page tables that populating the maps has cost.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed) * system_page_bytes() as u64
+    }
+}
+
+/// A file's source map, made when it is first wanted and again after a refresh.
+#[derive(Debug, Default)]
+pub(crate) struct Source {
+    map: RwLock<Option<Arc<SourceMap>>>,
 }
 
 impl Source {
     /// The map of a file of `size_bytes` bytes; an error when the kernel makes none.
-    pub(crate) fn map(&self, fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Arc<SourceMap>, Errno> {
+    pub(crate) fn map(
+        &self,
+        fd: BorrowedFd<'_>,
+        size_bytes: u64,
+        mapped: &Arc<Mapped>,
+    ) -> Result<Arc<SourceMap>, Errno> {
         // A poisoned lock guards nothing here: the value is only ever replaced whole.
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(map));
         }
         drop(made);
-        let map = Arc::new(SourceMap::new(fd, size_bytes)?);
+        let map = Arc::new(SourceMap::new(fd, size_bytes, mapped)?);
         let mut slot = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(other) = slot.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(other));
@@ -98,36 +140,12 @@ impl Source {
         *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    /// Has no more than `bytes` of the file mapped.
-    pub(crate) fn limit(&self, bytes: u64) {
-        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn limit_bytes(&self) -> u64 {
-        self.limit_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of the file that the map has mapped.
-    pub(crate) fn mapped_bytes(&self) -> u64 {
+    /// Unmaps what was copied from it since it was last asked to.
+    pub(crate) fn unmap_pages(&self) {
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref().map_or(0, |map| map.mapped_bytes())
-    }
-
-    /// Unmaps what single copies have mapped, where there is a limit.
-    pub(crate) fn keep_to_limit(&self) {
-        if self.limit_bytes() < u64::MAX {
-            let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(map) = made.as_ref() {
-                map.unmap_pages();
-            }
+        if let Some(map) = made.as_ref().filter(|map| map.copied.swap(false, Ordering::Relaxed)) {
+            map.unmap_pages();
         }
-    }
-
-    /// Bytes of page tables that populating the map has cost.
-    pub(crate) fn table_bytes(&self) -> u64 {
-        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref()
-            .map_or(0, |map| map.tables.load(Ordering::Relaxed) * system_page_bytes() as u64)
     }
 }
 
@@ -139,15 +157,30 @@ pub(crate) struct SourceMap {
     /// A chunk's state: [`POPULATED`], [`TABLE`], and while it is not populated
     /// how many of its pages were read.
     chunks: Vec<AtomicU16>,
-    tables: AtomicU64,
-    /// Chunks that are populated.
-    populated: AtomicU64,
+    /// Pages were copied from it: some are mapped.
+    copied: AtomicBool,
+    /// What it has mapped counts here.
+    mapped: Arc<Mapped>,
+}
+
+impl Drop for SourceMap {
+    fn drop(&mut self) {
+        self.mapped.maps.fetch_sub(1, Ordering::Relaxed);
+        for chunk in 0..self.chunks.len() {
+            self.note_absent(chunk);
+            let table = self.chunks[chunk].load(Ordering::Relaxed) & TABLE != 0;
+            self.mapped.tables.fetch_sub(u64::from(table), Ordering::Relaxed);
+        }
+    }
 }
 
 impl SourceMap {
-    fn new(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Self, Errno> {
+    fn new(fd: BorrowedFd<'_>, size_bytes: u64, mapped: &Arc<Mapped>) -> Result<Self, Errno> {
         if size_bytes > MAX_MAP_BYTES {
             return Err(Errno::FBIG);
+        }
+        if mapped.maps.load(Ordering::Relaxed) >= MAX_MAPS {
+            return Err(Errno::MFILE);
         }
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
@@ -156,8 +189,9 @@ impl SourceMap {
         region.advise(0, len, Advice::Random)?;
         let chunks =
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
-        let (tables, populated) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { region, size_bytes, chunks, tables, populated })
+        mapped.maps.fetch_add(1, Ordering::Relaxed);
+        let mapped = Arc::clone(mapped);
+        Ok(Self { region, size_bytes, chunks, copied: AtomicBool::new(false), mapped })
     }
 
     /// The size of the file that the map was made for.
@@ -195,15 +229,18 @@ impl SourceMap {
     /// Fills a chunk's page tables, if all of it is in the page cache.
     pub(crate) fn populate(&self, chunk: usize, query: &mut Query) -> Result<bool, Errno> {
         let start = chunk * CHUNK_BYTES;
-        let len = CHUNK_BYTES.min(self.region.len() - start);
+        let len = self.chunk_bytes(chunk);
         let resident = query.ask(self, start, len)?;
         if resident.iter().any(|page| page & 1 == 0) {
             return Ok(false);
         }
         self.region.populate_read(start, len)?;
         let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
-        self.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
-        self.populated.fetch_add(u64::from(before & POPULATED == 0), Ordering::Relaxed);
+        self.mapped.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
+        if before & POPULATED == 0 {
+            self.mapped.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        }
+        self.copied.store(true, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -211,12 +248,24 @@ impl SourceMap {
     /// the page cache: it was reclaimed, and is to earn its populating anew.
     pub(crate) fn note_absent(&self, chunk: usize) {
         let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
-        self.populated.fetch_sub(u64::from(before & POPULATED != 0), Ordering::Relaxed);
+        if before & POPULATED != 0 {
+            self.mapped.bytes.fetch_sub(self.chunk_bytes(chunk) as u64, Ordering::Relaxed);
+        }
     }
 
-    /// Bytes of the file that the map has mapped.
-    pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.populated.load(Ordering::Relaxed) * CHUNK_BYTES as u64
+    /// Bytes of a chunk, which the last one has fewer of.
+    fn chunk_bytes(&self, chunk: usize) -> usize {
+        CHUNK_BYTES.min(self.region.len() - chunk * CHUNK_BYTES)
+    }
+
+    /// Whether a chunk may be populated by what the store's maps may have mapped.
+    pub(crate) fn has_room(&self, chunk: usize) -> bool {
+        self.mapped.bytes() + self.chunk_bytes(chunk) as u64 <= self.mapped.limit_bytes()
+    }
+
+    /// Notes that pages are about to be copied.
+    pub(crate) fn note_copies(&self) {
+        self.copied.store(true, Ordering::Relaxed);
     }
 
     /// Unmaps every page, so that none counts as this process's memory; they stay in

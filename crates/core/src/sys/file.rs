@@ -166,6 +166,26 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(Facts { size_bytes, file_type, owner: stat.st_uid })
 }
 
+/// A file without a name in a directory, gone once it is closed (`O_TMPFILE`, Linux 3.11).
+///
+/// # Errors
+/// EOPNOTSUPP where the file system has none; ENOENT, EACCES.
+pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
+    enter(Call::Open)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
+}
+
+/// What tells a file from every other one: its file system and its number there.
+///
+/// # Errors
+/// The kernel's answer to `fstat`.
+pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    enter(Call::Stat)?;
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 /// Bytes of a block device. Not by `lseek`, which would move an offset that
 /// the caller's descriptor shares.
 fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {

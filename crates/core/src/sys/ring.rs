@@ -33,9 +33,11 @@ const AGAIN_LIMIT: u32 = 64;
 
 /// A read: bytes of a file from `offset_bytes` into `parts`.
 #[derive(Debug)]
-pub struct Read<'m> {
+pub struct Read<'f, 'm> {
     /// The caller's name for it.
     pub id: u32,
+    /// The file.
+    pub fd: BorrowedFd<'f>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
@@ -44,27 +46,27 @@ pub struct Read<'m> {
 
 /// A read that has ended.
 #[derive(Debug)]
-pub struct Completion<'m> {
+pub struct Completion<'f, 'm> {
     /// The read, to be used again.
-    pub read: Read<'m>,
+    pub read: Read<'f, 'm>,
     /// Bytes that came (perhaps fewer than were asked for), or the error.
     pub result: Result<usize, Errno>,
 }
 
-/// Reads of one file, some of them in flight.
-pub trait ReadQueue<'m> {
+/// Reads, some of them in flight.
+pub trait ReadQueue<'f, 'm> {
     /// Reads that may still be pushed.
     fn room(&self) -> usize;
     /// Reads that were pushed and have not come back.
     fn in_flight(&self) -> usize;
     /// Adds a read. It may not start before [`start`](Self::start) or [`wait`](Self::wait).
-    fn push(&mut self, read: Read<'m>);
+    fn push(&mut self, read: Read<'f, 'm>);
     /// Starts what was pushed.
     fn start(&mut self);
     /// Starts what was pushed, then waits until a read has ended or `timeout`
     /// has passed, and hands out all that have ended. When the queue itself
     /// fails, every read comes back with its error.
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>);
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
 /// A ring with nothing in flight.
@@ -110,16 +112,14 @@ impl Ring {
         Ok(Self { ring, owner: std::process::id() })
     }
 
-    /// Reads `fd` through this ring for as long as `body` runs. Also says
-    /// whether the ring may be used again.
-    pub fn session<'m, T>(
+    /// Reads through this ring for as long as `body` runs. Also says whether the ring
+    /// may be used again.
+    pub fn session<'f, 'm, T>(
         &mut self,
-        fd: BorrowedFd<'_>,
-        body: impl FnOnce(&mut dyn ReadQueue<'m>) -> T,
+        body: impl FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
     ) -> (T, bool) {
         let mut session = Session {
             ring: &mut self.ring,
-            fd: Fd(fd.as_raw_fd()),
             reads: Vec::with_capacity(DEPTH),
             free: (0..DEPTH).rev().collect(),
             failed: None,
@@ -133,21 +133,20 @@ impl Ring {
 }
 
 /// A ring in use. What is in `reads` is in the submission queue or in flight.
-struct Session<'r, 'm> {
+struct Session<'r, 'f, 'm> {
     ring: &'r mut IoUring,
-    fd: Fd,
-    reads: Vec<Option<Read<'m>>>,
+    reads: Vec<Option<Read<'f, 'm>>>,
     free: Vec<usize>,
     failed: Option<Errno>,
 }
 
-impl<'m> Session<'_, 'm> {
+impl<'f, 'm> Session<'_, 'f, 'm> {
     fn unsubmitted(&mut self) -> usize {
         self.ring.submission().len()
     }
 
     /// Moves what has ended from the ring to `ended`.
-    fn reap(&mut self, mut ended: impl FnMut(Completion<'m>)) {
+    fn reap(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("a slot of this session");
             let read = self.reads[slot].take().expect("a read ends once");
@@ -186,7 +185,7 @@ impl<'m> Session<'_, 'm> {
 
     /// Waits until the kernel has no read of this session's. Reads that were
     /// never submitted stay in `reads`; their ring is not used again.
-    fn drain(&mut self, mut ended: impl FnMut(Completion<'m>)) {
+    fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         while self.failed.is_none() {
             self.reap(&mut ended);
             let held = DEPTH - self.free.len();
@@ -207,7 +206,7 @@ impl<'m> Session<'_, 'm> {
 
     /// Ends the use of a ring that the kernel refuses to enter: every read
     /// comes back with the error, once the kernel has let go of it.
-    fn give_up(&mut self, errno: Errno, ended: &mut Vec<Completion<'m>>) {
+    fn give_up(&mut self, errno: Errno, ended: &mut Vec<Completion<'f, 'm>>) {
         self.drain(|completion| ended.push(completion));
         self.failed = Some(errno);
         for slot in 0..DEPTH {
@@ -219,14 +218,14 @@ impl<'m> Session<'_, 'm> {
     }
 }
 
-impl Drop for Session<'_, '_> {
+impl Drop for Session<'_, '_, '_> {
     fn drop(&mut self) {
         // Also when the body panics.
         self.drain(drop);
     }
 }
 
-impl<'m> ReadQueue<'m> for Session<'_, 'm> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.free.len()
     }
@@ -235,22 +234,23 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         DEPTH - self.free.len()
     }
 
-    fn push(&mut self, read: Read<'m>) {
+    fn push(&mut self, read: Read<'f, 'm>) {
+        let fd = Fd(read.fd.as_raw_fd());
         let slot = self.free.pop().expect("room was asked for");
         let vector = read.parts.vector();
         let entry = if let [only] = vector {
             let len = u32::try_from(only.iov_len).expect("a page is at most 1 GiB");
-            opcode::Read::new(self.fd, only.iov_base.cast(), len).offset(read.offset_bytes).build()
+            opcode::Read::new(fd, only.iov_base.cast(), len).offset(read.offset_bytes).build()
         } else {
             let count = u32::try_from(vector.len()).expect("a few parts");
-            opcode::Readv::new(self.fd, vector.as_ptr(), count).offset(read.offset_bytes).build()
+            opcode::Readv::new(fd, vector.as_ptr(), count).offset(read.offset_bytes).build()
         };
         self.reads[slot] = Some(read);
         if self.failed.is_some() {
             return;
         }
-        // SAFETY: the parts were spans for 'm, which outlives this session, and
-        // the session does not end before the read does. The vector is kept in
+        // SAFETY: the parts were spans for 'm and the file is open for 'f, both of which
+        // outlive this session, and the session does not end before the read does. The vector is kept in
         // `reads` meanwhile. The queue has as many entries as there are slots.
         unsafe {
             let entry = entry.user_data(slot as u64);
@@ -265,7 +265,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         }
     }
 
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if let Some(errno) = self.failed {
             self.give_up(errno, ended);
             return;

@@ -2,7 +2,6 @@
 //! `preadv` after another, for the length of a closure.
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
@@ -19,30 +18,30 @@ pub const MAX_THREADS: usize = 16;
 const READS_PER_THREAD: usize = 2;
 
 #[derive(Default)]
-struct State<'m> {
-    waiting: VecDeque<Read<'m>>,
-    ended: Vec<Completion<'m>>,
+struct State<'f, 'm> {
+    waiting: VecDeque<Read<'f, 'm>>,
+    ended: Vec<Completion<'f, 'm>>,
     over: bool,
 }
 
 /// What the caller and the threads share.
 #[derive(Default)]
-struct Shared<'m> {
-    state: Mutex<State<'m>>,
+struct Shared<'f, 'm> {
+    state: Mutex<State<'f, 'm>>,
     /// A read waits, or all is over.
     work: Condvar,
     /// A read has ended.
     news: Condvar,
 }
 
-impl<'m> Shared<'m> {
-    fn state(&self) -> MutexGuard<'_, State<'m>> {
+impl<'f, 'm> Shared<'f, 'm> {
+    fn state(&self) -> MutexGuard<'_, State<'f, 'm>> {
         // Nothing panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a thread does: reads, until all is over.
-    fn serve(&self, fd: BorrowedFd<'_>) {
+    fn serve(&self) {
         let mut state = self.state();
         while !state.over {
             let Some(read) = state.waiting.pop_front() else {
@@ -50,7 +49,7 @@ impl<'m> Shared<'m> {
                 continue;
             };
             drop(state);
-            let result = read_parts_at(fd, &read.parts, read.offset_bytes);
+            let result = read_parts_at(read.fd, &read.parts, read.offset_bytes);
             state = self.state();
             state.ended.push(Completion { read, result });
             self.news.notify_one();
@@ -59,28 +58,28 @@ impl<'m> Shared<'m> {
 }
 
 /// Ends the threads, also when the body panics.
-struct Over<'s, 'm>(&'s Shared<'m>);
+struct Over<'s, 'f, 'm>(&'s Shared<'f, 'm>);
 
-impl Drop for Over<'_, '_> {
+impl Drop for Over<'_, '_, '_> {
     fn drop(&mut self) {
         self.0.state().over = true;
         self.0.work.notify_all();
     }
 }
 
-/// Reads `fd` through threads for as long as `body` runs: up to `wanted` of
+/// Reads through threads for as long as `body` runs: up to `wanted` of
 /// them, at most [`MAX_THREADS`], with all signals blocked.
 ///
 /// # Errors
 /// EAGAIN when not one thread can be started; `body` comes back unused.
-pub fn with_threads<'m, T, B>(fd: BorrowedFd<'_>, wanted: usize, body: B) -> Result<T, (Errno, B)>
+pub fn with_threads<'f, 'm, T, B>(wanted: usize, body: B) -> Result<T, (Errno, B)>
 where
-    B: FnOnce(&mut dyn ReadQueue<'m>) -> T,
+    B: FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
 {
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let over = Over(&shared);
-        let threads = match start_threads(scope, &shared, fd, wanted.clamp(1, MAX_THREADS)) {
+        let threads = match start_threads(scope, &shared, wanted.clamp(1, MAX_THREADS)) {
             Ok(0) => return Err((Errno::AGAIN, body)),
             Ok(threads) => threads,
             Err(errno) => return Err((errno, body)),
@@ -93,17 +92,16 @@ where
 }
 
 /// Starts as many threads as it can and says how many those are.
-fn start_threads<'scope, 'm: 'scope>(
+fn start_threads<'scope, 'f: 'scope, 'm: 'scope>(
     scope: &'scope Scope<'scope, '_>,
-    shared: &'scope Shared<'m>,
-    fd: BorrowedFd<'scope>,
+    shared: &'scope Shared<'f, 'm>,
     wanted: usize,
 ) -> Result<usize, Errno> {
     let caller = block_all_signals()?;
     let started = (0..wanted)
         .take_while(|_| {
             let builder = Builder::new().name("fremap-read".into());
-            builder.spawn_scoped(scope, move || shared.serve(fd)).is_ok()
+            builder.spawn_scoped(scope, move || shared.serve()).is_ok()
         })
         .count();
     set_signal_mask(&caller)?;
@@ -111,13 +109,13 @@ fn start_threads<'scope, 'm: 'scope>(
 }
 
 /// The caller's end of the queue.
-struct Session<'s, 'm> {
-    shared: &'s Shared<'m>,
+struct Session<'s, 'f, 'm> {
+    shared: &'s Shared<'f, 'm>,
     held: usize,
     limit: usize,
 }
 
-impl<'m> ReadQueue<'m> for Session<'_, 'm> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.limit - self.held
     }
@@ -126,7 +124,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         self.held
     }
 
-    fn push(&mut self, read: Read<'m>) {
+    fn push(&mut self, read: Read<'f, 'm>) {
         self.held += 1;
         self.shared.state().waiting.push_back(read);
         self.shared.work.notify_one();
@@ -134,7 +132,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         let state = self.shared.state();
         let (mut state, _) = self
             .shared
