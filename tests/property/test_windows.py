@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fremap.testing.machine import WindowMachine
-    from fremap.window import Tracking
 
 KINDS: tuple[StoreKind, ...] = ("file", "memory", "concat")
 
@@ -48,20 +47,16 @@ def test_a_window_writes_back_what_the_model_does(
     write_back: dict[str, Any], kind: StoreKind, page_bytes: int
 ) -> None:
     tracking = write_back.get("tracking", "async")
+    fault = write_back.get("fault", "thread")
     machine = window_machine(
-        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking
+        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking, fault=fault
     )
-    run(machine, tests=4, machines=12)
+    run(machine, tests=4, machines=20)
 
 
-@pytest.mark.needs("paged", "uffd_wp")
-@pytest.mark.parametrize("tracking", [None, "async", "sync"])
-def test_a_window_that_resolves_faults_by_signal(tracking: Tracking | None) -> None:
-    writes = tracking is not None
-    machine = window_machine(
-        "paged", "file", writable=writes, tracking=tracking or "async", fault="signal"
-    )
-    run(machine, tests=3, machines=9)
+@pytest.mark.needs("paged")
+def test_a_window_that_resolves_faults_by_signal() -> None:
+    run(window_machine("paged", "file", fault="signal"), tests=1, machines=3)
 
 
 FILE_PAGES = 6000
