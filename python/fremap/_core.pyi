@@ -52,6 +52,8 @@ class Store:
         name: str, size: int | None, create: bool, page_bytes: int | None
     ) -> Store: ...
     @staticmethod
+    def concat(stores: list[Store]) -> Store: ...
+    @staticmethod
     def unlink_shared_memory(name: str) -> None: ...
     @property
     def page_count(self) -> int: ...
@@ -101,12 +103,13 @@ class WindowBase:
         mapping: Literal["linear", "none"] | _Memory,
         prot: int,
         coherent: bool | None,
-        engine: Literal["auto", "alias", "paged", "eager"],
+        engine: str,
         populate: bool,
         nonblock: bool,
         lock: bool,
         budget: Literal["auto"] | int | None,
-        tracking: Literal["auto", "async", "sync"],
+        fault: str,
+        tracking: str,
         calibration: dict[str, int],
     ) -> Self: ...
     @property
@@ -121,6 +124,8 @@ class WindowBase:
     def writable(self) -> bool: ...
     @property
     def locked(self) -> bool: ...
+    @property
+    def fault(self) -> Literal["thread", "signal"]: ...
     @property
     def tracking(self) -> Literal["async", "sync", "content"] | None: ...
     @property

@@ -4,44 +4,76 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
 
 from fremap import calibration
-from fremap.arguments import page_number
-from fremap.errors import ArgumentError
+from fremap.arguments import page_number, quantity
+from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from fremap.calibration import Calibration
     from fremap.stores import Store
 
 __all__ = [
-    "ENGINES",
-    "TRACKINGS",
+    "Elements",
     "Engine",
+    "Fault",
     "InitialMapping",
     "Shape",
     "Tracking",
     "checked_budget",
+    "checked_extent",
+    "chosen",
+    "elements_within",
     "first_mapping",
     "measured",
-    "shape_within",
 ]
 
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
+Fault: TypeAlias = Literal["thread", "signal"]
 Tracking: TypeAlias = Literal["auto", "async", "sync"]
 InitialMapping: TypeAlias = (
     "Literal['linear', 'none'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
 )
 Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
-ENGINES = ("auto", "alias", "paged", "eager")
-TRACKINGS = ("auto", "async", "sync")
+_CHOICES = {
+    "engine": ("auto", "alias", "paged", "eager"),
+    "fault": ("thread", "signal"),
+    "tracking": ("auto", "async", "sync"),
+}
+_ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
+
+
+def chosen(setting: Literal["engine", "fault", "tracking"], value: str) -> str:
+    """Return a setting that is one of its choices."""
+    if value not in _CHOICES[setting]:
+        raise ArgumentError(
+            f"Window: {setting} is {value!r}; it must be one of {_CHOICES[setting]}"
+        )
+    return value
+
+
+def checked_extent(
+    store: Store, page_count: SupportsIndex | None, first_page: SupportsIndex
+) -> tuple[int | None, int]:
+    """Return how many pages a window has, if that was said, and the first that it shows."""
+    count = None if page_count is None else quantity("Window: page_count", page_count)
+    first = quantity("Window: first_page", first_page)
+    if first > store.page_count:
+        raise ArgumentError(
+            f"Window: first_page is {first} and the store has {store.page_count} pages"
+        )
+    if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
+        raise ArgumentError(f"Window: {count} pages are more than the address space has")
+    return count, first
 
 
 def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:
@@ -73,7 +105,24 @@ def measured(chosen: Calibration | None) -> dict[str, int]:
     return (calibration.load() if chosen is None else chosen).to_dict()
 
 
-def shape_within(shape: Shape, available: int) -> tuple[int, ...]:
+class Elements(NamedTuple):
+    """Elements that lie one after another in memory."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    used_bytes: int
+
+
+def elements_within(dtype: npt.DTypeLike, shape: Shape, available_bytes: int) -> Elements:
+    """Return the elements of an array, if they fit into so many bytes."""
+    kind = np.dtype(dtype)
+    if kind.hasobject or kind.itemsize == 0:
+        raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
+    dimensions = _shape_within(shape, available_bytes // kind.itemsize)
+    return Elements(kind, dimensions, math.prod(dimensions) * kind.itemsize)
+
+
+def _shape_within(shape: Shape, available: int) -> tuple[int, ...]:
     """Return `shape` with -1 filled in, if it fits into `available` elements."""
     if shape is None:
         return (available,)

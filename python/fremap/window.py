@@ -6,30 +6,31 @@ names pages, and makes arrays of what comes back.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
 
 from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, page_number, quantity
+from fremap.arguments import BufferLike, bytes_of, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
 from fremap.pins import Pin
 from fremap.protection import Prot, checked_prot
+from fremap.reopening import Reduced, reduced
 from fremap.selection import CoreSelection, Numbering, PageSelection
 from fremap.settings import (
-    ENGINES,
-    TRACKINGS,
     Engine,
+    Fault,
     InitialMapping,
     Shape,
     Tracking,
     checked_budget,
+    checked_extent,
+    chosen,
+    elements_within,
     first_mapping,
     measured,
-    shape_within,
 )
 from fremap.stats import WindowStats
 from fremap.stores import Store
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
     from fremap.calibration import Calibration
 
-__all__ = ["Engine", "Tracking", "Window"]
-
-_ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
+__all__ = ["Engine", "Fault", "Tracking", "Window"]
 
 
 class Window(_core.WindowBase):
@@ -56,7 +55,7 @@ class Window(_core.WindowBase):
 
     Parameters
     ----------
-    store : FileStore or MemoryStore
+    store : FileStore, MemoryStore or ConcatStore
         Whose pages to show.
     page_count : int, optional
         Number of window pages; as many as the store has from `first_page` on
@@ -86,6 +85,10 @@ class Window(_core.WindowBase):
         staging memory, and what the store has mapped of the file. Beyond it pages leave,
         changed ones after they were written. "auto" is half of what is available when
         the window is made (or of what the memory cgroup leaves), None no limit.
+    fault : {"thread", "signal"}, default "thread"
+        Who brings an absent page of engine "paged" that is touched. "thread": a thread of
+        the window's. "signal": the touching thread, in a handler of SIGBUS (half the
+        time); without a budget, and system calls get EFAULT from absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
@@ -126,9 +129,9 @@ class Window(_core.WindowBase):
     ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
     Engine "eager": plain memory, filled by `remap`.
 
-    In a child of ``fork`` the window is its parent's: calls and new views raise
-    `ForkError`. A touch of memory that an older view shows is SIGSEGV with engine
-    "paged"; with "eager" it sees what was there at the fork, with "alias" the file.
+    In a child of ``fork`` the window shows the store at the same addresses, to be read
+    (engine "eager": what was there at the fork), and calls that change it raise
+    `ForkError`. Pages that were placed, or changed and not flushed, are SIGBUS there.
 
     Do not have the kernel read absent pages of a window of engine "paged" in order to
     write the file behind it (``os.pwrite(fd, window, offset)``): the file system may
@@ -146,8 +149,9 @@ class Window(_core.WindowBase):
     b'ADAC'
     """
 
-    __slots__ = ("__weakref__", "_store")
+    __slots__ = ("__weakref__", "_settings", "_store")
 
+    _settings: dict[str, Any]
     _store: Store
 
     def __new__(
@@ -164,27 +168,17 @@ class Window(_core.WindowBase):
         nonblock: bool = False,
         lock: bool = False,
         budget: Literal["auto"] | int | None = "auto",
+        fault: Fault = "thread",
         tracking: Tracking = "auto",
         calibration: Calibration | None = None,
     ) -> Self:
         """Map the window; see the class."""
         if not isinstance(store, Store):
             raise PageTypeError(
-                f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
-                "fremap.open() makes one of a path"
+                f"Window: store must be a store, not {type(store).__name__}; fremap.open() makes "
+                "one of a path"
             )
-        if engine not in ENGINES:
-            raise ArgumentError(f"Window: engine is {engine!r}; it must be one of {ENGINES}")
-        if tracking not in TRACKINGS:
-            raise ArgumentError(f"Window: tracking is {tracking!r}; it must be one of {TRACKINGS}")
-        count = None if page_count is None else quantity("Window: page_count", page_count)
-        first = quantity("Window: first_page", first_page)
-        if first > store.page_count:
-            raise ArgumentError(
-                f"Window: first_page is {first} and the store has {store.page_count} pages"
-            )
-        if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
-            raise ArgumentError(f"Window: {count} pages are more than the address space has")
+        count, first = checked_extent(store, page_count, first_page)
         shown = first_mapping(mapping, store)
         if count is None and not isinstance(shown, str):
             count = len(shown)
@@ -196,15 +190,17 @@ class Window(_core.WindowBase):
             shown,
             checked_prot(prot),
             coherent,
-            engine,
+            chosen("engine", engine),
             bool(populate),
             bool(nonblock),
             bool(lock),
             checked_budget(budget),
-            tracking,
+            chosen("fault", fault),
+            chosen("tracking", tracking),
             measured(calibration),
         )
         self._store = store
+        self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
         if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
@@ -259,12 +255,9 @@ class Window(_core.WindowBase):
         """
         self._close(bool(discard))
 
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        raise TypeError(
-            "a Window cannot be pickled, as it is memory of this process; pickle its store and "
-            "make a Window of it there"
-        )
+    def __reduce__(self) -> Reduced:
+        """Be made anew on the store, where there is nothing that the store does not have."""
+        return reduced(self, self._settings)
 
     def __repr__(self) -> str:
         """Describe the window in a line."""
@@ -673,7 +666,8 @@ class Window(_core.WindowBase):
         Raises
         ------
         ArgumentError
-            The shape does not fit into the window.
+            The shape does not fit into the window, or an element would lie in two files
+            of a `ConcatStore`.
         PageTypeError
             The dtype holds Python objects or has no size.
 
@@ -690,11 +684,8 @@ class Window(_core.WindowBase):
         ...     window.array(np.float32, (-1, 512)).shape
         (4, 512)
         """
-        kind = np.dtype(dtype)
-        if kind.hasobject or kind.itemsize == 0:
-            raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
-        dimensions = shape_within(shape, self.page_count * self.page_bytes // kind.itemsize)
+        elements = elements_within(dtype, shape, self.page_count * self.page_bytes)
+        self._store._check_elements(elements, self)  # noqa: SLF001 - the wrapper's other half
         memory = np.frombuffer(memoryview(self), dtype=np.uint8)
-        used = math.prod(dimensions) * kind.itemsize
-        view: npt.NDArray[Any] = memory[:used].view(kind)
-        return view.reshape(dimensions)
+        view: npt.NDArray[Any] = memory[: elements.used_bytes].view(elements.dtype)
+        return view.reshape(elements.shape)

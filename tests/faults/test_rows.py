@@ -261,7 +261,7 @@ def test_calls_that_fail(
                 assert isinstance(failure, OSError)
                 assert failure.errno == number
             np.testing.assert_array_equal(rows.take(ids), table[ids])
-            assert rows.stats().page_table_bytes * 512 == rows.stats().mapped_bytes
+            assert rows.stats().page_table_bytes * 512 >= rows.stats().mapped_bytes
 
 
 @pytest.mark.needs("io_uring")

@@ -323,6 +323,7 @@ def test_loop_shows_the_pages(file: DataFile, file_pages: np.ndarray, name: str)
     ("name", "mode"),
     [
         pytest.param("fault_copy", "linear", marks=pytest.mark.needs("userfaultfd")),
+        pytest.param("fault_signal", "linear", marks=pytest.mark.needs("userfaultfd")),
         ("mmap_fixed", "writable"),
         ("remap_file_pages", "writable"),
     ],

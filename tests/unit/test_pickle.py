@@ -72,3 +72,54 @@ def test_anonymous_memory_passes_through_multiprocessing(method: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "parent saw z and c\n"
+
+
+def test_a_window_is_opened_again(engine: str, numbered_file: MakeFile) -> None:
+    with (
+        fremap.open(numbered_file(8, 4096), page_bytes=4096) as store,
+        fremap.Window(store, 6, engine=engine, first_page=1) as window,
+    ):
+        with pickle.loads(pickle.dumps(window)) as linear:
+            assert (linear.engine, linear.page_count, linear.writable) == (engine, 6, False)
+            assert linear.mapping.tolist() == [1, 2, 3, 4, 5, 6]
+        window.remap([7, 0], at=2)
+        window.protect(4, fremap.Prot.NONE)
+        with pickle.loads(pickle.dumps(window)) as other:
+            assert other.store is not window.store
+            assert other.mapping.tolist() == [1, 2, 7, 0, 5, 6]
+            assert other.protection().tolist() == window.protection().tolist()
+            other.populate([2, 3])
+            np.testing.assert_array_equal(other.pages[2:4], window.pages[2:4])
+
+
+def test_a_window_that_may_be_written(tmp_path: Path) -> None:
+    with (
+        fremap.open(tmp_path / "new", "w+", size=8192, page_bytes=4096) as store,
+        fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False) as window,
+    ):
+        window.pages[1] = 7
+        with pytest.raises(TypeError, match="flush"):
+            pickle.dumps(window)
+        window.flush()
+        with pickle.loads(pickle.dumps(window)) as other:
+            assert (other.writable, other.coherent, other.tracking) == (
+                True,
+                False,
+                window.tracking,
+            )
+            assert other.pages[1, 0] == 7
+        window.place(0, b"x" * 4096)
+        with pytest.raises(TypeError, match="placed"):
+            pickle.dumps(window)
+        window.close(discard=True)
+    with pytest.raises(TypeError, match="closed"):
+        pickle.dumps(window)
+
+
+def test_a_window_on_anonymous_memory_is_refused_by_pickle() -> None:
+    with (
+        fremap.MemoryStore(4096) as store,
+        fremap.Window(store) as window,
+        pytest.raises(TypeError, match="multiprocessing"),
+    ):
+        pickle.dumps(window)

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import pickle
 import subprocess
 import sys
 import threading
@@ -220,11 +219,6 @@ def test_leaving_tells_of_a_failed_flush(store: fremap.MemoryStore) -> None:
         raise KeyError("mine")
     assert "flushing" in mine.value.__notes__[0]
     assert window.closed
-
-
-def test_windows_are_not_pickled(store: fremap.MemoryStore) -> None:
-    with Window(store) as window, pytest.raises(TypeError, match="pickle its store"):
-        pickle.dumps(window)
 
 
 def test_subclasses_work(store: fremap.MemoryStore) -> None:

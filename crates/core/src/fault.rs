@@ -14,6 +14,15 @@ use crate::sys::tell::tell;
 use crate::sys::thread::{spawn_without_signals, Bell};
 use crate::sys::uffd::{Fault, Uffd};
 
+/// Who resolves the faults of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultMode {
+    /// A thread of the window's own; who touches an absent page waits for it.
+    Thread,
+    /// The thread that touches the page, in a handler of SIGBUS.
+    Signal,
+}
+
 /// Who can resolve a fault.
 pub trait Serve: Send + Sync + 'static {
     /// Where faults are announced.

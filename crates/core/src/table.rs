@@ -266,6 +266,8 @@ pub struct Counts {
     pub unsaved: u64,
     /// Pages that may not leave the window.
     pub pinned: u64,
+    /// Pages that somebody is about to change.
+    pub held: u64,
 }
 
 /// Where file pages appear, for windows in which each may appear once.
@@ -441,6 +443,16 @@ impl Table {
         self.count(entry, u64::wrapping_add);
     }
 
+    /// Makes the words of all pages, so that [`set`](Self::set) allocates nothing for what
+    /// changes no file page.
+    pub fn allocate_ahead(&mut self) {
+        for block in 0..self.blocks.len() {
+            if self.blocks[block].is_none() {
+                self.add_block(block);
+            }
+        }
+    }
+
     fn add_block(&mut self, block: usize) {
         let first = (block * BLOCK_PAGES) as u64;
         let mut words = Box::new([Entry::new(Shown::Nothing, self.prot); BLOCK_PAGES]);
@@ -461,6 +473,7 @@ impl Table {
         counts.denied = add(counts.denied, u64::from(entry.prot() == Prot::None));
         counts.unsaved = add(counts.unsaved, u64::from(entry.unsaved()));
         counts.pinned = add(counts.pinned, u64::from(entry.pinned()));
+        counts.held = add(counts.held, u64::from(entry.held()));
     }
 
     /// Changes the word of `page` and returns what it was.

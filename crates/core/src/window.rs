@@ -13,6 +13,7 @@ use crate::engine::alias::Alias;
 use crate::engine::cached::Tracking;
 use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
+use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
 use crate::stats::Stats;
 use crate::store::Store;
@@ -60,6 +61,8 @@ pub struct WindowOptions {
     pub budget: Budget,
     /// How stores to the pages are noticed, where there is a choice.
     pub tracking: Option<Tracking>,
+    /// Who resolves its faults.
+    pub fault: FaultMode,
     /// Numbers of this machine.
     pub calibration: Calibration,
 }
@@ -107,6 +110,7 @@ pub struct Window {
     prot: Prot,
     locked: bool,
     tracking: Option<Tracking>,
+    fault: FaultMode,
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
@@ -135,7 +139,7 @@ impl Window {
         if options.prot == Prot::Write && !store.writable() {
             return Err(Error::Io {
                 operation: "Window",
-                path: store.path().map(std::path::Path::to_path_buf),
+                path: store.read_only_path(),
                 file_page: None,
                 errno: Errno::ACCESS,
                 completed: 0,
@@ -155,6 +159,7 @@ impl Window {
                  out with engine \"{kind}\" or a window that is only read"
             )));
         }
+        choice::check_fault(options.fault, kind)?;
         choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
         let engine = Self::make_engine(kind, &store, table, tracking, options)?;
         let window = Self {
@@ -165,6 +170,7 @@ impl Window {
             prot: options.prot,
             locked: options.lock,
             tracking,
+            fault: options.fault,
             owner: std::process::id(),
             given_up: false.into(),
         };
@@ -188,9 +194,14 @@ impl Window {
                 Box::new(Alias::new(store, table, options.lock)?)
             }
             EngineKind::Paged => {
-                let budget = choice::budget_bytes(options)?;
-                let (lock, calibration) = (options.lock, &options.calibration);
-                Box::new(paged::open(store, table, lock, tracking, budget, calibration)?)
+                let options = paged::PagedOptions {
+                    locked: options.lock,
+                    tracking,
+                    fault: options.fault,
+                    budget_bytes: choice::budget_bytes(options)?,
+                    calibration: &options.calibration,
+                };
+                Box::new(paged::open(store, table, options)?)
             }
             EngineKind::Eager => {
                 let writable = options.prot == Prot::Write;
@@ -287,16 +298,47 @@ impl Window {
             .map_err(|errno| Error::system("vma_count", errno))
     }
 
-    /// Fails in a process that did not make the window.
-    ///
-    /// # Errors
-    /// [`Error::Fork`].
-    pub fn check_process(&self, operation: &'static str) -> Result<()> {
-        if self.owner == std::process::id() {
+    /// Who resolves its faults.
+    #[must_use]
+    pub fn fault(&self) -> FaultMode {
+        self.fault
+    }
+
+    /// Whether this process made the window; a child of fork did not.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.owner == std::process::id()
+    }
+
+    fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.is_own() {
             Ok(())
         } else {
             Err(Error::Fork { operation, what: "window", owner: self.owner })
         }
+    }
+
+    /// Makes sure that the window's faults are resolved in this thread, which a handler of
+    /// somebody's may have changed since the last call.
+    fn check_faults(&self, operation: &'static str) -> Result<()> {
+        if self.fault == FaultMode::Signal && self.is_own() {
+            choice::check_handler(operation)?;
+        }
+        Ok(())
+    }
+
+    /// What a new view shows: the memory, and whether it may be written.
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child that could not be given the store to read.
+    pub fn view(&self) -> Result<(Span<'_>, bool)> {
+        self.check_faults("buffer")?;
+        if !self.is_own() && !self.engine.region().is_here() {
+            self.check_process("buffer")?;
+        }
+        // What a child stores to a copy would be lost.
+        let writable = self.writable() && (self.is_own() || self.coherent());
+        Ok((self.memory(), writable))
     }
 
     fn select(&self, operation: &'static str, pages: &Selection) -> Result<Pages<WindowPage>> {
@@ -379,6 +421,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         self.check_process("remap")?;
+        self.check_faults("remap")?;
         let file_pages: Pages<FilePage> =
             file_pages.resolve("remap", self.store.page_count().min(Entry::MAX_FILE_PAGES))?;
         if self.kind == EngineKind::Alias && file_pages.iter().any(|page| self.is_cut(page)) {
@@ -415,6 +458,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let pages = self.select("populate", pages)?;
+        self.check_faults("populate")?;
         self.engine.populate(&pages, self.fill("populate", nonblock, true)?, interrupt)
     }
 
@@ -424,6 +468,7 @@ impl Window {
     /// Pages outside; a placed page without `discard`; a locked window.
     pub fn evict(&self, pages: &Selection, discard: bool, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("evict", pages)?;
+        self.check_faults("evict")?;
         self.check_unlocked("evict", "none can be dropped")?;
         self.engine.evict(&pages, discard, interrupt)
     }
@@ -434,6 +479,7 @@ impl Window {
     /// Pages outside; protection that the window does not have.
     pub fn protect(&self, pages: &Selection, prot: Prot, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("protect", pages)?;
+        self.check_faults("protect")?;
         self.check_prot("protect", prot)?;
         self.engine.protect(&pages, prot, interrupt)
     }
@@ -449,6 +495,7 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let pages = self.select("place", pages)?;
+        self.check_faults("place")?;
         plan::check_named_once("place", &pages)?;
         let page_bytes = self.page_size().bytes();
         if let Some(data) = data {
@@ -483,6 +530,7 @@ impl Window {
     /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
     pub fn pin(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
         let pages = self.select("pin", pages)?;
+        self.check_faults("pin")?;
         self.engine.pin(&pages, interrupt)?;
         let populated = self.engine.populate(&pages, Fill::All, interrupt);
         populated.map(|_| ()).inspect_err(|_| self.engine.unpin(&pages))
@@ -501,9 +549,11 @@ impl Window {
     /// The file page of each window page; -1 for none, -2 for a placed page.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child, as with all that asks for the window's state.
+    /// [`Error::Fork`] in a child that does not show the same.
     pub fn mapping(&self) -> Result<Vec<i64>> {
-        self.check_process("mapping")?;
+        if self.kind != EngineKind::Paged {
+            self.check_process("mapping")?;
+        }
         let entries = self.engine.entries()?;
         let mut mapping = room_for("mapping", entries.len())?;
         mapping.extend(entries.into_iter().map(|entry| entry.shown().number()));
@@ -560,15 +610,14 @@ impl Drop for Window {
     /// a failure but stderr.
     fn drop(&mut self) {
         let writes = self.prot == Prot::Write && !self.coherent();
-        if !writes || self.check_process("close").is_err() || self.given_up.load(Ordering::Relaxed)
-        {
+        if !writes || !self.is_own() || self.given_up.load(Ordering::Relaxed) {
             return;
         }
         if let Err(error) = self.flush(&Selection::All, &Uninterruptible) {
             let pages = self.engine.stats().dirty_pages;
             tell(format_args!(
                 "{pages} changed pages of a window on {} were not written: {error}",
-                self.store.path().map_or("shared memory".into(), |path| path.to_string_lossy())
+                self.store.describe()
             ));
         }
     }

@@ -7,6 +7,7 @@ use fremap_core::calibrate::Calibration;
 use fremap_core::engine::cached::Tracking;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
+use fremap_core::fault::FaultMode;
 use fremap_core::sys::mm;
 use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
@@ -104,6 +105,14 @@ fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
     budget.extract().map(Budget::Bytes)
 }
 
+fn fault(name: &str) -> PyResult<FaultMode> {
+    match name {
+        "thread" => Ok(FaultMode::Thread),
+        "signal" => Ok(FaultMode::Signal),
+        _ => Err(wrong_type("fault thread or signal")),
+    }
+}
+
 fn tracking(name: &str) -> PyResult<Option<Tracking>> {
     match name {
         "auto" => Ok(None),
@@ -157,6 +166,7 @@ impl WindowBase {
         nonblock: bool,
         lock: bool,
         budget: &Bound<'_, PyAny>,
+        fault: &str,
         tracking: &str,
         calibration: &Bound<'_, PyDict>,
     ) -> PyResult<Self> {
@@ -171,6 +181,7 @@ impl WindowBase {
             nonblock,
             lock,
             budget: self::budget(budget)?,
+            fault: self::fault(fault)?,
             tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
@@ -208,6 +219,14 @@ impl WindowBase {
     #[getter]
     fn locked(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.window(py, "locked")?.locked())
+    }
+
+    #[getter]
+    fn fault(&self, py: Python<'_>) -> PyResult<&'static str> {
+        Ok(match self.window(py, "fault")?.fault() {
+            FaultMode::Thread => "thread",
+            FaultMode::Signal => "signal",
+        })
     }
 
     #[getter]
@@ -363,7 +382,7 @@ impl WindowBase {
             window
         };
         let keeps_changes = window.writable() && !window.coherent();
-        if keeps_changes && window.check_process("close").is_ok() {
+        if keeps_changes && window.is_own() {
             if discard {
                 window.give_up_changes();
             } else if let Err(error) = run(py, |interrupt| window.flush(&Selection::All, interrupt))
@@ -383,7 +402,7 @@ impl WindowBase {
     fn _flush_at_end(&self, py: Python<'_>) -> PyResult<()> {
         let window = self.state().window.as_ref().map(Arc::clone);
         match window {
-            Some(window) if window.check_process("flush").is_ok() => {
+            Some(window) if window.is_own() => {
                 run(py, |interrupt| window.flush(&Selection::All, interrupt))
             }
             _ => Ok(()),
@@ -419,9 +438,8 @@ impl WindowBase {
         // The state is unlocked by now: making an exception can start a garbage
         // collection, which may release a view of this very window.
         let window = window.map_err(|error| errors::python(slf.py(), &error))?;
-        let own = window.check_process("buffer");
-        let filled = own.map_err(|error| errors::python(slf.py(), &error)).and_then(|()| {
-            let (memory, writable) = (window.memory(), window.writable());
+        let shown = window.view().map_err(|error| errors::python(slf.py(), &error));
+        let filled = shown.and_then(|(memory, writable)| {
             // SAFETY: the pointer is the interpreter's; the view was counted above,
             // so the state keeps the window mapped until `__releasebuffer__`.
             unsafe { raw::fill_view(view, slf.as_any(), memory, writable, flags) }

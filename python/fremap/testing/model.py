@@ -424,7 +424,10 @@ class ModelWindow:
             What it shows.
         """
         assert self.readable(page) is not False, "touching this page is a signal"
+        faults = self._pages[page].present is not True
         self._load(page)
+        if faults and self.engine == "paged":
+            self._read_behind(page)
         content = self.content(page)
         assert content is not None, "a readable page shows something"
         return content
@@ -593,6 +596,14 @@ class ModelWindow:
             near = page.shows >= 0 and page.present is False
             if near and (resident is None or page.shows in resident):
                 self._pages[index] = replace(page, present=None)
+
+    def _read_behind(self, page: int) -> None:
+        """Where faults run forwards, absent pages behind the one that faulted may come with it."""
+        for index in range(page + 1, self.page_count):
+            now = self._pages[index]
+            if now.present is True or now.prot == Prot.NONE or now.shows < 0:
+                return
+            self._pages[index] = replace(now, present=None)
 
     @staticmethod
     def _seen_present(now: ModelPage) -> Presence:

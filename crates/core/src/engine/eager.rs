@@ -18,6 +18,7 @@ use super::cached::{Before, Cached, Filled, Frames, Tracking};
 use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
+use crate::fault::FaultMode;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap;
@@ -188,5 +189,5 @@ pub fn open(
     check_page_tables(bytes as u64)?;
     let frames = EagerFrames::new(bytes, page.bytes(), locked, writable)
         .map_err(|errno| Error::system_with_hint("Window", errno, memory_hint(locked)))?;
-    Ok(Cached::new(store, frames, table, None, calibration))
+    Ok(Cached::new(store, frames, table, None, FaultMode::Thread, calibration))
 }

@@ -9,32 +9,35 @@
 //! thread that touches it waits for the second: it sees the old content or the
 //! new, never zeros.
 //!
-//! A touch of an absent page is served by the fault thread. A page that may not
-//! be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
+//! A touch of an absent page is served by the fault thread (`serve.rs`), or in the thread
+//! that touches it (`signal.rs`), which is also how children of `fork` see the store.
+//! A page that may not be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
 //! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
 
-use std::sync::{Arc, Mutex};
+mod serve;
+mod signal;
+
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::cached::{
-    divide, offset_of, Before, Cached, Filled, Frames, Limbo, Shared, Tracking, CHUNKS_IN_FLIGHT,
-    SOURCE_PART,
+    cluster_pages, divide, Before, Cached, Filled, Frames, Tracking, CHUNKS_IN_FLIGHT, SOURCE_PART,
 };
-use super::{advise_ranges, lock, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultThread, Serve};
-use crate::stats::Counters;
+use crate::fault::{FaultMode, FaultThread};
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
-use crate::sys::thread::send_segv;
-use crate::sys::uffd::{Fault, FaultScope, Partial, Stores, Uffd};
-use crate::table::{Entry, Shown, Table};
-use crate::units::{PageSize, Prot, WindowPage};
+use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
+use crate::table::Table;
+use crate::units::PageSize;
+use serve::Server;
+use signal::Responder;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
 /// Windows of at least this size begin at such an address.
@@ -60,18 +63,21 @@ impl PagedFrames {
         page: PageSize,
         locked: bool,
         tracking: Option<Tracking>,
+        fault: FaultMode,
         small_pages: bool,
     ) -> Result<Self, Errno> {
         let noted = tracking == Some(Tracking::Kernel);
         let stores = if noted { Stores::AreNoted } else { Stores::Fault };
         // A system call that stores to a page that is only to be read has to fail: nothing
         // but the end of the process would end its fault.
-        let widest = if tracking == Some(Tracking::Faults) {
-            FaultScope::UserOnly
-        } else {
-            FaultScope::UserAndKernel
+        let (delivery, widest) = match fault {
+            FaultMode::Signal => (Delivery::Signal, FaultScope::UserOnly),
+            FaultMode::Thread if tracking == Some(Tracking::Faults) => {
+                (Delivery::Message, FaultScope::UserOnly)
+            }
+            FaultMode::Thread => (Delivery::Message, FaultScope::UserAndKernel),
         };
-        let uffd = Uffd::open(stores, widest)?;
+        let uffd = Uffd::open(stores, delivery, widest)?;
         let page_map = match PageMap::open() {
             Err(errno) if noted => return Err(errno),
             opened => opened.ok(),
@@ -357,229 +363,31 @@ impl Frames for PagedFrames {
     }
 }
 
-impl Shared<PagedFrames> {
-    fn page(&self) -> PageSize {
-        self.store.page_size()
-    }
-
-    /// Makes a touch of `page` a signal, after saying why, if the page still
-    /// shows what could not be read; false if it has to be served anew.
-    fn give_up(&self, page: WindowPage, expected: Entry, reason: &str) -> bool {
-        if !self.state.lock().is_serving(page) {
-            return false;
-        }
-        let shown = match expected.shown() {
-            Shown::File(file_page) => format!("file page {}", file_page.0),
-            Shown::Nothing => "no file page".to_owned(),
-            Shown::Placed => "placed content".to_owned(),
-        };
-        let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
-        // Before the signal, which may end the process, and outside the lock,
-        // as whoever reads the pipe behind stderr may be slow.
-        tell(format_args!("window page {} ({shown}): {reason}; the touch is {signal}", page.0));
-        self.forbid(page, expected, expected.with_unreadable())
-    }
-
-    /// Makes a touch of `page` a signal, if the page still is as `expected`.
-    fn forbid(&self, page: WindowPage, expected: Entry, forbidden: Entry) -> bool {
-        let mut state = self.state.lock();
-        if !state.is_serving(page) {
-            return false;
-        }
-        let range = (offset_of(self.page(), page), self.page().bytes());
-        let denied = self.frames.deny(&[range]);
-        if denied.is_ok() {
-            state.end_serving(page, forbidden);
-        }
-        drop(state);
-        if let Err(errno) = denied {
-            // The fault comes back and is served again.
-            tell(format_args!("window page {}: no signal could be set up ({errno})", page.0));
-        } else if forbidden != expected {
-            Counters::add(&self.counters.pages_unreadable, 1);
-        }
-        self.wake(page);
-        true
-    }
-
-    /// A fault on a page that the table calls present: it was swapped in since,
-    /// or the kernel has lost it, and then it is absent.
-    fn recheck(&self, page: WindowPage, expected: Entry, address: u64) -> bool {
-        let offset = address - self.frames.region.start() as u64;
-        let offset = offset as usize & !(system_page_bytes() - 1);
-        let asked = self.frames.has(self.frames.region.span(offset, system_page_bytes()));
-        let lost = asked == Ok(false) && expected.shown() != Shown::Placed;
-        if lost {
-            let mut state = self.state.lock();
-            if state.is_serving(page) {
-                state.end_serving(page, expected.with_present(false));
-            }
-            return false;
-        }
-        self.wake(page);
-        true
-    }
-
-    fn wake(&self, page: WindowPage) {
-        self.frames.wake(&[self.range_of(page)]);
-    }
-
-    fn range_of(&self, page: WindowPage) -> (usize, usize) {
-        (offset_of(self.page(), page), self.page().bytes())
-    }
-
-    /// A store to a page that is protected from it: lets it through and notes it, or makes
-    /// it a signal where the page is only to be read.
-    fn serve_store(&self, page: WindowPage, fault: Fault) {
-        let mut state = self.state.lock();
-        let entry = state.get(page);
-        if entry.held() {
-            // Whoever holds the page wakes the thread.
-            return;
-        }
-        let allowed = entry.prot() == Prot::Write;
-        if entry.present() && allowed {
-            if entry.shown() != Shown::Placed {
-                state.mark(page, entry.with_dirty(true));
-            }
-            let (at, len) = self.range_of(page);
-            // Wakes the thread. Should it fail the store is a fault once more.
-            if self.frames.uffd.write_protect(self.frames.region.span(at, len), false).is_ok() {
-                return;
-            }
-        }
-        if entry.lingering() {
-            // A call that failed has left it; it is dropped now, and served when touched again.
-            let _dropped = self.frames.drop_pages(&[self.range_of(page)]);
-        }
-        drop(state);
-        if entry.present() && !allowed {
-            if let Err(errno) = send_segv(fault.thread, fault.address) {
-                tell(format_args!(
-                    "window page {}: a store to a page that is only to be read cannot be made a \
-                     signal ({errno})",
-                    page.0
-                ));
-            }
-        }
-        self.wake(page);
-    }
-
-    /// Shows `content` on `page` if the page is still what it was when its
-    /// reading began; false if it has to be served anew.
-    fn show(
-        &self,
-        page: WindowPage,
-        expected: Entry,
-        (content, size_bytes): (Span<'_>, u64),
-        stores: bool,
-    ) -> bool {
-        let mut state = self.state.lock();
-        if !state.is_serving(page) {
-            return false;
-        }
-        let offset = offset_of(self.page(), page);
-        let tracked = self.frames.tracking.is_some();
-        // Who is about to store need not fault a second time.
-        let dirty = tracked && stores && expected.prot() == Prot::Write;
-        if self.frames.copy_in(offset, content, tracked && !dirty).is_ok() {
-            if let (true, Some(file_page)) = (tracked, expected.shown().file_page()) {
-                let file_bytes = self.store.bytes_within(file_page, size_bytes);
-                state.note_loaded(file_page, file_bytes, self.page());
-            }
-            state.end_serving(page, expected.with_present(true).with_dirty(dirty));
-            Counters::add(&self.counters.faults, 1);
-        } else {
-            drop(state);
-            // The toucher tries again, and is served again.
-            self.wake(page);
-        }
-        true
-    }
+/// What a paged window is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct PagedOptions<'c> {
+    /// Its memory is locked.
+    pub locked: bool,
+    /// How stores are noticed; None where nobody may store.
+    pub tracking: Option<Tracking>,
+    /// Who resolves its faults.
+    pub fault: FaultMode,
+    /// Bytes that it may take; None without a limit.
+    pub budget_bytes: Option<u64>,
+    /// Numbers of this machine.
+    pub calibration: &'c Calibration,
 }
 
-/// The fault thread's own memory for one page.
-#[derive(Debug)]
-struct Server {
-    shared: Arc<Shared<PagedFrames>>,
-    buffer: Mutex<Region>,
-    /// Where pages are taken out to that make room.
-    limbo: Mutex<Option<Limbo>>,
-}
-
-impl Serve for Server {
-    fn uffd(&self) -> &Uffd {
-        &self.shared.frames.uffd
-    }
-
-    fn serve(&self, fault: Fault) {
-        let shared = &self.shared;
-        let address = fault.address;
-        let start = shared.frames.region.start() as u64;
-        if address < start || address - start >= shared.frames.region.len() as u64 {
-            return;
-        }
-        let page = WindowPage(shared.page().index_of(address - start));
-        if fault.protected {
-            shared.serve_store(page, fault);
-            return;
-        }
-        let buffer = lock(&self.buffer);
-        let content = buffer.span(0, buffer.len());
-        loop {
-            let entry = shared.state.lock().begin_serving(page);
-            if entry.held() {
-                // Whoever holds the page wakes the thread.
-                return;
-            }
-            if entry.present() {
-                if shared.recheck(page, entry, address) {
-                    return;
-                }
-                continue;
-            }
-            if entry.prot() == Prot::None || entry.unreadable() {
-                // Forbidden since, or a call that failed has left it open.
-                if shared.forbid(page, entry, entry) {
-                    return;
-                }
-                continue;
-            }
-            let Shown::File(file_page) = entry.shown() else {
-                if shared.give_up(page, entry, "nothing is mapped there") {
-                    return;
-                }
-                continue;
-            };
-            // A fault cannot be refused: where nothing may leave, or a changed page cannot be
-            // written, the window is larger than its budget for a while.
-            let mut limbo = lock(&self.limbo);
-            let _full = shared.make_room("fault", 1, None, &mut limbo);
-            drop(limbo);
-            let size_bytes = shared.store.size_bytes();
-            let ended = match shared.store.read_page(file_page, content) {
-                Ok(()) => shared.show(page, entry, (content, size_bytes), fault.stores),
-                Err(error) => shared.give_up(page, entry, &error.to_string()),
-            };
-            if ended {
-                return;
-            }
-        }
-    }
-}
-
-/// A window that shows what `table` says, and the thread that serves its faults.
+/// A window that shows what `table` says, and who serves its faults.
 ///
 /// # Errors
 /// Where userfaultfd is refused, memory cannot be locked, or a limit is met.
 pub fn open(
     store: Arc<Store>,
     table: Table,
-    locked: bool,
-    tracking: Option<Tracking>,
-    budget_bytes: Option<u64>,
-    calibration: &Calibration,
+    options: PagedOptions<'_>,
 ) -> Result<Cached<PagedFrames>> {
+    let PagedOptions { locked, tracking, fault, budget_bytes, calibration } = options;
     let page = store.page_size();
     let budget = match budget_bytes {
         Some(budget_bytes) => {
@@ -591,17 +399,29 @@ pub fn open(
         }
         None => None,
     };
+    if fault == FaultMode::Signal {
+        signal::check(&table, page, budget.is_some())?;
+    }
     if let Some((budget_bytes, _)) = budget {
         store.limit_source_map(budget_bytes / SOURCE_PART);
     }
+    let cluster = cluster_pages(page, table.page_count());
+    let cluster = budget.map_or(cluster, |(_, division)| division.cluster_pages);
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
-    let frames = PagedFrames::new(bytes, page, locked, tracking, budget.is_some()).map_err(fail)?;
-    let mut buffer = Region::anonymous(page.bytes(), 1, Access::Write).map_err(fail)?;
-    buffer.keep_from_children().map_err(fail)?;
-    let cached = Cached::new(store, frames, table, budget, calibration);
-    let shared = Arc::clone(cached.shared());
-    let server = Server { shared, buffer: Mutex::new(buffer), limbo: Mutex::new(None) };
-    let thread = FaultThread::start(Arc::new(server)).map_err(fail)?;
-    Ok(cached.served_by(thread))
+    let small_pages = budget.is_some();
+    let frames =
+        PagedFrames::new(bytes, page, locked, tracking, fault, small_pages).map_err(fail)?;
+    let cached = Cached::new(store, frames, table, budget, fault, calibration);
+    let shared = cached.shared();
+    let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
+    let resolving = shared.frames.region.resolved_by(Arc::new(responder));
+    let thread = match fault {
+        FaultMode::Signal => None,
+        FaultMode::Thread => {
+            let server = Server::new(Arc::clone(shared), cluster).map_err(fail)?;
+            Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
+        }
+    };
+    Ok(cached.served_by(thread, resolving))
 }

@@ -2,14 +2,12 @@
 //! file is cut short meanwhile.
 //!
 //! The copying routine is a stretch of machine code with one way out for
-//! faults: the process-wide SIGBUS handler (`handler.rs`) sends a thread that
+//! faults: the process-wide SIGBUS handler (`signal.rs`) sends a thread that
 //! faults on the routine's source there, and the copy returns an error. Any
 //! other SIGBUS goes where it went before. The handler is installed by the
 //! first copy, never at load. Only x86-64 has the routine; elsewhere pages are
 //! read by system calls, which cost about twice as much.
 
-#[cfg(target_arch = "x86_64")]
-mod handler;
 #[cfg(target_arch = "x86_64")]
 mod routine;
 #[cfg(all(test, target_arch = "x86_64"))]
@@ -17,6 +15,11 @@ mod tests;
 
 use std::marker::PhantomData;
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use routine::way_out;
+
+#[cfg(target_arch = "x86_64")]
+use super::signal;
 use super::span::Span;
 
 /// The source of a copy could not be read: its file was cut short, or its
@@ -39,7 +42,7 @@ pub struct Recovery {
 /// The reason, for people.
 pub fn recovery_available() -> Result<(), String> {
     #[cfg(target_arch = "x86_64")]
-    return handler::available();
+    return signal::available();
     #[cfg(not(target_arch = "x86_64"))]
     return Err("recovering from SIGBUS is written for x86-64 alone".into());
 }
@@ -51,7 +54,7 @@ impl Recovery {
     /// Why it cannot recover, for people: read by system calls instead.
     pub fn begin() -> Result<Self, String> {
         #[cfg(target_arch = "x86_64")]
-        handler::ensure()?;
+        signal::ensure()?;
         #[cfg(not(target_arch = "x86_64"))]
         recovery_available()?;
         Ok(Self { thread: PhantomData })

@@ -47,11 +47,11 @@ pub struct Guard<'a, T> {
 
 impl<T> Lock<T> {
     /// A free lock.
-    pub fn new(value: T) -> Self {
+    pub const fn new(value: T) -> Self {
         Self {
-            word: FREE.into(),
-            notices: 0.into(),
-            sleepers: 0.into(),
+            word: AtomicU32::new(FREE),
+            notices: AtomicU32::new(0),
+            sleepers: AtomicU32::new(0),
             without_signals: false,
             value: UnsafeCell::new(value),
         }
@@ -78,8 +78,17 @@ impl<T> Lock<T> {
         Guard { lock: self, mask: None, thread: std::marker::PhantomData }
     }
 
-    /// Takes the lock for the time of a fork, and leaves it taken.
-    pub fn acquire(&self) {
+    /// The guard of a lock that this thread has [left](Guard::leave) taken, or in a child
+    /// of fork the thread that forked.
+    ///
+    /// # Panics
+    /// If it is free.
+    pub fn resume(&self) -> Guard<'_, T> {
+        assert_ne!(self.word.load(Ordering::Relaxed), FREE, "a lock that was left taken");
+        Guard { lock: self, mask: None, thread: std::marker::PhantomData }
+    }
+
+    fn acquire(&self) {
         for _ in 0..SPINS {
             if self.try_take(TAKEN) {
                 return;
@@ -96,9 +105,7 @@ impl<T> Lock<T> {
         self.word.compare_exchange(FREE, word, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Lets go of what [`acquire`](Self::acquire) has taken. In a child of fork, too, whose
-    /// only thread is the one that forked.
-    pub fn release(&self) {
+    fn release(&self) {
         if self.word.swap(FREE, Ordering::Release) == AWAITED {
             let _woken = futex::wake(&self.word, Flags::PRIVATE, 1);
         }
@@ -128,6 +135,13 @@ impl<T> Lock<T> {
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             let _woken = futex::wake(&self.notices, Flags::PRIVATE, i32::MAX as u32);
         }
+    }
+}
+
+impl<T> Guard<'_, T> {
+    /// Leaves the lock taken, to be [resumed](Lock::resume).
+    pub fn leave(self) {
+        std::mem::forget(self);
     }
 }
 

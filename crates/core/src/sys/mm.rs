@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
 use super::fork::Kept;
+use super::places::{Resolve, Resolving};
 use super::span::Span;
 
 /// `MADV_POPULATE_READ` (Linux 5.14).
@@ -209,6 +210,24 @@ impl Region {
         self.advise(0, self.len, Advice::DontFork)?;
         self.kept = Some(kept);
         Ok(())
+    }
+
+    /// Has `resolver` resolve the faults of the range in the threads that have them: here
+    /// those that are signals, and in children of fork all of them. The range is kept from
+    /// children.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
+        let kept = self.kept.as_ref().expect("a range that is kept from children");
+        Resolving::new(kept.place(), resolver)
+    }
+
+    /// Whether this process can read the range: a child of fork has one that is kept from
+    /// it if somebody [resolves](Self::resolved_by) its faults.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.place().is_in_child())
     }
 
     /// The first address.

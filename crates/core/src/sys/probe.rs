@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::call::{enter, Call};
 use super::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
-use super::uffd::{FaultScope, Features, Stores, Uffd};
+use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
 use super::{copy, file};
 
 pub use super::pagemap::max_map_count;
@@ -29,7 +29,7 @@ pub struct Probe {
 /// # Errors
 /// ENOSYS without it, EPERM where it is refused.
 pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
-    let uffd = Uffd::open(Stores::Fault, FaultScope::UserAndKernel)?;
+    let uffd = Uffd::open(Stores::Fault, Delivery::Message, FaultScope::UserAndKernel)?;
     let region = Region::anonymous(system_page_bytes(), 1, Access::Write)?;
     uffd.register_missing(&region)?;
     Ok((uffd.features(), uffd.scope()))

@@ -7,6 +7,7 @@
 //! # References
 //! `ioctl_userfaultfd(2)`, `Documentation/admin-guide/mm/userfaultfd.rst`
 
+use std::ffi::c_void;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -47,15 +48,26 @@ pub struct Features(u64);
 
 impl Features {
     const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    const SIGBUS: u64 = 1 << 7;
     const THREAD_ID: u64 = 1 << 8;
     const POISON: u64 = 1 << 14;
     const WP_ASYNC: u64 = 1 << 15;
     const MOVE: u64 = 1 << 16;
-    const USED: u64 =
-        Self::PAGEFAULT_FLAG_WP | Self::THREAD_ID | Self::POISON | Self::WP_ASYNC | Self::MOVE;
+    const USED: u64 = Self::PAGEFAULT_FLAG_WP
+        | Self::SIGBUS
+        | Self::THREAD_ID
+        | Self::POISON
+        | Self::WP_ASYNC
+        | Self::MOVE;
 
     fn without(self, bit: u64, absent: bool) -> Self {
         Self(if absent { self.0 & !bit } else { self.0 })
+    }
+
+    /// Faults that are SIGBUS in the thread that has them (4.14).
+    #[must_use]
+    pub fn signals(self) -> bool {
+        self.0 & Self::SIGBUS != 0
     }
 
     /// Write protection of anonymous memory (5.7).
@@ -105,6 +117,15 @@ pub struct Fault {
     pub protected: bool,
     /// The thread, by its number; 0 where the kernel does not tell (before 4.14).
     pub thread: u32,
+}
+
+/// What a fault is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Told to who reads the descriptor; the thread waits.
+    Message,
+    /// SIGBUS in the thread ([`Features::signals`]).
+    Signal,
 }
 
 /// Who can be served: faults of user code alone, or those of system calls too.
@@ -250,6 +271,58 @@ fn handshake(fd: &OwnedFd, features: u64) -> Result<Features, Errno> {
     Ok(Features(argument.features))
 }
 
+/// Has the faults of a range delivered to `fd`.
+fn register(fd: &OwnedFd, range: RangeArgument, mode: u64) -> Result<(), Errno> {
+    enter(Call::UffdRegister)?;
+    let mut argument = RegisterArgument { range, mode, ioctls: 0 };
+    // SAFETY: the argument has the layout of struct uffdio_register; the range is memory
+    // that fremap has mapped.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
+}
+
+/// A second descriptor of a userfaultfd, where nobody closes it by mistake.
+fn keeper_of(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(fd, KEEPER_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
+}
+
+/// A userfaultfd of a child of fork and a second descriptor of it, for memory that it has
+/// just mapped: faults there are SIGBUS in the thread that has them (4.14). Allocates nothing.
+pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (fd, _) = open_descriptor(FaultScope::UserOnly)?;
+    let keeper = keeper_of(&fd)?;
+    handshake(&fd, Features::SIGBUS)?;
+    let range = RangeArgument { start: start as u64, len: len as u64 };
+    register(&fd, range, REGISTER_MODE_MISSING)?;
+    Ok((fd, keeper))
+}
+
+/// `UFFDIO_COPY` (4.3) by the descriptor of a child of fork. Pages that are there already
+/// stay. Allocates nothing.
+///
+/// # Errors
+/// EAGAIN while the mapping changes.
+pub fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
+    let page = super::mm::system_page_bytes();
+    for at in (0..to.len()).step_by(page) {
+        enter(Call::UffdCopy)?;
+        let mut argument = TransferArgument {
+            dst: to.part(at, page).start() as u64,
+            src: from.part(at, page).start() as u64,
+            len: page as u64,
+            mode: 0,
+            done: 0,
+        };
+        // SAFETY: the argument has the layout of struct uffdio_copy; both ranges are spans,
+        // mapped by their promise.
+        match check(unsafe { libc::ioctl(uffd, UFFDIO_COPY, &raw mut argument) }) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
 impl Uffd {
     /// What this kernel's userfaultfd has.
     ///
@@ -270,18 +343,19 @@ impl Uffd {
     ///
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp), EINVAL where
-    /// the kernel notes no stores.
-    pub fn open(stores: Stores, widest: FaultScope) -> Result<Self, Errno> {
+    /// the kernel notes no stores, or raises no signals.
+    pub fn open(stores: Stores, delivery: Delivery, widest: FaultScope) -> Result<Self, Errno> {
         let supported = Self::supported()?;
         let noted = stores == Stores::AreNoted;
-        if noted && !supported.async_writes() {
+        let signals = delivery == Delivery::Signal;
+        if (noted && !supported.async_writes()) || (signals && !supported.signals()) {
             return Err(Errno::INVAL);
         }
         let (fd, scope) = open_descriptor(widest)?;
-        let features = supported.without(Features::WP_ASYNC, !noted);
+        let features =
+            supported.without(Features::WP_ASYNC, !noted).without(Features::SIGBUS, !signals);
         handshake(&fd, features.0)?;
-        let keeper = rustix::io::fcntl_dupfd_cloexec(&fd, KEEPER_FD)
-            .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
+        let keeper = keeper_of(&fd)?;
         Ok(Self { fd, _keeper: keeper, features, scope })
     }
 
@@ -304,12 +378,7 @@ impl Uffd {
     }
 
     fn register(&self, region: &Region, mode: u64) -> Result<(), Errno> {
-        enter(Call::UffdRegister)?;
-        let range = range(region.span(0, region.len()));
-        let mut argument = RegisterArgument { range, mode, ioctls: 0 };
-        // SAFETY: the argument has the layout of struct uffdio_register; the
-        // range is a region of our own.
-        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
+        register(&self.fd, range(region.span(0, region.len())), mode)
     }
 
     /// Has the faults of absent pages of `region` delivered here.

@@ -6,8 +6,9 @@ use super::{Budget, WindowOptions};
 use crate::engine::cached::Tracking;
 use crate::engine::EngineKind;
 use crate::error::{Error, Result};
+use crate::fault::FaultMode;
 use crate::sys::uffd::Uffd;
-use crate::sys::{pagemap, probe};
+use crate::sys::{pagemap, places, probe};
 use crate::units::Prot;
 
 /// The engine that does what is asked, or why none does.
@@ -115,6 +116,38 @@ pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
             Ok(Some(available.map_err(|errno| Error::system("Window", errno))? / 2))
         }
     }
+}
+
+/// Fails for an engine whose faults signal handlers cannot resolve.
+pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
+    if fault == FaultMode::Thread {
+        return Ok(());
+    }
+    if kind != EngineKind::Paged {
+        return Err(Error::unsupported(
+            "Window",
+            kind,
+            "has no faults that fremap resolves, so fault=\"signal\" cannot be had; leave it out, \
+             or use engine=\"paged\" (`fremap doctor` says what it needs)",
+        ));
+    }
+    let features = Uffd::supported().map_err(|errno| Error::system("Window", errno))?;
+    if !features.signals() {
+        return Err(Error::unsupported(
+            "Window",
+            kind,
+            "with fault=\"signal\" needs Linux 4.14 (UFFD_FEATURE_SIGBUS); use fault=\"thread\"",
+        ));
+    }
+    check_handler("Window")
+}
+
+/// Makes sure that the faults of this thread come to the handler that resolves them.
+pub(super) fn check_handler(operation: &'static str) -> Result<()> {
+    places::ensure_handler().map_err(|reason| Error::Unsupported {
+        operation,
+        reason: format!("fault=\"signal\" needs SIGBUS: {reason}; use fault=\"thread\""),
+    })
 }
 
 /// Fails for a budget that the engine, or a locked window, cannot keep to.

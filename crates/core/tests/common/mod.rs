@@ -6,6 +6,7 @@ use std::sync::Arc;
 use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::Uninterruptible;
+use fremap_core::fault::FaultMode;
 use fremap_core::store::Store;
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages, Prot, Selection};
@@ -42,6 +43,7 @@ pub fn options(engine: EngineKind) -> WindowOptions {
         nonblock: false,
         lock: false,
         tracking: None,
+        fault: FaultMode::Thread,
         budget: Budget::Unlimited,
         calibration: Calibration::default(),
     }

@@ -22,7 +22,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "nonblock": (nonblock.populate, nonblock.half_cached),
     "protect": (protect.every_second,),
     "read": (read.present,),
-    "fault": (fault.lazy, fault.linear),
+    "fault": (fault.lazy, fault.linear, fault.by_signal),
     "dirty": (dirty.remap, dirty.first_store, dirty.ask, dirty.flush, dirty.evict),
     "window": (
         window.zipf_reads,

@@ -5,8 +5,10 @@ fault wakes an idle processor twice. So there are two pairs of rows, all on one
 processor and left to the scheduler, both sides alike.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +18,15 @@ from fremap.bench.bench import Bench, placements, verify
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_the_time
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fremap.window import Fault
+
 FREMAP = "fremap"
 MEMMAP = "np.memmap"
 BARE = "fault_copy"
+BARE_SIGNAL = "fault_signal"
 _MOST_PAGES = 20_000
 _MOST_TIMES_BARE = 1.3
 _WORDS = PAGE_BYTES // 8
@@ -61,6 +69,14 @@ def _measure(bench: Bench, report: Report, count: int, where: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Resolver:
+    """Who resolves faults, and the bare loop that does it alike."""
+
+    fault: Fault
+    bare: str
+
+
+@dataclass(frozen=True)
 class _Pattern:
     """An order of touching pages of a window that shows the file as it is."""
 
@@ -70,12 +86,28 @@ class _Pattern:
 
 def linear(bench: Bench) -> Report:
     """Touch absent pages of a window on the whole file: a scan forward, and random pages."""
+    report, patterns = _linear(bench, "handler thread")
+    for where in placements(report):
+        for pattern in patterns:
+            _measure_linear(bench, report, pattern, _Resolver("thread", BARE), where)
+    return report
+
+
+def by_signal(bench: Bench) -> Report:
+    """Do the same in a window whose faults are resolved in the thread that touches."""
+    report, patterns = _linear(bench, "signal")
+    for pattern in patterns:
+        _measure_linear(bench, report, pattern, _Resolver("signal", BARE_SIGNAL), "by signal")
+    return report
+
+
+def _linear(bench: Bench, how: str) -> tuple[Report, tuple[_Pattern, ...]]:
     file_pages = bench.file.page_count
     count = min(bench.pages, _MOST_PAGES, file_pages)
     report = Report(
         "fault",
         f"touch {count} absent pages of a linear window of {file_pages}, "
-        "file in the page cache, engine paged, handler thread",
+        f"file in the page cache, engine paged, {how}",
     )
     bench.warm_file(report)
     draw = bench.draw()
@@ -89,20 +121,19 @@ def linear(bench: Bench) -> Report:
         _Pattern("a scan forward", scan),
         _Pattern("random pages", lambda number: draw.distinct(number, count)),
     )
-    for where in placements(report):
-        for pattern in patterns:
-            _measure_linear(bench, report, count, pattern, where)
-    return report
+    return report, patterns
 
 
 def _measure_linear(
-    bench: Bench, report: Report, count: int, pattern: _Pattern, where: str
+    bench: Bench, report: Report, pattern: _Pattern, resolver: _Resolver, where: str
 ) -> None:
     what = f"{pattern.name}, {where}"
+    count = len(pattern.pages(0))
+    bare = resolver.bare
     with (
         fremap.open(bench.file.path) as store,
-        fremap.Window(store, engine="paged") as window,
-        bench.loops(report, BARE, pages=store.page_count, mode="linear") as running,
+        fremap.Window(store, engine="paged", fault=resolver.fault, budget=None) as window,
+        bench.loops(report, bare, pages=store.page_count, mode="linear") as running,
     ):
         numbers = np.frombuffer(window, dtype=np.int64)[::_WORDS]
         faults = 0
@@ -118,7 +149,7 @@ def _measure_linear(
 
         contenders: list[Contender] = [ours, _memmap(bench, pattern.pages)]
         if running:
-            contenders.append(lambda number: {BARE: running[BARE].run(pattern.pages(number))[0]})
+            contenders.append(lambda number: {bare: running[bare].run(pattern.pages(number))[0]})
         _add_rows(bench, report, what, contenders, count)
         report.count(f"{what}: faults a page", faults / count, "faults", at_most=1)
 
@@ -149,12 +180,12 @@ def _add_rows(
     bench: Bench, report: Report, what: str, contenders: list[Contender], count: int
 ) -> None:
     timings = paired(contenders, rounds=bench.rounds, operations=count)
-    if BARE in timings:
+    for bare in {BARE, BARE_SIGNAL} & timings.keys():
         report.rows.append(
             times_the_time(
                 f"{what}: of the bare loop",
                 timings[FREMAP],
-                timings[BARE],
+                timings[bare],
                 at_most=_MOST_TIMES_BARE,
             )
         )

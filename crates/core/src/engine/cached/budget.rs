@@ -24,6 +24,8 @@ pub const SOURCE_PART: u64 = 8;
 const CHUNK_PART: u64 = 64;
 /// The largest chunk of a window with a budget: small pages, which can leave one by one.
 const MAX_CHUNK_BYTES: u64 = 1 << 20;
+/// The most that is read at once for faults that run forwards.
+const CLUSTER_BYTES: u64 = 256 << 10;
 /// Pages that a budget has to have room for: one batch of victims.
 const LEAST_PAGES: u64 = 64;
 
@@ -77,11 +79,19 @@ impl PageTables {
     }
 }
 
+/// Pages that are read at once for faults that run forwards, at most.
+#[must_use]
+pub fn cluster_pages(page: PageSize, page_count: u64) -> u64 {
+    page.index_of(CLUSTER_BYTES).clamp(1, page_count)
+}
+
 /// How a budget is divided.
 #[derive(Clone, Copy, Debug)]
 pub struct Division {
     /// Pages of a chunk of staging memory.
     pub chunk_pages: u64,
+    /// Pages that are read at once for faults that run forwards, at most.
+    pub cluster_pages: u64,
     /// What is there whatever is in the window.
     pub fixed_bytes: u64,
 }
@@ -98,25 +108,26 @@ pub fn divide(
     chunks: u64,
     tracking: Option<Tracking>,
 ) -> Result<Option<Division>> {
-    let division = |chunk_pages: u64| {
+    let division = |chunk_pages: u64, cluster_pages: u64| {
         let limbo = if tracking == Some(Tracking::Kernel) {
             // Of calls and of faults, each with its copies.
             4 * page.bytes_of(1).max(LIMBO_BYTES as u64)
         } else {
             0
         };
-        // The fault thread's own page as well.
-        let fixed_bytes = page.bytes_of(chunks * chunk_pages + 1) + limbo;
-        Division { chunk_pages, fixed_bytes }
+        // The fault thread's own pages as well.
+        let fixed_bytes = page.bytes_of(chunks * chunk_pages + cluster_pages) + limbo;
+        Division { chunk_pages, cluster_pages, fixed_bytes }
     };
     let tables =
         page.bytes_of(page_count).div_ceil(PageTables::block_bytes()) * system_page_bytes() as u64;
-    let whole = division(chunk_pages);
+    let whole = division(chunk_pages, cluster_pages(page, page_count));
     if page.bytes_of(page_count) + tables + whole.fixed_bytes <= budget_bytes {
         return Ok(None);
     }
     let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
-    let small = division(page.index_of(chunk_bytes).clamp(1, chunk_pages));
+    let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
+    let small = division(chunk_pages, chunk_pages.min(cluster_pages(page, page_count)));
     let least = small.fixed_bytes
         + page.bytes_of(LEAST_PAGES)
         + LEAST_PAGES * system_page_bytes() as u64

@@ -29,15 +29,17 @@ mod frames;
 mod limbo;
 mod load;
 mod pin;
+mod reads;
 mod save;
 mod staging;
 mod state;
 
 use budget::Room;
-pub use budget::{divide, Division, SOURCE_PART};
+pub use budget::{cluster_pages, divide, Division, SOURCE_PART};
 pub use frames::{Before, Filled, Frames, Tracking};
 pub use limbo::Limbo;
 use load::{Call, Step, STEP_PAGES};
+pub use reads::{ReadIndex, MAX_READS};
 use staging::Staging;
 pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
@@ -46,13 +48,14 @@ use super::turn::Turn;
 use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::FaultThread;
+use crate::fault::{FaultMode, FaultThread};
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
 use crate::sys::pagemap;
+use crate::sys::places::Resolving;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
@@ -81,8 +84,9 @@ pub struct Shared<F> {
 /// An engine that shows copies.
 #[derive(Debug)]
 pub struct Cached<F> {
-    /// Dropped first: nothing serves a window whose memory goes.
+    /// Dropped first, with the next: nothing serves a window whose memory goes.
     fault_thread: Option<FaultThread>,
+    resolving: Option<Resolving>,
     shared: Arc<Shared<F>>,
     page: PageSize,
     chunk_pages: usize,
@@ -101,6 +105,7 @@ impl<F: Frames> Cached<F> {
         frames: F,
         table: Table,
         budget: Option<(u64, Division)>,
+        fault: FaultMode,
         calibration: &Calibration,
     ) -> Self {
         let page = store.page_size();
@@ -111,15 +116,21 @@ impl<F: Frames> Cached<F> {
         let room = budget.map(|(bytes, division)| Room::new(bytes, division, &table, page));
         let mut state = State::new(table, frames.tracking(), page);
         state.room = room;
+        let state = Lock::new(state);
+        let state = match fault {
+            FaultMode::Thread => state,
+            FaultMode::Signal => state.held_without_signals(),
+        };
         let shared = Shared {
             store,
             frames,
-            state: Lock::new(state),
+            state,
             evict_gap_pages: calibration.evict_gap_pages,
             counters: Counters::default(),
         };
         Self {
             fault_thread: None,
+            resolving: None,
             shared: Arc::new(shared),
             page,
             chunk_pages: chunk_pages as usize,
@@ -141,10 +152,12 @@ impl<F: Frames> Cached<F> {
         &self.shared
     }
 
-    /// The same engine, its faults served by `thread` as long as it lives.
+    /// The same engine, its faults served by `thread`, or in the threads that have them,
+    /// as long as it lives.
     #[must_use]
-    pub fn served_by(mut self, thread: FaultThread) -> Self {
-        self.fault_thread = Some(thread);
+    pub fn served_by(mut self, thread: Option<FaultThread>, resolving: Resolving) -> Self {
+        self.fault_thread = thread;
+        self.resolving = Some(resolving);
         self
     }
 

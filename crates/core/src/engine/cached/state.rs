@@ -4,8 +4,12 @@ use std::collections::HashMap;
 
 use super::budget::{PageTables, Room};
 use super::frames::Tracking;
+use super::reads::Reads;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
+
+/// Pages at which a file has ended while they were shown that faults have room for.
+const MAX_CUT_PAGES: usize = 64;
 
 /// The table and the content that is kept outside the window.
 #[derive(Debug)]
@@ -13,8 +17,8 @@ pub struct State {
     pub(super) table: Table,
     /// Content of placed pages to which access was taken away.
     pub(super) shelf: HashMap<WindowPage, Vec<u8>>,
-    /// The page that the fault thread is reading for, until a call changes it.
-    serving: Option<WindowPage>,
+    /// What is being read for faults.
+    pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
     /// how many bytes of them it had.
     cut: HashMap<FilePage, usize>,
@@ -39,7 +43,7 @@ impl State {
         Self {
             table,
             shelf,
-            serving: None,
+            reads: Reads::default(),
             cut,
             hashes,
             unsynced: false,
@@ -47,6 +51,18 @@ impl State {
             page_tables,
             room: None,
         }
+    }
+
+    /// Makes sure that serving a fault allocates nothing: the words of all pages exist.
+    pub fn allocate_ahead(&mut self) {
+        self.cut.reserve(MAX_CUT_PAGES);
+        self.table.allocate_ahead();
+    }
+
+    /// Whether another page at which the file ends can be noted without allocating.
+    #[must_use]
+    pub fn has_room_for_cut(&self) -> bool {
+        self.cut.len() < MAX_CUT_PAGES
     }
 
     /// A file page was loaded, when the file had `file_bytes` bytes of it.
@@ -69,16 +85,15 @@ impl State {
         self.table.get(page)
     }
 
-    /// What the fault thread is reading for `page` is out of date.
-    fn outdate(&mut self, page: WindowPage) {
-        if self.serving == Some(page) {
-            self.serving = None;
-        }
+    /// Pages that calls are about to change.
+    #[must_use]
+    pub fn held_pages(&self) -> u64 {
+        self.table.counts().held
     }
 
     /// Changes the word of a page for a call.
     pub(super) fn set(&mut self, page: WindowPage, entry: Entry) {
-        self.outdate(page);
+        self.reads.outdate(page);
         self.mark(page, entry);
     }
 
@@ -91,35 +106,17 @@ impl State {
             let left = if old.shown() == Shown::Placed { nothing } else { old };
             self.set(page, left.with_lingering());
         } else {
-            self.outdate(page);
+            self.reads.outdate(page);
         }
         old
     }
 
-    /// The word of a page that the fault thread begins to read for.
-    pub fn begin_serving(&mut self, page: WindowPage) -> Entry {
-        self.serving = Some(page);
-        self.get(page)
-    }
-
-    /// Whether no call has changed the page since.
-    #[must_use]
-    pub fn is_serving(&self, page: WindowPage) -> bool {
-        self.serving == Some(page)
-    }
-
-    /// Changes the word of a page, but not what the fault thread may be reading for it.
+    /// Changes the word of a page, but not what may be being read for it.
     pub fn mark(&mut self, page: WindowPage, entry: Entry) {
         // A page is pinned whatever it shows.
         let entry = entry.with_pinned(self.get(page).pinned());
         self.note_change(page, entry);
         self.table.set(page, entry);
-    }
-
-    /// Changes the word of the page that the fault thread was reading for.
-    pub fn end_serving(&mut self, page: WindowPage, entry: Entry) {
-        self.serving = None;
-        self.mark(page, entry);
     }
 
     /// Pins a page once more, or once less.

@@ -260,7 +260,7 @@ pub(super) fn copy(
     let next = next.map_or(from.start(), Span::start);
     let lines = bytes.is_multiple_of(LINE_BYTES) && into.start().align_offset(STORE_ALIGN) == 0;
     // SAFETY: both spans are mapped for the length given; a source that the
-    // kernel cannot bring raises SIGBUS, which `handler` turns into a return
+    // kernel cannot bring raises SIGBUS, which `signal` turns into a return
     // of 1. Lines are only copied in whole ones, to an aligned address.
     let lost = unsafe {
         if lines {
@@ -282,7 +282,7 @@ pub(super) fn fence() {
 }
 
 /// Where a thread goes on that faulted at an instruction, if that is one of the routine's.
-pub(super) fn way_out(instruction: usize) -> Option<usize> {
+pub(in crate::sys) fn way_out(instruction: usize) -> Option<usize> {
     let within = fremap_copy_start as *const () as usize..fremap_copy_end as *const () as usize;
     within.contains(&instruction).then_some(fremap_copy_lost as *const () as usize)
 }

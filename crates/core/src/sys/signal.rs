@@ -1,8 +1,8 @@
 //! The SIGBUS handler, and the handlers that were there before it.
 //!
-//! Everything that runs in the signal allocates nothing, takes no lock and
-//! cannot panic. A SIGBUS that is not a copy's is handed to the handler found
-//! when ours was installed. Should that one hand it back (because it was
+//! Everything that runs in the signal allocates nothing, takes no lock but those made
+//! for it, and cannot panic. A SIGBUS that is neither a copy's nor a window's is handed
+//! to the handler found when ours was installed. Should that one hand it back (because it was
 //! installed later than ours and keeps ours as *its* previous one), or raise it
 //! anew while it runs, the handler found before it is next, and so on to the
 //! kernel's default: no two handlers can send a signal round in circles.
@@ -15,22 +15,20 @@ use std::sync::Mutex;
 
 use rustix::io::Errno;
 
-use super::super::call::{enter, Call};
-use super::super::mm::{check, last_errno};
-use super::routine;
+use super::call::{enter, Call};
+use super::mm::{check, last_errno};
+use super::places::{self, Outcome, Touch};
+use super::thread::send_segv;
 
 /// How often the handler is put back in front of others before it gives up: two
 /// libraries that both insist would do so for ever.
 const INSTALL_LIMIT: u32 = 16;
+/// How often a thread looks whether another one has installed the handler.
+const INSTALL_TRIES: u32 = 1000;
 /// Threads that may be inside an older handler at once and be told apart.
 const NESTED_LIMIT: usize = 64;
 /// The largest `si_code` of a SIGBUS that an instruction caused (`BUS_MCEERR_AR`).
 const LAST_FAULT_CODE: i32 = 4;
-
-/// The registers that the handler looks at.
-const R8: usize = libc::REG_R8.unsigned_abs() as usize;
-const R9: usize = libc::REG_R9.unsigned_abs() as usize;
-const RIP: usize = libc::REG_RIP.unsigned_abs() as usize;
 
 /// A handler that ours was installed in front of. Never freed, as a signal may
 /// be on its way to it.
@@ -52,6 +50,8 @@ struct Nested {
 static NEWEST: AtomicPtr<Previous> = AtomicPtr::new(ptr::null_mut());
 static INSTALLED: AtomicU32 = AtomicU32::new(0);
 static INSTALLING: Mutex<()> = Mutex::new(());
+/// What a child that installs the handler needs, made before the fork.
+static PREPARED: AtomicPtr<Previous> = AtomicPtr::new(ptr::null_mut());
 static NESTED: [Nested; NESTED_LIMIT] = [const {
     Nested {
         thread: AtomicI32::new(0),
@@ -107,6 +107,7 @@ fn is_first() -> Result<bool, String> {
     Ok(first)
 }
 
+/// Whether our handler can be the first to see SIGBUS in this thread. Installs nothing.
 pub(super) fn available() -> Result<(), String> {
     is_first().map(|_first| ())
 }
@@ -116,11 +117,14 @@ pub(super) fn ensure() -> Result<(), String> {
     if is_first()? {
         return Ok(());
     }
-    // Never waits: in a child of fork the lock's holder may not exist.
-    let Ok(_installing) = INSTALLING.try_lock() else {
-        return Err("another thread is installing the handler".into());
-    };
-    install().map_err(|errno| describe("sigaction", errno))
+    // Never waits for long: in a child of fork the lock's holder may not exist.
+    for _ in 0..INSTALL_TRIES {
+        if let Ok(_installing) = INSTALLING.try_lock() {
+            return install().map_err(|errno| describe("sigaction", errno));
+        }
+        std::thread::yield_now();
+    }
+    Err("another thread is installing the handler".into())
 }
 
 fn install() -> Result<(), Errno> {
@@ -133,11 +137,7 @@ fn install() -> Result<(), Errno> {
     let previous =
         Box::into_raw(Box::new(Previous { action: found, spent: AtomicBool::new(false), older }));
     NEWEST.store(previous, Ordering::Release);
-    // SAFETY: all zero is an action without flags and with an empty mask.
-    let mut ours = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
-    ours.sa_sigaction = handle as *const () as usize;
-    ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    if let Err(errno) = action(Some(&ours)) {
+    if let Err(errno) = action(Some(&our_action())) {
         NEWEST.store(older, Ordering::Release);
         return Err(errno);
     }
@@ -145,25 +145,167 @@ fn install() -> Result<(), Errno> {
     Ok(())
 }
 
-/// The handler. Registers say whether a copy faulted, and on its source.
-#[expect(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "registers hold addresses")]
+fn our_action() -> libc::sigaction {
+    // SAFETY: all zero is an action without flags and with an empty mask, which is a set
+    // that can be filled.
+    unsafe {
+        let mut ours = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
+        ours.sa_sigaction = handle as *const () as usize;
+        ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // Locks may be taken in the handler: nothing may come between.
+        libc::sigfillset(&raw mut ours.sa_mask);
+        ours
+    }
+}
+
+/// Makes what a child needs to install the handler, where nothing can be allocated.
+pub(super) fn prepare_child() {
+    if PREPARED.load(Ordering::Acquire).is_null() {
+        // SAFETY: all zero is the default action.
+        let action = unsafe { MaybeUninit::<libc::sigaction>::zeroed().assume_init() };
+        let previous = Previous { action, spent: AtomicBool::new(false), older: ptr::null() };
+        PREPARED.store(Box::into_raw(Box::new(previous)), Ordering::Release);
+    }
+}
+
+/// Installs the handler in a child of fork, before `fork` returns there.
+pub(super) fn install_in_child() {
+    let Ok(found) = action(None) else { return };
+    let prepared = PREPARED.swap(ptr::null_mut(), Ordering::AcqRel);
+    // SAFETY: null, or made by `prepare_child` and given to nobody.
+    let Some(previous) = (unsafe { prepared.as_mut() }) else { return };
+    if is_ours(&found) {
+        PREPARED.store(prepared, Ordering::Release);
+        return;
+    }
+    let older = NEWEST.load(Ordering::Acquire);
+    previous.action = found;
+    previous.older = older;
+    NEWEST.store(prepared, Ordering::Release);
+    if action(Some(&our_action())).is_err() {
+        NEWEST.store(older, Ordering::Release);
+    }
+}
+
+/// The handler: a copy's fault is its error, a window's is resolved, others are handed on.
 extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a `siginfo_t` and a `ucontext_t` that live as
     // long as the handler runs; nothing else refers to them.
     unsafe {
-        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let at = |register: usize| registers[register] as usize;
-        let source = at(R8)..at(R9);
-        if let Some(way_out) = routine::way_out(at(RIP)) {
-            if source.contains(&((*info).si_addr() as usize)) {
-                registers[RIP] = way_out as i64;
-                return;
-            }
+        let frame = &mut *context.cast::<libc::ucontext_t>();
+        let address = (*info).si_addr() as usize;
+        if processor::leave_copy(frame, address) {
+            return;
         }
         let errno = libc::__errno_location();
         let before = *errno;
-        chain(signal, info, context);
+        let touch = Touch { address, stores: processor::stores(frame) };
+        let outcome = if is_fault(info) { places::resolve(touch) } else { None };
+        match outcome {
+            Some(Outcome::Again) => {}
+            Some(Outcome::Segv) => {
+                // Delivered when this handler returns. Where it cannot be sent the store is
+                // the SIGBUS that it came as.
+                if send_segv(libc::gettid().cast_unsigned(), address as u64).is_err() {
+                    chain(signal, info, context);
+                }
+            }
+            Some(Outcome::Bus) | None => {
+                unblock(frame, signal);
+                chain(signal, info, context);
+            }
+        }
         *errno = before;
+    }
+}
+
+/// Lets through what the thread lets through, but for the signal itself, as the kernel
+/// does for a handler without a mask.
+///
+/// # Safety
+/// In a signal handler.
+unsafe fn unblock(frame: &libc::ucontext_t, signal: i32) {
+    // SAFETY: the kernel's set is the first eight bytes of the frame's; sigset_t is plain data.
+    unsafe {
+        let mut mask = MaybeUninit::<libc::sigset_t>::zeroed().assume_init();
+        ptr::copy_nonoverlapping(
+            (&raw const frame.uc_sigmask).cast::<u8>(),
+            (&raw mut mask).cast::<u8>(),
+            size_of::<u64>(),
+        );
+        libc::sigaddset(&raw mut mask, signal);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, ptr::null_mut());
+    }
+}
+
+/// What the handler reads in a processor's registers.
+#[cfg(target_arch = "x86_64")]
+mod processor {
+    use super::super::copy::way_out;
+
+    const R8: usize = libc::REG_R8.unsigned_abs() as usize;
+    const R9: usize = libc::REG_R9.unsigned_abs() as usize;
+    const RIP: usize = libc::REG_RIP.unsigned_abs() as usize;
+    const ERR: usize = libc::REG_ERR.unsigned_abs() as usize;
+    /// In a page fault's error code: it was a store.
+    const STORE: i64 = 2;
+
+    /// Has a copy that faulted on its source end with an error; false if none did.
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_wrap, reason = "registers")]
+    pub(super) fn leave_copy(frame: &mut libc::ucontext_t, address: usize) -> bool {
+        let registers = &mut frame.uc_mcontext.gregs;
+        let source = registers[R8] as usize..registers[R9] as usize;
+        let Some(way_out) = way_out(registers[RIP] as usize) else { return false };
+        let lost = source.contains(&address);
+        if lost {
+            registers[RIP] = way_out as i64;
+        }
+        lost
+    }
+
+    /// Whether the instruction that faulted stores.
+    pub(super) fn stores(frame: &libc::ucontext_t) -> bool {
+        frame.uc_mcontext.gregs[ERR] & STORE != 0
+    }
+}
+
+/// What the handler reads in a processor's registers.
+#[cfg(target_arch = "aarch64")]
+mod processor {
+    /// The record of the frame that has the exception's syndrome (`ESR_MAGIC`).
+    const ESR_MAGIC: u32 = 0x4553_5201;
+    /// In the syndrome of a data abort: it was a store.
+    const STORE: u64 = 1 << 6;
+    /// Bytes of records in a frame, and how they are aligned.
+    const RECORDS_BYTES: usize = 4096;
+    const RECORDS_ALIGN: usize = 16;
+
+    /// There is no copying routine here.
+    pub(super) fn leave_copy(_frame: &mut libc::ucontext_t, _address: usize) -> bool {
+        false
+    }
+
+    /// Whether the instruction that faulted stores.
+    pub(super) fn stores(frame: &libc::ucontext_t) -> bool {
+        let context = &raw const frame.uc_mcontext;
+        // SAFETY: records lie behind the registers, each with its magic number and its
+        // length in front, and end with one of length zero.
+        unsafe {
+            let registers_end = (&raw const (*context).pstate).add(1).cast::<u8>();
+            let mut at = registers_end.add(registers_end.align_offset(RECORDS_ALIGN));
+            let end = at.add(RECORDS_BYTES);
+            while at < end {
+                let [magic, len] = at.cast::<[u32; 2]>().read();
+                if len == 0 {
+                    return false;
+                }
+                if magic == ESR_MAGIC {
+                    return at.add(8).cast::<u64>().read() & STORE != 0;
+                }
+                at = at.add(len as usize);
+            }
+            false
+        }
     }
 }
 

@@ -1,0 +1,178 @@
+//! Reads for faults: which pages they are for, and how many to read at once.
+//!
+//! A fault that follows on the pages that were read for the one before runs forwards: the
+//! next read is twice as long, up to a cluster. One that jumps reads its page alone.
+
+use crate::units::{Run, WindowPage};
+
+/// Reads for faults that may be under way at once.
+pub const MAX_READS: usize = 8;
+/// Forward runs of faults that are told apart.
+const STREAMS: usize = 8;
+
+/// One read. It may be out of date: a call has changed a page since it began.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    taken: bool,
+    /// None when it is out of date.
+    run: Option<Run<WindowPage>>,
+}
+
+/// Which read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadIndex(pub usize);
+
+/// The reads for faults that are under way. Allocates nothing.
+#[derive(Debug, Default)]
+pub struct Reads {
+    all: [Read; MAX_READS],
+    /// Those that are not out of date.
+    current: usize,
+    streams: Streams,
+}
+
+impl Reads {
+    /// A read for `run` begins; None while as many as may be are under way.
+    pub fn begin(&mut self, run: Run<WindowPage>) -> Option<ReadIndex> {
+        let free = self.all.iter().position(|read| !read.taken)?;
+        self.all[free] = Read { taken: true, run: Some(run) };
+        self.current += 1;
+        Some(ReadIndex(free))
+    }
+
+    /// Whether no call has changed a page of it since it began.
+    #[must_use]
+    pub fn is_current(&self, read: ReadIndex) -> bool {
+        self.all[read.0].run.is_some()
+    }
+
+    /// A read is over.
+    pub fn end(&mut self, read: ReadIndex) {
+        self.current -= usize::from(self.all[read.0].run.is_some());
+        self.all[read.0] = Read::default();
+    }
+
+    /// Whether a page is being read.
+    #[must_use]
+    pub fn reads(&self, page: WindowPage) -> bool {
+        self.current > 0 && self.all.iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
+    }
+
+    /// What is being read for `page` is out of date.
+    pub(super) fn outdate(&mut self, page: WindowPage) {
+        if self.current == 0 {
+            return;
+        }
+        for read in &mut self.all {
+            if read.run.is_some_and(|run| holds(run, page)) {
+                read.run = None;
+                self.current -= 1;
+            }
+        }
+    }
+
+    /// How many pages to read for a fault on `page`, of at most `most`.
+    pub fn length(&self, page: WindowPage, most: u64) -> u64 {
+        self.streams.length(page, most)
+    }
+
+    /// Pages were read for a fault on the first of them.
+    pub fn note(&mut self, run: Run<WindowPage>) {
+        self.streams.note(run);
+    }
+}
+
+fn holds(run: Run<WindowPage>, page: WindowPage) -> bool {
+    run.first <= page && page < run.end()
+}
+
+/// The runs of pages that were read for faults of late.
+#[derive(Debug, Default)]
+struct Streams {
+    runs: [Option<Run<WindowPage>>; STREAMS],
+    oldest: usize,
+}
+
+impl Streams {
+    fn find(&self, page: WindowPage) -> Option<usize> {
+        self.runs.iter().position(|run| run.is_some_and(|run| run.end() == page))
+    }
+
+    fn length(&self, page: WindowPage, most: u64) -> u64 {
+        let before = self.find(page).and_then(|stream| self.runs[stream]);
+        before.map_or(1, |run| 2 * run.count).min(most)
+    }
+
+    fn note(&mut self, run: Run<WindowPage>) {
+        let stream = self.find(run.first).unwrap_or_else(|| {
+            self.oldest = (self.oldest + 1) % STREAMS;
+            self.oldest
+        });
+        self.runs[stream] = Some(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(first: u64, count: u64) -> Run<WindowPage> {
+        Run { first: WindowPage(first), count }
+    }
+
+    #[test]
+    fn reads_get_longer_while_faults_run_forwards() {
+        let mut reads = Reads::default();
+        let (mut page, mut lengths) = (100, Vec::new());
+        for _ in 0..9 {
+            let length = reads.length(WindowPage(page), 64);
+            reads.note(run(page, length));
+            page += length;
+            lengths.push(length);
+        }
+        assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 64, 64, 64]);
+        assert_eq!(reads.length(WindowPage(5000), 64), 1, "a jump");
+        assert_eq!(reads.length(WindowPage(page - 1), 64), 1, "backwards");
+    }
+
+    #[test]
+    fn several_runs_are_told_apart() {
+        let mut reads = Reads::default();
+        for step in 0..3 {
+            for stream in 0..STREAMS as u64 {
+                let page = 1000 * stream + (1 << step) - 1;
+                let length = reads.length(WindowPage(page), 64);
+                assert_eq!(length, 1 << step, "stream {stream}");
+                reads.note(run(page, length));
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_changes_outdates_its_read_alone() {
+        let mut reads = Reads::default();
+        let first = reads.begin(run(10, 4)).expect("free");
+        let second = reads.begin(run(20, 1)).expect("free");
+        assert!(reads.reads(WindowPage(13)) && !reads.reads(WindowPage(14)));
+        reads.outdate(WindowPage(14));
+        assert!(reads.is_current(first));
+        reads.outdate(WindowPage(12));
+        assert!(!reads.is_current(first) && reads.is_current(second));
+        assert!(!reads.reads(WindowPage(13)), "read anew for whoever comes");
+        reads.end(first);
+        reads.end(second);
+        assert_eq!(reads.current, 0);
+    }
+
+    #[test]
+    fn a_read_that_is_out_of_date_keeps_its_place_until_it_ends() {
+        let mut reads = Reads::default();
+        let all: Vec<_> =
+            (0..MAX_READS as u64).map(|page| reads.begin(run(page, 1)).expect("free")).collect();
+        assert_eq!(reads.begin(run(99, 1)), None);
+        reads.outdate(WindowPage(3));
+        assert_eq!(reads.begin(run(99, 1)), None);
+        reads.end(all[3]);
+        assert_eq!(reads.begin(run(99, 1)), Some(all[3]));
+    }
+}

@@ -1,0 +1,407 @@
+//! Serving faults: what both the fault thread and signal handlers do, and the thread's part.
+
+use std::sync::{Arc, Mutex};
+
+use rustix::io::Errno;
+
+use super::PagedFrames;
+use crate::engine::cached::{offset_of, Frames, Limbo, ReadIndex, Shared, State};
+use crate::engine::lock;
+use crate::error::Uninterruptible;
+use crate::fault::Serve;
+use crate::scatter;
+use crate::stats::Counters;
+use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::span::Span;
+use crate::sys::tell::tell;
+use crate::sys::thread::send_segv;
+use crate::sys::uffd::{Fault, Partial, Uffd};
+use crate::table::{Entry, Shown};
+use crate::units::{FilePage, PageIndex, PageSize, Prot, Run, WindowPage};
+
+/// A fault that is being served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    pub(super) page: WindowPage,
+    /// What it was when its serving began.
+    pub(super) entry: Entry,
+    /// The pages that are read for it, of which it is the first.
+    pub(super) run: Run<WindowPage>,
+    pub(super) read: ReadIndex,
+}
+
+/// How the pages that are read for one fault may lie in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Anywhere.
+    Scattered,
+    /// One behind the other.
+    Contiguous,
+}
+
+/// What has become of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// The fault is over, or comes again by itself.
+    Ended,
+    /// A call has changed the page: it has to be served anew.
+    Anew,
+    /// The pages cannot all be read: the first has to be tried alone.
+    Alone,
+}
+
+/// Whether a touch brings the page's content.
+fn loads(entry: Entry) -> bool {
+    let open = !entry.present() && !entry.unreadable() && entry.prot() != Prot::None;
+    open && !entry.held() && entry.shown().file_page().is_some()
+}
+
+/// Says why a touch of a page is a signal.
+pub(super) fn tell_why(
+    page: WindowPage,
+    entry: Entry,
+    signal: &str,
+    reason: std::fmt::Arguments<'_>,
+) {
+    let page = page.0;
+    match entry.shown() {
+        Shown::File(file) => tell(format_args!(
+            "window page {page} (file page {}): {reason}; the touch is {signal}",
+            file.0
+        )),
+        Shown::Nothing => {
+            tell(format_args!(
+                "window page {page} (no file page): {reason}; the touch is {signal}"
+            ));
+        }
+        Shown::Placed => tell(format_args!(
+            "window page {page} (placed content): {reason}; the touch is {signal}"
+        )),
+    }
+}
+
+impl Shared<PagedFrames> {
+    pub(super) fn page(&self) -> PageSize {
+        self.store.page_size()
+    }
+
+    /// The window page at an address; None for one outside the window.
+    pub(super) fn page_at(&self, address: u64) -> Option<WindowPage> {
+        let offset = address.checked_sub(self.frames.region.start() as u64)?;
+        let within = offset < self.frames.region.len() as u64;
+        within.then(|| WindowPage(self.page().index_of(offset)))
+    }
+
+    /// Begins to serve a fault on `page`, with a read of up to `most` pages. None while
+    /// somebody holds the page or reads for it, or as many reads as may be are under way.
+    pub(super) fn begin(
+        &self,
+        state: &mut State,
+        page: WindowPage,
+        most: u64,
+        layout: Layout,
+    ) -> Option<Attempt> {
+        let entry = state.get(page);
+        if entry.held() || state.reads.reads(page) {
+            return None;
+        }
+        let wanted = if loads(entry) { state.reads.length(page, most) } else { 1 };
+        let run = self.run_from(state, page, wanted, layout, |state, page| {
+            let entry = state.get(page);
+            loads(entry) && !entry.lingering() && !state.reads.reads(page)
+        });
+        let read = state.reads.begin(run)?;
+        Some(Attempt { page, entry, run, read })
+    }
+
+    /// `page` and those behind it that may be read with it, up to `wanted`.
+    pub(super) fn run_from(
+        &self,
+        state: &State,
+        page: WindowPage,
+        wanted: u64,
+        layout: Layout,
+        may: impl Fn(&State, WindowPage) -> bool,
+    ) -> Run<WindowPage> {
+        let file_page = |page: WindowPage| state.get(page).shown().file_page();
+        let first = file_page(page);
+        let end = self.page().index_of(self.frames.region.len() as u64);
+        let follows = |run: Run<WindowPage>| {
+            layout == Layout::Scattered
+                || first.map(|first| first.offset(run.count)) == file_page(run.end())
+        };
+        let mut run = Run { first: page, count: 1 };
+        while run.count < wanted && run.end().0 < end && may(state, run.end()) && follows(run) {
+            run.count += 1;
+        }
+        run
+    }
+
+    /// Makes a touch of a page a signal, after saying why, if the page still
+    /// shows what could not be read.
+    fn give_up(&self, attempt: &Attempt, reason: &str) -> Served {
+        if !self.state.lock().reads.is_current(attempt.read) {
+            return Served::Anew;
+        }
+        let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
+        // Before the signal, which may end the process, and outside the lock,
+        // as whoever reads the pipe behind stderr may be slow.
+        tell_why(attempt.page, attempt.entry, signal, format_args!("{reason}"));
+        self.forbid(attempt, attempt.entry.with_unreadable())
+    }
+
+    /// Makes a touch of a page a signal, if the page still is as it was.
+    fn forbid(&self, attempt: &Attempt, forbidden: Entry) -> Served {
+        let Attempt { page, entry, read, .. } = *attempt;
+        let mut state = self.state.lock();
+        if !state.reads.is_current(read) {
+            return Served::Anew;
+        }
+        let denied = self.frames.deny(&[self.range_of(page)]);
+        if denied.is_ok() {
+            state.mark(page, forbidden);
+        }
+        drop(state);
+        if let Err(errno) = denied {
+            // The fault comes back and is served again.
+            tell(format_args!("window page {}: no signal could be set up ({errno})", page.0));
+        } else if forbidden != entry {
+            Counters::add(&self.counters.pages_unreadable, 1);
+        }
+        self.wake(page);
+        Served::Ended
+    }
+
+    /// Whether the kernel has a page that the table calls present; where it has lost it,
+    /// it is absent from now on. A placed page cannot be brought again.
+    pub(super) fn recheck(&self, attempt: &Attempt, address: u64) -> bool {
+        let offset = address - self.frames.region.start() as u64;
+        let offset = offset as usize & !(system_page_bytes() - 1);
+        let asked = self.frames.has(self.frames.region.span(offset, system_page_bytes()));
+        asked != Ok(false) || attempt.entry.shown() == Shown::Placed
+    }
+
+    /// The kernel has lost a page that the table called present.
+    pub(super) fn note_lost(state: &mut State, attempt: &Attempt) {
+        if state.reads.is_current(attempt.read) {
+            state.mark(attempt.page, attempt.entry.with_present(false));
+        }
+    }
+
+    fn wake(&self, page: WindowPage) {
+        self.frames.wake(&[self.range_of(page)]);
+    }
+
+    fn range_of(&self, page: WindowPage) -> (usize, usize) {
+        (offset_of(self.page(), page), self.page().bytes())
+    }
+
+    /// Lets a store to a page that is protected from it through and notes it; false where
+    /// the page may not be stored to, or is not there.
+    pub(super) fn allow_store(&self, state: &mut State, page: WindowPage) -> bool {
+        let entry = state.get(page);
+        if !entry.present() || entry.prot() != Prot::Write {
+            return false;
+        }
+        if entry.shown() != Shown::Placed {
+            state.mark(page, entry.with_dirty(true));
+        }
+        let (at, len) = self.range_of(page);
+        // Wakes the thread. Should it fail the store is a fault once more.
+        self.frames.uffd.write_protect(self.frames.region.span(at, len), false).is_ok()
+    }
+
+    /// A store to a page that is protected from it: lets it through and notes it, or makes
+    /// it a signal where the page is only to be read.
+    fn serve_store(&self, page: WindowPage, fault: Fault) {
+        let mut state = self.state.lock();
+        let entry = state.get(page);
+        if entry.held() || self.allow_store(&mut state, page) {
+            // Whoever holds the page wakes the thread.
+            return;
+        }
+        if entry.lingering() {
+            // A call that failed has left it; it is dropped now, and served when touched again.
+            let _dropped = self.frames.drop_pages(&[self.range_of(page)]);
+        }
+        drop(state);
+        if entry.present() && entry.prot() != Prot::Write {
+            if let Err(errno) = send_segv(fault.thread, fault.address) {
+                tell(format_args!(
+                    "window page {}: a store to a page that is only to be read cannot be made a \
+                     signal ({errno})",
+                    page.0
+                ));
+            }
+        }
+        self.wake(page);
+    }
+
+    /// Shows `content` on the pages of an attempt, which are still what they were when its
+    /// reading began. `stores`: the first is about to be stored to. Allocates nothing where
+    /// all was [allocated ahead](State::allocate_ahead).
+    pub(super) fn show(
+        &self,
+        state: &mut State,
+        attempt: &Attempt,
+        (content, size_bytes): (Span<'_>, u64),
+        stores: bool,
+    ) -> Result<(), Errno> {
+        let Attempt { run, entry, .. } = *attempt;
+        let offset = offset_of(self.page(), run.first);
+        let tracked = self.frames.tracking.is_some();
+        // Who is about to store need not fault a second time.
+        let dirty = tracked && stores && entry.prot() == Prot::Write;
+        let first = if dirty { self.page().bytes() } else { 0 };
+        let (left, right) = (content.part(0, first), content.part(first, content.len() - first));
+        let unprotected = if dirty { self.frames.copy_in(offset, left, false) } else { Ok(()) };
+        let copied = unprotected.and_then(|()| {
+            let copied = if right.is_empty() {
+                Ok(())
+            } else {
+                self.frames.copy_in(offset + first, right, tracked)
+            };
+            copied.map_err(|partial: Partial| partial.after(first))
+        });
+        let done_bytes = copied.map_or_else(|partial| partial.done_bytes, |()| content.len());
+        let done = self.page().index_of(done_bytes as u64);
+        for (page, index) in run.pages().zip(0..done) {
+            let entry = state.get(page);
+            if let (true, Some(file_page)) = (tracked, entry.shown().file_page()) {
+                let file_bytes = self.store.bytes_within(file_page, size_bytes);
+                state.note_loaded(file_page, file_bytes, self.page());
+            }
+            state.mark(page, entry.with_present(true).with_dirty(dirty && index == 0));
+        }
+        if done == 0 {
+            return copied.map_err(|partial| partial.errno);
+        }
+        state.reads.note(Run { count: done, ..run });
+        Counters::add(&self.counters.faults, 1);
+        Ok(())
+    }
+}
+
+/// What the fault thread works with.
+#[derive(Debug)]
+pub(super) struct Server {
+    shared: Arc<Shared<PagedFrames>>,
+    /// Memory for a cluster of pages.
+    buffer: Mutex<Region>,
+    cluster_pages: u64,
+    /// Where pages are taken out to that make room.
+    limbo: Mutex<Option<Limbo>>,
+}
+
+impl Server {
+    pub(super) fn new(shared: Arc<Shared<PagedFrames>>, cluster_pages: u64) -> Result<Self, Errno> {
+        let bytes = shared.page().bytes_of(cluster_pages) as usize;
+        let mut buffer = Region::anonymous(bytes, 1, Access::Write)?;
+        buffer.keep_from_children()?;
+        let (buffer, limbo) = (Mutex::new(buffer), Mutex::new(None));
+        Ok(Self { shared, buffer, cluster_pages, limbo })
+    }
+
+    fn attempt(&self, attempt: &Attempt, fault: Fault) -> Served {
+        let shared = &self.shared;
+        let Attempt { entry, page, .. } = *attempt;
+        if entry.present() {
+            if shared.recheck(attempt, fault.address) {
+                shared.wake(page);
+                return Served::Ended;
+            }
+            Shared::note_lost(&mut shared.state.lock(), attempt);
+            return Served::Anew;
+        }
+        if entry.prot() == Prot::None || entry.unreadable() {
+            // Forbidden since, or a call that failed has left it open.
+            return shared.forbid(attempt, entry);
+        }
+        if entry.shown().file_page().is_none() {
+            return shared.give_up(attempt, "nothing is mapped there");
+        }
+        self.load(*attempt, fault.stores)
+    }
+
+    /// Reads the pages of an attempt and shows them.
+    fn load(&self, mut attempt: Attempt, stores: bool) -> Served {
+        let shared = &self.shared;
+        // A fault cannot be refused: where nothing may leave, or a changed page cannot be
+        // written, the window is larger than its budget by one page for a while.
+        let mut limbo = lock(&self.limbo);
+        if shared.make_room("fault", attempt.run.count, None, &mut limbo).is_err() {
+            attempt.run.count = 1;
+        }
+        drop(limbo);
+        let files: Vec<FilePage> = {
+            let state = shared.state.lock();
+            let pages = attempt.run.pages();
+            pages.map_while(|page| state.get(page).shown().file_page()).collect()
+        };
+        if files.len() as u64 != attempt.run.count {
+            // A call has changed them.
+            return Served::Anew;
+        }
+        let buffer = lock(&self.buffer);
+        let content = buffer.span(0, files.len() * shared.page().bytes());
+        let size_bytes = shared.store.size_bytes();
+        let contiguous = files.windows(2).all(|pair| pair[0].offset(1) == pair[1]);
+        let read = match &files[..] {
+            [only] => shared.store.read_page(*only, content),
+            // Content that was just read through the caches is copied sooner.
+            [first, ..] if contiguous => {
+                let run = Run { first: *first, count: files.len() as u64 };
+                match shared.store.read_run(run, content) {
+                    Ok(()) => Ok(()),
+                    Err(_) => return Served::Alone,
+                }
+            }
+            _ => scatter::read_into(&shared.store, &files, content, &Uninterruptible),
+        };
+        match read {
+            Ok(()) => {
+                let mut state = shared.state.lock();
+                if !state.reads.is_current(attempt.read) {
+                    return Served::Anew;
+                }
+                let shown = shared.show(&mut state, &attempt, (content, size_bytes), stores);
+                drop(state);
+                if shown.is_err() {
+                    // The toucher tries again, and is served again.
+                    shared.wake(attempt.page);
+                }
+                Served::Ended
+            }
+            Err(_) if files.len() > 1 => Served::Alone,
+            Err(error) => shared.give_up(&attempt, &error.to_string()),
+        }
+    }
+}
+
+impl Serve for Server {
+    fn uffd(&self) -> &Uffd {
+        &self.shared.frames.uffd
+    }
+
+    fn serve(&self, fault: Fault) {
+        let shared = &self.shared;
+        let Some(page) = shared.page_at(fault.address) else { return };
+        if fault.protected {
+            shared.serve_store(page, fault);
+            return;
+        }
+        let mut most = self.cluster_pages;
+        loop {
+            let begun = shared.begin(&mut shared.state.lock(), page, most, Layout::Scattered);
+            // Whoever holds the page wakes the thread.
+            let Some(attempt) = begun else { return };
+            let served = self.attempt(&attempt, fault);
+            shared.state.lock().reads.end(attempt.read);
+            match served {
+                Served::Ended => return,
+                Served::Anew => {}
+                Served::Alone => most = 1,
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Faults that are resolved in the thread that has them: of windows with `fault="signal"`,
+//! and of all windows in children of `fork`.
+//!
+//! All of it runs in a signal handler that has every signal blocked. It allocates nothing,
+//! takes the lock of the state alone, and waits for other threads that read or change the
+//! same page. Nobody who has that lock, or holds a page, waits for a thread that faults.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::serve::{tell_why, Attempt, Layout};
+use super::PagedFrames;
+use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
+use crate::error::{Error, Result};
+use crate::fault::FaultMode;
+use crate::stats::Counters;
+use crate::store::Unread;
+use crate::sys::lock::Guard;
+use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::pagemap;
+use crate::sys::places::{Outcome, Resolve, Touch};
+use crate::sys::span::Span;
+use crate::sys::uffd::copy_in_child;
+use crate::table::{Entry, Shown, Table};
+use crate::units::{PageSize, Prot, Run, WindowPage};
+
+/// How long a fork waits for a call to let go of the pages that it is changing.
+const FORK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long one such wait lasts.
+const FORK_WAIT: Duration = Duration::from_millis(10);
+
+/// Resolves the faults of a window in the threads that have them.
+#[derive(Debug)]
+pub(super) struct Responder {
+    shared: Arc<Shared<PagedFrames>>,
+    /// Memory for as many reads as may be under way; None where a thread serves faults.
+    buffers: Option<Region>,
+    cluster_pages: u64,
+}
+
+/// Fails for a window whose faults signal handlers cannot resolve.
+pub(super) fn check(table: &Table, page: PageSize, has_budget: bool) -> Result<()> {
+    /// The part of the available memory that words of pages may take.
+    const PART: u64 = 8;
+    if has_budget {
+        return Err(Error::unsupported(
+            "Window",
+            "paged",
+            "with fault=\"signal\" has no budget: a signal handler cannot evict pages, nor write \
+             them; use fault=\"thread\", or budget=None",
+        ));
+    }
+    let wanted = table.page_count() * size_of::<Entry>() as u64;
+    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    if wanted > available / PART {
+        let reason = format!(
+            "with fault=\"signal\" keeps a word for each page from the start: {wanted} bytes for \
+             this window of {} bytes, which is more than an eighth of the {available} that are \
+             available; use fewer pages, or fault=\"thread\"",
+            page.bytes_of(table.page_count())
+        );
+        return Err(Error::unsupported("Window", "paged", &reason));
+    }
+    Ok(())
+}
+
+impl Responder {
+    pub(super) fn new(
+        shared: Arc<Shared<PagedFrames>>,
+        fault: FaultMode,
+        cluster_pages: u64,
+    ) -> Result<Self, Errno> {
+        let buffers = match fault {
+            FaultMode::Thread => None,
+            FaultMode::Signal => {
+                shared.state.lock().allocate_ahead();
+                let bytes = shared.page().bytes_of(MAX_READS as u64 * cluster_pages) as usize;
+                let mut buffers = Region::anonymous(bytes, system_page_bytes(), Access::Write)?;
+                buffers.keep_from_children()?;
+                Some(buffers)
+            }
+        };
+        Ok(Self { shared, buffers, cluster_pages })
+    }
+
+    /// The memory for an attempt's pages.
+    fn buffer<'b>(&self, buffers: &'b Region, attempt: &Attempt) -> Span<'b> {
+        let page = self.shared.page();
+        let start = page.bytes_of(attempt.read.0 as u64 * self.cluster_pages) as usize;
+        buffers.span(start, page.bytes_of(attempt.run.count) as usize)
+    }
+
+    /// A touch of a page that the table calls present.
+    fn resolve_present(&self, state: &mut State, attempt: &Attempt, touch: Touch) -> Outcome {
+        let shared = &self.shared;
+        if !shared.recheck(attempt, touch.address as u64) {
+            Shared::note_lost(state, attempt);
+            return Outcome::Again;
+        }
+        let protected = touch.stores && shared.frames.tracking == Some(Tracking::Faults);
+        if !protected || attempt.entry.prot() == Prot::Write {
+            // It has come since, or is to be stored to, which may have been allowed since.
+            if protected {
+                shared.allow_store(state, attempt.page);
+            }
+            return Outcome::Again;
+        }
+        Outcome::Segv
+    }
+
+    /// Reads the pages of an attempt and shows them; None if a call has changed one.
+    fn load(&self, buffers: &Region, attempt: &Attempt, stores: bool) -> Option<Loaded> {
+        let shared = &self.shared;
+        let Shown::File(first) = attempt.entry.shown() else { return Some(Loaded::Nothing) };
+        let content = self.buffer(buffers, attempt);
+        let size_bytes = shared.store.size_bytes();
+        let read = shared.store.read_run(Run { first, count: attempt.run.count }, content);
+        let mut state = shared.state.lock_in_handler();
+        if !state.reads.is_current(attempt.read) {
+            return None;
+        }
+        match read {
+            Ok(()) if !state.has_room_for_cut() => {
+                Some(Loaded::Unread(Unread::Failed(Errno::NOMEM)))
+            }
+            Ok(()) => {
+                // Should it fail the touch comes again.
+                let _shown = shared.show(&mut state, attempt, (content, size_bytes), stores);
+                Some(Loaded::Shown)
+            }
+            Err(_) if attempt.run.count > 1 => Some(Loaded::InPart),
+            Err(unread) => {
+                state.mark(attempt.page, attempt.entry.with_unreadable());
+                Some(Loaded::Unread(unread))
+            }
+        }
+    }
+
+    fn attempt(&self, buffers: &Region, attempt: &Attempt, touch: Touch) -> Next {
+        let shared = &self.shared;
+        let entry = attempt.entry;
+        if entry.present() {
+            let mut state = shared.state.lock_in_handler();
+            return Next::Ends(self.resolve_present(&mut state, attempt, touch));
+        }
+        if entry.prot() == Prot::None || entry.unreadable() {
+            return Next::Ends(Outcome::Bus);
+        }
+        match self.load(buffers, attempt, touch.stores) {
+            None => Next::Tries(self.cluster_pages),
+            Some(Loaded::Shown) => Next::Ends(Outcome::Again),
+            Some(Loaded::InPart) => Next::Tries(1),
+            Some(Loaded::Nothing) => {
+                tell_why(attempt.page, entry, "SIGBUS", format_args!("nothing is mapped there"));
+                Next::Ends(Outcome::Bus)
+            }
+            Some(Loaded::Unread(unread)) => {
+                Counters::add(&shared.counters.pages_unreadable, 1);
+                tell_why(attempt.page, entry, "SIGBUS", format_args!("{unread}"));
+                Next::Ends(Outcome::Bus)
+            }
+        }
+    }
+
+    /// Reads a page of the store, and as many behind it as run forwards, into a child.
+    fn load_in_child(&self, uffd: RawFd, run: Run<WindowPage>, entry: Entry) -> Result<(), Unread> {
+        let shared = &self.shared;
+        let Shown::File(first) = entry.shown() else { return Err(Unread::Ended) };
+        let bytes = shared.page().bytes_of(run.count) as usize;
+        // The child has none of its parent's buffers.
+        let buffer = Region::anonymous(bytes, system_page_bytes(), Access::Write);
+        let buffer = buffer.map_err(Unread::Failed)?;
+        let content = buffer.span(0, bytes);
+        shared.store.read_run(Run { first, count: run.count }, content)?;
+        let to = shared.frames.region.span(offset_of(shared.page(), run.first), bytes);
+        // Where the kernel cannot now the touch comes again.
+        match copy_in_child(uffd, to, content) {
+            Ok(()) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(Unread::Failed(errno)),
+        }
+    }
+}
+
+/// What has become of a read.
+enum Loaded {
+    Shown,
+    /// Not all pages can be read.
+    InPart,
+    Nothing,
+    Unread(Unread),
+}
+
+/// What comes after an attempt.
+enum Next {
+    Ends(Outcome),
+    /// Another one, with so many pages at most.
+    Tries(u64),
+}
+
+/// Why a child of fork cannot have what the parent has on a page; None if it can.
+fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str> {
+    // What a call was changing at the fork may have been stored to.
+    let changing = entry.held() && tracking == Some(Tracking::Kernel);
+    match entry.shown() {
+        Shown::Nothing => Some("nothing is mapped there"),
+        Shown::Placed => Some("its content is its own, in the process that forked this one"),
+        Shown::File(_) if entry.unsaved() || changing => Some(
+            "it was changed in the process that forked this one, and the store does not have it; \
+             flush() before the fork",
+        ),
+        Shown::File(_) => None,
+    }
+}
+
+impl Resolve for Responder {
+    fn resolve(&self, touch: Touch) -> Outcome {
+        let shared = &self.shared;
+        let Some(buffers) = &self.buffers else { return Outcome::Bus };
+        let Some(page) = shared.page_at(touch.address as u64) else { return Outcome::Bus };
+        let mut most = self.cluster_pages;
+        loop {
+            let mut state = shared.state.lock_in_handler();
+            let attempt = loop {
+                match shared.begin(&mut state, page, most, Layout::Contiguous) {
+                    Some(attempt) => break attempt,
+                    None => state = shared.state.wait(state, None),
+                }
+            };
+            drop(state);
+            let next = self.attempt(buffers, &attempt, touch);
+            shared.state.lock_in_handler().reads.end(attempt.read);
+            // Who waits for the page, or for a read to begin, looks again.
+            shared.state.notify_all();
+            match next {
+                Next::Ends(outcome) => return outcome,
+                Next::Tries(pages) => most = pages,
+            }
+        }
+    }
+
+    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Outcome {
+        let shared = &self.shared;
+        let tracking = shared.frames.tracking;
+        let Some(page) = shared.page_at(touch.address as u64) else { return Outcome::Bus };
+        let mut state = shared.state.lock_in_handler();
+        let entry = state.get(page);
+        if entry.prot() == Prot::None {
+            return Outcome::Bus;
+        }
+        if let Some(reason) = parents_own(entry, tracking) {
+            drop(state);
+            tell_why(page, entry, "SIGBUS", format_args!("{reason}"));
+            return Outcome::Bus;
+        }
+        let wanted = state.reads.length(page, self.cluster_pages);
+        let run = shared.run_from(&state, page, wanted, Layout::Contiguous, |state, page| {
+            let entry = state.get(page);
+            entry.prot() != Prot::None && parents_own(entry, tracking).is_none()
+        });
+        state.reads.note(run);
+        drop(state);
+        let alone = Run { count: 1, ..run };
+        let loaded = self.load_in_child(uffd, run, entry);
+        match loaded.or_else(|_| self.load_in_child(uffd, alone, entry)) {
+            Ok(()) => Outcome::Again,
+            Err(unread) => {
+                tell_why(page, entry, "SIGBUS", format_args!("{unread}"));
+                Outcome::Bus
+            }
+        }
+    }
+
+    fn before_fork(&self) {
+        let shared = &self.shared;
+        let mut state: Guard<'_, State> = shared.state.lock_in_handler();
+        if shared.frames.tracking == Some(Tracking::Kernel) {
+            let begin = Instant::now();
+            while state.held_pages() > 0 && begin.elapsed() < FORK_PATIENCE {
+                state = shared.state.wait(state, Some(FORK_WAIT));
+            }
+            shared.note_all_stores(&mut state);
+        }
+        state.leave();
+    }
+
+    fn after_fork(&self) {
+        drop(self.shared.state.resume());
+    }
+}

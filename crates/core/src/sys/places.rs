@@ -1,0 +1,265 @@
+//! Ranges of memory that children of `fork` do not inherit, and who resolves faults there.
+//!
+//! The list is read by signal handlers and in children of a process with threads, where
+//! any lock may be held for ever and the allocator may not be used. So it has no lock,
+//! its places are never freed, and reading it does nothing else.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::os::fd::RawFd;
+use std::ptr::null_mut;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use super::{fork, signal};
+
+/// A touch of memory that faulted.
+#[derive(Clone, Copy, Debug)]
+pub struct Touch {
+    /// Where.
+    pub address: usize,
+    /// Whether it wants to store there.
+    pub stores: bool,
+}
+
+/// What becomes of a touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is tried again.
+    Again,
+    /// It is the SIGBUS that it was.
+    Bus,
+    /// It is SIGSEGV: what is there may only be read.
+    Segv,
+}
+
+/// Who resolves the faults of a range, in the thread that faults.
+///
+/// What it does in a signal handler allocates nothing, takes no lock but a
+/// [`Lock`](super::lock::Lock) that is held without signals, and never panics.
+pub trait Resolve: Send + Sync + fmt::Debug {
+    /// In a signal handler: ends a fault of this process.
+    fn resolve(&self, touch: Touch) -> Outcome;
+
+    /// In a signal handler of a child of fork, where the range is empty memory under the
+    /// userfaultfd `uffd` of the child's own.
+    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Outcome;
+
+    /// Before a fork: takes what a child has to find at rest.
+    fn before_fork(&self);
+
+    /// After it, in the parent and in the child: lets go of that.
+    fn after_fork(&self);
+}
+
+/// One range, or none while `len` is 0.
+#[derive(Debug)]
+pub(super) struct Place {
+    taken: AtomicBool,
+    start: AtomicPtr<c_void>,
+    len: AtomicUsize,
+    /// A box of its own, or null.
+    resolver: AtomicPtr<Arc<dyn Resolve>>,
+    /// Who is looking at `resolver`.
+    callers: AtomicUsize,
+    /// The userfaultfd that a child of fork has for the range, or -1.
+    child_uffd: AtomicI32,
+    /// A second descriptor of it, out of the way, or -1: were the last one closed, absent
+    /// pages would read as zeros.
+    child_keeper: AtomicI32,
+    next: AtomicPtr<Place>,
+}
+
+/// A list that only grows; places that are no longer needed are taken again.
+#[derive(Debug)]
+pub(super) struct Places(AtomicPtr<Place>);
+
+pub(super) static PLACES: Places = Places::new();
+
+impl Places {
+    const fn new() -> Self {
+        Self(AtomicPtr::new(null_mut()))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'static Place> {
+        let follow = |link: &AtomicPtr<Place>| {
+            // SAFETY: null, or a place that `take` has leaked.
+            unsafe { link.load(Ordering::Acquire).as_ref::<'static>() }
+        };
+        std::iter::successors(follow(&self.0), move |place| follow(&place.next))
+    }
+
+    /// A place for one range, of those that are free, or a new one.
+    pub(super) fn take(&self, start: *mut c_void, len: usize) -> &'static Place {
+        let free = |place: &&Place| !place.taken.swap(true, Ordering::Acquire);
+        let place = self.iter().find(free).unwrap_or_else(|| self.add());
+        place.start.store(start, Ordering::Relaxed);
+        // Last: a child that is forked here sees no range, or this one.
+        place.len.store(len, Ordering::Release);
+        place
+    }
+
+    fn add(&self) -> &'static Place {
+        let place: &'static Place = Box::leak(Box::new(Place {
+            taken: AtomicBool::new(true),
+            start: AtomicPtr::new(null_mut()),
+            len: AtomicUsize::new(0),
+            resolver: AtomicPtr::new(null_mut()),
+            callers: AtomicUsize::new(0),
+            child_uffd: AtomicI32::new(-1),
+            child_keeper: AtomicI32::new(-1),
+            next: AtomicPtr::new(null_mut()),
+        }));
+        let link = |first: *mut Place| {
+            place.next.store(first, Ordering::Relaxed);
+            Some(std::ptr::from_ref(place).cast_mut())
+        };
+        // Never ends without success, as `link` refuses nothing.
+        let _linked = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, link);
+        place
+    }
+}
+
+impl Place {
+    /// Nothing is to be kept any more.
+    pub(super) fn free(&self) {
+        self.len.store(0, Ordering::Relaxed);
+        self.taken.store(false, Ordering::Release);
+    }
+
+    /// The range, where there is one.
+    pub(super) fn range(&self) -> Option<(*mut c_void, usize)> {
+        let len = self.len.load(Ordering::Acquire);
+        (len > 0).then(|| (self.start.load(Ordering::Relaxed), len))
+    }
+
+    fn contains(&self, address: usize) -> bool {
+        self.range().is_some_and(|(start, len)| address.wrapping_sub(start.addr()) < len)
+    }
+
+    /// Lets go of the userfaultfd that the parent of a child had, as a child itself.
+    pub(super) fn forget_child_uffd(&self) {
+        for fd in [&self.child_uffd, &self.child_keeper] {
+            let fd = fd.swap(-1, Ordering::Relaxed);
+            if fd >= 0 {
+                // SAFETY: a descriptor that is this place's alone, and is not used again.
+                unsafe { libc::close(fd) };
+            }
+        }
+    }
+
+    /// Has a child of fork know its userfaultfd for the range, and a second descriptor of it.
+    pub(super) fn set_child_uffd(&self, uffd: RawFd, keeper: RawFd) {
+        self.child_keeper.store(keeper, Ordering::Relaxed);
+        self.child_uffd.store(uffd, Ordering::Release);
+    }
+
+    /// Whether this is a child that has the range, empty, to be read.
+    pub(super) fn is_in_child(&self) -> bool {
+        self.child_uffd.load(Ordering::Acquire) >= 0
+    }
+
+    /// Calls `body` with who resolves faults here, who does not go away meanwhile.
+    pub(super) fn with_resolver<T>(&self, body: impl FnOnce(&dyn Resolve) -> T) -> Option<T> {
+        self.callers.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: a box that is freed when nobody has come to look at it since it was
+        // taken out, and this thread has come before.
+        let resolver = unsafe { self.resolver.load(Ordering::SeqCst).as_ref() };
+        let result = resolver.map(|resolver| body(resolver.as_ref()));
+        self.callers.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+}
+
+/// Makes sure that the faults of this thread come to who resolves them: the handler of
+/// SIGBUS is installed, again if another one has replaced it.
+///
+/// # Errors
+/// Why they do not, for people.
+pub fn ensure_handler() -> Result<(), String> {
+    signal::ensure()
+}
+
+/// Ends the fault of a touch, in a signal handler; None if it is in nobody's range.
+pub(super) fn resolve(touch: Touch) -> Option<Outcome> {
+    let place = PLACES.iter().find(|place| place.contains(touch.address))?;
+    let child_uffd = place.child_uffd.load(Ordering::Acquire);
+    place.with_resolver(|resolver| match child_uffd {
+        ..0 => resolver.resolve(touch),
+        uffd => resolver.resolve_in_child(touch, uffd),
+    })
+}
+
+/// The right to resolve the faults of a range, as long as this lives.
+#[derive(Debug)]
+pub struct Resolving {
+    place: &'static Place,
+    owner: u32,
+}
+
+impl Resolving {
+    pub(super) fn new(place: &'static Place, resolver: Arc<dyn Resolve>) -> Self {
+        let boxed = Box::into_raw(Box::new(resolver));
+        let _no_fork = fork::exclude();
+        place.child_uffd.store(-1, Ordering::Relaxed);
+        place.resolver.store(boxed, Ordering::SeqCst);
+        Self { place, owner: std::process::id() }
+    }
+}
+
+impl Drop for Resolving {
+    fn drop(&mut self) {
+        if self.owner != std::process::id() {
+            // In a child the range stays as it is, for those who still point into it.
+            return;
+        }
+        let no_fork = fork::exclude();
+        let boxed = self.place.resolver.swap(null_mut(), Ordering::SeqCst);
+        drop(no_fork);
+        while self.place.callers.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        // SAFETY: made by `new`, taken out once, and nobody looks at it any more.
+        drop(unsafe { Box::from_raw(boxed) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_used_again() {
+        static LIST: Places = Places::new();
+        let address = |number: usize| std::ptr::without_provenance_mut(number << 12);
+        let places: Vec<_> = (1..=3).map(|number| LIST.take(address(number), number)).collect();
+        assert_eq!(LIST.iter().count(), 3);
+        places[1].free();
+        let again = LIST.take(address(9), 9);
+        assert!(std::ptr::eq(again, places[1]));
+        assert_eq!(LIST.iter().count(), 3);
+        let mut lens: Vec<_> = LIST.iter().map(|place| place.len.load(Ordering::Relaxed)).collect();
+        lens.sort_unstable();
+        assert_eq!(lens, [1, 3, 9]);
+    }
+
+    #[test]
+    fn threads_get_places_of_their_own() {
+        static LIST: Places = Places::new();
+        std::thread::scope(|scope| {
+            for thread in 1..=4_usize {
+                scope.spawn(move || {
+                    for _ in 0..1000 {
+                        let start = std::ptr::without_provenance_mut(thread << 12);
+                        let place = LIST.take(start, thread);
+                        assert_eq!(place.start.load(Ordering::Relaxed), start);
+                        assert_eq!(place.len.load(Ordering::Relaxed), thread);
+                        place.free();
+                    }
+                });
+            }
+        });
+        // A place that is freed while another thread looks past it is not found.
+        assert!((1..=8).contains(&LIST.iter().count()));
+    }
+}
