@@ -340,30 +340,24 @@ def test_a_fork_beside_takes(path: Path, run_script: Run) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_multiprocessing_by_each_start_method(path: Path, run_script: Run, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        """
-import multiprocessing, sys
-import numpy as np
-import fremap
-
-def work(rows):
-    ids = np.arange(0, len(rows), 7)
-    return int(rows.take(ids).astype(np.int64).sum())
-
-if __name__ == "__main__":
-    rows = fremap.rows(sys.argv[1], np.uint8, 160)
-    expected = work(rows)
-    for method in ("fork", "forkserver", "spawn"):
-        with multiprocessing.get_context(method).Pool(2) as pool:
-            assert pool.map(work, [rows] * 4) == [expected] * 4, method
-"""
-    )
+def test_multiprocessing_by_each_start_method(path: Path, run_script: Run) -> None:
     done = run_script(
-        "import runpy, sys; sys.argv = sys.argv[1:]; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')",
-        script,
+        """
+        import multiprocessing, sys
+        import numpy as np
+        import fremap
+
+        def work(rows):
+            ids = np.arange(0, len(rows), 7)
+            return int(rows.take(ids).astype(np.int64).sum())
+
+        if __name__ == "__main__":
+            rows = fremap.rows(sys.argv[1], np.uint8, 160)
+            expected = work(rows)
+            for method in ("fork", "forkserver", "spawn"):
+                with multiprocessing.get_context(method).Pool(2) as pool:
+                    assert pool.map(work, [rows] * 4) == [expected] * 4, method
+        """,
         path,
     )
     assert (done.returncode, done.stderr) == (0, "")

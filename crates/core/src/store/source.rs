@@ -4,9 +4,10 @@
 //! The map lives as long as the store. Its page tables are filled a
 //! [`CHUNK_BYTES`] chunk at a time, once a chunk has been read often enough to
 //! pay for it and all of it is in the page cache. No byte is touched through
-//! the map unless `mincore` has just said that it is resident: touching a hole
+//! the map unless `mincore` has said that it is resident: touching a hole
 //! of shared memory would allocate it, and touching an absent file page would
-//! be a major fault of its own.
+//! be a major fault of its own. Pages are asked about just before they are copied;
+//! rows (`rows`) when their chunk is populated.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
