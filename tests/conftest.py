@@ -98,10 +98,13 @@ def engine(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+SIGNAL: dict[str, Any] = {"fault": "signal", "budget": None}
 #: Windows that are written and not coherent: how each kind is asked for.
 WRITE_BACK = {
     "paged-async": {"engine": "paged", "tracking": "async"},
     "paged-sync": {"engine": "paged", "tracking": "sync"},
+    "paged-async-signal": {"engine": "paged", "tracking": "async", **SIGNAL},
+    "paged-sync-signal": {"engine": "paged", "tracking": "sync", **SIGNAL},
     "eager": {"engine": "eager"},
 }
 

@@ -1,8 +1,8 @@
 """Nonlinear file mappings: one window of memory, any pages of a file, in any order.
 
-`open` or `MemoryStore` make a store of pages; `Window` shows its pages in one
-contiguous range of memory, remapped page by page without a kernel mapping a
-piece.
+`open` or `MemoryStore` make a store of pages, `concat` makes one of several;
+`Window` shows its pages in one contiguous range of memory, remapped page by page
+without a kernel mapping a piece.
 
 Examples
 --------
@@ -19,6 +19,7 @@ from fremap import calibration
 from fremap._core import __version__
 from fremap.batches import Batches
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
+from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
     AliasError,
     ArgumentError,
@@ -55,6 +56,7 @@ __all__ = [
     "BudgetError",
     "Capabilities",
     "ClosedError",
+    "ConcatStore",
     "EngineStatus",
     "FileStore",
     "ForkError",
@@ -81,6 +83,7 @@ __all__ = [
     "__version__",
     "calibration",
     "capabilities",
+    "concat",
     "memmap",
     "open",
     "remap_file_pages",

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Calibration", "CalibrationWarning", "cache_path", "load", "measure", "save"]
 
-_FORMAT = 1
+_FORMAT = 2
 _MACHINES_MAX = 64  # a home directory may be shared by many; the oldest entry goes first
 
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
 
 from fremap import calibration
 from fremap.arguments import page_number, quantity
-from fremap.errors import ArgumentError
+from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
     from fremap.calibration import Calibration
     from fremap.stores import Store
 
 __all__ = [
+    "Elements",
     "Engine",
     "Fault",
     "InitialMapping",
@@ -29,9 +31,9 @@ __all__ = [
     "checked_budget",
     "checked_extent",
     "chosen",
+    "elements_within",
     "first_mapping",
     "measured",
-    "shape_within",
 ]
 
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
@@ -103,7 +105,24 @@ def measured(chosen: Calibration | None) -> dict[str, int]:
     return (calibration.load() if chosen is None else chosen).to_dict()
 
 
-def shape_within(shape: Shape, available: int) -> tuple[int, ...]:
+class Elements(NamedTuple):
+    """Elements that lie one after another in memory."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    used_bytes: int
+
+
+def elements_within(dtype: npt.DTypeLike, shape: Shape, available_bytes: int) -> Elements:
+    """Return the elements of an array, if they fit into so many bytes."""
+    kind = np.dtype(dtype)
+    if kind.hasobject or kind.itemsize == 0:
+        raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
+    dimensions = _shape_within(shape, available_bytes // kind.itemsize)
+    return Elements(kind, dimensions, math.prod(dimensions) * kind.itemsize)
+
+
+def _shape_within(shape: Shape, available: int) -> tuple[int, ...]:
     """Return `shape` with -1 filled in, if it fits into `available` elements."""
     if shape is None:
         return (available,)

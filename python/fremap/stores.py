@@ -21,7 +21,26 @@ from fremap.selection import CoreSelection, Numbering, PageSelection
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
-    from typing import Self
+    from typing import Protocol, Self
+
+    class Shown(Protocol):
+        """What a window shows."""
+
+        @property
+        def mapping(self) -> npt.NDArray[np.int64]:
+            """The file page of each window page."""
+
+    class Elements(Protocol):
+        """Elements of an array over it."""
+
+        @property
+        def dtype(self) -> np.dtype[Any]:
+            """Type of one."""
+
+        @property
+        def used_bytes(self) -> int:
+            """Bytes of all of them."""
+
 
 __all__ = ["FileStore", "MemoryStore", "Mode", "Store", "open"]
 
@@ -30,7 +49,7 @@ PathOrDescriptor: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[byte
 
 
 class Store:
-    """What `FileStore` and `MemoryStore` have in common; not made directly.
+    """What `FileStore`, `MemoryStore` and `ConcatStore` have in common; not made directly.
 
     Every method may be called from several threads at once. Long calls release
     the GIL and end within 100 ms of Ctrl-C.
@@ -89,6 +108,8 @@ class Store:
 
         Raises
         ------
+        UnsupportedError
+            The store is a row of several, which have a descriptor each.
         ClosedError
             The store is closed.
         """
@@ -98,6 +119,9 @@ class Store:
         numbering = Numbering(operation, "file page", self._core.page_count)
         selection = numbering.selection(pages)
         return selection, numbering.count(selection)
+
+    def _check_elements(self, elements: Elements, shown: Shown) -> None:
+        """Refuse an array whose elements cannot lie in what a window shows of the store."""
 
     def resident(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
         """Tell which pages are in the kernel's page cache, without reading any.

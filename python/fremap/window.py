@@ -6,7 +6,6 @@ names pages, and makes arrays of what comes back.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
@@ -29,9 +28,9 @@ from fremap.settings import (
     checked_budget,
     checked_extent,
     chosen,
+    elements_within,
     first_mapping,
     measured,
-    shape_within,
 )
 from fremap.stats import WindowStats
 from fremap.stores import Store
@@ -56,7 +55,7 @@ class Window(_core.WindowBase):
 
     Parameters
     ----------
-    store : FileStore or MemoryStore
+    store : FileStore, MemoryStore or ConcatStore
         Whose pages to show.
     page_count : int, optional
         Number of window pages; as many as the store has from `first_page` on
@@ -176,8 +175,8 @@ class Window(_core.WindowBase):
         """Map the window; see the class."""
         if not isinstance(store, Store):
             raise PageTypeError(
-                f"Window: store must be a FileStore or MemoryStore, not {type(store).__name__}; "
-                "fremap.open() makes one of a path"
+                f"Window: store must be a store, not {type(store).__name__}; fremap.open() makes "
+                "one of a path"
             )
         count, first = checked_extent(store, page_count, first_page)
         shown = first_mapping(mapping, store)
@@ -667,7 +666,8 @@ class Window(_core.WindowBase):
         Raises
         ------
         ArgumentError
-            The shape does not fit into the window.
+            The shape does not fit into the window, or an element would lie in two files
+            of a `ConcatStore`.
         PageTypeError
             The dtype holds Python objects or has no size.
 
@@ -684,11 +684,8 @@ class Window(_core.WindowBase):
         ...     window.array(np.float32, (-1, 512)).shape
         (4, 512)
         """
-        kind = np.dtype(dtype)
-        if kind.hasobject or kind.itemsize == 0:
-            raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
-        dimensions = shape_within(shape, self.page_count * self.page_bytes // kind.itemsize)
+        elements = elements_within(dtype, shape, self.page_count * self.page_bytes)
+        self._store._check_elements(elements, self)  # noqa: SLF001 - the wrapper's other half
         memory = np.frombuffer(memoryview(self), dtype=np.uint8)
-        used = math.prod(dimensions) * kind.itemsize
-        view: npt.NDArray[Any] = memory[:used].view(kind)
-        return view.reshape(dimensions)
+        view: npt.NDArray[Any] = memory[: elements.used_bytes].view(elements.dtype)
+        return view.reshape(elements.shape)

@@ -46,6 +46,7 @@ PACKAGE_FLOORS = {
     "epochs": 3,
     "batches": 3,
     "stores": 3,
+    "concat_store": 4,
     "capabilities": 3,
     "reopening": 4,
     "settings": 4,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 STORE_PAGES = 48
 #: A run, repeats, a hole, single pages: 24 window pages.
 MAPPING = [5, 6, 7, 8, 30, 2, 19, 2, -1, 40, 41, 42, 1, 3, 47, 46, 45, 44, 9, 10, 11, 12, 20, 0]
+#: Where the second and the third store of a row begin: MAPPING and the runs go across.
+CONCAT_STARTS = [7, 34]
 PLACED_PAGE = 9
 DENIED_PAGE = 10
 
@@ -69,15 +71,30 @@ def drop_cache(path: Path) -> None:
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., Any]:
-    """`make_store(kind)`: 48 numbered pages as "file", "cold" file or "memory"."""
+    """`make_store(kind)`: 48 numbered pages as "file", "cold" file, "memory", or "concat".
+
+    The last is a row: a file, another that is cold, and memory.
+    """
     path = tmp_path / "pages"
     content = numbered_words(range(STORE_PAGES))
 
+    def memory(part: Any) -> Any:
+        store = fremap.MemoryStore(part.nbytes, page_bytes=4096)
+        store.write(None, part.view(np.uint8))
+        return store
+
     def make(kind: str) -> Any:
+        if kind == "concat":
+            parts = np.split(content, CONCAT_STARTS)
+            paths = [tmp_path / f"part{number}" for number in range(len(parts) - 1)]
+            for path_of_part, part in zip(paths, parts, strict=False):
+                if not path_of_part.exists():
+                    path_of_part.write_bytes(part.tobytes())
+            drop_cache(paths[-1])
+            files = [fremap.open(part, "r+", page_bytes=4096) for part in paths]
+            return fremap.concat([*files, memory(parts[-1])])
         if kind == "memory":
-            store = fremap.MemoryStore(content.nbytes, page_bytes=4096)
-            store.write(None, content.view(np.uint8))
-            return store
+            return memory(content)
         if not path.exists():
             path.write_bytes(content.tobytes())
         if kind == "cold":

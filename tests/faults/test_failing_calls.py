@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 STORE_PAGES = 48
-KINDS = ("file", "cold", "memory")
+KINDS = ("file", "cold", "memory", "concat")
 MOST_CALLS = 12  # of one kind, in one operation, that are made to fail one by one
 
 #: What the kernel may answer; EIO where a call is not listed.

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -166,5 +167,82 @@ class DirectStoreMachine(StoreMachine):
     direct = True
 
 
+class ConcatStoreMachine(StoreMachine):
+    """Files in a row beside the same model; the last one grows and shrinks."""
+
+    @initialize(
+        size=st.integers(1, MAX_BYTES),
+        page_bytes=st.sampled_from([4096, 8192]),
+        cuts=st.lists(st.integers(0, MAX_BYTES // 4096), max_size=5),
+    )
+    def create_row(self, size: int, page_bytes: int, cuts: list[int]) -> None:
+        content = numbered_words(range(MAX_BYTES // 4096)).tobytes()[:size]
+        ends = sorted(cut * 4096 // 8192 * 8192 for cut in cuts)
+        self.bounds = [0, *(end for end in ends if end < size), size]
+        for number, (first, end) in enumerate(pairwise(self.bounds)):
+            self.part(number).write_bytes(content[first:end])
+        self.model = ModelStore(content, page_bytes)
+        self.open(page_bytes)
+
+    def create(self, size: int, page_bytes: int) -> None:
+        """Not one file."""
+
+    def part(self, number: int) -> Path:
+        return Path(self.directory.name) / f"part{number}"
+
+    def parts(self) -> list[Path]:
+        return [self.part(number) for number in range(len(self.bounds) - 1)]
+
+    def open(self, page_bytes: int) -> None:
+        members = [fremap.open(path, "r+", page_bytes=page_bytes) for path in self.parts()]
+        self.store = fremap.concat(members)
+
+    @rule(page_bytes=st.sampled_from([4096, 8192]), cold=st.booleans())
+    def reopen(self, page_bytes: int, cold: bool) -> None:
+        self.store.sync()
+        self.store.close()
+        with pytest.raises(ClosedError):
+            self.store.read([0])
+        for path in self.parts() if cold else ():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self.model = ModelStore(self.model.content(), page_bytes)
+        self.open(page_bytes)
+
+    @rule(data=st.data())
+    def resident(self, data: st.DataObject) -> None:
+        """What its stores say, in a row."""
+        before = np.concatenate([store.resident() for store in self.store.stores])
+        found = self.store.resident()
+        after = np.concatenate([store.resident() for store in self.store.stores])
+        assert ((found == before) | (before != after)).all()
+        pages = data.draw(pages_of.file_page_lists(self.model.page_count), "pages")
+        assert len(self.store.resident(pages)) == len(pages)
+
+    @rule(size=st.integers(1, MAX_BYTES))
+    def resize(self, size: int) -> None:
+        start = self.bounds[-2]
+        size = max(size, start + 1)
+        shrinks = self.model.page_count > -(-size // self.model.page_bytes)
+        os.truncate(self.parts()[-1], size - start)
+        if shrinks:
+            with pytest.raises(fremap.errors.TruncatedError) as caught:
+                self.store.read([0, self.model.page_count - 1])
+            assert caught.value.filename == str(self.parts()[-1])
+        self.store.refresh()
+        self.store.stores[-1].refresh()
+        content = self.model.content()[:size].ljust(size, b"\0")
+        self.model = ModelStore(content, self.model.page_bytes)
+        self.bounds[-1] = size
+
+    @precondition(lambda self: self.store is not None)
+    @rule()
+    def file_agrees(self) -> None:
+        self.store.sync()
+        held = b"".join(path.read_bytes() for path in self.parts())
+        assert held == self.model.content()
+
+
 TestStore = StoreMachine.TestCase
 TestDirectStore = DirectStoreMachine.TestCase
+TestConcatStore = ConcatStoreMachine.TestCase

@@ -8,7 +8,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.testing import page_numbers, write_numbered_file
-from fremap.testing.machine import StoreKind, WindowMachine, window_machine
+from fremap.testing.kinds import StoreKind, window_machine
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from fremap.window import Tracking
+    from fremap.testing.machine import WindowMachine
 
-KINDS: tuple[StoreKind, ...] = ("file", "memory")
+KINDS: tuple[StoreKind, ...] = ("file", "memory", "concat")
 
 
-def run(machine: type[WindowMachine], tests: int = 10, machines: int = 16) -> None:
+def run(machine: type[WindowMachine], tests: int = 10, machines: int = 24) -> None:
     """So many machines share the time of so many tests."""
     examples = max(1, settings.default.max_examples * tests // machines)
     run_state_machine_as_test(machine, settings=settings(max_examples=examples))
@@ -40,26 +40,23 @@ def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes:
 
 
 @pytest.mark.parametrize(
-    ("kind", "page_bytes"), [("file", 4096), ("file", 65536), ("memory", 4096)]
+    ("kind", "page_bytes"),
+    [("file", 4096), ("file", 65536), ("memory", 4096), ("concat", 4096)],
 )
 def test_a_window_writes_back_what_the_model_does(
     write_back: dict[str, Any], kind: StoreKind, page_bytes: int
 ) -> None:
     tracking = write_back.get("tracking", "async")
+    fault = write_back.get("fault", "thread")
     machine = window_machine(
-        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking
+        write_back["engine"], kind, page_bytes, writable=True, tracking=tracking, fault=fault
     )
-    run(machine, tests=3, machines=9)
+    run(machine, tests=4, machines=20)
 
 
-@pytest.mark.needs("paged", "uffd_wp")
-@pytest.mark.parametrize("tracking", [None, "async", "sync"])
-def test_a_window_that_resolves_faults_by_signal(tracking: Tracking | None) -> None:
-    writes = tracking is not None
-    machine = window_machine(
-        "paged", "file", writable=writes, tracking=tracking or "async", fault="signal"
-    )
-    run(machine, tests=3, machines=9)
+@pytest.mark.needs("paged")
+def test_a_window_that_resolves_faults_by_signal() -> None:
+    run(window_machine("paged", "file", fault="signal"), tests=1, machines=3)
 
 
 FILE_PAGES = 6000

@@ -70,7 +70,7 @@ def test_it_can_be_set(cache: Path, measured: list[int]) -> None:
 def test_other_machines_are_kept(cache: Path, measured: list[int]) -> None:
     cache.parent.mkdir(parents=True)
     others = {f"machine {number}": VALUES for number in range(70)}
-    cache.write_text(json.dumps({"format": 1, "machines": others}))
+    cache.write_text(json.dumps({"format": 2, "machines": others}))
     calibration.load()
     machines = list(json.loads(cache.read_text())["machines"])
     assert len(machines) == 64
@@ -85,12 +85,12 @@ def test_other_machines_are_kept(cache: Path, measured: list[int]) -> None:
         b"[]",
         b"7",
         b"\xff\xfe",
-        b'{"format": 1}',
-        b'{"format": 1, "machines": {"x": {"batch_pages": 1}}}',
-        b'{"format": 1, "machines": {"x": 3}}',
-        json.dumps({"format": 1, "machines": {"x": {**VALUES, "batch_pages": -1}}}).encode(),
-        json.dumps({"format": 1, "machines": {"x": {**VALUES, "batch_pages": "1"}}}).encode(),
-        json.dumps({"format": 1, "machines": {"x": {**VALUES, "more": 1}}}).encode(),
+        b'{"format": 2}',
+        b'{"format": 2, "machines": {"x": {"batch_pages": 1}}}',
+        b'{"format": 2, "machines": {"x": 3}}',
+        json.dumps({"format": 2, "machines": {"x": {**VALUES, "batch_pages": -1}}}).encode(),
+        json.dumps({"format": 2, "machines": {"x": {**VALUES, "batch_pages": "1"}}}).encode(),
+        json.dumps({"format": 2, "machines": {"x": {**VALUES, "more": 1}}}).encode(),
     ],
 )
 def test_damaged_files_are_said_and_replaced(
@@ -109,9 +109,9 @@ def test_damaged_files_are_said_and_replaced(
 
 def test_files_of_another_version_are_replaced(cache: Path, measured: list[int]) -> None:
     cache.parent.mkdir(parents=True)
-    cache.write_text('{"format": 2, "what": "ever"}')
+    cache.write_text('{"format": 3, "what": "ever"}')
     assert calibration.load() == Calibration(**VALUES)
-    assert json.loads(cache.read_text())["format"] == 1
+    assert json.loads(cache.read_text())["format"] == 2
 
 
 def test_where_nothing_can_be_kept(

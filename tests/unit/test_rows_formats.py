@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
@@ -14,6 +13,9 @@ import pytest
 import safetensors.numpy
 from fremap.errors import ArgumentError, FormatError, StoreError
 from numpy.lib import format as npy_format
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = np.arange(24, dtype=np.float32).reshape(6, 4)
 

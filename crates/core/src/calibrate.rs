@@ -5,12 +5,13 @@
 
 use std::hint::black_box;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::sys::file::memory_file;
+use crate::sys::file::{memory_file, temporary_file};
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
@@ -57,6 +58,9 @@ const ROUNDS: usize = 2;
 /// Pages of the memory that is measured on.
 const PAGES: usize = 1024;
 const PAGES_COUNTED: u32 = 1024;
+/// Pages of the file that is measured on: more than the processor's caches hold, as
+/// what is copied is seldom there. A part of it for each round of each batch.
+const FILE_PAGES: usize = 8 * PAGES;
 /// What one huge page holds.
 const BLOCK_BYTES: usize = 2 << 20;
 /// Batches that are tried.
@@ -114,7 +118,12 @@ fn evict_gap_pages() -> Result<u64, Errno> {
 
 /// Time a page of copying into staging memory and swapping with a window, in
 /// batches of `batch` pages, as engine `paged` does it.
-fn copying_ns(uffd: &Uffd, source: &Region, batch: usize) -> Result<f64, Errno> {
+fn copying_ns(
+    uffd: &Uffd,
+    source: &Region,
+    parts: &mut impl Iterator<Item = usize>,
+    batch: usize,
+) -> Result<f64, Errno> {
     let page = system_page_bytes();
     let huge = (batch * page).is_multiple_of(BLOCK_BYTES);
     let window = present_memory(PAGES, huge)?;
@@ -124,11 +133,12 @@ fn copying_ns(uffd: &Uffd, source: &Region, batch: usize) -> Result<f64, Errno> 
     uffd.register_move_target(&spare)?;
     uffd.register_move_target(&staging)?;
     let swap = || {
+        let part = parts.next().unwrap_or(0) * PAGES * page;
         for first in (0..PAGES).step_by(batch) {
             let (offset, len) = (first * page, batch * page);
             let (window, spare) = (window.span(offset, len), spare.span(offset, len));
             let staging = staging.span(offset, len);
-            staging.copy_span(source.span(offset, len));
+            staging.copy_span(source.span(part + offset, len));
             for (to, from) in [(spare, window), (window, staging), (staging, spare)] {
                 uffd.move_present_pages(to, from).map_err(|partial| partial.errno)?;
             }
@@ -146,8 +156,9 @@ fn copying(source: &Region) -> Result<(f64, u64), Errno> {
         return Err(Errno::OPNOTSUPP);
     }
     let mut times = Vec::with_capacity(BATCHES.len());
+    let mut parts = (0..FILE_PAGES / PAGES).cycle();
     for batch in BATCHES {
-        times.push(copying_ns(&uffd, source, batch)?);
+        times.push(copying_ns(&uffd, source, &mut parts, batch)?);
     }
     let best = times.iter().copied().fold(f64::INFINITY, f64::min);
     let chosen = times.iter().position(|&time| time <= best * 1.05).unwrap_or(0);
@@ -157,9 +168,11 @@ fn copying(source: &Region) -> Result<(f64, u64), Errno> {
 /// Pages from which on an extent is cheaper to alias than to copy, if `copy_ns`
 /// is the price of copying one.
 fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
-    const EXTENT: usize = 256;
+    // Huge folios are mapped whole: what a long extent costs, which the price of a
+    // mapping has to be weighed against.
+    const EXTENT: usize = 512;
     let page = system_page_bytes();
-    let window = Region::anonymous(PAGES * page, page, Access::None)?;
+    let window = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::None)?;
     let map = |first: usize, from: usize, count: usize| {
         let len = count * page;
         window.map_file(first * page, len, file.as_fd(), (from * page) as u64, Access::Read)?;
@@ -187,8 +200,12 @@ pub fn measure() -> Result<Calibration> {
     let fail = |errno| Error::system("calibrate", errno);
     let evict_gap_pages = evict_gap_pages().map_err(fail)?;
     let mut calibration = Calibration { evict_gap_pages, ..Calibration::default() };
-    let bytes = PAGES * system_page_bytes();
-    let file = memory_file("fremap-calibration").map_err(fail)?;
+    let bytes = FILE_PAGES * system_page_bytes();
+    // Files have larger folios than shared memory, which are far cheaper to map.
+    let file = temporary_file(Path::new("/var/tmp"))
+        .or_else(|_| temporary_file(&std::env::temp_dir()))
+        .or_else(|_| memory_file("fremap-calibration"))
+        .map_err(fail)?;
     let mut content = vec![1; bytes];
     crate::sys::file::write_at(file.as_fd(), Span::of(&mut content), 0)
         .map_err(|(errno, _)| fail(errno))?;

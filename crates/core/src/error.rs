@@ -158,6 +158,16 @@ pub enum Error {
         /// "store" or "window".
         what: &'static str,
     },
+    /// A store that is one of several in a row is closed.
+    #[error("{operation}: store {index} of the row, {member}, is closed")]
+    MemberClosed {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// Its place in the row.
+        index: usize,
+        /// What it is called.
+        member: String,
+    },
     /// The object belongs to the parent process.
     #[error(
         "{operation}: this {what} was made before fork(), in process {owner}; make a new one in \

@@ -139,7 +139,7 @@ impl Window {
         if options.prot == Prot::Write && !store.writable() {
             return Err(Error::Io {
                 operation: "Window",
-                path: store.path().map(std::path::Path::to_path_buf),
+                path: store.read_only_path(),
                 file_page: None,
                 errno: Errno::ACCESS,
                 completed: 0,
@@ -617,7 +617,7 @@ impl Drop for Window {
             let pages = self.engine.stats().dirty_pages;
             tell(format_args!(
                 "{pages} changed pages of a window on {} were not written: {error}",
-                self.store.path().map_or("shared memory".into(), |path| path.to_string_lossy())
+                self.store.describe()
             ));
         }
     }

@@ -16,7 +16,7 @@ fn pages_beyond_what_a_table_can_name_are_refused_and_nothing_changes() {
         let store = numbered(64);
         let window = open(&store, &options(engine));
         let grown = (NAMEABLE as u64 + 4) * PAGE as u64;
-        rustix::fs::ftruncate(store.fd(), grown).unwrap();
+        rustix::fs::ftruncate(store.fd().expect("one file"), grown).unwrap();
         store.refresh().unwrap();
         for page in [NAMEABLE, NAMEABLE + 3] {
             let (pages, at) = (Selection::List(vec![page]), Target::From(3));

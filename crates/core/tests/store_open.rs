@@ -123,7 +123,7 @@ fn shared_memory_by_name() {
 #[test]
 fn memory_from_another_descriptor() {
     let made = Store::memory(3 * PAGE as u64, None).expect("made");
-    let fd = made.fd().try_clone_to_owned().expect("duplicated");
+    let fd = made.fd().expect("one file").try_clone_to_owned().expect("duplicated");
     let same = Store::memory_from_fd(fd, None).expect("opened");
     let mut page = numbered::page_content(2, PAGE);
     same.write(&list(&[2]), Span::of(&mut page), &Uninterruptible).expect("written");

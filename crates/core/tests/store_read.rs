@@ -150,7 +150,7 @@ fn holes_of_shared_memory_read_as_zeros_and_stay_holes() {
     let (bytes, outcome) = read(&store, &scattered(4000, PAGES, 3));
     outcome.expect("read");
     assert!(bytes.iter().all(|&byte| byte == 0 || byte == 7));
-    let stat = rustix::fs::fstat(store.fd()).expect("stat");
+    let stat = rustix::fs::fstat(store.fd().expect("one file")).expect("stat");
     assert_eq!(stat.st_blocks, 8, "one page");
     let resident = store.resident(&Pages::Range(0..PAGES)).expect("told");
     assert_eq!(resident.iter().filter(|&&here| here).count(), 1);
@@ -184,12 +184,13 @@ fn what_was_dropped_from_a_populated_map_is_read_and_populated_anew() {
         let copied = store.counters().bytes_copied;
         assert!(copied > 0);
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(store.fd(), flags, 0, store.size_bytes()).expect("punched");
+        rustix::fs::fallocate(store.fd().expect("one file"), flags, 0, store.size_bytes())
+            .expect("punched");
         let (zeros, outcome) = read(&store, &pages);
         outcome.expect("read");
         assert!(zeros.iter().all(|&byte| byte == 0));
         assert_eq!(store.counters().bytes_copied, copied, "holes are not touched");
-        assert_eq!(rustix::fs::fstat(store.fd()).expect("stat").st_blocks, 0);
+        assert_eq!(rustix::fs::fstat(store.fd().expect("one file")).expect("stat").st_blocks, 0);
         assert_eq!(store.source_table_bytes(), PAGE as u64);
     }
 }
@@ -231,7 +232,9 @@ fn resident_pages_are_had_without_the_device() {
         let mask = store.resident(&Pages::Range(0..4000)).expect("told");
         let here = mask.iter().filter(|&&here| here).count() as u64;
         // Before Linux 6.5 nobody can tell, and the mask is taken as it is.
-        if cachestat(store.fd(), 0, store.size_bytes()).map_or(true, |now| now.cached == here) {
+        if cachestat(store.fd().expect("one file"), 0, store.size_bytes())
+            .map_or(true, |now| now.cached == here)
+        {
             break mask;
         }
     };

@@ -32,7 +32,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Budget { .. } => simple(py, "budget", &message),
         Error::Memory { .. } => simple(py, "memory", &message),
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
-        Error::Closed { .. } => simple(py, "closed", &message),
+        Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),
         Error::Fork { .. } => simple(py, "fork", &message),
         Error::MappingLimit { .. } => system(py, "mapping_limit", &message, ENOMEM, None, None, 0),
         Error::Io { path, file_page, errno, completed, .. } => {

@@ -100,6 +100,12 @@ impl Store {
     }
 
     #[staticmethod]
+    fn concat(py: Python<'_>, stores: Vec<Bound<'_, Self>>) -> PyResult<Self> {
+        let members = stores.into_iter().map(|store| store.get().core()).collect();
+        Self::made(py, || CoreStore::concat(members))
+    }
+
+    #[staticmethod]
     fn unlink_shared_memory(py: Python<'_>, name: &str) -> PyResult<()> {
         run_short(py, || CoreStore::unlink_shared_memory(name))
     }
@@ -132,7 +138,12 @@ impl Store {
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
         run_short(py, || {
             self.core.check_open("fileno")?;
-            Ok(self.core.fd().as_raw_fd())
+            self.core.fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| Error::Unsupported {
+                operation: "fileno",
+                reason: "the store is a row of files, each with a descriptor of its own; ask \
+                         the stores that it was made of"
+                    .into(),
+            })
         })
     }
 

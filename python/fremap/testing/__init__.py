@@ -4,8 +4,9 @@
 - `numbered_words` and friends: pages whose every word says where it belongs.
 - `failures`, `counting`, `system_calls`: system calls counted, and made to fail.
 - `kernel_reads`, `kernel_writes`: whether memory may be touched, without a signal.
-- `fremap.testing.strategies`, `fremap.testing.machine`: Hypothesis strategies and
-  the state machine that drives a window beside the model; these need `hypothesis`.
+- `fremap.testing.strategies`, `fremap.testing.machine`, `fremap.testing.kinds`:
+  Hypothesis strategies, the state machine that drives a window beside the model, and
+  that machine on each kind of store; these need `hypothesis`.
 """
 
 from fremap.testing.kernel import Calls, counting, failures, system_calls

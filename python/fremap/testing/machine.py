@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from fremap.settings import Fault
-
-StoreKind = Literal["file", "memory"]
 
 #: Bounds that keep an example small; every boundary of a small window is near.
 MAX_STORE_PAGES = 40
@@ -584,86 +581,6 @@ class WindowMachine(RuleBasedStateMachine):
             first, last = probe(view, part.start), probe(view, part.stop - 8)
         assert first == last, f"window page {page} can be used in part"
         return first
-
-
-class FileWindowMachine(WindowMachine):
-    """The machine on files, which are dropped from the page cache when reopened."""
-
-    def open_store(self, content: bytes, page_bytes: int) -> Any:
-        """Make a file in a directory of its own."""
-        self.directory = tempfile.TemporaryDirectory(prefix="fremap-")
-        self.path = Path(self.directory.name) / "pages"
-        self.path.write_bytes(content)
-        return fremap.open(self.path, "r+", page_bytes=page_bytes)
-
-    def reopen_store(self) -> Any:
-        """Open the file anew, with nothing of it in the page cache if the kernel agrees."""
-        self.store.close()
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return fremap.open(self.path, "r+", page_bytes=self.page_bytes)
-
-    def release_store(self) -> None:
-        """Close the store and remove the file."""
-        self.store.close()
-        self.directory.cleanup()
-
-
-class MemoryWindowMachine(WindowMachine):
-    """The machine on shared memory."""
-
-    def open_store(self, content: bytes, page_bytes: int) -> Any:
-        """Make anonymous shared memory with this content."""
-        store = fremap.MemoryStore(len(content), page_bytes=page_bytes)
-        padded = content.ljust(store.page_count * page_bytes, b"\0")
-        data = np.frombuffer(padded, dtype=np.uint8).reshape(-1, page_bytes)
-        store.write(None, data)
-        return store
-
-
-def window_machine(
-    engine: Engine,
-    store: StoreKind,
-    page_bytes: int = 4096,
-    *,
-    writable: bool = False,
-    tracking: Tracking = "async",
-    fault: Fault = "thread",
-) -> type[WindowMachine]:
-    """Make the state machine of an engine on a kind of store.
-
-    Parameters
-    ----------
-    engine : {"alias", "paged", "eager"}
-        The engine of the window.
-    store : {"file", "memory"}
-        What the window is on.
-    page_bytes : int
-        Bytes of a page.
-    writable : bool
-        Whether the window may be written.
-    tracking : {"async", "sync"}
-        How a writable window of engine "paged" learns what was stored to.
-    fault : {"thread", "signal"}
-        Who brings an absent page of engine "paged" that is touched.
-
-    Returns
-    -------
-    type of WindowMachine
-        Its `TestCase` is what a test runner runs.
-    """
-    base = FileWindowMachine if store == "file" else MemoryWindowMachine
-    how = f"Writable{tracking.title()}" if writable else ""
-    how += fault.title() if fault != "thread" else ""
-    attributes = {
-        "engine": engine,
-        "page_bytes": page_bytes,
-        "writable": writable,
-        "tracking": tracking,
-        "fault": fault,
-    }
-    return type(f"{engine.title()}{store.title()}{page_bytes}{how}", (base,), attributes)
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -63,6 +63,18 @@ fn access(entry: Entry) -> Access {
     }
 }
 
+/// The same extents, cut where one file of the store ends and the next begins.
+fn one_file_each(store: &Store, extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
+    let cut = |extent: Extent| {
+        let run = Run { first: extent.file, count: extent.window.count };
+        store.cut(run).map(move |piece| {
+            let first = extent.window.first.offset(piece.first.0 - extent.file.0);
+            Extent { window: Run { first, count: piece.count }, file: piece.first }
+        })
+    };
+    extents.into_iter().flat_map(cut).collect()
+}
+
 impl Alias {
     /// A window that shows what `table` says.
     ///
@@ -71,7 +83,10 @@ impl Alias {
     pub fn new(store: Arc<Store>, table: Table, locked: bool) -> Result<Self> {
         let page = store.page_size();
         let bytes = page.bytes_of(table.page_count()) as usize;
-        let extents = plan::linear_runs(&table);
+        let extents = plan::linear_runs(&table).into_iter().filter_map(|window| {
+            table.get(window.first).shown().file_page().map(|file| Extent { window, file })
+        });
+        let extents = one_file_each(&store, extents);
         mappings::reserve("Window", extents.len() as u64)?;
         let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
         let region = Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?;
@@ -87,7 +102,7 @@ impl Alias {
         {
             let table = lock(&alias.table);
             for extent in extents {
-                alias.map(&table, extent).map_err(fail)?;
+                alias.map(&table, extent.window).map_err(fail)?;
             }
         }
         if locked {
@@ -101,14 +116,14 @@ impl Alias {
     }
 
     /// Has the kernel show what the table's pages of `run` say; they are alike
-    /// but for consecutive file pages.
+    /// but for consecutive file pages, of one file.
     fn map(&self, table: &Table, run: Run<WindowPage>) -> Result<(), Errno> {
         let entry = table.get(run.first);
         let (offset, len) = self.bytes(run);
         match entry.shown() {
             Shown::File(file) => {
-                let file_offset = self.page.bytes_of(file.0);
-                self.region.map_file(offset, len, self.store.fd(), file_offset, access(entry))?;
+                let (fd, file_offset) = self.store.place_of(file);
+                self.region.map_file(offset, len, fd, file_offset, access(entry))?;
                 if self.locked {
                     // MAP_FIXED drops the lock with the mapping.
                     self.region.lock_on_fault(offset, len)?;
@@ -299,14 +314,8 @@ impl Alias {
             self.store.read_page(file_page, Span::of(&mut content))?;
             refused = populate();
         }
-        refused.map_err(|errno| Error::Io {
-            operation: "populate",
-            path: self.store.path().map(std::path::Path::to_path_buf),
-            file_page: entry.shown().file_page().map(|page| page.0),
-            errno,
-            completed: 0,
-            hint: "",
-        })
+        let file_page = entry.shown().file_page();
+        refused.map_err(|errno| self.store.io_error("populate", file_page, errno))
     }
 
     /// Positions of the pages that may be touched and show a file page; if only
@@ -382,6 +391,7 @@ impl Engine for Alias {
             let table = lock(&self.table);
             Self::check_placed(&table, "remap", pages, options.discard)?;
             let extents = plan::extents(&table, changes, options.prot);
+            let extents = one_file_each(&self.store, extents);
             let windows = extents.iter().map(|extent| extent.window);
             let needed = plan::mappings_added(&table, windows);
             mappings::reserve("remap", needed)?;

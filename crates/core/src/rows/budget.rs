@@ -14,13 +14,6 @@ const READS_A_REPLACEMENT: u64 = 1024;
 /// Chunks that are looked at for one that nobody used.
 const LOOKS: usize = 512;
 
-/// What is mapped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mapped {
-    pub(super) bytes: u64,
-    pub(super) table_bytes: u64,
-}
-
 #[derive(Debug)]
 pub(super) struct MapBudget {
     limit_bytes: Option<u64>,
@@ -51,14 +44,6 @@ impl MapBudget {
         self.limit_bytes
     }
 
-    pub(super) fn mapped(&self) -> Mapped {
-        let chunks = self.chunks.load(Ordering::Relaxed);
-        Mapped {
-            bytes: chunks * CHUNK_BYTES as u64,
-            table_bytes: chunks * system_page_bytes() as u64,
-        }
-    }
-
     pub(super) fn note_reads(&self, rows: u64) {
         self.reads_since.fetch_add(rows, Ordering::Relaxed);
     }
@@ -85,12 +70,7 @@ impl MapBudget {
 
     /// A chunk that was claimed is not mapped, or not any more.
     pub(super) fn give_back(&self) {
-        self.give_back_all(1);
-    }
-
-    /// The same for `count` chunks.
-    pub(super) fn give_back_all(&self, count: u64) {
-        self.chunks.fetch_sub(count, Ordering::Relaxed);
+        self.chunks.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Unmaps a chunk that was not used since the hand came by the last time.

@@ -10,15 +10,12 @@ use rustix::io::Errno;
 
 use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
-use crate::store::source::{SourceMap, POPULATE_READS};
+use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
 use crate::sys::file::{self as sys_file, OpenFlags};
 
 /// Descriptors that are kept open at most; a quarter of what the process may have if
 /// that is less.
 const MAX_OPEN: u64 = 512;
-/// Files that are mapped at most: each map is one of the 65 530 kernel mappings that a
-/// process may have.
-const MAX_MAPS: usize = 8192;
 
 /// A file, and the rows in it.
 #[derive(Debug)]
@@ -62,7 +59,11 @@ impl Shard {
             }
             ShardFile::Store(store) => {
                 let path = store.path().map(std::path::Path::to_path_buf);
-                (path, (0, 0), store.size_bytes(), Some(store.file()))
+                let file = store.file().ok_or_else(|| {
+                    let text = "rows: a store of several files; give them as a list";
+                    Error::Argument(text.into())
+                })?;
+                (path, (0, 0), store.size_bytes(), Some(file))
             }
         };
         let end = row_count
@@ -123,15 +124,14 @@ impl Shard {
         })
     }
 
-    /// Fails for a file that is not the one that was looked at first, or has lost some of it.
-    fn check(&self, facts: sys_file::Facts) -> Result<(), RowLoss> {
-        if facts.identity != self.identity {
-            return Err(RowLoss::Replaced);
+    /// Fails for a file that is not the one that was looked at first. One that has lost
+    /// some of its rows still has the others.
+    fn check(&self, facts: sys_file::Facts) -> Result<u64, RowLoss> {
+        if facts.identity == self.identity {
+            Ok(facts.size_bytes)
+        } else {
+            Err(RowLoss::Replaced)
         }
-        if facts.size_bytes < self.size_bytes {
-            return Err(RowLoss::Truncated { size_bytes: facts.size_bytes });
-        }
-        Ok(())
     }
 
     fn open(&self) -> Result<Arc<OwnedFd>, RowLoss> {
@@ -152,7 +152,8 @@ pub(super) struct Files {
     open: Mutex<std::collections::VecDeque<u32>>,
     open_limit: usize,
     open_count: AtomicU64,
-    maps: AtomicUsize,
+    /// What the maps have mapped.
+    mapped: Arc<Mapped>,
 }
 
 impl Files {
@@ -171,7 +172,7 @@ impl Files {
             open: Mutex::default(),
             open_limit: open_limit as usize,
             open_count: AtomicU64::new(0),
-            maps: AtomicUsize::new(0),
+            mapped: Arc::default(),
         }
     }
 
@@ -265,18 +266,15 @@ impl Files {
             return Some(Arc::clone(map));
         }
         let due = shard.reads.load(Ordering::Relaxed) >= POPULATE_READS;
-        if !due || self.maps.load(Ordering::Relaxed) >= MAX_MAPS {
+        if !due {
             return None;
         }
         let file = self.file(number).ok()?;
         if !shard.learn(&file).told {
             return None;
         }
-        let made = Arc::new(SourceMap::new(file.as_fd(), shard.size_bytes).ok()?);
+        let made = Arc::new(SourceMap::new(file.as_fd(), shard.size_bytes, &self.mapped).ok()?);
         let mut slot = lock(&shard.map);
-        if slot.is_none() {
-            self.maps.fetch_add(1, Ordering::Relaxed);
-        }
         Some(Arc::clone(slot.get_or_insert(made)))
     }
 
@@ -301,27 +299,23 @@ impl Files {
                 .map_err(RowLoss::Io);
         }
         let path = shard.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
-        let facts = sys_file::path_facts(path).map_err(RowLoss::Io)?;
-        match shard.check(facts) {
-            Err(RowLoss::Replaced) => Err(RowLoss::Replaced),
-            _ => Ok(facts.size_bytes),
-        }
+        shard.check(sys_file::path_facts(path).map_err(RowLoss::Io)?)
     }
 
-    /// Closes and unmaps everything that nobody uses any more; says how many chunks were
-    /// mapped.
-    pub(super) fn forget(&self) -> u64 {
+    pub(super) fn mapped(&self) -> &Mapped {
+        &self.mapped
+    }
+
+    /// Closes and unmaps everything that nobody uses any more.
+    pub(super) fn forget(&self) {
         let mut open = lock(&self.open);
         for number in open.drain(..) {
             *lock(&self.shard(number).open) = None;
             self.open_count.fetch_sub(1, Ordering::Relaxed);
         }
         drop(open);
-        let mut chunks = 0;
         for shard in &self.shards {
-            let map = lock(&shard.map).take();
-            chunks += map.map_or(0, |map| map.forget_chunks());
+            *lock(&shard.map) = None;
         }
-        chunks
     }
 }

@@ -179,7 +179,7 @@ impl Rows {
     /// Refuses later takes. Those under way end as they would have.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        self.budget.give_back_all(self.files.forget());
+        self.files.forget();
     }
 
     /// # Errors
@@ -244,7 +244,7 @@ impl Rows {
     #[must_use]
     pub fn stats(&self) -> RowsStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mapped = self.budget.mapped();
+        let mapped = self.files.mapped();
         RowsStats {
             takes: read(&self.counters.takes),
             rows_copied: read(&self.counters.rows_copied),
@@ -252,8 +252,8 @@ impl Rows {
             bytes_read: read(&self.counters.bytes_read),
             reads: read(&self.counters.reads),
             major_faults: read(&self.counters.major_faults),
-            mapped_bytes: mapped.bytes,
-            page_table_bytes: mapped.table_bytes,
+            mapped_bytes: mapped.bytes(),
+            page_table_bytes: mapped.table_bytes(),
             budget_bytes: self.budget.limit_bytes().unwrap_or(0),
             open_files: self.files.open_count(),
         }

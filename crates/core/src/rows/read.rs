@@ -10,7 +10,7 @@ use super::{count, Rows, Wanted};
 use crate::error::{Error, Result, RowLoss};
 use crate::scatter::{Inline, Pace};
 use crate::sys::file::{self as sys_file, Parts};
-use crate::sys::ring::{with_threads, Completion, Read, ReadQueue, DEPTH};
+use crate::sys::ring::{with_threads, Completion, Read, ReadFile, ReadQueue, DEPTH};
 use crate::sys::span::Span;
 
 /// How long a wait for the device may keep the caller's interrupt waiting.
@@ -123,7 +123,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         Ok(())
     }
 
-    fn run_together(&mut self, first: Option<Read<'m>>) -> Result<()> {
+    fn run_together(&mut self, first: Option<Read<'static, 'm>>) -> Result<()> {
         let rings = &self.rows.rings;
         if let Ok(mut ring) = rings.take() {
             let (outcome, usable) = ring.session(|queue| self.run(queue, first));
@@ -138,7 +138,11 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
     }
 
-    fn run(&mut self, queue: &mut dyn ReadQueue<'m>, first: Option<Read<'m>>) -> Result<()> {
+    fn run(
+        &mut self,
+        queue: &mut dyn ReadQueue<'static, 'm>,
+        first: Option<Read<'static, 'm>>,
+    ) -> Result<()> {
         let mut ended = Vec::with_capacity(DEPTH);
         if let Some(first) = first {
             queue.push(first);
@@ -175,7 +179,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     }
 
     /// The next request.
-    fn next_read(&mut self) -> Result<Option<Read<'m>>> {
+    fn next_read(&mut self) -> Result<Option<Read<'static, 'm>>> {
         let Some(first) = self.wanted.get(self.next).copied() else { return Ok(None) };
         let file = self.file_of(&first)?;
         let id = self.free.pop().unwrap_or_else(|| {
@@ -190,7 +194,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             self.run_of_rows(&first, &mut parts)
         };
         self.runs[id as usize] = run;
-        Ok(Some(Read { id, file, offset_bytes, parts }))
+        Ok(Some(Read { id, file: ReadFile::Shared(file), offset_bytes, parts }))
     }
 
     /// The next part of a row that is longer than a request.
@@ -252,7 +256,11 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     /// Takes a read that has ended: good, to be made again, or to be made row by row,
     /// which goes on after a short count and finds the bad row.
-    fn end_read(&mut self, completion: Completion<'m>, queue: &mut dyn ReadQueue<'m>) {
+    fn end_read(
+        &mut self,
+        completion: Completion<'static, 'm>,
+        queue: &mut dyn ReadQueue<'static, 'm>,
+    ) {
         let Completion { mut read, result } = completion;
         let run = &mut self.runs[read.id as usize];
         match result {
@@ -283,7 +291,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     /// Reads one row, or the part of it that `run` is. Memory that the kernel cannot
     /// reach (a window's) is filled through a buffer.
-    fn read_alone(&self, file: &OwnedFd, wanted: &Wanted, run: Run) -> Result<(), RowLoss> {
+    fn read_alone(&self, file: &ReadFile<'_>, wanted: &Wanted, run: Run) -> Result<(), RowLoss> {
         let row_bytes = self.rows.row_bytes;
         let len = run.len.min(row_bytes - run.row_offset);
         let into = wanted.place(self.into, row_bytes).part(run.row_offset, len);

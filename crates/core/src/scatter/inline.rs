@@ -8,11 +8,11 @@ use crate::sys::file::read_parts_at;
 use crate::sys::ring::{Completion, Read, ReadQueue};
 
 #[derive(Default)]
-pub(crate) struct Inline<'m> {
-    ended: Option<Completion<'m>>,
+pub(crate) struct Inline<'f, 'm> {
+    ended: Option<Completion<'f, 'm>>,
 }
 
-impl<'m> ReadQueue<'m> for Inline<'m> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Inline<'f, 'm> {
     fn room(&self) -> usize {
         usize::from(self.ended.is_none())
     }
@@ -21,14 +21,14 @@ impl<'m> ReadQueue<'m> for Inline<'m> {
         usize::from(self.ended.is_some())
     }
 
-    fn push(&mut self, read: Read<'m>) {
+    fn push(&mut self, read: Read<'f, 'm>) {
         let result = read_parts_at(read.file.as_fd(), &read.parts, read.offset_bytes);
         self.ended = Some(Completion { read, result });
     }
 
     fn start(&mut self) {}
 
-    fn wait(&mut self, _timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         ended.extend(self.ended.take());
     }
 }

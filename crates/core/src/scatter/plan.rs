@@ -1,12 +1,15 @@
 //! Which pages of a read are copied from the source map, and which are read.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::pace::Pace;
 use crate::error::Result;
+use crate::store::part::Parts;
 use crate::store::source::{key, page_of, position_of, Query, SourceMap, CHUNK_BYTES, PIECE_PAGES};
 use crate::store::Store;
-use crate::units::FilePage;
+use crate::sys::span::Span;
+use crate::units::{FilePage, PageSize};
 
 /// What matters more where both ways are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +19,38 @@ pub(crate) enum Preference {
     /// Whatever is in the page cache is copied from the map: a read of a cached
     /// page may make the kernel read ahead, a copy never does.
     NoDevice,
+}
+
+/// The source maps of a store's parts, each looked up once in a read.
+pub(super) struct Maps<'s> {
+    store: &'s Store,
+    /// Whether a part's was looked up, and what was found.
+    found: Vec<(bool, Option<Arc<SourceMap>>)>,
+}
+
+impl<'s> Maps<'s> {
+    pub(super) fn new(store: &'s Store) -> Self {
+        Self { store, found: vec![(false, None); store.parts().all().len()] }
+    }
+
+    /// The map of a part, if there is one that may be asked what is resident.
+    pub(super) fn of(&mut self, part: usize) -> Option<&Arc<SourceMap>> {
+        let store = self.store;
+        let (looked_up, map) = &mut self.found[part];
+        if !std::mem::replace(looked_up, true) {
+            let mappable = store.page_size().bytes() <= CHUNK_BYTES && store.tells_residency(part);
+            *map = if mappable { store.source_map(part).ok() } else { None };
+        }
+        map.as_ref()
+    }
+
+    /// The map with a page that the plan says is to be copied, and where the page is.
+    pub(super) fn source(&self, page: FilePage) -> Option<Span<'_>> {
+        let (parts, page_size) = (self.store.parts(), self.store.page_size());
+        let index = parts.index_of(page);
+        let map = self.found[index].1.as_ref()?;
+        map.bytes(parts.all()[index].offset_of(page, page_size), page_size.bytes())
+    }
 }
 
 /// The plan for a stretch of requests.
@@ -41,22 +76,25 @@ impl Plan {
         self.copied[request - self.requests.start]
     }
 
-    /// Whether the requests that are read are pages of the file in a row, in that
+    /// Whether the requests that are read are pages of one file in a row, in that
     /// order, and no more than `max` of them: one system call reads them all.
-    pub(super) fn is_one_run(&self, pages: &[FilePage], max: usize) -> bool {
+    pub(super) fn is_one_run(&self, parts: &Parts, pages: &[FilePage], max: usize) -> bool {
         let mut read = self.requests().filter(|&request| !self.is_copied(request));
-        let follows = |one: usize, next: usize| pages[one].0 + 1 == pages[next].0;
+        let mut end = None;
+        let mut follows = |one: usize, next: usize| {
+            let end = *end.get_or_insert_with(|| parts.end(parts.index_of(pages[one])));
+            pages[one].0 + 1 == pages[next].0 && pages[next] < end
+        };
         self.read_count <= max
             && read.next().is_none_or(|first| {
                 read.try_fold(first, |one, next| follows(one, next).then_some(next)).is_some()
             })
     }
 
-    /// Plans for `requests` of `pages`. Without a map all of them are read.
+    /// Plans for `requests` of `pages`. Where there is no map they are read.
     pub(super) fn make(
         &mut self,
-        store: &Store,
-        map: Option<&SourceMap>,
+        maps: &mut Maps<'_>,
         pages: &[FilePage],
         requests: Range<usize>,
         preference: Preference,
@@ -66,10 +104,9 @@ impl Plan {
         self.copied.resize(requests.len(), false);
         self.read_count = requests.len();
         self.requests = requests.clone();
-        let Some(map) = map else { return Ok(()) };
         for start in requests.clone().step_by(PIECE_PAGES) {
             let end = requests.end.min(start + PIECE_PAGES);
-            self.ask(store, map, &pages[start..end], start, preference, pace)?;
+            self.ask(maps, &pages[start..end], start, preference, pace)?;
         }
         self.read_count = self.copied.iter().filter(|&&copied| !copied).count();
         Ok(())
@@ -77,36 +114,57 @@ impl Plan {
 
     fn ask(
         &mut self,
-        store: &Store,
-        map: &SourceMap,
+        maps: &mut Maps<'_>,
         pages: &[FilePage],
         start: usize,
         preference: Preference,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let page_size = store.page_size();
-        // A last page that is not whole is read, so that its end is zeros
-        // whatever others left in memory there.
-        let whole_pages = page_size.index_of(map.size_bytes());
-        let wanted = pages.iter().enumerate().filter(|(_, page)| page.0 < whole_pages);
-        self.keys.clear();
-        self.keys.extend(wanted.map(|(position, page)| key(page.0, position)));
-        if !self.keys.is_sorted() {
-            self.keys.sort_unstable();
+        let mut keys = std::mem::take(&mut self.keys);
+        keys.clear();
+        keys.extend(pages.iter().enumerate().map(|(position, page)| key(page.0, position)));
+        if !keys.is_sorted() {
+            keys.sort_unstable();
         }
+        let (parts, page_size) = (maps.store.parts(), maps.store.page_size());
+        let mut rest = &mut keys[..];
+        while let Some(&first) = rest.first() {
+            let part = parts.index_of(FilePage(page_of(first)));
+            let own;
+            (own, rest) = parts.split_keys(part, rest);
+            let Some(map) = maps.of(part) else { continue };
+            // A last page that is not whole is read, so that its end is zeros
+            // whatever others left in memory there.
+            let whole_pages = page_size.index_of(map.size_bytes());
+            let whole = own.partition_point(|&key| page_of(key) < whole_pages);
+            self.ask_part(map, page_size, &own[..whole], start, preference, pace)?;
+        }
+        self.keys = keys;
+        Ok(())
+    }
+
+    /// The same for sorted keys of the pages of one file.
+    fn ask_part(
+        &mut self,
+        map: &SourceMap,
+        page_size: PageSize,
+        keys: &[u64],
+        start: usize,
+        preference: Preference,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
         let copied = &mut self.copied[start - self.requests.start..];
         self.asked.clear();
         let chunk_of = |key: u64| (page_size.bytes_of(page_of(key)) / CHUNK_BYTES as u64) as usize;
-        for group in self.keys.chunk_by(|&one, &other| chunk_of(one) == chunk_of(other)) {
+        for group in keys.chunk_by(|&one, &other| chunk_of(one) == chunk_of(other)) {
             let chunk = chunk_of(group[0]);
             if map.is_populated(chunk) {
                 self.asked.extend_from_slice(group);
                 continue;
             }
             pace.check(0)?;
-            let fits = map.mapped_bytes() + CHUNK_BYTES as u64 <= store.source_limit_bytes();
             if map.note_reads(chunk, group.len())
-                && fits
+                && map.has_room(chunk)
                 && map
                     .populate_around(page_size.bytes_of(page_of(group[0])), &mut self.query)
                     .is_some()

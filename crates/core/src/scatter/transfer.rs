@@ -2,22 +2,21 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::inline::Inline;
 use super::pace::Pace;
-use super::plan::{Plan, Preference};
+use super::plan::{Maps, Plan, Preference};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
-use crate::store::source::{SourceMap, CHUNK_BYTES, PIECE_PAGES};
+use crate::store::source::PIECE_PAGES;
 use crate::store::Store;
 use crate::sys::copy::Recovery;
 use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::ring::{with_threads, Completion, Read, ReadQueue, DEPTH};
+use crate::sys::ring::{with_threads, Completion, Read, ReadFile, ReadQueue, DEPTH};
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -66,8 +65,6 @@ pub(crate) fn scatter(
         return Ok(());
     }
     let page_bytes = store.page_size().bytes();
-    let mappable = page_bytes <= CHUNK_BYTES && store.tells_residency();
-    let map = if mappable { store.source_map().ok() } else { None };
     let chunk_pages = sink.chunk_pages();
     let mut transfer = Transfer {
         store,
@@ -75,7 +72,7 @@ pub(crate) fn scatter(
         sink,
         preference,
         pace: Pace::new(interrupt),
-        map,
+        maps: Maps::new(store),
         plan: Plan::default(),
         page_bytes,
         chunk_pages,
@@ -140,7 +137,7 @@ struct Transfer<'a, 'm> {
     sink: &'a mut dyn Sink<'m>,
     preference: Preference,
     pace: Pace<'a>,
-    map: Option<Arc<SourceMap>>,
+    maps: Maps<'a>,
     plan: Plan,
     page_bytes: usize,
     chunk_pages: usize,
@@ -157,13 +154,14 @@ struct Transfer<'a, 'm> {
     spare_parts: Vec<Parts<'m>>,
 }
 
-impl<'m> Transfer<'_, 'm> {
+impl<'a, 'm> Transfer<'a, 'm> {
     /// Everything. Copies alone need no queue; once there is something to read
     /// together, one queue serves to the end.
     fn all(&mut self) -> Result<()> {
         while self.completed < self.file_pages.len() {
             self.plan_next()?;
-            let one = self.plan.is_one_run(self.file_pages, run_limit(self.page_bytes));
+            let limit = run_limit(self.page_bytes);
+            let one = self.plan.is_one_run(self.store.parts(), self.file_pages, limit);
             if one || self.store.memory_backed() {
                 let until = self.plan.requests().end;
                 self.run(&mut Inline::default(), until)?;
@@ -196,13 +194,12 @@ impl<'m> Transfer<'_, 'm> {
         let start = self.plan.requests().end;
         let pages = (PIECE_PAGES / self.chunk_pages).max(1) * self.chunk_pages;
         let end = self.file_pages.len().min(start.saturating_add(pages));
-        let map = self.map.as_deref();
-        let pace = &mut self.pace;
-        self.plan.make(self.store, map, self.file_pages, start..end, self.preference, pace)
+        let (maps, pace) = (&mut self.maps, &mut self.pace);
+        self.plan.make(maps, self.file_pages, start..end, self.preference, pace)
     }
 
     /// Goes on until the sink has all requests before `until`.
-    fn run(&mut self, queue: &mut dyn ReadQueue<'m>, until: usize) -> Result<()> {
+    fn run(&mut self, queue: &mut dyn ReadQueue<'a, 'm>, until: usize) -> Result<()> {
         let mut ended = Vec::with_capacity(DEPTH);
         while self.completed < until {
             self.fill(queue, until)?;
@@ -220,7 +217,7 @@ impl<'m> Transfer<'_, 'm> {
     }
 
     /// Starts reads while there is room, and hands out chunks while there may be more.
-    fn fill(&mut self, queue: &mut dyn ReadQueue<'m>, until: usize) -> Result<()> {
+    fn fill(&mut self, queue: &mut dyn ReadQueue<'a, 'm>, until: usize) -> Result<()> {
         loop {
             while queue.room() > 0 {
                 let Some(read) = self.next_read() else { break };
@@ -275,7 +272,7 @@ impl<'m> Transfer<'_, 'm> {
     fn copy_cached(&mut self, chunk: &mut Chunk<'m>) -> usize {
         let wanted = chunk.requests.clone().any(|request| self.plan.is_copied(request));
         let recovery = wanted.then(|| Recovery::begin().ok()).flatten();
-        let (Some(map), Some(recovery)) = (self.map.clone(), recovery) else {
+        let Some(recovery) = recovery else {
             let places = 0_u32..;
             let pages = self.file_pages[chunk.requests.clone()].iter().copied();
             chunk.absent.extend(pages.zip(places));
@@ -297,7 +294,7 @@ impl<'m> Transfer<'_, 'm> {
             };
         for (request, place) in chunk.requests.clone().zip(0_u32..) {
             let page = self.file_pages[request];
-            let source = self.plan.is_copied(request).then(|| self.source_of(&map, page)).flatten();
+            let source = self.plan.is_copied(request).then(|| self.maps.source(page)).flatten();
             let Some(source) = source else {
                 chunk.absent.push((page, place));
                 continue;
@@ -312,28 +309,37 @@ impl<'m> Transfer<'_, 'm> {
         drop(recovery);
         self.store.count().add_copied(copied * self.page_bytes);
         if copied > 0 {
-            self.recheck_copied(chunk, map.size_bytes());
+            let copied = chunk.requests.clone().filter(|&request| self.plan.is_copied(request));
+            let mut parts: Vec<usize> = copied
+                .map(|request| self.store.parts().index_of(self.file_pages[request]))
+                .collect();
+            parts.dedup();
+            parts.sort_unstable();
+            parts.dedup();
+            for part in parts {
+                self.recheck_copied(chunk, part);
+            }
         }
         copied
-    }
-
-    fn source_of<'s>(&self, map: &'s SourceMap, page: FilePage) -> Option<Span<'s>> {
-        map.bytes(self.store.page_size().bytes_of(page.0), self.page_bytes)
     }
 
     /// A file that was cut within a page shows zeros behind its end, without a
     /// fault. The kernel shortens the size before it clears the page, so the
     /// size now tells: pages beyond it are read again, which says what is wrong.
-    fn recheck_copied(&self, chunk: &mut Chunk<'m>, mapped_bytes: u64) {
-        let page_size = self.store.page_size();
-        let size_bytes = match sys_file::facts(self.store.fd()) {
-            Ok(facts) if facts.size_bytes >= mapped_bytes => return,
+    fn recheck_copied(&mut self, chunk: &mut Chunk<'m>, index: usize) {
+        let Some(map) = self.maps.of(index) else { return };
+        map.note_copies();
+        let (parts, page_size) = (self.store.parts(), self.store.page_size());
+        let part = &parts.all()[index];
+        let size_bytes = match sys_file::facts(part.fd()) {
+            Ok(facts) if facts.size_bytes >= map.size_bytes() => return,
             Ok(facts) => facts.size_bytes,
             Err(_) => 0,
         };
         for (request, place) in chunk.requests.clone().zip(0_u32..) {
             let page = self.file_pages[request];
-            if self.plan.is_copied(request) && page_size.bytes_of(page.0 + 1) > size_bytes {
+            let own = self.plan.is_copied(request) && parts.index_of(page) == index;
+            if own && part.offset_of(page, page_size) + page_size.bytes() as u64 > size_bytes {
                 chunk.absent.push((page, place));
             }
         }
@@ -342,7 +348,7 @@ impl<'m> Transfer<'_, 'm> {
     }
 
     /// The next run of neighbours to be read, of the first chunk that has one.
-    fn next_read(&mut self) -> Option<Read<'m>> {
+    fn next_read(&mut self) -> Option<Read<'a, 'm>> {
         let last = self.failed_chunk.unwrap_or(usize::MAX);
         let chunk = self
             .chunks
@@ -356,6 +362,9 @@ impl<'m> Transfer<'_, 'm> {
         let request = &mut self.requests[id as usize];
         let limit = run_limit(self.page_bytes);
         let (first, _) = chunk.absent[chunk.next];
+        let store = self.store;
+        let index = store.parts().index_of(first);
+        let end = store.parts().end(index);
         request.chunk = chunk.index;
         request.first = first.0;
         request.again = 0;
@@ -364,7 +373,7 @@ impl<'m> Transfer<'_, 'm> {
             let count = request.places.len() as u64;
             if count > 0 && page.0 == first.0 + count - 1 {
                 chunk.repeats.push((request.places[request.places.len() - 1], place));
-            } else if page.0 == first.0 + count && request.places.len() < limit {
+            } else if page.0 == first.0 + count && count < limit as u64 && page < end {
                 request.places.push(place);
                 parts.push(chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes));
             } else {
@@ -373,14 +382,15 @@ impl<'m> Transfer<'_, 'm> {
             chunk.next += 1;
         }
         chunk.in_flight += 1;
-        let offset_bytes = self.store.page_size().bytes_of(first.0);
-        let file = Arc::clone(self.store.read_file());
+        let part = &store.parts().all()[index];
+        let offset_bytes = part.offset_of(first, store.page_size());
+        let file = ReadFile::Borrowed(part.read_fd());
         Some(Read { id, file, offset_bytes, parts })
     }
 
     /// Takes a read that has ended: good, to be made again, or to be made page
     /// by page, which goes on after a short count and finds the bad page.
-    fn end_read(&mut self, completion: Completion<'m>, queue: &mut dyn ReadQueue<'m>) {
+    fn end_read(&mut self, completion: Completion<'a, 'm>, queue: &mut dyn ReadQueue<'a, 'm>) {
         let Completion { mut read, result } = completion;
         let request = &mut self.requests[read.id as usize];
         let count = request.places.len();

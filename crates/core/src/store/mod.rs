@@ -1,13 +1,17 @@
-//! Stores: a numbered run of file pages, in a file or in shared memory.
+//! Stores: a numbered run of file pages, in a file, in shared memory, or in several of
+//! them one after another.
 //!
-//! A store owns its descriptors, a read-only map of the whole file from which
-//! cached pages are copied (`source.rs`), and idle rings. Its size is fixed when
+//! A store is made of parts, each a file's descriptors (shared with the stores that it
+//! was put together from) and a read-only map of the whole file from which cached pages
+//! are copied (`source.rs`). It owns idle rings. Its size is fixed when
 //! it is opened and read again only by [`Store::refresh`]. Every method may be
 //! called from several threads at once.
 
+mod concat;
 mod counters;
 mod file;
 mod memory;
+pub(crate) mod part;
 mod prefetch;
 mod resident;
 pub(crate) mod source;
@@ -31,7 +35,8 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
 
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
-use source::Source;
+use part::{File, Part, Parts};
+use source::Mapped;
 pub use write::Outgoing;
 
 /// Where the pages of a store live.
@@ -41,6 +46,8 @@ pub enum StoreKind {
     File,
     /// Shared memory: a memfd or `/dev/shm`.
     Memory,
+    /// Those of other stores, one after another.
+    Concat,
 }
 
 /// How a file is opened.
@@ -57,22 +64,19 @@ pub enum OpenMode {
     },
 }
 
-/// A numbered run of pages in a file or in shared memory.
+/// A numbered run of pages in files or in shared memory.
 #[derive(Debug)]
 pub struct Store {
     kind: StoreKind,
     page_size: PageSize,
-    path: Option<PathBuf>,
-    writable: bool,
-    /// Through the page cache. What is mapped, written, synced and asked about.
-    fd: Arc<OwnedFd>,
-    /// The same file past the page cache, for a direct store's reads and writes.
-    direct_fd: Option<Arc<OwnedFd>>,
+    /// Whole pages each, but for the last one.
+    parts: Parts,
+    /// The stores that the parts were taken from, if they were.
+    members: Vec<Arc<Store>>,
     size_bytes: AtomicU64,
     closed: AtomicBool,
-    /// The file system keeps the file in memory: reads never wait for a device.
-    memory_backed: bool,
-    source: Source,
+    /// What the parts' source maps have mapped, all together.
+    mapped: Arc<Mapped>,
     rings: RingPool,
     prefetches: Arc<AtomicU64>,
     counters: Counters,
@@ -130,25 +134,39 @@ impl fmt::Display for Unread {
 impl Store {
     fn new(opened: Opened, page_size: PageSize) -> Result<Self> {
         check_size(opened.size_bytes)?;
-        let memory_backed = sys_file::is_memory_backed(opened.fd.as_fd()).unwrap_or(false);
-        Ok(Self {
-            kind: opened.kind,
-            page_size,
+        let file = File {
+            memory_backed: sys_file::is_memory_backed(opened.fd.as_fd()).unwrap_or(false),
             path: opened.path,
             writable: opened.writable,
             fd: Arc::new(opened.fd),
-            direct_fd: opened.direct_fd.map(Arc::new),
-            size_bytes: AtomicU64::new(opened.size_bytes),
+            direct_fd: opened.direct_fd,
+        };
+        let part = Part::new(FilePage(0), file.path.clone(), Arc::new(file));
+        Ok(Self::over(opened.kind, vec![part], Vec::new(), opened.size_bytes, page_size))
+    }
+
+    fn over(
+        kind: StoreKind,
+        parts: Vec<Part>,
+        members: Vec<Arc<Self>>,
+        size_bytes: u64,
+        page_size: PageSize,
+    ) -> Self {
+        Self {
+            kind,
+            page_size,
+            parts: Parts::new(parts),
+            members,
+            size_bytes: AtomicU64::new(size_bytes),
             closed: AtomicBool::new(false),
-            memory_backed,
-            source: Source::default(),
+            mapped: Arc::default(),
             rings: RingPool::default(),
             prefetches: Arc::default(),
             counters: Counters::default(),
-        })
+        }
     }
 
-    /// Whether the pages are in a file or in shared memory.
+    /// Where the pages are.
     #[must_use]
     pub fn kind(&self) -> StoreKind {
         self.kind
@@ -172,28 +190,73 @@ impl Store {
         self.size_bytes.load(Ordering::Acquire)
     }
 
-    /// The path that the store was opened by.
+    /// The path that the store was opened by; a store of several files has none.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        match self.kind {
+            StoreKind::Concat => None,
+            StoreKind::File | StoreKind::Memory => self.parts.last().name.as_deref(),
+        }
+    }
+
+    /// What messages call the file that has a page.
+    pub(crate) fn path_of(&self, page: FilePage) -> Option<PathBuf> {
+        self.parts.of(page).name.clone()
+    }
+
+    /// The store in a message.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match (self.kind, self.path()) {
+            (StoreKind::Concat, _) => format!("a row of {} files", self.parts.all().len()),
+            (_, Some(path)) => path.display().to_string(),
+            (_, None) => "shared memory".into(),
+        }
     }
 
     /// Whether the store may be written.
     #[must_use]
     pub fn writable(&self) -> bool {
-        self.writable
+        self.parts.all().iter().all(|part| part.file.writable)
     }
 
-    /// Whether reads and writes go past the page cache.
+    /// What messages call a file that may only be read.
+    pub(crate) fn read_only_path(&self) -> Option<PathBuf> {
+        self.parts.all().iter().find(|part| !part.file.writable)?.name.clone()
+    }
+
+    /// Whether reads and writes go past the page cache, those of some file at least.
     #[must_use]
     pub fn direct(&self) -> bool {
-        self.direct_fd.is_some()
+        self.parts.all().iter().any(|part| part.file.direct_fd.is_some())
     }
 
-    /// The descriptor, for mapping; valid while the store lives, closed or not.
+    /// The descriptor of a store of one file; valid while the store lives, closed or not.
     #[must_use]
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self.parts.all() {
+            [only] => Some(only.fd()),
+            _ => None,
+        }
+    }
+
+    /// The same, through the page cache, for others to keep open.
+    pub(crate) fn file(&self) -> Option<Arc<OwnedFd>> {
+        match self.parts.all() {
+            [only] => Some(Arc::clone(&only.file.fd)),
+            _ => None,
+        }
+    }
+
+    /// The descriptor to map a page by, and its offset in that file.
+    pub(crate) fn place_of(&self, page: FilePage) -> (BorrowedFd<'_>, u64) {
+        let part = self.parts.of(page);
+        (part.fd(), part.offset_of(page, self.page_size))
+    }
+
+    /// A run of pages, cut where one file ends and the next begins.
+    pub(crate) fn cut(&self, run: Run<FilePage>) -> impl Iterator<Item = Run<FilePage>> + '_ {
+        self.parts.cut(run)
     }
 
     /// Refuses later calls of the store's user: who calls on a user's behalf
@@ -210,10 +273,17 @@ impl Store {
     }
 
     /// # Errors
-    /// [`Error::Closed`] after [`close`](Self::close).
+    /// [`Error::Closed`] after [`close`](Self::close), also that of a store in the row.
     pub fn check_open(&self, operation: &'static str) -> Result<()> {
         if self.is_closed() {
             return Err(Error::Closed { operation, what: "store" });
+        }
+        for (index, member) in self.members.iter().enumerate() {
+            member.check_open(operation).map_err(|_closed| Error::MemberClosed {
+                operation,
+                index,
+                member: member.describe(),
+            })?;
         }
         Ok(())
     }
@@ -266,32 +336,34 @@ impl Store {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let outcome = scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt);
-        self.source.keep_to_limit();
+        if self.source_limit_bytes() < u64::MAX {
+            self.parts.all().iter().for_each(|part| part.source.unmap_pages());
+        }
         outcome
     }
 
-    /// Bytes that the source map may have mapped.
+    /// Bytes that the source maps may have mapped.
     pub(crate) fn source_limit_bytes(&self) -> u64 {
-        self.source.limit_bytes()
+        self.mapped.limit_bytes()
     }
 
-    /// Has the source map keep no more than `bytes` of the file mapped, from now on and
+    /// Has the source maps keep no more than `bytes` of the files mapped, from now on and
     /// for all who use the store.
     pub fn limit_source_map(&self, bytes: u64) {
-        self.source.limit(bytes);
+        self.mapped.limit(bytes);
     }
 
-    /// Bytes of the file that the source map has mapped, which count as memory of this
-    /// process.
+    /// Bytes of the files that the source maps have mapped, which count as memory of
+    /// this process.
     #[must_use]
     pub fn source_mapped_bytes(&self) -> u64 {
-        self.source.mapped_bytes()
+        self.mapped.bytes()
     }
 
-    /// Bytes of page tables that the source map has.
+    /// Bytes of page tables that the source maps have.
     #[must_use]
     pub fn source_table_bytes(&self) -> u64 {
-        self.source.table_bytes()
+        self.mapped.table_bytes()
     }
 
     /// Reads one page with plain system calls; bytes past the end of the file
@@ -308,17 +380,27 @@ impl Store {
         })
     }
 
-    /// The same for pages that follow one another, by one system call. Allocates nothing
-    /// at all, so that a signal handler may call it.
+    /// The same for pages that follow one another, by one system call for each file.
+    /// Allocates nothing at all, so that a signal handler may call it.
     ///
     /// # Errors
     /// [`Unread`], which is not told of any one page.
     pub(crate) fn read_run(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
+        let mut done = 0;
+        for piece in self.cut(run) {
+            let len = self.page_size.bytes_of(piece.count) as usize;
+            self.read_piece(piece, into.part(done, len))?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// The same for pages of one file.
+    fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
         let last = run.first.offset(run.count - 1);
         let wanted = into.len() - self.page_size.bytes() + self.expected_bytes(last);
-        let offset = self.page_size.bytes_of(run.first.0);
-        let read =
-            sys_file::read_at(self.fd(), into.part(0, wanted), offset).map_err(Unread::Failed)?;
+        let (fd, offset) = self.place_of(run.first);
+        let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
         self.counters.add_read(read);
         if read < wanted || self.expected_bytes(last) == 0 {
             return Err(Unread::Ended);
@@ -330,22 +412,37 @@ impl Store {
     /// Makes what was written durable (`fsync`).
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] for the first file that failed; the others were synced.
     pub fn sync(&self) -> Result<()> {
-        sys_file::sync(self.fd()).map_err(|errno| self.io_error("sync", None, errno))
+        // A file that may only be read has nothing of ours.
+        let sync = |part: &Part| {
+            sys_file::sync(part.fd()).map_err(|errno| Self::part_error("sync", part, errno))
+        };
+        let alone = self.parts.all().len() == 1;
+        let written = self.parts.all().iter().filter(|part| alone || part.file.writable);
+        written.map(sync).fold(Ok(()), Result::and)
     }
 
     /// Reads the file's size again. Reads that are under way end with the old one.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB.
+    /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB, or when a
+    /// file that others follow has another size than it had.
     pub fn refresh(&self) -> Result<()> {
-        let facts =
-            sys_file::facts(self.fd()).map_err(|errno| self.io_error("refresh", None, errno))?;
-        check_size(facts.size_bytes)?;
-        self.size_bytes.store(facts.size_bytes, Ordering::Release);
-        self.source.forget();
+        let size_bytes = self.refreshed_size()?;
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        self.parts.all().iter().for_each(|part| part.source.forget());
         Ok(())
+    }
+
+    /// Bytes of the store in a part of it.
+    fn part_bytes(&self, index: usize) -> u64 {
+        let part = &self.parts.all()[index];
+        let start = self.page_size.bytes_of(part.first.0);
+        match self.parts.all().get(index + 1) {
+            Some(next) => self.page_size.bytes_of(next.first.0) - start,
+            None => self.size_bytes() - start,
+        }
     }
 
     /// Bytes of the file within a page: a page of it, less for the last one,
@@ -369,7 +466,8 @@ impl Store {
     ) -> Error {
         Error::Io {
             operation,
-            path: self.path.clone(),
+            path: page
+                .map_or_else(|| self.path().map(Path::to_path_buf), |page| self.path_of(page)),
             file_page: page.map(|page| page.0),
             errno,
             completed: 0,
@@ -377,22 +475,24 @@ impl Store {
         }
     }
 
+    /// A failed system call that concerns a file as a whole.
+    fn part_error(operation: &'static str, part: &Part, errno: Errno) -> Error {
+        let path = part.name.clone();
+        Error::Io { operation, path, file_page: None, errno, completed: 0, hint: "" }
+    }
+
     pub(crate) fn truncated(&self, operation: &'static str, page: FilePage) -> Error {
-        Error::Truncated { operation, path: self.path.clone(), file_page: page.0, completed: 0 }
+        Error::Truncated { operation, path: self.path_of(page), file_page: page.0, completed: 0 }
     }
 
-    /// The descriptor that reads go through.
-    pub(crate) fn read_file(&self) -> &Arc<OwnedFd> {
-        self.direct_fd.as_ref().unwrap_or(&self.fd)
+    /// The files of the store.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
-    /// The descriptor that goes through the page cache, for others to read through.
-    pub(crate) fn file(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.fd)
-    }
-
+    /// No read waits for a device.
     pub(crate) fn memory_backed(&self) -> bool {
-        self.memory_backed
+        self.parts.all().iter().all(|part| part.file.memory_backed)
     }
 
     pub(crate) fn count(&self) -> &Counters {

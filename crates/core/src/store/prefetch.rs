@@ -1,11 +1,12 @@
 //! Starting reads that somebody will want later.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::part::File;
 use super::Store;
 use crate::error::Result;
 use crate::sys::file as sys_file;
@@ -19,8 +20,8 @@ const MAX_THREADS: u64 = 4;
 /// Bytes asked for in one call: the kernel cuts what one call may start.
 const MAX_RUN_BYTES: u64 = 2 << 20;
 
-/// A stretch of the file: offset and length in bytes.
-type Stretch = (u64, u64);
+/// A stretch of a file: its number in the store, offset and length in bytes.
+type Stretch = (usize, u64, u64);
 
 impl Store {
     /// Starts reading pages into the page cache and returns without waiting
@@ -31,17 +32,17 @@ impl Store {
     /// [`Error::Io`](crate::error::Error::Io) where the first runs are refused.
     pub fn prefetch(&self, pages: &Pages<FilePage>) -> Result<()> {
         let stretches = self.stretches(pages);
-        let fail = |errno| self.io_error("prefetch", None, errno);
+        let files: Vec<Arc<File>> =
+            self.parts.all().iter().map(|part| Arc::clone(&part.file)).collect();
         if stretches.len() > INLINE_RUNS && claim(&self.prefetches) {
             let prefetches = Arc::clone(&self.prefetches);
-            let fd = sys_file::duplicate(self.fd());
-            let started = fd.is_ok_and(|fd| spawn(fd, stretches.clone(), Arc::clone(&prefetches)));
-            if started {
+            if spawn(files.clone(), stretches.clone(), Arc::clone(&prefetches)) {
                 return Ok(());
             }
             prefetches.fetch_sub(1, Ordering::AcqRel);
         }
-        advise(self.fd(), &stretches).map_err(fail)
+        advise(&files, &stretches)
+            .map_err(|(part, errno)| Self::part_error("prefetch", &self.parts.all()[part], errno))
     }
 
     /// The pages in file order, neighbours joined, cut at the end of the file.
@@ -52,12 +53,15 @@ impl Store {
         let mut stretches: Vec<Stretch> = Vec::new();
         for page in sorted {
             let bytes = self.expected_bytes(FilePage(page)) as u64;
-            let start = self.page_size().bytes_of(page);
+            let index = self.parts.index_of(FilePage(page));
+            let start = self.parts.all()[index].offset_of(FilePage(page), self.page_size());
             match stretches.last_mut() {
-                Some((from, len)) if *from + *len == start && *len + bytes <= MAX_RUN_BYTES => {
+                Some((part, from, len))
+                    if (*part, *from + *len) == (index, start) && *len + bytes <= MAX_RUN_BYTES =>
+                {
                     *len += bytes;
                 }
-                _ if bytes > 0 => stretches.push((start, bytes)),
+                _ if bytes > 0 => stretches.push((index, start, bytes)),
                 _ => {}
             }
         }
@@ -70,16 +74,20 @@ fn claim(prefetches: &AtomicU64) -> bool {
     prefetches.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
 }
 
-/// Hands the stretches to a thread of their own, which owns its descriptor.
-fn spawn(fd: OwnedFd, stretches: Vec<Stretch>, prefetches: Arc<AtomicU64>) -> bool {
+/// Hands the stretches to a thread of their own, which keeps the files open.
+fn spawn(files: Vec<Arc<File>>, stretches: Vec<Stretch>, prefetches: Arc<AtomicU64>) -> bool {
     let thread = spawn_without_signals("fremap-prefetch", move || {
         // Nobody waits for a hint, so nobody is told that it was refused.
-        let _refused = advise(fd.as_fd(), &stretches);
+        let _refused = advise(&files, &stretches);
         prefetches.fetch_sub(1, Ordering::AcqRel);
     });
     thread.is_ok()
 }
 
-fn advise(fd: BorrowedFd<'_>, stretches: &[Stretch]) -> std::result::Result<(), Errno> {
-    stretches.iter().try_for_each(|&(start, len)| sys_file::advise_willneed(fd, start, len))
+/// Fails with the number of the file and the kernel's answer.
+fn advise(files: &[Arc<File>], stretches: &[Stretch]) -> std::result::Result<(), (usize, Errno)> {
+    stretches.iter().try_for_each(|&(part, start, len)| {
+        let fd = files[part].fd.as_fd();
+        sys_file::advise_willneed(fd, start, len).map_err(|errno| (part, errno))
+    })
 }

@@ -7,7 +7,7 @@ use super::Store;
 use crate::error::{Error, Result};
 use crate::sys::file as sys_file;
 use crate::sys::mm::system_page_bytes;
-use crate::units::{FilePage, Pages};
+use crate::units::{FilePage, PageIndex, Pages};
 
 const UNTOLD: &str = "the kernel does not tell what is in the page cache of a file that the \
                       caller neither owns nor may write; open a file of your own, get write \
@@ -22,9 +22,6 @@ impl Store {
     /// [`Error::Unsupported`] where the kernel does not tell this process;
     /// [`Error::Io`].
     pub fn resident(&self, pages: &Pages<FilePage>) -> Result<Vec<bool>> {
-        if !self.tells_residency() {
-            return Err(Error::Unsupported { operation: "resident", reason: UNTOLD.into() });
-        }
         let mut mask = vec![false; pages.len()];
         if mask.is_empty() || self.size_bytes() == 0 {
             return Ok(mask);
@@ -37,33 +34,53 @@ impl Store {
             if !keys.is_sorted() {
                 keys.sort_unstable();
             }
-            self.ask_residency(&keys, |position, here| mask[start + position] = here)?;
+            let mut rest = &mut keys[..];
+            while let Some(&first) = rest.first() {
+                let part = self.parts.index_of(FilePage(page_of(first)));
+                let group;
+                (group, rest) = self.parts.split_keys(part, rest);
+                self.ask_residency(part, group, |position, here| mask[start + position] = here)?;
+            }
         }
         Ok(mask)
     }
 
-    /// Whether `mincore` tells this process the truth about the file.
-    pub(crate) fn tells_residency(&self) -> bool {
-        sys_file::tells_residency(self.fd()).unwrap_or(false)
+    /// Whether `mincore` tells this process the truth about the file of a part.
+    pub(crate) fn tells_residency(&self, part: usize) -> bool {
+        sys_file::tells_residency(self.parts.all()[part].fd()).unwrap_or(false)
     }
 
-    /// The source map, where the file can be mapped.
-    pub(crate) fn source_map(&self) -> std::result::Result<std::sync::Arc<SourceMap>, Errno> {
-        self.source.map(self.fd(), self.size_bytes())
+    /// The source map of a part, where its file can be mapped.
+    pub(crate) fn source_map(
+        &self,
+        index: usize,
+    ) -> std::result::Result<std::sync::Arc<SourceMap>, Errno> {
+        let part = &self.parts.all()[index];
+        part.source.map(part.fd(), self.part_bytes(index), &self.mapped)
     }
 
-    fn ask_residency(&self, keys: &[u64], mut answer: impl FnMut(usize, bool)) -> Result<()> {
-        let fail = |errno| self.io_error("resident", None, errno);
-        if let Ok(map) = self.source_map() {
+    /// Asks about pages of one part; the keys have the pages of its file.
+    fn ask_residency(
+        &self,
+        index: usize,
+        keys: &[u64],
+        mut answer: impl FnMut(usize, bool),
+    ) -> Result<()> {
+        let part = &self.parts.all()[index];
+        let fail = |errno| Self::part_error("resident", part, errno);
+        if !self.tells_residency(index) {
+            return Err(Error::Unsupported { operation: "resident", reason: UNTOLD.into() });
+        }
+        if let Ok(map) = self.source_map(index) {
             let mut query = Query::default();
             return map.residency(keys, self.page_size(), &mut query, answer).map_err(fail);
         }
         // A file that cannot be mapped can still be asked about page by page.
         for &key in keys {
-            let page = FilePage(page_of(key));
+            let page = part.first.offset(page_of(key));
             let bytes = self.expected_bytes(page);
-            let offset = self.page_size().bytes_of(page.0);
-            let cached = sys_file::cachestat(self.fd(), offset, bytes as u64).map_err(fail)?;
+            let offset = part.offset_of(page, self.page_size());
+            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64).map_err(fail)?;
             let wanted = bytes.div_ceil(system_page_bytes()) as u64;
             answer(position_of(key), bytes > 0 && cached.cached >= wanted);
         }

@@ -4,13 +4,14 @@
 //! The map lives as long as the store. Its page tables are filled a
 //! [`CHUNK_BYTES`] chunk at a time, once a chunk has been read often enough to
 //! pay for it and all of it is in the page cache. No byte is touched through
-//! the map unless `mincore` has just said that it is resident: touching a hole
+//! the map unless `mincore` has said that it is resident: touching a hole
 //! of shared memory would allocate it, and touching an absent file page would
-//! be a major fault of its own.
+//! be a major fault of its own. Pages are asked about just before they are copied;
+//! rows (`rows`) when their chunk is populated.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
@@ -69,30 +70,72 @@ pub(crate) fn position_of(key: u64) -> usize {
     (key as usize) & (PIECE_PAGES - 1)
 }
 
-/// A store's source map, made when it is first wanted and again after a refresh.
+/// The most files of one store that are mapped: each is a kernel mapping, of which a
+/// process has 65 530 for everything.
+const MAX_MAPS: u64 = 4096;
+
+/// What the source maps of a store have mapped, all together.
 #[derive(Debug)]
-pub(crate) struct Source {
-    map: RwLock<Option<Arc<SourceMap>>>,
+pub(crate) struct Mapped {
+    /// Maps that are alive.
+    maps: AtomicU64,
+    /// Bytes of populated chunks.
+    bytes: AtomicU64,
+    /// Page-table pages.
+    tables: AtomicU64,
     /// Bytes that may be mapped, by the smallest budget of a window on the store.
     limit_bytes: AtomicU64,
 }
 
-impl Default for Source {
+impl Default for Mapped {
     fn default() -> Self {
-        Self { map: RwLock::default(), limit_bytes: u64::MAX.into() }
+        let none = || AtomicU64::new(0);
+        Self { maps: none(), bytes: none(), tables: none(), limit_bytes: u64::MAX.into() }
     }
+}
+
+impl Mapped {
+    /// Has no more than `bytes` of the files mapped.
+    pub(crate) fn limit(&self, bytes: u64) {
+        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn limit_bytes(&self) -> u64 {
+        self.limit_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the files that the maps have mapped.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of page tables that populating the maps has cost.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.tables.load(Ordering::Relaxed) * system_page_bytes() as u64
+    }
+}
+
+/// A file's source map, made when it is first wanted and again after a refresh.
+#[derive(Debug, Default)]
+pub(crate) struct Source {
+    map: RwLock<Option<Arc<SourceMap>>>,
 }
 
 impl Source {
     /// The map of a file of `size_bytes` bytes; an error when the kernel makes none.
-    pub(crate) fn map(&self, fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Arc<SourceMap>, Errno> {
+    pub(crate) fn map(
+        &self,
+        fd: BorrowedFd<'_>,
+        size_bytes: u64,
+        mapped: &Arc<Mapped>,
+    ) -> Result<Arc<SourceMap>, Errno> {
         // A poisoned lock guards nothing here: the value is only ever replaced whole.
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(map));
         }
         drop(made);
-        let map = Arc::new(SourceMap::new(fd, size_bytes)?);
+        let map = Arc::new(SourceMap::new(fd, size_bytes, mapped)?);
         let mut slot = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(other) = slot.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(other));
@@ -106,35 +149,12 @@ impl Source {
         *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
     }
 
-    /// Has no more than `bytes` of the file mapped.
-    pub(crate) fn limit(&self, bytes: u64) {
-        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
-    }
-
-    pub(crate) fn limit_bytes(&self) -> u64 {
-        self.limit_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of the file that the map has mapped.
-    pub(crate) fn mapped_bytes(&self) -> u64 {
+    /// Unmaps what was copied from it since it was last asked to.
+    pub(crate) fn unmap_pages(&self) {
         let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref().map_or(0, |map| map.mapped_bytes())
-    }
-
-    /// Unmaps what single copies have mapped, where there is a limit.
-    pub(crate) fn keep_to_limit(&self) {
-        if self.limit_bytes() < u64::MAX {
-            let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(map) = made.as_ref() {
-                map.unmap_pages();
-            }
+        if let Some(map) = made.as_ref().filter(|map| map.copied.swap(false, Ordering::Relaxed)) {
+            map.unmap_pages();
         }
-    }
-
-    /// Bytes of page tables that populating the map has cost.
-    pub(crate) fn table_bytes(&self) -> u64 {
-        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        made.as_ref().map_or(0, |map| map.table_bytes())
     }
 }
 
@@ -146,16 +166,35 @@ pub(crate) struct SourceMap {
     /// A chunk's state: [`POPULATED`], [`TABLE`], [`USED`], and while it is not populated
     /// [`READS`] and [`MISSED`].
     chunks: Vec<AtomicU16>,
-    tables: AtomicU64,
-    /// Chunks that are populated.
-    populated: AtomicU64,
+    /// Pages were copied from it: some are mapped.
+    copied: AtomicBool,
+    /// What it has mapped counts here.
+    mapped: Arc<Mapped>,
+}
+
+impl Drop for SourceMap {
+    fn drop(&mut self) {
+        self.mapped.maps.fetch_sub(1, Ordering::Relaxed);
+        for chunk in 0..self.chunks.len() {
+            self.note_absent(chunk);
+            let table = self.chunks[chunk].load(Ordering::Relaxed) & TABLE != 0;
+            self.mapped.tables.fetch_sub(u64::from(table), Ordering::Relaxed);
+        }
+    }
 }
 
 impl SourceMap {
     /// Maps a file of `size_bytes` bytes.
-    pub(crate) fn new(fd: BorrowedFd<'_>, size_bytes: u64) -> Result<Self, Errno> {
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        size_bytes: u64,
+        mapped: &Arc<Mapped>,
+    ) -> Result<Self, Errno> {
         if size_bytes > MAX_MAP_BYTES {
             return Err(Errno::FBIG);
+        }
+        if mapped.maps.load(Ordering::Relaxed) >= MAX_MAPS {
+            return Err(Errno::MFILE);
         }
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
@@ -166,8 +205,9 @@ impl SourceMap {
         region.advise(0, len, Advice::Random)?;
         let chunks =
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
-        let (tables, populated) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { region, size_bytes, chunks, tables, populated })
+        mapped.maps.fetch_add(1, Ordering::Relaxed);
+        let mapped = Arc::clone(mapped);
+        Ok(Self { region, size_bytes, chunks, copied: AtomicBool::new(false), mapped })
     }
 
     /// The size of the file that the map was made for.
@@ -178,13 +218,6 @@ impl SourceMap {
     /// All bytes of the map, the last page perhaps beyond the end of the file.
     pub(crate) fn whole(&self) -> Span<'_> {
         self.region.span(0, self.region.len())
-    }
-
-    /// Whether a chunk is populated, and known to be used since [`take_use`](Self::take_use).
-    #[inline]
-    pub(crate) fn is_in_use(&self, chunk: usize) -> bool {
-        let ready = POPULATED | USED;
-        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & ready == ready)
     }
 
     /// The bytes at an offset of the file, if the map has that many there.
@@ -199,7 +232,6 @@ impl SourceMap {
     }
 
     /// Notes that a populated chunk is about to be copied from; says whether it is one.
-    #[inline]
     pub(crate) fn note_use(&self, chunk: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
@@ -208,6 +240,13 @@ impl SourceMap {
             state.fetch_or(USED, Ordering::Relaxed);
         }
         before & POPULATED != 0
+    }
+
+    /// Whether a chunk is populated, and known to be used since [`take_use`](Self::take_use).
+    #[inline]
+    pub(crate) fn is_in_use(&self, chunk: usize) -> bool {
+        let ready = POPULATED | USED;
+        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & ready == ready)
     }
 
     /// Whether a populated chunk was copied from since this was last asked.
@@ -244,7 +283,7 @@ impl SourceMap {
     /// Fills a chunk's page tables, if all of it is in the page cache.
     fn populate(&self, chunk: usize, query: &mut Query) -> Result<Option<bool>, Errno> {
         let start = chunk * CHUNK_BYTES;
-        let len = CHUNK_BYTES.min(self.region.len() - start);
+        let len = self.chunk_bytes(chunk);
         let resident = query.ask(self, start, len)?;
         if resident.iter().any(|page| page & 1 == 0) {
             let more =
@@ -255,8 +294,11 @@ impl SourceMap {
         }
         self.region.populate_read(start, len)?;
         let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
-        self.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
-        self.populated.fetch_add(u64::from(before & POPULATED == 0), Ordering::Relaxed);
+        self.mapped.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
+        if before & POPULATED == 0 {
+            self.mapped.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        }
+        self.copied.store(true, Ordering::Relaxed);
         Ok(Some(before & POPULATED == 0))
     }
 
@@ -265,7 +307,9 @@ impl SourceMap {
     /// Says whether it was populated.
     pub(crate) fn note_absent(&self, chunk: usize) -> bool {
         let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
-        self.populated.fetch_sub(u64::from(before & POPULATED != 0), Ordering::Relaxed);
+        if before & POPULATED != 0 {
+            self.mapped.bytes.fetch_sub(self.chunk_bytes(chunk) as u64, Ordering::Relaxed);
+        }
         before & POPULATED != 0
     }
 
@@ -281,7 +325,7 @@ impl SourceMap {
     pub(crate) fn unmap_chunk(&self, chunk: usize, file: Option<BorrowedFd<'_>>) -> bool {
         let was_populated = self.note_absent(chunk);
         let start = chunk * CHUNK_BYTES;
-        let len = CHUNK_BYTES.min(self.region.len() - start);
+        let len = self.chunk_bytes(chunk);
         let anew = |file| {
             self.region.map_file(start, len, file, start as u64, Access::Read)?;
             self.region.advise(start, len, Advice::Random)
@@ -292,23 +336,23 @@ impl SourceMap {
             return was_populated;
         }
         let before = self.chunks[chunk].fetch_and(!TABLE, Ordering::Relaxed);
-        self.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
+        self.mapped.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
         was_populated
     }
 
-    /// Bytes of page tables that populating the map has cost.
-    pub(crate) fn table_bytes(&self) -> u64 {
-        self.tables.load(Ordering::Relaxed) * system_page_bytes() as u64
+    /// Bytes of a chunk, which the last one has fewer of.
+    fn chunk_bytes(&self, chunk: usize) -> usize {
+        CHUNK_BYTES.min(self.region.len() - chunk * CHUNK_BYTES)
     }
 
-    /// Bytes of the file that the map has mapped.
-    pub(crate) fn mapped_bytes(&self) -> u64 {
-        self.populated.load(Ordering::Relaxed) * CHUNK_BYTES as u64
+    /// Whether a chunk may be populated by what the store's maps may have mapped.
+    pub(crate) fn has_room(&self, chunk: usize) -> bool {
+        self.mapped.bytes() + self.chunk_bytes(chunk) as u64 <= self.mapped.limit_bytes()
     }
 
-    /// Counts every chunk as not populated, and says how many were: for the end.
-    pub(crate) fn forget_chunks(&self) -> u64 {
-        (0..self.chunk_count()).map(|chunk| u64::from(self.note_absent(chunk))).sum()
+    /// Notes that pages are about to be copied.
+    pub(crate) fn note_copies(&self) {
+        self.copied.store(true, Ordering::Relaxed);
     }
 
     /// Unmaps every page, so that none counts as this process's memory; they stay in

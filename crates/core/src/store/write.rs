@@ -6,7 +6,7 @@
 
 use std::os::fd::AsFd;
 
-use super::Store;
+use super::{Store, StoreKind};
 use crate::error::{Error, Interrupt, Result};
 use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
@@ -30,11 +30,11 @@ pub struct Outgoing<'m> {
     pub file_bytes: usize,
 }
 
-/// A stretch of one write: where it starts in the file and in the caller's
-/// data, and how long it is.
+/// A stretch of one write, all in one file: where it starts in the store and in the
+/// caller's data, and how long it is.
 #[derive(Clone, Copy)]
 struct Stretch {
-    file_offset: u64,
+    store_offset: u64,
     data_offset: usize,
     len: usize,
 }
@@ -66,21 +66,21 @@ impl Store {
             .map_err(|errno| self.io_error("write", None, errno))?;
         let mut position = 0;
         while position < pages.len() {
-            let count = run_at(pages, position);
             let first = pages.at(position);
+            let count = run_at(pages, position, self.parts.end(self.parts.index_of(first)));
             let mut done = 0;
             let run_bytes = count * page_bytes;
             while done < run_bytes {
                 let completed = position + done / page_bytes;
                 interrupt.check().map_err(|error| error.with_completed(completed))?;
                 let stretch = Stretch {
-                    file_offset: self.page_size().bytes_of(first.0) + done as u64,
+                    store_offset: self.page_size().bytes_of(first.0) + done as u64,
                     data_offset: position * page_bytes + done,
                     len: buffer_len.min(run_bytes - done),
                 };
                 // Asked before each, so that a file cut meanwhile stays cut.
                 let file_bytes =
-                    self.size_now().map_err(|error| error.with_completed(completed))?;
+                    self.size_now(first).map_err(|error| error.with_completed(completed))?;
                 self.write_stretch(stretch, data, &buffer, file_bytes)
                     .map_err(|error| completed_before(error, first, position))?;
                 done += stretch.len;
@@ -103,13 +103,15 @@ impl Store {
             let completed = |error: Error| error.with_completed(done);
             interrupt.check().map_err(completed)?;
             let rest = &pages[done..];
+            let end = self.parts.end(self.parts.index_of(rest[0].page));
             let follows = |pair: &[Outgoing<'_>]| {
                 pair[0].page.0 + 1 == pair[1].page.0
+                    && pair[1].page < end
                     && pair[0].file_bytes == self.page_size().bytes()
             };
             let count =
                 1 + rest.windows(2).take(limit - 1).take_while(|pair| follows(pair)).count();
-            let file_bytes = self.size_now().map_err(completed)?;
+            let file_bytes = self.size_now(rest[0].page).map_err(completed)?;
             self.write_run(&rest[..count], file_bytes)
                 .map_err(|error| completed_before(error, rest[0].page, done))?;
             done += count;
@@ -123,11 +125,12 @@ impl Store {
         let left = usize::try_from(file_bytes.saturating_sub(start)).unwrap_or(usize::MAX);
         let len = had.min(left);
         let mut done = 0;
-        if let Some(direct) = &self.direct_fd {
+        let file = &self.parts.of(run[0].page).file;
+        if let Some(direct) = &file.direct_fd {
             done = len - len % system_page_bytes();
             self.write_parts(direct.as_fd(), run, 0..done)?;
         }
-        self.write_parts(self.fd(), run, done..len)?;
+        self.write_parts(file.fd.as_fd(), run, done..len)?;
         // Within the page that holds the end of the file nothing is missing.
         let missing = self.page_size().count_of(file_bytes);
         match run.iter().find(|outgoing| outgoing.page.0 >= missing && outgoing.file_bytes > 0) {
@@ -145,6 +148,7 @@ impl Store {
     ) -> Result<()> {
         let page_bytes = self.page_size().bytes();
         let start = self.page_size().bytes_of(run[0].page.0);
+        let (_, file_start) = self.place_of(run[0].page);
         let mut done = range.start;
         while done < range.end {
             let mut parts = Parts::default();
@@ -156,7 +160,7 @@ impl Store {
                 at += len;
             }
             let page = || Some(FilePage(self.page_size().index_of(start + done as u64)));
-            match sys_file::write_parts_at(fd, &parts, start + done as u64) {
+            match sys_file::write_parts_at(fd, &parts, file_start + done as u64) {
                 Ok(0) => return Err(self.io_error("write", page(), rustix::io::Errno::NOSPC)),
                 Ok(written) => {
                     self.count().add_written(written);
@@ -171,10 +175,10 @@ impl Store {
 
     fn check_write(&self, pages: &Pages<FilePage>, data_bytes: usize) -> Result<()> {
         if !self.writable() {
-            return Err(Error::Unsupported {
-                operation: "write",
-                reason: "the store was opened for reading; open it with mode \"r+\"".into(),
-            });
+            let file = self.read_only_path().filter(|_| self.kind() == StoreKind::Concat);
+            let named = file.map_or("the store".into(), |path| path.display().to_string());
+            let reason = format!("{named} was opened for reading; open it with mode \"r+\"");
+            return Err(Error::Unsupported { operation: "write", reason });
         }
         if data_bytes != pages.len() * self.page_size().bytes() {
             return Err(Error::Argument(format!(
@@ -187,12 +191,15 @@ impl Store {
         Ok(())
     }
 
-    /// Where the file ends for a write: where it ended when it was opened, or
-    /// where it ends now, if that is less.
-    fn size_now(&self) -> Result<u64> {
+    /// Where in the store the file of a page ends for a write: where it ended when it
+    /// was opened, or where it ends now, if that is less.
+    fn size_now(&self, page: FilePage) -> Result<u64> {
+        let index = self.parts.index_of(page);
+        let part = &self.parts.all()[index];
         let facts =
-            sys_file::facts(self.fd()).map_err(|errno| self.io_error("write", None, errno))?;
-        Ok(facts.size_bytes.min(self.size_bytes()))
+            sys_file::facts(part.fd()).map_err(|errno| Self::part_error("write", part, errno))?;
+        let start = self.page_size().bytes_of(part.first.0);
+        Ok(start + facts.size_bytes.min(self.part_bytes(index)))
     }
 
     fn write_stretch(
@@ -202,25 +209,26 @@ impl Store {
         buffer: &Region,
         file_bytes: u64,
     ) -> Result<()> {
-        let left = file_bytes.saturating_sub(stretch.file_offset);
+        let left = file_bytes.saturating_sub(stretch.store_offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(stretch.len);
         let page_of = |offset: u64| FilePage(self.page_size().index_of(offset));
         buffer.span(0, len).copy_span(data.part(stretch.data_offset, len));
-        let whole = match &self.direct_fd {
+        let file = &self.parts.of(page_of(stretch.store_offset)).file;
+        let whole = match &file.direct_fd {
             Some(direct) => {
                 let whole = len - len % system_page_bytes();
-                self.write_buffer(direct.as_fd(), buffer.span(0, whole), stretch.file_offset)?;
+                self.write_buffer(direct.as_fd(), buffer.span(0, whole), stretch.store_offset)?;
                 whole
             }
             None => 0,
         };
         let rest = buffer.span(whole, len - whole);
-        self.write_buffer(self.fd(), rest, stretch.file_offset + whole as u64)?;
+        self.write_buffer(file.fd.as_fd(), rest, stretch.store_offset + whole as u64)?;
         // Within the page that holds the end of the file nothing is missing.
-        let end = stretch.file_offset + stretch.len as u64;
+        let end = stretch.store_offset + stretch.len as u64;
         let missing = self.page_size().bytes_of(self.page_size().count_of(file_bytes));
         if end > missing {
-            return Err(self.truncated("write", page_of(missing.max(stretch.file_offset))));
+            return Err(self.truncated("write", page_of(missing.max(stretch.store_offset))));
         }
         Ok(())
     }
@@ -235,7 +243,9 @@ impl Store {
             return Ok(());
         }
         let at = |done: usize| FilePage(self.page_size().index_of(offset + done as u64));
-        let done = sys_file::write_at(fd, bytes, offset)
+        let part = self.parts.of(at(0));
+        let file_offset = offset - self.page_size().bytes_of(part.first.0);
+        let done = sys_file::write_at(fd, bytes, file_offset)
             .map_err(|(errno, done)| self.io_error("write", Some(at(done)), errno))?;
         self.count().add_written(done);
         if done < bytes.len() {
@@ -245,12 +255,11 @@ impl Store {
     }
 }
 
-/// How many pages from `position` follow each other in the file.
-fn run_at(pages: &Pages<FilePage>, position: usize) -> usize {
+/// How many pages from `position` follow each other in the file that ends before `end`.
+fn run_at(pages: &Pages<FilePage>, position: usize, end: FilePage) -> usize {
     let first = pages.at(position).0;
-    (position + 1..pages.len())
-        .take_while(|&next| pages.at(next).0 == first + (next - position) as u64)
-        .count()
+    let follows = |next: usize| pages.at(next).0 == first + (next - position) as u64;
+    (position + 1..pages.len()).take_while(|&next| follows(next) && pages.at(next) < end).count()
         + 1
 }
 

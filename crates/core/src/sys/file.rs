@@ -190,6 +190,16 @@ pub fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// A file without a name in a directory, gone once it is closed (`O_TMPFILE`, Linux 3.11).
+///
+/// # Errors
+/// EOPNOTSUPP where the file system has none; ENOENT, EACCES.
+pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
+    enter(Call::Open)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
+}
+
 /// Bytes of a block device. Not by `lseek`, which would move an offset that
 /// the caller's descriptor shares.
 fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {

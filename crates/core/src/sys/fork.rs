@@ -56,9 +56,9 @@ impl Place {
     /// Has the range, which was just filled, be read through a userfaultfd of the child's own.
     fn revive(&self) -> Result<(), Errno> {
         let Some((start, len)) = self.range() else { return Ok(()) };
-        let uffd = uffd::open_in_child(start, len)?;
+        let (uffd, keeper) = uffd::open_in_child(start, len)?;
         protect_and_keep(start, len)?;
-        self.set_child_uffd(uffd.into_raw_fd());
+        self.set_child_uffd(uffd.into_raw_fd(), keeper.into_raw_fd());
         Ok(())
     }
 }

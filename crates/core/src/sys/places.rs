@@ -64,6 +64,9 @@ pub(super) struct Place {
     callers: AtomicUsize,
     /// The userfaultfd that a child of fork has for the range, or -1.
     child_uffd: AtomicI32,
+    /// A second descriptor of it, out of the way, or -1: were the last one closed, absent
+    /// pages would read as zeros.
+    child_keeper: AtomicI32,
     next: AtomicPtr<Place>,
 }
 
@@ -104,6 +107,7 @@ impl Places {
             resolver: AtomicPtr::new(null_mut()),
             callers: AtomicUsize::new(0),
             child_uffd: AtomicI32::new(-1),
+            child_keeper: AtomicI32::new(-1),
             next: AtomicPtr::new(null_mut()),
         }));
         let link = |first: *mut Place| {
@@ -135,15 +139,18 @@ impl Place {
 
     /// Lets go of the userfaultfd that the parent of a child had, as a child itself.
     pub(super) fn forget_child_uffd(&self) {
-        let uffd = self.child_uffd.swap(-1, Ordering::Relaxed);
-        if uffd >= 0 {
-            // SAFETY: a descriptor that is this place's alone, and is not used again.
-            unsafe { libc::close(uffd) };
+        for fd in [&self.child_uffd, &self.child_keeper] {
+            let fd = fd.swap(-1, Ordering::Relaxed);
+            if fd >= 0 {
+                // SAFETY: a descriptor that is this place's alone, and is not used again.
+                unsafe { libc::close(fd) };
+            }
         }
     }
 
-    /// Has a child of fork know its userfaultfd for the range.
-    pub(super) fn set_child_uffd(&self, uffd: RawFd) {
+    /// Has a child of fork know its userfaultfd for the range, and a second descriptor of it.
+    pub(super) fn set_child_uffd(&self, uffd: RawFd, keeper: RawFd) {
+        self.child_keeper.store(keeper, Ordering::Relaxed);
         self.child_uffd.store(uffd, Ordering::Release);
     }
 

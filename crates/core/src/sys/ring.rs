@@ -7,7 +7,7 @@
 
 mod pool;
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -31,13 +31,31 @@ const BUSY_WAIT: usize = 8;
 /// How often the kernel's EAGAIN and EBUSY are answered by trying again.
 const AGAIN_LIMIT: u32 = 64;
 
+/// The file of a read, which stays open until the read has ended.
+#[derive(Clone, Debug)]
+pub enum ReadFile<'f> {
+    /// One that others keep open.
+    Borrowed(BorrowedFd<'f>),
+    /// One that is closed when its last read has ended.
+    Shared(Arc<OwnedFd>),
+}
+
+impl AsFd for ReadFile<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Borrowed(fd) => *fd,
+            Self::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
 /// A read: bytes of a file from `offset_bytes` into `parts`.
 #[derive(Debug)]
-pub struct Read<'m> {
+pub struct Read<'f, 'm> {
     /// The caller's name for it.
     pub id: u32,
-    /// The file, which stays open until the read has ended.
-    pub file: Arc<OwnedFd>,
+    /// The file.
+    pub file: ReadFile<'f>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
@@ -46,27 +64,27 @@ pub struct Read<'m> {
 
 /// A read that has ended.
 #[derive(Debug)]
-pub struct Completion<'m> {
+pub struct Completion<'f, 'm> {
     /// The read, to be used again.
-    pub read: Read<'m>,
+    pub read: Read<'f, 'm>,
     /// Bytes that came (perhaps fewer than were asked for), or the error.
     pub result: Result<usize, Errno>,
 }
 
 /// Reads, some of them in flight.
-pub trait ReadQueue<'m> {
+pub trait ReadQueue<'f, 'm> {
     /// Reads that may still be pushed.
     fn room(&self) -> usize;
     /// Reads that were pushed and have not come back.
     fn in_flight(&self) -> usize;
     /// Adds a read. It may not start before [`start`](Self::start) or [`wait`](Self::wait).
-    fn push(&mut self, read: Read<'m>);
+    fn push(&mut self, read: Read<'f, 'm>);
     /// Starts what was pushed.
     fn start(&mut self);
     /// Starts what was pushed, then waits until a read has ended or `timeout`
     /// has passed, and hands out all that have ended. When the queue itself
     /// fails, every read comes back with its error.
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>);
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
 /// A ring with nothing in flight.
@@ -112,9 +130,12 @@ impl Ring {
         Ok(Self { ring, owner: std::process::id() })
     }
 
-    /// Reads through this ring for as long as `body` runs. Also says
-    /// whether the ring may be used again.
-    pub fn session<'m, T>(&mut self, body: impl FnOnce(&mut dyn ReadQueue<'m>) -> T) -> (T, bool) {
+    /// Reads through this ring for as long as `body` runs. Also says whether the ring
+    /// may be used again.
+    pub fn session<'f, 'm, T>(
+        &mut self,
+        body: impl FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
+    ) -> (T, bool) {
         let mut session = Session {
             ring: &mut self.ring,
             reads: Vec::with_capacity(DEPTH),
@@ -130,20 +151,20 @@ impl Ring {
 }
 
 /// A ring in use. What is in `reads` is in the submission queue or in flight.
-struct Session<'r, 'm> {
+struct Session<'r, 'f, 'm> {
     ring: &'r mut IoUring,
-    reads: Vec<Option<Read<'m>>>,
+    reads: Vec<Option<Read<'f, 'm>>>,
     free: Vec<usize>,
     failed: Option<Errno>,
 }
 
-impl<'m> Session<'_, 'm> {
+impl<'f, 'm> Session<'_, 'f, 'm> {
     fn unsubmitted(&mut self) -> usize {
         self.ring.submission().len()
     }
 
     /// Moves what has ended from the ring to `ended`.
-    fn reap(&mut self, mut ended: impl FnMut(Completion<'m>)) {
+    fn reap(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("a slot of this session");
             let read = self.reads[slot].take().expect("a read ends once");
@@ -182,7 +203,7 @@ impl<'m> Session<'_, 'm> {
 
     /// Waits until the kernel has no read of this session's. Reads that were
     /// never submitted stay in `reads`; their ring is not used again.
-    fn drain(&mut self, mut ended: impl FnMut(Completion<'m>)) {
+    fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         while self.failed.is_none() {
             self.reap(&mut ended);
             let held = DEPTH - self.free.len();
@@ -203,7 +224,7 @@ impl<'m> Session<'_, 'm> {
 
     /// Ends the use of a ring that the kernel refuses to enter: every read
     /// comes back with the error, once the kernel has let go of it.
-    fn give_up(&mut self, errno: Errno, ended: &mut Vec<Completion<'m>>) {
+    fn give_up(&mut self, errno: Errno, ended: &mut Vec<Completion<'f, 'm>>) {
         self.drain(|completion| ended.push(completion));
         self.failed = Some(errno);
         for slot in 0..DEPTH {
@@ -215,14 +236,14 @@ impl<'m> Session<'_, 'm> {
     }
 }
 
-impl Drop for Session<'_, '_> {
+impl Drop for Session<'_, '_, '_> {
     fn drop(&mut self) {
         // Also when the body panics.
         self.drain(drop);
     }
 }
 
-impl<'m> ReadQueue<'m> for Session<'_, 'm> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.free.len()
     }
@@ -231,9 +252,9 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         DEPTH - self.free.len()
     }
 
-    fn push(&mut self, read: Read<'m>) {
+    fn push(&mut self, read: Read<'f, 'm>) {
+        let fd = Fd(read.file.as_fd().as_raw_fd());
         let slot = self.free.pop().expect("room was asked for");
-        let fd = Fd(read.file.as_raw_fd());
         let vector = read.parts.vector();
         let entry = if let [only] = vector {
             let len = u32::try_from(only.iov_len).expect("a page is at most 1 GiB");
@@ -246,9 +267,9 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         if self.failed.is_some() {
             return;
         }
-        // SAFETY: the parts were spans for 'm, which outlives this session, and
-        // the session does not end before the read does. The vector and the
-        // file are kept in `reads` meanwhile. The queue has as many entries as there are slots.
+        // SAFETY: the parts were spans for 'm, which outlives this session, and the session
+        // does not end before the read does. The vector and the file are kept in `reads`
+        // meanwhile. The queue has as many entries as there are slots.
         unsafe {
             let entry = entry.user_data(slot as u64);
             self.ring.submission().push(&entry).expect("as many entries as slots");
@@ -262,7 +283,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         }
     }
 
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if let Some(errno) = self.failed {
             self.give_up(errno, ended);
             return;

@@ -280,14 +280,21 @@ fn register(fd: &OwnedFd, range: RangeArgument, mode: u64) -> Result<(), Errno> 
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
 }
 
-/// A userfaultfd of a child of fork, for memory that it has just mapped: faults there are
-/// SIGBUS in the thread that has them (4.14). Allocates nothing.
-pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, Errno> {
+/// A second descriptor of a userfaultfd, where nobody closes it by mistake.
+fn keeper_of(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(fd, KEEPER_FD)
+        .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
+}
+
+/// A userfaultfd of a child of fork and a second descriptor of it, for memory that it has
+/// just mapped: faults there are SIGBUS in the thread that has them (4.14). Allocates nothing.
+pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<(OwnedFd, OwnedFd), Errno> {
     let (fd, _) = open_descriptor(FaultScope::UserOnly)?;
+    let keeper = keeper_of(&fd)?;
     handshake(&fd, Features::SIGBUS)?;
     let range = RangeArgument { start: start as u64, len: len as u64 };
     register(&fd, range, REGISTER_MODE_MISSING)?;
-    Ok(fd)
+    Ok((fd, keeper))
 }
 
 /// `UFFDIO_COPY` (4.3) by the descriptor of a child of fork. Pages that are there already
@@ -348,8 +355,7 @@ impl Uffd {
         let features =
             supported.without(Features::WP_ASYNC, !noted).without(Features::SIGBUS, !signals);
         handshake(&fd, features.0)?;
-        let keeper = rustix::io::fcntl_dupfd_cloexec(&fd, KEEPER_FD)
-            .or_else(|_| rustix::io::fcntl_dupfd_cloexec(&fd, 0))?;
+        let keeper = keeper_of(&fd)?;
         Ok(Self { fd, _keeper: keeper, features, scope })
     }
 

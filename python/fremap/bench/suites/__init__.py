@@ -15,6 +15,7 @@ from fremap.bench.suites import (
     remap,
     scale,
     scan,
+    take,
     window,
 )
 
@@ -31,6 +32,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
     "batches": (batches.warm, batches.cold),
     "scan": (scan.warm, scan.cold),
     "scale": (scale.flat, scale.bookkeeping),

@@ -19,24 +19,24 @@ pub const MAX_THREADS: usize = 16;
 const READS_PER_THREAD: usize = 2;
 
 #[derive(Default)]
-struct State<'m> {
-    waiting: VecDeque<Read<'m>>,
-    ended: Vec<Completion<'m>>,
+struct State<'f, 'm> {
+    waiting: VecDeque<Read<'f, 'm>>,
+    ended: Vec<Completion<'f, 'm>>,
     over: bool,
 }
 
 /// What the caller and the threads share.
 #[derive(Default)]
-struct Shared<'m> {
-    state: Mutex<State<'m>>,
+struct Shared<'f, 'm> {
+    state: Mutex<State<'f, 'm>>,
     /// A read waits, or all is over.
     work: Condvar,
     /// A read has ended.
     news: Condvar,
 }
 
-impl<'m> Shared<'m> {
-    fn state(&self) -> MutexGuard<'_, State<'m>> {
+impl<'f, 'm> Shared<'f, 'm> {
+    fn state(&self) -> MutexGuard<'_, State<'f, 'm>> {
         // Nothing panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -59,9 +59,9 @@ impl<'m> Shared<'m> {
 }
 
 /// Ends the threads, also when the body panics.
-struct Over<'s, 'm>(&'s Shared<'m>);
+struct Over<'s, 'f, 'm>(&'s Shared<'f, 'm>);
 
-impl Drop for Over<'_, '_> {
+impl Drop for Over<'_, '_, '_> {
     fn drop(&mut self) {
         self.0.state().over = true;
         self.0.work.notify_all();
@@ -73,9 +73,9 @@ impl Drop for Over<'_, '_> {
 ///
 /// # Errors
 /// EAGAIN when not one thread can be started; `body` comes back unused.
-pub fn with_threads<'m, T, B>(wanted: usize, body: B) -> Result<T, (Errno, B)>
+pub fn with_threads<'f, 'm, T, B>(wanted: usize, body: B) -> Result<T, (Errno, B)>
 where
-    B: FnOnce(&mut dyn ReadQueue<'m>) -> T,
+    B: FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
 {
     let shared = Shared::default();
     std::thread::scope(|scope| {
@@ -93,9 +93,9 @@ where
 }
 
 /// Starts as many threads as it can and says how many those are.
-fn start_threads<'scope, 'm: 'scope>(
+fn start_threads<'scope, 'f: 'scope, 'm: 'scope>(
     scope: &'scope Scope<'scope, '_>,
-    shared: &'scope Shared<'m>,
+    shared: &'scope Shared<'f, 'm>,
     wanted: usize,
 ) -> Result<usize, Errno> {
     let caller = block_all_signals()?;
@@ -110,13 +110,13 @@ fn start_threads<'scope, 'm: 'scope>(
 }
 
 /// The caller's end of the queue.
-struct Session<'s, 'm> {
-    shared: &'s Shared<'m>,
+struct Session<'s, 'f, 'm> {
+    shared: &'s Shared<'f, 'm>,
     held: usize,
     limit: usize,
 }
 
-impl<'m> ReadQueue<'m> for Session<'_, 'm> {
+impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.limit - self.held
     }
@@ -125,7 +125,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
         self.held
     }
 
-    fn push(&mut self, read: Read<'m>) {
+    fn push(&mut self, read: Read<'f, 'm>) {
         self.held += 1;
         self.shared.state().waiting.push_back(read);
         self.shared.work.notify_one();
@@ -133,7 +133,7 @@ impl<'m> ReadQueue<'m> for Session<'_, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'m>>) {
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         let state = self.shared.state();
         let (mut state, _) = self
             .shared

@@ -1,0 +1,178 @@
+//! The files under a store: each is a part of the run of pages.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::source::{key, page_of, Source};
+use crate::units::{FilePage, PageIndex, PageSize, Run};
+
+/// A file or a piece of shared memory, open for as long as a store has it.
+#[derive(Debug)]
+pub(crate) struct File {
+    /// The path that it was opened by.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) writable: bool,
+    /// Through the page cache. What is mapped, written, synced and asked about.
+    pub(crate) fd: Arc<OwnedFd>,
+    /// The same file past the page cache, for a direct store's reads and writes.
+    pub(crate) direct_fd: Option<OwnedFd>,
+    /// The file system keeps the file in memory: reads never wait for a device.
+    pub(crate) memory_backed: bool,
+}
+
+/// The pages of one file within a store.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// The store's page that is the first of the file.
+    pub(crate) first: FilePage,
+    /// What messages call it, where it has a name.
+    pub(crate) name: Option<PathBuf>,
+    pub(crate) file: Arc<File>,
+    /// The store's own map of the file.
+    pub(crate) source: Source,
+}
+
+impl Part {
+    pub(crate) fn new(first: FilePage, name: Option<PathBuf>, file: Arc<File>) -> Self {
+        Self { first, name, file, source: Source::default() }
+    }
+
+    /// What is mapped, written, synced and asked about.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.fd.as_fd()
+    }
+
+    /// What reads go through.
+    pub(crate) fn read_fd(&self) -> BorrowedFd<'_> {
+        self.file.direct_fd.as_ref().map_or_else(|| self.fd(), |fd| fd.as_fd())
+    }
+
+    /// The byte of the file at which a page of the store begins.
+    pub(crate) fn offset_of(&self, page: FilePage, page_size: PageSize) -> u64 {
+        page_size.bytes_of(page.0 - self.first.0)
+    }
+}
+
+/// Parts in the order of their pages.
+#[derive(Debug)]
+pub(crate) struct Parts(Box<[Part]>);
+
+impl Parts {
+    /// At least one part, the first of which begins with page 0.
+    pub(crate) fn new(parts: Vec<Part>) -> Self {
+        assert!(!parts.is_empty(), "a store has a file");
+        Self(parts.into_boxed_slice())
+    }
+
+    pub(crate) fn all(&self) -> &[Part] {
+        &self.0
+    }
+
+    pub(crate) fn last(&self) -> &Part {
+        &self.0[self.0.len() - 1]
+    }
+
+    /// The number of the part that has a page; the last one has those beyond the end.
+    pub(crate) fn index_of(&self, page: FilePage) -> usize {
+        // Of parts without pages that begin with it, too, the last is the one that has it.
+        if self.0.len() == 1 {
+            0
+        } else {
+            self.0.partition_point(|part| part.first <= page) - 1
+        }
+    }
+
+    pub(crate) fn of(&self, page: FilePage) -> &Part {
+        &self.0[self.index_of(page)]
+    }
+
+    /// The first page behind a part; the last part has no end.
+    pub(crate) fn end(&self, index: usize) -> FilePage {
+        self.0.get(index + 1).map_or(FilePage(u64::MAX), |next| next.first)
+    }
+
+    /// The keys of a part's pages at the front of sorted `keys`, made to name the pages
+    /// of its file, and the rest.
+    pub(crate) fn split_keys<'k>(
+        &self,
+        index: usize,
+        keys: &'k mut [u64],
+    ) -> (&'k mut [u64], &'k mut [u64]) {
+        let (first, end) = (self.0[index].first, self.end(index));
+        let count = keys.partition_point(|&key| page_of(key) < end.0);
+        let (own, rest) = keys.split_at_mut(count);
+        if first.0 > 0 {
+            for own in own.iter_mut() {
+                *own -= key(first.0, 0);
+            }
+        }
+        (own, rest)
+    }
+
+    /// A run of pages, cut where one file ends and the next begins.
+    pub(crate) fn cut(&self, mut run: Run<FilePage>) -> impl Iterator<Item = Run<FilePage>> + '_ {
+        std::iter::from_fn(move || {
+            let left = self.end(self.index_of(run.first)).0 - run.first.0;
+            let piece = Run { first: run.first, count: run.count.min(left) };
+            run = Run { first: run.first.offset(piece.count), count: run.count - piece.count };
+            (piece.count > 0).then_some(piece)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::file as sys_file;
+
+    /// Parts that begin with these pages.
+    fn parts(firsts: &[u64]) -> Parts {
+        let part = |&first: &u64| {
+            let fd = Arc::new(sys_file::memory_file("parts").expect("a memfd"));
+            let file =
+                File { path: None, writable: true, fd, direct_fd: None, memory_backed: true };
+            Part::new(FilePage(first), None, Arc::new(file))
+        };
+        Parts::new(firsts.iter().map(part).collect())
+    }
+
+    #[test]
+    fn a_page_is_in_the_last_part_that_begins_with_it_or_before() {
+        let parts = parts(&[0, 3, 3, 3, 7]);
+        let found = [0, 2, 3, 6, 7, 1000].map(|page| parts.index_of(FilePage(page)));
+        assert_eq!(found, [0, 0, 3, 3, 4, 4]);
+        assert_eq!(parts.of(FilePage(5)).offset_of(FilePage(5), page_size()), 2 * 4096);
+        assert_eq!(parts.end(0), FilePage(3));
+        assert_eq!(parts.end(4), FilePage(u64::MAX));
+    }
+
+    #[test]
+    fn a_run_is_cut_at_each_end_of_a_file() {
+        let parts = parts(&[0, 3, 3, 7]);
+        let cut = |first, count| -> Vec<(u64, u64)> {
+            let pieces = parts.cut(Run { first: FilePage(first), count });
+            pieces.map(|piece| (piece.first.0, piece.count)).collect()
+        };
+        assert_eq!(cut(0, 3), [(0, 3)]);
+        assert_eq!(cut(1, 9), [(1, 2), (3, 4), (7, 3)]);
+        assert_eq!(cut(7, 1), [(7, 1)]);
+    }
+
+    #[test]
+    fn keys_of_a_part_name_the_pages_of_its_file() {
+        let parts = parts(&[0, 3, 7]);
+        let mut keys = [key(2, 5), key(3, 1), key(6, 0), key(7, 2)];
+        let (none, rest) = parts.split_keys(0, &mut keys);
+        assert_eq!(none, [key(2, 5)]);
+        let (own, rest) = parts.split_keys(1, rest);
+        assert_eq!(own, [key(0, 1), key(3, 0)]);
+        let (own, rest) = parts.split_keys(2, rest);
+        assert_eq!((own.len(), rest.len()), (1, 0));
+        assert_eq!(own, [key(0, 2)]);
+    }
+
+    fn page_size() -> PageSize {
+        PageSize::new(4096, 4096).expect("a page")
+    }
+}

@@ -1,0 +1,174 @@
+"""Stores in a row: the pages of several files as one run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fremap import _core, errors
+from fremap.errors import ArgumentError, PageTypeError
+from fremap.stores import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fremap.stores import Elements, Shown
+
+__all__ = ["ConcatStore", "concat"]
+
+_NPY_MAGIC = b"\x93NUMPY"
+
+
+class ConcatStore(Store):
+    """The pages of several stores as one run; what `concat` returns.
+
+    Parameters
+    ----------
+    stores : iterable of Store
+        At least one, with pages of one size. All but the last have whole pages.
+
+    Raises
+    ------
+    ArgumentError
+        A page size differs, a file other than the last ends within a page, a file
+        is there twice and may be written, or the data of an ``.npy`` file does not
+        begin with a page.
+    PageTypeError
+        Something in `stores` is no store.
+    ClosedError
+        One of them is closed.
+    StoreError
+        A file cannot be asked about, or its beginning cannot be read.
+
+    Notes
+    -----
+    The files stay open as long as this store or a window on it lives, but after a
+    `close` of one of `stores` calls of this store raise `ClosedError`. Its own `close`
+    leaves them open. It may be written if all of them may. `refresh` looks at the last
+    file's size; the others' are fixed, as the pages behind them are numbered by it.
+    At most 4096 of its files are mapped for reading what is in the page cache; the rest
+    is read by system calls. Pickling pickles `stores`.
+    """
+
+    __slots__ = ("_first_pages", "_stores")
+
+    def __init__(self, stores: Iterable[Store]) -> None:
+        self._stores = tuple(stores)
+        for store in self._stores:
+            if not isinstance(store, Store):
+                raise PageTypeError(
+                    f"concat: stores must be stores, not {type(store).__name__}; fremap.open() "
+                    "makes one of a path"
+                )
+            if not (store.closed or isinstance(store, ConcatStore)):
+                _check_npy(store)
+        cores = [store._core for store in self._stores]  # noqa: SLF001 - the other half
+        self._core = _core.Store.concat(cores)
+        counts = [store.page_count for store in self._stores]
+        self._first_pages = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The stores that it was made of, in order."""
+        return self._stores
+
+    def _check_elements(self, elements: Elements, shown: Shown) -> None:
+        """Refuse elements that would begin in one file and end in another."""
+        item_bytes = elements.dtype.itemsize
+        if self.page_bytes % item_bytes == 0:
+            return
+        used = -(-elements.used_bytes // self.page_bytes)
+        pages = shown.mapping[:used]
+        # Of empty stores that begin with a page, too, the last is the one that has it.
+        store_of = np.searchsorted(self._first_pages, pages, side="right") - 1
+        meets = np.flatnonzero((store_of[1:] != store_of[:-1]) & (pages[1:] >= 0))
+        starts = (meets + 1) * self.page_bytes
+        within = np.flatnonzero((starts % item_bytes != 0) & (pages[meets] >= 0))
+        if len(within):
+            before, after = store_of[meets[within[0]]], store_of[meets[within[0]] + 1]
+            raise ArgumentError(
+                f"array: an element of dtype {elements.dtype} ({item_bytes} bytes) would lie "
+                f"partly in {_name(self._stores[before])} and partly in "
+                f"{_name(self._stores[after])}, which meet at byte {starts[within[0]]}; use "
+                "fremap.rows, which reads rows of any length from each file"
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        return f"<fremap.ConcatStore of {len(self._stores)} stores, {state}>"
+
+    def __reduce__(self) -> tuple[Callable[..., ConcatStore], tuple[object, ...]]:
+        if self.closed:
+            raise TypeError("a closed ConcatStore cannot be pickled")
+        return type(self), (self._stores,)
+
+
+def concat(stores: Iterable[Store]) -> ConcatStore:
+    """Put stores in a row: their pages are one run.
+
+    Parameters
+    ----------
+    stores : iterable of Store
+        At least one, with pages of one size. All but the last have whole pages.
+
+    Returns
+    -------
+    ConcatStore
+        A store of the pages of the first, then of the second, and so on.
+
+    Raises
+    ------
+    ArgumentError
+        A page size differs, a file other than the last ends within a page, a file
+        is there twice and may be written, or the data of an ``.npy`` file does not
+        begin with a page.
+    PageTypeError
+        Something in `stores` is no store.
+    ClosedError
+        One of them is closed.
+    StoreError
+        A file cannot be asked about, or its beginning cannot be read.
+
+    Notes
+    -----
+    ``fstat(2)`` and a ``pread(2)`` of 12 bytes a file; nothing is opened or mapped.
+
+    Examples
+    --------
+    >>> import fremap
+    >>> left = fremap.MemoryStore(2 * 4096, page_bytes=4096)
+    >>> right = fremap.MemoryStore(4096, page_bytes=4096)
+    >>> with fremap.concat([left, right]) as store:
+    ...     store.write(2, b"r" * 4096)
+    ...     store.page_count, bytes(right.read(0)[0, :3])
+    (3, b'rrr')
+    """
+    return ConcatStore(stores)
+
+
+def _name(store: Store) -> str:
+    path = getattr(store, "path", None) or getattr(store, "name", None)
+    return repr(store) if path is None else os.fsdecode(path)
+
+
+def _check_npy(store: Store) -> None:
+    """Refuse an ``.npy`` file, whatever it is called, whose data lies beside the pages."""
+    try:
+        start = os.pread(store.fileno(), 12, 0)
+    except OSError as error:
+        message = f"concat: {_name(store)} cannot be read: {error.strerror}"
+        path = getattr(store, "path", None)
+        number = error.errno or 0
+        name = None if path is None else os.fsencode(path)
+        raise errors._system("io", message, number, name, 0, 0) from error  # noqa: SLF001
+    if len(start) < 12 or not start.startswith(_NPY_MAGIC):
+        return
+    length_bytes = 2 if start[6] == 1 else 4
+    data_offset = 8 + length_bytes + int.from_bytes(start[8 : 8 + length_bytes], "little")
+    if data_offset % store.page_bytes:
+        raise ArgumentError(
+            f"concat: {_name(store)} is an npy file whose data begins at byte {data_offset}, off "
+            "the pages; use fremap.rows, which knows the format"
+        )
