@@ -257,7 +257,7 @@ class Window(_core.WindowBase):
 
     def __reduce__(self) -> Reduced:
         """Be made anew on the store, where there is nothing that the store does not have."""
-        return reduced(self, self._settings)
+        return reduced(Window, self, self._settings)
 
     def __repr__(self) -> str:
         """Describe the window in a line."""

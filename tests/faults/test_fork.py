@@ -314,6 +314,80 @@ def test_what_was_changed_and_not_flushed_is_the_parents_alone(
     assert "window page 3 (file page 3): it was changed in the process" in done.stderr
 
 
+@pytest.mark.needs("paged", "uffd_wp")
+@pytest.mark.parametrize("tracking", ["async", "sync"])
+@pytest.mark.parametrize("parent", ["stores", "ends"])
+def test_a_childs_child_sees_what_its_parent_saw(
+    path: Path, tracking: str, parent: str, run_script: Run
+) -> None:
+    """Whatever becomes of the first of them, whose page map the others have inherited."""
+    done = run_script(
+        """
+    import os, sys
+    import numpy as np
+    import fremap
+    from fremap.testing import numbered_words
+    path, tracking, parent = sys.argv[1:4]
+    store = fremap.open(path, "r+")
+    window = fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, tracking=tracking,
+        engine="paged", budget=None)
+    words = window.pages.view(np.uint64)
+    window.populate()
+    wait, go = os.pipe()
+    ended, ends = os.pipe()
+    if os.fork() == 0:
+        os.close(go)
+        os.read(wait, 1)
+        child = os.fork()
+        same = (words == numbered_words(range(16))).all()
+        if child == 0:
+            os._exit(0 if same else 8)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(1, f"{code} {same}\\n".encode())
+        os._exit(0)
+    os.close(ends)
+    if parent == "ends":
+        os._exit(0)  # which closes the pipe
+    words[7, 1] = 5
+    os.close(go)
+    os.read(ended, 1)
+    os._exit(0)
+    """,
+        path,
+        tracking,
+        parent,
+    )
+    assert (done.returncode, done.stdout) == (0, "0 True\n"), done.stderr
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+@pytest.mark.parametrize("fault", ["thread", "signal"])
+def test_a_child_that_installs_a_handler_of_its_own(
+    engine: str, path: Path, fault: str, run_script: Run
+) -> None:
+    """A new view notices it, as calls do in the parent."""
+    done = run_script(
+        """
+    import faulthandler, os, sys
+    import numpy as np
+    import fremap
+    from fremap.testing import numbered_words
+    engine, path, fault = sys.argv[1:4]
+    window = fremap.Window(fremap.open(path), engine=engine, fault=fault, budget=None)
+    child = os.fork()
+    if child == 0:
+        faulthandler.enable()
+        same = (window.pages.view(np.uint64) == numbered_words(range(16))).all()
+        os._exit(0 if same else 8)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """,
+        engine,
+        path,
+        fault,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_coherent_memory_is_seen_by_several_processes(run_script: Run) -> None:
     done = run_script(
         """

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::budget::{PageTables, Room};
+use super::budget::Room;
 use super::frames::Tracking;
+use super::page_tables::PageTables;
 use super::reads::Reads;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
