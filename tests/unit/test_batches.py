@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -313,8 +314,6 @@ def test_an_interrupt_loses_no_batch() -> None:
 
     def wait(ids: np.ndarray) -> None:
         if 2 in ids and not interrupted.is_set():
-            import signal
-
             while not interrupted.is_set():
                 signal.pthread_kill(main, signal.SIGINT)
                 interrupted.wait(0.05)
@@ -330,6 +329,26 @@ def test_an_interrupt_loses_no_batch() -> None:
             interrupted.set()
     assert interrupted.is_set()
     assert taken == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_an_interrupt_while_the_order_is_made_leaves_it_to_be_made() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    length = 4 << 20
+    batches = Batches(Numbers(length), 1 << 20, seed=1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            while True:  # the shuffle alone takes longer
+                next(batches)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    done = batches.state()["next_batch"]
+    rest = np.concatenate(list(batches))[:, 0]
+    assert len(np.unique(rest)) == length - (done << 20)
 
 
 def test_several_threads_take_from_one_iterator() -> None:
