@@ -57,6 +57,15 @@ class BatchDataset(IterableDataset):
     -----
     Works under fork, forkserver and spawn; with these the paths of the rows are passed on.
     bfloat16 and the kinds of float8 that NumPy does not have are torch's own.
+
+    Examples
+    --------
+    >>> dataset = BatchDataset(rows, 256, seed=1)  # doctest: +SKIP
+    >>> loader = DataLoader(dataset, batch_size=None, num_workers=4)  # doctest: +SKIP
+    >>> for epoch in range(10):  # doctest: +SKIP
+    ...     dataset.set_epoch(epoch)
+    ...     for batch in loader:
+    ...         train(batch)
     """
 
     def __init__(

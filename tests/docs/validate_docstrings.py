@@ -9,6 +9,7 @@ and takes private functions for public ones.)
 import dataclasses
 import enum
 import importlib
+import importlib.util
 import inspect
 import sys
 import tomllib
@@ -18,7 +19,9 @@ from pathlib import Path
 from numpydoc.validate import Validator, validate
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-MODULES = ("fremap", "fremap.calibration", "fremap.testing")
+MODULES = ["fremap", "fremap.calibration", "fremap.testing"]
+if importlib.util.find_spec("torch"):
+    MODULES.append("fremap.torch")
 
 
 def public_names() -> Iterator[str]:
