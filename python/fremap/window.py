@@ -201,6 +201,7 @@ class Window(_core.WindowBase):
         )
         self._store = store
         self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
+        self._settings["calibration"] = calibration
         if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
