@@ -38,6 +38,7 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.protection import Prot
+from fremap.slots import Hold, Slots, SlotsStats
 from fremap.stats import WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
@@ -56,6 +57,7 @@ __all__ = [
     "FileStore",
     "ForkError",
     "FremapError",
+    "Hold",
     "MappingLimitError",
     "MemoryLimitError",
     "MemoryStore",
@@ -65,6 +67,8 @@ __all__ = [
     "Probe",
     "Prot",
     "RemapError",
+    "Slots",
+    "SlotsStats",
     "Store",
     "StoreError",
     "TruncatedError",
