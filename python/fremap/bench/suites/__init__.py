@@ -4,7 +4,18 @@ from collections.abc import Callable
 
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
-from fremap.bench.suites import dirty, fault, imports, nonblock, protect, read, remap, scale, window
+from fremap.bench.suites import (
+    dirty,
+    fault,
+    imports,
+    nonblock,
+    protect,
+    read,
+    remap,
+    scale,
+    slots,
+    window,
+)
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
@@ -19,6 +30,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "slots": (slots.warm, slots.cold),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }
