@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,12 @@ from fremap.errors import (
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
-from fremap.settings import ENGINES, Engine, Shape, elements_within
+from fremap.settings import Engine, Shape, chosen, elements_within
 from fremap.stores import Store
 from fremap.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -158,7 +159,8 @@ class Slots:
     SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
     mapping a slot; the kernel may take pages back, and a touch reads them again. What
     leaves is chosen by the policy of windows with a budget, which here sees hits too.
-    After ``fork`` the bank is the parent's, as its window is.
+    In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
+    `Window` shows there. Pickling makes an empty bank on the store, re-opened.
 
     Examples
     --------
@@ -173,7 +175,15 @@ class Slots:
     [6, 2, 6]
     """
 
-    __slots__ = ("__weakref__", "_bank", "_extent_pages", "_slot_count", "_store", "_window")
+    __slots__ = (
+        "__weakref__",
+        "_bank",
+        "_extent_pages",
+        "_settings",
+        "_slot_count",
+        "_store",
+        "_window",
+    )
 
     def __init__(
         self,
@@ -187,8 +197,7 @@ class Slots:
     ) -> None:
         if not isinstance(store, Store):
             raise PageTypeError(f"Slots: store must be a store, not {type(store).__name__}")
-        if engine not in ENGINES:
-            raise ArgumentError(f"Slots: engine is {engine!r}; it must be one of {ENGINES}")
+        chosen("engine", engine)
         pages = quantity("Slots: extent_pages", extent_pages)
         count = quantity("Slots: slot_count", slot_count)
         if pages == 0 or count == 0 or count >= 1 << 31:
@@ -196,6 +205,7 @@ class Slots:
                 f"Slots: {count} slots of {pages} pages; there must be a slot and a page in it, "
                 "and less than 2**31 slots"
             )
+        self._settings = {"engine": engine, "budget": budget, "calibration": calibration}
         if (
             engine == "auto"
             and budget in ("auto", None)
@@ -497,12 +507,18 @@ class Slots:
         self._window.close()
         self._bank.close()
 
-    def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled."""
-        raise TypeError(
-            "Slots cannot be pickled, as they are memory of this process; pickle their store and "
-            "make new ones there"
-        )
+    def __reduce__(self) -> tuple[Callable[..., Slots], tuple[object, ...]]:
+        """Be made anew on the store, with nothing in it."""
+        if self.closed:
+            raise TypeError("closed Slots cannot be pickled")
+        arguments = (self._store, self._extent_pages, self._slot_count, self._settings)
+        return _made_anew, (type(self), *arguments)
+
+
+def _made_anew(
+    cls: type[Slots], store: Store, extent_pages: int, slot_count: int, settings: dict[str, Any]
+) -> Slots:
+    return cls(store, extent_pages, slot_count, **settings)
 
 
 def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
