@@ -295,6 +295,34 @@ def test_a_call_that_fails(engine: str, store: fremap.FileStore, path: Path, cal
             assert shown(bank) == bank.keys.tolist()
 
 
+class Interrupted:
+    """A window whose remap is interrupted when it is done."""
+
+    def __init__(self, window: fremap.Window) -> None:
+        self.window = window
+
+    def remap(self, *arguments: Any, **options: Any) -> None:
+        self.window.remap(*arguments, **options)
+        raise KeyboardInterrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.window, name)
+
+
+def test_an_interrupted_call_leaves_its_slots_empty(bank: fremap.Slots) -> None:
+    bank.ensure(range(5))
+    window = bank._window
+    bank._window = Interrupted(window)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        bank.hold([4, 9, 8, 7])
+    bank._window = window
+    assert bank.keys.tolist().count(-1) == 3
+    assert 4 in bank.keys
+    assert bank.stats().held_slots == 0
+    assert shown(bank) == bank.keys.tolist()
+    assert keys_of(bank, [9, 8, 7, 6, 5, 4]) == [9, 8, 7, 6, 5, 4]
+
+
 # Threads.
 
 
@@ -405,7 +433,6 @@ def test_a_child_of_fork_is_refused(
             hold.release()
 
         in_child(calls)
-        del words
         assert bank.stats().held_slots == 2
         assert keys_of(bank, [5, 1]) == [5, 1]
         hold.release()
