@@ -159,6 +159,7 @@ class Slots:
     SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
     mapping a slot; the kernel may take pages back, and a touch reads them again. What
     leaves is chosen by the policy of windows with a budget, which here sees hits too.
+    Extents are those of the store when the bank was made, also after a `Store.refresh`.
     In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
     `Window` shows there. Pickling makes an empty bank on the store, re-opened.
 
@@ -179,6 +180,7 @@ class Slots:
         "__weakref__",
         "_bank",
         "_extent_pages",
+        "_page_count",
         "_settings",
         "_slot_count",
         "_store",
@@ -216,7 +218,9 @@ class Slots:
         self._extent_pages = pages
         self._window = _bank(store, pages * count, engine, budget, calibration)
         self._slot_count = count
-        self._bank = _core.Bank(count, -(-store.page_count // pages))
+        #: As it was: extents do not change with the store's size.
+        self._page_count = store.page_count
+        self._bank = _core.Bank(count, self.extent_count)
 
     # What it is.
 
@@ -243,7 +247,7 @@ class Slots:
     @property
     def extent_count(self) -> int:
         """Extents of the store, the last perhaps cut short: keys go from 0 to below this."""
-        return -(-self._store.page_count // self._extent_pages)
+        return -(-self._page_count // self._extent_pages)
 
     @property
     def engine(self) -> str:
@@ -380,12 +384,17 @@ class Slots:
         """Bring extents in; none of them leaves before what is returned is released."""
         while True:
             taken = self._bank.reserve(operation, wanted)
-            # On the way out of an error what was taken is dropped, and with it let go of.
-            keys, slots = (np.frombuffer(part, np.int64) for part in taken.missing())
-            if len(keys):
-                self._load(operation, taken, keys, slots)
-            if taken.wait():
-                return taken
+            try:
+                keys, slots = (np.frombuffer(part, np.int64) for part in taken.missing())
+                if len(keys):
+                    self._load(operation, taken, keys, slots)
+                if taken.wait():
+                    return taken
+            except BaseException:
+                # Not when it is dropped: the error's traceback keeps it alive.
+                taken.settle(0)
+                taken.release()
+                raise
             # Another thread could not read an extent: this one finds out why.
             taken.release()
 
@@ -398,7 +407,6 @@ class Slots:
             done = min(completed // self._extent_pages, len(keys) - 1)
             self._drop(slots[done:], error)
             taken.settle(done)
-            taken.release()
             if isinstance(error, StoreError):
                 raise _naming(error, operation, int(keys[done]), done) from error
             raise
@@ -407,13 +415,13 @@ class Slots:
     def _show(self, keys: Numbers, slots: Numbers) -> None:
         first, pages = int(keys[0]) * self._extent_pages, self._extent_pages
         at: int | Numbers
-        if len(keys) == 1 and first + pages <= self._store.page_count:
+        if len(keys) == 1 and first + pages <= self._page_count:
             at = int(slots[0]) * pages
             self._window.remap(range(first, first + pages), at=at, discard=True)
             return
         file_pages, at = self._pages(keys), self._pages(slots)
         # Keys rise: what lies behind the store's end is the end of the last extent.
-        whole = int(np.searchsorted(file_pages, self._store.page_count))
+        whole = int(np.searchsorted(file_pages, self._page_count))
         if whole < len(file_pages):
             self._window.place(at[whole:], bytes(self._store.page_bytes))
         self._window.remap(file_pages[:whole], at=at[:whole], discard=True)

@@ -313,14 +313,33 @@ def test_an_interrupted_call_leaves_its_slots_empty(bank: fremap.Slots) -> None:
     bank.ensure(range(5))
     window = bank._window
     bank._window = Interrupted(window)  # type: ignore[assignment]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         bank.hold([4, 9, 8, 7])
+    assert caught.traceback  # keeps what the call had
     bank._window = window
     assert bank.keys.tolist().count(-1) == 3
     assert 4 in bank.keys
     assert bank.stats().held_slots == 0
     assert shown(bank) == bank.keys.tolist()
     assert keys_of(bank, [9, 8, 7, 6, 5, 4]) == [9, 8, 7, 6, 5, 4]
+
+
+@pytest.mark.parametrize("size", [40 * 4096, 200 * 4096])
+def test_a_store_that_changes_its_size(
+    bank: fremap.Slots, store: fremap.FileStore, path: Path, size: int
+) -> None:
+    """Extents are those of the start; what was lost is an error, never zeros."""
+    os.truncate(path, size)
+    store.refresh()
+    assert bank.extent_count == EXTENTS
+    with pytest.raises(fremap.PageRangeError):
+        bank.ensure(EXTENTS)
+    if store.page_count < EXTENTS * EXTENT_PAGES - TAIL_PAGES:
+        for lost in ([20], [3, 20], [EXTENTS - 1]):
+            with pytest.raises(fremap.FremapError):
+                bank.ensure(lost)
+    assert keys_of(bank, [9, 0, 5, 1, 2, 3]) == [9, 0, 5, 1, 2, 3]
+    assert shown(bank) == bank.keys.tolist()
 
 
 # Threads.
