@@ -344,8 +344,8 @@ class Rows:
         Notes
         -----
         A take in a thread of this object's own, of which there are four at most, and
-        fewer than processors. When the awaiting task is cancelled the thread goes on to the end of its take: `out` is
-        written until then.
+        fewer than processors. When the awaiting task is cancelled the thread goes on to
+        the end of its take: `out` is written until then.
         """
         import asyncio
 
