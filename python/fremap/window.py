@@ -201,6 +201,7 @@ class Window(_core.WindowBase):
         )
         self._store = store
         self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
+        self._settings["calibration"] = calibration
         if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
@@ -257,7 +258,7 @@ class Window(_core.WindowBase):
 
     def __reduce__(self) -> Reduced:
         """Be made anew on the store, where there is nothing that the store does not have."""
-        return reduced(self, self._settings)
+        return reduced(Window, self, self._settings)
 
     def __repr__(self) -> str:
         """Describe the window in a line."""

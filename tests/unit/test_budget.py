@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,3 +162,43 @@ def test_an_eager_window_whose_holes_alone_take_the_memory_is_refused(tmp_path: 
         file.truncate(15 << 40)
     with fremap.open(path) as store, pytest.raises(fremap.UnsupportedError, match="page tables"):
         fremap.Window(store, engine="eager")
+
+
+TABLES = """
+import sys
+import numpy as np
+import fremap
+
+def page_tables():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmPTE:"):
+            return int(line.split()[1]) << 10
+
+BLOCK_PAGES, BLOCKS, BUDGET = 512, 4096, 16 << 20
+store = fremap.MemoryStore(BLOCKS * BLOCK_PAGES * 4096, page_bytes=4096)
+with fremap.Window(store, engine="paged", budget=BUDGET) as window:
+    words = window.array(np.uint64, (-1, 512))
+    before = page_tables()
+    for block in range(BLOCKS):
+        for page in (3, 200, 400):
+            assert words[block * BLOCK_PAGES + page, 0] == 0
+    stats = window.stats()
+    print(stats.page_table_bytes, page_tables() - before, stats.present_pages)
+"""
+
+
+@pytest.mark.needs("paged")
+def test_page_tables_are_given_back_where_the_kernel_reclaims_them() -> None:
+    """One page table a touched block would be the whole budget; those of empty blocks go."""
+    done = subprocess.run(
+        [sys.executable, "-c", TABLES], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counted, real, present = map(int, done.stdout.split())
+    reclaims = fremap.capabilities().probes["page_table_reclaim"].available
+    assert abs(counted - real) < 1 << 20, "what is counted is there"
+    assert present * 4096 + counted < BUDGET
+    if reclaims:
+        assert counted < 4 << 20
+    else:
+        assert counted == 16 << 20

@@ -1,11 +1,13 @@
 """What passes to other processes, by pickle and by multiprocessing, and what does not."""
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import fremap
 import numpy as np
@@ -114,6 +116,59 @@ def test_a_window_that_may_be_written(tmp_path: Path) -> None:
         window.close(discard=True)
     with pytest.raises(TypeError, match="closed"):
         pickle.dumps(window)
+
+
+@pytest.mark.needs("paged", "uffd_wp")
+def test_pages_that_are_only_to_be_read_repeat_others(tmp_path: Path) -> None:
+    with (
+        fremap.open(tmp_path / "new", "w+", size=32768, page_bytes=4096) as store,
+        fremap.Window(
+            store, engine="paged", prot=fremap.Prot.WRITE, coherent=False, tracking="sync"
+        ) as window,
+    ):
+        window.protect(range(3), fremap.Prot.READ)
+        window.remap([0, 0], at=1)
+        with pickle.loads(pickle.dumps(window)) as other:
+            assert other.mapping.tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
+            assert other.protection().tolist() == window.protection().tolist()
+
+
+def test_what_is_eager_is_there_again(numbered_file: MakeFile) -> None:
+    with (
+        fremap.open(numbered_file(8, 4096), page_bytes=4096) as store,
+        fremap.Window(store, engine="eager") as window,
+    ):
+        window.populate([1, 2, 5])
+        with pickle.loads(pickle.dumps(window)) as other:
+            assert other.present().tolist() == window.present().tolist()
+            np.testing.assert_array_equal(other.pages[5], window.pages[5])
+
+
+class Named(fremap.Window):
+    """With arguments of its own."""
+
+    def __new__(cls, path: Path, name: str) -> Self:
+        return super().__new__(cls, fremap.open(path))
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.name = name
+
+
+def test_a_subclass_with_arguments_of_its_own(numbered_file: MakeFile) -> None:
+    with (
+        Named(numbered_file(8, 4096), "x") as window,
+        pickle.loads(pickle.dumps(window)) as other,
+    ):
+        assert (type(other), other.name, other.page_count) == (Named, "x", 8)
+
+
+@pytest.mark.needs("paged")
+def test_a_large_window_is_few_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, 4 << 30)
+    with fremap.open(path) as store, fremap.Window(store, engine="paged", budget=None) as window:
+        assert len(pickle.dumps(window)) < 2000
 
 
 def test_a_window_on_anonymous_memory_is_refused_by_pickle() -> None:

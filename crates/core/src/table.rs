@@ -417,6 +417,19 @@ impl Table {
         ((BLOCK_PAGES - slot) as u64).min(self.page_count - page.0)
     }
 
+    /// The pages that are present, without a look at those that nothing was ever changed of.
+    #[must_use]
+    pub fn present_pages(&self) -> Vec<WindowPage> {
+        let mut present = Vec::with_capacity(self.counts.present as usize);
+        for (block, words) in self.blocks.iter().enumerate() {
+            let first = (block * BLOCK_PAGES) as u64;
+            let words = words.iter().flat_map(|words| words.iter()).zip(first..);
+            let those = words.filter(|(entry, _)| entry.present());
+            present.extend(those.map(|(_, page)| WindowPage(page)));
+        }
+        present
+    }
+
     /// Replaces the word of `page`.
     ///
     /// # Panics

@@ -321,7 +321,9 @@ impl Window {
     /// Makes sure that the window's faults are resolved in this thread, which a handler of
     /// somebody's may have changed since the last call.
     fn check_faults(&self, operation: &'static str) -> Result<()> {
-        if self.fault == FaultMode::Signal && self.is_own() {
+        // In a child of fork they are signals, whoever resolves them in its parent.
+        let signals = self.fault == FaultMode::Signal || !self.is_own();
+        if signals && self.kind == EngineKind::Paged {
             choice::check_handler(operation)?;
         }
         Ok(())

@@ -31,6 +31,7 @@ use crate::fault::{FaultMode, FaultThread};
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap::PageMap;
+use crate::sys::probe;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
@@ -55,6 +56,8 @@ pub struct PagedFrames {
     tracking: Option<Tracking>,
     /// Where `/proc` is mounted.
     page_map: Option<PageMap>,
+    /// It has a budget, and the kernel gives page tables back.
+    reclaims: bool,
 }
 
 impl PagedFrames {
@@ -99,7 +102,9 @@ impl PagedFrames {
         } else {
             uffd.register_missing(&region)?;
         }
-        Ok(Self { region, uffd, process: OwnProcess::open(), locked, tracking, page_map })
+        let process = OwnProcess::open();
+        let reclaims = small_pages && probe::reclaims_page_tables();
+        Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
 
     fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
@@ -331,6 +336,10 @@ impl Frames for PagedFrames {
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         self.advise_all(ranges, self.dont_need())
+    }
+
+    fn reclaims_page_tables(&self) -> bool {
+        self.reclaims
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {

@@ -223,6 +223,12 @@ impl Region {
         Resolving::new(kept.place(), resolver)
     }
 
+    /// Whether this process made the range; a child of fork did not.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.kept.as_ref().is_none_or(Kept::is_own)
+    }
+
     /// Whether this process can read the range: a child of fork has one that is kept from
     /// it if somebody [resolves](Self::resolved_by) its faults.
     #[must_use]

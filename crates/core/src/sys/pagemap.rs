@@ -217,6 +217,17 @@ pub fn available_bytes() -> Result<u64, Errno> {
     Ok((kib * 1024).min(cgroup_bytes().unwrap_or(u64::MAX)))
 }
 
+/// Bytes of page tables that this process has (`VmPTE`).
+///
+/// # Errors
+/// ENOENT where `/proc` is not mounted.
+pub fn page_table_bytes() -> Result<u64, Errno> {
+    let status = std::fs::read_to_string("/proc/self/status").map_err(|error| errno(&error))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kilobytes.map(|kilobytes| kilobytes << 10).ok_or(Errno::INVAL)
+}
+
 /// What the memory cgroup (version 2) of this process leaves, if it limits.
 fn cgroup_bytes() -> Option<u64> {
     let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;

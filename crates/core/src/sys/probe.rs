@@ -1,15 +1,19 @@
 //! What this kernel lets this process do, found out by trying.
 
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
 use super::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
-use super::{copy, file};
+use super::{copy, file, pagemap};
 
 pub use super::pagemap::max_map_count;
+
+/// How often it is tried whether page tables are given back.
+const RECLAIM_TRIES: u32 = 3;
 
 /// One thing that the kernel may have.
 #[derive(Clone, Debug)]
@@ -33,6 +37,41 @@ pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
     let region = Region::anonymous(system_page_bytes(), 1, Access::Write)?;
     uffd.register_missing(&region)?;
     Ok((uffd.features(), uffd.scope()))
+}
+
+/// Whether the kernel gives the page table of a block of memory back when the whole of it
+/// is dropped (6.14, where `CONFIG_PT_RECLAIM` is set). Found out once.
+#[must_use]
+pub fn reclaims_page_tables() -> bool {
+    const UNKNOWN: u8 = 2;
+    /// Not a `Once`, which a child that is forked meanwhile would wait for: found out
+    /// twice, it is the same.
+    static FOUND: AtomicU8 = AtomicU8::new(UNKNOWN);
+    let found = FOUND.load(Ordering::Relaxed);
+    if found != UNKNOWN {
+        return found == 1;
+    }
+    let reclaims = (0..RECLAIM_TRIES).any(|_| reclaims_now() == Ok(true));
+    FOUND.store(reclaims.into(), Ordering::Relaxed);
+    reclaims
+}
+
+/// Makes page tables, drops what they map, and looks whether they are gone. Other threads
+/// make and lose some meanwhile, so there are many.
+fn reclaims_now() -> Result<bool, Errno> {
+    const BLOCKS: usize = 128;
+    let page = system_page_bytes();
+    let block = page * (page / size_of::<u64>());
+    let region = Region::anonymous(BLOCKS * block, block, Access::Write)?;
+    // A kernel built without huge pages says EINVAL.
+    let _small = region.advise(0, region.len(), Advice::NoHugePage);
+    for at in (0..region.len()).step_by(block) {
+        region.span(at, 1).copy_from(&[1]);
+    }
+    let before = pagemap::page_table_bytes()?;
+    region.advise(0, region.len(), Advice::DontNeed)?;
+    let after = pagemap::page_table_bytes()?;
+    Ok(before.saturating_sub(after) > (BLOCKS * page / 2) as u64)
 }
 
 /// The running kernel's release, such as "6.8.0-45-generic".
@@ -169,6 +208,13 @@ pub fn capabilities() -> Vec<Probe> {
                 .map(|()| yes("the kernel says when it may not tell what is resident"))
                 .map_err(describe),
             "Linux 6.5; without it the file's owner and mode decide",
+        ),
+        probe(
+            "page_table_reclaim",
+            reclaims_page_tables()
+                .then(|| yes("page tables are given back of blocks that empty"))
+                .ok_or_else(|| yes("page tables stay as long as the window")),
+            "Linux 6.14 with CONFIG_PT_RECLAIM; without it they take from the budget",
         ),
         probe(
             "sigbus_recovery",

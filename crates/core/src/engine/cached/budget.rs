@@ -8,6 +8,7 @@
 
 use super::frames::{Frames, Tracking};
 use super::limbo::{Limbo, LIMBO_BYTES};
+use super::page_tables::block_bytes;
 use super::{Cached, Shared, State};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
@@ -36,47 +37,6 @@ pub struct Room {
     /// Staging memory, limbo of calls and of faults.
     fixed_bytes: u64,
     cache: Cache,
-}
-
-/// Page tables of a window: one for each block of memory in which a page ever was.
-#[derive(Debug)]
-pub(super) struct PageTables {
-    touched: Vec<u64>,
-    count: u64,
-    blocks: u64,
-    page: PageSize,
-}
-
-impl PageTables {
-    pub(super) fn new(table: &Table, page: PageSize) -> Self {
-        let blocks = page.bytes_of(table.page_count()).div_ceil(Self::block_bytes());
-        Self { touched: vec![0; (blocks as usize).div_ceil(64)], count: 0, blocks, page }
-    }
-
-    /// What one page of page-table entries maps.
-    fn block_bytes() -> u64 {
-        let page = system_page_bytes() as u64;
-        page * (page / size_of::<u64>() as u64)
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.count * system_page_bytes() as u64
-    }
-
-    /// Blocks in which no page ever was.
-    fn untouched(&self) -> u64 {
-        self.blocks - self.count
-    }
-
-    fn touch(&mut self, page: WindowPage) {
-        let first = self.page.bytes_of(page.0) / Self::block_bytes();
-        let last = (self.page.bytes_of(page.0 + 1) - 1) / Self::block_bytes();
-        for block in first..=last {
-            let (word, bit) = ((block / 64) as usize, 1 << (block % 64));
-            self.count += u64::from(self.touched[word] & bit == 0);
-            self.touched[word] |= bit;
-        }
-    }
 }
 
 /// Pages that are read at once for faults that run forwards, at most.
@@ -119,8 +79,7 @@ pub fn divide(
         let fixed_bytes = page.bytes_of(chunks * chunk_pages + cluster_pages) + limbo;
         Division { chunk_pages, cluster_pages, fixed_bytes }
     };
-    let tables =
-        page.bytes_of(page_count).div_ceil(PageTables::block_bytes()) * system_page_bytes() as u64;
+    let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
     let whole = division(chunk_pages, cluster_pages(page, page_count));
     if page.bytes_of(page_count) + tables + whole.fixed_bytes <= budget_bytes {
         return Ok(None);
@@ -185,11 +144,12 @@ fn may_leave(entry: Entry) -> Option<FilePage> {
 impl State {
     /// Notes that a page's word changes, before it does.
     pub(super) fn note_change(&mut self, page: WindowPage, new: Entry) {
-        if new.present() {
-            self.page_tables.touch(page);
+        let old = self.table.get(page);
+        if new.present() != old.present() {
+            self.page_tables.note(page, new.present());
         }
         if let Some(room) = &mut self.room {
-            room.note(page, self.table.get(page), new);
+            room.note(page, old, new);
         }
     }
 
@@ -199,7 +159,7 @@ impl State {
         // The source map's part is its own, so that it can grow while a call lasts.
         let source_bytes = source_bytes.max(room.budget_bytes / SOURCE_PART);
         let taken = room.fixed_bytes + self.page_tables.bytes() + source_bytes;
-        let page = self.page_tables.page;
+        let page = self.page_tables.page_size();
         Some((room.budget_bytes, page.index_of(room.budget_bytes.saturating_sub(taken))))
     }
 

@@ -137,6 +137,11 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
     /// The kernel's.
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
+    /// Whether the kernel gives page tables back of blocks that are dropped whole.
+    fn reclaims_page_tables(&self) -> bool {
+        false
+    }
+
     /// Moves frames that came out of the window from `back` to where the next
     /// chunk is read to; says whether it could.
     fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool;

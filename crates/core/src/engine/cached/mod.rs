@@ -28,6 +28,7 @@ mod budget;
 mod frames;
 mod limbo;
 mod load;
+mod page_tables;
 mod pin;
 mod reads;
 mod save;
@@ -433,6 +434,7 @@ impl<F: Frames> Shared<F> {
             let entry = state.get(page);
             state.set(page, entry.with_present(false));
         }
+        self.give_back_page_tables(state, &dropped);
         Counters::add(&self.counters.pages_evicted, dropped.len() as u64 + taken);
         Ok(())
     }

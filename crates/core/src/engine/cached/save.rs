@@ -308,9 +308,7 @@ impl<F: Frames> Shared<F> {
     /// Has the table know what was stored to the window, where the kernel alone notes it. A
     /// page whose stores it does not tell counts as stored to.
     pub fn note_all_stores(&self, state: &mut State) {
-        let pages = 0..state.table.page_count();
-        let present = pages.map(WindowPage).filter(|&page| state.get(page).present());
-        let present: Vec<WindowPage> = present.collect();
+        let present = state.table.present_pages();
         if self.note_kernel_stores(state, &present, false).is_err() {
             for page in present {
                 let entry = state.get(page);

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::budget::{PageTables, Room};
+use super::budget::Room;
 use super::frames::Tracking;
+use super::page_tables::PageTables;
 use super::reads::Reads;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
@@ -21,7 +22,7 @@ pub struct State {
     pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
     /// how many bytes of them it had.
-    cut: HashMap<FilePage, usize>,
+    cut: Vec<(FilePage, usize)>,
     /// The hash of each page's content in the store, where stores are found by it.
     pub(super) hashes: Vec<u128>,
     /// Pages were written since the store was last made durable.
@@ -38,7 +39,7 @@ impl State {
         let by_content = tracking == Some(Tracking::Content);
         // Zeros of the allocator's: memory that is never touched is never had.
         let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
-        let (shelf, cut) = (HashMap::new(), HashMap::new());
+        let (shelf, cut) = (HashMap::new(), Vec::new());
         let page_tables = PageTables::new(&table, page);
         Self {
             table,
@@ -67,16 +68,16 @@ impl State {
 
     /// A file page was loaded, when the file had `file_bytes` bytes of it.
     pub fn note_loaded(&mut self, page: FilePage, file_bytes: usize, page_size: PageSize) {
+        self.cut.retain(|&(cut, _)| cut != page);
         if file_bytes < page_size.bytes() {
-            self.cut.insert(page, file_bytes);
-        } else if !self.cut.is_empty() {
-            self.cut.remove(&page);
+            self.cut.push((page, file_bytes));
         }
     }
 
     /// Bytes that the file had of a page when it was loaded.
     pub(super) fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
-        self.cut.get(&page).copied().unwrap_or(page_size.bytes())
+        let cut = self.cut.iter().find(|&&(cut, _)| cut == page);
+        cut.map_or(page_size.bytes(), |&(_, file_bytes)| file_bytes)
     }
 
     /// The word of a page.

@@ -96,6 +96,10 @@ impl Responder {
     /// A touch of a page that the table calls present.
     fn resolve_present(&self, state: &mut State, attempt: &Attempt, touch: Touch) -> Outcome {
         let shared = &self.shared;
+        if !state.reads.is_current(attempt.read) {
+            // A call holds the page, or has changed it: a store would be lost with it.
+            return Outcome::Again;
+        }
         if !shared.recheck(attempt, touch.address as u64) {
             Shared::note_lost(state, attempt);
             return Outcome::Again;
@@ -276,7 +280,9 @@ impl Resolve for Responder {
     fn before_fork(&self) {
         let shared = &self.shared;
         let mut state: Guard<'_, State> = shared.state.lock_in_handler();
-        if shared.frames.tracking == Some(Tracking::Kernel) {
+        // The page map of a child of fork is its parent's, and nobody stores to its window.
+        let stores = shared.frames.tracking == Some(Tracking::Kernel);
+        if stores && shared.frames.region.is_own() {
             let begin = Instant::now();
             while state.held_pages() > 0 && begin.elapsed() < FORK_PATIENCE {
                 state = shared.state.wait(state, Some(FORK_WAIT));
@@ -288,5 +294,64 @@ impl Resolve for Responder {
 
     fn after_fork(&self) {
         drop(self.shared.state.resume());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::Calibration;
+    use crate::engine::paged::{open, PagedOptions};
+    use crate::engine::{Engine, Fill};
+    use crate::error::Uninterruptible;
+    use crate::store::Store;
+    use crate::table::Origin;
+    use crate::units::{FilePage, Pages};
+
+    const PAGES: u64 = 4;
+
+    /// A call that comes between the beginning of a fault's serving and its end: what the
+    /// fault found is not what it acts upon.
+    #[test]
+    fn a_page_that_a_call_has_changed_is_looked_at_anew() {
+        let store = Arc::new(Store::memory(PAGES * 4096, Some(4096)).expect("a memfd"));
+        let table = Table::new(PAGES, Origin::Linear(FilePage(0)), Prot::Write);
+        let options = PagedOptions {
+            locked: false,
+            tracking: Some(Tracking::Faults),
+            fault: FaultMode::Signal,
+            budget_bytes: None,
+            calibration: &Calibration::default(),
+        };
+        let Ok(cached) = open(store, table.with_appearances(), options) else {
+            let features = crate::sys::uffd::Uffd::supported();
+            assert!(!features.is_ok_and(|has| has.signals() && has.write_protect()));
+            return;
+        };
+        let first = Pages::List(vec![WindowPage(0)]);
+        cached.populate(&first, Fill::All, &Uninterruptible).expect("room");
+        cached.protect(&first, Prot::Read, &Uninterruptible).expect("a sync window");
+        let shared = Arc::clone(cached.shared());
+        let responder = Responder::new(Arc::clone(&shared), FaultMode::Signal, 1).expect("memory");
+        let touch = Touch { address: shared.frames.region.start() as usize, stores: true };
+        let begin = || {
+            let mut state = shared.state.lock();
+            shared.begin(&mut state, WindowPage(0), 1, Layout::Contiguous).expect("free")
+        };
+        let end = |attempt: &Attempt| {
+            let mut state = shared.state.lock();
+            let outcome = responder.resolve_present(&mut state, attempt, touch);
+            state.reads.end(attempt.read);
+            outcome
+        };
+        let unchanged = begin();
+        assert_eq!(end(&unchanged), Outcome::Segv);
+        let changed = begin();
+        cached.protect(&first, Prot::Write, &Uninterruptible).expect("a sync window");
+        assert_eq!(end(&changed), Outcome::Again);
+        assert!(!shared.state.lock().get(WindowPage(0)).dirty(), "nothing was let through");
+        let anew = begin();
+        assert_eq!(end(&anew), Outcome::Again);
+        assert!(shared.state.lock().get(WindowPage(0)).dirty());
     }
 }
