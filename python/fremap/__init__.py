@@ -25,6 +25,7 @@ from fremap.errors import (
     BudgetError,
     ClosedError,
     ForkError,
+    FormatError,
     FremapError,
     MappingLimitError,
     MemoryLimitError,
@@ -38,8 +39,9 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.protection import Prot
+from fremap.rows import Rows, rows
 from fremap.slots import Hold, Slots, SlotsStats
-from fremap.stats import WindowStats
+from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
@@ -56,6 +58,7 @@ __all__ = [
     "EngineStatus",
     "FileStore",
     "ForkError",
+    "FormatError",
     "FremapError",
     "Hold",
     "MappingLimitError",
@@ -67,6 +70,8 @@ __all__ = [
     "Probe",
     "Prot",
     "RemapError",
+    "Rows",
+    "RowsStats",
     "Slots",
     "SlotsStats",
     "Store",
@@ -82,4 +87,5 @@ __all__ = [
     "concat",
     "open",
     "remap_file_pages",
+    "rows",
 ]

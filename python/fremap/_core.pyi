@@ -4,6 +4,7 @@ A *selection* of pages is None (all), a tuple (start, stop), or a C-contiguous
 int64 buffer. Masks come back as a bytearray, one byte (0 or 1) a page.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
     "Bank",
+    "Rows",
     "Store",
     "Taken",
     "WindowBase",
@@ -95,6 +97,21 @@ class Taken:
     def release(self) -> None: ...
     def hold(self) -> None: ...
     def let_go(self) -> None: ...
+
+class Rows:
+    def __new__(
+        cls,
+        shards: Iterable[tuple[tuple[bytes, int, int, int] | Store, int, int]],
+        row_bytes: int,
+        budget: Literal["auto"] | int | None,
+    ) -> Self: ...
+    @property
+    def row_count(self) -> int: ...
+    @property
+    def closed(self) -> bool: ...
+    def take(self, rows: _Selection, out: _Memory) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def close(self) -> None: ...
 
 @disjoint_base
 class WindowBase:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
@@ -37,6 +38,46 @@ def quantity(what: str, value: SupportsIndex) -> int:
     if not 0 <= number <= _INT64_MAX:
         raise ArgumentError(f"{what} is {number}; it must be from 0 to 2**63 - 1")
     return number
+
+
+def filled_memory(
+    operation: str, out: Any, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return the memory of `out` as an array of `dtype` and `shape`, which it must hold.
+
+    What has a dtype must have this one, and this shape; plain bytes need the right length.
+    """
+    array = _shared_array(operation, out)
+    if not array.flags.writeable or not array.flags.c_contiguous:
+        raise ArgumentError(f"{operation}: out must be writable and C-contiguous")
+    if array.dtype == dtype and array.shape == shape:
+        return array
+    expected = math.prod(shape) * dtype.itemsize
+    if array.dtype == np.uint8 and array.shape == (expected,):
+        return array.view(dtype).reshape(shape)
+    raise ArgumentError(
+        f"{operation}: out is {array.dtype} of shape {array.shape}; it must be {dtype} of shape "
+        f"{shape}, or {expected} bytes"
+    )
+
+
+def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
+    """Return an array over the memory of `out`, never over a copy of it."""
+    if isinstance(out, np.ndarray):
+        return out
+    if hasattr(out, "__array__") and hasattr(out, "data_ptr"):
+        # A tensor: its own array shows its memory, if it can have one at all.
+        array = np.asarray(out)
+        if array.size == 0 or array.ctypes.data == out.data_ptr():
+            return array
+    elif hasattr(out, "__array_interface__"):
+        return np.asarray(out)
+    else:
+        try:
+            return np.asarray(memoryview(out))
+        except (TypeError, ValueError):
+            pass
+    raise PageTypeError(f"{operation}: out must be memory, not {type(out).__name__}")
 
 
 def bytes_of(operation: str, data: BufferLike, sizes: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -16,6 +16,7 @@ __all__ = [
     "BudgetError",
     "ClosedError",
     "ForkError",
+    "FormatError",
     "FremapError",
     "MappingLimitError",
     "MemoryLimitError",
@@ -35,14 +36,14 @@ class FremapError(Exception):
 
 
 class PageRangeError(FremapError, IndexError):
-    """A page index is outside the store or the window.
+    """A page or row is outside the store, the window or the rows.
 
     Attributes
     ----------
     index : int
         The first index that is outside.
     limit : int
-        The number of pages there are: indexes go from 0 to below this.
+        The number of pages or rows there are: indexes go from 0 to below this.
     """
 
     index: int
@@ -50,11 +51,15 @@ class PageRangeError(FremapError, IndexError):
 
 
 class PageTypeError(FremapError, TypeError):
-    """Pages were named by something that is no integer."""
+    """Pages or rows were named by something that is no integer."""
 
 
 class ArgumentError(FremapError, ValueError):
     """An argument that can never be right."""
+
+
+class FormatError(FremapError, ValueError):
+    """A file is not what its name or its header says, or is cut short."""
 
 
 class PlacedPageError(FremapError, ValueError):
@@ -95,10 +100,13 @@ class StoreError(FremapError, OSError):
         Pages, from the front of the request, that were done before the failure.
     file_page : int or None
         The file page at fault, where one is known.
+    row : int or None
+        The row at fault, of `fremap.rows`.
     """
 
     completed: int = 0
     file_page: int | None = None
+    row: int | None = None
 
 
 class TruncatedError(StoreError):

@@ -76,13 +76,13 @@ def checked_extent(
     return count, first
 
 
-def checked_budget(budget: object) -> Literal["auto"] | int | None:
+def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:
     """Return a budget if it is one."""
     if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
         return budget
     if budget == "auto":
         return "auto"
-    raise ArgumentError(f'Window: budget is {budget!r}; it must be bytes, "auto" or None')
+    raise ArgumentError(f'{operation}: budget is {budget!r}; it must be bytes, "auto" or None')
 
 
 def first_mapping(

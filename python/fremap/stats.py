@@ -1,10 +1,10 @@
-"""What windows count."""
+"""What windows and rows count."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["WindowStats"]
+__all__ = ["RowsStats", "WindowStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +60,45 @@ class WindowStats:
     pages_moved: int
     pages_evicted: int
     pages_unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowsStats:
+    """What rows hold now, and what they did since they were opened.
+
+    Attributes
+    ----------
+    takes : int
+        Takes that were begun.
+    rows_copied : int
+        Rows that were copied from the page cache, without a system call: hits.
+    rows_read : int
+        Rows that were read by system calls. Those that were in the page cache all the
+        same are among them: the kernel does not say.
+    bytes_read : int
+        Bytes that system calls brought, also those between rows.
+    reads : int
+        Read requests made of the kernel.
+    major_faults : int
+        Times that a copied row had to be waited for.
+    mapped_bytes : int
+        Bytes of the files that are mapped. They count as this process's memory, and stay
+        in the page cache when they are unmapped.
+    page_table_bytes : int
+        The kernel's page tables for that.
+    budget_bytes : int
+        What the two may come to; 0 without a limit.
+    open_files : int
+        Descriptors that are open.
+    """
+
+    takes: int
+    rows_copied: int
+    rows_read: int
+    bytes_read: int
+    reads: int
+    major_faults: int
+    mapped_bytes: int
+    page_table_bytes: int
+    budget_bytes: int
+    open_files: int

@@ -41,7 +41,11 @@ def problems() -> Iterator[str]:
     settings = tomllib.loads(PYPROJECT.read_text())["tool"]["numpydoc_validation"]
     left_out = set(settings["checks"]) - {"all"}
     for name in public_names():
-        thing = Validator._load_obj(name)
+        # A function that is named as its module is found by where it stands.
+        module, _, last = name.rpartition(".")
+        thing = getattr(Validator._load_obj(module), last)
+        if inspect.isfunction(thing):
+            name = f"{thing.__module__}.{thing.__qualname__}"
         # Their fields stand under "Attributes"; nobody makes them by hand.
         record = dataclasses.is_dataclass(thing) or isinstance(thing, enum.EnumType)
         for code, text in validate(name)["errors"]:

@@ -413,6 +413,17 @@ def test_windows_with_a_budget_are_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--file-size", "16M", "--pages", "100", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main(["take", "--json", *small]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert len(reports) == 5
+    assert all(report["rows"] or report["missing"] for report in reports)
+    for row in [row for report in reports for row in report["rows"] if row["fremap"]]:
+        assert len(row["fremap"]["seconds"]) == len(row["other"]["seconds"]) >= 5
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.needs("paged")
 def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -145,6 +145,18 @@ pub enum Error {
         /// Pages from the front of the request that are done.
         completed: usize,
     },
+    /// A row that cannot be read.
+    #[error("{operation}: row {row}: {loss}")]
+    Row {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The file, where it has a name.
+        path: Option<PathBuf>,
+        /// The row, counted through all files.
+        row: u64,
+        /// What is wrong with it.
+        loss: RowLoss,
+    },
     /// An engine, kernel or file that cannot do this.
     #[error("{operation}: {reason}")]
     Unsupported {
@@ -190,6 +202,26 @@ pub enum Error {
         /// Pages from the front of the request that are done.
         completed: usize,
     },
+}
+
+/// What is wrong with a row or its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowLoss {
+    /// The file is shorter than it was.
+    #[error(
+        "the file has {size_bytes} bytes now and ends before the row, which was within it when \
+         it was opened; open it again"
+    )]
+    Truncated {
+        /// Bytes that it has now.
+        size_bytes: u64,
+    },
+    /// Another file has its name.
+    #[error("another file is at the path by now; open it again")]
+    Replaced,
+    /// A system call failed.
+    #[error("{}", describe(*.0))]
+    Io(Errno),
 }
 
 impl Error {

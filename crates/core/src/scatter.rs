@@ -18,6 +18,8 @@ use crate::error::Result;
 use crate::sys::span::Span;
 
 pub(crate) use flat::read_into;
+pub(crate) use inline::Inline;
+pub(crate) use pace::Pace;
 pub(crate) use plan::Preference;
 pub(crate) use transfer::scatter;
 

@@ -44,6 +44,7 @@ macro_rules! page_index {
 
 page_index!(FilePage, "file page", "The number of a page of a store.");
 page_index!(WindowPage, "window page", "The number of a page of a window.");
+page_index!(Row, "row", "The number of a row of fixed size.");
 
 /// The size of a page: a power of two, at least the system's page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

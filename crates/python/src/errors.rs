@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fremap_core::error::Error;
+use fremap_core::error::{Error, RowLoss};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -43,6 +43,16 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let page = Some(*file_page);
             system(py, "truncated", &message, ENODATA, path.as_deref(), page, *completed)
         }
+        Error::Row { path, row, loss, .. } => {
+            let (kind, number) = match loss {
+                RowLoss::Truncated { .. } => ("truncated", ENODATA),
+                RowLoss::Replaced => ("io", ESTALE),
+                RowLoss::Io(errno) => ("io", errno.raw_os_error()),
+            };
+            let error = system(py, kind, &message, number, path.as_deref(), None, 0)?;
+            error.value(py).setattr("row", row)?;
+            Ok(error)
+        }
         // Raised only for an interrupt whose exception was not kept; `call::run` keeps it.
         Error::Interrupted { .. } => Ok(PyKeyboardInterrupt::new_err(message)),
     }
@@ -50,6 +60,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 
 const ENOMEM: i32 = 12;
 const ENODATA: i32 = 61;
+const ESTALE: i32 = 116;
 
 fn table(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
     py.import("fremap.errors")

@@ -12,6 +12,7 @@ mod call;
 mod errors;
 mod probe;
 mod raw;
+mod rows;
 mod selection;
 mod store;
 mod window;
@@ -25,6 +26,8 @@ mod _core {
     use crate::bank::{Bank, Taken};
     #[pymodule_export]
     use crate::probe::{calibrate, capabilities, clear_failures, inject_failure, system_calls};
+    #[pymodule_export]
+    use crate::rows::Rows;
     #[pymodule_export]
     use crate::store::Store;
     #[pymodule_export]

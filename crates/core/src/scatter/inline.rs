@@ -1,13 +1,14 @@
 //! The queue for reads that do not wait for a device, or come one at a time:
 //! each is done when it is pushed.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use crate::sys::file::read_parts_at;
 use crate::sys::ring::{Completion, Read, ReadQueue};
 
 #[derive(Default)]
-pub(super) struct Inline<'f, 'm> {
+pub(crate) struct Inline<'f, 'm> {
     ended: Option<Completion<'f, 'm>>,
 }
 
@@ -21,7 +22,7 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Inline<'f, 'm> {
     }
 
     fn push(&mut self, read: Read<'f, 'm>) {
-        let result = read_parts_at(read.fd, &read.parts, read.offset_bytes);
+        let result = read_parts_at(read.file.as_fd(), &read.parts, read.offset_bytes);
         self.ended = Some(Completion { read, result });
     }
 

@@ -11,19 +11,19 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const PAGES: usize = 4096;
 
 /// Asks an [`Interrupt`] now and then.
-pub(super) struct Pace<'i> {
+pub(crate) struct Pace<'i> {
     interrupt: &'i dyn Interrupt,
     asked: Instant,
     pages: usize,
 }
 
 impl<'i> Pace<'i> {
-    pub(super) fn new(interrupt: &'i dyn Interrupt) -> Self {
+    pub(crate) fn new(interrupt: &'i dyn Interrupt) -> Self {
         Self { interrupt, asked: Instant::now(), pages: 0 }
     }
 
     /// Notes that `pages` more are done, and asks if it is time to.
-    pub(super) fn check(&mut self, pages: usize) -> Result<()> {
+    pub(crate) fn check(&mut self, pages: usize) -> Result<()> {
         self.pages += pages;
         if self.pages < PAGES && self.asked.elapsed() < INTERVAL {
             return Ok(());

@@ -165,7 +165,9 @@ impl Plan {
             pace.check(0)?;
             if map.note_reads(chunk, group.len())
                 && map.has_room(chunk)
-                && populate(map, page_size.bytes_of(page_of(group[0])), &mut self.query)
+                && map
+                    .populate_around(page_size.bytes_of(page_of(group[0])), &mut self.query)
+                    .is_some()
             {
                 for &key in group {
                     copied[position_of(key)] = true;
@@ -184,12 +186,4 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// Populates the chunk with the byte at `offset`, if all of it is in the page
-/// cache; asks about that byte's page first, which tells cheaply of a cold file.
-fn populate(map: &SourceMap, offset: u64, query: &mut Query) -> bool {
-    let here = map.is_resident(offset as usize, 1, query);
-    here.is_ok_and(|here| here)
-        && map.populate((offset / CHUNK_BYTES as u64) as usize, query).is_ok_and(|all| all)
 }

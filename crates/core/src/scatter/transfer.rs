@@ -16,7 +16,7 @@ use crate::store::Store;
 use crate::sys::copy::Recovery;
 use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::ring::{with_threads, Completion, Read, ReadQueue, DEPTH};
+use crate::sys::ring::{with_threads, Completion, Read, ReadFile, ReadQueue, DEPTH};
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -384,7 +384,8 @@ impl<'a, 'm> Transfer<'a, 'm> {
         chunk.in_flight += 1;
         let part = &store.parts().all()[index];
         let offset_bytes = part.offset_of(first, store.page_size());
-        Some(Read { id, fd: part.read_fd(), offset_bytes, parts })
+        let file = ReadFile::Borrowed(part.read_fd());
+        Some(Read { id, file, offset_bytes, parts })
     }
 
     /// Takes a read that has ended: good, to be made again, or to be made page

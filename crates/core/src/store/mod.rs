@@ -138,7 +138,7 @@ impl Store {
             memory_backed: sys_file::is_memory_backed(opened.fd.as_fd()).unwrap_or(false),
             path: opened.path,
             writable: opened.writable,
-            fd: opened.fd,
+            fd: Arc::new(opened.fd),
             direct_fd: opened.direct_fd,
         };
         let part = Part::new(FilePage(0), file.path.clone(), Arc::new(file));
@@ -236,6 +236,14 @@ impl Store {
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.parts.all() {
             [only] => Some(only.fd()),
+            _ => None,
+        }
+    }
+
+    /// The same, through the page cache, for others to keep open.
+    pub(crate) fn file(&self) -> Option<Arc<OwnedFd>> {
+        match self.parts.all() {
+            [only] => Some(Arc::clone(&only.file.fd)),
             _ => None,
         }
     }

@@ -14,7 +14,7 @@ pub(crate) struct File {
     pub(crate) path: Option<PathBuf>,
     pub(crate) writable: bool,
     /// Through the page cache. What is mapped, written, synced and asked about.
-    pub(crate) fd: OwnedFd,
+    pub(crate) fd: Arc<OwnedFd>,
     /// The same file past the page cache, for a direct store's reads and writes.
     pub(crate) direct_fd: Option<OwnedFd>,
     /// The file system keeps the file in memory: reads never wait for a device.
@@ -129,7 +129,7 @@ mod tests {
     /// Parts that begin with these pages.
     fn parts(firsts: &[u64]) -> Parts {
         let part = |&first: &u64| {
-            let fd = sys_file::memory_file("parts").expect("a memfd");
+            let fd = Arc::new(sys_file::memory_file("parts").expect("a memfd"));
             let file =
                 File { path: None, writable: true, fd, direct_fd: None, memory_backed: true };
             Part::new(FilePage(first), None, Arc::new(file))

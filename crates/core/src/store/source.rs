@@ -4,9 +4,10 @@
 //! The map lives as long as the store. Its page tables are filled a
 //! [`CHUNK_BYTES`] chunk at a time, once a chunk has been read often enough to
 //! pay for it and all of it is in the page cache. No byte is touched through
-//! the map unless `mincore` has just said that it is resident: touching a hole
+//! the map unless `mincore` has said that it is resident: touching a hole
 //! of shared memory would allocate it, and touching an absent file page would
-//! be a major fault of its own.
+//! be a major fault of its own. Pages are asked about just before they are copied;
+//! rows (`rows`) when their chunk is populated.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
@@ -15,7 +16,7 @@ use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
 
-use crate::sys::mm::{system_page_bytes, Advice, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::span::Span;
 use crate::units::PageSize;
 
@@ -25,7 +26,13 @@ pub(crate) const CHUNK_BYTES: usize = 2 << 20;
 /// 50 to 200 reads lose by going without (70 to 190 µs against 1 µs each). It is
 /// done sooner, as the map serves the store to its end and whoever reads a
 /// chunk so often at once will read it again.
-const POPULATE_READS: usize = 16;
+pub(crate) const POPULATE_READS: usize = 16;
+/// In a chunk's state: how many of its pages were read while it is not populated.
+const READS: u16 = 0x07ff;
+/// In a chunk's state: how often in a row it was asked for and found not whole in the
+/// page cache, which costs 30 µs; each time it takes four times as many reads to ask again.
+const MISSED: u16 = 0x1800;
+const MISSED_ONCE: u16 = 0x0800;
 /// The largest file that is mapped; beyond it pages are read by system calls.
 const MAX_MAP_BYTES: u64 = 1 << 44;
 /// Pages that are sorted and asked about together.
@@ -43,6 +50,8 @@ const POPULATED_GAP_PAGES: usize = 1024;
 const POPULATED: u16 = 0x8000;
 /// In a chunk's state: it has a page table, which stays when pages are reclaimed.
 const TABLE: u16 = 0x4000;
+/// In the state of a populated chunk: it was copied from since [`SourceMap::take_use`].
+const USED: u16 = 0x2000;
 
 /// A page and where in its piece it is wanted, in one number that sorts by
 /// page. Page numbers have 48 bits: a store ends at 1 EiB.
@@ -154,8 +163,8 @@ impl Source {
 pub(crate) struct SourceMap {
     region: Region,
     size_bytes: u64,
-    /// A chunk's state: [`POPULATED`], [`TABLE`], and while it is not populated
-    /// how many of its pages were read.
+    /// A chunk's state: [`POPULATED`], [`TABLE`], [`USED`], and while it is not populated
+    /// [`READS`] and [`MISSED`].
     chunks: Vec<AtomicU16>,
     /// Pages were copied from it: some are mapped.
     copied: AtomicBool,
@@ -175,7 +184,12 @@ impl Drop for SourceMap {
 }
 
 impl SourceMap {
-    fn new(fd: BorrowedFd<'_>, size_bytes: u64, mapped: &Arc<Mapped>) -> Result<Self, Errno> {
+    /// Maps a file of `size_bytes` bytes.
+    pub(crate) fn new(
+        fd: BorrowedFd<'_>,
+        size_bytes: u64,
+        mapped: &Arc<Mapped>,
+    ) -> Result<Self, Errno> {
         if size_bytes > MAX_MAP_BYTES {
             return Err(Errno::FBIG);
         }
@@ -184,7 +198,9 @@ impl SourceMap {
         }
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
-        let region = Region::file(fd, 0, len)?;
+        // Aligned, so that a chunk is a page table, which goes when the chunk is unmapped.
+        let region = Region::anonymous(len, CHUNK_BYTES, Access::None)?;
+        region.map_file(0, len, fd, 0, Access::Read)?;
         // Without this a fault through the map would read the neighbourhood from the device.
         region.advise(0, len, Advice::Random)?;
         let chunks =
@@ -199,6 +215,11 @@ impl SourceMap {
         self.size_bytes
     }
 
+    /// All bytes of the map, the last page perhaps beyond the end of the file.
+    pub(crate) fn whole(&self) -> Span<'_> {
+        self.region.span(0, self.region.len())
+    }
+
     /// The bytes at an offset of the file, if the map has that many there.
     pub(crate) fn bytes(&self, offset: u64, len: usize) -> Option<Span<'_>> {
         let offset = usize::try_from(offset).ok()?;
@@ -210,29 +231,66 @@ impl SourceMap {
         self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & POPULATED != 0)
     }
 
+    /// Notes that a populated chunk is about to be copied from; says whether it is one.
+    pub(crate) fn note_use(&self, chunk: usize) -> bool {
+        let Some(state) = self.chunks.get(chunk) else { return false };
+        let before = state.load(Ordering::Relaxed);
+        if before & (POPULATED | USED) == POPULATED {
+            // One that stops being populated here is nobody's to copy from soon anyway.
+            state.fetch_or(USED, Ordering::Relaxed);
+        }
+        before & POPULATED != 0
+    }
+
+    /// Whether a chunk is populated, and known to be used since [`take_use`](Self::take_use).
+    #[inline]
+    pub(crate) fn is_in_use(&self, chunk: usize) -> bool {
+        let ready = POPULATED | USED;
+        self.chunks.get(chunk).is_some_and(|state| state.load(Ordering::Relaxed) & ready == ready)
+    }
+
+    /// Whether a populated chunk was copied from since this was last asked.
+    pub(crate) fn take_use(&self, chunk: usize) -> bool {
+        self.chunks[chunk].fetch_and(!USED, Ordering::Relaxed) & USED != 0
+    }
+
     /// Counts page reads from a chunk that is not populated; says whether that
-    /// makes [`POPULATE_READS`] since it was last said.
+    /// makes [`POPULATE_READS`] since it was last said, or more where that was in vain.
     pub(crate) fn note_reads(&self, chunk: usize, reads: usize) -> bool {
         let Some(state) = self.chunks.get(chunk) else { return false };
         let before = state.load(Ordering::Relaxed);
         if before & POPULATED != 0 {
             return false;
         }
-        let total = usize::from(before & !TABLE) + reads;
-        let due = total >= POPULATE_READS;
-        let after = (before & TABLE) | if due { 0 } else { total as u16 };
+        let missed = u32::from((before & MISSED) / MISSED_ONCE);
+        let total = usize::from(before & READS) + reads;
+        let due = total >= POPULATE_READS << (2 * missed);
+        let after = (before & (TABLE | MISSED)) | if due { 0 } else { total as u16 };
         // A count lost to another thread costs a later populate, nothing else.
         let _ = state.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed);
         due
     }
 
+    /// Fills a chunk's page tables, if all of it is in the page cache. Asks about the
+    /// page of the byte at `offset` first, which tells cheaply of a cold file.
+    /// Whether it was not populated before; none where it is not now.
+    pub(crate) fn populate_around(&self, offset: u64, query: &mut Query) -> Option<bool> {
+        let page = offset as usize & !(system_page_bytes() - 1);
+        let here = self.is_resident(page, 1, query).ok()?;
+        here.then(|| self.populate(page / CHUNK_BYTES, query).ok().flatten()).flatten()
+    }
+
     /// Fills a chunk's page tables, if all of it is in the page cache.
-    pub(crate) fn populate(&self, chunk: usize, query: &mut Query) -> Result<bool, Errno> {
+    fn populate(&self, chunk: usize, query: &mut Query) -> Result<Option<bool>, Errno> {
         let start = chunk * CHUNK_BYTES;
         let len = self.chunk_bytes(chunk);
         let resident = query.ask(self, start, len)?;
         if resident.iter().any(|page| page & 1 == 0) {
-            return Ok(false);
+            let more =
+                |state: u16| (state & (MISSED | POPULATED) < MISSED).then(|| state + MISSED_ONCE);
+            let _missed =
+                self.chunks[chunk].fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+            return Ok(None);
         }
         self.region.populate_read(start, len)?;
         let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
@@ -241,16 +299,45 @@ impl SourceMap {
             self.mapped.bytes.fetch_add(len as u64, Ordering::Relaxed);
         }
         self.copied.store(true, Ordering::Relaxed);
-        Ok(true)
+        Ok(Some(before & POPULATED == 0))
     }
 
     /// Notes that pages of a populated chunk were asked about and none is in
     /// the page cache: it was reclaimed, and is to earn its populating anew.
-    pub(crate) fn note_absent(&self, chunk: usize) {
+    /// Says whether it was populated.
+    pub(crate) fn note_absent(&self, chunk: usize) -> bool {
         let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);
         if before & POPULATED != 0 {
             self.mapped.bytes.fetch_sub(self.chunk_bytes(chunk) as u64, Ordering::Relaxed);
         }
+        before & POPULATED != 0
+    }
+
+    /// How many chunks there are.
+    pub(crate) fn chunk_count(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// Unmaps a chunk, so that it does not count as this process's memory; says whether
+    /// it was populated. Its pages stay in the page cache. With a descriptor of the file
+    /// its page table goes too, as the chunk is mapped anew: `MADV_DONTNEED` gives page
+    /// tables back on newer kernels alone.
+    pub(crate) fn unmap_chunk(&self, chunk: usize, file: Option<BorrowedFd<'_>>) -> bool {
+        let was_populated = self.note_absent(chunk);
+        let start = chunk * CHUNK_BYTES;
+        let len = self.chunk_bytes(chunk);
+        let anew = |file| {
+            self.region.map_file(start, len, file, start as u64, Access::Read)?;
+            self.region.advise(start, len, Advice::Random)
+        };
+        if file.is_none_or(|file| anew(file).is_err()) {
+            // What the kernel refuses to drop stays mapped, and is dropped with the map.
+            let _dropped = self.region.advise(start, len, Advice::DontNeed);
+            return was_populated;
+        }
+        let before = self.chunks[chunk].fetch_and(!TABLE, Ordering::Relaxed);
+        self.mapped.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
+        was_populated
     }
 
     /// Bytes of a chunk, which the last one has fewer of.

@@ -60,6 +60,23 @@ impl Recovery {
         Ok(Self { thread: PhantomData })
     }
 
+    /// Copies rows one after another into `into`, each fetched while those before it
+    /// are copied.
+    ///
+    /// # Errors
+    /// How many were copied before the first whose source was lost; see [`SourceLost`].
+    ///
+    /// # Panics
+    /// If `into` is not as long as all rows.
+    pub fn copy_rows(&self, copies: &mut RowCopies<'_>, into: Span<'_>) -> Result<(), usize> {
+        // SAFETY: every span that was pushed is as long as a row, and lives as long as
+        // `copies` by its lifetime.
+        #[cfg(target_arch = "x86_64")]
+        return unsafe { routine::copy_rows(&mut copies.rows, copies.row_bytes, into) };
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("there is no Recovery here, so nothing to copy {copies:?} to {into:?} with")
+    }
+
     /// Copies `from` into `into`, past the processor's caches where the
     /// alignment allows it, and fetches `next`, the source of the copy after
     /// this one.
@@ -80,6 +97,74 @@ impl Recovery {
         return routine::copy(into, from, next);
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("there is no Recovery here, so nothing to copy {next:?} with")
+    }
+}
+
+/// Rows of one size, in maps of files, to be copied one after another
+/// ([`Recovery::copy_rows`]).
+#[derive(Debug)]
+pub struct RowCopies<'m> {
+    row_bytes: usize,
+    #[cfg(target_arch = "x86_64")]
+    rows: routine::Rows,
+    owner: PhantomData<Span<'m>>,
+}
+
+impl<'m> RowCopies<'m> {
+    /// No row yet, of so many bytes.
+    ///
+    /// # Panics
+    /// If rows have no bytes.
+    #[must_use]
+    pub fn new(row_bytes: usize) -> Self {
+        assert!(row_bytes > 0, "rows without bytes");
+        Self {
+            row_bytes,
+            #[cfg(target_arch = "x86_64")]
+            rows: routine::Rows::new(),
+            owner: PhantomData,
+        }
+    }
+
+    /// Adds a row.
+    ///
+    /// # Panics
+    /// If the span is not as long as a row.
+    #[inline]
+    pub fn push(&mut self, from: Span<'m>) {
+        assert!(from.len() == self.row_bytes, "a span of one row");
+        #[cfg(target_arch = "x86_64")]
+        self.rows.push(from);
+    }
+
+    /// Adds the last row once more, in the place of one that is not to be copied.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn push_last_again(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        self.rows.push_last_again();
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        return self.rows.len();
+        #[cfg(not(target_arch = "x86_64"))]
+        0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets all rows.
+    pub fn clear(&mut self) {
+        #[cfg(target_arch = "x86_64")]
+        self.rows.clear();
     }
 }
 

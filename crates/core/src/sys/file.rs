@@ -35,6 +35,8 @@ pub struct Facts {
     pub file_type: FileType,
     /// The owner.
     pub owner: u32,
+    /// Which file it is, of all on this machine: the device and the number on it.
+    pub identity: (u64, u64),
 }
 
 /// How a file is opened.
@@ -157,13 +159,35 @@ pub fn unlink_shared_memory(name: &str) -> Result<(), Errno> {
 pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     enter(Call::Stat)?;
     let stat = rustix::fs::fstat(fd)?;
-    let file_type = FileType::from_raw_mode(stat.st_mode);
-    let size_bytes = if file_type == FileType::BlockDevice {
-        device_bytes(fd)?
-    } else {
-        u64::try_from(stat.st_size).unwrap_or(0)
-    };
-    Ok(Facts { size_bytes, file_type, owner: stat.st_uid })
+    let mut facts = facts_of(&stat);
+    if facts.file_type == FileType::BlockDevice {
+        facts.size_bytes = device_bytes(fd)?;
+    }
+    Ok(facts)
+}
+
+/// `stat`: the same for a path, which need not be opened. Of a block device the size is 0.
+///
+/// # Errors
+/// The kernel's own.
+pub fn path_facts(path: &Path) -> Result<Facts, Errno> {
+    enter(Call::Stat)?;
+    rustix::fs::stat(path).map(|stat| facts_of(&stat))
+}
+
+fn facts_of(stat: &rustix::fs::Stat) -> Facts {
+    Facts {
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        file_type: FileType::from_raw_mode(stat.st_mode),
+        owner: stat.st_uid,
+        identity: (stat.st_dev, stat.st_ino),
+    }
+}
+
+/// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).
+#[must_use]
+pub fn descriptor_limit() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A file without a name in a directory, gone once it is closed (`O_TMPFILE`, Linux 3.11).
@@ -174,16 +198,6 @@ pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
     enter(Call::Open)?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
-}
-
-/// What tells a file from every other one: its file system and its number there.
-///
-/// # Errors
-/// The kernel's answer to `fstat`.
-pub fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
-    enter(Call::Stat)?;
-    let stat = rustix::fs::fstat(fd)?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Bytes of a block device. Not by `lseek`, which would move an offset that

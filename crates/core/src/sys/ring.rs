@@ -7,8 +7,8 @@
 
 mod pool;
 
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Mutex;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -31,13 +31,31 @@ const BUSY_WAIT: usize = 8;
 /// How often the kernel's EAGAIN and EBUSY are answered by trying again.
 const AGAIN_LIMIT: u32 = 64;
 
+/// The file of a read, which stays open until the read has ended.
+#[derive(Clone, Debug)]
+pub enum ReadFile<'f> {
+    /// One that others keep open.
+    Borrowed(BorrowedFd<'f>),
+    /// One that is closed when its last read has ended.
+    Shared(Arc<OwnedFd>),
+}
+
+impl AsFd for ReadFile<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Borrowed(fd) => *fd,
+            Self::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
 /// A read: bytes of a file from `offset_bytes` into `parts`.
 #[derive(Debug)]
 pub struct Read<'f, 'm> {
     /// The caller's name for it.
     pub id: u32,
     /// The file.
-    pub fd: BorrowedFd<'f>,
+    pub file: ReadFile<'f>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
@@ -241,7 +259,7 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
     }
 
     fn push(&mut self, read: Read<'f, 'm>) {
-        let fd = Fd(read.fd.as_raw_fd());
+        let fd = Fd(read.file.as_fd().as_raw_fd());
         let slot = self.free.pop().expect("room was asked for");
         let vector = read.parts.vector();
         let entry = if let [only] = vector {
@@ -255,9 +273,9 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
         if self.failed.is_some() {
             return;
         }
-        // SAFETY: the parts were spans for 'm and the file is open for 'f, both of which
-        // outlive this session, and the session does not end before the read does. The vector is kept in
-        // `reads` meanwhile. The queue has as many entries as there are slots.
+        // SAFETY: the parts were spans for 'm, which outlives this session, and the session
+        // does not end before the read does. The vector and the file are kept in `reads`
+        // meanwhile. The queue has as many entries as there are slots.
         unsafe {
             let entry = entry.user_data(slot as u64);
             self.ring.submission().push(&entry).expect("as many entries as slots");

@@ -89,6 +89,18 @@ pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
     }
 }
 
+/// Faults of the calling thread that waited for a device so far (`getrusage`).
+#[must_use]
+pub fn major_faults() -> u64 {
+    // SAFETY: rusage is plain data, for which zero is valid; the kernel fills it.
+    let usage = unsafe {
+        let mut usage = std::mem::zeroed::<libc::rusage>();
+        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        usage
+    };
+    u64::try_from(usage.ru_majflt).unwrap_or(0)
+}
+
 /// Something a thread can wait for beside a descriptor, and others can ring.
 #[derive(Debug)]
 pub struct Bell(OwnedFd);

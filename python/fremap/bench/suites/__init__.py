@@ -14,6 +14,7 @@ from fremap.bench.suites import (
     remap,
     scale,
     slots,
+    take,
     window,
 )
 
@@ -31,6 +32,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_writes,
     ),
     "slots": (slots.warm, slots.cold),
+    "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }

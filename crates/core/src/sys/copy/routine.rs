@@ -5,9 +5,9 @@ use std::arch::global_asm;
 use super::super::span::Span;
 use super::SourceLost;
 
-// Both routines keep the bounds of their source in r8 and r9 for the handler,
-// and never touch the stack, so that the way out may return from any of their
-// instructions.
+// The routines keep the bounds of their source in r8 and r9 for the handler, and
+// how many rows are done in r10 for the way out. They never touch the stack, so
+// that the way out may return from any of their instructions.
 global_asm!(
     ".pushsection .text.fremap_copy,\"ax\",@progbits",
     ".p2align 6",
@@ -20,6 +20,7 @@ global_asm!(
     ".type fremap_copy_lines,@function",
     "fremap_copy_lines:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     ".p2align 4",
@@ -47,6 +48,7 @@ global_asm!(
     ".type fremap_copy_bytes,@function",
     "fremap_copy_bytes:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     "mov rcx, rdx",
@@ -55,21 +57,187 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size fremap_copy_bytes, . - fremap_copy_bytes",
+    // (rdi: addresses of rows, rsi: how many, rdx: bytes of each, rcx: into) -> rax
+    ".hidden fremap_copy_rows",
+    ".globl fremap_copy_rows",
+    ".type fremap_copy_rows,@function",
+    "fremap_copy_rows:",
+    ".cfi_startproc",
+    "xor r10d, r10d",
+    "mov r11, rdi",
+    "mov rax, rcx",
+    ".p2align 4",
+    // Fetches a row that comes later, every line of it.
+    "2:",
+    "mov rcx, [r11 + {ahead}]",
+    "lea rdi, [rcx + rdx]",
+    "3:",
+    "prefetcht0 [rcx]",
+    "add rcx, 64",
+    "cmp rcx, rdi",
+    "jb 3b",
+    "prefetcht0 [rdi - 1]",
+    "mov r8, [r11]",
+    "lea r9, [r8 + rdx]",
+    "mov rcx, r8",
+    "cmp rdx, 16",
+    "jb 6f",
+    // 32 bytes a turn, then 16, then the last 16, some of them for a second time.
+    "lea rdi, [rcx + 32]",
+    "cmp rdi, r9",
+    "ja 5f",
+    "4:",
+    "movdqu xmm0, [rcx]",
+    "movdqu xmm1, [rcx + 16]",
+    "movdqu [rax], xmm0",
+    "movdqu [rax + 16], xmm1",
+    "mov rcx, rdi",
+    "add rax, 32",
+    "add rdi, 32",
+    "cmp rdi, r9",
+    "jbe 4b",
+    "5:",
+    "mov rdi, r9",
+    "sub rdi, rcx",
+    "jz 8f",
+    "cmp rdi, 16",
+    "jb 10f",
+    "movdqu xmm0, [rcx]",
+    "movdqu [rax], xmm0",
+    "10:",
+    "movdqu xmm0, [r9 - 16]",
+    "movdqu [rax + rdi - 16], xmm0",
+    "add rax, rdi",
+    "jmp 8f",
+    // Rows of less than 16 bytes: two words that may overlap, or one byte.
+    "6:",
+    "cmp rdx, 8",
+    "jb 7f",
+    "mov rdi, [rcx]",
+    "mov rcx, [r9 - 8]",
+    "mov [rax], rdi",
+    "mov [rax + rdx - 8], rcx",
+    "jmp 12f",
+    "7:",
+    "cmp rdx, 4",
+    "jb 11f",
+    "mov edi, [rcx]",
+    "mov ecx, [r9 - 4]",
+    "mov [rax], edi",
+    "mov [rax + rdx - 4], ecx",
+    "jmp 12f",
+    "11:",
+    "movzx edi, byte ptr [rcx]",
+    "mov [rax], dil",
+    "cmp rdx, 1",
+    "je 12f",
+    "movzx edi, word ptr [r9 - 2]",
+    "mov [rax + rdx - 2], di",
+    "12:",
+    "add rax, rdx",
+    "8:",
+    "inc r10",
+    "add r11, 8",
+    "cmp r10, rsi",
+    "jb 2b",
+    "xor eax, eax",
+    "ret",
+    ".cfi_endproc",
+    ".size fremap_copy_rows, . - fremap_copy_rows",
     ".hidden fremap_copy_end",
     ".globl fremap_copy_end",
     "fremap_copy_end:",
     ".hidden fremap_copy_lost",
     ".globl fremap_copy_lost",
     "fremap_copy_lost:",
-    "mov eax, 1",
+    "lea rax, [r10 + 1]",
     "ret",
     ".popsection",
+    ahead = const ROWS_AHEAD * size_of::<*mut u8>(),
 );
+
+/// How many rows ahead of its copy a row is fetched.
+const ROWS_AHEAD: usize = 16;
+/// The longest rows that are fetched so: longer ones are copied one by one, each
+/// fetching the next.
+const MAX_FETCHED_BYTES: usize = 2048;
+
+/// Where rows of one size are that are to be copied together.
+#[derive(Debug)]
+pub(super) struct Rows {
+    from: Vec<*mut u8>,
+}
+
+impl Rows {
+    pub(super) fn new() -> Self {
+        Self { from: Vec::new() }
+    }
+
+    #[inline]
+    pub(super) fn push(&mut self, from: Span<'_>) {
+        self.from.push(from.start());
+    }
+
+    pub(super) fn push_last_again(&mut self) {
+        self.from.extend_from_within(self.from.len() - 1..);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.from.len()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.from.clear();
+    }
+}
+
+/// Copies rows of `row_bytes` bytes, at least one, one after another into `into`; an
+/// error says how many were copied before the one whose source was lost.
+///
+/// # Safety
+/// The spans that were pushed are as long and mapped still.
+pub(super) unsafe fn copy_rows(
+    rows: &mut Rows,
+    row_bytes: usize,
+    into: Span<'_>,
+) -> Result<(), usize> {
+    let count = rows.from.len();
+    assert_eq!(into.len(), count * row_bytes, "memory for as many rows");
+    let Some(&end) = rows.from.last() else { return Ok(()) };
+    if row_bytes > MAX_FETCHED_BYTES {
+        // SAFETY: as promised.
+        let row = |number: &usize| unsafe { Span::new(rows.from[*number], row_bytes) };
+        for number in 0..count {
+            let next = Some(number + 1).filter(|&next| next < count).as_ref().map(row);
+            copy(into.part(number * row_bytes, row_bytes), row(&number), next)
+                .map_err(|SourceLost| number)?;
+        }
+        return Ok(());
+    }
+    // What is fetched ahead of the last rows: any address may be.
+    rows.from.resize(count + ROWS_AHEAD, end);
+    // SAFETY: rows are mapped for their length, by the caller's promise; a source that
+    // the kernel cannot bring raises SIGBUS, which `handler` turns into a return of the
+    // row's number and one. There are as many rows behind the last as are fetched ahead.
+    let outcome = unsafe { fremap_copy_rows(rows.from.as_ptr(), count, row_bytes, into.start()) };
+    rows.from.truncate(count);
+    if outcome == 0 {
+        Ok(())
+    } else {
+        Err(outcome - 1)
+    }
+}
 
 extern "C" {
     fn fremap_copy_start();
     fn fremap_copy_lines(into: *mut u8, from: *const u8, bytes: usize, next: *const u8) -> i32;
     fn fremap_copy_bytes(into: *mut u8, from: *const u8, bytes: usize) -> i32;
+    fn fremap_copy_rows(
+        from: *const *mut u8,
+        count: usize,
+        row_bytes: usize,
+        into: *mut u8,
+    ) -> usize;
     fn fremap_copy_end();
     fn fremap_copy_lost();
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::super::file::{memory_file, truncate};
 use super::super::mm::{system_page_bytes, Access, Region};
-use super::{Recovery, SourceLost};
+use super::super::span::Span;
+use super::{Recovery, RowCopies, SourceLost};
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -311,4 +312,55 @@ fn with_the_signal_blocked_nothing_is_copied() {
         assert!(Recovery::begin().is_err());
     });
     assert_eq!(end, End::Exit(0));
+}
+
+#[test]
+fn rows_of_every_size_are_copied_whole() {
+    let recovery = Recovery::begin().expect("recovers");
+    let source: Vec<u8> = (0..40_000_u32).map(|byte| (byte % 251) as u8).collect();
+    let mut from = source.clone();
+    let from = Span::of(&mut from);
+    for row_bytes in (1..200).chain([511, 512, 1000, 2047, 2048, 2049, 4096]) {
+        let mut copies = RowCopies::new(row_bytes);
+        let offsets: Vec<usize> = (0..40).map(|row| row * 7919 % (40_000 - row_bytes)).collect();
+        for &offset in &offsets {
+            copies.push(from.part(offset, row_bytes));
+        }
+        let mut into = vec![0xee; 40 * row_bytes + 64];
+        let memory = Span::of(&mut into);
+        recovery.copy_rows(&mut copies, memory.part(32, 40 * row_bytes)).expect("copied");
+        let expected: Vec<u8> = offsets
+            .iter()
+            .flat_map(|&offset| source[offset..offset + row_bytes].to_vec())
+            .collect();
+        let into = memory.to_vec();
+        assert_eq!(&into[32..32 + expected.len()], expected, "rows of {row_bytes} bytes");
+        assert_eq!(&into[..32], [0xee; 32], "nothing before the rows of {row_bytes} bytes");
+        assert_eq!(&into[32 + expected.len()..], [0xee; 32], "nothing behind");
+    }
+}
+
+#[test]
+fn the_row_that_is_lost_is_told() {
+    let recovery = Recovery::begin().expect("recovers");
+    let page = system_page_bytes();
+    let map = cut_map();
+    for row_bytes in [1, 5, 8, 15, 16, 40, 160, 2000, 3000] {
+        let mut copies = RowCopies::new(row_bytes);
+        assert_eq!(recovery.copy_rows(&mut copies, Span::of(&mut [])), Ok(()));
+        for row in 0..30 {
+            // The 20th ends beyond the page that is there.
+            let offset = if row == 20 { page + 1 - row_bytes } else { 0 };
+            copies.push(map.span(offset, row_bytes));
+        }
+        assert_eq!(copies.len(), 30);
+        copies.push_last_again();
+        let mut into = vec![1; 31 * row_bytes];
+        let memory = Span::of(&mut into);
+        assert_eq!(recovery.copy_rows(&mut copies, memory), Err(20), "rows of {row_bytes} bytes");
+        assert_eq!(&memory.to_vec()[..20 * row_bytes], vec![0; 20 * row_bytes]);
+        assert_eq!(memory.to_vec()[30 * row_bytes], 1, "nothing behind the lost row");
+        copies.clear();
+        assert!(copies.is_empty());
+    }
 }

@@ -2,6 +2,7 @@
 //! `preadv` after another, for the length of a closure.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
@@ -49,7 +50,7 @@ impl<'f, 'm> Shared<'f, 'm> {
                 continue;
             };
             drop(state);
-            let result = read_parts_at(read.fd, &read.parts, read.offset_bytes);
+            let result = read_parts_at(read.file.as_fd(), &read.parts, read.offset_bytes);
             state = self.state();
             state.ended.push(Completion { read, result });
             self.news.notify_one();

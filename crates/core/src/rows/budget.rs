@@ -1,0 +1,96 @@
+//! How much of the files may be mapped, and what is unmapped when that is full.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use super::files::Files;
+use crate::store::source::CHUNK_BYTES;
+use crate::sys::mm::system_page_bytes;
+
+/// Rows read by system calls for each chunk that takes the place of another: mapping
+/// one costs as much as 50 to 200 reads lose, and when rows are wanted evenly from more
+/// than the budget holds, nothing is gained by it.
+const READS_A_REPLACEMENT: u64 = 1024;
+/// Chunks that are looked at for one that nobody used.
+const LOOKS: usize = 512;
+
+#[derive(Debug)]
+pub(super) struct MapBudget {
+    limit_bytes: Option<u64>,
+    /// Chunks that are mapped; each with its page table.
+    chunks: AtomicU64,
+    reads_since: AtomicU64,
+    hand: Mutex<Hand>,
+}
+
+/// The chunk that is looked at next.
+#[derive(Debug, Default)]
+struct Hand {
+    shard: usize,
+    chunk: usize,
+}
+
+impl MapBudget {
+    pub(super) fn new(limit_bytes: Option<u64>) -> Self {
+        Self {
+            limit_bytes,
+            chunks: AtomicU64::new(0),
+            reads_since: AtomicU64::new(0),
+            hand: Mutex::default(),
+        }
+    }
+
+    pub(super) fn limit_bytes(&self) -> Option<u64> {
+        self.limit_bytes
+    }
+
+    pub(super) fn note_reads(&self, rows: u64) {
+        self.reads_since.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Counts one more chunk, if that is within the limit once another was unmapped, or none.
+    pub(super) fn claim(&self, files: &Files) -> bool {
+        let Some(limit) = self.limit_bytes else {
+            self.chunks.fetch_add(1, Ordering::Relaxed);
+            return true;
+        };
+        let most = limit / (CHUNK_BYTES + system_page_bytes()) as u64;
+        let within = |chunks: u64| (chunks < most).then_some(chunks + 1);
+        let take = || self.chunks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        if take().is_ok() {
+            return true;
+        }
+        if self.reads_since.load(Ordering::Relaxed) < READS_A_REPLACEMENT || !self.unmap_one(files)
+        {
+            return false;
+        }
+        self.reads_since.store(0, Ordering::Relaxed);
+        take().is_ok()
+    }
+
+    /// A chunk that was claimed is not mapped, or not any more.
+    pub(super) fn give_back(&self) {
+        self.chunks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Unmaps a chunk that was not used since the hand came by the last time.
+    fn unmap_one(&self, files: &Files) -> bool {
+        // Who finds the hand taken goes without.
+        let Ok(mut hand) = self.hand.try_lock() else { return false };
+        for _ in 0..LOOKS {
+            let shard = hand.shard % files.len();
+            let Some(map) = files.map_if_made(shard).filter(|map| hand.chunk < map.chunk_count())
+            else {
+                *hand = Hand { shard: shard + 1, chunk: 0 };
+                continue;
+            };
+            let chunk = hand.chunk;
+            hand.chunk += 1;
+            if map.is_populated(chunk) && !map.take_use(chunk) && files.unmap(shard, &map, chunk) {
+                self.give_back();
+                return true;
+            }
+        }
+        false
+    }
+}

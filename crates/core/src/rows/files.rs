@@ -1,0 +1,321 @@
+//! The files that rows are in: opened when they are needed, at most so many at a time.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rustix::io::Errno;
+
+use super::{ShardFile, ShardPlace};
+use crate::error::{Error, Result, RowLoss};
+use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
+use crate::sys::file::{self as sys_file, OpenFlags};
+
+/// Descriptors that are kept open at most; a quarter of what the process may have if
+/// that is less.
+const MAX_OPEN: u64 = 512;
+
+/// A file, and the rows in it.
+#[derive(Debug)]
+pub(super) struct Shard {
+    rows: Range<u64>,
+    data_offset: u64,
+    path: Option<PathBuf>,
+    identity: (u64, u64),
+    size_bytes: u64,
+    /// A file that stays open.
+    fixed: Option<Arc<OwnedFd>>,
+    open: Mutex<Option<Arc<OwnedFd>>>,
+    /// It was used since the pool looked at it.
+    used: AtomicBool,
+    kind: OnceLock<Kind>,
+    map: Mutex<Option<Arc<SourceMap>>>,
+    /// Rows read by system calls while there is no map.
+    reads: AtomicUsize,
+}
+
+/// What is known of a file once it was open.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    /// Reading it never waits for a device.
+    memory_backed: bool,
+    /// `mincore` tells the truth about it.
+    told: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it holds one of these, and each value is replaced whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shard {
+    pub(super) fn new(place: ShardPlace, first_row: u64, row_bytes: usize) -> Result<Self> {
+        let ShardPlace { file, data_offset, row_count } = place;
+        let (path, identity, size_bytes, fixed) = match file {
+            ShardFile::Path { path, identity, size_bytes } => {
+                (Some(path), identity, size_bytes, None)
+            }
+            ShardFile::Store(store) => {
+                let path = store.path().map(std::path::Path::to_path_buf);
+                let file = store.file().ok_or_else(|| {
+                    let text = "rows: a store of several files; give them as a list";
+                    Error::Argument(text.into())
+                })?;
+                (path, (0, 0), store.size_bytes(), Some(file))
+            }
+        };
+        let end = row_count
+            .checked_mul(row_bytes as u64)
+            .and_then(|bytes| bytes.checked_add(data_offset))
+            .filter(|&end| end <= size_bytes);
+        let rows = first_row.checked_add(row_count).filter(|&end| i64::try_from(end).is_ok());
+        let (Some(_end), Some(end_row)) = (end, rows) else {
+            return Err(Error::Argument(format!(
+                "rows: {row_count} rows of {row_bytes} bytes from byte {data_offset} on do not \
+                 fit into the {size_bytes} bytes of {}",
+                path.map_or_else(|| "the store".into(), |path| path.display().to_string())
+            )));
+        };
+        Ok(Self {
+            rows: first_row..end_row,
+            data_offset,
+            path,
+            identity,
+            size_bytes,
+            fixed,
+            open: Mutex::default(),
+            used: AtomicBool::new(false),
+            kind: OnceLock::new(),
+            map: Mutex::default(),
+            reads: AtomicUsize::new(0),
+        })
+    }
+
+    pub(super) fn rows(&self) -> Range<u64> {
+        self.rows.clone()
+    }
+
+    #[inline]
+    pub(super) fn has(&self, row: u64) -> bool {
+        self.rows.contains(&row)
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    #[inline]
+    pub(super) fn offset_of(&self, row: u64, row_bytes: usize) -> u64 {
+        self.data_offset + (row - self.rows.start) * row_bytes as u64
+    }
+
+    /// The error of a row whose bytes begin at `offset`.
+    pub(super) fn loss(&self, offset: u64, row_bytes: usize, loss: RowLoss) -> Error {
+        let row = self.rows.start + (offset - self.data_offset) / row_bytes as u64;
+        Error::Row { operation: "take", path: self.path.clone(), row, loss }
+    }
+
+    fn learn(&self, fd: &Arc<OwnedFd>) -> Kind {
+        *self.kind.get_or_init(|| Kind {
+            memory_backed: sys_file::is_memory_backed(fd.as_fd()).unwrap_or(false),
+            told: sys_file::tells_residency(fd.as_fd()).unwrap_or(false),
+        })
+    }
+
+    /// Fails for a file that is not the one that was looked at first. One that has lost
+    /// some of its rows still has the others.
+    fn check(&self, facts: sys_file::Facts) -> Result<u64, RowLoss> {
+        if facts.identity == self.identity {
+            Ok(facts.size_bytes)
+        } else {
+            Err(RowLoss::Replaced)
+        }
+    }
+
+    fn open(&self) -> Result<Arc<OwnedFd>, RowLoss> {
+        let path = self.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
+        let fd = sys_file::open(path, OpenFlags::default()).map_err(RowLoss::Io)?;
+        self.check(sys_file::facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
+        Ok(Arc::new(fd))
+    }
+}
+
+/// All shards, and which of them are open.
+#[derive(Debug)]
+pub(super) struct Files {
+    shards: Vec<Shard>,
+    /// Rows of each shard but the last, if that is the same for all.
+    even_rows: Option<u64>,
+    /// Shards with an open descriptor, the longest open first.
+    open: Mutex<std::collections::VecDeque<u32>>,
+    open_limit: usize,
+    open_count: AtomicU64,
+    /// What the maps have mapped.
+    mapped: Arc<Mapped>,
+}
+
+impl Files {
+    pub(super) fn new(shards: Vec<Shard>) -> Self {
+        let rows_of = |shard: &Shard| shard.rows.end - shard.rows.start;
+        let even_rows = shards.first().map(rows_of).filter(|&rows| {
+            let (_, front) = shards.split_last().expect("there is a first");
+            rows > 0
+                && front.iter().all(|shard| rows_of(shard) == rows)
+                && shards.last().is_some_and(|last| rows_of(last) <= rows)
+        });
+        let open_limit = (sys_file::descriptor_limit() / 4).clamp(1, MAX_OPEN);
+        Self {
+            shards,
+            even_rows,
+            open: Mutex::default(),
+            open_limit: open_limit as usize,
+            open_count: AtomicU64::new(0),
+            mapped: Arc::default(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.len()
+    }
+
+    pub(super) fn shard(&self, number: u32) -> &Shard {
+        &self.shards[number as usize]
+    }
+
+    /// The shard that a row is in, which exists.
+    pub(super) fn shard_of(&self, row: u64) -> u32 {
+        let number = match self.even_rows {
+            Some(rows) => (row / rows) as usize,
+            None => self.shards.partition_point(|shard| shard.rows.end <= row),
+        };
+        number as u32
+    }
+
+    pub(super) fn open_count(&self) -> u64 {
+        self.open_count.load(Ordering::Relaxed)
+    }
+
+    /// The descriptor of a shard, opened if it is not; another one may be closed for it.
+    /// Whoever has it keeps it open.
+    pub(super) fn file(&self, number: u32) -> Result<Arc<OwnedFd>, RowLoss> {
+        let shard = self.shard(number);
+        if let Some(fixed) = &shard.fixed {
+            return Ok(Arc::clone(fixed));
+        }
+        shard.used.store(true, Ordering::Relaxed);
+        if let Some(file) = lock(&shard.open).as_ref() {
+            return Ok(Arc::clone(file));
+        }
+        self.make_room(self.open_limit);
+        let file = loop {
+            match shard.open() {
+                // The process is short of descriptors: with fewer of ours.
+                Err(RowLoss::Io(Errno::MFILE | Errno::NFILE)) if self.open_count() > 0 => {
+                    self.make_room(self.open_count() as usize / 2);
+                }
+                opened => break opened?,
+            }
+        };
+        let mut slot = lock(&shard.open);
+        if let Some(other) = slot.as_ref() {
+            return Ok(Arc::clone(other));
+        }
+        *slot = Some(Arc::clone(&file));
+        drop(slot);
+        lock(&self.open).push_back(number);
+        self.open_count.fetch_add(1, Ordering::Relaxed);
+        Ok(file)
+    }
+
+    /// Closes descriptors until there are fewer than `limit`.
+    fn make_room(&self, limit: usize) {
+        let mut open = lock(&self.open);
+        // Twice round: those in use are passed over once.
+        for _ in 0..2 * open.len() {
+            if open.len() < limit.max(1) {
+                return;
+            }
+            let Some(number) = open.pop_front() else { return };
+            let shard = self.shard(number);
+            if shard.used.swap(false, Ordering::Relaxed) {
+                open.push_back(number);
+                continue;
+            }
+            *lock(&shard.open) = None;
+            self.open_count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether reading the shard never waits for a device; known once it was open.
+    pub(super) fn is_memory_backed(&self, number: u32, file: &Arc<OwnedFd>) -> bool {
+        self.shard(number).learn(file).memory_backed
+    }
+
+    /// Notes rows that are read by system calls.
+    pub(super) fn note_reads(&self, number: u32, rows: usize) {
+        self.shard(number).reads.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// The map of a shard, made once rows were read from it often enough; none where
+    /// it cannot be known what of the file is in the page cache.
+    pub(super) fn map(&self, number: u32) -> Option<Arc<SourceMap>> {
+        let shard = self.shard(number);
+        if let Some(map) = lock(&shard.map).as_ref() {
+            return Some(Arc::clone(map));
+        }
+        let due = shard.reads.load(Ordering::Relaxed) >= POPULATE_READS;
+        if !due {
+            return None;
+        }
+        let file = self.file(number).ok()?;
+        if !shard.learn(&file).told {
+            return None;
+        }
+        let made = Arc::new(SourceMap::new(file.as_fd(), shard.size_bytes, &self.mapped).ok()?);
+        let mut slot = lock(&shard.map);
+        Some(Arc::clone(slot.get_or_insert(made)))
+    }
+
+    pub(super) fn map_if_made(&self, number: usize) -> Option<Arc<SourceMap>> {
+        lock(&self.shards[number].map).clone()
+    }
+
+    /// Unmaps a chunk with its page table; says whether it was mapped.
+    pub(super) fn unmap(&self, number: usize, map: &SourceMap, chunk: usize) -> bool {
+        let file = self.file(number as u32).ok();
+        map.unmap_chunk(chunk, file.as_ref().map(|file| file.as_fd()))
+    }
+
+    /// How long the file is that a map shows. Without a descriptor the path is asked,
+    /// where another file may be by now.
+    pub(super) fn size_now(&self, number: u32) -> Result<u64, RowLoss> {
+        let shard = self.shard(number);
+        let file = shard.fixed.clone().or_else(|| lock(&shard.open).clone());
+        if let Some(file) = file {
+            return sys_file::facts(file.as_fd())
+                .map(|facts| facts.size_bytes)
+                .map_err(RowLoss::Io);
+        }
+        let path = shard.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
+        shard.check(sys_file::path_facts(path).map_err(RowLoss::Io)?)
+    }
+
+    pub(super) fn mapped(&self) -> &Mapped {
+        &self.mapped
+    }
+
+    /// Closes and unmaps everything that nobody uses any more.
+    pub(super) fn forget(&self) {
+        let mut open = lock(&self.open);
+        for number in open.drain(..) {
+            *lock(&self.shard(number).open) = None;
+            self.open_count.fetch_sub(1, Ordering::Relaxed);
+        }
+        drop(open);
+        for shard in &self.shards {
+            *lock(&shard.map) = None;
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Rows of fixed size, in one file or in thousands, taken in any order.
+//!
+//! A take copies what is known to be in the page cache from maps of the files, and
+//! reads the rest by system calls that are all in flight together. It knows by
+//! chunks of 2 MiB: one that was read often enough, and that `mincore` finds whole in the
+//! page cache, is mapped, and copied from without asking again. That it was right
+//! the thread's count of major faults tells, every few hundred rows: once it
+//! rises, `mincore` is asked row by row, and chunks with a hole are unmapped.
+//! Nothing is touched through a map that was not found in the page cache once.
+//!
+//! Nothing is locked while bytes are copied or read, so any number of threads take at once.
+
+mod budget;
+mod copy;
+mod files;
+mod read;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use crate::error::{Error, Interrupt, Result};
+use crate::scatter::Pace;
+use crate::store::Store;
+use crate::sys::ring::RingPool;
+use crate::sys::span::Span;
+use crate::units::{Pages, Row, Selection};
+
+use budget::MapBudget;
+use files::{Files, Shard};
+
+/// Rows that are copied, and then read, together: what a take needs to remember of each
+/// is bounded by that.
+const PIECE_ROWS: usize = 1 << 16;
+
+/// Where rows lie in a file.
+#[derive(Debug)]
+pub struct ShardPlace {
+    /// The file.
+    pub file: ShardFile,
+    /// Where its first row begins.
+    pub data_offset: u64,
+    /// How many rows it has.
+    pub row_count: u64,
+}
+
+/// A file with rows.
+#[derive(Debug)]
+pub enum ShardFile {
+    /// Opened when it is needed, and closed when others are.
+    Path {
+        /// Where it is.
+        path: PathBuf,
+        /// Device and number of the file that was looked at.
+        identity: (u64, u64),
+        /// Its size then.
+        size_bytes: u64,
+    },
+    /// One that stays open.
+    Store(Arc<Store>),
+}
+
+/// What rows hold and have done, at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowsStats {
+    /// Takes that were begun.
+    pub takes: u64,
+    /// Rows that were copied from the page cache through maps.
+    pub rows_copied: u64,
+    /// Rows that were read by system calls, wherever their bytes were.
+    pub rows_read: u64,
+    /// Bytes that system calls brought, also those between rows.
+    pub bytes_read: u64,
+    /// Read requests made of the kernel.
+    pub reads: u64,
+    /// Faults that waited for a device while rows were copied.
+    pub major_faults: u64,
+    /// Bytes of the files that are mapped: they count as this process's memory.
+    pub mapped_bytes: u64,
+    /// Bytes of page tables of that.
+    pub page_table_bytes: u64,
+    /// What the two may come to; 0 without a limit.
+    pub budget_bytes: u64,
+    /// Descriptors that are open.
+    pub open_files: u64,
+}
+
+impl RowsStats {
+    /// Every field with its name.
+    #[must_use]
+    pub fn fields(&self) -> [(&'static str, u64); 10] {
+        [
+            ("takes", self.takes),
+            ("rows_copied", self.rows_copied),
+            ("rows_read", self.rows_read),
+            ("bytes_read", self.bytes_read),
+            ("reads", self.reads),
+            ("major_faults", self.major_faults),
+            ("mapped_bytes", self.mapped_bytes),
+            ("page_table_bytes", self.page_table_bytes),
+            ("budget_bytes", self.budget_bytes),
+            ("open_files", self.open_files),
+        ]
+    }
+}
+
+macro_rules! counters {
+    ($($name:ident),*) => {
+        #[derive(Debug, Default)]
+        struct Counters { $($name: AtomicU64),* }
+    };
+}
+
+counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults);
+
+fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// Rows of `row_bytes` bytes each, numbered through all shards.
+#[derive(Debug)]
+pub struct Rows {
+    row_bytes: usize,
+    row_count: u64,
+    files: Files,
+    budget: MapBudget,
+    rings: RingPool,
+    counters: Counters,
+    closed: AtomicBool,
+}
+
+impl Rows {
+    /// Rows in shards, whose maps are kept within `budget_bytes`. Opens nothing.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a shard whose rows do not fit into its file.
+    pub fn new(
+        shards: Vec<ShardPlace>,
+        row_bytes: usize,
+        budget_bytes: Option<u64>,
+    ) -> Result<Self> {
+        let mut made = Vec::with_capacity(shards.len());
+        let mut row_count = 0_u64;
+        for place in shards {
+            let shard = Shard::new(place, row_count, row_bytes)?;
+            row_count = shard.rows().end;
+            made.push(shard);
+        }
+        Ok(Self {
+            row_bytes,
+            row_count,
+            files: Files::new(made),
+            budget: MapBudget::new(budget_bytes),
+            rings: RingPool::default(),
+            counters: Counters::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// How many rows there are.
+    #[must_use]
+    pub fn row_count(&self) -> u64 {
+        self.row_count
+    }
+
+    /// Bytes of one.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Whether [`close`](Self::close) was called.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// Refuses later takes. Those under way end as they would have.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.files.forget();
+    }
+
+    /// # Errors
+    /// [`Error::Closed`] after [`close`](Self::close).
+    pub fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::Closed { operation, what: "file of rows" });
+        }
+        Ok(())
+    }
+
+    /// What `selection` means. Negative numbers count from the end.
+    ///
+    /// # Errors
+    /// [`Error::PageRange`] naming the first row outside.
+    pub fn resolve(&self, operation: &'static str, selection: Selection) -> Result<Pages<Row>> {
+        let limit = self.row_count;
+        let Selection::List(list) = selection else {
+            return selection.resolve(operation, limit);
+        };
+        let row_of = |index: i64| {
+            let row = u64::try_from(index).ok().or_else(|| limit.checked_add_signed(index));
+            row.filter(|&row| row < limit)
+        };
+        if let Some(&index) = list.iter().find(|&&index| row_of(index).is_none()) {
+            return Err(Error::PageRange { operation, coordinate: "row", index, limit });
+        }
+        Ok(Pages::List(list.into_iter().filter_map(row_of).map(Row).collect()))
+    }
+
+    /// Copies rows into `into`, one after another.
+    ///
+    /// # Errors
+    /// [`Error::Row`] naming the row and its file, [`Error::Interrupted`]. What of `into` was
+    /// written by then is not said.
+    pub fn take(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+        self.check_open("take")?;
+        let wanted = ids.len().checked_mul(self.row_bytes);
+        if wanted != Some(into.len()) {
+            return Err(Error::Argument(format!(
+                "take: {} rows of {} bytes do not fill {} bytes",
+                ids.len(),
+                self.row_bytes,
+                into.len()
+            )));
+        }
+        count(&self.counters.takes, 1);
+        if into.is_empty() {
+            return Ok(());
+        }
+        let mut pace = Pace::new(interrupt);
+        for start in (0..ids.len()).step_by(PIECE_ROWS) {
+            let positions = start..ids.len().min(start + PIECE_ROWS);
+            let part = into.part(start * self.row_bytes, positions.len() * self.row_bytes);
+            let rest = self.copy(ids, positions, part, &mut pace)?;
+            self.read(rest, part, &mut pace)?;
+        }
+        Ok(())
+    }
+
+    /// What is held now, and what was done so far.
+    #[must_use]
+    pub fn stats(&self) -> RowsStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mapped = self.files.mapped();
+        RowsStats {
+            takes: read(&self.counters.takes),
+            rows_copied: read(&self.counters.rows_copied),
+            rows_read: read(&self.counters.rows_read),
+            bytes_read: read(&self.counters.bytes_read),
+            reads: read(&self.counters.reads),
+            major_faults: read(&self.counters.major_faults),
+            mapped_bytes: mapped.bytes(),
+            page_table_bytes: mapped.table_bytes(),
+            budget_bytes: self.budget.limit_bytes().unwrap_or(0),
+            open_files: self.files.open_count(),
+        }
+    }
+
+    /// The shard that a row is in, and where its bytes begin there.
+    fn locate(&self, row: u64) -> (u32, u64) {
+        let number = self.files.shard_of(row);
+        (number, self.files.shard(number).offset_of(row, self.row_bytes))
+    }
+}
+
+/// A row that is still to be had: where it lies and where it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    shard: u32,
+    offset: u64,
+    /// Which row of the piece's part of the memory.
+    position: u32,
+}
+
+impl Wanted {
+    fn place<'m>(&self, into: Span<'m>, row_bytes: usize) -> Span<'m> {
+        into.part(self.position as usize * row_bytes, row_bytes)
+    }
+
+    fn bytes(&self, row_bytes: usize) -> Range<u64> {
+        self.offset..self.offset + row_bytes as u64
+    }
+}

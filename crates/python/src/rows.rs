@@ -1,0 +1,105 @@
+//! `Rows`: rows of fixed size in many files, behind Python's methods.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use fremap_core::error::{Error, Result};
+use fremap_core::rows::{Rows as CoreRows, ShardFile, ShardPlace};
+use fremap_core::sys::pagemap::available_bytes;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::call::{run, run_short};
+use crate::errors;
+use crate::raw::Bytes;
+use crate::selection::selection;
+use crate::store::Store;
+
+/// Rows of fixed size, numbered through all files.
+#[pyclass(frozen, module = "fremap._core")]
+pub struct Rows {
+    core: CoreRows,
+}
+
+/// A file as Python tells it: an open store, or (path, device, inode, size).
+fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
+    if let Ok(store) = place.cast::<Store>() {
+        return Ok(ShardFile::Store(store.get().core()));
+    }
+    let (path, device, inode, size_bytes): (Vec<u8>, u64, u64, u64) = place.extract()?;
+    let path = Path::new(OsStr::from_bytes(&path)).to_path_buf();
+    Ok(ShardFile::Path { path, identity: (device, inode), size_bytes })
+}
+
+/// What `budget` comes to; none is no limit.
+fn budget_bytes(budget: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+    if budget.is_none() {
+        return Ok(None);
+    }
+    if let Ok(bytes) = budget.extract::<u64>() {
+        return Ok(Some(bytes));
+    }
+    let available = available_bytes()
+        .map_err(|errno| errors::python(budget.py(), &Error::system("rows", errno)))?;
+    Ok(Some(available / 2))
+}
+
+#[pymethods]
+impl Rows {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        shards: &Bound<'_, PyAny>,
+        row_bytes: usize,
+        budget: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let mut places = Vec::new();
+        for shard in shards.try_iter()? {
+            let shard = shard?.cast_into::<PyTuple>()?;
+            let (place, data_offset, row_count): (Bound<'_, PyAny>, u64, u64) = shard.extract()?;
+            places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
+        }
+        let budget = budget_bytes(budget)?;
+        let core = run_short(py, || CoreRows::new(places, row_bytes, budget))?;
+        Ok(Self { core })
+    }
+
+    #[getter]
+    fn row_count(&self) -> u64 {
+        self.core.row_count()
+    }
+
+    #[getter]
+    fn closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
+    fn take(
+        &self,
+        py: Python<'_>,
+        rows: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let rows = selection(rows)?;
+        let out = Bytes::writable(out)?;
+        run(py, |interrupt| -> Result<()> {
+            self.core.check_open("take")?;
+            let rows = self.core.resolve("take", rows)?;
+            self.core.take(&rows, out.span(), interrupt)
+        })
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.core.stats();
+        let dict = PyDict::new(py);
+        for (name, value) in stats.fields() {
+            dict.set_item(name, value)?;
+        }
+        Ok(dict)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.core.close());
+    }
+}

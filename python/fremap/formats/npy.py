@@ -1,0 +1,85 @@
+"""NumPy's own files, versions 1.0 to 3.0."""
+
+from __future__ import annotations
+
+import ast
+import io
+import struct
+import tokenize
+from typing import TYPE_CHECKING, Any
+
+from numpy.lib import format as npy_format
+
+from fremap.formats.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fremap.formats.table import Header
+
+__all__ = ["table"]
+
+_MAGIC = b"\x93NUMPY"
+# NumPy itself stops at 10 000, unless told otherwise; long lists of fields take more.
+_MAX_HEADER_BYTES = 1 << 20
+
+
+def table(header: Header, tensor: str | None) -> Table:
+    """Read the header of an .npy file.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+    tensor : str or None
+        Must be None: there is one array.
+
+    Returns
+    -------
+    Table
+        Where the array is.
+    """
+    if tensor is not None:
+        raise header.wrong(f"an .npy file has one array, and no tensor named {tensor!r}")
+    front = header.read(0, len(_MAGIC) + 2)
+    if not front.startswith(_MAGIC):
+        raise header.wrong("it does not begin as .npy files do")
+    version = (front[-2], front[-1])
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise header.wrong(f"it is an .npy file of version {version[0]}.{version[1]}, not 1.0-3.0")
+    length_at = len(front)
+    layout = "<H" if version == (1, 0) else "<I"
+    length_bytes = struct.calcsize(layout)
+    (length,) = struct.unpack(layout, header.read(length_at, length_bytes))
+    if length > _MAX_HEADER_BYTES:
+        raise header.wrong(f"it claims a header of {length} bytes; no array needs that")
+    data_offset = length_at + length_bytes + length
+    text = header.read(length_at, length_bytes + length)
+    try:
+        shape, fortran, dtype = _parsed(version, text, length_bytes)
+    except (ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
+        raise header.wrong(f"its header cannot be understood: {error}") from error
+    checked = header.checked_shape(shape)
+    if fortran and sum(length > 1 for length in checked) > 1:
+        raise header.wrong(
+            f"its array of shape {checked} is in Fortran order, so its rows are not in one piece; "
+            "save np.ascontiguousarray(array) instead"
+        )
+    dtype = header.checked_dtype(dtype)
+    return header.check_data(Table(dtype, dtype.name, checked, data_offset))
+
+
+def _parsed(
+    version: tuple[int, int], text: bytes, length_bytes: int
+) -> tuple[object, bool, np.dtype[Any]]:
+    if version == (1, 0):
+        return npy_format.read_array_header_1_0(io.BytesIO(text), max_header_size=_MAX_HEADER_BYTES)
+    if version == (2, 0):
+        return npy_format.read_array_header_2_0(io.BytesIO(text), max_header_size=_MAX_HEADER_BYTES)
+    # NumPy has no public reader for 3.0, which differs by its encoding alone.
+    fields = ast.literal_eval(text[length_bytes:].decode("utf-8"))
+    if not isinstance(fields, dict) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        raise ValueError("it must be a dict of descr, fortran_order and shape")
+    if not isinstance(fields["fortran_order"], bool):
+        raise ValueError("fortran_order must be a bool")
+    return fields["shape"], fields["fortran_order"], npy_format.descr_to_dtype(fields["descr"])

@@ -1,0 +1,109 @@
+"""What a header tells, and how it is read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fremap.errors import FormatError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Header", "Table"]
+
+_MAX_ITEM_BYTES = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """An array in a file: C order, one piece.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of its elements, or of as many bytes where NumPy has none for them.
+    dtype_name : str
+        What they really are.
+    shape : tuple of int
+        Its shape; the rows are along the first axis.
+    data_offset : int
+        Byte of the file where it begins.
+    """
+
+    dtype: np.dtype
+    dtype_name: str
+    shape: tuple[int, ...]
+    data_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The front of a file.
+
+    Attributes
+    ----------
+    fd : int
+        Its descriptor.
+    name : str
+        What messages call it.
+    size : int
+        Its bytes.
+    """
+
+    fd: int
+    name: str
+    size: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset`, which are in the file."""
+        if offset + count > self.size:
+            raise self.wrong(
+                f"its header takes {offset + count} bytes, the file has {self.size}: "
+                "it is cut short, or is something else"
+            )
+        parts = []
+        while count:
+            part = os.pread(self.fd, count, offset)
+            if not part:
+                raise self.wrong("it became shorter while its header was read")
+            parts.append(part)
+            offset += len(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def wrong(self, what: str) -> FormatError:
+        """Make the error of this file."""
+        return FormatError(f"rows: {self.name}: {what}")
+
+    def checked_shape(self, shape: object) -> tuple[int, ...]:
+        """Return a shape that a header gives, if it is one."""
+        if not isinstance(shape, list | tuple) or not all(
+            isinstance(length, int) and not isinstance(length, bool) and length >= 0
+            for length in shape
+        ):
+            raise self.wrong(f"its header says the shape is {shape!r}, which is none")
+        return tuple(shape)
+
+    def checked_dtype(self, dtype: np.dtype) -> np.dtype:
+        """Return a dtype of bytes."""
+        if dtype.hasobject:
+            raise self.wrong("it holds Python objects, which have no bytes to be mapped")
+        if not 0 < dtype.itemsize <= _MAX_ITEM_BYTES:
+            raise self.wrong(f"its elements have {dtype.itemsize} bytes")
+        return dtype
+
+    def check_data(self, table: Table) -> Table:
+        """Return a table whose data is in the file, and has rows."""
+        if not table.shape:
+            raise self.wrong("it holds a single number (no axis), so it has no rows")
+        data_bytes = table.dtype.itemsize
+        for length in table.shape:
+            data_bytes *= length
+        if table.data_offset + data_bytes > self.size:
+            raise self.wrong(
+                f"its header says {data_bytes} bytes of data from byte {table.data_offset} on, "
+                f"the file has {self.size}: it is cut short"
+            )
+        return table

@@ -1,0 +1,135 @@
+"""Which rows a call means, as NumPy would understand it along the first axis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
+
+import numpy as np
+
+from fremap import errors
+from fremap.arguments import page_number
+from fremap.errors import ArgumentError, PageTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from fremap.selection import CoreSelection
+
+__all__ = ["RowIds", "select", "select_mask"]
+
+RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
+
+_INT64_MAX = 2**63 - 1
+
+
+def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
+    """Return what the core takes for `ids` of `count` rows, and their shape.
+
+    Limits are checked in the core, save where a number does not fit into an int64.
+
+    Parameters
+    ----------
+    ids : int, slice, range, sequence or array of int
+        Rows; negative ones count from the end.
+    count : int
+        Rows that there are.
+
+    Returns
+    -------
+    tuple
+        The selection, and the shape of the ids.
+    """
+    if isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
+        return np.ascontiguousarray(ids), ids.shape
+    if isinstance(ids, slice):
+        start, stop, step = ids.indices(count)
+        ids = range(start, stop, step)
+    if isinstance(ids, range):
+        if ids.step == 1 and ids.start >= 0:
+            return (ids.start, max(ids.start, ids.stop)), (len(ids),)
+        _check_range(ids, count)
+        return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64), (len(ids),)
+    if isinstance(ids, list | tuple):
+        _check_types(ids)
+        if not len(ids):
+            return (0, 0), (0,)
+    elif page_number(ids) and not isinstance(ids, bool | np.bool_):
+        number = int(ids)
+        if not -count <= number < count:
+            raise _outside(number, count)
+        return (number % count, number % count + 1), ()
+    array = _array(ids)
+    if array.dtype.kind not in "iu":
+        raise _wrong_type(ids, array)
+    if array.dtype.kind == "u" and array.size and int(array.max()) > _INT64_MAX:
+        raise _outside(int(array.ravel()[np.argmax(array.ravel() >= np.uint64(count))]), count)
+    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1), array.shape
+
+
+def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection, tuple[int, ...]]:
+    """Return the rows at which `mask` is true.
+
+    Parameters
+    ----------
+    mask : ndarray of bool, shape (count,)
+        One for each row.
+    count : int
+        Rows that there are.
+
+    Returns
+    -------
+    tuple
+        The selection, and the shape of it.
+    """
+    if mask.shape != (count,):
+        raise errors._page_range(  # noqa: SLF001 - one maker of messages
+            f"rows: a mask of shape {mask.shape} for {count} rows; it must have one bool a row",
+            len(mask) if mask.ndim else 0,
+            count,
+        )
+    chosen = np.flatnonzero(mask)
+    return chosen, chosen.shape
+
+
+def _array(ids: object) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(ids)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise PageTypeError(f"take: rows are chosen by integers; {error}") from error
+
+
+def _check_types(ids: list[Any] | tuple[Any, ...]) -> None:
+    """Refuse what NumPy would make an integer of, if it stands beside one."""
+    for kind in set(map(type, ids)):
+        if issubclass(kind, bool | np.bool_ | float | np.floating | str | bytes):
+            raise PageTypeError(
+                f"take: a row must be an integer, not {kind.__name__}; a mask is an array of bool"
+            )
+        if issubclass(kind, list | tuple):
+            for part in ids:
+                if isinstance(part, kind):
+                    _check_types(part)
+
+
+def _check_range(ids: range, count: int) -> None:
+    for end in (ids[0], ids[-1]) if ids else ():
+        if not -count <= end < count:
+            raise _outside(end, count)
+
+
+def _outside(number: int, count: int) -> errors.PageRangeError:
+    where = f"take: row {number} is outside 0..{count}"
+    return errors._page_range(where, number, count)  # noqa: SLF001 - one maker of messages
+
+
+def _wrong_type(ids: object, array: npt.NDArray[Any]) -> errors.FremapError:
+    found = f"an array of {array.dtype}" if hasattr(ids, "dtype") else f"a {type(ids).__name__}"
+    if array.dtype.kind == "b":
+        return PageTypeError(f"take: rows are chosen by integers, not by {found}; rows[mask] is")
+    if array.dtype.kind == "O" and array.size and isinstance(array.flat[0], int):
+        return ArgumentError(f"take: {array.flat[0]} does not fit into 64 bits")
+    return PageTypeError(
+        f"take: rows are chosen by an int, a slice, a range or integers in an array, not by {found}"
+    )

@@ -1,0 +1,644 @@
+"""Rows of fixed size, in one file or thousands: many scattered ones in one call.
+
+Embedding tables, feature stores, token files, tensors: files much larger than memory,
+of which a call wants rows here and there. Rows that are in the page cache are copied
+without a system call; the others are read all in flight together.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap import _core, formats
+from fremap.arguments import filled_memory, quantity
+from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
+from fremap.errors import _system as system_error
+from fremap.formats import Header, Table
+from fremap.rowids import select, select_mask
+from fremap.settings import checked_budget
+from fremap.stats import RowsStats
+from fremap.stores import FileStore, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+    from types import TracebackType
+    from typing import Self
+
+    from fremap.rowids import RowIds
+
+__all__ = ["Rows", "RowsSource", "rows"]
+
+PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+RowsSource: TypeAlias = "PathLike | Store | Sequence[PathLike | Store]"
+
+# Takes of `take_async` that one object has under way at once; more wait. One fills a
+# device's queue, and a processor is left to the event loop where there are several.
+_MOST_ASYNC_THREADS = 4
+
+
+class _Shard(NamedTuple):
+    """A file and where its rows lie; `identity` is (device, inode), of a store nothing."""
+
+    file: str | bytes | Store
+    identity: tuple[int, int]
+    size: int
+    data_offset: int
+    row_count: int
+
+
+class _Kind(NamedTuple):
+    """What all rows are."""
+
+    dtype: np.dtype[Any]
+    dtype_name: str
+    row_shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.row_shape) * self.dtype.itemsize
+
+
+class Rows:
+    """Rows of fixed size, numbered through one file or several; what `rows` returns.
+
+    Parameters
+    ----------
+    source : path, Store or list of these
+        The files, in order. ``.npy``, ``.safetensors`` and an index of these
+        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    dtype : dtype, optional
+        Of the elements; needed for raw bytes.
+    row_shape : int or tuple of int, optional
+        Shape of one row; of raw bytes a single element if not given.
+    offset : int, default 0
+        Bytes before the first row of each raw file.
+    tensor : str, optional
+        The tensor of a safetensors file; needed if there are several.
+    budget : int, "auto" or None, default "auto"
+        Bytes that maps of the files and their page tables may take; "auto" is half of
+        what is available now.
+
+    Raises
+    ------
+    FormatError
+        A header is wrong, a file is cut short, or its size is no multiple of a row.
+    StoreError
+        A file cannot be opened.
+    ArgumentError
+        The files do not hold rows of one kind, or an argument is impossible.
+
+    Notes
+    -----
+    Any number of threads may take at once. The sizes are those of when it was opened.
+    Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
+    and 512 at a time; one that was replaced or cut short meanwhile is an error. After
+    `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/table.npy", np.arange(12).reshape(4, 3))
+    ...     with fremap.rows(f"{folder}/table.npy") as table:
+    ...         table.take([3, 0, -1]).tolist()
+    [[9, 10, 11], [0, 1, 2], [9, 10, 11]]
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_budget",
+        "_core_now",
+        "_executor",
+        "_kind",
+        "_owner",
+        "_row_count",
+        "_shards",
+    )
+
+    def __init__(
+        self,
+        source: RowsSource,
+        dtype: npt.DTypeLike | None = None,
+        row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+        *,
+        offset: SupportsIndex = 0,
+        tensor: str | None = None,
+        budget: Literal["auto"] | int | None = "auto",
+    ) -> None:
+        asked = _Asked(
+            None if dtype is None else np.dtype(dtype),
+            None if row_shape is None else _checked_shape(row_shape),
+            quantity("rows: offset", offset),
+            tensor,
+        )
+        kinds: list[_Kind] = []
+        shards: list[_Shard] = []
+        for file in _files(source):
+            shard, kind = _look(file, asked)
+            if kinds and kind != kinds[0]:
+                raise ArgumentError(
+                    f"rows: {_name(file)} has rows of {kind.dtype_name} {kind.row_shape}, "
+                    f"{_name(shards[0].file)} of {kinds[0].dtype_name} {kinds[0].row_shape}; "
+                    "all must be alike"
+                )
+            kinds.append(kind)
+            shards.append(shard)
+        self._begin(tuple(shards), kinds[0], checked_budget(budget, "rows"))
+
+    def _begin(
+        self, shards: tuple[_Shard, ...], kind: _Kind, budget: Literal["auto"] | int | None
+    ) -> None:
+        self._shards = shards
+        self._kind = kind
+        self._budget = budget
+        self._executor: ThreadPoolExecutor | None = None
+        self._open()
+        self._row_count = self._core_now.row_count
+
+    def _open(self) -> None:
+        places = [
+            (
+                shard.file._core  # noqa: SLF001 - the core's half of it
+                if isinstance(shard.file, Store)
+                else (os.fsencode(shard.file), *shard.identity, shard.size),
+                shard.data_offset,
+                shard.row_count,
+            )
+            for shard in self._shards
+        ]
+        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget)
+        self._owner = os.getpid()
+
+    def _core(self) -> _core.Rows:
+        """Return the core's half, which a child of fork makes anew.
+
+        The parent's may have been in the middle of something in another thread.
+        """
+        if self._owner != os.getpid():
+            closed = self._core_now.closed
+            self._executor = None
+            self._open()
+            if closed:
+                self._core_now.close()
+        return self._core_now
+
+    def __len__(self) -> int:
+        return self._row_count
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements, or of as many bytes where NumPy has none."""
+        return self._kind.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """What the elements are: "float32", or "bfloat16" where `dtype` is uint16."""
+        return self._kind.dtype_name
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self._kind.row_shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._kind.row_bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all rows together."""
+        return (self._row_count, *self._kind.row_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of all rows together."""
+        return 1 + len(self._kind.row_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows together."""
+        return self._row_count * self._kind.row_bytes
+
+    @property
+    def shard_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each file, in order."""
+        return np.array([shard.row_count for shard in self._shards], dtype=np.int64)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._core_now.closed
+
+    def take(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+        """Return rows, in any order.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end.
+        out : writable memory, optional
+            Where to put them: an array, tensor or buffer of this dtype and shape, or
+            plain bytes of the right length; C-contiguous.
+
+        Returns
+        -------
+        ndarray, shape ``ids.shape + row_shape``
+            The rows in the order asked for; `out`'s own memory if it was given.
+
+        Raises
+        ------
+        PageRangeError
+            A row does not exist; also an `IndexError`.
+        PageTypeError
+            `ids` are no integers.
+        ArgumentError
+            `out` has another type or shape, or is read-only.
+        TruncatedError
+            A file is shorter than it was; ``error.row`` and ``error.filename`` say which.
+        StoreError
+            A row cannot be read, or another file is at its path (``ESTALE``).
+        ClosedError
+            `close` was called.
+
+        Notes
+        -----
+        Rows in parts of files that are mapped are copied (about the price of the
+        copy); the others are read by ``io_uring`` (Linux 5.11; else a pool of ``preadv``),
+        sorted, neighbours merged, up to 128 requests in flight. The GIL is released.
+        Ctrl-C ends it within 100 ms. After an error `out` may be written in part.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np, tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     np.arange(10, dtype=np.int16).tofile(file.name)
+        ...     with fremap.rows(file.name, np.int16, 2) as pairs:
+        ...         pairs.take([[4, 0], [1, 1]]).tolist()
+        [[[8, 9], [0, 1]], [[2, 3], [2, 3]]]
+        """
+        return self._take(*select(ids, self._row_count), out)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
+        if isinstance(index, tuple | EllipsisType | None):
+            raise PageTypeError(
+                f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
+                "integers or a mask; index the result for more"
+            )
+        if isinstance(index, np.ndarray) and index.dtype == np.bool_:
+            return self._take(*select_mask(index, self._row_count), None)
+        found = self.take(index)
+        return found if found.ndim else found[()]
+
+    def __array__(
+        self,
+        dtype: npt.DTypeLike | None = None,
+        copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
+    ) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ArgumentError("rows: an array of all rows is always a copy")
+        everything = self.take(slice(None))
+        return everything if dtype is None else everything.astype(dtype, copy=False)
+
+    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
+        shape = leading + self._kind.row_shape
+        if out is None:
+            filled = np.empty(shape, self._kind.dtype)
+        else:
+            filled = filled_memory("take", out, self._kind.dtype, shape)
+        # NumPy exports no buffer of times, nor of types that are not its own.
+        plain = self._kind.dtype.kind in "biufc" and self._kind.dtype.isnative
+        memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
+        self._core().take(selection, memory)
+        return filled
+
+    async def take_async(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+        """Return rows as `take` does, while the event loop goes on.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end.
+        out : writable memory, optional
+            Where to put them; see `take`.
+
+        Returns
+        -------
+        ndarray, shape ``ids.shape + row_shape``
+            The rows in the order asked for.
+
+        Raises
+        ------
+        FremapError
+            As `take`.
+
+        Notes
+        -----
+        A take in a thread of this object's own, of which there are four at most, and
+        fewer than processors. When the awaiting task is cancelled the thread goes on to
+        the end of its take: `out` is written until then.
+        """
+        import asyncio
+
+        selection, leading = select(ids, self._row_count)
+        if not isinstance(selection, tuple):
+            selection = np.array(selection)  # the caller's may change before the thread looks
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
+        if self._core().closed:
+            raise ClosedError("take: the file of rows is closed")
+        if self._executor is None:
+            processors = len(os.sched_getaffinity(0))
+            threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
+            self._executor = ThreadPoolExecutor(threads, "fremap-take")
+        return self._executor
+
+    def stats(self) -> RowsStats:
+        """Return what is held now, and what was done since it was opened.
+
+        Returns
+        -------
+        RowsStats
+            Counts, which threads that take meanwhile may be changing.
+        """
+        return RowsStats(**self._core().stats())
+
+    def close(self) -> None:
+        """Close the files and unmap them; a second time does nothing.
+
+        Notes
+        -----
+        Takes that are under way end as they would have, and keep what they use until then.
+        """
+        self._core().close()
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        files = _name(self._shards[0].file)
+        if len(self._shards) > 1:
+            files = f"{len(self._shards)} files from {files} on"
+        state = "closed" if self.closed else f"{self._row_count} rows"
+        return f"<fremap.Rows {files}: {state} of {self.dtype_name} {self.row_shape}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Rows], tuple[object, ...]]:
+        if self.closed:
+            raise TypeError("closed Rows cannot be pickled")
+        return _reopen, (type(self), self._shards, self._kind, self._budget)
+
+
+class _Asked(NamedTuple):
+    """What a caller says of the rows."""
+
+    dtype: np.dtype[Any] | None
+    row_shape: tuple[int, ...] | None
+    offset: int
+    tensor: str | None
+
+
+def _reopen(
+    cls: type[Rows],
+    shards: tuple[_Shard, ...],
+    kind: _Kind,
+    budget: Literal["auto"] | int | None,
+) -> Rows:
+    rows = cls.__new__(cls)
+    rows._begin(tuple(map(_found_again, shards)), kind, budget)  # noqa: SLF001 - its own
+    return rows
+
+
+def _found_again(shard: _Shard) -> _Shard:
+    """Return a shard as it is here, which may be another machine."""
+    if isinstance(shard.file, Store):
+        return shard
+    try:
+        facts = os.stat(shard.file)
+    except OSError as error:
+        raise _store_error(error, shard.file) from error
+    if facts.st_size != shard.size:
+        raise FormatError(
+            f"rows: {_name(shard.file)} has {facts.st_size} bytes, and had {shard.size} where "
+            "these rows come from: it is another file"
+        )
+    return shard._replace(identity=(facts.st_dev, facts.st_ino))
+
+
+def _files(source: RowsSource) -> list[str | bytes | Store]:
+    many = isinstance(source, list | tuple)
+    files: Iterable[Any] = source if many else [source]  # type: ignore[assignment]
+    found: list[str | bytes | Store] = []
+    for file in files:
+        if isinstance(file, Store):
+            found.append(file)
+        elif isinstance(file, str | bytes | os.PathLike):
+            found.append(os.path.abspath(os.fspath(file)))
+        else:
+            raise PageTypeError(
+                f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
+            )
+    if not found:
+        raise ArgumentError("rows: an empty list of files has no rows")
+    return found
+
+
+def _name(file: str | bytes | Store) -> str:
+    if isinstance(file, Store):
+        return repr(file) if _path(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
+    return os.fsdecode(file)
+
+
+def _path(file: str | bytes | Store) -> str | None:
+    if isinstance(file, Store):
+        path = file.path if isinstance(file, FileStore) else None
+        return None if path is None else os.fsdecode(path)
+    return os.fsdecode(file)
+
+
+def _checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    lengths = (row_shape,) if hasattr(row_shape, "__index__") else tuple(row_shape)
+    return tuple(quantity("rows: row_shape", length) for length in lengths)
+
+
+def _store_error(error: OSError, file: str | bytes) -> StoreError:
+    text = f"rows: {os.strerror(error.errno or 0)}"
+    made = system_error("io", text, error.errno or 0, os.fsencode(file), None, 0)
+    assert isinstance(made, StoreError)  # noqa: S101 - of the kind "io"; tells mypy
+    return made
+
+
+def _look(file: str | bytes | Store, asked: _Asked) -> tuple[_Shard, _Kind]:
+    """Find out where the rows of a file lie."""
+    if isinstance(file, Store):
+        header = Header(file.fileno(), _name(file), file.size)
+        return _shard(file, (0, 0), header, asked)
+    name = os.fsdecode(file)
+    if name.lower().endswith(formats.INDEX_SUFFIX):
+        with _Opened(file) as index:
+            tensor, name = formats.shard_of(index.header, asked.tensor)
+        return _look(name, asked._replace(tensor=tensor))
+    with _Opened(file) as opened:
+        return _shard(file, opened.identity, opened.header, asked)
+
+
+class _Opened:
+    """A file that is open while its header is read."""
+
+    def __init__(self, file: str | bytes) -> None:
+        self._file = file
+
+    def __enter__(self) -> Self:
+        try:
+            # Opening a pipe by mistake must not wait for somebody who writes to it.
+            fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _store_error(error, self._file) from error
+        facts = os.fstat(fd)
+        name = os.fsdecode(self._file)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(fd)
+            raise ArgumentError(
+                f"rows: {name} is no ordinary file; a block device can be given as a store "
+                "(fremap.open)"
+            )
+        self.header = Header(fd, name, facts.st_size)
+        self.identity = (facts.st_dev, facts.st_ino)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self.header.fd)
+
+
+def _shard(
+    file: str | bytes | Store, identity: tuple[int, int], header: Header, asked: _Asked
+) -> tuple[_Shard, _Kind]:
+    read = formats.reader(_path(file) or "")
+    if read is None:
+        kind, row_count = _raw(header, asked)
+        data_offset = asked.offset
+    else:
+        table = read(header, asked.tensor)
+        kind = _checked_kind(header, table, asked)
+        row_count, data_offset = table.shape[0], table.data_offset
+    return _Shard(file, identity, header.size, data_offset, row_count), kind
+
+
+def _raw(header: Header, asked: _Asked) -> tuple[_Kind, int]:
+    """Return what rows of raw bytes are, and how many there are."""
+    if asked.tensor is not None:
+        raise header.wrong(f"raw bytes have no tensor named {asked.tensor!r}")
+    if asked.dtype is None:
+        raise ArgumentError(f"rows: {header.name} is raw bytes: say what they are by dtype=")
+    kind = _Kind(header.checked_dtype(asked.dtype), asked.dtype.name, asked.row_shape or ())
+    data_bytes = header.size - asked.offset
+    if data_bytes < 0:
+        raise header.wrong(f"offset is {asked.offset}, the file has {header.size} bytes")
+    if kind.row_bytes == 0:
+        raise ArgumentError(f"rows: raw rows of shape {kind.row_shape} have no bytes to count by")
+    if data_bytes % kind.row_bytes:
+        raise header.wrong(
+            f"{data_bytes} bytes from byte {asked.offset} on are no whole number of rows of "
+            f"{kind.row_bytes} bytes"
+        )
+    return kind, data_bytes // kind.row_bytes
+
+
+def _checked_kind(header: Header, table: Table, asked: _Asked) -> _Kind:
+    """Return what the rows of a table are, if that is what the caller says."""
+    kind = _Kind(table.dtype, table.dtype_name, table.shape[1:])
+    if asked.offset:
+        raise ArgumentError(f"rows: offset= is for raw bytes; {header.name} has a header")
+    if asked.row_shape is not None and asked.row_shape != kind.row_shape:
+        raise ArgumentError(
+            f"rows: {header.name} has rows of shape {kind.row_shape}, not {asked.row_shape}"
+        )
+    if asked.dtype is None or asked.dtype == kind.dtype:
+        return kind
+    # A type of somebody's own for what NumPy does not have.
+    if kind.dtype_name != kind.dtype.name and asked.dtype.itemsize == kind.dtype.itemsize:
+        return kind._replace(dtype=header.checked_dtype(asked.dtype))
+    raise ArgumentError(f"rows: {header.name} holds {kind.dtype_name}, not {asked.dtype}")
+
+
+def rows(
+    source: RowsSource,
+    dtype: npt.DTypeLike | None = None,
+    row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    *,
+    offset: SupportsIndex = 0,
+    tensor: str | None = None,
+    budget: Literal["auto"] | int | None = "auto",
+) -> Rows:
+    """Open rows of fixed size, in one file or several.
+
+    Parameters
+    ----------
+    source : path, Store or list of these
+        The files, in order. ``.npy``, ``.safetensors`` and an index of these
+        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    dtype : dtype, optional
+        Of the elements; needed for raw bytes.
+    row_shape : int or tuple of int, optional
+        Shape of one row; of raw bytes a single element if not given.
+    offset : int, default 0
+        Bytes before the first row of each raw file.
+    tensor : str, optional
+        The tensor of a safetensors file; needed if there are several.
+    budget : int, "auto" or None, default "auto"
+        Bytes that maps of the files and their page tables may take; "auto" is half of
+        what is available now.
+
+    Returns
+    -------
+    Rows
+        The rows; it is a context manager.
+
+    Raises
+    ------
+    FormatError
+        A header is wrong, a file is cut short, or its size is no multiple of a row.
+    StoreError
+        A file cannot be opened.
+    ArgumentError
+        The files do not hold rows of one kind, or an argument is impossible.
+
+    Notes
+    -----
+    Reads the header of each file, and no data.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for number in range(3):
+    ...         np.save(f"{folder}/{number}.npy", np.full((2, 4), number, np.float32))
+    ...     files = [f"{folder}/{number}.npy" for number in range(3)]
+    ...     with fremap.rows(files) as table:
+    ...         table.shape, table[[5, 0, 3]][:, 0].tolist()
+    ((6, 4), [2.0, 0.0, 1.0])
+    """
+    return Rows(source, dtype, row_shape, offset=offset, tensor=tensor, budget=budget)

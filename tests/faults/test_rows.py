@@ -1,0 +1,363 @@
+"""Rows whose files fail: cut short, replaced, unreadable; few descriptors, and fork."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import fremap
+import numpy as np
+import pytest
+from fremap.errors import FremapError, StoreError, TruncatedError
+from fremap.testing import failures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+ROW_BYTES = 160
+ROW_COUNT = 40_000  # a little more than three chunks
+
+
+@pytest.fixture
+def table() -> np.ndarray:
+    # No byte is zero, so that zeros show.
+    return np.random.default_rng(5).integers(1, 256, (ROW_COUNT, ROW_BYTES), dtype=np.uint8)
+
+
+@pytest.fixture
+def path(table: np.ndarray, tmp_path: Path) -> Path:
+    table.tofile(tmp_path / "raw")
+    return tmp_path / "raw"
+
+
+def open_rows(path: Path) -> fremap.Rows:
+    return fremap.rows(path, np.uint8, ROW_BYTES)
+
+
+def warm(rows: fremap.Rows) -> None:
+    for _ in range(3):
+        rows.take(np.arange(0, len(rows), max(len(rows) // 512, 1)))
+
+
+@pytest.mark.parametrize("state", ["warm", "read", "slice"])
+@pytest.mark.parametrize(
+    "left", [0, 1, 4096 * 700 + 1, 4096 * 700 + 100, ROW_COUNT * ROW_BYTES - 1]
+)
+def test_a_file_that_is_cut(path: Path, table: np.ndarray, state: str, left: int) -> None:
+    with open_rows(path) as rows:
+        if state == "warm":
+            warm(rows)
+        os.truncate(path, left)
+        good = np.arange(left // ROW_BYTES)
+        bad = left // ROW_BYTES
+        ids: object = np.concatenate([good[::3], [ROW_COUNT - 1, bad], good[1::3]])
+        if state == "slice":
+            ids = slice(max(bad - 40, 0), bad + 40)
+        for _ in range(2):
+            with pytest.raises(TruncatedError) as caught:
+                rows.take(ids)
+            assert caught.value.filename == str(path)
+            assert caught.value.row in (
+                (bad, ROW_COUNT - 1) if state != "slice" else range(bad, bad + 40)
+            )
+            assert f"row {caught.value.row}" in str(caught.value)
+            assert f"has {left} bytes now" in str(caught.value)
+        if len(good):
+            np.testing.assert_array_equal(rows.take(good[:100]), table[:100])
+
+
+def test_a_file_that_is_cut_again_and_again(path: Path, table: np.ndarray) -> None:
+    """Beside takes: each is right, or an error; never zeros."""
+    content = path.read_bytes()
+    over = threading.Event()
+
+    def cut() -> None:
+        draw = np.random.default_rng(1)
+        while not over.is_set():
+            os.truncate(path, int(draw.integers(0, len(content))))
+            with path.open("r+b") as file:
+                file.write(content)
+
+    cutting = threading.Thread(target=cut)
+    draw = np.random.default_rng(2)
+    outcomes = {"right": 0, "error": 0}
+    with open_rows(path) as rows:
+        warm(rows)
+        cutting.start()
+        try:
+            for _ in range(400):
+                ids = draw.integers(0, ROW_COUNT, 200)
+                try:
+                    taken = rows.take(ids)
+                except TruncatedError:
+                    outcomes["error"] += 1
+                else:
+                    outcomes["right"] += 1
+                    # While the file is written again, what is not yet written is a hole.
+                    wrong = taken != table[ids]
+                    assert not taken[wrong].any()
+        finally:
+            over.set()
+            cutting.join()
+        np.testing.assert_array_equal(rows[:], table)
+    assert sum(outcomes.values()) == 400
+    assert outcomes["error"]
+
+
+def test_a_grown_file_has_the_rows_it_had(path: Path, table: np.ndarray) -> None:
+    with open_rows(path) as rows:
+        with path.open("ab") as file:
+            file.write(b"more" * 1000)
+        assert len(rows) == ROW_COUNT
+        np.testing.assert_array_equal(rows[-3:], table[-3:])
+
+
+def shards(folder: Path, count: int) -> list[Path]:
+    paths = [folder / f"{number:05}.bin" for number in range(count)]
+    for number, path in enumerate(paths):
+        np.full(12, number + 1, np.int32).tofile(path)
+    return paths
+
+
+@contextmanager
+def descriptors(soft: int) -> Iterator[None]:
+    """Let this process have so many more descriptors than are open."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+
+
+def test_ten_thousand_files(tmp_path: Path) -> None:
+    paths = shards(tmp_path, 10_000)
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    wrong: list[int] = []
+    try:
+        with fremap.rows(paths, np.int32, 3) as rows:
+            assert len(rows) == 40_000
+
+            def work(seed: int) -> None:
+                draw = np.random.default_rng(seed)
+                for _ in range(3):
+                    ids = draw.integers(0, 40_000, 6000)
+                    if not (rows.take(ids) == (ids // 4 + 1)[:, None]).all():
+                        wrong.append(seed)
+
+            threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            everything = rows[:]
+            assert (everything == np.arange(40_000).repeat(3).reshape(-1, 3) // 4 + 1).all()
+            assert rows.stats().open_files <= 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
+    assert wrong == []
+
+
+def test_few_descriptors_are_enough(tmp_path: Path) -> None:
+    """Others may have taken all but a few of what the process may open."""
+    paths = shards(tmp_path, 300)
+    with fremap.rows(paths, np.int32, 3) as rows:
+        rows.take([0])  # what is set up once is
+        rows.take([0, 400])
+        with descriptors(6):
+            ids = np.arange(0, 1200, 3)
+            assert (rows.take(ids) == (ids // 4 + 1)[:, None]).all()
+        with failures("open", errno=errno.EMFILE, skip=0, times=10_000):
+            rows.take(range(1196, 1200))  # open still
+            with pytest.raises(StoreError) as caught:
+                rows.take(np.arange(1200))
+        assert caught.value.errno == errno.EMFILE
+        assert caught.value.row is not None
+        assert caught.value.filename == str(paths[caught.value.row // 4])
+        assert (rows[:][:, 0] == np.arange(1200) // 4 + 1).all()
+
+
+def test_a_shard_that_is_replaced(tmp_path: Path) -> None:
+    paths = shards(tmp_path, 3)
+    with fremap.rows(paths, np.int32, 3) as rows:
+        rows.take([0, 5, 11])
+        np.full(12, 99, np.int32).tofile(tmp_path / "new")
+        (tmp_path / "new").rename(paths[1])
+        assert rows[5].tolist() == [2, 2, 2]  # open: the file it was
+    with fremap.rows(paths, np.int32, 3) as rows:
+        np.full(12, 77, np.int32).tofile(tmp_path / "new")
+        (tmp_path / "new").rename(paths[1])
+        with pytest.raises(StoreError, match="another file is at the path") as caught:
+            rows.take([0, 5])
+        assert (caught.value.errno, caught.value.row) == (errno.ESTALE, 5)
+        assert caught.value.filename == str(paths[1])
+        paths[1].unlink()
+        with pytest.raises(FileNotFoundError):
+            rows.take([5])
+        assert rows[[0, 11]].tolist() == [[1] * 3, [3] * 3]
+    with fremap.rows([paths[0], paths[2]], np.int32, 3) as rows:
+        os.truncate(paths[2], 40)
+        with pytest.raises(TruncatedError, match="row 7: the file has 40 bytes now"):
+            rows.take([4, 7])
+        assert rows[6].tolist() == [3, 3, 3]
+
+
+def outcome_of(call: Callable[[], object]) -> FremapError | None:
+    try:
+        call()
+    except FremapError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("warmed", [False, True])
+@pytest.mark.parametrize(
+    ("call", "number"),
+    [
+        ("read", errno.EIO),
+        ("read", errno.EINTR),
+        ("read", errno.EFAULT),
+        ("open", errno.EIO),
+        ("open", errno.EMFILE),
+        ("fstat", errno.EIO),
+        ("mmap", errno.ENOMEM),
+        ("madvise", errno.ENOMEM),
+        ("mincore", errno.EAGAIN),
+        ("sigaction", errno.EINVAL),
+        ("sigmask", errno.EINVAL),
+        ("io_uring_setup", errno.EPERM),
+        ("io_uring_enter", errno.EIO),
+        ("io_uring_enter", errno.EINTR),
+    ],
+)
+def test_calls_that_fail(
+    path: Path, table: np.ndarray, call: str, number: int, warmed: bool
+) -> None:
+    """The n-th call of a kind fails: rows are right or there is an error, and then all is well."""
+    call = {"fstat": "stat"}.get(call, call)
+    draw = np.random.default_rng(3)
+    for skip in range(6):
+        with open_rows(path) as rows:
+            if warmed:
+                warm(rows)
+            ids = draw.integers(0, ROW_COUNT, 700)
+            out = np.zeros((700, ROW_BYTES), np.uint8)
+            with failures(call, errno=number, skip=skip, times=1):
+                failure = outcome_of(partial(rows.take, ids, out=out))
+            if failure is None:
+                np.testing.assert_array_equal(out, table[ids])
+            else:
+                assert isinstance(failure, OSError)
+                assert failure.errno == number
+            np.testing.assert_array_equal(rows.take(ids), table[ids])
+            assert rows.stats().page_table_bytes * 512 >= rows.stats().mapped_bytes
+
+
+@pytest.mark.needs("io_uring")
+def test_reads_without_a_ring(path: Path, table: np.ndarray) -> None:
+    ids = np.random.default_rng(4).permutation(ROW_COUNT)[:3000]
+    with open_rows(path) as rows, failures("io_uring_setup", errno=errno.EPERM, skip=0, times=1000):
+        np.testing.assert_array_equal(rows.take(ids), table[ids])
+
+
+@pytest.mark.needs("sigbus_recovery")
+def test_rows_that_left_the_page_cache(path: Path, table: np.ndarray) -> None:
+    """A chunk that was mapped has holes by now: noticed, and read."""
+    ids = np.random.default_rng(6).integers(0, ROW_COUNT, 5000)
+    with open_rows(path) as rows:
+        warm(rows)
+        assert rows.stats().mapped_bytes > 0
+        fd = os.open(path, os.O_RDWR)
+        os.fsync(fd)
+        # What is mapped stays in the cache unless the file system is asked to write it anew.
+        os.ftruncate(fd, ROW_COUNT * ROW_BYTES // 2)
+        os.ftruncate(fd, ROW_COUNT * ROW_BYTES)
+        os.pwrite(fd, table.tobytes(), 0)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+        for _ in range(3):
+            np.testing.assert_array_equal(rows.take(ids), table[ids])
+
+
+FORK = """
+    import os, sys, threading
+    import numpy as np
+    import fremap
+    path = sys.argv[1]
+    table = np.fromfile(path, np.uint8).reshape(-1, 160)
+    rows = fremap.rows([path, path], np.uint8, 160)
+    ids = np.random.default_rng(1).integers(0, len(rows), 3000)
+    def right():
+        return np.array_equal(rows.take(ids), table[ids % len(table)])
+    assert right() and right() and right()
+
+    def in_child():
+        child = os.fork()
+        if child == 0:
+            ok = right() and right() and right() and rows.stats().takes == 3
+            os._exit(0 if ok else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_child_of_fork_goes_on(path: Path, run_script: Run) -> None:
+    done = run_script(FORK + "\n    assert in_child() == 0\n    assert right()\n", path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_beside_takes(path: Path, run_script: Run) -> None:
+    """Whatever other threads are in the middle of, a child does not wait for them."""
+    done = run_script(
+        FORK
+        + """
+    over = False
+    def take():
+        while not over:
+            assert right()
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    for thread in threads: thread.start()
+    try:
+        ends = [in_child() for _ in range(20)]
+    finally:
+        over = True
+        for thread in threads: thread.join()
+    assert ends == [0] * 20, ends
+    """,
+        path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_multiprocessing_by_each_start_method(path: Path, run_script: Run) -> None:
+    done = run_script(
+        """
+        import multiprocessing, sys
+        import numpy as np
+        import fremap
+
+        def work(rows):
+            ids = np.arange(0, len(rows), 7)
+            return int(rows.take(ids).astype(np.int64).sum())
+
+        if __name__ == "__main__":
+            rows = fremap.rows(sys.argv[1], np.uint8, 160)
+            expected = work(rows)
+            for method in ("fork", "forkserver", "spawn"):
+                with multiprocessing.get_context(method).Pool(2) as pool:
+                    assert pool.map(work, [rows] * 4) == [expected] * 4, method
+        """,
+        path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,335 @@
+"""Files that know what is in them: each written by its own library, and each kind of damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+import fremap
+import numpy as np
+import pytest
+import safetensors.numpy
+from fremap.errors import ArgumentError, FormatError, StoreError
+from numpy.lib import format as npy_format
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLE = np.arange(24, dtype=np.float32).reshape(6, 4)
+
+
+def write_npy(path: Path, array: np.ndarray, version: tuple[int, int]) -> Path:
+    with path.open("wb") as file:
+        if version == (3, 0):
+            # NumPy chooses 3.0 itself, for names that latin-1 does not have.
+            npy_format.write_array(file, array)
+        else:
+            npy_format.write_array(file, array, version=version)
+    assert path.read_bytes()[6:8] == bytes(version)
+    return path
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_npy(tmp_path: Path, version: tuple[int, int]) -> None:
+    path = write_npy(tmp_path / "table.npy", TABLE, version)
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[[5, 0]], TABLE[[5, 0]])
+        assert rows.dtype == np.float32
+
+
+def test_npy_of_version_3(tmp_path: Path) -> None:
+    fields = np.zeros(5, dtype=[("größe", "<f4"), ("数", ">i2")])
+    fields["数"] = range(5)
+    with pytest.warns(UserWarning, match="format 3.0"):
+        path = write_npy(tmp_path / "t.npy", fields, (3, 0))
+    with fremap.rows(path) as rows:
+        assert rows.dtype == fields.dtype
+        np.testing.assert_array_equal(rows[::-1], fields[::-1])
+
+
+@pytest.mark.parametrize(
+    "dtype", ["?", "i1", ">i8", "<f2", ">f4", "<c16", "S7", "U3", "M8[s]", "m8[ns]", "V5", "3i4"]
+)
+def test_npy_of_each_type(tmp_path: Path, dtype: str) -> None:
+    array = np.frombuffer(np.random.default_rng(1).bytes(4096), np.uint8)
+    item = np.dtype(dtype).base.itemsize
+    array = (array & 1 if dtype in "?U3" else array)[: 4096 // item * item]
+    if dtype == "U3":
+        array = np.array(["a", "äöü", ""] * 20)
+    else:
+        array = array.view(np.dtype(dtype).base)[:30].reshape(10, 3)
+    np.save(tmp_path / "t.npy", array)
+    with fremap.rows(tmp_path / "t.npy") as rows:
+        taken = rows[[9, 3, 3]]
+        assert taken.dtype == array.dtype
+        assert taken.tobytes() == array[[9, 3, 3]].tobytes()
+
+
+def test_npy_in_fortran_order(tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.asfortranarray(TABLE))
+    with pytest.raises(FormatError, match=r"f\.npy: its array of shape \(6, 4\) is in Fortran"):
+        fremap.rows(tmp_path / "f.npy")
+    # One column is the same in both orders.
+    column = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118)
+    header = "{'descr': '<f4', 'fortran_order': True, 'shape': (6, 1), }"
+    (tmp_path / "c.npy").write_bytes(
+        column + header.ljust(117).encode() + b"\n" + TABLE[:, 0].tobytes()
+    )
+    with fremap.rows(tmp_path / "c.npy") as rows:
+        assert rows.shape == (6, 1)
+        assert rows[[2]].tolist() == [[8.0]]
+
+
+def test_npy_of_objects_and_scalars(tmp_path: Path) -> None:
+    np.save(tmp_path / "o.npy", np.array([{}, 1], dtype=object), allow_pickle=True)
+    with pytest.raises(FormatError, match=r"o\.npy: it holds Python objects"):
+        fremap.rows(tmp_path / "o.npy")
+    np.save(tmp_path / "s.npy", np.float32(1))
+    with pytest.raises(FormatError, match="no axis"):
+        fremap.rows(tmp_path / "s.npy")
+
+
+def npy(
+    text: str, *, length: int | None = None, version: bytes = b"\x01\x00", data: int = 96
+) -> bytes:
+    header = text.encode("latin-1")
+    size = len(header) if length is None else length
+    return b"\x93NUMPY" + version + struct.pack("<H", size) + header + bytes(data)
+
+
+GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4)}"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "cut short, or is something else"),
+        (b"\x93NUM", "cut short"),
+        (b"PK\x03\x04" + bytes(60), "does not begin as .npy files do"),
+        (npy(GOOD, version=b"\x09\x00"), "version 9.0"),
+        (npy(GOOD, length=60_000), "cut short"),
+        (npy(GOOD, data=95), "96 bytes of data"),
+        (npy(GOOD.replace("(6, 4)", "(6, 4000000000000)")), "it is cut short"),
+        (npy(GOOD.replace("(6, 4)", "(-6, 4)")), "shape is"),
+        (npy(GOOD.replace("(6, 4)", "(6.0, 4)")), "shape"),
+        (npy(GOOD.replace("(6, 4)", "(True, 4)")), "shape is"),
+        (npy(GOOD.replace("<f4", "<nonsense")), "cannot be understood"),
+        (npy(GOOD.replace("<f4", "|V0")), "elements have 0 bytes"),
+        (npy(GOOD.replace("'shape'", "'shapes'")), "cannot be understood"),
+        (npy("[1, 2"), "cannot be understood"),
+        (npy("__import__('os').abort()"), "cannot be understood"),
+        (b"\x93NUMPY\x02\x00" + struct.pack("<I", 0xFFFF_FFFF) + bytes(100), "no array needs that"),
+        (b"\x93NUMPY\x03\x00" + struct.pack("<I", 4) + b"\xff\xfe{}" + bytes(9), "cannot be"),
+        (b"\x93NUMPY\x03\x00" + struct.pack("<I", 2) + b"{}" + bytes(9), "dict of descr"),
+    ],
+    ids=range(18),
+)
+def test_npy_that_is_damaged(tmp_path: Path, content: bytes, text: str) -> None:
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(FormatError, match=text) as caught:
+        fremap.rows(tmp_path / "bad.npy")
+    assert "bad.npy" in str(caught.value)
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensors = {
+        "small": np.arange(3, dtype=np.int64),
+        "table": TABLE,
+        "empty": np.empty((0, 7), np.uint8),
+    }
+    safetensors.numpy.save_file(tensors, path, metadata={"made": "by its library"})
+    for name, tensor in tensors.items():
+        with fremap.rows(path, tensor=name) as rows:
+            assert (rows.shape, rows.dtype) == (tensor.shape, tensor.dtype)
+            np.testing.assert_array_equal(rows[::-1], tensor[::-1])
+    with pytest.raises(FormatError, match="3 tensors; say which by tensor=: 'empty', 'small'"):
+        fremap.rows(path)
+    with pytest.raises(FormatError, match="no tensor 'tables'; it has 'empty'"):
+        fremap.rows(path, tensor="tables")
+    safetensors.numpy.save_file({"only": TABLE}, path)
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[[1]], TABLE[[1]])
+
+
+RAW_TYPES = [
+    ("BF16", "bfloat16", 2),
+    ("F8_E4M3", "float8_e4m3fn", 1),
+    ("F8_E5M2", "float8_e5m2", 1),
+]
+
+
+@pytest.mark.parametrize(("code", "name", "item_bytes"), RAW_TYPES)
+def test_safetensors_of_what_numpy_has_not(
+    tmp_path: Path, code: str, name: str, item_bytes: int
+) -> None:
+    path = tmp_path / "model.safetensors"
+    data = np.random.default_rng(4).bytes(6 * 4 * item_bytes)
+    entry = {"dtype": code, "shape": [6, 4], "data_offsets": [0, len(data)]}
+    write_safetensors(path, {"t": entry}, data)
+    with fremap.rows(path) as rows:
+        assert rows.dtype_name == name
+        assert rows.dtype == np.dtype(f"u{item_bytes}")
+        assert rows[:].tobytes() == data
+    # A type of somebody's own may be given for it, if it is as long.
+    with fremap.rows(path, f"V{item_bytes}") as rows:
+        assert rows[:].tobytes() == data
+    with pytest.raises(ArgumentError, match=name):
+        fremap.rows(path, np.float64)
+
+
+def write_safetensors(path: Path, entries: Any, data: bytes) -> None:
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
+
+
+def entry(begin: int, end: int, shape: Any = (6, 4), dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "data_bytes", "text"),
+    [
+        ({}, 0, "holds no tensor"),
+        ({"t": entry(0, 96)}, 95, "cut short"),
+        ({"t": entry(0, 96)}, 97, "something was added"),
+        ({"t": entry(0, 95)}, 96, "95 bytes"),
+        ({"t": entry(-96, 0)}, 96, "no range of bytes"),
+        ({"t": entry(96, 0)}, 96, "no range of bytes"),
+        ({"t": entry(0, 96, [6, -4])}, 96, "shape is"),
+        ({"t": entry(0, 96, "6")}, 96, "shape is"),
+        ({"t": entry(0, 96, [6, True])}, 96, "shape is"),
+        ({"t": entry(0, 96, dtype="F4")}, 96, "of type 'F4'"),
+        ({"t": entry(0, 96, dtype=[1])}, 96, "of type"),
+        ({"t": 3}, 96, "of type None"),
+        ({"a": entry(0, 96), "b": entry(48, 144)}, 144, "they overlap"),
+        ({"a": entry(0, 96), "b": entry(100, 196)}, 196, "hole between"),
+        ({"a": entry(4, 100)}, 100, "hole between"),
+        (b"[1]", 0, "no JSON object"),
+        (b"{", 0, "no JSON"),
+        (b"\xff", 0, "no JSON"),
+        (b"[" * 100_000, 0, "no JSON"),
+        (b'{"a": 1, "a": 2}', 0, "twice"),
+        ({"t": entry(0, 2**70, [2**68])}, 8, "it is cut short"),
+    ],
+    ids=range(21),
+)
+def test_safetensors_that_are_damaged(
+    tmp_path: Path, entries: Any, data_bytes: int, text: str
+) -> None:
+    path = tmp_path / "bad.safetensors"
+    write_safetensors(path, entries, bytes(data_bytes))
+    with pytest.raises(FormatError, match=text) as caught:
+        fremap.rows(path, tensor="t")
+    assert "bad.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", struct.pack("<Q", 2**63), struct.pack("<Q", 9)]
+)
+def test_safetensors_without_a_header(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with pytest.raises(FormatError, match=r"bad\.safetensors"):
+        fremap.rows(tmp_path / "bad.safetensors")
+
+
+def test_an_index_of_safetensors(tmp_path: Path) -> None:
+    for name, number in (("a", 1), ("b", 2)):
+        safetensors.numpy.save_file(
+            {name: TABLE + number}, tmp_path / f"model-{number}.safetensors"
+        )
+    index = tmp_path / "model.safetensors.index.json"
+    weights = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    with fremap.rows(index, tensor="b") as rows:
+        np.testing.assert_array_equal(rows[[2]], TABLE[[2]] + 2)
+    with pytest.raises(FormatError, match="say which by tensor="):
+        fremap.rows(index)
+    for place in ("../x", "/etc/passwd", "", 3):
+        index.write_text(json.dumps({"weight_map": {"a": place}}))
+        with pytest.raises(FormatError, match="no file beside the index"):
+            fremap.rows(index, tensor="a")
+    index.write_text("{}")
+    with pytest.raises(FormatError, match="no weight_map"):
+        fremap.rows(index, tensor="a")
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(FileNotFoundError):
+        fremap.rows(index, tensor="a")
+
+
+def test_raw_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.bin"
+    path.write_bytes(b"header--" + TABLE.tobytes())
+    with fremap.rows(path, np.float32, (2, 2), offset=8) as rows:
+        assert rows.shape == (6, 2, 2)
+        np.testing.assert_array_equal(rows[[5]], TABLE[[5]].reshape(1, 2, 2))
+    with fremap.rows(path, "<f4", offset=8) as rows:
+        assert rows.shape == (24,)
+        assert rows[23] == TABLE[5, 3]
+    with fremap.rows(bytes(path), "<f4", offset=104) as rows:
+        assert len(rows) == 0
+    for arguments, error, text in (
+        ({}, ArgumentError, "say what they are by dtype="),
+        ({"dtype": object}, FormatError, "Python objects"),
+        ({"dtype": "f4", "row_shape": 5}, FormatError, "no whole number of rows of 20 bytes"),
+        ({"dtype": "f4", "offset": 105}, FormatError, "has 104 bytes"),
+        ({"dtype": "f4", "offset": -1}, ArgumentError, "offset"),
+        ({"dtype": "f4", "row_shape": 0}, ArgumentError, "no bytes to count by"),
+        ({"dtype": "f4", "tensor": "t"}, FormatError, "no tensor named"),
+    ):
+        with pytest.raises(error, match=text):
+            fremap.rows(path, **arguments)
+
+
+def test_shards(tmp_path: Path) -> None:
+    parts = [TABLE[:1], TABLE[1:1], TABLE[1:4], TABLE[4:]]
+    for number, part in enumerate(parts):
+        np.save(tmp_path / f"{number}.npy", part)
+    paths = [tmp_path / f"{number}.npy" for number in range(4)]
+    with fremap.rows(paths) as rows:
+        assert rows.shard_rows.tolist() == [1, 0, 3, 2]
+        assert repr(rows).startswith("<fremap.Rows 4 files from ")
+        ids = [5, 0, 3, 3, -2, 1]
+        np.testing.assert_array_equal(rows[ids], TABLE[ids])
+        np.testing.assert_array_equal(rows[:], TABLE)
+    TABLE[:3].tofile(tmp_path / "raw")
+    with fremap.rows([str(tmp_path / "raw"), paths[2]], np.float32, 4) as rows:
+        np.testing.assert_array_equal(rows[[0, 3]], TABLE[[0, 1]])
+    np.save(tmp_path / "other.npy", TABLE[:, :3])
+    with pytest.raises(ArgumentError, match=r"other\.npy has rows of float32 \(3,\)"):
+        fremap.rows([paths[0], tmp_path / "other.npy"])
+    with pytest.raises(ArgumentError, match="empty list"):
+        fremap.rows([])
+
+
+def test_what_a_caller_says_must_be_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", TABLE)
+    with fremap.rows(tmp_path / "t.npy", np.float32, (4,)) as rows:
+        assert len(rows) == 6
+    for arguments, text in (
+        ({"dtype": np.float64}, "holds float32, not float64"),
+        ({"row_shape": (2, 2)}, r"rows of shape \(4,\), not \(2, 2\)"),
+        ({"offset": 4}, "offset= is for raw bytes"),
+        ({"tensor": "t"}, "no tensor named 't'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            fremap.rows(tmp_path / "t.npy", **arguments)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        fremap.rows(tmp_path / "none.npy")
+    assert isinstance(caught.value, FileNotFoundError)
+    assert caught.value.filename == str(tmp_path / "none.npy")
+    with pytest.raises(ArgumentError, match="no ordinary file"):
+        fremap.rows(tmp_path, "u1")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArgumentError, match="no ordinary file"):
+        fremap.rows(tmp_path / "pipe", "u1")
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(FormatError, match="unpack it first"):
+        fremap.rows(tmp_path / "x.npz", "u1")
+    with pytest.raises(TypeError, match="not int"):
+        fremap.rows(3, "u1")
