@@ -17,6 +17,7 @@ b'cba'
 
 from fremap import calibration
 from fremap._core import __version__
+from fremap.batches import Batches
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
@@ -38,6 +39,7 @@ from fremap.errors import (
     UnsupportedError,
     ViewsAliveError,
 )
+from fremap.memmap import memmap
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
 from fremap.slots import Hold, Slots, SlotsStats
@@ -51,6 +53,7 @@ __all__ = [
     "MAP_POPULATE",
     "AliasError",
     "ArgumentError",
+    "Batches",
     "BudgetError",
     "Capabilities",
     "ClosedError",
@@ -85,6 +88,7 @@ __all__ = [
     "calibration",
     "capabilities",
     "concat",
+    "memmap",
     "open",
     "remap_file_pages",
     "rows",

@@ -424,6 +424,23 @@ def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("suite", ["batches", "scan"])
+def test_rows_and_arrays_are_measured(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--file-size", "64M", "--pages", "1024", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main([suite, "--json", *small]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert len(reports) == 2
+    for report in reports:
+        rows = report["rows"]
+        assert [row["what"] for row in rows if row["met"] is False] == []
+        assert len([row for row in rows if row["fremap"]]) >= 2
+        assert len([row for row in rows if row["met"]]) == (2 if suite == "scan" else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.needs("paged")
 def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
