@@ -154,7 +154,7 @@ impl<F: Frames> Cached<F> {
         let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
         let mut state = self.shared.state.lock();
         let from = (from, self.shared.store.size_bytes());
-        let filled = self.install(&mut state, run, entry_of, from, spare);
+        let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
         ring.recycle(&self.shared.frames, region, 0, used, moved);
@@ -228,7 +228,7 @@ impl<F: Frames> Cached<F> {
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
-            let held = self.save_and_hold("place", placed, interrupt);
+            let held = self.save_and_hold("place", placed, false, interrupt);
             let _held = held.map_err(|error| error.with_completed(piece.start))?;
             let interrupt = self.while_held(interrupt);
             if self.shared.frames.tracking() == Some(Tracking::Kernel) {
