@@ -213,7 +213,7 @@ impl<F: Frames> Shared<F> {
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         self.state.lock().unsynced = true;
-        self.store.write_from(&outgoing, &Uninterruptible)
+        self.write_out(&outgoing, &Uninterruptible)
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.
@@ -237,6 +237,36 @@ impl<F: Frames> Shared<F> {
                 }
             }
         }
+    }
+
+    /// Takes placed pages, which are held and present, out of the window and puts their
+    /// content on the shelf: what they hold then is what they held last. If that fails they
+    /// are back.
+    pub(super) fn shelve(
+        &self,
+        limbo: &mut Option<Limbo>,
+        pages: &[WindowPage],
+    ) -> Result<(), Errno> {
+        for &page in pages {
+            let mut room = match limbo.take() {
+                Some(room) => room,
+                None => Limbo::new(&self.frames, self.store.page_size())?,
+            };
+            let (offset, _) = self.bytes(Run { first: page, count: 1 });
+            let mut state = self.state.lock();
+            let content = room.content(0);
+            if let Err(errno) = self.frames.move_out(offset, content) {
+                // A part of a page that is larger than the system's may have come out.
+                return self.frames.move_back(offset, content).and(Err(errno));
+            }
+            state.shelf.insert(page, content.to_vec());
+            let entry = state.get(page).with_present(false);
+            state.mark(page, entry);
+            drop(state);
+            // What could not be emptied is not used again.
+            *limbo = room.empty(&self.frames, true).is_ok().then_some(room);
+        }
+        Ok(())
     }
 
     /// Fills a run with `from` in frames that were kept, or, if it is all present

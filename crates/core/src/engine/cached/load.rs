@@ -205,6 +205,8 @@ impl<F: Frames> Cached<F> {
             state.set(page, entry);
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
+        let read = if first.shown().file_page().is_some() { done_bytes } else { 0 };
+        Counters::add(&self.shared.counters.bytes_read, read as u64);
         match result {
             // Else they stay dirty, and are written for nothing.
             Ok(_) if again => Ok(if noticed { Filled::Reused } else { Filled::Copied }),

@@ -277,6 +277,7 @@ impl<F: Frames> Cached<F> {
             let window_page = pages.at(position);
             let entry = state.table.get(window_page);
             mask[position] = entry.present();
+            Counters::add(&self.shared.counters.pages_hit, entry.present().into());
             let absent = !entry.present() && entry.prot() != Prot::None;
             if absent && entry.shown().file_page().is_some() {
                 let entry = entry.with_present(false);
@@ -530,6 +531,8 @@ impl<F: Frames> Engine for Cached<F> {
             budget_bytes: state.room.as_ref().map_or(0, Room::budget_bytes),
             table_bytes: state.table.bytes(),
             staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
+            pages_in: state.pages_in,
+            pages_out: state.pages_out,
             ..Stats::of(&self.shared.counters)
         }
     }

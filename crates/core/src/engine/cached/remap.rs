@@ -9,6 +9,7 @@ use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
+use crate::stats::Counters;
 use crate::table::{Entry, Shown};
 use crate::units::{Pages, Prot, WindowPage};
 
@@ -160,6 +161,7 @@ impl<F: Frames> Cached<F> {
             let same = old.shown() == entry.shown() && old.prot() == prot;
             if same && (old.present() || prot == Prot::None) {
                 mask[position] = old.present();
+                Counters::add(&self.shared.counters.pages_hit, old.present().into());
                 continue;
             }
             let wanted = match (resident, options.fill) {

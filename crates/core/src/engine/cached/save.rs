@@ -23,6 +23,7 @@ use super::{pieces_of, Cached, Shared, State};
 use crate::engine::lock;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
+use crate::stats::Counters;
 use crate::store::Outgoing;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
@@ -404,7 +405,7 @@ impl<F: Frames> Shared<F> {
         }
         let outgoing: Vec<Outgoing<'_>> =
             sorted.iter().map(|page| page.outgoing(self.content_of(page.window_page))).collect();
-        self.store.write_from(&outgoing, interrupt).map_err(named)
+        self.write_out(&outgoing, interrupt).map_err(named)
     }
 
     /// Writes copies of pages, so that what is written is what the hash says.
@@ -431,12 +432,24 @@ impl<F: Frames> Shared<F> {
                 .enumerate()
                 .map(|(index, page)| page.outgoing(memory.part(index * page_bytes, page_bytes)))
                 .collect();
-            self.store.write_from(&outgoing, interrupt)?;
+            self.write_out(&outgoing, interrupt)?;
             let mut state = self.state.lock();
             for (page, hash) in writing.iter().zip(hashes) {
                 state.hashes[page.window_page.0 as usize] = hash;
             }
         }
+        Ok(())
+    }
+
+    /// Writes pages, and counts those of a writing that succeeded.
+    pub(super) fn write_out(
+        &self,
+        outgoing: &[Outgoing<'_>],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        self.store.write_from(outgoing, interrupt)?;
+        let bytes = self.store.page_size().bytes_of(outgoing.len() as u64);
+        Counters::add(&self.counters.bytes_written, bytes);
         Ok(())
     }
 
