@@ -42,6 +42,7 @@ from fremap.errors import (
 from fremap.memmap import memmap
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
+from fremap.slots import Hold, Slots, SlotsStats
 from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
@@ -62,6 +63,7 @@ __all__ = [
     "ForkError",
     "FormatError",
     "FremapError",
+    "Hold",
     "MappingLimitError",
     "MemoryLimitError",
     "MemoryStore",
@@ -73,6 +75,8 @@ __all__ = [
     "RemapError",
     "Rows",
     "RowsStats",
+    "Slots",
+    "SlotsStats",
     "Store",
     "StoreError",
     "TruncatedError",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["reduced"]
 
-Reduced: TypeAlias = "tuple[Callable[..., Window], tuple[Any, ...], dict[str, Any] | None]"
+Reduced: TypeAlias = "tuple[Callable[..., Window], tuple[Any, ...], Any]"
 
 _PLACED = -2  # in `Window.mapping`
 
@@ -72,7 +72,17 @@ def reduced(base: type[Window], window: Window, settings: dict[str, Any]) -> Red
         "populated": np.flatnonzero(window.present()) if window.engine == "eager" else None,
     }
     arguments = (base, type(window), window.store, window.page_count, made, content)
-    return _reopened, arguments, getattr(window, "__dict__", None) or None
+    return _reopened, arguments, _attributes(base, window)
+
+
+def _attributes(base: type[Window], window: Window) -> Any:
+    """Return the attributes of a subclass, as pickle sets them."""
+    state: Any = window.__getstate__()  # type: ignore[attr-defined, unused-ignore]
+    if not isinstance(state, tuple):
+        return state
+    attributes, slots = state
+    slots = {name: value for name, value in slots.items() if name not in base.__slots__}
+    return (attributes, slots) if attributes or slots else None
 
 
 def _reopened(

@@ -42,8 +42,9 @@ __all__ = ["Rows", "RowsSource", "rows"]
 PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 RowsSource: TypeAlias = "PathLike | Store | Sequence[PathLike | Store]"
 
-# Takes of `take_async` that one object has under way at once; more wait.
-_ASYNC_THREADS = 4
+# Takes of `take_async` that one object has under way at once; more wait. One fills a
+# device's queue, and a processor is left to the event loop where there are several.
+_MOST_ASYNC_THREADS = 4
 
 
 class _Shard(NamedTuple):
@@ -345,9 +346,9 @@ class Rows:
 
         Notes
         -----
-        A take in a thread of this object's own, of which there are four at most. When
-        the awaiting task is cancelled the thread goes on to the end of its take: `out` is
-        written until then.
+        A take in a thread of this object's own, of which there are four at most, and
+        fewer than processors. When the awaiting task is cancelled the thread goes on to
+        the end of its take: `out` is written until then.
         """
         import asyncio
 
@@ -363,7 +364,9 @@ class Rows:
         if self._core().closed:
             raise ClosedError("take: the file of rows is closed")
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(_ASYNC_THREADS, "fremap-take")
+            processors = len(os.sched_getaffinity(0))
+            threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
+            self._executor = ThreadPoolExecutor(threads, "fremap-take")
         return self._executor
 
     def batches(

@@ -201,6 +201,7 @@ class Window(_core.WindowBase):
         )
         self._store = store
         self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
+        self._settings["calibration"] = calibration
         if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
@@ -325,8 +326,9 @@ class Window(_core.WindowBase):
         BudgetError
             The pages are more than the window's budget; nothing changed.
         StoreError
-            A read failed: the first ``error.completed`` pages show the new
-            file page, the rest the old one.
+            A read failed: the first ``error.completed`` pages show the new file page,
+            the rest the old one; in a window that is written those of the rest whose
+            file page is shown elsewhere by now show nothing (-1 in `mapping`).
         MappingLimitError
             Engine "alias": too many extents; nothing changed.
         AliasError

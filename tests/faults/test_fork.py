@@ -483,3 +483,84 @@ def test_the_end_of_the_interpreter(engine: str, path: Path, run_script: Run) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+
+
+@pytest.mark.needs("paged")
+def test_a_child_gives_back_what_it_closes_and_keeps_what_it_did_not(
+    path: Path, run_script: Run
+) -> None:
+    """Descriptors go with the windows; closing low ones, or using 0 anew, harms no other."""
+    done = run_script(
+        """
+    import os, sys
+    import numpy as np
+    import fremap
+    from fremap.testing import numbered_words
+    store = fremap.open(sys.argv[1])
+    windows = [fremap.Window(store) for _ in range(20)]
+    views = [window.pages for window in windows[:2]]
+    os.close(0)
+
+    def count():
+        return len(os.listdir("/proc/self/fd"))
+
+    child = os.fork()
+    if child == 0:
+        before = count()
+        for window in windows[2:]:
+            window.close()
+        given_back = before - count()
+        os.closerange(0, 1)
+        os.closerange(3, store.fileno())
+        os.closerange(store.fileno() + 1, 200)
+        assert os.open("/dev/zero", os.O_RDONLY) == 0
+        same = all((view.view(np.uint64) == numbered_words(range(16))).all() for view in views)
+        os._exit(0 if same and given_back >= 18 else given_back)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert (views[0].view(np.uint64) == numbered_words(range(16))).all()
+    """,
+        path,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+@pytest.mark.needs("paged", "uffd_wp")
+def test_a_signal_handler_that_forks_in_the_middle_of_a_call(
+    tmp_path: Path, run_script: Run
+) -> None:
+    """The call is the parent's: in the child it raises, and nothing is written twice."""
+    done = run_script(
+        """
+    import os, signal, sys, threading, time
+    import numpy as np
+    import fremap
+    store = fremap.open(sys.argv[1], "w+", size=64 << 20)
+    window = fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, engine="paged")
+    words = window.array(np.uint64, (window.page_count, -1))
+    parent, children = os.getpid(), []
+
+    def fork(*_):
+        child = os.fork()
+        if child:
+            children.append(child)
+
+    signal.signal(signal.SIGALRM, fork)
+    for turn in range(1, 40):
+        words[:, 0] = turn
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        try:
+            window.flush()
+        except fremap.ForkError:
+            os._exit(0 if os.getpid() != parent else 11)
+        if os.getpid() != parent:
+            os._exit(12 if words is None else 0)  # forked between two calls
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if len(children) >= 3:
+            break
+    ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert (store.read(None).view(np.uint64)[:, 0] == turn).all()
+    print(set(ends))
+    """,
+        tmp_path / "written",
+    )
+    assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr

@@ -140,10 +140,19 @@ def test_stores_are_noticed_and_written(path: Path, tracking: str) -> None:
 
 
 @pytest.mark.needs("uffd_wp")
-def test_a_store_to_a_page_that_is_to_be_read_is_sigsegv(path: Path, run_script: Run) -> None:
+@pytest.mark.parametrize("deaf", ["", "ignore", "block"])
+def test_a_store_to_a_page_that_is_to_be_read_is_sigsegv(
+    path: Path, deaf: str, run_script: Run
+) -> None:
+    """It ends the process, as the kernel's own would, whatever is done about SIGSEGV."""
     done = run_script(
         BEGIN
+        + f"    deaf = {deaf!r}"
         + """
+    if deaf == "ignore":
+        signal.signal(signal.SIGSEGV, signal.SIG_IGN)
+    elif deaf == "block":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGSEGV})
     window = fremap.Window(
         store, prot=fremap.Prot.WRITE, coherent=False, tracking="sync", **how)
     window.protect(2, fremap.Prot.READ)
@@ -154,7 +163,8 @@ def test_a_store_to_a_page_that_is_to_be_read_is_sigsegv(path: Path, run_script:
     """,
         path,
     )
-    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "True\n"), done.stderr
+    end = -signal.SIGBUS if deaf == "block" else -signal.SIGSEGV
+    assert (done.returncode, done.stdout) == (end, "True\n"), done.stderr
 
 
 def test_what_cannot_be_read_is_sigbus_with_a_line(path: Path, run_script: Run) -> None:

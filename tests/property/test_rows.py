@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def write(folder: Path, table: np.ndarray, counts: list[int], kind: str, offset:
         part = table[end - counts[number] : end]
         path = folder / f"{number}.{kind}"
         if kind == "npy":
-            np.save(path, part)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # names that need format 3.0
+                np.save(path, part)
         elif kind == "safetensors":
             safetensors.numpy.save_file({"t": part, "u": part[:1]}, path)
         else:

@@ -58,6 +58,10 @@ struct Run {
     again: u8,
 }
 
+fn is_short_of_descriptors(error: &Error) -> bool {
+    matches!(error, Error::Row { loss: RowLoss::Io(Errno::MFILE | Errno::NFILE), .. })
+}
+
 struct Transfer<'a, 'p, 'm> {
     rows: &'a Rows,
     wanted: &'a [Wanted],
@@ -149,8 +153,16 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
         loop {
             while self.failed.is_none() && queue.room() > 0 {
-                let Some(read) = self.next_read()? else { break };
-                queue.push(read);
+                match self.next_read() {
+                    Ok(Some(read)) => queue.push(read),
+                    Ok(None) => break,
+                    // Reads in flight keep descriptors open: some are to be had once they end.
+                    Err(error) if is_short_of_descriptors(&error) && queue.in_flight() > 0 => {
+                        self.current = None;
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             if queue.in_flight() == 0 {
                 return self.failed.take().map_or(Ok(()), Err);

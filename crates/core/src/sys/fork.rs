@@ -56,9 +56,9 @@ impl Place {
     /// Has the range, which was just filled, be read through a userfaultfd of the child's own.
     fn revive(&self) -> Result<(), Errno> {
         let Some((start, len)) = self.range() else { return Ok(()) };
-        let (uffd, keeper) = uffd::open_in_child(start, len)?;
+        let uffd = uffd::open_in_child(start, len)?;
         protect_and_keep(start, len)?;
-        self.set_child_uffd(uffd.into_raw_fd(), keeper.into_raw_fd());
+        self.set_child_uffd(uffd.into_raw_fd());
         Ok(())
     }
 }
@@ -127,7 +127,7 @@ extern "C" fn in_child() {
     after();
     let mut revived = false;
     for place in PLACES.iter() {
-        place.forget_child_uffd();
+        place.begin_child();
         if place.fill_hole() && place.with_resolver(|_| ()).is_some() {
             // Where that fails the range stays what nobody may touch.
             revived |= place.revive().is_ok();

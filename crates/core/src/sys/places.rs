@@ -11,6 +11,9 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
+use super::mm::check;
 use super::{fork, signal};
 
 /// A touch of memory that faulted.
@@ -64,9 +67,6 @@ pub(super) struct Place {
     callers: AtomicUsize,
     /// The userfaultfd that a child of fork has for the range, or -1.
     child_uffd: AtomicI32,
-    /// A second descriptor of it, out of the way, or -1: were the last one closed, absent
-    /// pages would read as zeros.
-    child_keeper: AtomicI32,
     next: AtomicPtr<Place>,
 }
 
@@ -107,7 +107,6 @@ impl Places {
             resolver: AtomicPtr::new(null_mut()),
             callers: AtomicUsize::new(0),
             child_uffd: AtomicI32::new(-1),
-            child_keeper: AtomicI32::new(-1),
             next: AtomicPtr::new(null_mut()),
         }));
         let link = |first: *mut Place| {
@@ -137,20 +136,29 @@ impl Place {
         self.range().is_some_and(|(start, len)| address.wrapping_sub(start.addr()) < len)
     }
 
-    /// Lets go of the userfaultfd that the parent of a child had, as a child itself.
-    pub(super) fn forget_child_uffd(&self) {
-        for fd in [&self.child_uffd, &self.child_keeper] {
-            let fd = fd.swap(-1, Ordering::Relaxed);
-            if fd >= 0 {
-                // SAFETY: a descriptor that is this place's alone, and is not used again.
-                unsafe { libc::close(fd) };
-            }
+    /// In a child of fork, whose only thread this is: what its parent had is not its own.
+    pub(super) fn begin_child(&self) {
+        self.callers.store(0, Ordering::Relaxed);
+        self.close_child_uffd();
+    }
+
+    fn close_child_uffd(&self) {
+        let uffd = self.child_uffd.swap(-1, Ordering::Relaxed);
+        if uffd >= 0 {
+            // SAFETY: a descriptor that is this place's alone, and is not used again.
+            unsafe { libc::close(uffd) };
         }
     }
 
-    /// Has a child of fork know its userfaultfd for the range, and a second descriptor of it.
-    pub(super) fn set_child_uffd(&self, uffd: RawFd, keeper: RawFd) {
-        self.child_keeper.store(keeper, Ordering::Relaxed);
+    /// Lets nobody touch the range.
+    fn forbid(&self) -> Result<(), Errno> {
+        let Some((start, len)) = self.range() else { return Ok(()) };
+        // SAFETY: a range that this child has mapped for nothing but to be read here.
+        check(unsafe { libc::mprotect(start, len, libc::PROT_NONE) })
+    }
+
+    /// Has a child of fork know its userfaultfd for the range.
+    pub(super) fn set_child_uffd(&self, uffd: RawFd) {
         self.child_uffd.store(uffd, Ordering::Release);
     }
 
@@ -194,7 +202,6 @@ pub(super) fn resolve(touch: Touch) -> Option<Outcome> {
 #[derive(Debug)]
 pub struct Resolving {
     place: &'static Place,
-    owner: u32,
 }
 
 impl Resolving {
@@ -203,19 +210,22 @@ impl Resolving {
         let _no_fork = fork::exclude();
         place.child_uffd.store(-1, Ordering::Relaxed);
         place.resolver.store(boxed, Ordering::SeqCst);
-        Self { place, owner: std::process::id() }
+        Self { place }
     }
 }
 
 impl Drop for Resolving {
     fn drop(&mut self) {
-        if self.owner != std::process::id() {
-            // In a child the range stays as it is, for those who still point into it.
-            return;
-        }
         let no_fork = fork::exclude();
         let boxed = self.place.resolver.swap(null_mut(), Ordering::SeqCst);
         drop(no_fork);
+        if self.place.is_in_child() {
+            // The range stays, so that nothing else comes there. Without a userfaultfd it
+            // would read as zeros: from now on it cannot be read at all.
+            if self.place.forbid().is_ok() {
+                self.place.close_child_uffd();
+            }
+        }
         while self.place.callers.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }

@@ -138,6 +138,7 @@ impl Ring {
     ) -> (T, bool) {
         let mut session = Session {
             ring: &mut self.ring,
+            owner: self.owner,
             reads: Vec::with_capacity(DEPTH),
             free: (0..DEPTH).rev().collect(),
             failed: None,
@@ -153,6 +154,7 @@ impl Ring {
 /// A ring in use. What is in `reads` is in the submission queue or in flight.
 struct Session<'r, 'f, 'm> {
     ring: &'r mut IoUring,
+    owner: u32,
     reads: Vec<Option<Read<'f, 'm>>>,
     free: Vec<usize>,
     failed: Option<Errno>,
@@ -204,6 +206,10 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     /// Waits until the kernel has no read of this session's. Reads that were
     /// never submitted stay in `reads`; their ring is not used again.
     fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
+        if self.owner != std::process::id() {
+            // A child of fork: what is in flight is its parent's, and so is its end.
+            self.failed = Some(Errno::CANCELED);
+        }
         while self.failed.is_none() {
             self.reap(&mut ended);
             let held = DEPTH - self.free.len();

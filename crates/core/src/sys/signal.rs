@@ -204,9 +204,11 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
         match outcome {
             Some(Outcome::Again) => {}
             Some(Outcome::Segv) => {
-                // Delivered when this handler returns. Where it cannot be sent the store is
-                // the SIGBUS that it came as.
-                if send_segv(libc::gettid().cast_unsigned(), address as u64).is_err() {
+                // Delivered when this handler returns. Where it cannot be, the store is the
+                // SIGBUS that it came as, or the thread would store for ever.
+                let thread = libc::gettid().cast_unsigned();
+                if blocks_segv(frame) || send_segv(thread, address as u64).is_err() {
+                    unblock(frame, signal);
                     chain(signal, info, context);
                 }
             }
@@ -217,6 +219,12 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
         }
         *errno = before;
     }
+}
+
+/// Whether the thread that was interrupted blocks SIGSEGV.
+fn blocks_segv(frame: &libc::ucontext_t) -> bool {
+    // SAFETY: the set was the kernel's.
+    unsafe { libc::sigismember(&raw const frame.uc_sigmask, libc::SIGSEGV) == 1 }
 }
 
 /// Lets through what the thread lets through, but for the signal itself, as the kernel

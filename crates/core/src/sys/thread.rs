@@ -54,8 +54,8 @@ pub(super) fn set_signal_mask(mask: &libc::sigset_t) -> Result<(), Errno> {
 
 /// Sends a thread of this process the SIGSEGV that a store to read-only memory would be
 /// (`rt_tgsigqueueinfo`, 2.6.31), with the address as its value: only a thread itself may
-/// say that a signal is a fault's. A thread that blocks the signal gets it when it does
-/// not any more.
+/// say that a signal is a fault's. A process that ignores it gets the default from now on,
+/// as from the kernel. A thread that blocks it gets it when it does not any more.
 ///
 /// # Errors
 /// ESRCH for a thread that is gone; EAGAIN at the limit of queued signals.
@@ -69,8 +69,15 @@ pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
     // SAFETY: siginfo_t is 128 bytes long and aligned to eight; a queued signal's value
     // stands behind the three integers, their padding, and the sender's two numbers.
     unsafe { (&raw mut info).cast::<u64>().add(VALUE).write(address) };
-    // SAFETY: the information is valid for the call.
+    // SAFETY: sigaction is plain data, for which zero is the default; the information is
+    // valid for the call.
     let sent = unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        libc::sigaction(libc::SIGSEGV, std::ptr::null(), &raw mut action);
+        if action.sa_sigaction == libc::SIG_IGN {
+            action = std::mem::zeroed();
+            libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut());
+        }
         let process = std::process::id();
         let signal = libc::SIGSEGV;
         libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info)

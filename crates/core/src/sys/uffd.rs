@@ -286,15 +286,17 @@ fn keeper_of(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
         .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
 }
 
-/// A userfaultfd of a child of fork and a second descriptor of it, for memory that it has
-/// just mapped: faults there are SIGBUS in the thread that has them (4.14). Allocates nothing.
-pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (fd, _) = open_descriptor(FaultScope::UserOnly)?;
-    let keeper = keeper_of(&fd)?;
+/// A userfaultfd of a child of fork, for memory that it has just mapped: faults there are
+/// SIGBUS in the thread that has them (4.14). Its number is one that no child closes or
+/// gives to another file, as they do with low ones. Allocates nothing.
+pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, Errno> {
+    let (low, _) = open_descriptor(FaultScope::UserOnly)?;
+    let fd = keeper_of(&low)?;
+    drop(low);
     handshake(&fd, Features::SIGBUS)?;
     let range = RangeArgument { start: start as u64, len: len as u64 };
     register(&fd, range, REGISTER_MODE_MISSING)?;
-    Ok((fd, keeper))
+    Ok(fd)
 }
 
 /// `UFFDIO_COPY` (4.3) by the descriptor of a child of fork. Pages that are there already

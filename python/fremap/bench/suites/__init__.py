@@ -15,6 +15,7 @@ from fremap.bench.suites import (
     remap,
     scale,
     scan,
+    slots,
     take,
     window,
 )
@@ -32,6 +33,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "slots": (slots.warm, slots.cold),
     "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
     "batches": (batches.warm, batches.cold),
     "scan": (scan.warm, scan.cold),

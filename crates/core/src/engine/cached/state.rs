@@ -22,7 +22,7 @@ pub struct State {
     pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
     /// how many bytes of them it had.
-    cut: HashMap<FilePage, usize>,
+    cut: Vec<(FilePage, usize)>,
     /// The hash of each page's content in the store, where stores are found by it.
     pub(super) hashes: Vec<u128>,
     /// Pages were written since the store was last made durable.
@@ -30,6 +30,9 @@ pub struct State {
     /// How often each pinned page is pinned.
     pins: HashMap<WindowPage, u32>,
     pub(super) page_tables: PageTables,
+    /// How often a page became present, and absent again.
+    pub(super) pages_in: u64,
+    pub(super) pages_out: u64,
     /// Where there is a budget, and the window does not fit into it.
     pub(super) room: Option<Room>,
 }
@@ -39,7 +42,7 @@ impl State {
         let by_content = tracking == Some(Tracking::Content);
         // Zeros of the allocator's: memory that is never touched is never had.
         let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
-        let (shelf, cut) = (HashMap::new(), HashMap::new());
+        let (shelf, cut) = (HashMap::new(), Vec::new());
         let page_tables = PageTables::new(&table, page);
         Self {
             table,
@@ -50,6 +53,8 @@ impl State {
             unsynced: false,
             pins: HashMap::new(),
             page_tables,
+            pages_in: 0,
+            pages_out: 0,
             room: None,
         }
     }
@@ -68,16 +73,16 @@ impl State {
 
     /// A file page was loaded, when the file had `file_bytes` bytes of it.
     pub fn note_loaded(&mut self, page: FilePage, file_bytes: usize, page_size: PageSize) {
+        self.cut.retain(|&(cut, _)| cut != page);
         if file_bytes < page_size.bytes() {
-            self.cut.insert(page, file_bytes);
-        } else if !self.cut.is_empty() {
-            self.cut.remove(&page);
+            self.cut.push((page, file_bytes));
         }
     }
 
     /// Bytes that the file had of a page when it was loaded.
     pub(super) fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
-        self.cut.get(&page).copied().unwrap_or(page_size.bytes())
+        let cut = self.cut.iter().find(|&&(cut, _)| cut == page);
+        cut.map_or(page_size.bytes(), |&(_, file_bytes)| file_bytes)
     }
 
     /// The word of a page.
@@ -115,7 +120,10 @@ impl State {
     /// Changes the word of a page, but not what may be being read for it.
     pub fn mark(&mut self, page: WindowPage, entry: Entry) {
         // A page is pinned whatever it shows.
-        let entry = entry.with_pinned(self.get(page).pinned());
+        let old = self.get(page);
+        let entry = entry.with_pinned(old.pinned());
+        self.pages_in += u64::from(entry.present() && !old.present());
+        self.pages_out += u64::from(old.present() && !entry.present());
         self.note_change(page, entry);
         self.table.set(page, entry);
     }
