@@ -49,6 +49,7 @@ global_asm!(
     ".type fremap_copy_cached,@function",
     "fremap_copy_cached:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     ".p2align 4",
@@ -237,7 +238,7 @@ pub(super) unsafe fn copy_rows(
         let row = |number: &usize| unsafe { Span::new(rows.from[*number], row_bytes) };
         for number in 0..count {
             let next = Some(number + 1).filter(|&next| next < count).as_ref().map(row);
-            copy(into.part(number * row_bytes, row_bytes), row(&number), next)
+            copy(into.part(number * row_bytes, row_bytes), row(&number), next, false)
                 .map_err(|SourceLost| number)?;
         }
         return Ok(());
