@@ -342,11 +342,11 @@ def test_no_store_is_lost_between_moving_in_and_protecting(tracking: str, path: 
     ):
         words = window.array(np.uint64, (count, -1))
 
-        def store_to_all() -> None:
+        def store_to_all(words: np.ndarray) -> None:
             for place in range(words.shape[1]):
                 words[:, place] = 1
 
-        writer = threading.Thread(target=store_to_all)
+        writer = threading.Thread(target=store_to_all, args=(words,))
         writer.start()
         shown = 0
         while writer.is_alive():

@@ -49,6 +49,7 @@ global_asm!(
     ".type fremap_copy_cached,@function",
     "fremap_copy_cached:",
     ".cfi_startproc",
+    "xor r10d, r10d",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     ".p2align 4",
