@@ -98,6 +98,7 @@ class Taken:
     def hold(self) -> None: ...
     def let_go(self) -> None: ...
 
+@final
 class Rows:
     def __new__(
         cls,
