@@ -246,7 +246,7 @@ def test_the_budget_bounds_what_is_mapped(tmp_path: Path) -> None:
     chunk_rows = (2 << 20) // 512
     table = np.arange(10 * chunk_rows * 128, dtype=np.uint32).reshape(-1, 128)
     table.tofile(tmp_path / "raw")
-    budget = 3 * ((2 << 20) + 4096) + 100
+    budget = 3 * (2 << 20) + 10 * 4096  # where page tables stay, too
     draw = np.random.default_rng(1)
     with fremap.rows(tmp_path / "raw", np.uint32, 128, budget=budget) as rows:
         most = 0

@@ -54,9 +54,13 @@ impl MapBudget {
             self.chunks.fetch_add(1, Ordering::Relaxed);
             return true;
         };
-        let most = limit / (CHUNK_BYTES + system_page_bytes()) as u64;
-        let within = |chunks: u64| (chunks < most).then_some(chunks + 1);
-        let take = || self.chunks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        let take = || {
+            // The page tables that there are, some of which the kernel may keep, and one more.
+            let tables = files.mapped().table_bytes() + system_page_bytes() as u64;
+            let most = limit.saturating_sub(tables) / CHUNK_BYTES as u64;
+            let within = |chunks: u64| (chunks < most).then_some(chunks + 1);
+            self.chunks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within)
+        };
         if take().is_ok() {
             return true;
         }
@@ -86,7 +90,7 @@ impl MapBudget {
             };
             let chunk = hand.chunk;
             hand.chunk += 1;
-            if map.is_populated(chunk) && !map.take_use(chunk) && files.unmap(shard, &map, chunk) {
+            if map.is_populated(chunk) && !map.take_use(chunk) && map.unmap_chunk(chunk) {
                 self.give_back();
                 return true;
             }

@@ -298,7 +298,7 @@ impl<'c> Copier<'c> {
         }
         self.asked = ASKED_ROWS;
         for chunk in chunks {
-            if self.rows.files.unmap(wanted.shard as usize, map, chunk) {
+            if map.unmap_chunk(chunk) {
                 self.rows.budget.give_back();
             }
         }

@@ -282,12 +282,6 @@ impl Files {
         lock(&self.shards[number].map).clone()
     }
 
-    /// Unmaps a chunk with its page table; says whether it was mapped.
-    pub(super) fn unmap(&self, number: usize, map: &SourceMap, chunk: usize) -> bool {
-        let file = self.file(number as u32).ok();
-        map.unmap_chunk(chunk, file.as_ref().map(|file| file.as_fd()))
-    }
-
     /// How long the file is that a map shows. Without a descriptor the path is asked,
     /// where another file may be by now.
     pub(super) fn size_now(&self, number: u32) -> Result<u64, RowLoss> {

@@ -17,6 +17,7 @@ use std::sync::{Arc, RwLock};
 use rustix::io::Errno;
 
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::probe::reclaims_page_tables;
 use crate::sys::span::Span;
 use crate::units::PageSize;
 
@@ -198,7 +199,7 @@ impl SourceMap {
         }
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
-        // Aligned, so that a chunk is a page table, which goes when the chunk is unmapped.
+        // Aligned, so that a chunk is a page table, which may go when the chunk is unmapped.
         let region = Region::anonymous(len, CHUNK_BYTES, Access::None)?;
         region.map_file(0, len, fd, 0, Access::Read)?;
         // Without this a fault through the map would read the neighbourhood from the device.
@@ -319,24 +320,17 @@ impl SourceMap {
     }
 
     /// Unmaps a chunk, so that it does not count as this process's memory; says whether
-    /// it was populated. Its pages stay in the page cache. With a descriptor of the file
-    /// its page table goes too, as the chunk is mapped anew: `MADV_DONTNEED` gives page
-    /// tables back on newer kernels alone.
-    pub(crate) fn unmap_chunk(&self, chunk: usize, file: Option<BorrowedFd<'_>>) -> bool {
+    /// it was populated. Its pages stay in the page cache. Its page table goes where the
+    /// kernel gives it back, and else is counted still.
+    pub(crate) fn unmap_chunk(&self, chunk: usize) -> bool {
         let was_populated = self.note_absent(chunk);
-        let start = chunk * CHUNK_BYTES;
-        let len = self.chunk_bytes(chunk);
-        let anew = |file| {
-            self.region.map_file(start, len, file, start as u64, Access::Read)?;
-            self.region.advise(start, len, Advice::Random)
-        };
-        if file.is_none_or(|file| anew(file).is_err()) {
-            // What the kernel refuses to drop stays mapped, and is dropped with the map.
-            let _dropped = self.region.advise(start, len, Advice::DontNeed);
-            return was_populated;
+        let (start, len) = (chunk * CHUNK_BYTES, self.chunk_bytes(chunk));
+        // What the kernel refuses to drop stays mapped, and is dropped with the map.
+        let dropped = self.region.advise(start, len, Advice::DontNeed);
+        if dropped.is_ok() && len == CHUNK_BYTES && reclaims_page_tables() {
+            let before = self.chunks[chunk].fetch_and(!TABLE, Ordering::Relaxed);
+            self.mapped.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
         }
-        let before = self.chunks[chunk].fetch_and(!TABLE, Ordering::Relaxed);
-        self.mapped.tables.fetch_sub(u64::from(before & TABLE != 0), Ordering::Relaxed);
         was_populated
     }
 
