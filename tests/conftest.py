@@ -17,6 +17,7 @@ for a capability that is there, fails the run.
 
 import ctypes
 import functools
+import importlib.util
 import os
 import signal
 import traceback
@@ -47,6 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
     )
     config.addinivalue_line("markers", "long: runs only with --long (make test-long)")
+    config.addinivalue_line("markers", "thread_unsafe: NumPy's, whose tests of memmap run here")
     examples = config.getoption("--examples")
     settings.register_profile("suite", max_examples=examples, deadline=None, print_blob=True)
     settings.load_profile("suite")
@@ -62,6 +64,8 @@ def available() -> dict[str, bool]:
     capabilities = fremap.capabilities()
     names = {name: probe.available for name, probe in capabilities.probes.items()}
     names.update({name: engine.available for name, engine in capabilities.engines.items()})
+    # No part of fremap's tests, and large: what adapts to it is tested where it is.
+    names["torch"] = importlib.util.find_spec("torch") is not None
     return names
 
 

@@ -17,6 +17,7 @@ b'cba'
 
 from fremap import calibration
 from fremap._core import __version__
+from fremap.batches import Batches
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
@@ -38,8 +39,10 @@ from fremap.errors import (
     UnsupportedError,
     ViewsAliveError,
 )
+from fremap.memmap import memmap
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
+from fremap.slots import Hold, Slots, SlotsStats
 from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
@@ -50,6 +53,7 @@ __all__ = [
     "MAP_POPULATE",
     "AliasError",
     "ArgumentError",
+    "Batches",
     "BudgetError",
     "Capabilities",
     "ClosedError",
@@ -59,6 +63,7 @@ __all__ = [
     "ForkError",
     "FormatError",
     "FremapError",
+    "Hold",
     "MappingLimitError",
     "MemoryLimitError",
     "MemoryStore",
@@ -70,6 +75,8 @@ __all__ = [
     "RemapError",
     "Rows",
     "RowsStats",
+    "Slots",
+    "SlotsStats",
     "Store",
     "StoreError",
     "TruncatedError",
@@ -81,6 +88,7 @@ __all__ = [
     "calibration",
     "capabilities",
     "concat",
+    "memmap",
     "open",
     "remap_file_pages",
     "rows",

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from fremap import _core, errors
 from fremap.errors import ArgumentError, PageTypeError
@@ -76,11 +77,19 @@ class ConcatStore(Store):
 
     def _check_elements(self, elements: Elements, shown: Shown) -> None:
         """Refuse elements that would begin in one file and end in another."""
+        if self.page_bytes % elements.dtype.itemsize:
+            self._check_pages(elements, shown.mapping)
+
+    def _check_extents(self, elements: Elements, extent_pages: int) -> None:
+        if self.page_bytes % elements.dtype.itemsize:
+            for key in np.unique(self._first_pages // extent_pages):
+                first = key * extent_pages
+                self._check_pages(elements, np.arange(first, first + extent_pages))
+
+    def _check_pages(self, elements: Elements, pages: npt.NDArray[np.int64]) -> None:
+        """Do that where memory shows these pages one after the other."""
         item_bytes = elements.dtype.itemsize
-        if self.page_bytes % item_bytes == 0:
-            return
-        used = -(-elements.used_bytes // self.page_bytes)
-        pages = shown.mapping[:used]
+        pages = pages[: -(-elements.used_bytes // self.page_bytes)]
         # Of empty stores that begin with a page, too, the last is the one that has it.
         store_of = np.searchsorted(self._first_pages, pages, side="right") - 1
         meets = np.flatnonzero((store_of[1:] != store_of[:-1]) & (pages[1:] >= 0))

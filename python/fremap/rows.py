@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fremap import _core, formats
 from fremap.arguments import filled_memory, quantity
+from fremap.batches import Batches
 from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats import Header, Table
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from types import TracebackType
-    from typing import Self
+    from typing import Self, Unpack
 
+    from fremap.batches import BatchOptions
+    from fremap.epochs import Order
     from fremap.rowids import RowIds
 
 __all__ = ["Rows", "RowsSource", "rows"]
@@ -365,6 +368,39 @@ class Rows:
             threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
             self._executor = ThreadPoolExecutor(threads, "fremap-take")
         return self._executor
+
+    def batches(
+        self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
+    ) -> Batches:
+        """Return an iterator over the batches of an epoch, which reads ahead.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of a batch.
+        order : {"shuffle", "sequential"} or array of int, default "shuffle"
+            All rows in random order, all as they stand, or these rows.
+        **options
+            As `Batches` has them: `seed`, `epoch`, `drop_last`, `pad`, `rank`, `world_size`,
+            `worker`, `worker_count`, `prefetch`, `return_ids`, `state`.
+
+        Returns
+        -------
+        Batches
+            The iterator; it is a context manager.
+
+        Raises
+        ------
+        ArgumentError
+            An argument is impossible, or the state is of other batches.
+        PageRangeError
+            `order` names a row that there is not.
+
+        See Also
+        --------
+        fremap.torch : The same for a torch DataLoader.
+        """
+        return Batches(self, batch_size, order, **options)
 
     def stats(self) -> RowsStats:
         """Return what is held now, and what was done since it was opened.

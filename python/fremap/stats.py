@@ -34,6 +34,10 @@ class WindowStats:
         Memory of the table of what each page shows.
     staging_bytes : int
         Memory that content is read into before it is swapped in.
+    pages_in, pages_out : int
+        How often a page became present, and absent again:
+        ``present_pages == pages_in - pages_out``. 0 with engine "alias", whose pages are
+        the kernel's.
     faults : int
         Touches of absent pages that were served.
     pages_loaded : int
@@ -42,6 +46,16 @@ class WindowStats:
         Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
     pages_evicted : int
         Pages that were dropped; not all of their memory need be free yet.
+    pages_hit : int
+        Pages that `Window.remap` and `Window.populate` were to bring and that were there
+        already. Touches of present pages leave no trace, so that they are not counted.
+    bytes_read : int
+        Bytes of the pages that calls and faults brought from the store; a last page
+        that the file has in part counts whole. 0 with engine "alias".
+    bytes_written : int
+        Bytes of the pages of this window that were written to the store, counted alike,
+        when a flush, an eviction, a call or the end of the window wrote them. What was
+        written by a writing that failed half way is not counted.
     pages_unreadable : int
         Pages that could not be read when they were touched.
     """
@@ -55,10 +69,15 @@ class WindowStats:
     budget_bytes: int
     table_bytes: int
     staging_bytes: int
+    pages_in: int
+    pages_out: int
     faults: int
     pages_loaded: int
     pages_moved: int
     pages_evicted: int
+    pages_hit: int
+    bytes_read: int
+    bytes_written: int
     pages_unreadable: int
 
 

@@ -94,6 +94,11 @@ class Store:
         return self._core.writable
 
     @property
+    def direct(self) -> bool:
+        """Whether pages are read and written around the page cache."""
+        return self._core.direct
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._core.closed
@@ -122,6 +127,9 @@ class Store:
 
     def _check_elements(self, elements: Elements, shown: Shown) -> None:
         """Refuse an array whose elements cannot lie in what a window shows of the store."""
+
+    def _check_extents(self, elements: Elements, extent_pages: int) -> None:
+        """The same for an array over each of its extents."""
 
     def resident(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
         """Tell which pages are in the kernel's page cache, without reading any.

@@ -326,8 +326,9 @@ class Window(_core.WindowBase):
         BudgetError
             The pages are more than the window's budget; nothing changed.
         StoreError
-            A read failed: the first ``error.completed`` pages show the new
-            file page, the rest the old one.
+            A read failed: the first ``error.completed`` pages show the new file page,
+            the rest the old one; in a window that is written those of the rest whose
+            file page is shown elsewhere by now show nothing (-1 in `mapping`).
         MappingLimitError
             Engine "alias": too many extents; nothing changed.
         AliasError

@@ -9,6 +9,7 @@ and takes private functions for public ones.)
 import dataclasses
 import enum
 import importlib
+import importlib.util
 import inspect
 import sys
 import tomllib
@@ -18,7 +19,9 @@ from pathlib import Path
 from numpydoc.validate import Validator, validate
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
-MODULES = ("fremap", "fremap.calibration", "fremap.testing")
+MODULES = ["fremap", "fremap.calibration", "fremap.testing"]
+if importlib.util.find_spec("torch"):
+    MODULES.append("fremap.torch")
 
 
 def public_names() -> Iterator[str]:
@@ -28,13 +31,15 @@ def public_names() -> Iterator[str]:
             thing = getattr(module, name)
             if name.startswith("__") or inspect.ismodule(thing) or not callable(thing):
                 continue
-            yield f"{module_name}.{name}"
+            # By the module that has it: a function or class may have the name of its module.
+            where = f"{getattr(thing, '__module__', module_name)}.{name}"
+            yield where
             if not inspect.isclass(thing):
                 continue
             for member, value in vars(thing).items():
                 described = inspect.isroutine(value) or isinstance(value, property)
                 if not member.startswith("_") and described:
-                    yield f"{module_name}.{name}.{member}"
+                    yield f"{where}.{member}"
 
 
 def problems() -> Iterator[str]:

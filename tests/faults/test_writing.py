@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -288,3 +290,70 @@ def test_closing_where_nothing_can_be_written(kind: tuple[str, str], path: Path)
         window.close(discard=True)
         assert window.closed
     assert path.read_bytes()[PAGE] == 0
+
+
+@pytest.mark.parametrize("tracking", TRACKINGS)
+def test_no_store_to_a_placed_page_is_lost_to_a_protect_beside_it(
+    tracking: str, path: Path, tmp_path: Path
+) -> None:
+    """A system call stores to the page until it may not; what it stored last is there."""
+    stamps = np.arange(1, 1 << 16, dtype=np.uint64)
+    (tmp_path / "stamps").write_bytes(stamps.tobytes())
+    with (
+        fremap.open(path, "r+") as store,
+        (tmp_path / "stamps").open("rb") as source,
+        writable(store, ("paged", tracking), page_count=4, populate=True) as window,
+    ):
+        window.place([1], bytes(PAGE))
+        memory = window.array(np.uint8, (4, PAGE))
+        for _ in range(100):
+            # A store in Python makes the page one that system calls may store to.
+            memory[1, :8] = 0
+            stored: list[int] = [0]
+            writer = threading.Thread(target=_keep_storing, args=(source, memory[1, :8], stored))
+            writer.start()
+            while stored[0] == 0:
+                time.sleep(0)
+            window.protect([1], Prot.NONE)
+            writer.join()
+            window.protect([1], Prot.WRITE)
+            assert int(memory[1, :8].view(np.uint64)[0]) == stored[0]
+        del memory
+        window.evict([1], discard=True)
+
+
+def _keep_storing(source: Any, place: np.ndarray, stored: list[int]) -> None:
+    """Read one number after another into `place`, until that is refused."""
+    for number in range((1 << 16) - 1):
+        try:
+            os.preadv(source.fileno(), [memoryview(place)], number * 8)
+        except OSError:
+            return
+        stored[0] = number + 1
+
+
+@pytest.mark.parametrize("tracking", TRACKINGS)
+def test_no_store_is_lost_between_moving_in_and_protecting(tracking: str, path: Path) -> None:
+    """Each word is stored to once, while all pages change between two file pages."""
+    count = 256
+    with (
+        fremap.open(path, "r+") as store,
+        writable(store, ("paged", tracking), page_count=count, populate=True) as window,
+    ):
+        words = window.array(np.uint64, (count, -1))
+
+        def store_to_all(words: np.ndarray) -> None:
+            for place in range(words.shape[1]):
+                words[:, place] = 1
+
+        writer = threading.Thread(target=store_to_all, args=(words,))
+        writer.start()
+        shown = 0
+        while writer.is_alive():
+            shown = count - shown
+            window.remap(range(shown, shown + count))
+        writer.join()
+        window.flush()
+        del words
+    both = np.fromfile(path, np.uint64, count=2 * count * PAGE // 8).reshape(2, count, -1)
+    assert both.any(axis=0).all()

@@ -194,7 +194,8 @@ class ConcatStoreMachine(StoreMachine):
         return [self.part(number) for number in range(len(self.bounds) - 1)]
 
     def open(self, page_bytes: int) -> None:
-        members = [fremap.open(path, "r+", page_bytes=page_bytes) for path in self.parts()]
+        options: dict[str, Any] = {"page_bytes": page_bytes, "direct": self.direct}
+        members = [fremap.open(path, "r+", **options) for path in self.parts()]
         self.store = fremap.concat(members)
 
     @rule(page_bytes=st.sampled_from([4096, 8192]), cold=st.booleans())
@@ -243,6 +244,13 @@ class ConcatStoreMachine(StoreMachine):
         assert held == self.model.content()
 
 
+class DirectConcatStoreMachine(ConcatStoreMachine):
+    """The same around the page cache."""
+
+    direct = True
+
+
 TestStore = StoreMachine.TestCase
 TestDirectStore = DirectStoreMachine.TestCase
 TestConcatStore = ConcatStoreMachine.TestCase
+TestDirectConcatStore = DirectConcatStoreMachine.TestCase

@@ -15,6 +15,7 @@ from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, 
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
 from fremap.bench.render import as_json, as_text, number
+from fremap.bench.suites import slots
 
 FILE_PAGES = 512
 
@@ -423,6 +424,23 @@ def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("suite", ["batches", "scan"])
+def test_rows_and_arrays_are_measured(
+    suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--file-size", "64M", "--pages", "1024", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main([suite, "--json", *small]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert len(reports) == 2
+    for report in reports:
+        rows = report["rows"]
+        assert [row["what"] for row in rows if row["met"] is False] == []
+        assert len([row for row in rows if row["fremap"]]) >= 2
+        assert len([row for row in rows if row["met"]]) == (2 if suite == "scan" else 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.long
 @pytest.mark.needs("paged")
 def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -444,3 +462,21 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         main(arguments)
     assert exit_.value.code == 2
     assert "usage: fremap bench" in capsys.readouterr().err
+
+
+# Banks of extents
+
+
+@pytest.mark.parametrize("name", [slots._AUTO, slots._PREAD, slots._MEMMAP, slots._MMAP])
+def test_a_side_of_the_banks_reads_what_it_is_asked_for(file: DataFile, name: str) -> None:
+    """Of 128 extents a bank holds 32; what it reads is checked, and is wrong elsewhere."""
+    accesses = slots._Accesses(FILE_PAGES // 4, 4 * PAGE_BYTES)
+    accesses.count = 300
+    with slots._sides(file, 4 * PAGE_BYTES, 32)[name]() as side:
+        for number in range(3):
+            accesses.read(side, number)
+        assert side.hit_ratio is None or 0 < side.hit_ratio < 1
+    with slots._sides(file, 4 * PAGE_BYTES, 32)[name]() as side:
+        accesses.extent_pages = 8
+        with pytest.raises(BenchError, match="not the one"):
+            accesses.read(side, 0)

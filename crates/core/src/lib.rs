@@ -4,6 +4,7 @@
 //! [`store`], in any order. `docs/architecture.md` draws the rooms and the way
 //! of a page; data flows from `window` to `engine` to `sys`, never back.
 
+pub mod bank;
 pub mod cache;
 pub mod calibrate;
 pub mod engine;

@@ -37,6 +37,11 @@ pub trait Sink<'m> {
     /// chunk 0, 1, 2 … in order, at most `chunks_in_flight` ahead of
     /// [`complete`](Self::complete).
     fn buffer(&mut self, chunk: usize) -> Span<'m>;
+    /// Whether the content of a chunk is read again at once, so that it had better be
+    /// in the processor's caches. Chunks should fit into them then.
+    fn reads_again(&self) -> bool {
+        false
+    }
     /// The content of these requests, all of one chunk, is in its buffer.
     /// Called in order. When a page of a chunk cannot be read, the pages before
     /// it are completed, if there are any, and then the error ends the read.

@@ -29,6 +29,10 @@ macro_rules! counters {
             pub table_bytes: u64,
             /// Bytes of memory that content is read into before it is swapped in.
             pub staging_bytes: u64,
+            /// How often a page became present.
+            pub pages_in: u64,
+            /// How often a page that was present became absent.
+            pub pages_out: u64,
             $(#[doc = $doc] pub $name: u64),*
         }
 
@@ -55,6 +59,8 @@ macro_rules! counters {
                     ("budget_bytes", self.budget_bytes),
                     ("table_bytes", self.table_bytes),
                     ("staging_bytes", self.staging_bytes),
+                    ("pages_in", self.pages_in),
+                    ("pages_out", self.pages_out),
                     $((stringify!($name), self.$name)),*
                 ]
             }
@@ -67,6 +73,9 @@ counters! {
     pages_loaded: "Pages that calls brought into the window.",
     pages_moved: "Pages of those that were swapped in without copying.",
     pages_evicted: "Pages that were dropped from the window.",
+    pages_hit: "Pages that calls were to bring and that were there.",
+    bytes_read: "Bytes of the pages that calls and faults brought from the store.",
+    bytes_written: "Bytes of the pages that were written to the store.",
     pages_unreadable: "Pages that could not be read when they were touched.",
 }
 

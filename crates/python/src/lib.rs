@@ -7,6 +7,7 @@
 
 #![deny(unsafe_code)]
 
+mod bank;
 mod call;
 mod errors;
 mod probe;
@@ -21,6 +22,8 @@ mod window;
 mod _core {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::bank::{Bank, Taken};
     #[pymodule_export]
     use crate::probe::{calibrate, capabilities, clear_failures, inject_failure, system_calls};
     #[pymodule_export]

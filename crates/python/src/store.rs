@@ -131,6 +131,11 @@ impl Store {
     }
 
     #[getter]
+    fn direct(&self) -> bool {
+        self.core.direct()
+    }
+
+    #[getter]
     fn closed(&self) -> bool {
         self.core.is_closed()
     }

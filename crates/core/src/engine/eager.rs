@@ -97,6 +97,18 @@ impl Frames for EagerFrames {
         Ok(Filled::Copied)
     }
 
+    fn reuses(&self) -> bool {
+        false
+    }
+
+    fn move_frames(&self, _offset: usize, _from: Span<'_>) -> Result<Filled, Partial> {
+        Err(Partial { done_bytes: 0, errno: Errno::OPNOTSUPP })
+    }
+
+    fn notice_stores(&self, _offset: usize, _len: usize) -> Result<(), Errno> {
+        Err(Errno::OPNOTSUPP)
+    }
+
     fn adopt_limbo(&self, _limbo: &mut Region) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP)
     }

@@ -255,6 +255,18 @@ impl Frames for PagedFrames {
         self.tracking
     }
 
+    fn reuses(&self) -> bool {
+        self.tracking.is_some() && !self.locked && self.uffd.features().swap()
+    }
+
+    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial> {
+        self.move_in(offset, self.region.span(offset, from.len()), from)
+    }
+
+    fn notice_stores(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.uffd.write_protect(self.region.span(offset, len), true)
+    }
+
     fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno> {
         limbo.keep_from_children()?;
         advise_if_built(limbo, Advice::NoHugePage)?;
@@ -400,7 +412,8 @@ pub fn open(
     let page = store.page_size();
     let budget = match budget_bytes {
         Some(budget_bytes) => {
-            let chunk_pages = Cached::<PagedFrames>::chunk_pages(page, &table, calibration);
+            let chunk_pages =
+                Cached::<PagedFrames>::chunk_pages(page, &table, tracking, calibration);
             // Each with its spare memory.
             let chunks = 2 * CHUNKS_IN_FLIGHT as u64;
             divide(budget_bytes, table.page_count(), page, chunk_pages, chunks, tracking)?

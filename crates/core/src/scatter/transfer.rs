@@ -278,13 +278,14 @@ impl<'a, 'm> Transfer<'a, 'm> {
             chunk.absent.extend(pages.zip(places));
             return 0;
         };
+        let keep_cached = self.sink.reads_again();
         let mut copied = 0;
         // The page before, whose copy fetches the beginning of this one.
         let mut before: Option<(u32, FilePage, Span<'_>)> = None;
         let copy =
             |chunk: &mut Chunk<'m>, (place, page, source): (u32, FilePage, Span<'_>), next| {
                 let into = chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes);
-                match recovery.copy(into, source, next) {
+                match recovery.copy(into, source, next, keep_cached) {
                     Ok(()) => 1,
                     Err(_lost) => {
                         chunk.absent.push((page, place));

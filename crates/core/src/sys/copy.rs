@@ -77,9 +77,9 @@ impl Recovery {
         unreachable!("there is no Recovery here, so nothing to copy {copies:?} to {into:?} with")
     }
 
-    /// Copies `from` into `into`, past the processor's caches where the
-    /// alignment allows it, and fetches `next`, the source of the copy after
-    /// this one.
+    /// Copies `from` into `into`, past the processor's caches where the alignment
+    /// allows it and `keep_cached` does not forbid it, and fetches `next`, the source
+    /// of the copy after this one.
     ///
     /// # Errors
     /// [`SourceLost`].
@@ -91,12 +91,13 @@ impl Recovery {
         into: Span<'_>,
         from: Span<'_>,
         next: Option<Span<'_>>,
+        keep_cached: bool,
     ) -> Result<(), SourceLost> {
         assert_eq!(into.len(), from.len(), "spans of different lengths");
         #[cfg(target_arch = "x86_64")]
-        return routine::copy(into, from, next);
+        return routine::copy(into, from, next, keep_cached);
         #[cfg(not(target_arch = "x86_64"))]
-        unreachable!("there is no Recovery here, so nothing to copy {next:?} with")
+        unreachable!("there is no Recovery here, so nothing to copy {next:?} with, {keep_cached}")
     }
 }
 

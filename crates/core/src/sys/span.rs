@@ -106,6 +106,17 @@ impl<'a> Span<'a> {
         unsafe { libc::memcmp(self.start.cast(), bytes.as_ptr().cast(), self.len) == 0 }
     }
 
+    /// Whether another span of the same length holds the same bytes.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    #[must_use]
+    pub fn equals(self, other: Span<'_>) -> bool {
+        assert_eq!(other.len, self.len, "spans of different lengths");
+        // SAFETY: both are mapped by `new`'s promise.
+        unsafe { libc::memcmp(self.start.cast(), other.start.cast(), self.len) == 0 }
+    }
+
     /// The bytes, copied out.
     #[must_use]
     pub fn to_vec(self) -> Vec<u8> {

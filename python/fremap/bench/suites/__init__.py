@@ -5,6 +5,7 @@ from collections.abc import Callable
 from fremap.bench.bench import Bench
 from fremap.bench.harness import Report
 from fremap.bench.suites import (
+    batches,
     dirty,
     fault,
     imports,
@@ -13,6 +14,8 @@ from fremap.bench.suites import (
     read,
     remap,
     scale,
+    scan,
+    slots,
     take,
     window,
 )
@@ -30,7 +33,10 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
+    "slots": (slots.warm, slots.cold),
     "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
+    "batches": (batches.warm, batches.cold),
+    "scan": (scan.warm, scan.cold),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }

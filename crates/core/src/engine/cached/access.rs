@@ -3,8 +3,8 @@
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
 use super::staging::Staging;
-use super::{offset_of, pieces_of, Cached};
-use crate::engine::Fill;
+use super::{offset_of, pieces_of, Cached, State};
+use crate::engine::{lock, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
@@ -23,11 +23,22 @@ impl<F: Frames> Cached<F> {
         let region = self.shared.frames.region();
         let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
         let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
+        if self.shared.frames.tracking() == Some(Tracking::Kernel) {
+            // Nothing keeps a thread from storing to a page but that it is gone.
+            let pages: Vec<WindowPage> = placed.clone().map(|(page, _)| *page).collect();
+            let shelved = self.shared.shelve(&mut lock(&self.limbo), &pages);
+            shelved.map_err(|errno| Error::system("protect", errno))?;
+        }
         // Who stores to a placed page from now on waits, where stores are faults.
         let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
         let protected = self.shared.frames.protect_from_stores(&ranges);
         protected.map_err(|errno| Error::system("protect", errno))?;
-        let shelved: Vec<_> = placed.map(|&(page, _)| (page, content(page))).collect();
+        let present = |state: &State, page| state.get(page).present();
+        let placed: Vec<WindowPage> = {
+            let state = self.shared.state.lock();
+            placed.map(|(page, _)| *page).filter(|&page| present(&state, page)).collect()
+        };
+        let shelved: Vec<_> = placed.into_iter().map(|page| (page, content(page))).collect();
 
         let mut state = self.shared.state.lock();
         state.shelf.extend(shelved);
@@ -154,7 +165,7 @@ impl<F: Frames> Cached<F> {
         let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
         let mut state = self.shared.state.lock();
         let from = (from, self.shared.store.size_bytes());
-        let filled = self.install(&mut state, run, entry_of, from, spare);
+        let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
         ring.recycle(&self.shared.frames, region, 0, used, moved);
@@ -228,7 +239,7 @@ impl<F: Frames> Cached<F> {
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
-            let held = self.save_and_hold("place", placed, interrupt);
+            let held = self.save_and_hold("place", placed, false, interrupt);
             let _held = held.map_err(|error| error.with_completed(piece.start))?;
             let interrupt = self.while_held(interrupt);
             if self.shared.frames.tracking() == Some(Tracking::Kernel) {

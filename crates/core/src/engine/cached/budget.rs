@@ -246,7 +246,7 @@ impl<F: Frames> Shared<F> {
                 state.set(page, entry.with_held(true));
             }
             drop(state);
-            let saved = self.save(operation, limbo, &victims);
+            let saved = self.save(operation, limbo, &victims, false);
             let mut state = self.state.lock();
             let evicted = saved.and_then(|()| {
                 self.evict_locked(&mut state, victims.iter().copied()).map_err(fail)

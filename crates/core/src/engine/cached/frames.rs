@@ -21,6 +21,8 @@ pub enum Filled {
     /// The staging frames are in the window now, and those that were in the
     /// window in the spare memory.
     Moved,
+    /// Frames that came out of the window are in it again, with what was staged.
+    Reused,
     /// The staging memory still has its frames.
     Copied,
 }
@@ -70,6 +72,23 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
         before: Before,
         track: bool,
     ) -> Result<Filled, Partial>;
+
+    /// Whether frames that came out of a window in which stores are noticed can go back
+    /// into it with new content.
+    fn reuses(&self) -> bool;
+
+    /// Moves present frames into absent pages of the window, where stores to them go
+    /// unnoticed until [`notice_stores`](Self::notice_stores).
+    ///
+    /// # Errors
+    /// Where it stopped; pages behind that are absent.
+    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial>;
+
+    /// Notices stores to present pages from now on, and takes them for clean.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn notice_stores(&self, offset: usize, len: usize) -> Result<(), Errno>;
 
     /// Prepares memory that pages are moved out to.
     ///

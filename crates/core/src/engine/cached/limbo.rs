@@ -5,10 +5,15 @@
 //! nobody else knows: what they hold then is what they held last. Dirty ones are written
 //! from there. A page that was clean when the kernel was asked can have been stored to
 //! before it was moved; that shows, as it differs from a copy made before the question.
+//!
+//! A remap keeps the frames that it has taken out, and fills and moves them in again for
+//! its new pages: a frame that is freed and had anew costs three times as much. Stores
+//! between the moving in and the protecting go unnoticed, so what is in the window then is
+//! compared with what was moved in.
 
 use rustix::io::Errno;
 
-use super::frames::Frames;
+use super::frames::{Filled, Frames};
 use super::save::Writing;
 use super::{offset_of, Shared, State};
 use crate::error::{Error, Result, Uninterruptible};
@@ -17,18 +22,25 @@ use crate::store::Outgoing;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
+use crate::sys::uffd::Partial;
 use crate::units::{PageSize, Run, WindowPage};
 
 /// Bytes of pages that are taken out together, unless a page is larger: they and their
 /// copies stay in the processor's cache until they are compared.
 pub(super) const LIMBO_BYTES: usize = 128 << 10;
 
-/// Memory that pages are moved out to, and copies of them. Empty between two uses.
+/// Bytes of frames that a call keeps at most to use them again.
+const KEPT_BYTES: usize = 256 << 20;
+
+/// Memory that pages are moved out to, and copies of them. The first `kept` pages of it
+/// have frames, which a call uses again; the rest is empty between two uses, and all of it
+/// between two calls.
 #[derive(Debug)]
 pub struct Limbo {
     region: Region,
     copies: Vec<u8>,
     page: PageSize,
+    kept: usize,
 }
 
 /// A page that is taken out, its place in limbo, and whether it has to be written.
@@ -46,19 +58,60 @@ impl Limbo {
     /// ENOMEM; the kernel's.
     pub fn new<F: Frames>(frames: &F, page: PageSize) -> Result<Self, Errno> {
         let bytes = LIMBO_BYTES.max(page.bytes());
-        let mut region = Region::anonymous(bytes, system_page_bytes(), Access::Write)?;
+        let kept = if frames.reuses() { KEPT_BYTES.min(frames.region().len()) } else { 0 };
+        let kept = kept.next_multiple_of(page.bytes());
+        let total = bytes + kept;
+        let mut region = Region::anonymous(total, system_page_bytes(), Access::Write)?;
         frames.adopt_limbo(&mut region)?;
-        Ok(Self { region, copies: vec![0; bytes], page })
+        Ok(Self { region, copies: vec![0; bytes], page, kept: 0 })
     }
 
     /// Pages that can be taken out together.
     #[must_use]
     pub fn page_count(&self) -> usize {
-        self.region.len() / self.page.bytes()
+        self.copies.len() / self.page.bytes()
     }
 
+    fn pages(&self, first: usize, count: usize) -> Span<'_> {
+        self.region.span(first * self.page.bytes(), count * self.page.bytes())
+    }
+
+    /// What was taken out last, and is not kept yet.
     fn content(&self, slot: usize) -> Span<'_> {
-        self.region.span(slot * self.page.bytes(), self.page.bytes())
+        self.pages(self.kept + slot, 1)
+    }
+
+    /// Keeps the frames of `count` pages that were taken out last; says whether it has room.
+    fn keep(&mut self, count: usize) -> bool {
+        let fits = self.kept + count + self.page_count() <= self.region.len() / self.page.bytes();
+        self.kept += if fits { count } else { 0 };
+        fits
+    }
+
+    /// Keeps `count` frames that `move_out` moves to where it is told.
+    fn take(
+        &mut self,
+        count: usize,
+        move_out: impl FnOnce(Span<'_>) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        if self.kept + count > self.region.len() / self.page.bytes() {
+            return Err(Errno::NOMEM);
+        }
+        move_out(self.pages(self.kept, count))?;
+        self.kept += count;
+        Ok(())
+    }
+
+    /// The frames of `count` pages that were kept last, if there are as many.
+    fn last_kept(&self, count: usize) -> Option<Span<'_>> {
+        Some(self.pages(self.kept.checked_sub(count)?, count))
+    }
+
+    /// Frees all frames but those that are kept, or those as well.
+    fn empty<F: Frames>(&mut self, frames: &F, kept: bool) -> Result<(), Errno> {
+        self.kept = if kept { self.kept } else { 0 };
+        let start = self.kept * self.page.bytes();
+        self.region.advise(start, self.region.len() - start, frames.dont_need())
     }
 
     fn copy(&mut self, slot: usize) -> &mut [u8] {
@@ -67,10 +120,19 @@ impl Limbo {
     }
 }
 
+/// Frees the frames that a call has kept; what could not be emptied is not used again.
+pub(super) fn free_kept<F: Frames>(frames: &F, limbo: &mut Option<Limbo>) {
+    let failed = |room: &mut Limbo| room.kept > 0 && room.empty(frames, false).is_err();
+    if limbo.as_mut().is_some_and(failed) {
+        *limbo = None;
+    }
+}
+
 impl<F: Frames> Shared<F> {
     /// Takes pages out of the window and writes what was stored to them. `pages` are
     /// sorted, present, show file pages, are held, and no more than limbo has room for.
     /// Afterwards they are absent and held; if writing fails, the dirty ones are back.
+    /// `keep`: their frames are kept to be used again.
     /// Limbo must not be used again if it could not be emptied, which is the inner error.
     ///
     /// # Errors
@@ -80,6 +142,7 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Limbo,
         pages: &[WindowPage],
+        keep: bool,
     ) -> Result<Result<(), Errno>> {
         for (slot, &page) in pages.iter().enumerate() {
             self.content_of(page).copy_to(limbo.copy(slot));
@@ -92,7 +155,8 @@ impl<F: Frames> Shared<F> {
             }
             written.map_err(|error| error.with_operation(operation))
         });
-        let emptied = limbo.region.advise(0, limbo.region.len(), self.frames.dont_need());
+        let kept = keep && outcome.is_ok() && limbo.keep(pages.len());
+        let emptied = if kept { Ok(()) } else { limbo.empty(&self.frames, true) };
         outcome.map(|()| emptied)
     }
 
@@ -103,7 +167,8 @@ impl<F: Frames> Shared<F> {
         let mut slot = 0;
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
-            let to = limbo.region.span(slot * page_size.bytes(), len);
+            let to = limbo.pages(limbo.kept + slot, run.count as usize);
+            debug_assert_eq!(to.len(), len);
             if let Err(errno) = self.frames.move_out(offset, to) {
                 // What came out before goes back where it was, and is taken for dirty.
                 let all = self.taken(&state, pages, |_, _| true);
@@ -148,7 +213,7 @@ impl<F: Frames> Shared<F> {
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         self.state.lock().unsynced = true;
-        self.store.write_from(&outgoing, &Uninterruptible)
+        self.write_out(&outgoing, &Uninterruptible)
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.
@@ -172,6 +237,74 @@ impl<F: Frames> Shared<F> {
                 }
             }
         }
+    }
+
+    /// Takes placed pages, which are held and present, out of the window and puts their
+    /// content on the shelf: what they hold then is what they held last. If that fails they
+    /// are back.
+    pub(super) fn shelve(
+        &self,
+        limbo: &mut Option<Limbo>,
+        pages: &[WindowPage],
+    ) -> Result<(), Errno> {
+        for &page in pages {
+            let mut room = match limbo.take() {
+                Some(room) => room,
+                None => Limbo::new(&self.frames, self.store.page_size())?,
+            };
+            let (offset, _) = self.bytes(Run { first: page, count: 1 });
+            let mut state = self.state.lock();
+            let content = room.content(0);
+            if let Err(errno) = self.frames.move_out(offset, content) {
+                // A part of a page that is larger than the system's may have come out.
+                return self.frames.move_back(offset, content).and(Err(errno));
+            }
+            state.shelf.insert(page, content.to_vec());
+            let entry = state.get(page).with_present(false);
+            state.mark(page, entry);
+            drop(state);
+            // What could not be emptied is not used again.
+            *limbo = room.empty(&self.frames, true).is_ok().then_some(room);
+        }
+        Ok(())
+    }
+
+    /// Fills a run with `from` in frames that were kept, or, if it is all present
+    /// (`replaces`) and nobody can store to it, in its own. Stores to it in the meantime go
+    /// unnoticed: the caller marks it dirty, and [compares](Self::compare_moved) before it
+    /// lets go. None where it cannot be done so, and the run is to be filled otherwise.
+    pub(super) fn fill_with_kept(
+        &self,
+        limbo: &mut Option<Limbo>,
+        run: Run<WindowPage>,
+        from: Span<'_>,
+        replaces: bool,
+    ) -> Option<Result<Filled, Partial>> {
+        if limbo.is_none() && replaces {
+            *limbo = Limbo::new(&self.frames, self.store.page_size()).ok();
+        }
+        let room = limbo.as_mut()?;
+        let (count, (offset, _)) = (run.count as usize, self.bytes(run));
+        let mut filled = None;
+        let taken = !replaces || room.take(count, |to| self.frames.move_out(offset, to)).is_ok();
+        if let (true, Some(frames)) = (taken, room.last_kept(count)) {
+            frames.copy_span(from);
+            filled = Some(self.frames.move_frames(offset, frames));
+            room.kept -= count;
+        }
+        let clean = matches!(filled, Some(Ok(Filled::Moved))) || (filled.is_none() && !replaces);
+        // What could not be emptied is not used again.
+        if !clean && room.empty(&self.frames, true).is_err() {
+            *limbo = None;
+        }
+        filled
+    }
+
+    /// Which pages of a run that was filled with `from` hold something else by now.
+    pub(super) fn compare_moved(&self, run: Run<WindowPage>, from: Span<'_>) -> Vec<bool> {
+        let page_bytes = self.store.page_size().bytes();
+        let moved = (0..).step_by(page_bytes).map(|at| from.part(at, page_bytes));
+        run.pages().zip(moved).map(|(page, moved)| !self.content_of(page).equals(moved)).collect()
     }
 
     pub(super) fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Before, Filled, Frames, Tracking};
+use super::limbo::Limbo;
 use super::staging::{Ring, Staging};
 use super::{Cached, State};
 use crate::engine::{lock, Fill};
@@ -71,6 +72,7 @@ impl<F: Frames> Cached<F> {
                 steps,
                 loads: &loads,
                 next_step: 0,
+                reused: Vec::new(),
                 mask,
             };
             let store = &self.shared.store;
@@ -139,7 +141,8 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Puts one run of staged pages, read when the store had `size_bytes`, into the
-    /// window and into the table.
+    /// window and into the table. In frames of `limbo`, if that is given and it can be
+    /// done: the pages are dirty then until they were [compared](Self::compare).
     /// Returns how it was done, or the pages done and why no more.
     pub(super) fn install(
         &self,
@@ -148,7 +151,9 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         (from, size_bytes): (Span<'_>, u64),
         spare: Option<Span<'_>>,
+        limbo: Option<&mut Option<Limbo>>,
     ) -> Result<Filled, (u64, Errno)> {
+        let replaces = !state.table.any(run, |entry| !entry.present());
         let before = Before {
             present: state.table.any(run, |entry| entry.present() || entry.lingering()),
             unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
@@ -163,11 +168,23 @@ impl<F: Frames> Cached<F> {
         let of_file = tracking.is_some() && first.shown().file_page().is_some();
         // Where stores are faults, those to pages that are only to be read are as well.
         let track = of_file || (tracking == Some(Tracking::Faults) && first.prot() == Prot::Read);
-        let result = self.shared.frames.fill(offset, from, spare, before, track);
+        // To others no store may be let through for a moment.
+        let stored = run.pages().zip(0..).all(|(_, index)| entry_of(index).prot() == Prot::Write);
+        let untouched = !before.unreadable && (replaces || !before.present);
+        let reused = limbo
+            .filter(|_| of_file && stored && untouched)
+            .and_then(|limbo| self.shared.fill_with_kept(limbo, run, from, replaces));
+        let again = reused.is_some();
+        let result =
+            reused.unwrap_or_else(|| self.shared.frames.fill(offset, from, spare, before, track));
         let done = match &result {
             Ok(_) => run.count,
             Err(partial) => self.page.index_of(partial.done_bytes as u64),
         };
+        let done_bytes = self.page.bytes_of(done) as usize;
+        let notice = || self.shared.frames.notice_stores(offset, done_bytes);
+        // It can lack memory for a moment.
+        let noticed = again && notice().or_else(|_| notice()).is_ok();
         let hashed = of_file && tracking == Some(Tracking::Content);
         let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {
@@ -183,10 +200,16 @@ impl<F: Frames> Cached<F> {
                     state.hashes[page.0 as usize] = xxh3_128(&content);
                 }
             }
-            state.set(page, entry.with_present(true));
+            // Held until they were compared: else a store could be let through before.
+            let entry = entry.with_present(true).with_dirty(again).with_held(again);
+            state.set(page, entry);
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
+        let read = if first.shown().file_page().is_some() { done_bytes } else { 0 };
+        Counters::add(&self.shared.counters.bytes_read, read as u64);
         match result {
+            // Else they stay dirty, and are written for nothing.
+            Ok(_) if again => Ok(if noticed { Filled::Reused } else { Filled::Copied }),
             Ok(filled) => {
                 let moved = if filled == Filled::Moved { done } else { 0 };
                 Counters::add(&self.shared.counters.pages_moved, moved);
@@ -224,6 +247,8 @@ struct Loader<'a, 'm, F> {
     loads: &'a [usize],
     /// Steps before this one are completed.
     next_step: usize,
+    /// What was put in by reused frames and is to be compared.
+    reused: Vec<(Run<WindowPage>, Span<'m>)>,
     mask: &'a mut [bool],
 }
 
@@ -270,11 +295,27 @@ impl<F: Frames> Loader<'_, '_, F> {
         self.cached.shared.make_room(operation, coming, keep, &mut limbo)
     }
 
+    /// Finds out what was stored to pages that were put in by reused frames, before stores
+    /// to them were noticed: the others are clean. They are all held.
+    fn compare(&mut self) {
+        let shared = &self.cached.shared;
+        for (run, from) in std::mem::take(&mut self.reused) {
+            // Without the lock: a touch of a window may be a fault.
+            let stored = shared.compare_moved(run, from);
+            let mut state = shared.state.lock();
+            for (page, stored) in run.pages().zip(stored) {
+                let entry = state.get(page);
+                state.mark(page, entry.with_dirty(stored).with_held(false));
+            }
+        }
+    }
+
     fn put_chunk(&mut self, requests: Range<usize>) -> Result<bool, Errno> {
         let cached = self.cached;
         let number = requests.start / self.ring.chunk_pages;
         let front = self.ring.front(self.region, number);
         let spare = self.ring.spare(self.region, number);
+        let mut limbo = lock(&cached.limbo);
         let mut state = cached.shared.state.lock();
         let mut all_moved = true;
         let mut request = requests.start;
@@ -292,7 +333,11 @@ impl<F: Frames> Loader<'_, '_, F> {
                 |i| step_of(i).entry,
                 (from, self.size_bytes),
                 spare,
+                Some(&mut limbo),
             );
+            if filled == Ok(Filled::Reused) {
+                self.reused.push((run, from));
+            }
             let done = match &filled {
                 Ok(_) => run.count as usize,
                 Err((done, _)) => *done as usize,
@@ -321,6 +366,10 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
         Ring::CHUNKS
     }
 
+    fn reads_again(&self) -> bool {
+        self.ring.copied_out()
+    }
+
     fn buffer(&mut self, chunk: usize) -> Span<'m> {
         self.ring.front(self.region, chunk)
     }
@@ -330,6 +379,7 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
         let used = requests.len() * self.cached.page.bytes();
         self.make_room(&requests)?;
         let result = self.put_chunk(requests);
+        self.compare();
         let moved = result == Ok(true);
         self.ring.recycle(&self.cached.shared.frames, self.region, number, used, moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))

@@ -31,6 +31,7 @@ mod load;
 mod page_tables;
 mod pin;
 mod reads;
+mod remap;
 mod save;
 mod staging;
 mod state;
@@ -63,7 +64,9 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 /// Pages looked at between two questions whether to stop.
 const PIECE_PAGES: usize = 65_536;
 /// Pages that are held together, during which nobody is asked whether to stop.
-const HELD_PAGES: usize = 1024;
+const HELD_PAGES: usize = 4096;
+/// Bytes of a chunk of staging memory that pages are copied out of.
+const COPIED_CHUNK_BYTES: u64 = 256 << 10;
 /// Calls that bring less than this are not checked against available memory.
 const UNCHECKED_BYTES: u64 = 256 << 20;
 
@@ -111,7 +114,7 @@ impl<F: Frames> Cached<F> {
     ) -> Self {
         let page = store.page_size();
         let chunk_pages = budget.map_or_else(
-            || Self::chunk_pages(page, &table, calibration),
+            || Self::chunk_pages(page, &table, frames.tracking(), calibration),
             |(_, division)| division.chunk_pages,
         );
         let room = budget.map(|(bytes, division)| Room::new(bytes, division, &table, page));
@@ -141,10 +144,17 @@ impl<F: Frames> Cached<F> {
         }
     }
 
-    /// Pages of a chunk of staging memory, where no budget divides it.
+    /// Pages of a chunk of staging memory, where no budget divides it. Where stores are
+    /// noticed pages are copied out of it, and are still in the processor's cache then.
     #[must_use]
-    pub fn chunk_pages(page: PageSize, table: &Table, calibration: &Calibration) -> u64 {
-        let batch_bytes = calibration.batch_pages * system_page_bytes() as u64;
+    pub fn chunk_pages(
+        page: PageSize,
+        table: &Table,
+        tracking: Option<Tracking>,
+        calibration: &Calibration,
+    ) -> u64 {
+        let most = if tracking.is_some() { COPIED_CHUNK_BYTES } else { u64::MAX };
+        let batch_bytes = (calibration.batch_pages * system_page_bytes() as u64).min(most);
         page.index_of(batch_bytes).clamp(1, table.page_count())
     }
 
@@ -233,56 +243,6 @@ impl<F: Frames> Cached<F> {
         limited.then(|| plan::members(pages))
     }
 
-    /// Fails, before any change, if a remap would show a page twice that may be written.
-    /// Says whether it moves pages within the window, so that it has to be done at once.
-    fn check_remap(&self, changes: &Changes, prot: Option<Prot>) -> Result<bool> {
-        if self.shared.frames.tracking().is_none() {
-            return Ok(false);
-        }
-        let replaced = plan::members(changes.window_pages());
-        let prots: Vec<Prot> = {
-            let state = self.shared.state.lock();
-            let of = |page| prot.unwrap_or_else(|| state.get(page).prot());
-            changes.window_pages().iter().map(of).collect()
-        };
-        let shown = (0..changes.len()).map(|position| {
-            let (window_page, file_page) = changes.pair(position);
-            (window_page, file_page, prots[position])
-        });
-        self.check_appearances("remap", shown, |page| replaced.contains(page))?;
-        let state = self.shared.state.lock();
-        let moves = |position| {
-            let (window_page, file_page) = changes.pair(position);
-            state.table.appearances(file_page).any(|other| other != window_page)
-        };
-        Ok((0..changes.len()).any(moves))
-    }
-
-    /// After a remap that failed: what it did not reach and is shown elsewhere by now, and
-    /// may be written in either place, shows nothing any more. The pages are held.
-    fn forget_repeats(&self, changes: &Changes, piece: Range<usize>) {
-        if self.shared.frames.tracking().is_none() {
-            return;
-        }
-        let mut state = self.shared.state.lock();
-        for position in piece {
-            let (window_page, wanted) = changes.pair(position);
-            let entry = state.get(window_page);
-            let Shown::File(shown) = entry.shown() else { continue };
-            let twice = state.table.appearances(shown).any(|other| {
-                let write = [entry.prot(), state.get(other).prot()].contains(&Prot::Write);
-                other != window_page && write
-            });
-            if shown != wanted && twice {
-                state.begin_drop(window_page);
-                // Should the kernel refuse, the page lingers, and is dropped when touched.
-                let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
-                let nothing = Entry::new(Shown::Nothing, entry.prot());
-                state.set(window_page, nothing.with_held(true));
-            }
-        }
-    }
-
     /// Who is asked whether to stop while pages are held: nobody, as asking may wait for
     /// a thread that waits for a page.
     fn while_held<'i>(&self, interrupt: &'i dyn Interrupt) -> &'i dyn Interrupt {
@@ -304,65 +264,6 @@ impl<F: Frames> Cached<F> {
         self.check_appearances("protect", shown.into_iter(), |_| false)
     }
 
-    /// The pages whose content has to be in the store before a piece of a remap reads
-    /// from it: those that it replaces, and those that show what it is to show.
-    fn replaced_pages(
-        &self,
-        changes: &Changes,
-        prot: Option<Prot>,
-        piece: Range<usize>,
-    ) -> Vec<WindowPage> {
-        if self.shared.frames.tracking().is_none() {
-            return Vec::new();
-        }
-        let state = self.shared.state.lock();
-        let mut pages = Vec::with_capacity(piece.len());
-        for position in piece {
-            let (window_page, file_page) = changes.pair(position);
-            let entry = state.get(window_page);
-            let same = entry.shown() == Shown::File(file_page)
-                && prot.is_none_or(|prot| prot == entry.prot());
-            // A page that is there and as it is to be stays.
-            if !(same && entry.present()) {
-                pages.push(window_page);
-                pages.extend(state.table.appearances(file_page));
-            }
-        }
-        pages.sort_unstable();
-        pages.dedup();
-        pages
-    }
-
-    fn remap_steps(
-        &self,
-        changes: &Changes,
-        options: RemapOptions,
-        piece: Range<usize>,
-        resident: Option<&[bool]>,
-        mask: &mut [bool],
-    ) -> Vec<Step> {
-        let state = self.shared.state.lock();
-        let mut steps = Vec::with_capacity(piece.len());
-        for position in piece.clone() {
-            let (window_page, file_page) = changes.pair(position);
-            let old = state.table.get(window_page);
-            let prot = options.prot.unwrap_or(old.prot());
-            let entry = Entry::new(Shown::File(file_page), prot);
-            let same = old.shown() == entry.shown() && old.prot() == prot;
-            if same && (old.present() || prot == Prot::None) {
-                mask[position] = old.present();
-                continue;
-            }
-            let wanted = match (resident, options.fill) {
-                (Some(resident), _) => resident[position - piece.start],
-                (None, fill) => fill == Fill::All,
-            };
-            let load = wanted && prot != Prot::None;
-            steps.push(Step { position, window_page, entry, load });
-        }
-        steps
-    }
-
     /// Steps that bring the absent pages of a piece which show a file page.
     fn populate_steps(
         &self,
@@ -376,6 +277,7 @@ impl<F: Frames> Cached<F> {
             let window_page = pages.at(position);
             let entry = state.table.get(window_page);
             mask[position] = entry.present();
+            Counters::add(&self.shared.counters.pages_hit, entry.present().into());
             let absent = !entry.present() && entry.prot() != Prot::None;
             if absent && entry.shown().file_page().is_some() {
                 let entry = entry.with_present(false);
@@ -452,47 +354,7 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
-        self.check_placed("remap", changes.window_pages(), options.discard)?;
-        let moves = self.check_remap(changes, options.prot)?;
-        let keep = self.kept(changes.window_pages());
-        if options.fill == Fill::All && keep.is_some() {
-            self.check_budget("remap", changes.window_pages())?;
-        } else if options.fill == Fill::All {
-            let prot = options.prot;
-            let loads = |entry: Entry| prot.unwrap_or(entry.prot()) != Prot::None;
-            self.check_memory("remap", changes.window_pages(), loads)?;
-        }
-        let mut room = self.pages_left(changes.window_pages());
-        let mut mask = room_for("remap", changes.len())?;
-        mask.resize(changes.len(), false);
-        for piece in
-            pieces_of(changes.len(), if moves { changes.len() } else { self.piece_pages() })
-        {
-            let completed = |error: Error, done| error.with_completed(piece.start + done);
-            interrupt.check().map_err(|error| completed(error, 0))?;
-            let replaced = self.replaced_pages(changes, options.prot, piece.clone());
-            let held = self.save_and_hold("remap", replaced.into_iter(), interrupt);
-            let _held = held.map_err(|error| completed(error, 0))?;
-            let resident = match options.fill {
-                Fill::Resident => {
-                    let files = piece.clone().map(|position| changes.pair(position).1).collect();
-                    let resident = self.shared.store.resident(&Pages::List(files));
-                    Some(resident.map_err(|error| completed(error, 0))?)
-                }
-                Fill::All | Fill::Nothing => None,
-            };
-            let mut steps =
-                self.remap_steps(changes, options, piece.clone(), resident.as_deref(), &mut mask);
-            if options.fill == Fill::Resident {
-                leave_out(&mut room, &mut steps);
-            }
-            let interrupt = self.while_held(interrupt);
-            let keep = keep.as_ref();
-            let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
-            self.carry_out(&call, &mut control, &steps, &mut mask)
-                .inspect_err(|_| self.forget_repeats(changes, piece.clone()))?;
-        }
-        Ok(mask)
+        self.remap_pages(&mut control, changes, options, interrupt)
     }
 
     fn populate(
@@ -549,8 +411,9 @@ impl<F: Frames> Engine for Cached<F> {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
             let evicted = piece.clone().map(|position| pages.at(position));
-            let _held =
-                self.save_and_hold("evict", evicted.clone(), interrupt).map_err(completed)?;
+            let _held = self
+                .save_and_hold("evict", evicted.clone(), false, interrupt)
+                .map_err(completed)?;
             let mut state = self.shared.state.lock();
             self.shared
                 .evict_locked(&mut state, evicted)
@@ -575,7 +438,7 @@ impl<F: Frames> Engine for Cached<F> {
             interrupt.check().map_err(completed)?;
             let chosen = piece.clone().map(|position| pages.at(position));
             if prot == Prot::None {
-                let held = self.save_and_hold("protect", chosen.clone(), interrupt);
+                let held = self.save_and_hold("protect", chosen.clone(), false, interrupt);
                 let _held = held.map_err(completed)?;
                 self.withhold(chosen).map_err(completed)?;
             } else {
@@ -604,8 +467,9 @@ impl<F: Frames> Engine for Cached<F> {
             for run in split_run(run, self.chunk_pages as u64) {
                 let completed = |error: Error| error.with_completed(position);
                 interrupt.check().map_err(completed)?;
-                let _held =
-                    self.save_and_hold("place", run.pages(), interrupt).map_err(completed)?;
+                let _held = self
+                    .save_and_hold("place", run.pages(), false, interrupt)
+                    .map_err(completed)?;
                 self.place_run(&mut control, run, |index| {
                     placed_bytes(data, position + index, page_bytes)
                 })?;
@@ -667,6 +531,8 @@ impl<F: Frames> Engine for Cached<F> {
             budget_bytes: state.room.as_ref().map_or(0, Room::budget_bytes),
             table_bytes: state.table.bytes(),
             staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
+            pages_in: state.pages_in,
+            pages_out: state.pages_out,
             ..Stats::of(&self.shared.counters)
         }
     }

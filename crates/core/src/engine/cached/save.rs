@@ -10,18 +10,20 @@
 //! is asked whether to stop while pages are held: the thread that waits for one may have
 //! Python's lock, or be this one in a signal handler.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Frames, Tracking};
-use super::limbo::Limbo;
+use super::limbo::{free_kept, Limbo};
 use super::load::STEP_PAGES;
 use super::{pieces_of, Cached, Shared, State};
 use crate::engine::lock;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
+use crate::stats::Counters;
 use crate::store::Outgoing;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
@@ -44,14 +46,16 @@ pub(super) struct Writing {
 }
 
 /// Pages that are about to change: who stores to them waits until this is dropped, and
-/// who touches one that is absent.
+/// who touches one that is absent. What limbo keeps for them is freed then.
 pub(super) struct Held<'s, F: Frames> {
     shared: &'s Shared<F>,
+    limbo: &'s Mutex<Option<Limbo>>,
     pages: Vec<WindowPage>,
 }
 
 impl<F: Frames> Drop for Held<'_, F> {
     fn drop(&mut self) {
+        free_kept(&self.shared.frames, &mut lock(self.limbo));
         self.shared.let_go(&self.pages);
     }
 }
@@ -63,9 +67,9 @@ impl<F: Frames> Cached<F> {
         pages: impl Iterator<Item = WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let shared = &*self.shared;
+        let (shared, limbo) = (&*self.shared, &self.limbo);
         if shared.frames.tracking().is_none() {
-            return Ok(Held { shared, pages: Vec::new() });
+            return Ok(Held { shared, limbo, pages: Vec::new() });
         }
         let mut pages: Vec<WindowPage> = pages.collect();
         pages.sort_unstable();
@@ -76,22 +80,23 @@ impl<F: Frames> Cached<F> {
             let entry = state.get(page);
             state.set(page, entry.with_held(true));
         }
-        Ok(Held { shared, pages })
+        Ok(Held { shared, limbo, pages })
     }
 
     /// The same, after which the store has what was stored to them. Where the kernel
-    /// alone notes stores they are absent by then. `interrupt` is asked before anything is
-    /// held, and not while it is.
+    /// alone notes stores they are absent by then; `keep`: their frames are kept in limbo.
+    /// `interrupt` is asked before anything is held, and not while it is.
     pub(super) fn save_and_hold(
         &self,
         operation: &'static str,
         pages: impl Iterator<Item = WindowPage>,
+        keep: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
         let held = self.hold(pages, interrupt)?;
         // Locked by who has the turn alone.
         let mut limbo = lock(&self.limbo);
-        self.shared.save(operation, &mut limbo, &held.pages)?;
+        self.shared.save(operation, &mut limbo, &held.pages, keep)?;
         Ok(held)
     }
 
@@ -173,10 +178,11 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Option<Limbo>,
         pages: &[WindowPage],
+        keep: bool,
     ) -> Result<()> {
         match self.frames.tracking() {
             None => Ok(()),
-            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages),
+            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages, keep),
             Some(Tracking::Faults | Tracking::Content) => self.save_in_place(operation, pages),
         }
     }
@@ -199,6 +205,7 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         limbo: &mut Option<Limbo>,
         pages: &[WindowPage],
+        keep: bool,
     ) -> Result<()> {
         let fail = |errno| Error::system(operation, errno);
         let present: Vec<WindowPage> = {
@@ -216,7 +223,7 @@ impl<F: Frames> Shared<F> {
             let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
             rest = behind;
             // What could not be emptied is not used again.
-            if self.take_out(operation, &mut room, some)?.is_ok() {
+            if self.take_out(operation, &mut room, some, keep)?.is_ok() {
                 *limbo = Some(room);
             }
         }
@@ -398,7 +405,7 @@ impl<F: Frames> Shared<F> {
         }
         let outgoing: Vec<Outgoing<'_>> =
             sorted.iter().map(|page| page.outgoing(self.content_of(page.window_page))).collect();
-        self.store.write_from(&outgoing, interrupt).map_err(named)
+        self.write_out(&outgoing, interrupt).map_err(named)
     }
 
     /// Writes copies of pages, so that what is written is what the hash says.
@@ -425,12 +432,24 @@ impl<F: Frames> Shared<F> {
                 .enumerate()
                 .map(|(index, page)| page.outgoing(memory.part(index * page_bytes, page_bytes)))
                 .collect();
-            self.store.write_from(&outgoing, interrupt)?;
+            self.write_out(&outgoing, interrupt)?;
             let mut state = self.state.lock();
             for (page, hash) in writing.iter().zip(hashes) {
                 state.hashes[page.window_page.0 as usize] = hash;
             }
         }
+        Ok(())
+    }
+
+    /// Writes pages, and counts those of a writing that succeeded.
+    pub(super) fn write_out(
+        &self,
+        outgoing: &[Outgoing<'_>],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        self.store.write_from(outgoing, interrupt)?;
+        let bytes = self.store.page_size().bytes_of(outgoing.len() as u64);
+        Counters::add(&self.counters.bytes_written, bytes);
         Ok(())
     }
 

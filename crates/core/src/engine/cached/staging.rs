@@ -83,6 +83,11 @@ impl Ring<'_> {
         Some(region.span(spare, self.chunk_bytes))
     }
 
+    /// Whether pages are copied into the window, not moved.
+    pub(super) fn copied_out(&self) -> bool {
+        self.chunks[0].spare.is_none()
+    }
+
     /// After a chunk's first `used_bytes` went into the window: puts the frames
     /// that came out of it where the next chunk is read to. `all_moved`: nothing
     /// is left in front.

@@ -30,6 +30,9 @@ pub struct State {
     /// How often each pinned page is pinned.
     pins: HashMap<WindowPage, u32>,
     pub(super) page_tables: PageTables,
+    /// How often a page became present, and absent again.
+    pub(super) pages_in: u64,
+    pub(super) pages_out: u64,
     /// Where there is a budget, and the window does not fit into it.
     pub(super) room: Option<Room>,
 }
@@ -50,6 +53,8 @@ impl State {
             unsynced: false,
             pins: HashMap::new(),
             page_tables,
+            pages_in: 0,
+            pages_out: 0,
             room: None,
         }
     }
@@ -115,7 +120,10 @@ impl State {
     /// Changes the word of a page, but not what may be being read for it.
     pub fn mark(&mut self, page: WindowPage, entry: Entry) {
         // A page is pinned whatever it shows.
-        let entry = entry.with_pinned(self.get(page).pinned());
+        let old = self.get(page);
+        let entry = entry.with_pinned(old.pinned());
+        self.pages_in += u64::from(entry.present() && !old.present());
+        self.pages_out += u64::from(old.present() && !entry.present());
         self.note_change(page, entry);
         self.table.set(page, entry);
     }

@@ -278,6 +278,7 @@ impl Shared<PagedFrames> {
         }
         state.reads.note(Run { count: done, ..run });
         Counters::add(&self.counters.faults, 1);
+        Counters::add(&self.counters.bytes_read, self.page().bytes_of(done));
         Ok(())
     }
 }

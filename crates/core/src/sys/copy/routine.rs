@@ -43,6 +43,35 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size fremap_copy_lines, . - fremap_copy_lines",
+    // The same arguments; what is copied stays in the caches.
+    ".hidden fremap_copy_cached",
+    ".globl fremap_copy_cached",
+    ".type fremap_copy_cached,@function",
+    "fremap_copy_cached:",
+    ".cfi_startproc",
+    "xor r10d, r10d",
+    "mov r8, rsi",
+    "lea r9, [rsi + rdx]",
+    ".p2align 4",
+    "3:",
+    "prefetcht0 [rcx]",
+    "movdqu xmm0, [rsi]",
+    "movdqu xmm1, [rsi + 16]",
+    "movdqu xmm2, [rsi + 32]",
+    "movdqu xmm3, [rsi + 48]",
+    "movdqa [rdi], xmm0",
+    "movdqa [rdi + 16], xmm1",
+    "movdqa [rdi + 32], xmm2",
+    "movdqa [rdi + 48], xmm3",
+    "add rcx, 64",
+    "add rdi, 64",
+    "add rsi, 64",
+    "cmp rsi, r9",
+    "jb 3b",
+    "xor eax, eax",
+    "ret",
+    ".cfi_endproc",
+    ".size fremap_copy_cached, . - fremap_copy_cached",
     ".hidden fremap_copy_bytes",
     ".globl fremap_copy_bytes",
     ".type fremap_copy_bytes,@function",
@@ -209,7 +238,7 @@ pub(super) unsafe fn copy_rows(
         let row = |number: &usize| unsafe { Span::new(rows.from[*number], row_bytes) };
         for number in 0..count {
             let next = Some(number + 1).filter(|&next| next < count).as_ref().map(row);
-            copy(into.part(number * row_bytes, row_bytes), row(&number), next)
+            copy(into.part(number * row_bytes, row_bytes), row(&number), next, false)
                 .map_err(|SourceLost| number)?;
         }
         return Ok(());
@@ -231,6 +260,7 @@ pub(super) unsafe fn copy_rows(
 extern "C" {
     fn fremap_copy_start();
     fn fremap_copy_lines(into: *mut u8, from: *const u8, bytes: usize, next: *const u8) -> i32;
+    fn fremap_copy_cached(into: *mut u8, from: *const u8, bytes: usize, next: *const u8) -> i32;
     fn fremap_copy_bytes(into: *mut u8, from: *const u8, bytes: usize) -> i32;
     fn fremap_copy_rows(
         from: *const *mut u8,
@@ -251,6 +281,7 @@ pub(super) fn copy(
     into: Span<'_>,
     from: Span<'_>,
     next: Option<Span<'_>>,
+    keep_cached: bool,
 ) -> Result<(), SourceLost> {
     let bytes = from.len();
     if bytes == 0 {
@@ -263,7 +294,9 @@ pub(super) fn copy(
     // kernel cannot bring raises SIGBUS, which `signal` turns into a return
     // of 1. Lines are only copied in whole ones, to an aligned address.
     let lost = unsafe {
-        if lines {
+        if lines && keep_cached {
+            fremap_copy_cached(into.start(), from.start(), bytes, next)
+        } else if lines {
             fremap_copy_lines(into.start(), from.start(), bytes, next)
         } else {
             fremap_copy_bytes(into.start(), from.start(), bytes)

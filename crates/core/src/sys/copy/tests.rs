@@ -79,8 +79,11 @@ fn assert_recovers() {
     let page = system_page_bytes();
     let map = cut_map();
     let into = Region::anonymous(page, page, Access::Write).expect("memory");
-    assert_eq!(recovery.copy(into.span(0, page), map.span(0, page), None), Ok(()));
-    assert_eq!(recovery.copy(into.span(0, page), map.span(page, page), None), Err(SourceLost));
+    assert_eq!(recovery.copy(into.span(0, page), map.span(0, page), None, false), Ok(()));
+    assert_eq!(
+        recovery.copy(into.span(0, page), map.span(page, page), None, false),
+        Err(SourceLost)
+    );
 }
 
 fn install(handler: usize, flags: i32) -> libc::sigaction {
@@ -147,12 +150,15 @@ fn a_copy_whose_source_is_cut_is_an_error() {
     let map = cut_map();
     let into = Region::anonymous(2 * page, page, Access::Write).expect("memory");
     let recovery = Recovery::begin().expect("recovers");
-    for shift in [0, 1] {
+    for (shift, keep) in [(0, false), (0, true), (1, false)] {
         for _ in 0..100 {
             let into = into.span(shift, page);
-            assert_eq!(recovery.copy(into, map.span(0, page), Some(map.span(page, page))), Ok(()));
-            assert_eq!(recovery.copy(into, map.span(page, page), None), Err(SourceLost));
-            assert_eq!(recovery.copy(into, map.span(page / 2, page), None), Err(SourceLost));
+            assert_eq!(
+                recovery.copy(into, map.span(0, page), Some(map.span(page, page)), keep),
+                Ok(())
+            );
+            assert_eq!(recovery.copy(into, map.span(page, page), None, keep), Err(SourceLost));
+            assert_eq!(recovery.copy(into, map.span(page / 2, page), None, keep), Err(SourceLost));
         }
     }
 }
@@ -164,10 +170,13 @@ fn copies_are_exact() {
     let source = super::Span::of(&mut source);
     let mut target = vec![0; 20_000];
     let recovery = Recovery::begin().expect("recovers");
-    for (to, from, len) in [(0, 0, 4096), (16, 7, 8192), (3, 5, 4096), (32, 0, 100), (0, 1, 0)] {
+    let places = [(0, 0, 4096), (16, 7, 8192), (3, 5, 4096), (32, 0, 100), (0, 1, 0)];
+    for ((to, from, len), keep) in
+        places.into_iter().flat_map(|place| [(place, false), (place, true)])
+    {
         target.fill(0xee);
         let into = super::Span::of(&mut target).part(to, len);
-        assert_eq!(recovery.copy(into, source.part(from, len), None), Ok(()));
+        assert_eq!(recovery.copy(into, source.part(from, len), None, keep), Ok(()));
         assert_eq!(target[to..to + len], expected[from..from + len]);
         assert!(target[..to].iter().chain(&target[to + len..]).all(|&byte| byte == 0xee));
     }
@@ -184,7 +193,7 @@ fn a_lost_target_is_not_a_lost_source() {
         truncate(fd.as_fd(), 0).expect("cut");
         let source = Region::anonymous(page, page, Access::Write).expect("memory");
         let recovery = Recovery::begin().expect("recovers");
-        let _ = recovery.copy(target.span(0, page), source.span(0, page), None);
+        let _ = recovery.copy(target.span(0, page), source.span(0, page), None, false);
     });
     assert_eq!(end, End::Signal(libc::SIGBUS));
 }

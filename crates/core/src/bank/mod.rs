@@ -1,0 +1,222 @@
+//! A bank of slots, each of which shows an extent of a store, for several threads.
+//!
+//! [`slots`] says which extent is where and who makes room; here is the lock, which is
+//! held for that and no longer, and the waiting. Who brings extents is the caller: he
+//! [`reserve`](SharedBank::reserve)s slots, reads, and says what came of it.
+
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use slots::{Arrival, Bank, BankCounters, Taken};
+
+use crate::error::{Error, Interrupt, Result};
+
+/// How long a wait may keep the caller's interrupt waiting.
+const WAIT: Duration = Duration::from_millis(25);
+
+/// The number of an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(pub u64);
+
+/// The number of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// A bank that any number of threads may use.
+#[derive(Debug)]
+pub struct SharedBank {
+    extent_count: u64,
+    state: Mutex<(Bank, bool)>,
+    /// An extent has arrived or has not, slots may leave, or the bank is closed.
+    changed: Condvar,
+    /// The process that made it: in a child of fork nobody may ever unlock.
+    owner: u32,
+}
+
+/// How far a call has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// What is missing is being brought.
+    Bringing,
+    /// The extents stay for the call.
+    Named,
+    /// They stay until they are let go of.
+    Held,
+    Over,
+}
+
+/// A call that names extents, and what it was given. Dropped, it is over: what it has
+/// not brought counts as lost, and what it held is let go of.
+#[derive(Debug)]
+pub struct Call {
+    bank: Arc<SharedBank>,
+    taken: Taken,
+    stage: Mutex<Stage>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SharedBank {
+    /// An empty bank for extents of a store that has so many.
+    #[must_use]
+    pub fn new(slot_count: u32, extent_count: u64) -> Self {
+        Self {
+            extent_count,
+            state: Mutex::new((Bank::new(slot_count), false)),
+            changed: Condvar::new(),
+            owner: std::process::id(),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Fork`] in a child of fork.
+    pub fn check_process(&self, operation: &'static str) -> Result<()> {
+        if self.owner == std::process::id() {
+            return Ok(());
+        }
+        Err(Error::Fork { operation, what: "bank of slots", owner: self.owner })
+    }
+
+    /// Numbers as keys.
+    ///
+    /// # Errors
+    /// [`Error::PageRange`] naming the first that is outside.
+    pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
+        let limit = self.extent_count;
+        let key = |&number: &i64| match u64::try_from(number) {
+            Ok(key) if key < limit => Ok(Key(key)),
+            _ => Err(Error::PageRange { operation, coordinate: "key", index: number, limit }),
+        };
+        numbers.iter().map(key).collect()
+    }
+
+    fn open(&self, operation: &'static str) -> Result<MutexGuard<'_, (Bank, bool)>> {
+        self.check_process(operation)?;
+        let state = lock(&self.state);
+        if state.1 {
+            return Err(Error::Closed { operation, what: "bank of slots" });
+        }
+        Ok(state)
+    }
+
+    /// The bank as it is now.
+    ///
+    /// # Errors
+    /// [`Error::Fork`].
+    pub fn look<T>(&self, operation: &'static str, look: impl FnOnce(&Bank) -> T) -> Result<T> {
+        self.check_process(operation)?;
+        Ok(look(&lock(&self.state).0))
+    }
+
+    /// Refuses later calls, and those that wait.
+    pub fn close(&self) {
+        if self.check_process("close").is_ok() {
+            lock(&self.state).1 = true;
+            self.changed.notify_all();
+        }
+    }
+
+    /// See [`Bank::find`].
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Fork`].
+    pub fn find(&self, operation: &'static str, keys: &[Key]) -> Result<Option<Vec<Slot>>> {
+        Ok(self.open(operation)?.0.find(keys))
+    }
+
+    /// Takes a slot for each key, once other calls have left enough of them.
+    ///
+    /// # Errors
+    /// [`Error::Slots`], [`Error::Closed`], [`Error::Fork`], [`Error::Interrupted`].
+    pub fn reserve(
+        self: &Arc<Self>,
+        operation: &'static str,
+        keys: &[Key],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Call> {
+        let mut state = self.open(operation)?;
+        loop {
+            if let Some(taken) = state.0.reserve(operation, keys)? {
+                let whole = taken.missing.is_empty();
+                let first = if whole { Stage::Named } else { Stage::Bringing };
+                return Ok(Call { bank: Arc::clone(self), taken, stage: Mutex::new(first) });
+            }
+            // Who waits has taken nothing, so nobody waits for one that waits.
+            drop(self.changed.wait_timeout(state, WAIT));
+            interrupt.check()?;
+            state = self.open(operation)?;
+        }
+    }
+}
+
+impl Call {
+    /// What the call was given.
+    #[must_use]
+    pub fn taken(&self) -> &Taken {
+        &self.taken
+    }
+
+    /// Goes from one stage to another, if it is at the first.
+    fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&mut Bank, &Taken)) {
+        if self.bank.owner != std::process::id() {
+            return; // the locks may be those of a thread that is not here
+        }
+        let mut stage = lock(&self.stage);
+        if *stage == from {
+            *stage = to;
+            then(&mut lock(&self.bank.state).0, &self.taken);
+            self.bank.changed.notify_all();
+        }
+    }
+
+    /// The first `done` of what was missing are in their slots, and the rest will not be.
+    pub fn settle(&self, done: usize) {
+        self.go(Stage::Bringing, Stage::Named, |bank, taken| bank.settle(&taken.missing, done));
+    }
+
+    /// Waits until all extents are there, also those that others bring. False if another
+    /// call could not bring one.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
+        loop {
+            let state = lock(&self.bank.state);
+            match state.0.arrival(&self.taken) {
+                Arrival::Here => return Ok(true),
+                Arrival::Lost => return Ok(false),
+                Arrival::Coming => drop(self.bank.changed.wait_timeout(state, WAIT)),
+            }
+            interrupt.check()?;
+        }
+    }
+
+    /// The extents may leave again.
+    pub fn release(&self) {
+        self.go(Stage::Named, Stage::Over, Bank::release);
+    }
+
+    /// The extents stay until [`let_go`](Self::let_go).
+    pub fn hold(&self) {
+        self.go(Stage::Named, Stage::Held, Bank::hold);
+    }
+
+    /// What was held may leave again.
+    pub fn let_go(&self) {
+        self.go(Stage::Held, Stage::Over, Bank::let_go);
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.settle(0);
+        self.release();
+        self.let_go();
+    }
+}

@@ -1,0 +1,314 @@
+//! Which extent is in which slot, who needs it, and who makes room.
+//!
+//! Pure: no lock, no system call. [`SharedBank`](super::SharedBank) has the lock.
+
+use std::collections::HashMap;
+
+use super::{Key, Slot};
+use crate::cache::Cache;
+use crate::error::{Error, Result};
+use crate::units::{FilePage, WindowPage};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Empty,
+    /// Somebody reads this extent.
+    Coming(Key),
+    Here(Key),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct State {
+    content: Content,
+    /// Calls under way that name the slot's extent.
+    users: u32,
+    /// Holds that outlast the call that made them.
+    holds: u32,
+}
+
+impl State {
+    fn may_leave(self) -> bool {
+        self.users == 0 && self.holds == 0
+    }
+}
+
+/// What a bank did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BankCounters {
+    /// Keys that were named and were there, repeats counted.
+    pub hits: u64,
+    /// Extents that had to be brought.
+    pub misses: u64,
+    /// Extents that left for others.
+    pub evictions: u64,
+    /// Extents that arrived.
+    pub arrivals: u64,
+}
+
+/// Slots that a call has taken for the keys that it names.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// The slot of each key, as they were named.
+    pub slots: Vec<Slot>,
+    /// Each key once, rising, with its slot.
+    pub distinct: Vec<(Key, Slot)>,
+    /// Those of them that are to be brought.
+    pub missing: Vec<(Key, Slot)>,
+}
+
+/// Whether the extents of a call are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// All of them are.
+    Here,
+    /// Somebody still reads one.
+    Coming,
+    /// Somebody could not read one.
+    Lost,
+}
+
+/// The slots of a bank.
+///
+/// Invariants: a key is in `slot_of` if and only if a slot has it, coming or here. A slot
+/// is in the cache if and only if its extent is here. An extent that comes has a user.
+#[derive(Debug)]
+pub struct Bank {
+    slots: Vec<State>,
+    slot_of: HashMap<Key, Slot>,
+    /// Slots that are empty, perhaps with a user left over from a failure.
+    empty: Vec<Slot>,
+    /// Slots with a hold.
+    held: usize,
+    cache: Cache,
+    counters: BankCounters,
+}
+
+fn page(slot: Slot) -> WindowPage {
+    WindowPage(slot.0.into())
+}
+
+impl Bank {
+    /// All slots are empty.
+    #[must_use]
+    pub fn new(slot_count: u32) -> Self {
+        Self {
+            slots: vec![State { content: Content::Empty, users: 0, holds: 0 }; slot_count as usize],
+            slot_of: HashMap::new(),
+            // Taken from the end: slot 0 first.
+            empty: (0..slot_count).rev().map(Slot).collect(),
+            held: 0,
+            cache: Cache::new(slot_count.into()),
+            counters: BankCounters::default(),
+        }
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn counters(&self) -> BankCounters {
+        self.counters
+    }
+
+    /// Slots with an extent, and slots that are held.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        (self.cache.len() as usize, self.held)
+    }
+
+    /// The key of the extent that each slot shows.
+    #[must_use]
+    pub fn keys(&self) -> Vec<Option<Key>> {
+        let key = |state: &State| match state.content {
+            Content::Here(key) => Some(key),
+            Content::Empty | Content::Coming(_) => None,
+        };
+        self.slots.iter().map(key).collect()
+    }
+
+    /// The slots of these keys if all of them are there. They may leave at any time.
+    pub fn find(&mut self, keys: &[Key]) -> Option<Vec<Slot>> {
+        let here = |key: &Key| {
+            let slot = *self.slot_of.get(key)?;
+            (self.state(slot).content == Content::Here(*key)).then_some(slot)
+        };
+        let slots = keys.iter().map(here).collect::<Option<Vec<Slot>>>()?;
+        for &slot in &slots {
+            self.cache.touched(page(slot));
+        }
+        self.counters.hits += keys.len() as u64;
+        Some(slots)
+    }
+
+    /// Takes a slot for each key, at once for all of them: none leaves before
+    /// [`release`](Self::release). None if others have to finish first; nothing has
+    /// changed then.
+    ///
+    /// # Errors
+    /// [`Error::Slots`] if there is no room even when they have.
+    pub fn reserve(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Taken>> {
+        let mut rising = keys.to_vec();
+        rising.sort_unstable();
+        rising.dedup();
+        let own: Vec<Slot> =
+            rising.iter().filter_map(|key| self.slot_of.get(key).copied()).collect();
+        self.check_room(operation, rising.len(), &own)?;
+        self.name(&own);
+        let Some(mut spare) = self.spare(rising.len() - own.len()) else {
+            self.unname(&own);
+            return Ok(None);
+        };
+        for &slot in &own {
+            self.cache.touched(page(slot));
+        }
+        self.name(&spare);
+        let (mut distinct, mut missing) = (Vec::with_capacity(rising.len()), Vec::new());
+        for key in rising {
+            let slot = if let Some(&slot) = self.slot_of.get(&key) {
+                slot
+            } else {
+                let Some(slot) = spare.pop() else { break };
+                self.slot_of.insert(key, slot);
+                self.state_mut(slot).content = Content::Coming(key);
+                missing.push((key, slot));
+                slot
+            };
+            distinct.push((key, slot));
+        }
+        self.counters.misses += missing.len() as u64;
+        self.counters.hits += (keys.len() - missing.len()) as u64;
+        let slots = keys.iter().filter_map(|key| self.slot_of.get(key).copied()).collect();
+        Ok(Some(Taken { slots, distinct, missing }))
+    }
+
+    /// Says that the first `done` of what was missing has arrived, and the rest will not.
+    pub fn settle(&mut self, missing: &[(Key, Slot)], done: usize) {
+        for (position, &(key, slot)) in missing.iter().enumerate() {
+            if position < done {
+                self.state_mut(slot).content = Content::Here(key);
+                self.cache.inserted(page(slot), FilePage(key.0));
+                self.counters.arrivals += 1;
+            } else {
+                self.state_mut(slot).content = Content::Empty;
+                self.slot_of.remove(&key);
+                self.empty.push(slot);
+            }
+        }
+    }
+
+    /// Whether what a call has taken is there.
+    #[must_use]
+    pub fn arrival(&self, taken: &Taken) -> Arrival {
+        let mut arrival = Arrival::Here;
+        for &(key, slot) in &taken.distinct {
+            match self.state(slot).content {
+                Content::Here(other) if other == key => {}
+                Content::Coming(other) if other == key => arrival = Arrival::Coming,
+                _ => return Arrival::Lost,
+            }
+        }
+        arrival
+    }
+
+    /// The call is over: its extents may leave.
+    pub fn release(&mut self, taken: &Taken) {
+        for &(_, slot) in &taken.distinct {
+            self.state_mut(slot).users -= 1;
+        }
+    }
+
+    /// The call is over, but its extents stay until they are let go of.
+    pub fn hold(&mut self, taken: &Taken) {
+        for &(_, slot) in &taken.distinct {
+            let state = self.state_mut(slot);
+            state.holds += 1;
+            let first = state.holds == 1;
+            self.held += usize::from(first);
+        }
+        self.release(taken);
+    }
+
+    /// A hold is over.
+    pub fn let_go(&mut self, taken: &Taken) {
+        for &(_, slot) in &taken.distinct {
+            let state = self.state_mut(slot);
+            state.holds -= 1;
+            let last = state.holds == 0;
+            self.held -= usize::from(last);
+        }
+    }
+
+    fn state(&self, slot: Slot) -> &State {
+        &self.slots[slot.0 as usize]
+    }
+
+    fn state_mut(&mut self, slot: Slot) -> &mut State {
+        &mut self.slots[slot.0 as usize]
+    }
+
+    fn name(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.state_mut(slot).users += 1;
+        }
+    }
+
+    fn unname(&mut self, slots: &[Slot]) {
+        for &slot in slots {
+            self.state_mut(slot).users -= 1;
+        }
+    }
+
+    /// Fails where holds on others leave too few slots.
+    fn check_room(&self, operation: &'static str, wanted: usize, own: &[Slot]) -> Result<()> {
+        let own_held = own.iter().filter(|&&slot| self.state(slot).holds > 0).count();
+        let held = self.held - own_held;
+        if wanted + held <= self.slots.len() {
+            return Ok(());
+        }
+        Err(Error::Slots { operation, wanted, slots: self.slots.len(), held })
+    }
+
+    /// So many slots that are empty now, made so if need be; none if others have to
+    /// finish first.
+    fn spare(&mut self, count: usize) -> Option<Vec<Slot>> {
+        let free = |slot: &&Slot| self.state(**slot).may_leave();
+        let more = count - self.empty.iter().rev().filter(free).take(count).count();
+        let leaving =
+            |state: &&State| matches!(state.content, Content::Here(_)) && state.may_leave();
+        if more > 0 && self.slots.iter().filter(leaving).take(more).count() < more {
+            return None;
+        }
+        let mut spare = self.take_empty(count - more);
+        let slots = &self.slots;
+        let shows = |page: WindowPage| match slots[page.0 as usize] {
+            state @ State { content: Content::Here(key), .. } if state.may_leave() => {
+                Some(FilePage(key.0))
+            }
+            _ => None,
+        };
+        let mut victims = Vec::with_capacity(more);
+        self.cache.victims(more, shows, &mut victims);
+        self.counters.evictions += victims.len() as u64;
+        for victim in victims {
+            let slot = Slot(victim.0 as u32);
+            if let Content::Here(key) = self.state(slot).content {
+                self.slot_of.remove(&key);
+            }
+            self.state_mut(slot).content = Content::Empty;
+            spare.push(slot);
+        }
+        // They are popped: empty slots first, in their order.
+        spare.reverse();
+        Some(spare)
+    }
+
+    /// Takes out empty slots that nobody names, of which there are so many.
+    fn take_empty(&mut self, count: usize) -> Vec<Slot> {
+        let (mut taken, mut named) = (Vec::with_capacity(count), Vec::new());
+        while taken.len() < count {
+            let Some(slot) = self.empty.pop() else { break };
+            let to = if self.state(slot).may_leave() { &mut taken } else { &mut named };
+            to.push(slot);
+        }
+        self.empty.extend(named.into_iter().rev());
+        taken
+    }
+}

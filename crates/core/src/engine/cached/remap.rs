@@ -1,0 +1,176 @@
+//! Changing what pages show.
+
+use std::ops::Range;
+
+use super::frames::Frames;
+use super::load::{Call, Step};
+use super::staging::Staging;
+use super::{leave_out, pieces_of, Cached};
+use crate::engine::{room_for, Fill, RemapOptions};
+use crate::error::{Error, Interrupt, Result};
+use crate::plan::{self, Changes};
+use crate::stats::Counters;
+use crate::table::{Entry, Shown};
+use crate::units::{Pages, Prot, WindowPage};
+
+impl<F: Frames> Cached<F> {
+    pub(super) fn remap_pages(
+        &self,
+        control: &mut Option<Staging>,
+        changes: &Changes,
+        options: RemapOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        self.check_placed("remap", changes.window_pages(), options.discard)?;
+        let moves = self.check_remap(changes, options.prot)?;
+        let keep = self.kept(changes.window_pages());
+        if options.fill == Fill::All && keep.is_some() {
+            self.check_budget("remap", changes.window_pages())?;
+        } else if options.fill == Fill::All {
+            let prot = options.prot;
+            let loads = |entry: Entry| prot.unwrap_or(entry.prot()) != Prot::None;
+            self.check_memory("remap", changes.window_pages(), loads)?;
+        }
+        let mut room = self.pages_left(changes.window_pages());
+        let mut mask = room_for("remap", changes.len())?;
+        mask.resize(changes.len(), false);
+        let loads = options.fill != Fill::Nothing;
+        let piece_pages = if moves { changes.len() } else { self.piece_pages() };
+        for piece in pieces_of(changes.len(), piece_pages) {
+            let completed = |error: Error| error.with_completed(piece.start);
+            interrupt.check().map_err(completed)?;
+            let replaced = self.replaced_pages(changes, options.prot, piece.clone());
+            let held = self.save_and_hold("remap", replaced.into_iter(), loads, interrupt);
+            let _held = held.map_err(completed)?;
+            let resident = match options.fill {
+                Fill::Resident => {
+                    let files = piece.clone().map(|position| changes.pair(position).1);
+                    let resident = self.shared.store.resident(&Pages::List(files.collect()));
+                    Some(resident.map_err(completed)?)
+                }
+                Fill::All | Fill::Nothing => None,
+            };
+            let resident = resident.as_deref();
+            let mut steps = self.remap_steps(changes, options, piece.clone(), resident, &mut mask);
+            if options.fill == Fill::Resident {
+                leave_out(&mut room, &mut steps);
+            }
+            let interrupt = self.while_held(interrupt);
+            let keep = keep.as_ref();
+            let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
+            self.carry_out(&call, control, &steps, &mut mask)
+                .inspect_err(|_| self.forget_repeats(changes, piece.clone()))?;
+        }
+        Ok(mask)
+    }
+
+    /// Fails, before any change, if a remap would show a page twice that may be written.
+    /// Says whether it moves pages within the window, so that it has to be done at once.
+    fn check_remap(&self, changes: &Changes, prot: Option<Prot>) -> Result<bool> {
+        if self.shared.frames.tracking().is_none() {
+            return Ok(false);
+        }
+        let replaced = plan::members(changes.window_pages());
+        let prots: Vec<Prot> = {
+            let state = self.shared.state.lock();
+            let of = |page| prot.unwrap_or_else(|| state.get(page).prot());
+            changes.window_pages().iter().map(of).collect()
+        };
+        let shown = (0..changes.len()).map(|position| {
+            let (window_page, file_page) = changes.pair(position);
+            (window_page, file_page, prots[position])
+        });
+        self.check_appearances("remap", shown, |page| replaced.contains(page))?;
+        let state = self.shared.state.lock();
+        let moves = |position| {
+            let (window_page, file_page) = changes.pair(position);
+            state.table.appearances(file_page).any(|other| other != window_page)
+        };
+        Ok((0..changes.len()).any(moves))
+    }
+
+    /// After a remap that failed: what it did not reach and is shown elsewhere by now, and
+    /// may be written in either place, shows nothing any more. The pages are held.
+    fn forget_repeats(&self, changes: &Changes, piece: Range<usize>) {
+        if self.shared.frames.tracking().is_none() {
+            return;
+        }
+        let mut state = self.shared.state.lock();
+        for position in piece {
+            let (window_page, wanted) = changes.pair(position);
+            let entry = state.get(window_page);
+            let Shown::File(shown) = entry.shown() else { continue };
+            let twice = state.table.appearances(shown).any(|other| {
+                let write = [entry.prot(), state.get(other).prot()].contains(&Prot::Write);
+                other != window_page && write
+            });
+            if shown != wanted && twice {
+                state.begin_drop(window_page);
+                // Should the kernel refuse, the page lingers, and is dropped when touched.
+                let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
+                let nothing = Entry::new(Shown::Nothing, entry.prot());
+                state.set(window_page, nothing.with_held(true));
+            }
+        }
+    }
+
+    /// The pages whose content has to be in the store before a piece of a remap reads
+    /// from it: those that it replaces, and those that show what it is to show.
+    fn replaced_pages(
+        &self,
+        changes: &Changes,
+        prot: Option<Prot>,
+        piece: Range<usize>,
+    ) -> Vec<WindowPage> {
+        if self.shared.frames.tracking().is_none() {
+            return Vec::new();
+        }
+        let state = self.shared.state.lock();
+        let mut pages = Vec::with_capacity(piece.len());
+        for position in piece {
+            let (window_page, file_page) = changes.pair(position);
+            let entry = state.get(window_page);
+            let same = entry.shown() == Shown::File(file_page)
+                && prot.is_none_or(|prot| prot == entry.prot());
+            // A page that is there and as it is to be stays.
+            if !(same && entry.present()) {
+                pages.push(window_page);
+                pages.extend(state.table.appearances(file_page));
+            }
+        }
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    fn remap_steps(
+        &self,
+        changes: &Changes,
+        options: RemapOptions,
+        piece: Range<usize>,
+        resident: Option<&[bool]>,
+        mask: &mut [bool],
+    ) -> Vec<Step> {
+        let state = self.shared.state.lock();
+        let mut steps = Vec::with_capacity(piece.len());
+        for position in piece.clone() {
+            let (window_page, file_page) = changes.pair(position);
+            let old = state.table.get(window_page);
+            let prot = options.prot.unwrap_or(old.prot());
+            let entry = Entry::new(Shown::File(file_page), prot);
+            let same = old.shown() == entry.shown() && old.prot() == prot;
+            if same && (old.present() || prot == Prot::None) {
+                mask[position] = old.present();
+                Counters::add(&self.shared.counters.pages_hit, old.present().into());
+                continue;
+            }
+            let wanted = match (resident, options.fill) {
+                (Some(resident), _) => resident[position - piece.start],
+                (None, fill) => fill == Fill::All,
+            };
+            let load = wanted && prot != Prot::None;
+            steps.push(Step { position, window_page, entry, load });
+        }
+        steps
+    }
+}

@@ -1,0 +1,146 @@
+//! `Bank`: which extents are in the slots of a bank.
+
+use std::sync::Arc;
+
+use fremap_core::bank::{Call, Key, SharedBank, Slot};
+use fremap_core::error::Error;
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyDict};
+
+use crate::call::run;
+use crate::errors::{python, wrong_type};
+use crate::selection::{int64s, numbers};
+
+/// Which extent is in which slot, and who makes room.
+#[pyclass(frozen, module = "fremap._core")]
+pub struct Bank {
+    core: Arc<SharedBank>,
+}
+
+/// Slots that a call has for the extents it names.
+#[pyclass(frozen, module = "fremap._core")]
+pub struct Taken {
+    call: Call,
+}
+
+fn operation(name: &str) -> PyResult<&'static str> {
+    match name {
+        "ensure" => Ok("ensure"),
+        "hold" => Ok("hold"),
+        _ => Err(wrong_type("ensure or hold")),
+    }
+}
+
+fn number_of_slot(slot: Slot) -> i64 {
+    slot.0.into()
+}
+
+fn number_of_key(key: Key) -> i64 {
+    i64::try_from(key.0).expect("a key below 2^63")
+}
+
+impl Bank {
+    fn keys_of(&self, operation: &'static str, keys: &Bound<'_, PyAny>) -> PyResult<Vec<Key>> {
+        let numbers = numbers(keys)?;
+        self.core.keys(operation, &numbers).map_err(|error| python(keys.py(), &error))
+    }
+}
+
+#[pymethods]
+impl Bank {
+    #[new]
+    fn new(slot_count: u32, extent_count: u64) -> Self {
+        Self { core: Arc::new(SharedBank::new(slot_count, extent_count)) }
+    }
+
+    /// The slots of the keys, if all are there.
+    fn find<'py>(
+        &self,
+        py: Python<'py>,
+        asked: &str,
+        keys: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Bound<'py, PyByteArray>>> {
+        let operation = operation(asked)?;
+        let keys = self.keys_of(operation, keys)?;
+        let found = self.core.find(operation, &keys).map_err(|error| python(py, &error))?;
+        let Some(slots) = found else { return Ok(None) };
+        let slots: Vec<i64> = slots.into_iter().map(number_of_slot).collect();
+        int64s(py, &slots).map(Some)
+    }
+
+    /// Slots for the keys, once there is room.
+    fn reserve(&self, py: Python<'_>, asked: &str, keys: &Bound<'_, PyAny>) -> PyResult<Taken> {
+        let operation = operation(asked)?;
+        let keys = self.keys_of(operation, keys)?;
+        let call = run(py, |interrupt| self.core.reserve(operation, &keys, interrupt))?;
+        Ok(Taken { call })
+    }
+
+    /// The key of each slot, -1 for none.
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let keys = self.core.look("keys", fremap_core::bank::Bank::keys);
+        let keys = keys.map_err(|error| python(py, &error))?;
+        let numbers: Vec<i64> = keys.into_iter().map(|key| key.map_or(-1, number_of_key)).collect();
+        int64s(py, &numbers)
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let look = |bank: &fremap_core::bank::Bank| (bank.counters(), bank.counts());
+        let found: Result<_, Error> = self.core.look("stats", look);
+        let (counters, (filled, held)) = found.map_err(|error| python(py, &error))?;
+        let dict = PyDict::new(py);
+        dict.set_item("hits", counters.hits)?;
+        dict.set_item("misses", counters.misses)?;
+        dict.set_item("evictions", counters.evictions)?;
+        dict.set_item("arrivals", counters.arrivals)?;
+        dict.set_item("filled_slots", filled)?;
+        dict.set_item("held_slots", held)?;
+        Ok(dict)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.core.close());
+    }
+}
+
+#[pymethods]
+impl Taken {
+    /// The slot of each key that was named.
+    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+        let slots: Vec<i64> = self.call.taken().slots.iter().copied().map(number_of_slot).collect();
+        int64s(py, &slots)
+    }
+
+    /// Keys and slots of what is to be brought, by rising keys.
+    fn missing<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+        let missing = self.call.taken().missing.iter();
+        let (keys, slots): (Vec<i64>, Vec<i64>) =
+            missing.map(|(key, slot)| (number_of_key(*key), number_of_slot(*slot))).unzip();
+        Ok((int64s(py, &keys)?, int64s(py, &slots)?))
+    }
+
+    /// The first `done` of what was missing are there, and the rest will not be.
+    fn settle(&self, done: usize) {
+        self.call.settle(done);
+    }
+
+    /// Waits for what others bring; false if one of them could not.
+    fn wait(&self, py: Python<'_>) -> PyResult<bool> {
+        run(py, |interrupt| self.call.wait(interrupt))
+    }
+
+    fn release(&self) {
+        self.call.release();
+    }
+
+    fn hold(&self) {
+        self.call.hold();
+    }
+
+    fn let_go(&self) {
+        self.call.let_go();
+    }
+}

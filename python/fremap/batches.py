@@ -1,0 +1,315 @@
+"""Batches of rows, read ahead by threads.
+
+`epochs` says which rows make which batch. Here they are read: a bounded number of batches
+before they are asked for, by threads that call `Rows.take`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap.arguments import quantity
+from fremap.epochs import Epoch, Order, Share, State
+from fremap.errors import ArgumentError, ClosedError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["BatchOptions", "Batches"]
+
+_MOST_THREADS = 8
+_MOST_PREFETCH = 1024
+
+_Ids: TypeAlias = npt.NDArray[np.int64]
+_Read: TypeAlias = "tuple[_Ids, Future[npt.NDArray[Any]]]"
+
+
+class BatchOptions(TypedDict, total=False):
+    """The keywords of `Batches`."""
+
+    seed: SupportsIndex | None
+    epoch: SupportsIndex
+    drop_last: bool
+    pad: bool
+    rank: SupportsIndex
+    world_size: SupportsIndex
+    worker: SupportsIndex
+    worker_count: SupportsIndex
+    prefetch: SupportsIndex
+    return_ids: bool
+    state: State | None
+
+
+class TakesRows(Protocol):
+    """Rows, as far as batches need them."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the elements."""
+        ...
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        ...
+
+    def take(self, ids: _Ids, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return these rows in `out`."""
+        ...
+
+
+class Batches:
+    """An iterator over the batches of one epoch, which reads ahead.
+
+    Made by `Rows.batches`. A batch is a new array of shape ``(n, *row_shape)``. The last batch
+    of a rank may have fewer rows than `batch_size`, all others have as many. Leaving the
+    context ends the threads, and so does the end of the epoch.
+
+    Parameters
+    ----------
+    rows : Rows
+        Where the rows come from.
+    batch_size : int
+        Rows of a batch.
+    order : {"shuffle", "sequential"} or array of int, default "shuffle"
+        All rows in random order, all as they stand, or these rows (repeats allowed,
+        negative ones count from the end).
+    seed : int, optional
+        For "shuffle": the same seed and epoch are the same order on every machine. One is
+        drawn if not given; `state` has it.
+    epoch : int, default 0
+        The number of the epoch: each is shuffled differently.
+    drop_last : bool, default False
+        Leave out what does not fill a batch of each rank: all ranks have as many batches,
+        all of them full.
+    pad : bool, default False
+        Let ranks that have a row less than others repeat one from the front of the order,
+        so that all have as many batches, and no row is left out.
+    rank, world_size : int, default 0 and 1
+        Which of how many processes this is, each of which reads a part of the epoch.
+    worker, worker_count : int, default 0 and 1
+        Which of how many workers of this rank this is: worker w has the rank's batches w,
+        w + worker_count, and so on.
+    prefetch : int, default 2
+        Batches that are read before they are asked for; 0 to read in the caller's thread.
+    return_ids : bool, default False
+        Yield ``(ids, batch)``, the ids as int64.
+    state : dict, optional
+        What `state` returned, in order to go on there. With the same other arguments.
+
+    Raises
+    ------
+    ArgumentError
+        An argument is impossible, or the state is of other batches.
+    PageRangeError
+        `order` names a row that there is not.
+
+    Notes
+    -----
+    With neither `drop_last` nor `pad` each row comes exactly once in an epoch, over all ranks
+    and workers; ranks differ by one row at most, and so perhaps by one batch. The order is
+    made by ``numpy.random.Generator(PCG64)`` and held in memory: 4 bytes a row (8 from 2**31
+    rows on), of ranks their part only once it is made. 10 million rows are shuffled in about
+    a second.
+
+    Memory: `prefetch` + 1 batches. Threads: as many as `prefetch`, 8 at most; they wait for
+    reads and copy without the GIL. A read that fails raises when its batch is asked for; the
+    next call tries that batch again. In a child of ``fork`` the iterator goes on where its
+    parent was. Any number of threads may take batches from one iterator.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     np.arange(10, dtype=np.int16).tofile(file.name)
+    ...     with fremap.rows(file.name, np.int16) as rows:
+    ...         with rows.batches(4, "sequential") as batches:
+    ...             first, state = next(batches), batches.state()
+    ...         rest = list(rows.batches(4, "sequential", state=state))
+    >>> first
+    array([0, 1, 2, 3], dtype=int16)
+    >>> rest
+    [array([4, 5, 6, 7], dtype=int16), array([8, 9], dtype=int16)]
+    """
+
+    __slots__ = (
+        "__weakref__", "_closed", "_epoch", "_lock", "_pid", "_pool", "_prefetch", "_reads",
+        "_return_ids", "_rows", "_todo",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rows: TakesRows,
+        batch_size: SupportsIndex,
+        order: Order = "shuffle",
+        *,
+        seed: SupportsIndex | None = None,
+        epoch: SupportsIndex = 0,
+        drop_last: bool = False,
+        pad: bool = False,
+        rank: SupportsIndex = 0,
+        world_size: SupportsIndex = 1,
+        worker: SupportsIndex = 0,
+        worker_count: SupportsIndex = 1,
+        prefetch: SupportsIndex = 2,
+        return_ids: bool = False,
+        state: State | None = None,
+    ) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._prefetch = quantity("batches: prefetch", prefetch)
+        if self._prefetch > _MOST_PREFETCH:
+            raise ArgumentError(
+                f"batches: prefetch is {self._prefetch} batches; at most {_MOST_PREFETCH} are "
+                "read ahead"
+            )
+        if state is not None and seed is None and isinstance(order, str) and order == "shuffle":
+            seed = state.get("seed")
+        self._epoch = Epoch(
+            len(rows), batch_size, order, seed=seed, epoch=epoch, drop_last=drop_last, pad=pad,
+            share=Share.of(rank, world_size, worker, worker_count),
+        )  # fmt: skip
+        self._todo = self._epoch.numbers if state is None else self._epoch.restored(state)
+        self._rows = rows
+        self._return_ids = bool(return_ids)
+        self._closed = False
+        self._begin_here()
+
+    def _begin_here(self) -> None:
+        """Forget threads and reads, which are another process's if there are any."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._reads: dict[int, _Read] = {}
+        self._pool = None
+
+    def __len__(self) -> int:
+        """Return the number of batches of this worker in the whole epoch."""
+        return len(self._epoch.numbers)
+
+    def __iter__(self) -> Self:
+        """Return the iterator itself."""
+        return self
+
+    def __next__(self) -> Any:
+        """Return the next batch, and have those after it read."""
+        if self._pid != os.getpid():
+            self._begin_here()
+        with self._lock:
+            if self._closed:
+                raise ClosedError("batches: the iterator is closed")
+            if not self._todo:
+                raise StopIteration
+            ids, batch = self._read(self._todo[0])
+            rest = self._todo[1:]
+            if rest:
+                self._read_ahead(rest)
+            else:
+                self._end_threads()
+            self._todo = rest  # last, so that an interrupt loses no batch
+        return (ids, batch) if self._return_ids else batch
+
+    def _read(self, number: int) -> tuple[_Ids, npt.NDArray[Any]]:
+        """Return a batch, which may have been read already."""
+        if self._prefetch == 0:
+            ids = self._epoch.ids(number)
+            return ids, self._rows.take(ids, self._memory(ids))
+        self._read_ahead(self._todo)
+        ids, read = self._reads[number]
+        try:
+            # What interrupts this leaves the read under way, for whoever asks again.
+            batch = read.result()
+        except Exception:
+            del self._reads[number]
+            raise
+        del self._reads[number]
+        return ids, batch
+
+    def _read_ahead(self, todo: range) -> None:
+        """Have the first batches of `todo` read, as many as may be."""
+        for number in todo[: self._prefetch]:
+            if number not in self._reads:
+                ids = self._epoch.ids(number)
+                memory = self._memory(ids)
+                self._reads[number] = ids, self._threads().submit(self._rows.take, ids, memory)
+
+    def _memory(self, ids: _Ids) -> npt.NDArray[Any]:
+        """Return memory for a batch.
+
+        From this thread, which drops the batches too: if each of those that read had its own
+        from the allocator, every one would keep some.
+        """
+        return np.empty((len(ids), *self._rows.row_shape), self._rows.dtype)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # dear to import
+
+            self._pool = ThreadPoolExecutor(
+                min(self._prefetch, _MOST_THREADS), thread_name_prefix="fremap-batches"
+            )
+        return self._pool
+
+    def _end_threads(self) -> None:
+        """Begin no read any more, and wait for those under way."""
+        pool, self._pool = self._pool, None
+        self._reads = {}
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+    def state(self) -> State:
+        """Return what it takes to go on from here, in another process or on another day.
+
+        Returns
+        -------
+        dict
+            Numbers, strings and booleans; fit for JSON. Batches that were read but not
+            yielded are not done. An order given as an array is not in it.
+
+        Notes
+        -----
+        Two numbers of it guard against another order: the number of rows, and a checksum of
+        65 536 of them.
+        """
+        return self._epoch.state(self._todo)
+
+    def close(self) -> None:
+        """End the threads, as soon as the reads under way are done; later calls do nothing."""
+        if self._pid != os.getpid():
+            self._begin_here()
+        self._closed = True
+        with self._lock:
+            self._end_threads()
+
+    def __enter__(self) -> Self:
+        """Return the iterator itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the threads."""
+        self.close()
+
+    def __del__(self) -> None:
+        """Let the threads go, without waiting for them."""
+        pool = getattr(self, "_pool", None)
+        if pool is not None and self._pid == os.getpid():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled."""
+        raise TypeError(
+            "Batches cannot be pickled, as threads read for them; pass the rows and state() on, "
+            "and call Rows.batches(..., state=state) there"
+        )

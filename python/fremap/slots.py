@@ -1,0 +1,579 @@
+"""A bank of slots: extents of a store, kept in memory as long as they are wanted.
+
+The memory is one window. Which extent is in which slot, who holds it and who leaves is
+the compiled core's to say; extents are found while others are brought in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from fremap import _core
+from fremap import calibration as calibrations
+from fremap.arguments import quantity
+from fremap.errors import (
+    ArgumentError,
+    BudgetError,
+    FremapError,
+    PageTypeError,
+    StoreError,
+)
+from fremap.selection import Numbering, PageSelection
+from fremap.settings import Engine, Shape, chosen, elements_within
+from fremap.stores import Store
+from fremap.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from fremap.calibration import Calibration
+
+__all__ = ["Hold", "Slots", "SlotsStats"]
+
+Numbers = npt.NDArray[np.int64]
+
+#: The part of the process's kernel mappings that a bank of aliased extents may take.
+_MAPPINGS_PART = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsStats:
+    """What a bank holds now, and what it did since it was made.
+
+    Attributes
+    ----------
+    hits : int
+        Keys named by calls whose extents were in their slots, repeats counted.
+    misses : int
+        Extents that calls had to bring in.
+    evictions : int
+        Extents that left for others.
+    bytes_read : int
+        Bytes of the extents that were brought in, from the device or the page cache.
+    filled_slots : int
+        Slots that show an extent.
+    held_slots : int
+        Slots that are held.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    bytes_read: int
+    filled_slots: int
+    held_slots: int
+
+
+class Hold:
+    """Slots that keep their extents until this is released, or dropped.
+
+    Made by `Slots.hold`. Entering it gives the slot numbers.
+
+    Parameters
+    ----------
+    taken : fremap._core.Taken
+        The slots, held.
+    """
+
+    __slots__ = ("_taken",)
+
+    def __init__(self, taken: _core.Taken) -> None:
+        self._taken = taken
+
+    @property
+    def slots(self) -> Numbers:
+        """The slot of each key that was named."""
+        return np.frombuffer(self._taken.slots(), np.int64)
+
+    def __enter__(self) -> Numbers:
+        """Return the slot of each key."""
+        return self.slots
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Release the slots."""
+        self.release()
+
+    def release(self) -> None:
+        """Let the extents leave again; later calls do nothing."""
+        self._taken.let_go()
+
+
+class Slots:
+    """A bank of slots, each of which shows one extent of a store.
+
+    Extent `k` is the file pages ``k * extent_pages`` to ``(k + 1) * extent_pages``; its
+    key is `k`. `ensure` says in which slots extents are, and brings in those that are
+    in none. The memory is one contiguous read-only array, see `array`.
+
+    Any number of threads may use a bank. An extent stays in its slot until it has to
+    make room: what a call has returned may be gone as soon as another call needs room,
+    by this thread or another, unless it is held (`hold`). While a call is under way
+    nothing that it names leaves.
+
+    Parameters
+    ----------
+    store : FileStore, MemoryStore or ConcatStore
+        Whose pages to show.
+    extent_pages : int
+        Pages of an extent. The last extent may be cut short by the end of the store,
+        and is zeros behind it.
+    slot_count : int
+        Extents that the bank has room for.
+    engine : {"auto", "alias", "paged", "eager"}, default "auto"
+        How the bank's window is done. "auto": "alias" if extents are at least as long
+        as ``calibration.alias_extent_pages``, the store is read through the page cache,
+        and the slots take no more than a quarter of the process's kernel mappings;
+        else "paged" where this process may have it; else "eager".
+    budget : "auto", int or None, default "auto"
+        Bytes that the bank may take, for engines other than "alias": a bank that is
+        larger is refused. "auto" is half of what is available, None no limit.
+    calibration : fremap.calibration.Calibration, optional
+        Crossover points; those measured on this machine if not given.
+
+    Raises
+    ------
+    ArgumentError
+        A number is zero, or the bank is larger than the address space.
+    BudgetError
+        The bank does not fit into the budget.
+    UnsupportedError
+        The engine cannot be had, or does not go with the store.
+    StoreError
+        The window cannot be mapped.
+
+    Notes
+    -----
+    `Window` with ``mapping="none"``. A slot that is empty shows nothing: touching it is
+    SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
+    mapping a slot; the kernel may take pages back, and a touch reads them again. What
+    leaves is chosen by the policy of windows with a budget, which here sees hits too.
+    Extents are those of the store when the bank was made, also after a `Store.refresh`.
+    In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
+    `Window` shows there. Pickling makes an empty bank on the store, re-opened.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np
+    >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+    >>> store.write(None, np.repeat(np.arange(8, dtype=np.uint8), 4096))
+    >>> with fremap.Slots(store, extent_pages=2, slot_count=2) as bank:
+    ...     tiles = bank.array(np.uint8)
+    ...     first = tiles[bank.ensure([3, 1, 3])][:, 0].tolist()
+    ...     del tiles
+    >>> first
+    [6, 2, 6]
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_bank",
+        "_extent_pages",
+        "_page_count",
+        "_settings",
+        "_slot_count",
+        "_store",
+        "_window",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        extent_pages: SupportsIndex,
+        slot_count: SupportsIndex,
+        *,
+        engine: Engine = "auto",
+        budget: Literal["auto"] | int | None = "auto",
+        calibration: Calibration | None = None,
+    ) -> None:
+        if not isinstance(store, Store):
+            raise PageTypeError(f"Slots: store must be a store, not {type(store).__name__}")
+        chosen("engine", engine)
+        pages = quantity("Slots: extent_pages", extent_pages)
+        count = quantity("Slots: slot_count", slot_count)
+        if pages == 0 or count == 0 or count >= 1 << 31:
+            raise ArgumentError(
+                f"Slots: {count} slots of {pages} pages; there must be a slot and a page in it, "
+                "and less than 2**31 slots"
+            )
+        self._settings = {"engine": engine, "budget": budget, "calibration": calibration}
+        if (
+            engine == "auto"
+            and budget in ("auto", None)
+            and _alias_pays(store, pages, count, calibration or calibrations.load())
+        ):
+            engine = "alias"
+        self._store = store
+        self._extent_pages = pages
+        self._window = _bank(store, pages * count, engine, budget, calibration)
+        self._slot_count = count
+        #: As it was: extents do not change with the store's size.
+        self._page_count = store.page_count
+        self._bank = _core.Bank(count, self.extent_count)
+
+    # What it is.
+
+    @property
+    def store(self) -> Store:
+        """The store whose extents the bank shows."""
+        return self._store
+
+    @property
+    def slot_count(self) -> int:
+        """Number of slots."""
+        return self._slot_count
+
+    @property
+    def extent_pages(self) -> int:
+        """Pages of an extent, and of a slot."""
+        return self._extent_pages
+
+    @property
+    def extent_bytes(self) -> int:
+        """Bytes of an extent, and of a slot."""
+        return self._extent_pages * self._store.page_bytes
+
+    @property
+    def extent_count(self) -> int:
+        """Extents of the store, the last perhaps cut short: keys go from 0 to below this."""
+        return -(-self._page_count // self._extent_pages)
+
+    @property
+    def engine(self) -> str:
+        """How the bank's window is done."""
+        return self._window.engine
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._window.closed
+
+    @property
+    def keys(self) -> Numbers:
+        """Key of the extent that each slot shows, -1 if it is empty. A copy."""
+        return np.frombuffer(self._bank.keys(), np.int64)
+
+    def stats(self) -> SlotsStats:
+        """Return what the bank holds and what it did so far.
+
+        Returns
+        -------
+        SlotsStats
+            All of one moment.
+
+        Raises
+        ------
+        ForkError
+            The bank was made by the parent process.
+        """
+        counts = self._bank.stats()
+        arrivals = counts.pop("arrivals")
+        return SlotsStats(bytes_read=arrivals * self.extent_bytes, **counts)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<fremap.Slots, closed>"
+        size = f"{self.slot_count} slots of {self.extent_bytes} bytes"
+        return f"<fremap.Slots, {size}, engine {self.engine!r}>"
+
+    # Extents in and out.
+
+    def ensure(self, keys: PageSelection) -> Numbers:
+        """Bring in the extents that are not there, and say in which slots all of them are.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None
+            Extents, in any order, repeats allowed; None means all.
+
+        Returns
+        -------
+        ndarray of int64, shape (n,)
+            The slot of each key, in the order of `keys`.
+
+        Raises
+        ------
+        BudgetError
+            There are not so many slots, or too many of them are held. Nothing has changed.
+        PageRangeError
+            A key is outside the store.
+        StoreError
+            An extent cannot be read; the error names its key. Extents before it are in
+            their slots, it and those after it are not, and their slots are empty. What
+            left for them is gone.
+        ClosedError, ForkError
+            The bank is closed, or was made by the parent process.
+
+        Notes
+        -----
+        What is missing is one `Window.remap`: sorted, all reads in flight together.
+        Waits for calls of other threads that need the room, not for holds. A key that
+        another thread is bringing in is waited for, not read twice.
+        """
+        wanted = self._wanted("ensure", keys)
+        found = self._bank.find("ensure", wanted)
+        if found is not None:
+            return np.frombuffer(found, np.int64)
+        taken = self._take("ensure", wanted)
+        taken.release()
+        return np.frombuffer(taken.slots(), np.int64)
+
+    def hold(self, keys: PageSelection) -> Hold:
+        """Do what `ensure` does, and have the extents stay where they are.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None
+            Extents, in any order, repeats allowed; None means all.
+
+        Returns
+        -------
+        Hold
+            A context manager that gives the slot of each key, and lets them go at its
+            end; or call its `release`. Holds on one extent add up.
+
+        Raises
+        ------
+        BudgetError
+            There are not so many slots, or too many of them are held. Nothing has changed.
+        PageRangeError
+            A key is outside the store.
+        StoreError
+            As from `ensure`; nothing is held.
+        ClosedError, ForkError
+            The bank is closed, or was made by the parent process.
+
+        Notes
+        -----
+        No system call beyond those of `ensure`.
+
+        Examples
+        --------
+        >>> import fremap
+        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as bank:
+        ...     with bank.hold([7]) as slots:
+        ...         _ = bank.ensure(0), bank.ensure(1), bank.ensure(2)
+        ...         int(bank.keys[slots[0]])
+        7
+        """
+        taken = self._take("hold", self._wanted("hold", keys))
+        taken.hold()
+        return Hold(taken)
+
+    def _wanted(self, operation: str, keys: PageSelection) -> Numbers:
+        """Return keys as an array of int64."""
+        numbering = Numbering(operation, "key", self.extent_count)
+        selection = numbering.selection(keys)
+        if selection is None:
+            selection = (0, numbering.limit)
+        return np.arange(*selection) if isinstance(selection, tuple) else selection
+
+    def _take(self, operation: Literal["ensure", "hold"], wanted: Numbers) -> _core.Taken:
+        """Bring extents in; none of them leaves before what is returned is released."""
+        while True:
+            taken = self._bank.reserve(operation, wanted)
+            try:
+                keys, slots = (np.frombuffer(part, np.int64) for part in taken.missing())
+                if len(keys):
+                    self._load(operation, taken, keys, slots)
+                if taken.wait():
+                    return taken
+            except BaseException:
+                # Not when it is dropped: the error's traceback keeps it alive.
+                taken.settle(0)
+                taken.release()
+                raise
+            # Another thread could not read an extent: this one finds out why.
+            taken.release()
+
+    def _load(self, operation: str, taken: _core.Taken, keys: Numbers, slots: Numbers) -> None:
+        """Show extents in their slots; where that fails, empty those that were not reached."""
+        try:
+            self._show(keys, slots)
+        except BaseException as error:
+            completed = error.completed if isinstance(error, StoreError) else 0
+            done = min(completed // self._extent_pages, len(keys) - 1)
+            self._drop(slots[done:], error)
+            taken.settle(done)
+            if isinstance(error, StoreError):
+                raise _naming(error, operation, int(keys[done]), done) from error
+            raise
+        taken.settle(len(keys))
+
+    def _show(self, keys: Numbers, slots: Numbers) -> None:
+        first, pages = int(keys[0]) * self._extent_pages, self._extent_pages
+        at: int | Numbers
+        if len(keys) == 1 and first + pages <= self._page_count:
+            at = int(slots[0]) * pages
+            self._window.remap(range(first, first + pages), at=at, discard=True)
+            return
+        file_pages, at = self._pages(keys), self._pages(slots)
+        # Keys rise: what lies behind the store's end is the end of the last extent.
+        whole = int(np.searchsorted(file_pages, self._page_count))
+        if whole < len(file_pages):
+            self._window.place(at[whole:], bytes(self._store.page_bytes))
+        self._window.remap(file_pages[:whole], at=at[:whole], discard=True)
+
+    def _pages(self, numbers: Numbers) -> Numbers:
+        """Pages of extents or of slots, extent by extent."""
+        within = np.arange(self._extent_pages)
+        return (numbers[:, None] * self._extent_pages + within).reshape(-1)
+
+    def _drop(self, slots: Numbers, error: BaseException) -> None:
+        """Give back what is in slots that are to be empty."""
+        try:
+            self._window.evict(self._pages(slots), discard=True)
+        except FremapError as failure:
+            error.add_note(f"fremap: emptying the slots failed too: {failure}")
+
+    # The memory.
+
+    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
+        """Show the bank as an array whose item `i` is slot `i`, without a copy.
+
+        Parameters
+        ----------
+        dtype : dtype
+            Type of the elements; no Python objects.
+        shape : int or sequence of int, optional
+            Shape of one extent. One dimension may be -1; as many elements as fit if not
+            given. A smaller shape shows the front of each extent.
+
+        Returns
+        -------
+        ndarray, shape (slot_count, *shape)
+            A read-only view, contiguous if the shape fills the extents. While it lives
+            the bank cannot be closed.
+
+        Raises
+        ------
+        ArgumentError
+            The shape does not fit into an extent, or an element would lie in two files
+            of a `ConcatStore`.
+        PageTypeError
+            The dtype holds Python objects or has no size.
+
+        Notes
+        -----
+        A slot shows what `keys` says; one that is empty may not be touched.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np
+        >>> store = fremap.MemoryStore(64 * 4096, page_bytes=4096)
+        >>> with fremap.Slots(store, extent_pages=4, slot_count=8) as bank:
+        ...     bank.array(np.float16, (64, -1)).shape
+        (8, 64, 128)
+        """
+        elements = elements_within(dtype, shape, self.extent_bytes)
+        self._store._check_extents(elements, self._extent_pages)  # noqa: SLF001 - its other half
+        memory = np.frombuffer(memoryview(self._window), np.uint8)
+        used = memory.reshape(self.slot_count, -1)[:, : elements.used_bytes]
+        view: npt.NDArray[Any] = used.view(elements.dtype)
+        return view.reshape(self.slot_count, *elements.shape)
+
+    # The end.
+
+    def __enter__(self) -> Self:
+        """Return the bank itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close for calls; the memory goes with its last view."""
+        self._window.__exit__(kind, error, traceback)
+        self._bank.close()
+
+    def close(self) -> None:
+        """Unmap the bank; later calls raise.
+
+        Raises
+        ------
+        ViewsAliveError
+            Arrays still show its memory.
+
+        Notes
+        -----
+        ``munmap(2)``. Closing again does nothing.
+        """
+        self._window.close()
+        self._bank.close()
+
+    def __reduce__(self) -> tuple[Callable[..., Slots], tuple[object, ...]]:
+        """Be made anew on the store, with nothing in it."""
+        if self.closed:
+            raise TypeError("closed Slots cannot be pickled")
+        arguments = (self._store, self._extent_pages, self._slot_count, self._settings)
+        return _made_anew, (type(self), *arguments)
+
+
+def _made_anew(
+    cls: type[Slots], store: Store, extent_pages: int, slot_count: int, settings: dict[str, Any]
+) -> Slots:
+    return cls(store, extent_pages, slot_count, **settings)
+
+
+def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
+    """Whether mapping extents is cheaper than copying them, by what was measured."""
+    page = _core.system_page_bytes
+    if store.direct or (store.page_bytes > page and store.size % store.page_bytes):
+        return False
+    most = int(Path("/proc/sys/vm/max_map_count").read_text()) // _MAPPINGS_PART
+    long = extent_pages * store.page_bytes >= measured.alias_extent_pages * page
+    return long and slot_count <= most
+
+
+def _bank(
+    store: Store,
+    page_count: int,
+    engine: Engine,
+    budget: Literal["auto"] | int | None,
+    calibration: Calibration | None,
+) -> Window:
+    window = Window(
+        store,
+        page_count,
+        mapping="none",
+        engine=engine,
+        # Copies, where the choice is left: whether aliases pay is known by now.
+        coherent=False if engine == "auto" else None,
+        budget=budget,
+        calibration=calibration,
+    )
+    limit = window.stats().budget_bytes
+    if limit:
+        window.close()
+        raise BudgetError(
+            f"Slots: the bank has {page_count * store.page_bytes} bytes and does not fit into the "
+            f"budget of {limit}; use fewer slots, a larger budget, or budget=None"
+        )
+    return window
+
+
+def _naming(error: StoreError, operation: str, key: int, done: int) -> StoreError:
+    """Return the same error, saying which extent it was that could not be read."""
+    text = f"{operation}: key {key} cannot be brought in: {error.strerror}"
+    number = error.errno or 0
+    if error.filename is None:
+        named = type(error)(number, text)
+    else:
+        named = type(error)(number, text, error.filename)
+    named.completed = done
+    named.file_page = error.file_page
+    return named

@@ -1,0 +1,185 @@
+"""Rows as a data set of PyTorch: `BatchDataset`, for a DataLoader with ``batch_size=None``.
+
+The one module that imports torch, which fremap does not depend on.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from fremap.batches import Batches
+from fremap.errors import ArgumentError
+
+try:
+    import torch
+    from torch.utils.data import IterableDataset, get_worker_info
+except ImportError as error:
+    raise ImportError("fremap.torch needs PyTorch, which is missing: pip install torch") from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fremap.epochs import Order, State
+    from fremap.rows import Rows
+
+__all__ = ["BatchDataset"]
+
+
+class BatchDataset(IterableDataset):
+    """Batches of rows as tensors; workers and ranks share an epoch out among them.
+
+    Pass ``batch_size=None`` to the DataLoader: what this yields are batches already. They
+    come in the same order whatever the number of workers is. Call `set_epoch` before each
+    epoch, or all epochs are shuffled alike.
+
+    Parameters
+    ----------
+    rows : Rows
+        Where the rows come from.
+    batch_size : int
+        Rows of a batch.
+    order : {"shuffle", "sequential"} or array of int, default "shuffle"
+        As in `Rows.batches`.
+    seed : int, optional
+        For "shuffle"; one is drawn if not given, where there is one rank.
+    rank, world_size : int, optional
+        Which of how many processes; those of ``torch.distributed`` where that is initialized,
+        if not given.
+    drop_last, pad : bool, default False
+        What is done about rows that do not fill a batch of every rank; see `Batches`.
+    prefetch : int, default 2
+        Batches that each worker reads ahead.
+    return_ids : bool, default False
+        Yield ``(ids, batch)``.
+
+    Notes
+    -----
+    Works under fork, forkserver and spawn; with these the paths of the rows are passed on.
+    bfloat16 and the kinds of float8 that NumPy does not have are torch's own.
+
+    Examples
+    --------
+    >>> dataset = BatchDataset(rows, 256, seed=1)  # doctest: +SKIP
+    >>> loader = DataLoader(dataset, batch_size=None, num_workers=4)  # doctest: +SKIP
+    >>> for epoch in range(10):  # doctest: +SKIP
+    ...     dataset.set_epoch(epoch)
+    ...     for batch in loader:
+    ...         train(batch)
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: SupportsIndex,
+        order: Order = "shuffle",
+        *,
+        seed: SupportsIndex | None = None,
+        rank: SupportsIndex | None = None,
+        world_size: SupportsIndex | None = None,
+        drop_last: bool = False,
+        pad: bool = False,
+        prefetch: SupportsIndex = 2,
+        return_ids: bool = False,
+    ) -> None:
+        super().__init__()
+        if rank is None and world_size is None:
+            rank, world_size = _rank_and_world_size()
+        if rank is None or world_size is None:
+            raise ArgumentError("BatchDataset: give both rank and world_size, or neither")
+        self._drawn = seed is None and isinstance(order, str) and order == "shuffle"
+        if self._drawn and world_size == 1:
+            seed = secrets.randbits(63)  # here, so that all workers have the same
+        self._rows = rows
+        self._batching: dict[str, Any] = {
+            "batch_size": batch_size, "order": order, "seed": seed, "rank": rank,
+            "world_size": world_size, "drop_last": drop_last, "pad": pad, "prefetch": prefetch,
+            "return_ids": return_ids,
+        }  # fmt: skip
+        # Shared, as workers that outlive an epoch have to learn of the next.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._resumed: State | None = None
+        self._batches()  # what is wrong is told here, not by a worker
+
+    def _batches(self, **more: Any) -> Batches:
+        return Batches(self._rows, epoch=int(self._epoch), **self._batching, **more)
+
+    def set_epoch(self, epoch: SupportsIndex) -> None:
+        """Have the next iteration be that of another epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Its number.
+        """
+        self._epoch.fill_(int(epoch))
+
+    def state(self, batch_count: SupportsIndex) -> State:
+        """Return what it takes to go on after so many batches of this epoch.
+
+        Parameters
+        ----------
+        batch_count : int
+            Batches that were taken from the loader since the epoch began; the loader knows,
+            the workers, which are ahead, do not.
+
+        Returns
+        -------
+        dict
+            Fit for JSON.
+        """
+        return {**self._batches().state(), "next_batch": int(batch_count)}
+
+    def resume(self, state: State) -> None:
+        """Have the next iteration go on after `state`; call it before the loader's first.
+
+        Parameters
+        ----------
+        state : dict
+            What `state` returned, of the same rows and arguments.
+
+        Raises
+        ------
+        ArgumentError
+            It is of other batches.
+        """
+        settings = self._batching
+        if self._drawn:
+            settings = settings | {"seed": state.get("seed")}
+        epoch = state.get("epoch", 0)
+        # Judged before anything changes.
+        Batches(self._rows, epoch=epoch, state=state, **settings).close()
+        self._batching, self._resumed = settings, state
+        self.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return the number of batches of this rank in an epoch."""
+        return len(self._batches())
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read this worker's batches."""
+        worker = get_worker_info()
+        share = {"worker": worker.id, "worker_count": worker.num_workers} if worker else {}
+        resumed = self._resumed
+        if resumed is not None and resumed["epoch"] != int(self._epoch):
+            resumed = None  # that was an epoch ago
+        with self._batches(state=resumed, **share) as batches:
+            for batch in batches:
+                if self._batching["return_ids"]:
+                    yield torch.from_numpy(batch[0]), self._tensor(batch[1])
+                else:
+                    yield self._tensor(batch)
+
+    def _tensor(self, batch: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(batch)
+        name = self._rows.dtype_name
+        # Of types that NumPy has not the rows are as many bytes.
+        return tensor if name == self._rows.dtype.name else tensor.view(getattr(torch, name))
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    """Return what torch.distributed says, in a process that takes part."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

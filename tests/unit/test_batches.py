@@ -1,0 +1,429 @@
+"""Batches: what is in them, in which order, for whom, and how they end."""
+
+import json
+import pickle
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fremap
+import numpy as np
+import pytest
+from fremap.batches import Batches
+from hypothesis import given
+from hypothesis import strategies as some
+
+FIRST_OF_SEED_7 = [4, 18, 2, 15, 9]
+
+
+class Numbers:
+    """Rows that are their own number; `take` can be made to wait or fail."""
+
+    def __init__(self, length: int, before: Callable[[np.ndarray], object] = lambda ids: None):
+        self.length, self.before = length, before
+
+    def __len__(self) -> int:
+        return self.length
+
+    dtype, row_shape = np.dtype(np.int64), (2,)
+
+    def take(self, ids: np.ndarray, out: np.ndarray) -> np.ndarray:
+        assert ids.dtype == np.int64
+        self.before(ids)
+        return np.stack([ids, -ids], axis=1, out=out)
+
+
+def ids_of(batches: Batches) -> list[list[int]]:
+    return [batch[:, 0].tolist() for batch in batches]
+
+
+def all_ids(batches: Batches) -> list[int]:
+    return [row for batch in ids_of(batches) for row in batch]
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("fremap-batches")]
+
+
+# Order
+
+
+def test_in_order() -> None:
+    assert ids_of(Batches(Numbers(5), 2, "sequential")) == [[0, 1], [2, 3], [4]]
+
+
+def test_a_seed_is_one_order_on_every_machine() -> None:
+    """The numbers are those of PCG64, written down once."""
+    assert all_ids(Batches(Numbers(20), 4, seed=7))[:5] == FIRST_OF_SEED_7
+
+
+def test_seeds_and_epochs_differ() -> None:
+    orders = [
+        all_ids(Batches(Numbers(100), 7, seed=seed, epoch=epoch))
+        for seed in (1, 2, 2**62)
+        for epoch in (0, 1)
+    ]
+    assert all(sorted(order) == list(range(100)) for order in orders)
+    assert len(set(map(tuple, orders))) == len(orders)
+    assert orders[0] == all_ids(Batches(Numbers(100), 3, seed=1, prefetch=0))
+
+
+def test_without_a_seed_one_is_drawn_and_told() -> None:
+    batches = Batches(Numbers(100), 10)
+    order = all_ids(batches)
+    assert order != all_ids(Batches(Numbers(100), 10))
+    assert order == all_ids(Batches(Numbers(100), 10, seed=batches.state()["seed"]))
+
+
+def test_a_long_shuffle_is_as_good() -> None:
+    length = (1 << 19) + 3
+    order = np.concatenate(list(Batches(Numbers(length), 100_000, seed=3, prefetch=0)))[:, 0]
+    assert not (np.diff(order) == 1).all()
+    np.testing.assert_array_equal(np.sort(order), np.arange(length))
+
+
+def test_chosen_rows_with_repeats_and_from_the_end() -> None:
+    chosen = np.array([3, 3, -1, 0])
+    batches = Batches(Numbers(5), 3, chosen)
+    chosen[:] = 0  # the caller's own again
+    assert ids_of(batches) == [[3, 3, 4], [0]]
+    assert ids_of(Batches(Numbers(5), 3, [])) == []
+    assert ids_of(Batches(Numbers(1000), 3, np.array([-1], dtype=np.int8))) == [[999]]
+    assert ids_of(Batches(Numbers(5), 3, np.array([4], dtype=np.uint64))) == [[4]]
+
+
+def test_ids_are_given_where_asked_for() -> None:
+    for ids, batch in Batches(Numbers(9), 4, seed=1, return_ids=True):
+        assert ids.dtype == np.int64
+        np.testing.assert_array_equal(ids, batch[:, 0])
+
+
+@pytest.mark.parametrize("order", ["shuffle", "sequential"])
+def test_no_rows(order: str) -> None:
+    batches = Batches(Numbers(0), 4, order)
+    assert len(batches) == 0
+    assert list(batches) == []
+
+
+# Ranks and workers
+
+
+@given(
+    length=some.integers(0, 60),
+    batch_size=some.integers(1, 9),
+    world_size=some.integers(1, 4),
+    worker_count=some.integers(1, 3),
+    ends=some.sampled_from(["keep", "drop", "pad"]),
+    order=some.sampled_from(["shuffle", "sequential", "array"]),
+)
+def test_every_row_once_over_all_ranks_and_workers(
+    length: int, batch_size: int, world_size: int, worker_count: int, ends: str, order: str
+) -> None:
+    chosen = np.arange(length)[::-1] if order == "array" else order
+    parts = [
+        [
+            Batches(
+                Numbers(length), batch_size, chosen,
+                seed=5 if order == "shuffle" else None, prefetch=0,
+                drop_last=ends == "drop", pad=ends == "pad",
+                rank=rank, world_size=world_size, worker=worker, worker_count=worker_count,
+            )
+            for worker in range(worker_count)
+        ]
+        for rank in range(world_size)
+    ]  # fmt: skip
+    counts = [sum(map(len, workers)) for workers in parts]
+    taken = [[ids_of(batches) for batches in workers] for workers in parts]
+    assert counts == [sum(map(len, workers)) for workers in taken]
+    rows = [row for workers in taken for batches in workers for batch in batches for row in batch]
+    sizes = [len(batch) for workers in taken for batches in workers for batch in batches]
+    if ends == "keep":
+        assert sorted(rows) == list(range(length))
+        assert max(counts) - min(counts) <= 1
+    elif ends == "drop":
+        assert len(set(rows)) == len(rows) == length - length % (batch_size * world_size)
+        assert set(sizes) <= {batch_size}
+        assert len(set(counts)) == 1
+    else:
+        assert set(rows) == set(range(length))
+        assert len(rows) == -(-length // world_size) * world_size
+        assert len(set(counts)) == 1
+    for workers in taken:
+        # As a DataLoader takes from its workers in turn: the order of a rank without workers.
+        turns = [batches[k] for k in range(length) for batches in workers if k < len(batches)]
+        assert [len(batch) for batch in turns[:-1]] == [batch_size] * (len(turns) - 1)
+
+
+def test_workers_in_turn_have_the_order_of_one() -> None:
+    alone = ids_of(Batches(Numbers(50), 4, seed=1, rank=1, world_size=2))
+    workers = [
+        ids_of(Batches(Numbers(50), 4, seed=1, rank=1, world_size=2, worker=w, worker_count=3))
+        for w in range(3)
+    ]
+    assert [workers[k % 3][k // 3] for k in range(len(alone))] == alone
+
+
+# State
+
+
+@given(
+    length=some.integers(1, 40),
+    batch_size=some.integers(1, 7),
+    done=some.integers(0, 45),
+    prefetch=some.integers(0, 3),
+    worker=some.integers(0, 1),
+)
+def test_a_state_goes_on_with_exactly_what_was_not_yielded(
+    length: int, batch_size: int, done: int, prefetch: int, worker: int
+) -> None:
+    def make(**more: Any) -> Batches:
+        return Batches(
+            Numbers(length), batch_size, seed=9, prefetch=prefetch, worker=worker, worker_count=2,
+            **more,
+        )  # fmt: skip
+
+    whole = ids_of(make())
+    with make() as batches:
+        front = [next(batches)[:, 0].tolist() for _ in range(min(done, len(batches)))]
+        state = json.loads(json.dumps(batches.state()))
+    assert front + ids_of(make(state=state)) == whole
+
+
+def test_the_state_of_a_rank_is_shared_out_among_workers() -> None:
+    whole = ids_of(Batches(Numbers(50), 4, seed=1))
+    with Batches(Numbers(50), 4, seed=1) as batches:
+        for _ in range(5):
+            next(batches)
+        state = batches.state()
+    workers = [
+        ids_of(Batches(Numbers(50), 4, seed=1, worker=w, worker_count=2, state=state))
+        for w in range(2)
+    ]
+    assert [workers[k % 2][k // 2] for k in range(len(whole) - 5)] == whole[5:]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 3}, "batch_size=2 and this is batch_size=3"),
+        ({"seed": 2}, "seed=1"),
+        ({"epoch": 1}, "epoch=0"),
+        ({"rows": Numbers(9)}, "rows=8"),
+        ({"order": "sequential", "seed": None}, "order='shuffle'"),
+        ({"rank": 1, "world_size": 2}, "rank=0"),
+        ({"drop_last": True}, "drop_last=False"),
+        ({"worker": 1, "worker_count": 2, "of_worker": True}, "worker 0 of 3"),
+        ({"old": True}, "version 0"),
+    ],
+)
+def test_a_state_of_other_batches_is_refused(options: dict[str, Any], message: str) -> None:
+    given = {"rows": Numbers(8), "batch_size": 2, "seed": 1}
+    more = {"worker_count": 3} if options.pop("of_worker", False) else {}
+    state = Batches(**given, **more).state()
+    if options.pop("old", False):
+        state["version"] = 0
+    with pytest.raises(fremap.ArgumentError, match=message):
+        Batches(**given | options, state=state)
+
+
+def test_a_state_of_another_array_is_refused() -> None:
+    state = Batches(Numbers(8), 2, [1, 2, 3]).state()
+    with pytest.raises(fremap.ArgumentError, match="another array"):
+        Batches(Numbers(8), 2, [1, 2, 4], state=state)
+
+
+# Reading ahead
+
+
+def test_so_many_batches_are_read_ahead_and_no_more() -> None:
+    began: list[int] = []
+    enough = threading.Condition()
+
+    def note(ids: np.ndarray) -> None:
+        with enough:
+            began.append(int(ids[0]))
+            enough.notify_all()
+
+    with Batches(Numbers(100, note), 1, "sequential", prefetch=3) as batches:
+        assert began == []
+        for number in range(5):
+            next(batches)
+            with enough:
+                assert enough.wait_for(lambda: len(began) == number + 4, timeout=30)  # noqa: B023
+        assert 1 <= len(reading_threads()) <= 3
+        assert sorted(began) == list(range(8))
+    assert reading_threads() == []
+
+
+def test_without_reading_ahead_there_is_no_thread() -> None:
+    seen = []
+    rows = Numbers(4, lambda ids: seen.append(threading.current_thread()))
+    assert all_ids(Batches(rows, 2, "sequential", prefetch=0)) == [0, 1, 2, 3]
+    assert set(seen) == {threading.current_thread()}
+
+
+def test_threads_end_with_the_epoch_and_with_the_iterator() -> None:
+    batches = Batches(Numbers(9), 2, prefetch=4)
+    list(batches)
+    assert reading_threads() == []
+    assert list(batches) == []
+    dropped = Batches(Numbers(100), 2, prefetch=4)
+    next(dropped)
+    threads = reading_threads()
+    assert threads
+    del dropped
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_a_closed_iterator_says_so() -> None:
+    batches = Batches(Numbers(9), 2)
+    batches.close()
+    batches.close()
+    with pytest.raises(fremap.ClosedError, match="closed"):
+        next(batches)
+    assert batches.state()["next_batch"] == 0
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_a_failed_read_is_raised_in_its_turn_and_can_be_tried_again(prefetch: int) -> None:
+    broken = [True]
+
+    def fail(ids: np.ndarray) -> None:
+        if 4 in ids and broken:
+            raise fremap.StoreError(5, "the disk is gone")
+
+    batches = Batches(Numbers(8, fail), 2, "sequential", prefetch=prefetch)
+    assert [next(batches)[0, 0] for _ in range(2)] == [0, 2]
+    for _ in range(2):
+        with pytest.raises(fremap.StoreError, match="the disk is gone"):
+            next(batches)
+        assert batches.state()["next_batch"] == 2
+    broken.clear()
+    assert ids_of(batches) == [[4, 5], [6, 7]]
+    assert reading_threads() == []
+
+
+def test_an_interrupt_loses_no_batch() -> None:
+    """The main thread waits for a read that does not end until it was interrupted."""
+    interrupted = threading.Event()
+    main = threading.main_thread().ident
+
+    def wait(ids: np.ndarray) -> None:
+        if 2 in ids and not interrupted.is_set():
+            while not interrupted.is_set():
+                signal.pthread_kill(main, signal.SIGINT)
+                interrupted.wait(0.05)
+
+    batches = Batches(Numbers(6, wait), 2, "sequential", prefetch=1)
+    taken = []
+    while True:
+        try:
+            for batch in batches:
+                taken.append(batch[:, 0].tolist())  # noqa: PERF401 - what was taken stays
+            break
+        except KeyboardInterrupt:
+            interrupted.set()
+    assert interrupted.is_set()
+    assert taken == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_an_interrupt_while_the_order_is_made_leaves_it_to_be_made() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    length = 2 << 20
+    batches = Batches(Numbers(length), 1 << 20, seed=1)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            while True:  # the shuffle alone takes longer
+                next(batches)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    done = batches.state()["next_batch"]
+    seen = np.zeros(length, bool)
+    for batch in batches:
+        seen[batch[:, 0]] = True
+    assert np.count_nonzero(seen) == length - (done << 20)
+
+
+def test_several_threads_take_from_one_iterator() -> None:
+    batches = Batches(Numbers(2000), 3, seed=4)
+    taken: list[int] = []
+
+    def work() -> None:
+        for batch in batches:
+            taken.extend(batch[:, 0].tolist())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(2000))
+
+
+def test_a_child_goes_on_where_its_parent_was(in_child: Callable[..., int]) -> None:
+    slow = Numbers(40, lambda ids: time.sleep(0.001))
+    batches = Batches(slow, 4, seed=2, prefetch=3)
+    whole = ids_of(Batches(slow, 4, seed=2))
+    assert [next(batches)[:, 0].tolist() for _ in range(2)] == whole[:2]
+
+    def child() -> None:
+        assert ids_of(batches) == whole[2:]
+        assert [t.name for t in reading_threads()] == []
+
+    assert in_child(child) == 0
+    assert ids_of(batches) == whole[2:]
+
+
+def test_a_child_may_close_what_its_parent_uses(in_child: Callable[..., int]) -> None:
+    batches = Batches(Numbers(40), 4, seed=2)
+    next(batches)
+    assert in_child(batches.close) == 0
+    assert len(ids_of(batches)) == 9
+
+
+def test_batches_are_not_pickled() -> None:
+    with pytest.raises(TypeError, match="state="):
+        pickle.dumps(Batches(Numbers(4), 2))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"batch_size": True}, TypeError, "not a bool"),
+        ({"order": "random"}, ValueError, "order is 'random'"),
+        ({"order": [1.5]}, TypeError, "not float64"),
+        ({"order": [True, False]}, TypeError, "not bool"),
+        ({"order": [[1]]}, ValueError, "2 dimensions"),
+        ({"order": [1, 8]}, IndexError, "row 8 of 8 rows"),
+        ({"order": [-9, 8]}, IndexError, "row -9 of 8 rows"),
+        ({"order": "sequential", "seed": 1}, ValueError, "seed is for"),
+        ({"seed": -1}, ValueError, "seed is -1"),
+        ({"epoch": -1}, ValueError, "epoch is -1"),
+        ({"rank": 1}, ValueError, "rank is 1 and world_size 1"),
+        ({"worker": 2, "worker_count": 2, "seed": 1}, ValueError, "worker is 2"),
+        ({"world_size": 0}, ValueError, "world_size 0"),
+        ({"world_size": 2}, ValueError, "the same seed"),
+        ({"drop_last": True, "pad": True}, ValueError, "choose one"),
+        ({"prefetch": 5000}, ValueError, "at most 1024"),
+        ({"prefetch": -1}, ValueError, "prefetch is -1"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        Batches(Numbers(8), **{"batch_size": 2} | options)
+    assert isinstance(raised.value, fremap.FremapError)

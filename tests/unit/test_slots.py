@@ -1,0 +1,457 @@
+"""Banks of slots: what is where, who leaves, what is held, what is refused, and the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import pickle
+import threading
+from typing import TYPE_CHECKING, Any
+
+import fremap
+import numpy as np
+import pytest
+from fremap.testing import failures, numbered_page, numbered_words, page_numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+EXTENT_PAGES = 4
+EXTENTS = 24
+SLOTS = 6
+TAIL_PAGES = 2  # of the last extent
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "pages"
+    path.write_bytes(numbered_words(range((EXTENTS - 1) * EXTENT_PAGES + TAIL_PAGES)).tobytes())
+    return path
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[fremap.FileStore]:
+    with fremap.open(path, page_bytes=4096) as opened:
+        yield opened
+
+
+@pytest.fixture
+def bank(store: fremap.FileStore, engine: str) -> Iterator[fremap.Slots]:
+    with fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as made:
+        yield made
+
+
+def keys_of(bank: fremap.Slots, wanted: Any) -> list[int]:
+    """What the slots show that `ensure` says."""
+    slots = bank.ensure(wanted)
+    return bank.keys[slots].tolist()
+
+
+def shown(bank: fremap.Slots) -> list[int]:
+    """The extent that each slot shows, by every word of it; -1 for those that are empty."""
+    keys = bank.keys.tolist()
+    words = bank.array(np.uint64, (EXTENT_PAGES, 512))
+    found = []
+    for slot, key in enumerate(keys):
+        if key < 0:
+            found.append(-1)
+            continue
+        pages = page_numbers(words[slot])
+        first = pages[0, 0]
+        behind = TAIL_PAGES if key == EXTENTS - 1 else EXTENT_PAGES
+        expected = np.arange(first, first + EXTENT_PAGES)[:, None].repeat(512, axis=1)
+        expected[behind:] = -1  # zeros
+        assert (pages == expected).all()
+        assert first % EXTENT_PAGES == 0
+        found.append(int(first) // EXTENT_PAGES)
+    return found
+
+
+def test_what_a_bank_is(bank: fremap.Slots, engine: str) -> None:
+    assert (bank.slot_count, bank.extent_pages, bank.extent_bytes) == (SLOTS, 4, 16384)
+    assert (bank.extent_count, bank.engine, bank.closed) == (EXTENTS, engine, False)
+    assert bank.keys.tolist() == [-1] * SLOTS
+    assert repr(bank) == f"<fremap.Slots, 6 slots of 16384 bytes, engine '{engine}'>"
+    assert bank.stats() == fremap.SlotsStats(0, 0, 0, 0, 0, 0)
+
+
+def test_ensure_says_where_extents_are(bank: fremap.Slots) -> None:
+    slots = bank.ensure([7, 3, 7, 0])
+    assert slots.dtype == np.int64
+    assert bank.keys[slots].tolist() == [7, 3, 7, 0]
+    assert shown(bank) == bank.keys.tolist()
+    assert bank.ensure(np.array([0, 7], np.int32)).tolist() == slots[[3, 0]].tolist()
+    assert keys_of(bank, range(3, 6)) == [3, 4, 5]
+    assert bank.ensure([]).shape == (0,)
+    assert bank.stats() == fremap.SlotsStats(
+        hits=1 + 2 + 1, misses=5, evictions=0, bytes_read=5 * 16384, filled_slots=5, held_slots=0
+    )
+
+
+def test_extents_leave_for_others(bank: fremap.Slots) -> None:
+    random = np.random.default_rng(12)
+    for _ in range(60):
+        wanted = random.integers(0, EXTENTS, random.integers(0, SLOTS + 1))
+        slots = bank.ensure(wanted)
+        assert bank.keys[slots].tolist() == wanted.tolist()
+        assert shown(bank) == bank.keys.tolist()
+    stats = bank.stats()
+    assert stats.evictions == stats.misses - stats.filled_slots
+    assert stats.bytes_read == stats.misses * 16384
+
+
+def test_what_is_wanted_again_and_again_stays(store: fremap.FileStore) -> None:
+    """A scan displaces few of the extents that calls name often: the windows' policy."""
+    with fremap.Slots(store, 1, 20) as bank:
+        hot = np.arange(10)
+        for _ in range(3):
+            bank.ensure(hot)
+        for key in range(10, 90):
+            bank.ensure(key)
+        assert len(set(bank.keys.tolist()) & set(hot.tolist())) == len(hot)
+
+
+def test_the_last_extent_is_zeros_behind_the_end(bank: fremap.Slots) -> None:
+    last = EXTENTS - 1
+    for others in ([0, 1], [2, 3, 4, 5, 6], [last, 7]):
+        bank.ensure([last, *others])
+        assert shown(bank) == bank.keys.tolist()
+    bank.ensure(range(SLOTS))
+    assert shown(bank) == list(bank.keys)
+    assert last not in bank.keys
+
+
+def test_one_read_for_each_stretch(bank: fremap.Slots, path: Path) -> None:
+    """All of a call's extents are one remap."""
+    with fremap.testing.counting() as calls:
+        bank.ensure([5, 1, 3])
+    assert calls["read"] <= 3
+    assert calls["io_uring_enter"] <= 3 * EXTENT_PAGES
+
+
+def test_a_slot_that_is_held_stays(bank: fremap.Slots) -> None:
+    with bank.hold([9, 2, 9]) as slots:
+        assert bank.keys[slots].tolist() == [9, 2, 9]
+        assert bank.stats().held_slots == 2
+        for key in range(10, 20):
+            bank.ensure(key)
+            assert bank.keys[slots].tolist() == [9, 2, 9]
+        bank.ensure([20, 21, 22, 23])
+        before = bank.keys.tolist(), bank.stats()
+        with pytest.raises(fremap.BudgetError, match=r"ensure: 5 extents .* 6 slots 2 are held"):
+            bank.ensure([0, 1, 3, 4, 5])
+        with pytest.raises(fremap.BudgetError, match=r"hold: 7 extents .* 0 are held"):
+            bank.hold([0, 1, 3, 4, 5, 9, 2])
+        assert (bank.keys.tolist(), bank.stats()) == before
+        bank.ensure([9, 2, 0, 1, 3, 4])
+    assert bank.stats().held_slots == 0
+    bank.ensure(range(10, 16))
+    assert sorted(bank.keys.tolist()) == list(range(10, 16))
+
+
+def test_holds_add_up_and_end_when_they_are_dropped(bank: fremap.Slots) -> None:
+    first, second = bank.hold(1), bank.hold([1, 2])
+    assert (first.slots == second.slots[:1]).all()
+    first.release()
+    first.release()
+    assert bank.stats().held_slots == 2
+    bank.ensure([3, 4, 5, 6])
+    assert {1, 2} <= set(bank.keys.tolist())
+    del second
+    assert bank.stats().held_slots == 0
+
+
+def test_arrays(bank: fremap.Slots) -> None:
+    slot = int(bank.ensure(5)[0])
+    whole = bank.array(np.uint64)
+    assert whole.shape == (SLOTS, 2048)
+    assert whole.flags.c_contiguous
+    assert not whole.flags.writeable
+    assert bank.array(np.float16, (64, -1)).shape == (SLOTS, 64, 128)
+    front = bank.array(np.uint8, (3, 1000))
+    assert front.shape == (SLOTS, 3, 1000)
+    assert front[slot].tobytes() == numbered_page(20)[:3000]
+    assert np.shares_memory(front, whole)
+    for shape in ((16385,), (3, 3, 4096)):
+        with pytest.raises(fremap.ArgumentError, match="does not fit"):
+            bank.array(np.uint8, shape)
+    with pytest.raises(fremap.PageTypeError):
+        bank.array(object)
+
+
+def test_a_row_of_files(path: Path, tmp_path: Path, engine: str) -> None:
+    """Extents may lie in two files, elements may not."""
+    second = tmp_path / "more"
+    second.write_bytes(numbered_words(range(94, 100)).tobytes())
+    with (
+        fremap.concat([fremap.open(path), fremap.open(second)]) as row,
+        fremap.Slots(row, EXTENT_PAGES, SLOTS, engine=engine) as bank,
+    ):
+        slots = bank.ensure([23, 22, 24])
+        first = page_numbers(bank.array(np.uint64, (EXTENT_PAGES, 512))[slots, :, 0])
+        assert first.tolist() == [[92, 93, 94, 95], [88, 89, 90, 91], [96, 97, 98, 99]]
+        with pytest.raises(fremap.ArgumentError, match=r"partly in .*pages and partly in .*more"):
+            bank.array("S12")
+        assert bank.array("S12", 600).shape == (SLOTS, 600)
+
+
+# Which engine.
+
+
+def test_extents_are_aliased_where_that_pays(store: fremap.FileStore, path: Path) -> None:
+    measured = fremap.calibration.load()
+    pays = dataclasses.replace(measured, alias_extent_pages=EXTENT_PAGES)
+    not_yet = dataclasses.replace(measured, alias_extent_pages=EXTENT_PAGES + 1)
+    with fremap.Slots(store, EXTENT_PAGES, SLOTS, calibration=pays) as bank:
+        assert bank.engine == "alias"
+    copies = fremap.Slots(store, EXTENT_PAGES, SLOTS, calibration=not_yet)
+    assert copies.engine in ("paged", "eager")
+    with fremap.Slots(store, EXTENT_PAGES, SLOTS, calibration=pays, budget=1 << 30) as bank:
+        assert bank.engine == copies.engine
+    with (
+        fremap.open(path, page_bytes=16384) as cut,
+        fremap.Slots(cut, 1, SLOTS, calibration=pays) as bank,
+    ):
+        assert bank.engine == copies.engine
+    copies.close()
+
+
+@pytest.mark.needs("paged")
+def test_a_bank_keeps_to_its_budget(store: fremap.FileStore) -> None:
+    with pytest.raises(fremap.BudgetError, match=r"Slots: the bank has \d+ bytes .*12582912"):
+        fremap.Slots(store, 512, 8, engine="paged", budget=12 << 20)
+
+
+# What is refused.
+
+
+def test_arguments(store: fremap.FileStore) -> None:
+    for extent_pages, slot_count in ((0, 1), (1, 0), (-1, 1), (1, 1 << 31)):
+        with pytest.raises(fremap.ArgumentError):
+            fremap.Slots(store, extent_pages, slot_count)
+    with pytest.raises(fremap.PageTypeError):
+        fremap.Slots("pages", 1, 1)  # type: ignore[arg-type]
+    with pytest.raises(fremap.PageTypeError):
+        fremap.Slots(store, 1.5, 1)  # type: ignore[arg-type]
+    with pytest.raises(fremap.ArgumentError, match="engine is 'best'"):
+        fremap.Slots(store, 1, 1, engine="best")  # type: ignore[arg-type]
+
+
+def test_keys_outside_and_of_other_types(bank: fremap.Slots) -> None:
+    for wrong in ([0, EXTENTS], [0, -1], EXTENTS, np.array([2**63], np.uint64)):
+        with pytest.raises(fremap.PageRangeError, match=rf"ensure: key .* outside 0\.\.{EXTENTS}"):
+            bank.ensure(wrong)
+    for kind in ([1.0], [True], "ab", np.zeros(2)):
+        with pytest.raises(fremap.PageTypeError):
+            bank.ensure(kind)  # type: ignore[arg-type]
+    assert bank.stats().misses == 0
+
+
+# Reads that fail.
+
+
+def cold(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def test_a_file_that_is_cut(bank: fremap.Slots, path: Path, engine: str) -> None:
+    bank.ensure(range(6))
+    os.truncate(path, 10 * EXTENT_PAGES * 4096 + 4096)
+    with pytest.raises(fremap.TruncatedError, match="hold: key 10 cannot be brought in") as caught:
+        bank.hold([12, 9, 8, 10])
+    assert caught.value.filename == str(path)
+    assert caught.value.completed == 2
+    keys = bank.keys.tolist()
+    assert {8, 9} <= set(keys)
+    assert not {10, 12} & set(keys)
+    assert keys.count(-1) == 2
+    assert shown(bank) == keys
+    assert bank.stats().held_slots == 0
+    assert keys_of(bank, [9, 7, 8]) == [9, 7, 8]
+    assert shown(bank) == bank.keys.tolist()
+
+
+@pytest.mark.parametrize("call", ["read", "io_uring_enter", "madvise", "mmap", "uffdio_move"])
+def test_a_call_that_fails(engine: str, store: fremap.FileStore, path: Path, call: str) -> None:
+    """Whatever fails: slots show what `keys` says, and the next call brings the rest."""
+    for skip in range(6):
+        with fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as bank:
+            bank.ensure(range(4))
+            cold(path)
+            wanted = [20, 8, 14, 11]
+            failed = ""
+            with failures(call, errno=errno.EIO, skip=skip):
+                try:
+                    bank.ensure(wanted)
+                except fremap.StoreError as error:
+                    failed = str(error)
+            assert not failed or "ensure: key " in failed
+            assert shown(bank) == bank.keys.tolist()
+            assert keys_of(bank, wanted) == wanted
+            assert shown(bank) == bank.keys.tolist()
+
+
+class Interrupted:
+    """A window whose remap is interrupted when it is done."""
+
+    def __init__(self, window: fremap.Window) -> None:
+        self.window = window
+
+    def remap(self, *arguments: Any, **options: Any) -> None:
+        self.window.remap(*arguments, **options)
+        raise KeyboardInterrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.window, name)
+
+
+def test_an_interrupted_call_leaves_its_slots_empty(bank: fremap.Slots) -> None:
+    bank.ensure(range(5))
+    window = bank._window
+    bank._window = Interrupted(window)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        bank.hold([4, 9, 8, 7])
+    assert caught.traceback  # keeps what the call had
+    bank._window = window
+    assert bank.keys.tolist().count(-1) == 3
+    assert 4 in bank.keys
+    assert bank.stats().held_slots == 0
+    assert shown(bank) == bank.keys.tolist()
+    assert keys_of(bank, [9, 8, 7, 6, 5, 4]) == [9, 8, 7, 6, 5, 4]
+
+
+@pytest.mark.parametrize("size", [40 * 4096, 200 * 4096])
+def test_a_store_that_changes_its_size(
+    bank: fremap.Slots, store: fremap.FileStore, path: Path, size: int
+) -> None:
+    """Extents are those of the start; what was lost is an error, never zeros."""
+    os.truncate(path, size)
+    store.refresh()
+    assert bank.extent_count == EXTENTS
+    with pytest.raises(fremap.PageRangeError):
+        bank.ensure(EXTENTS)
+    if store.page_count < EXTENTS * EXTENT_PAGES - TAIL_PAGES:
+        for lost in ([20], [3, 20], [EXTENTS - 1]):
+            with pytest.raises(fremap.FremapError):
+                bank.ensure(lost)
+    assert keys_of(bank, [9, 0, 5, 1, 2, 3]) == [9, 0, 5, 1, 2, 3]
+    assert shown(bank) == bank.keys.tolist()
+
+
+# Threads.
+
+
+def test_threads_that_hold_see_what_they_asked_for(bank: fremap.Slots) -> None:
+    words = bank.array(np.uint64, (EXTENT_PAGES, 512))
+    wrong: list[Any] = []
+
+    def work(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        try:
+            for _ in range(120):
+                wanted = random.integers(0, EXTENTS - 1, 2)
+                with bank.hold(wanted) as slots:
+                    first = page_numbers(words[slots, :, 0])
+                    if not (first == wanted[:, None] * EXTENT_PAGES + np.arange(4)).all():
+                        wrong.append((wanted, first))
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert bank.stats().held_slots == 0
+
+
+def test_threads_that_need_the_room_wait(store: fremap.FileStore) -> None:
+    """Calls of whole banks, one after the other; nobody is refused for what others do."""
+    with fremap.Slots(store, 1, 8) as bank:
+        failed: list[BaseException] = []
+
+        def work(seed: int) -> None:
+            random = np.random.default_rng(seed)
+            try:
+                for _ in range(100):
+                    bank.ensure(random.permutation(90)[:8])
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert bank.stats().filled_slots == 8
+
+
+# The end.
+
+
+def test_closing(bank: fremap.Slots) -> None:
+    view = bank.array(np.uint8)
+    with pytest.raises(fremap.ViewsAliveError):
+        bank.close()
+    bank.ensure(1)
+    hold = bank.hold(2)
+    del view
+    bank.close()
+    bank.close()
+    assert bank.closed
+    hold.release()
+    for call in (lambda: bank.ensure(1), lambda: bank.hold(1), lambda: bank.array(np.uint8)):
+        with pytest.raises(fremap.ClosedError):
+            call()
+    assert repr(bank) == "<fremap.Slots, closed>"
+
+
+def test_leaving_with_a_view(store: fremap.FileStore, engine: str) -> None:
+    with fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as bank:
+        slot = bank.ensure(3)[0]
+        view = bank.array(np.uint64)
+    assert bank.closed
+    assert page_numbers(view[slot, :1]).tolist() == [12]
+
+
+def test_pickling_makes_an_empty_bank(bank: fremap.Slots, engine: str) -> None:
+    bank.ensure([1, 2])
+    with pickle.loads(pickle.dumps(bank)) as other:
+        assert (other.slot_count, other.extent_pages, other.engine) == (SLOTS, 4, engine)
+        assert other.keys.tolist() == [-1] * SLOTS
+        assert keys_of(other, [5, 1]) == [5, 1]
+        assert shown(other) == other.keys.tolist()
+    bank.close()
+    with pytest.raises(TypeError, match="closed"):
+        pickle.dumps(bank)
+
+
+def test_a_child_of_fork_is_refused(
+    store: fremap.FileStore, engine: str, in_child: Callable[..., int]
+) -> None:
+    with fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as bank:
+        hold = bank.hold([1, 2])
+        words = bank.array(np.uint64)
+
+        def calls() -> None:
+            for call in (
+                lambda: bank.ensure(1),
+                lambda: bank.hold(3),
+                lambda: bank.keys,
+                bank.stats,
+            ):
+                with pytest.raises(fremap.ForkError):
+                    call()
+            assert page_numbers(words[hold.slots, 0]).tolist() == [4, 8]
+            hold.release()
+
+        in_child(calls)
+        assert bank.stats().held_slots == 2
+        assert keys_of(bank, [5, 1]) == [5, 1]
+        hold.release()
