@@ -14,6 +14,7 @@ BUILTINS = {
     "BudgetError": MemoryError,
     "ClosedError": ValueError,
     "ForkError": RuntimeError,
+    "FormatError": ValueError,
     "MappingLimitError": OSError,
     "MemoryLimitError": MemoryError,
     "PageRangeError": IndexError,

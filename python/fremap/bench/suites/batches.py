@@ -51,7 +51,7 @@ def warm(bench: Bench) -> Report:
         def run(name: str, _side: int, number: int) -> float:
             return _seconds(readers[name], draw.distinct(number, rows), name)
 
-        timings = _paired(bench, report, rows, list(readers), run)
+        timings = _paired(bench, report, rows, list(readers), run, warm_ups=2)
     report.notes.append("all but DataLoaders have the file open from one round to the next")
     return _compared(report, timings)
 
@@ -74,7 +74,7 @@ def cold(bench: Bench) -> Report:
         with ExitStack() as opened:
             return _seconds(openers[name](opened), shuffled[first : first + rows], name)
 
-    timings = _paired(bench, report, rows, list(openers), run)
+    timings = _paired(bench, report, rows, list(openers), run, warm_ups=1)
     report.notes.append("each row is asked of one side once; a host may still cache the file")
     return _compared(report, timings)
 
@@ -104,6 +104,8 @@ def _paired(
     rows: int,
     names: list[str],
     run: Callable[[str, int, int], float],
+    *,
+    warm_ups: int,
 ) -> dict[str, Timing]:
     if rows < 2 * _BATCH_ROWS:
         raise BenchError(f"{report.title}: too few; pass a larger --file-size or --pages")
@@ -112,7 +114,7 @@ def _paired(
         return lambda number: {name: run(name, side, number)}
 
     contenders = [contender(side, name) for side, name in enumerate(names)]
-    return paired(contenders, rounds=bench.rounds, operations=rows, warm_ups=1)
+    return paired(contenders, rounds=bench.rounds, operations=rows, warm_ups=warm_ups)
 
 
 def _compared(report: Report, timings: dict[str, Timing]) -> Report:
