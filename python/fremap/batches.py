@@ -16,9 +16,9 @@ import numpy.typing as npt
 from fremap.arguments import quantity
 from fremap.epochs import Epoch, Order, Share, State
 from fremap.errors import ArgumentError, ClosedError
+from fremap.readers import Read, Readers
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
     from types import TracebackType
     from typing import Self
 
@@ -28,7 +28,6 @@ _MOST_THREADS = 8
 _MOST_PREFETCH = 1024
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
-_Read: TypeAlias = "tuple[_Ids, Future[npt.NDArray[Any]]]"
 
 
 class BatchOptions(TypedDict, total=False):
@@ -142,7 +141,7 @@ class Batches:
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_epoch", "_lock", "_pid", "_pool", "_prefetch", "_reads",
+        "__weakref__", "_closed", "_epoch", "_lock", "_pid", "_prefetch", "_readers", "_reads",
         "_return_ids", "_rows", "_todo",
     )  # fmt: skip
 
@@ -164,7 +163,7 @@ class Batches:
         return_ids: bool = False,
         state: State | None = None,
     ) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+        self._readers: Readers | None = None
         self._prefetch = quantity("batches: prefetch", prefetch)
         if self._prefetch > _MOST_PREFETCH:
             raise ArgumentError(
@@ -187,8 +186,8 @@ class Batches:
         """Forget threads and reads, which are another process's if there are any."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._reads: dict[int, _Read] = {}
-        self._pool = None
+        self._reads: dict[int, Read] = {}
+        self._readers = None
 
     def __len__(self) -> int:
         """Return the number of batches of this worker in the whole epoch."""
@@ -213,7 +212,7 @@ class Batches:
                 self._read_ahead(rest)
             else:
                 self._end_threads()
-            self._todo = rest  # last, so that an interrupt loses no batch
+            self._todo = rest  # last, so that an interrupt of what is above loses no batch
         return (ids, batch) if self._return_ids else batch
 
     def _read(self, number: int) -> tuple[_Ids, npt.NDArray[Any]]:
@@ -222,7 +221,7 @@ class Batches:
             ids = self._epoch.ids(number)
             return ids, self._rows.take(ids, self._memory(ids))
         self._read_ahead(self._todo)
-        ids, read = self._reads[number]
+        read = self._reads[number]
         try:
             # What interrupts this leaves the read under way, for whoever asks again.
             batch = read.result()
@@ -230,15 +229,19 @@ class Batches:
             del self._reads[number]
             raise
         del self._reads[number]
-        return ids, batch
+        return read.ids, batch
 
     def _read_ahead(self, todo: range) -> None:
         """Have the first batches of `todo` read, as many as may be."""
         for number in todo[: self._prefetch]:
             if number not in self._reads:
                 ids = self._epoch.ids(number)
-                memory = self._memory(ids)
-                self._reads[number] = ids, self._threads().submit(self._rows.take, ids, memory)
+                if self._readers is None:
+                    self._readers = Readers(self._rows.take, min(self._prefetch, _MOST_THREADS))
+                read = Read(ids, self._memory(ids))
+                # Noted once it is sure to end; an interrupt before has it read twice.
+                self._readers.begin(read)
+                self._reads[number] = read
 
     def _memory(self, ids: _Ids) -> npt.NDArray[Any]:
         """Return memory for a batch.
@@ -248,21 +251,13 @@ class Batches:
         """
         return np.empty((len(ids), *self._rows.row_shape), self._rows.dtype)
 
-    def _threads(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # dear to import
-
-            self._pool = ThreadPoolExecutor(
-                min(self._prefetch, _MOST_THREADS), thread_name_prefix="fremap-batches"
-            )
-        return self._pool
-
     def _end_threads(self) -> None:
         """Begin no read any more, and wait for those under way."""
-        pool, self._pool = self._pool, None
+        readers, self._readers = self._readers, None
         self._reads = {}
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        if readers is not None:
+            readers.end()
+            readers.join()
 
     def state(self) -> State:
         """Return what it takes to go on from here, in another process or on another day.
@@ -303,9 +298,9 @@ class Batches:
 
     def __del__(self) -> None:
         """Let the threads go, without waiting for them."""
-        pool = getattr(self, "_pool", None)
-        if pool is not None and self._pid == os.getpid():
-            pool.shutdown(wait=False, cancel_futures=True)
+        readers = getattr(self, "_readers", None)
+        if readers is not None and self._pid == os.getpid():
+            readers.end()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled."""

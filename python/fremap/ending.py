@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import weakref
 from typing import Protocol
@@ -19,6 +20,9 @@ class Flushable(Protocol):
 
 
 _open: weakref.WeakSet[Flushable] = weakref.WeakSet()
+# The process that has said what is done at its end; a child of fork has to say it anew.
+_registered_by: list[int] = []
+_LAST = -100  # among the finalizers of a child of multiprocessing
 
 
 def flush_at_exit(window: Flushable) -> None:
@@ -29,9 +33,13 @@ def flush_at_exit(window: Flushable) -> None:
     window : Flushable
         Is not kept alive by this.
     """
-    if not _open:
-        # Once more if all of the first were gone: flushing twice does nothing.
+    if _registered_by[-1:] != [os.getpid()]:
+        _registered_by[:] = [os.getpid()]
         atexit.register(_flush_all)
+        # A child of multiprocessing ends without them, after its own finalizers.
+        processes = sys.modules.get("multiprocessing.util")
+        if processes is not None:
+            processes.Finalize(None, _flush_all, exitpriority=_LAST)
     _open.add(window)
 
 

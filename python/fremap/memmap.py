@@ -284,7 +284,11 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
     ) -> None:
         """Take rows from the window, as many at a time as fit into a quarter of the budget."""
         window = cast("Window", self.window)
-        plain = self.view(np.ndarray)
+        plain, taken = self.view(np.ndarray), out
+        if not plain.flags.aligned:
+            # As bytes: NumPy would take from a copy of the whole array.
+            plain = plain.reshape(len(self), -1).view(np.uint8)
+            taken = out.reshape(-1).view(np.uint8).reshape(len(rows), row_bytes)
         pages_a_row = (row_bytes - 1) // window.page_bytes + 2
         budget_pages = window.stats().budget_bytes // window.page_bytes
         most = min(_POPULATED_PAGES, budget_pages // 4 or _POPULATED_PAGES)
@@ -294,7 +298,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
             if pages_a_row <= most:
                 window.populate(_pages_of(some * row_bytes + first_byte, row_bytes, window))
             # All are within: "clip" spares NumPy a second buffer.
-            np.take(plain, some, axis=0, out=out[begin : begin + step], mode="clip")
+            np.take(plain, some, axis=0, out=taken[begin : begin + step], mode="clip")
 
     @property
     def filename(self) -> str | Path | None:

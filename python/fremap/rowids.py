@@ -47,9 +47,11 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
         start, stop, step = ids.indices(count)
         ids = range(start, stop, step)
     if isinstance(ids, range):
-        if ids.step == 1 and ids.start >= 0:
-            return (ids.start, max(ids.start, ids.stop)), (len(ids),)
+        if not ids:
+            return (0, 0), (0,)
         _check_range(ids, count)
+        if ids.step == 1 and ids.start >= 0:
+            return (ids.start, ids.stop), (len(ids),)
         return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64), (len(ids),)
     if isinstance(ids, list | tuple):
         _check_types(ids)

@@ -46,6 +46,7 @@ PACKAGE_FLOORS = {
     "calibration": 2,
     "epochs": 3,
     "batches": 3,
+    "readers": 3,
     "stores": 3,
     "concat_store": 4,
     "capabilities": 3,

@@ -564,3 +564,41 @@ def test_a_signal_handler_that_forks_in_the_middle_of_a_call(
         tmp_path / "written",
     )
     assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
+
+
+@pytest.mark.needs("paged", "uffd_wp")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_child_of_multiprocessing_flushes_at_its_end(
+    tmp_path: Path, method: str, run_script: Run
+) -> None:
+    """It ends without the interpreter's own handlers, also where the parent has windows."""
+    done = run_script(
+        """
+    import multiprocessing, sys
+    import numpy as np
+    import fremap
+
+    kept = []
+
+    def write(path, page):
+        store = fremap.open(path, "r+")
+        window = fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, engine="paged")
+        window.pages[page] = page
+        kept.append(window)
+
+    if __name__ == "__main__":
+        path, method = sys.argv[1:3]
+        np.zeros(4 * 4096, np.uint8).tofile(path)
+        write(path, 1)
+        context = multiprocessing.get_context(method)
+        child = context.Process(target=write, args=(path, 3))
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        kept[0].flush()
+        print(np.fromfile(path, np.uint8).reshape(4, -1)[:, 0].tolist())
+    """,
+        tmp_path / "written",
+        method,
+    )
+    assert (done.returncode, done.stdout) == (0, "[0, 1, 0, 3]\n"), done.stderr

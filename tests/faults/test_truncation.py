@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -126,3 +127,43 @@ def test_a_file_that_shrinks_and_grows_all_the_time(
         cutter.join()
     assert outcomes
     assert store.read(range(8)).tobytes() == numbered_words(range(8)).tobytes()
+
+
+@pytest.mark.parametrize("how", ["rows", "store"])
+def test_a_read_beside_a_truncation_brings_no_zeros(tmp_path: Path, how: str) -> None:
+    """The kernel looks at the size, then copies: what is cut off in between reads as zeros."""
+    path = tmp_path / "cut"
+    page, pages = 4096, 64
+    content = np.ones(pages * page, np.uint8)
+    going, wrong = True, []
+
+    def cut_and_restore(file: Any) -> None:
+        while going:
+            # Within a page: the rest of it is cleared.
+            os.ftruncate(file.fileno(), (pages - 1) * page - 1000)
+            os.pwrite(file.fileno(), content[: 2 * page], (pages - 2) * page)
+
+    path.write_bytes(content.tobytes())
+    with (
+        path.open("r+b") as file,
+        fremap.open(path, page_bytes=page) as store,
+        fremap.rows(path, np.uint8, page, budget=None) as rows,
+    ):
+        cutter = threading.Thread(target=cut_and_restore, args=(file,))
+        cutter.start()
+        last = [pages - 2, pages - 1]
+        end = time.monotonic() + 2
+        whole = 0
+        while time.monotonic() < end:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            try:
+                found = rows.take(last) if how == "rows" else store.read(last)
+            except fremap.StoreError:
+                continue
+            whole += 1
+            if not found.all():
+                wrong.append(int((found == 0).sum()))
+        going = False
+        cutter.join()
+    assert wrong == []
+    assert whole > 0

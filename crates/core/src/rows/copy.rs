@@ -151,7 +151,7 @@ impl<'c> Copier<'c> {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let most_rows = (MOST_BYTES / self.rows.row_bytes).max(1);
-        if count > self.limit {
+        if count > self.limit.min(most_rows) {
             self.faults = major_faults();
         }
         let mut position = 0;

@@ -230,6 +230,20 @@ impl Rows {
         if into.is_empty() {
             return Ok(());
         }
+        let outcome = self.take_pieces(ids, into, interrupt);
+        if self.is_closed() {
+            // What this take has opened since.
+            self.files.forget();
+        }
+        outcome
+    }
+
+    fn take_pieces(
+        &self,
+        ids: &Pages<Row>,
+        into: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
         let mut pace = Pace::new(interrupt);
         for start in (0..ids.len()).step_by(PIECE_ROWS) {
             let positions = start..ids.len().min(start + PIECE_ROWS);

@@ -119,12 +119,32 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         } else {
             self.run_together(first)?;
         }
+        self.recheck()?;
         let row_bytes = self.rows.row_bytes;
         let place = |position: u32| self.into.part(position as usize * row_bytes, row_bytes);
         for &(from, to) in &self.repeats {
             place(to).copy_span(place(from));
         }
         Ok(())
+    }
+
+    /// Whether all rows are in one file, whose size can be asked for once they are read.
+    fn one_file(&self) -> bool {
+        // They are sorted.
+        self.wanted.first().map(|row| row.shard) == self.wanted.last().map(|row| row.shard)
+    }
+
+    /// What a file has lost while it was read is not there, whatever the reads brought
+    /// ([`sys_file::is_cut`]).
+    fn recheck(&self) -> Result<()> {
+        let (true, Some((_, file))) = (self.one_file(), &self.current) else { return Ok(()) };
+        let Ok(facts) = sys_file::facts(file.as_fd()) else { return Ok(()) };
+        let (size_bytes, row_bytes) = (facts.size_bytes, self.rows.row_bytes);
+        let whole = self.wanted.partition_point(|row| row.bytes(row_bytes).end <= size_bytes);
+        match self.wanted.get(whole) {
+            Some(row) => Err(self.loss(row, RowLoss::Truncated { size_bytes })),
+            None => Ok(()),
+        }
     }
 
     fn run_together(&mut self, first: Option<Read<'static, 'm>>) -> Result<()> {
@@ -274,9 +294,13 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         queue: &mut dyn ReadQueue<'static, 'm>,
     ) {
         let Completion { mut read, result } = completion;
+        let one_file = self.one_file();
         let run = &mut self.runs[read.id as usize];
+        let end = read.offset_bytes + run.len as u64;
         match result {
-            Ok(bytes) if bytes == run.len => {
+            Ok(bytes)
+                if bytes == run.len && (one_file || !sys_file::is_cut(read.file.as_fd(), end)) =>
+            {
                 count(&self.rows.counters.bytes_read, bytes as u64);
                 count(&self.rows.counters.reads, 1);
             }
@@ -320,7 +344,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         let read = read.map_err(RowLoss::Io)?;
         count(&self.rows.counters.bytes_read, read as u64);
         count(&self.rows.counters.reads, 1);
-        if read < len {
+        if read < len || sys_file::is_cut(file.as_fd(), offset + len as u64) {
             let size_bytes = sys_file::facts(file.as_fd()).map_or(0, |facts| facts.size_bytes);
             return Err(RowLoss::Truncated { size_bytes });
         }

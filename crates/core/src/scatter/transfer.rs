@@ -348,6 +348,27 @@ impl<'a, 'm> Transfer<'a, 'm> {
         chunk.absent.dedup();
     }
 
+    /// The same for what was read by system calls ([`sys_file::is_cut`]).
+    fn recheck_read(&self, chunk: &mut Chunk<'m>) {
+        let (parts, page_size) = (self.store.parts(), self.store.page_size());
+        // They are sorted, so those of a part follow each other.
+        let mut current: Option<(usize, u64)> = None;
+        for number in 0..chunk.absent.len() {
+            let (page, place) = chunk.absent[number];
+            let index = parts.index_of(page);
+            let part = &parts.all()[index];
+            let size_bytes = match current {
+                Some((same, size_bytes)) if same == index => size_bytes,
+                _ => sys_file::facts(part.fd()).map_or(u64::MAX, |facts| facts.size_bytes),
+            };
+            current = Some((index, size_bytes));
+            let end = part.offset_of(page, page_size) + self.store.expected_bytes(page) as u64;
+            if end > size_bytes {
+                chunk.fail(place, self.store.truncated("read", page));
+            }
+        }
+    }
+
     /// The next run of neighbours to be read, of the first chunk that has one.
     fn next_read(&mut self) -> Option<Read<'a, 'm>> {
         let last = self.failed_chunk.unwrap_or(usize::MAX);
@@ -440,6 +461,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
     fn complete_chunks(&mut self) -> Result<()> {
         while self.chunks.front().is_some_and(Chunk::is_done) {
             let Some(mut chunk) = self.chunks.pop_front() else { break };
+            self.recheck_read(&mut chunk);
             for &(from, to) in &chunk.repeats {
                 let page = |place: u32| {
                     chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes)

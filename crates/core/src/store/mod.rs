@@ -402,7 +402,8 @@ impl Store {
         let (fd, offset) = self.place_of(run.first);
         let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
         self.counters.add_read(read);
-        if read < wanted || self.expected_bytes(last) == 0 {
+        let end = offset + wanted as u64;
+        if read < wanted || self.expected_bytes(last) == 0 || sys_file::is_cut(fd, end) {
             return Err(Unread::Ended);
         }
         into.part(wanted, into.len() - wanted).clear();

@@ -1,0 +1,135 @@
+"""Threads that read batches ahead of whoever asks for them.
+
+An interrupt (Ctrl-C) may come between any two steps of the thread that waits. So nothing
+that it waits for is guarded by a lock that an interrupt could leave locked: what is to be
+read goes through a queue that is written in C, and that a read has ended is a flag, beside
+which a lock only wakes who waits for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import weakref
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Read", "Readers"]
+
+# Seconds after which a read is looked at again, should its waking have been lost.
+_LOOK_AGAIN = 0.05
+
+
+class Read:
+    """A batch that is to be read.
+
+    Parameters
+    ----------
+    ids : ndarray of int64
+        The rows.
+    memory : ndarray
+        Where they go.
+    """
+
+    __slots__ = ("_ended", "_error", "_wake", "ids", "memory")
+
+    def __init__(self, ids: npt.NDArray[np.int64], memory: npt.NDArray[Any]) -> None:
+        self.ids = ids
+        self.memory = memory
+        self._ended = False
+        self._error: BaseException | None = None
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def run(self, take: Callable[..., npt.NDArray[Any]]) -> None:
+        """Read it, in a thread of its own."""
+        try:
+            self.memory = take(self.ids, self.memory)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the batch is asked for
+            self._error = error
+        self._ended = True
+        self._wake.release()
+
+    def result(self) -> npt.NDArray[Any]:
+        """Wait for the batch, and return it or raise what reading it raised."""
+        while not self._ended:
+            self._wake.acquire(timeout=_LOOK_AGAIN)
+        if self._error is not None:
+            raise self._error
+        return self.memory
+
+
+class Readers:
+    """A few threads that read.
+
+    Parameters
+    ----------
+    take : callable
+        Reads rows into memory: ``take(ids, memory)``.
+    most : int
+        Threads at most.
+    """
+
+    __slots__ = ("__weakref__", "_most", "_take", "_threads", "_todo")
+
+    def __init__(self, take: Callable[..., npt.NDArray[Any]], most: int) -> None:
+        self._take = take
+        self._most = most
+        self._threads: list[threading.Thread] = []
+        self._todo: SimpleQueue[Read | None] = SimpleQueue()
+        if not _all:
+            atexit.register(_end_all)
+        _all.add(self)
+
+    def begin(self, read: Read) -> None:
+        """Have a batch read."""
+        self._todo.put(read)
+        if len(self._threads) < self._most:
+            # Daemons, as one that waits for work must not keep the interpreter from its end.
+            thread = threading.Thread(
+                target=_serve, args=(self._todo, self._take), name="fremap-batches", daemon=True
+            )
+            self._threads.append(thread)
+            _running.add(thread)
+            thread.start()
+
+    def end(self) -> None:
+        """Begin no read any more; those under way go on."""
+        try:
+            while True:
+                self._todo.get_nowait()
+        except Empty:
+            pass
+        for _ in self._threads:
+            self._todo.put(None)
+
+    def join(self) -> None:
+        """Wait for the reads under way, after `end`."""
+        for thread in self._threads:
+            thread.join()
+
+
+_all: weakref.WeakSet[Readers] = weakref.WeakSet()
+_running: set[threading.Thread] = set()
+
+
+def _serve(todo: SimpleQueue[Read | None], take: Callable[..., npt.NDArray[Any]]) -> None:
+    """Read what is to be read, until there is no more."""
+    while (read := todo.get()) is not None:
+        read.run(take)
+        del read  # and its memory with it
+    _running.discard(threading.current_thread())
+
+
+def _end_all() -> None:
+    """At the interpreter's end: no thread may come back from a read after it."""
+    for readers in tuple(_all):
+        readers.end()
+    for thread in tuple(_running):
+        thread.join()
