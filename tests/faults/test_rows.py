@@ -361,3 +361,15 @@ def test_multiprocessing_by_each_start_method(path: Path, run_script: Run) -> No
         path,
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_that_is_replaced_under_its_number_is_an_error(tmp_path: Path) -> None:
+    """A file system may give the number of a file that was removed to the next one."""
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(4096, dtype=np.int32).reshape(-1, 4))
+    with fremap.rows(path) as rows:
+        for _ in range(20):
+            path.unlink()
+            np.save(path, np.ones((1024, 4), np.float32))
+            with pytest.raises(fremap.StoreError, match=r"replaced|another"):
+                rows.take([1])

@@ -24,6 +24,7 @@ pub(super) struct Shard {
     data_offset: u64,
     path: Option<PathBuf>,
     identity: (u64, u64),
+    born_ns: u64,
     size_bytes: u64,
     /// A file that stays open.
     fixed: Option<Arc<OwnedFd>>,
@@ -81,6 +82,7 @@ impl Shard {
         Ok(Self {
             rows: first_row..end_row,
             data_offset,
+            born_ns: path.as_deref().map_or(0, sys_file::birth_ns),
             path,
             identity,
             size_bytes,
@@ -127,7 +129,9 @@ impl Shard {
     /// Fails for a file that is not the one that was looked at first. One that has lost
     /// some of its rows still has the others.
     fn check(&self, facts: sys_file::Facts) -> Result<u64, RowLoss> {
-        if facts.identity == self.identity {
+        // The number of a file that was removed is given to the next one.
+        let same_birth = || self.path.as_deref().map_or(0, sys_file::birth_ns) == self.born_ns;
+        if facts.identity == self.identity && same_birth() {
             Ok(facts.size_bytes)
         } else {
             Err(RowLoss::Replaced)
