@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import fremap
 import numpy as np
 import pytest
 from fremap.errors import FremapError, StoreError, TruncatedError
 from fremap.testing import failures
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -373,3 +372,36 @@ def test_a_file_that_is_replaced_under_its_number_is_an_error(tmp_path: Path) ->
             np.save(path, np.ones((1024, 4), np.float32))
             with pytest.raises(fremap.StoreError, match=r"replaced|another"):
                 rows.take([1])
+
+
+def resident_bytes_of(path: Path) -> int:
+    """What this process has mapped of a file and touched."""
+    own, total = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            own = line.endswith(str(path))
+        elif own and line.startswith("Rss:"):
+            total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.mark.needs("sigbus_recovery")
+def test_threads_that_unmap_from_under_each_other_stay_within_the_budget(tmp_path: Path) -> None:
+    """A chunk that leaves while rows of it are copied is not mapped again, uncounted."""
+    path, budget = tmp_path / "rows", 16 << 20
+    np.random.default_rng(1).integers(0, 256, 128 << 20, np.uint8).tofile(path)
+    with fremap.rows(path, np.uint8, 160, offset=(128 << 20) % 160, budget=budget) as rows:
+        end = time.monotonic() + 4
+
+        def take(seed: int) -> None:
+            choice = np.random.default_rng(seed)
+            while time.monotonic() < end:
+                rows.take(choice.integers(0, len(rows), 20_000))
+
+        threads = [threading.Thread(target=take, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert rows.stats().rows_copied > 0
+        assert resident_bytes_of(path) <= rows.stats().mapped_bytes <= budget

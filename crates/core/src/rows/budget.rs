@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 
 use super::files::Files;
-use crate::store::source::CHUNK_BYTES;
+use crate::store::source::{SourceMap, CHUNK_BYTES};
 use crate::sys::mm::system_page_bytes;
 
 /// Rows read by system calls for each chunk that takes the place of another: mapping
@@ -21,6 +21,10 @@ pub(super) struct MapBudget {
     chunks: AtomicU64,
     reads_since: AtomicU64,
     hand: Mutex<Hand>,
+    /// Unmappings that were begun, and that have ended: who copied meanwhile may have mapped
+    /// pages again that nobody counts.
+    begun: AtomicU64,
+    ended: AtomicU64,
 }
 
 /// The chunk that is looked at next.
@@ -37,7 +41,30 @@ impl MapBudget {
             chunks: AtomicU64::new(0),
             reads_since: AtomicU64::new(0),
             hand: Mutex::default(),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
         }
+    }
+
+    /// Unmappings that were begun so far.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Unmappings that have ended so far.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Unmaps a chunk; says whether it was one that counts.
+    pub(super) fn unmap(&self, map: &SourceMap, chunk: usize) -> bool {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        let counted = map.unmap_chunk(chunk);
+        if counted {
+            self.give_back();
+        }
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        counted
     }
 
     pub(super) fn limit_bytes(&self) -> Option<u64> {
@@ -90,8 +117,7 @@ impl MapBudget {
             };
             let chunk = hand.chunk;
             hand.chunk += 1;
-            if map.is_populated(chunk) && !map.take_use(chunk) && map.unmap_chunk(chunk) {
-                self.give_back();
+            if map.is_populated(chunk) && !map.take_use(chunk) && self.unmap(&map, chunk) {
                 return true;
             }
         }

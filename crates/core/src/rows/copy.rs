@@ -120,6 +120,8 @@ struct Copier<'c> {
     rest: Vec<Wanted>,
     /// Shards that were copied from.
     touched: Vec<u32>,
+    /// Unmappings that had ended when the rows that are copied next were begun to be added.
+    unmapped: u64,
 }
 
 impl<'c> Copier<'c> {
@@ -138,6 +140,7 @@ impl<'c> Copier<'c> {
             query: Query::default(),
             rest: Vec::new(),
             touched: Vec::new(),
+            unmapped: rows.budget.ended(),
         };
         copier.turn_to(0);
         copier
@@ -298,9 +301,7 @@ impl<'c> Copier<'c> {
         }
         self.asked = ASKED_ROWS;
         for chunk in chunks {
-            if map.unmap_chunk(chunk) {
-                self.rows.budget.give_back();
-            }
+            self.rows.budget.unmap(map, chunk);
         }
         false
     }
@@ -324,7 +325,36 @@ impl<'c> Copier<'c> {
                 self.rest.push(self.wanted(row_at(position), position));
             }
         }
+        if self.rows.budget.begun() != self.unmapped {
+            self.unmap_strays(positions, row_at);
+        }
+        self.unmapped = self.rows.budget.ended();
         count_added
+    }
+
+    /// Unmaps chunks anew that were unmapped while these rows were copied from them: what the
+    /// copies have mapped again counts for nobody.
+    #[cold]
+    fn unmap_strays(&self, positions: Range<usize>, row_at: &impl Fn(usize) -> u64) {
+        let mut strays: Vec<(u32, usize)> = Vec::new();
+        for position in positions {
+            let read = self.rest.binary_search_by_key(&position, |row| row.position as usize);
+            if read.is_ok() {
+                continue;
+            }
+            let row = self.wanted(row_at(position), position);
+            let Some(Some(found)) = self.maps[row.shard as usize].get() else { continue };
+            let chunks = chunks_of(&row.bytes(self.rows.row_bytes));
+            let absent = chunks.filter(|&chunk| !found.map.is_populated(chunk));
+            strays.extend(absent.map(|chunk| (row.shard, chunk)));
+        }
+        strays.sort_unstable();
+        strays.dedup();
+        for (shard, chunk) in strays {
+            if let Some(Some(found)) = self.maps[shard as usize].get() {
+                self.rows.budget.unmap(&found.map, chunk);
+            }
+        }
     }
 
     /// Looks at the thread's major faults: after one, rows are asked about.
