@@ -271,6 +271,7 @@ def test_ctrl_c_comes_through_while_pages_are_touched(path: Path, run_script: Ru
         BEGIN
         + """
     import threading
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever ignored it before
     window = fremap.Window(store, **how)
     array = window.pages
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
