@@ -135,35 +135,40 @@ def test_a_read_beside_a_truncation_brings_no_zeros(tmp_path: Path, how: str) ->
     path = tmp_path / "cut"
     page, pages = 4096, 64
     content = np.ones(pages * page, np.uint8)
-    going, wrong = True, []
-
-    def cut_and_restore(file: Any) -> None:
-        while going:
-            # Within a page: the rest of it is cleared.
-            os.ftruncate(file.fileno(), (pages - 1) * page - 1000)
-            os.pwrite(file.fileno(), content[: 2 * page], (pages - 2) * page)
-
     path.write_bytes(content.tobytes())
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+    delays = np.random.default_rng(2).integers(0, 300_000, 4096)
+    rounds = 1500
+
+    def cut(fd: int) -> None:
+        for number in range(rounds):
+            go.acquire()
+            begin = time.perf_counter_ns()
+            while time.perf_counter_ns() - begin < delays[number]:
+                pass
+            os.ftruncate(fd, (pages - 1) * page - 1000)  # within a page, whose rest is cleared
+            done.release()
+
+    last, wrong, whole = [pages - 2, pages - 1], [], 0
     with (
         path.open("r+b") as file,
         fremap.open(path, page_bytes=page) as store,
         fremap.rows(path, np.uint8, page, budget=None) as rows,
     ):
-        cutter = threading.Thread(target=cut_and_restore, args=(file,))
+        cutter = threading.Thread(target=cut, args=(file.fileno(),))
         cutter.start()
-        last = [pages - 2, pages - 1]
-        end = time.monotonic() + 2
-        whole = 0
-        while time.monotonic() < end:
+        for _ in range(rounds):
+            os.pwrite(file.fileno(), content[: 2 * page], (pages - 2) * page)
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            go.release()
             try:
                 found = rows.take(last) if how == "rows" else store.read(last)
+                whole += 1
+                if not found.all():
+                    wrong.append(int((found == 0).sum()))
             except fremap.StoreError:
-                continue
-            whole += 1
-            if not found.all():
-                wrong.append(int((found == 0).sum()))
-        going = False
+                pass
+            done.acquire()  # restored sooner, the size would tell nothing
         cutter.join()
     assert wrong == []
     assert whole > 0
