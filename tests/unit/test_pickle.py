@@ -97,7 +97,7 @@ def test_a_window_is_opened_again(engine: str, numbered_file: MakeFile) -> None:
 def test_a_window_that_may_be_written(tmp_path: Path) -> None:
     with (
         fremap.open(tmp_path / "new", "w+", size=8192, page_bytes=4096) as store,
-        fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False) as window,
+        fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, populate=True) as window,
     ):
         window.pages[1] = 7
         with pytest.raises(TypeError, match="flush"):
