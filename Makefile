@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUST := $(shell find crates -name '*.rs' -o -name 'Cargo.toml') Cargo.toml $(wildcard Cargo.lock)
 NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
 # A hang is in a system call: only a thread can tell where, and end it.
-SUITE := -q --timeout 180 --timeout-method thread
+SUITE := -q --timeout 180 --timeout-method thread --durations 12
 export VIRTUAL_ENV := $(CURDIR)/.venv
 export PYO3_PYTHON := $(CURDIR)/.venv/bin/python
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -141,8 +141,17 @@ class Batches:
     """
 
     __slots__ = (
-        "__weakref__", "_closed", "_epoch", "_lock", "_pid", "_prefetch", "_readers", "_reads",
-        "_return_ids", "_rows", "_todo",
+        "__weakref__",
+        "_closed",
+        "_epoch",
+        "_lock",
+        "_pid",
+        "_prefetch",
+        "_readers",
+        "_reads",
+        "_remaining",
+        "_return_ids",
+        "_rows",
     )  # fmt: skip
 
     def __init__(
@@ -176,7 +185,7 @@ class Batches:
             len(rows), batch_size, order, seed=seed, epoch=epoch, drop_last=drop_last, pad=pad,
             share=Share.of(rank, world_size, worker, worker_count),
         )  # fmt: skip
-        self._todo = self._epoch.numbers if state is None else self._epoch.restored(state)
+        self._remaining = self._epoch.numbers if state is None else self._epoch.restored(state)
         self._rows = rows
         self._return_ids = bool(return_ids)
         self._closed = False
@@ -204,15 +213,15 @@ class Batches:
         with self._lock:
             if self._closed:
                 raise ClosedError("batches: the iterator is closed")
-            if not self._todo:
+            if not self._remaining:
                 raise StopIteration
-            ids, batch = self._read(self._todo[0])
-            rest = self._todo[1:]
+            ids, batch = self._read(self._remaining[0])
+            rest = self._remaining[1:]
             if rest:
                 self._read_ahead(rest)
             else:
                 self._end_threads()
-            self._todo = rest  # last, so that an interrupt of what is above loses no batch
+            self._remaining = rest  # last, so that an interrupt of what is above loses no batch
         return (ids, batch) if self._return_ids else batch
 
     def _read(self, number: int) -> tuple[_Ids, npt.NDArray[Any]]:
@@ -220,7 +229,7 @@ class Batches:
         if self._prefetch == 0:
             ids = self._epoch.ids(number)
             return ids, self._rows.take(ids, self._memory(ids))
-        self._read_ahead(self._todo)
+        self._read_ahead(self._remaining)
         read = self._reads[number]
         try:
             # What interrupts this leaves the read under way, for whoever asks again.
@@ -231,9 +240,9 @@ class Batches:
         del self._reads[number]
         return read.ids, batch
 
-    def _read_ahead(self, todo: range) -> None:
-        """Have the first batches of `todo` read, as many as may be."""
-        for number in todo[: self._prefetch]:
+    def _read_ahead(self, remaining: range) -> None:
+        """Have the first batches of `remaining` read, as many as may be."""
+        for number in remaining[: self._prefetch]:
             if number not in self._reads:
                 ids = self._epoch.ids(number)
                 if self._readers is None:
@@ -273,7 +282,7 @@ class Batches:
         Two numbers of it guard against another order: the number of rows, and a checksum of
         65 536 of them.
         """
-        return self._epoch.state(self._todo)
+        return self._epoch.state(self._remaining)
 
     def close(self) -> None:
         """End the threads, as soon as the reads under way are done; later calls do nothing."""

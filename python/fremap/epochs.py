@@ -193,15 +193,15 @@ class Epoch:
         ids: npt.NDArray[np.int64] = places % self._length
         return ids
 
-    def state(self, todo: range) -> State:
-        """Return what it takes to go on with `todo`, which may be empty."""
+    def state(self, remaining: range) -> State:
+        """Return what it takes to go on with `remaining`, which may be empty."""
         return {
             **self._settings,
             "worker": self._share.worker,
             "worker_count": self._share.worker_count,
             "check": self._dealt().check,
             # An empty range still says where it begins: at the end.
-            "next_batch": todo.start,
+            "next_batch": remaining.start,
         }
 
     def restored(self, state: State) -> range:

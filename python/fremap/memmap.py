@@ -248,6 +248,8 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         backing = self._backing
         if backing is None or backing.window is None or not self.flags.c_contiguous:
             return None
+        if type(self) is not memmap:
+            return None  # a subclass, of which NumPy makes the result
         if not backing.clean and backing.inherited:
             return None  # populating is not for a child
         least = _LEAST_TAKEN if backing.clean else _LEAST_POPULATED

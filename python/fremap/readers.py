@@ -76,24 +76,24 @@ class Readers:
         Threads at most.
     """
 
-    __slots__ = ("__weakref__", "_most", "_take", "_threads", "_todo")
+    __slots__ = ("__weakref__", "_most", "_take", "_threads", "_waiting")
 
     def __init__(self, take: Callable[..., npt.NDArray[Any]], most: int) -> None:
         self._take = take
         self._most = most
         self._threads: list[threading.Thread] = []
-        self._todo: SimpleQueue[Read | None] = SimpleQueue()
+        self._waiting: SimpleQueue[Read | None] = SimpleQueue()
         if not _all:
             atexit.register(_end_all)
         _all.add(self)
 
     def begin(self, read: Read) -> None:
         """Have a batch read."""
-        self._todo.put(read)
+        self._waiting.put(read)
         if len(self._threads) < self._most:
             # Daemons, as one that waits for work must not keep the interpreter from its end.
             thread = threading.Thread(
-                target=_serve, args=(self._todo, self._take), name="fremap-batches", daemon=True
+                target=_serve, args=(self._waiting, self._take), name="fremap-batches", daemon=True
             )
             self._threads.append(thread)
             _running.add(thread)
@@ -103,11 +103,11 @@ class Readers:
         """Begin no read any more; those under way go on."""
         try:
             while True:
-                self._todo.get_nowait()
+                self._waiting.get_nowait()
         except Empty:
             pass
         for _ in self._threads:
-            self._todo.put(None)
+            self._waiting.put(None)
 
     def join(self) -> None:
         """Wait for the reads under way, after `end`."""
@@ -119,9 +119,9 @@ _all: weakref.WeakSet[Readers] = weakref.WeakSet()
 _running: set[threading.Thread] = set()
 
 
-def _serve(todo: SimpleQueue[Read | None], take: Callable[..., npt.NDArray[Any]]) -> None:
+def _serve(waiting: SimpleQueue[Read | None], take: Callable[..., npt.NDArray[Any]]) -> None:
     """Read what is to be read, until there is no more."""
-    while (read := todo.get()) is not None:
+    while (read := waiting.get()) is not None:
         read.run(take)
         del read  # and its memory with it
     _running.discard(threading.current_thread())

@@ -553,6 +553,8 @@ class _Opened:
             fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _store_error(error, self._file) from error
+        except ValueError as error:  # a byte that no path has
+            raise ArgumentError(f"rows: {self._file!r} is no path: {error}") from error
         facts = os.fstat(fd)
         name = os.fsdecode(self._file)
         if not stat.S_ISREG(facts.st_mode):

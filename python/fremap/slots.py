@@ -50,13 +50,15 @@ class SlotsStats:
     Attributes
     ----------
     hits : int
-        Keys named by calls whose extents were in their slots, repeats counted.
+        Keys named by calls whose extents had slots already: by an earlier call, by another
+        thread's that is bringing them, or by the same key before.
     misses : int
         Extents that calls had to bring in.
     evictions : int
         Extents that left for others.
     bytes_read : int
-        Bytes of the extents that were brought in, from the device or the page cache.
+        Bytes of the extents that were brought in, from the device or the page cache; one
+        that the store's end cuts short counts whole.
     filled_slots : int
         Slots that show an extent.
     held_slots : int

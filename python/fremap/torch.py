@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from fremap.arguments import quantity
 from fremap.batches import Batches
 from fremap.errors import ArgumentError
 
@@ -113,6 +114,8 @@ class BatchDataset(IterableDataset):
             Its number.
         """
         self._epoch.fill_(int(epoch))
+        if self._resumed is not None and self._resumed["epoch"] != int(epoch):
+            self._resumed = None
 
     def state(self, batch_count: SupportsIndex) -> State:
         """Return what it takes to go on after so many batches of this epoch.
@@ -128,10 +131,15 @@ class BatchDataset(IterableDataset):
         dict
             Fit for JSON.
         """
-        return {**self._batches().state(), "next_batch": int(batch_count)}
+        return {
+            **self._batches().state(),
+            "next_batch": quantity("state: batch_count", batch_count),
+        }
 
     def resume(self, state: State) -> None:
-        """Have the next iteration go on after `state`; call it before the loader's first.
+        """Have its epoch go on after `state`; call it before the loader's first iteration.
+
+        That holds for each iteration until `set_epoch` names another epoch.
 
         Parameters
         ----------

@@ -87,8 +87,9 @@ class Window(_core.WindowBase):
         the window is made (or of what the memory cgroup leaves), None no limit.
     fault : {"thread", "signal"}, default "thread"
         Who brings an absent page of engine "paged" that is touched. "thread": a thread of
-        the window's. "signal": the touching thread, in a handler of SIGBUS (half the
-        time); without a budget, and system calls get EFAULT from absent pages.
+        the window's. "signal": the touching thread, in a handler of SIGBUS, which
+        spares waking another; without a budget, and system calls get EFAULT from
+        absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux

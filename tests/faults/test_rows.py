@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -166,6 +167,36 @@ def test_ten_thousand_files(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, hard))
     assert wrong == []
+
+
+def test_threads_share_the_descriptors(tmp_path: Path) -> None:
+    """Reads in flight keep files open; those of all takes together leave some."""
+    paths = shards(tmp_path, 2000)
+    raised: list[BaseException] = []
+    end = time.monotonic() + 3
+    with descriptors(160), fremap.rows(paths, np.int32, 3) as rows:
+
+        def take(seed: int) -> None:
+            draw = np.random.default_rng(seed)
+            while time.monotonic() < end and not raised:
+                ids = draw.integers(0, 8000, 3000)
+                try:
+                    assert (rows.take(ids) == (ids // 4 + 1)[:, None]).all()
+                except BaseException as error:
+                    raised.append(error)
+
+        threads = [threading.Thread(target=take, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            for path in paths[::3]:
+                with contextlib.suppress(OSError):  # as short of descriptors as the others
+                    fd = os.open(path, os.O_RDONLY)
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    os.close(fd)
+        for thread in threads:
+            thread.join()
+    assert raised == []
 
 
 def test_few_descriptors_are_enough(tmp_path: Path) -> None:

@@ -274,6 +274,7 @@ def test_subclasses_keep_their_class(path: Path) -> None:
     table = Table(path, np.int32, "r")
     assert type(table[:3]) is Table
     assert type(table + 1) is Table
+    assert type(table[np.arange(100)]) is Table
 
 
 def test_results_and_copies_have_no_file(path: Path) -> None:

@@ -318,6 +318,26 @@ def test_what_a_caller_says_must_be_so(tmp_path: Path) -> None:
             fremap.rows(tmp_path / "t.npy", **arguments)
 
 
+def test_what_no_row_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_bytes(bytes(64))
+    with pytest.raises(fremap.FormatError, match="row_shape"):
+        fremap.rows(path, "(2,2)i4")
+    for shape in ("(0, 1180591620717411303424)", f"({10**30}, 0)"):
+        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        np_path = tmp_path / "huge.npy"
+        np_path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+        with pytest.raises(fremap.FormatError, match="no memory has"):
+            fremap.rows(np_path)
+    deep = b"-" * 200_000
+    deep_path = tmp_path / "deep.npy"
+    deep_path.write_bytes(b"\x93NUMPY\x03\x00" + len(deep).to_bytes(4, "little") + deep)
+    with pytest.raises(fremap.FormatError, match="cannot be understood"):
+        fremap.rows(deep_path)
+    with pytest.raises(fremap.ArgumentError, match="no path"):
+        fremap.rows("a\0b", np.uint8)
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError) as caught:
         fremap.rows(tmp_path / "none.npy")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ _CHUNK_BYTES = 64 << 10
 Ids = npt.NDArray[np.int64]
 
 
-class Container:
+class Container(ABC):
     """Rows in another container; leaving the context removes it."""
 
     module: ClassVar[str]
@@ -47,15 +48,16 @@ class Container:
         """Where it is."""
         return Path(self._directory.name)
 
+    @abstractmethod
     def _open(self, path: Path, offset: int, row_bytes: int) -> None:
-        raise NotImplementedError
+        """Make it hold the rows of a data file."""
 
     def _close(self) -> None:
         self.array = None
 
+    @abstractmethod
     def take(self, ids: Ids) -> object:
         """Take rows, whose numbers rise."""
-        raise NotImplementedError
 
 
 class Hdf5(Container):

@@ -22,6 +22,10 @@ __all__ = ["table"]
 _MAGIC = b"\x93NUMPY"
 # NumPy itself stops at 10 000, unless told otherwise; long lists of fields take more.
 _MAX_HEADER_BYTES = 1 << 20
+# What reading a header that is none can raise: the last two of a text nested too deep.
+_MISREAD = (
+    ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError, MemoryError, RecursionError,
+)  # fmt: skip
 
 
 def table(header: Header, tensor: str | None) -> Table:
@@ -57,8 +61,8 @@ def table(header: Header, tensor: str | None) -> Table:
     text = header.read(length_at, length_bytes + length)
     try:
         shape, fortran, dtype = _parsed(version, text, length_bytes)
-    except (ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError) as error:
-        raise header.wrong(f"its header cannot be understood: {error}") from error
+    except _MISREAD as error:
+        raise header.wrong(f"its header cannot be understood: {error!r}") from error
     checked = header.checked_shape(shape)
     if fortran and sum(length > 1 for length in checked) > 1:
         raise header.wrong(

@@ -98,7 +98,7 @@ def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
     name = _chosen(header, list(files), tensor)
     file = files[name]
     parts = PurePosixPath(file).parts if isinstance(file, str) else ()
-    if not parts or parts[0] == "/" or ".." in parts:
+    if not parts or parts[0] == "/" or ".." in parts or not file.isprintable():
         raise header.wrong(f"tensor {name!r} is in {file!r}, which is no file beside the index")
     return name, str(PurePosixPath(header.name).parent.joinpath(*parts))
 

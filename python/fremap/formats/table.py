@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,6 +92,12 @@ class Header:
         """Return a dtype of bytes."""
         if dtype.hasobject:
             raise self.wrong("it holds Python objects, which have no bytes to be mapped")
+        if dtype.subdtype is not None:
+            base, shape = dtype.subdtype
+            raise self.wrong(
+                f"its elements are arrays of {base} with shape {shape}; say dtype={base} and give "
+                "that shape by row_shape="
+            )
         if not 0 < dtype.itemsize <= _MAX_ITEM_BYTES:
             raise self.wrong(f"its elements have {dtype.itemsize} bytes")
         return dtype
@@ -98,9 +106,10 @@ class Header:
         """Return a table whose data is in the file, and has rows."""
         if not table.shape:
             raise self.wrong("it holds a single number (no axis), so it has no rows")
-        data_bytes = table.dtype.itemsize
-        for length in table.shape:
-            data_bytes *= length
+        row_bytes = table.dtype.itemsize * math.prod(table.shape[1:])
+        if max(row_bytes, table.shape[0]) > sys.maxsize:
+            raise self.wrong(f"its header says the shape is {table.shape}, which no memory has")
+        data_bytes = row_bytes * table.shape[0]
         if table.data_offset + data_bytes > self.size:
             raise self.wrong(
                 f"its header says {data_bytes} bytes of data from byte {table.data_offset} on, "

@@ -184,6 +184,11 @@ impl Files {
         self.shards.len()
     }
 
+    /// Descriptors that are kept open at most.
+    pub(super) fn open_limit(&self) -> usize {
+        self.open_limit
+    }
+
     pub(super) fn shard(&self, number: u32) -> &Shard {
         &self.shards[number as usize]
     }

@@ -17,7 +17,7 @@ mod read;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
@@ -127,6 +127,8 @@ pub struct Rows {
     budget: MapBudget,
     rings: RingPool,
     counters: Counters,
+    /// Takes that read by system calls now.
+    readers: AtomicUsize,
     closed: AtomicBool,
 }
 
@@ -154,6 +156,7 @@ impl Rows {
             budget: MapBudget::new(budget_bytes),
             rings: RingPool::default(),
             counters: Counters::default(),
+            readers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         })
     }

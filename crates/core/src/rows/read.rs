@@ -1,6 +1,7 @@
 //! The rows that are read: sorted, neighbours merged, all in flight together.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,24 @@ impl Rows {
         self.budget.note_reads(wanted.len() as u64);
         let mut gap = vec![0; GAP_BYTES];
         let gap = Span::of(&mut gap);
+        let _reader = Reader::new(&self.readers);
         Transfer::new(self, &wanted, into, gap, pace).all()
+    }
+}
+
+/// A take that reads, counted as long as this lives.
+struct Reader<'r>(&'r AtomicUsize);
+
+impl<'r> Reader<'r> {
+    fn new(readers: &'r AtomicUsize) -> Self {
+        readers.fetch_add(1, Ordering::Relaxed);
+        Self(readers)
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -128,6 +146,17 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         Ok(())
     }
 
+    /// Reads that this take may have in flight. Each keeps its file open: of more files than
+    /// may be, all takes together have half as many as that.
+    fn share(&self) -> usize {
+        let open_limit = self.rows.files.open_limit();
+        if self.rows.files.len() <= open_limit {
+            return DEPTH;
+        }
+        let readers = self.rows.readers.load(Ordering::Relaxed).max(1);
+        (open_limit / 2 / readers).clamp(1, DEPTH)
+    }
+
     /// Whether all rows are in one file, whose size can be asked for once they are read.
     fn one_file(&self) -> bool {
         // They are sorted.
@@ -172,7 +201,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             queue.push(first);
         }
         loop {
-            while self.failed.is_none() && queue.room() > 0 {
+            while self.failed.is_none() && queue.room() > 0 && queue.in_flight() < self.share() {
                 match self.next_read() {
                     Ok(Some(read)) => queue.push(read),
                     Ok(None) => break,
