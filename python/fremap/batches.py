@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fremap.arguments import quantity
+from fremap.closing import ClosedOnExit
 from fremap.epochs import Epoch, Order, Share, State
 from fremap.errors import ArgumentError, ClosedError
 from fremap.readers import Read, Readers
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 __all__ = ["BatchOptions", "Batches"]
@@ -66,7 +66,7 @@ class TakesRows(Protocol):
         ...
 
 
-class Batches:
+class Batches(ClosedOnExit):
     """An iterator over the batches of one epoch, which reads ahead.
 
     Made by `Rows.batches`. A batch is a new array of shape ``(n, *row_shape)``. The last batch
@@ -291,19 +291,6 @@ class Batches:
         self._closed = True
         with self._lock:
             self._end_threads()
-
-    def __enter__(self) -> Self:
-        """Return the iterator itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End the threads."""
-        self.close()
 
     def __del__(self) -> None:
         """Let the threads go, without waiting for them."""

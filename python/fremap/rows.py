@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fremap import _core, formats
 from fremap.arguments import filled_memory, quantity
 from fremap.batches import Batches
+from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats import Header, Table
@@ -30,7 +31,6 @@ from fremap.stores import FileStore, Store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from concurrent.futures import ThreadPoolExecutor
-    from types import TracebackType
     from typing import Self, Unpack
 
     from fremap.batches import BatchOptions
@@ -69,7 +69,7 @@ class _Kind(NamedTuple):
         return math.prod(self.row_shape) * self.dtype.itemsize
 
 
-class Rows:
+class Rows(ClosedOnExit):
     """Rows of fixed size, numbered through one file or several; what `rows` returns.
 
     Parameters
@@ -423,17 +423,6 @@ class Rows:
         executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         files = _name(self._shards[0].file)

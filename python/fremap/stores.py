@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from fremap import _core
 from fremap.arguments import BufferLike, bytes_of, quantity
+from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
-    from typing import Protocol, Self
+    from typing import Protocol
 
     class Shown(Protocol):
         """What a window shows."""
@@ -48,7 +48,7 @@ Mode: TypeAlias = Literal["r", "r+", "w+"]
 PathOrDescriptor: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes] | int"
 
 
-class Store:
+class Store(ClosedOnExit):
     """What `FileStore`, `MemoryStore` and `ConcatStore` have in common; not made directly.
 
     Every method may be called from several threads at once. Long calls release
@@ -61,17 +61,6 @@ class Store:
 
     def __init__(self) -> None:
         raise TypeError("make a store with fremap.open() or fremap.MemoryStore()")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def page_count(self) -> int:

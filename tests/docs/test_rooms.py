@@ -35,6 +35,7 @@ UNSAFE_ROOMS_OF_THE_BINDING = {"crates/python/src/raw.rs", "crates/python/src/wi
 PACKAGE_FLOORS = {
     "_core": 0,
     "errors": 1,
+    "closing": 1,
     "protection": 1,
     "stats": 1,
     "arguments": 2,
