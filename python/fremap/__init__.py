@@ -15,9 +15,10 @@ Examples
 b'cba'
 """
 
-from fremap import calibration
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fremap._core import __version__
-from fremap.batches import Batches
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
@@ -42,11 +43,26 @@ from fremap.errors import (
 from fremap.memmap import memmap
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
-from fremap.slots import Hold, Slots, SlotsStats
-from fremap.stats import RowsStats, WindowStats
 from fremap.stores import FileStore, MemoryStore, Store, open
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
+
+if TYPE_CHECKING:
+    from fremap import calibration
+    from fremap.batches import Batches
+    from fremap.slots import Hold, Slots, SlotsStats
+    from fremap.stats import RowsStats, WindowStats
+
+# Loaded when first asked for, from these modules: half of the time that `import fremap` took.
+_LATER = {
+    "Batches": "batches",
+    "Hold": "slots",
+    "RowsStats": "stats",
+    "Slots": "slots",
+    "SlotsStats": "slots",
+    "WindowStats": "stats",
+    "calibration": "calibration",
+}
 
 __all__ = [
     "MAP_NONBLOCK",
@@ -93,3 +109,15 @@ __all__ = [
     "remap_file_pages",
     "rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'fremap' has no attribute {name!r}")
+    module = import_module(f"fremap.{_LATER[name]}")
+    value = globals()[name] = module if name == _LATER[name] else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

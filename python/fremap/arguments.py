@@ -7,11 +7,11 @@ import operator
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap.errors import ArgumentError, PageTypeError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from typing_extensions import Buffer
 
 # NumPy's own types say only from Python 3.12 on that arrays are buffers.

@@ -11,7 +11,6 @@ import threading
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap.arguments import quantity
 from fremap.closing import ClosedOnExit
@@ -22,12 +21,14 @@ from fremap.readers import Read, Readers
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy.typing as npt
+
 __all__ = ["BatchOptions", "Batches"]
 
 _MOST_THREADS = 8
 _MOST_PREFETCH = 1024
 
-_Ids: TypeAlias = npt.NDArray[np.int64]
+_Ids: TypeAlias = "npt.NDArray[np.int64]"
 
 
 class BatchOptions(TypedDict, total=False):

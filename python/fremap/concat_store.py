@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core, errors
 from fremap.errors import ArgumentError, PageTypeError
@@ -14,6 +13,8 @@ from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    import numpy.typing as npt
 
     from fremap.stores import Elements, Shown
 

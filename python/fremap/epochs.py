@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import zlib
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import errors
 from fremap.arguments import quantity
 from fremap.errors import ArgumentError, PageTypeError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 __all__ = ["Epoch", "Order", "State"]
 
 Order: TypeAlias = "Literal['shuffle', 'sequential'] | npt.ArrayLike"
 State: TypeAlias = dict[str, Any]
-_RowNumbers: TypeAlias = npt.NDArray[np.integer[Any]]
+_RowNumbers: TypeAlias = "npt.NDArray[np.integer[Any]]"
 
 _STATE_VERSION = 1
 _CHECKED_IDS = 1 << 16
@@ -34,8 +35,7 @@ class _Dealt(NamedTuple):
     check: int
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """Whose part of an epoch this is: rank `rank` of `world_size`, and a worker of that."""
 
     rank: int
@@ -290,7 +290,7 @@ def _seed(name: str, seed: SupportsIndex | None, share: Share) -> int | None:
         raise ArgumentError(
             "batches: ranks and workers must shuffle alike; give all of them the same seed"
         )
-    return secrets.randbits(63)
+    return int.from_bytes(os.urandom(8), "little") >> 1
 
 
 def _shuffled(length: int, seed: int, epoch: int) -> _RowNumbers:

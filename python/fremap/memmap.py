@@ -11,11 +11,9 @@ import mmap
 import operator
 import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core, errors
 from fremap.arguments import quantity
@@ -27,7 +25,10 @@ from fremap.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
     from typing import BinaryIO, Self, SupportsIndex
+
+    import numpy.typing as npt
 
 __all__ = ["memmap"]
 
@@ -364,7 +365,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
             return
         flat = self.view(np.ndarray).reshape(-1)
         step = max(1, _WRITTEN_BYTES // self.itemsize)
-        with nullcontext(fid) if hasattr(fid, "write") else Path(fid).open("wb") as file:
+        with nullcontext(fid) if hasattr(fid, "write") else open(fid, "wb") as file:
             for begin in range(0, flat.size, step):
                 flat[begin : begin + step].copy().tofile(file)
 
@@ -528,6 +529,8 @@ def _window(store: FileStore, layout: _Layout, budget: Budget, first: int) -> Wi
 def _filename(file: Any, store: FileStore) -> str | Path | None:
     """Return what `numpy.memmap` has as its filename."""
     if isinstance(file, os.PathLike):
+        from pathlib import Path  # `import fremap` does without it
+
         return Path(file).resolve()
     if hasattr(file, "read"):
         name = getattr(file, "name", None)

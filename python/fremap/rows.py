@@ -14,18 +14,15 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core, formats
 from fremap.arguments import filled_memory, quantity
-from fremap.batches import Batches
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats import Header, Table
 from fremap.rowids import select, select_mask
 from fremap.settings import checked_budget
-from fremap.stats import RowsStats
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
@@ -33,9 +30,12 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
     from typing import Self, Unpack
 
-    from fremap.batches import BatchOptions
+    import numpy.typing as npt
+
+    from fremap.batches import Batches, BatchOptions
     from fremap.epochs import Order
     from fremap.rowids import RowIds
+    from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
@@ -400,6 +400,8 @@ class Rows(ClosedOnExit):
         --------
         fremap.torch : The same for a torch DataLoader.
         """
+        from fremap.batches import Batches
+
         return Batches(self, batch_size, order, **options)
 
     def stats(self) -> RowsStats:
@@ -410,6 +412,8 @@ class Rows(ClosedOnExit):
         RowsStats
             Counts, which threads that take meanwhile may be changing.
         """
+        from fremap.stats import RowsStats
+
         return RowsStats(**self._core().stats())
 
     def close(self) -> None:

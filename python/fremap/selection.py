@@ -12,7 +12,6 @@ import operator
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import errors
 from fremap.arguments import page_number
@@ -20,6 +19,8 @@ from fremap.errors import ArgumentError, PageTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
 __all__ = ["PageSelection"]
 

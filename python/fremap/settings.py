@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 
 import numpy as np
 
-from fremap import calibration
 from fremap.arguments import page_number, quantity
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import Numbering
@@ -102,6 +101,8 @@ def first_mapping(
 
 def measured(chosen: Calibration | None) -> dict[str, int]:
     r"""Return the numbers of the calibration that was given, or of this machine\'s."""
+    from fremap import calibration
+
     return (calibration.load() if chosen is None else chosen).to_dict()
 
 

@@ -7,11 +7,9 @@ the compiled core's to say; extents are found while others are brought in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core
 from fremap import calibration as calibrations
@@ -33,11 +31,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    import numpy.typing as npt
+
     from fremap.calibration import Calibration
 
 __all__ = ["Hold", "Slots", "SlotsStats"]
 
-Numbers = npt.NDArray[np.int64]
+Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 #: The part of the process's kernel mappings that a bank of aliased extents may take.
 _MAPPINGS_PART = 4
@@ -536,7 +536,8 @@ def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Cali
     page = _core.system_page_bytes
     if store.direct or (store.page_bytes > page and store.size % store.page_bytes):
         return False
-    most = int(Path("/proc/sys/vm/max_map_count").read_text()) // _MAPPINGS_PART
+    with open("/proc/sys/vm/max_map_count") as file:
+        most = int(file.read()) // _MAPPINGS_PART
     long = extent_pages * store.page_bytes >= measured.alias_extent_pages * page
     return long and slot_count <= most
 

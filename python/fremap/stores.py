@@ -11,7 +11,6 @@ import os
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core
 from fremap.arguments import BufferLike, bytes_of, quantity
@@ -22,6 +21,8 @@ from fremap.selection import CoreSelection, Numbering, PageSelection
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
+
+    import numpy.typing as npt
 
     class Shown(Protocol):
         """What a window shows."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
-import numpy.typing as npt
 
 from fremap import _core
 from fremap.arguments import BufferLike, bytes_of, page_number
@@ -32,14 +31,16 @@ from fremap.settings import (
     first_mapping,
     measured,
 )
-from fremap.stats import WindowStats
 from fremap.stores import Store
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    import numpy.typing as npt
+
     from fremap.calibration import Calibration
+    from fremap.stats import WindowStats
 
 __all__ = ["Engine", "Fault", "Tracking", "Window"]
 
@@ -642,6 +643,8 @@ class Window(_core.WindowBase):
         WindowStats
             Counters, read without stopping other threads.
         """
+        from fremap.stats import WindowStats
+
         return WindowStats(**self._stats())
 
     @property

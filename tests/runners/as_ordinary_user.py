@@ -81,7 +81,6 @@ def main() -> int:
             "HOME": str(scratch / "home"),
             "TMPDIR": str(scratch / "tmp"),
             "PYTHONPATH": f"{repository / 'python'}:{packages(scratch)}",
-            "PYTHONDONTWRITEBYTECODE": "1",
             "LANG": os.environ.get("LANG", "C.UTF-8"),
         }
         for folder, _, names in os.walk(scratch):

@@ -45,3 +45,26 @@ def test_everything_named_is_there() -> None:
     for name in fremap.__all__:
         assert getattr(fremap, name) is not None
     assert fremap.__version__ == fremap._core.__version__
+
+
+@pytest.mark.parametrize(
+    "module", ["fremap.batches", "fremap.slots", "fremap.stats", "json", "secrets"]
+)
+def test_what_is_loaded_when_it_is_asked_for(module: str) -> None:
+    """Each of these is a part of the time of `import fremap`, and few programs want all."""
+    assert run(f"import fremap, sys; print({module!r} in sys.modules)") == "False"
+
+
+def test_names_are_there_before_they_are_loaded() -> None:
+    run("import fremap; assert set(fremap.__all__) <= set(dir(fremap))")
+    run("from fremap import *; assert Slots and Batches and WindowStats and calibration.load")
+    run("import fremap, fremap.rows; assert callable(fremap.rows)")
+    assert "no attribute 'Slot'" in run(
+        """
+import fremap
+try:
+    fremap.Slot
+except AttributeError as error:
+    print(error)
+"""
+    )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import posixpath
 import struct
 from itertools import pairwise
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,13 +96,15 @@ def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
         raise header.wrong("it has no weight_map, as an index of safetensors has")
     name = _chosen(header, list(files), tensor)
     file = files[name]
-    parts = PurePosixPath(file).parts if isinstance(file, str) else ()
-    if not parts or parts[0] == "/" or ".." in parts or not file.isprintable():
+    parts = file.split("/") if isinstance(file, str) else [""]
+    if "" in (parts[0], parts[-1]) or ".." in parts or not file.isprintable():
         raise header.wrong(f"tensor {name!r} is in {file!r}, which is no file beside the index")
-    return name, str(PurePosixPath(header.name).parent.joinpath(*parts))
+    return name, posixpath.join(posixpath.dirname(header.name), *parts)
 
 
 def _object(header: Header, text: bytes) -> dict[str, Any]:
+    import json  # `import fremap` does without it
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise header.wrong("its header names something twice")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fremap.errors import FormatError
 
@@ -18,8 +17,7 @@ __all__ = ["Header", "Table"]
 _MAX_ITEM_BYTES = 2**31 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """An array in a file: C order, one piece.
 
     Attributes
@@ -40,8 +38,7 @@ class Table:
     data_offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The front of a file.
 
     Attributes
