@@ -8,7 +8,7 @@ from typing import Any
 import fremap
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 
@@ -118,6 +118,8 @@ def test_a_file_that_either_made_is_read_by_the_other(layout: dict[str, Any]) ->
 def test_what_can_be_mapped_is_the_same(
     bytes_there: int, dtype: np.dtype[Any], mode: str, options: dict[str, Any]
 ) -> None:
+    # NumPy's -1 elements of one byte are an empty array, for which it makes the file longer.
+    assume("shape" in options or (bytes_there, options["offset"]) != (0, 1))
     results: list[Any] = []
     for memmap in (np.memmap, fremap.memmap):
         with tempfile.NamedTemporaryFile() as file:

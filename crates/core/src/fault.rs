@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 
 use crate::sys::tell::tell;
-use crate::sys::thread::{spawn_without_signals, Bell};
+use crate::sys::thread::{spawn_without_signals, Bell, Heard};
 use crate::sys::uffd::{Fault, Uffd};
 
 /// Who resolves the faults of a window.
@@ -30,6 +30,10 @@ pub trait Serve: Send + Sync + 'static {
 
     /// Ends a fault: with content, by letting the store through, or by making it a signal.
     fn serve(&self, fault: Fault);
+
+    /// Brings some of what is likely to be touched next, while no fault waits; whether there
+    /// was any.
+    fn read_ahead(&self) -> bool;
 }
 
 /// A running fault thread; dropped, it ends.
@@ -78,10 +82,15 @@ impl Drop for FaultThread {
 
 fn run(server: &impl Serve, bell: &Bell) {
     let mut faults = Vec::with_capacity(16);
+    let mut ahead = false;
     loop {
-        match bell.wait_for(server.uffd().fd()) {
-            Ok(true) => {}
-            Ok(false) => return,
+        match bell.wait_for(server.uffd().fd(), ahead) {
+            Ok(Heard::Ready) => {}
+            Ok(Heard::Nothing) => {
+                ahead = server.read_ahead();
+                continue;
+            }
+            Ok(Heard::Bell) => return,
             Err(errno) => {
                 tell(format_args!("waiting for faults failed ({errno}); trying again"));
                 std::thread::yield_now();
@@ -90,7 +99,12 @@ fn run(server: &impl Serve, bell: &Bell) {
         }
         faults.clear();
         match server.uffd().faults(&mut faults) {
-            Ok(()) => faults.iter().for_each(|&fault| server.serve(fault)),
+            Ok(()) => {
+                for &fault in &faults {
+                    server.serve(fault);
+                }
+                ahead = true;
+            }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(Errno::BADF) => {
                 // Whoever touches an absent page would wait for ever.

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
+use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
@@ -101,6 +101,17 @@ pub fn major_faults() -> u64 {
     u64::try_from(usage.ru_majflt).unwrap_or(0)
 }
 
+/// What has ended a wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The bell was rung.
+    Bell,
+    /// The descriptor can be read.
+    Ready,
+    /// Neither, and the wait was not to last.
+    Nothing,
+}
+
 /// Something a thread can wait for beside a descriptor, and others can ring.
 #[derive(Debug)]
 pub struct Bell(OwnedFd);
@@ -122,19 +133,21 @@ impl Bell {
         rustix::io::write(&self.0, &1_u64.to_ne_bytes()).map(|_| ())
     }
 
-    /// Waits until `fd` can be read; false when the bell was rung.
+    /// Waits until `fd` can be read or the bell was rung; only looks if `at_once`.
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn wait_for(&self, fd: &OwnedFd) -> Result<bool, Errno> {
+    pub fn wait_for(&self, fd: &OwnedFd, at_once: bool) -> Result<Heard, Errno> {
+        let timeout = at_once.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         loop {
             let mut fds = [
                 PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN),
                 PollFd::new(&self.0, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
-                Ok(_) if !fds[1].revents().is_empty() => return Ok(false),
-                Ok(_) if !fds[0].revents().is_empty() => return Ok(true),
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) if !fds[1].revents().is_empty() => return Ok(Heard::Bell),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(Heard::Ready),
+                Ok(_) if at_once => return Ok(Heard::Nothing),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }

@@ -1,12 +1,15 @@
 //! Reads for faults: which pages they are for, and how many to read at once.
 //!
 //! A fault that follows on the pages that were read for the one before runs forwards: the
-//! next read is twice as long, up to a cluster. One that jumps reads its page alone.
+//! next read is twice as long, up to a cluster. One that jumps reads its page alone. Behind a
+//! whole cluster the fault thread reads ahead while nobody waits for it.
 
-use crate::units::{Run, WindowPage};
+use crate::units::{PageIndex, Run, WindowPage};
 
 /// Reads for faults that may be under way at once.
 pub const MAX_READS: usize = 8;
+/// Clusters behind a fault that are read ahead of the next.
+const CLUSTERS_AHEAD: u64 = 4;
 /// Forward runs of faults that are told apart.
 const STREAMS: usize = 8;
 
@@ -29,6 +32,8 @@ pub struct Reads {
     /// Those that are not out of date.
     current: usize,
     streams: Streams,
+    /// What is to be read ahead of faults, unless a call changes any of it.
+    ahead: Option<Run<WindowPage>>,
 }
 
 impl Reads {
@@ -60,6 +65,9 @@ impl Reads {
 
     /// What is being read for `page` is out of date.
     pub(super) fn outdate(&mut self, page: WindowPage) {
+        if self.ahead.is_some_and(|run| holds(run, page)) {
+            self.ahead = None;
+        }
         if self.current == 0 {
             return;
         }
@@ -76,9 +84,39 @@ impl Reads {
         self.streams.length(page, most)
     }
 
-    /// Pages were read for a fault on the first of them.
+    /// Pages were read for a fault on the first of them, or ahead of it.
     pub fn note(&mut self, run: Run<WindowPage>) {
         self.streams.note(run);
+    }
+
+    /// A fault was served by reading `run`: where that is a whole cluster, what is behind it
+    /// is read ahead, in a window of `page_count` pages.
+    pub fn plan_ahead(&mut self, run: Run<WindowPage>, cluster_pages: u64, page_count: u64) {
+        if run.count == cluster_pages && cluster_pages > 1 {
+            let left = page_count - run.end().0;
+            let count = left.min(CLUSTERS_AHEAD * cluster_pages);
+            self.ahead = (count > 0).then_some(Run { first: run.end(), count });
+        }
+    }
+
+    /// What is to be read ahead.
+    #[must_use]
+    pub fn ahead(&self) -> Option<Run<WindowPage>> {
+        self.ahead
+    }
+
+    /// Its first `count` pages were read.
+    pub fn advance(&mut self, count: u64) {
+        let left = self.ahead.filter(|run| run.count > count);
+        self.ahead = left.map(|Run { first, count: all }| Run {
+            first: first.offset(count),
+            count: all - count,
+        });
+    }
+
+    /// Nothing is to be read ahead.
+    pub fn stop_ahead(&mut self) {
+        self.ahead = None;
     }
 }
 
@@ -162,6 +200,29 @@ mod tests {
         reads.end(first);
         reads.end(second);
         assert_eq!(reads.current, 0);
+    }
+
+    #[test]
+    fn what_is_behind_a_whole_cluster_is_read_ahead() {
+        let mut reads = Reads::default();
+        reads.plan_ahead(run(10, 32), 64, 1000);
+        assert_eq!(reads.ahead(), None, "no whole cluster");
+        reads.plan_ahead(run(100, 64), 64, 1000);
+        assert_eq!(reads.ahead(), Some(run(164, 64 * CLUSTERS_AHEAD)));
+        reads.advance(64);
+        assert_eq!(reads.ahead(), Some(run(228, 64 * (CLUSTERS_AHEAD - 1))));
+        reads.outdate(WindowPage(227));
+        assert!(reads.ahead().is_some(), "that page was read");
+        reads.outdate(WindowPage(228));
+        assert_eq!(reads.ahead(), None, "a call has changed what is behind");
+        reads.plan_ahead(run(900, 64), 64, 1000);
+        assert_eq!(reads.ahead(), Some(run(964, 36)), "up to the end of the window");
+        reads.advance(36);
+        assert_eq!(reads.ahead(), None);
+        reads.plan_ahead(run(936, 64), 64, 1000);
+        assert_eq!(reads.ahead(), None, "the end of the window");
+        reads.plan_ahead(run(100, 1), 1, 1000);
+        assert_eq!(reads.ahead(), None, "pages as large as a cluster");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Frames, Limbo, ReadIndex, Shared, State};
 use crate::engine::lock;
-use crate::error::Uninterruptible;
+use crate::error::{Result, Uninterruptible};
 use crate::fault::Serve;
 use crate::scatter;
 use crate::stats::Counters;
@@ -37,6 +37,27 @@ pub(super) enum Layout {
     Scattered,
     /// One behind the other.
     Contiguous,
+}
+
+/// Who waits for the pages of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Toucher {
+    /// Whoever has touched the first of them to load from it.
+    Loads,
+    /// Whoever is about to store to it.
+    Stores,
+    /// They are read ahead.
+    Nobody,
+}
+
+impl Toucher {
+    pub(super) fn of(stores: bool) -> Self {
+        if stores {
+            Self::Stores
+        } else {
+            Self::Loads
+        }
+    }
 }
 
 /// What has become of an attempt.
@@ -238,20 +259,19 @@ impl Shared<PagedFrames> {
     }
 
     /// Shows `content` on the pages of an attempt, which are still what they were when its
-    /// reading began. `stores`: the first is about to be stored to. Allocates nothing where
-    /// all was [allocated ahead](State::allocate_ahead).
+    /// reading began. Allocates nothing where all was [allocated ahead](State::allocate_ahead).
     pub(super) fn show(
         &self,
         state: &mut State,
         attempt: &Attempt,
         (content, size_bytes): (Span<'_>, u64),
-        stores: bool,
+        toucher: Toucher,
     ) -> Result<(), Errno> {
         let Attempt { run, entry, .. } = *attempt;
         let offset = offset_of(self.page(), run.first);
         let tracked = self.frames.tracking.is_some();
         // Who is about to store need not fault a second time.
-        let dirty = tracked && stores && entry.prot() == Prot::Write;
+        let dirty = tracked && toucher == Toucher::Stores && entry.prot() == Prot::Write;
         let first = if dirty { self.page().bytes() } else { 0 };
         let (left, right) = (content.part(0, first), content.part(first, content.len() - first));
         let unprotected = if dirty { self.frames.copy_in(offset, left, false) } else { Ok(()) };
@@ -277,7 +297,7 @@ impl Shared<PagedFrames> {
             return copied.map_err(|partial| partial.errno);
         }
         state.reads.note(Run { count: done, ..run });
-        Counters::add(&self.counters.faults, 1);
+        Counters::add(&self.counters.faults, u64::from(toucher != Toucher::Nobody));
         Counters::add(&self.counters.bytes_read, self.page().bytes_of(done));
         Ok(())
     }
@@ -321,19 +341,34 @@ impl Server {
         if entry.shown().file_page().is_none() {
             return shared.give_up(attempt, "nothing is mapped there");
         }
-        self.load(*attempt, fault.stores)
+        // A fault cannot be refused: where nothing may leave, or a changed page cannot be
+        // written, the window is larger than its budget by one page for a while.
+        let mut attempt = *attempt;
+        if !self.has_room(&attempt) {
+            attempt.run.count = 1;
+        }
+        match self.load(&attempt, Toucher::of(fault.stores)) {
+            Ok(Served::Ended) => {
+                let page_count = shared.page().index_of(shared.frames.region.len() as u64);
+                let mut state = shared.state.lock();
+                state.reads.plan_ahead(attempt.run, self.cluster_pages, page_count);
+                Served::Ended
+            }
+            Ok(served) => served,
+            Err(_) if attempt.run.count > 1 => Served::Alone,
+            Err(error) => shared.give_up(&attempt, &error.to_string()),
+        }
+    }
+
+    /// Whether the pages of an attempt fit into the budget, now that others have left for them.
+    fn has_room(&self, attempt: &Attempt) -> bool {
+        let mut limbo = lock(&self.limbo);
+        self.shared.make_room("fault", attempt.run.count, None, &mut limbo).is_ok()
     }
 
     /// Reads the pages of an attempt and shows them.
-    fn load(&self, mut attempt: Attempt, stores: bool) -> Served {
+    fn load(&self, attempt: &Attempt, toucher: Toucher) -> Result<Served> {
         let shared = &self.shared;
-        // A fault cannot be refused: where nothing may leave, or a changed page cannot be
-        // written, the window is larger than its budget by one page for a while.
-        let mut limbo = lock(&self.limbo);
-        if shared.make_room("fault", attempt.run.count, None, &mut limbo).is_err() {
-            attempt.run.count = 1;
-        }
-        drop(limbo);
         let files: Vec<FilePage> = {
             let state = shared.state.lock();
             let pages = attempt.run.pages();
@@ -341,41 +376,34 @@ impl Server {
         };
         if files.len() as u64 != attempt.run.count {
             // A call has changed them.
-            return Served::Anew;
+            return Ok(Served::Anew);
         }
         let buffer = lock(&self.buffer);
         let content = buffer.span(0, files.len() * shared.page().bytes());
         let size_bytes = shared.store.size_bytes();
         let contiguous = files.windows(2).all(|pair| pair[0].offset(1) == pair[1]);
-        let read = match &files[..] {
-            [only] => shared.store.read_page(*only, content),
+        match &files[..] {
+            [only] => shared.store.read_page(*only, content)?,
             // Content that was just read through the caches is copied sooner.
             [first, ..] if contiguous => {
                 let run = Run { first: *first, count: files.len() as u64 };
-                match shared.store.read_run(run, content) {
-                    Ok(()) => Ok(()),
-                    Err(_) => return Served::Alone,
+                if shared.store.read_run(run, content).is_err() {
+                    return Ok(Served::Alone);
                 }
             }
-            _ => scatter::read_into(&shared.store, &files, content, &Uninterruptible),
-        };
-        match read {
-            Ok(()) => {
-                let mut state = shared.state.lock();
-                if !state.reads.is_current(attempt.read) {
-                    return Served::Anew;
-                }
-                let shown = shared.show(&mut state, &attempt, (content, size_bytes), stores);
-                drop(state);
-                if shown.is_err() {
-                    // The toucher tries again, and is served again.
-                    shared.wake(attempt.page);
-                }
-                Served::Ended
-            }
-            Err(_) if files.len() > 1 => Served::Alone,
-            Err(error) => shared.give_up(&attempt, &error.to_string()),
+            _ => scatter::read_into(&shared.store, &files, content, &Uninterruptible)?,
         }
+        let mut state = shared.state.lock();
+        if !state.reads.is_current(attempt.read) {
+            return Ok(Served::Anew);
+        }
+        let shown = shared.show(&mut state, attempt, (content, size_bytes), toucher);
+        drop(state);
+        if shown.is_err() {
+            // The toucher tries again, and is served again.
+            shared.wake(attempt.page);
+        }
+        Ok(Served::Ended)
     }
 }
 
@@ -404,5 +432,29 @@ impl Serve for Server {
                 Served::Alone => most = 1,
             }
         }
+    }
+
+    fn read_ahead(&self) -> bool {
+        let shared = &self.shared;
+        let begun = {
+            let mut state = shared.state.lock();
+            let Some(Run { first, count }) = state.reads.ahead() else { return false };
+            let most = count.min(self.cluster_pages);
+            let loads = loads(state.get(first)) && !state.get(first).lingering();
+            loads.then(|| shared.begin(&mut state, first, most, Layout::Scattered)).flatten()
+        };
+        let read = begun.is_some_and(|attempt| {
+            // What cannot be read is said when it is touched.
+            let loaded = self.has_room(&attempt)
+                && matches!(self.load(&attempt, Toucher::Nobody), Ok(Served::Ended));
+            let mut state = shared.state.lock();
+            state.reads.end(attempt.read);
+            state.reads.advance(attempt.run.count);
+            loaded
+        });
+        if !read {
+            shared.state.lock().reads.stop_ahead();
+        }
+        read
     }
 }

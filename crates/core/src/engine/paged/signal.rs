@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{tell_why, Attempt, Layout};
+use super::serve::{tell_why, Attempt, Layout, Toucher};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
 use crate::error::{Error, Result};
@@ -116,7 +116,7 @@ impl Responder {
     }
 
     /// Reads the pages of an attempt and shows them; None if a call has changed one.
-    fn load(&self, buffers: &Region, attempt: &Attempt, stores: bool) -> Option<Loaded> {
+    fn load(&self, buffers: &Region, attempt: &Attempt, toucher: Toucher) -> Option<Loaded> {
         let shared = &self.shared;
         let Shown::File(first) = attempt.entry.shown() else { return Some(Loaded::Nothing) };
         let content = self.buffer(buffers, attempt);
@@ -132,7 +132,7 @@ impl Responder {
             }
             Ok(()) => {
                 // Should it fail the touch comes again.
-                let _shown = shared.show(&mut state, attempt, (content, size_bytes), stores);
+                let _shown = shared.show(&mut state, attempt, (content, size_bytes), toucher);
                 Some(Loaded::Shown)
             }
             Err(_) if attempt.run.count > 1 => Some(Loaded::InPart),
@@ -153,7 +153,7 @@ impl Responder {
         if entry.prot() == Prot::None || entry.unreadable() {
             return Next::Ends(Outcome::Bus);
         }
-        match self.load(buffers, attempt, touch.stores) {
+        match self.load(buffers, attempt, Toucher::of(touch.stores)) {
             None => Next::Tries(self.cluster_pages),
             Some(Loaded::Shown) => Next::Ends(Outcome::Again),
             Some(Loaded::InPart) => Next::Tries(1),
