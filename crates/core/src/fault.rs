@@ -31,9 +31,9 @@ pub trait Serve: Send + Sync + 'static {
     /// Ends a fault: with content, by letting the store through, or by making it a signal.
     fn serve(&self, fault: Fault);
 
-    /// Brings some of what is likely to be touched next, while no fault waits; whether there
-    /// was any.
-    fn read_ahead(&self) -> bool;
+    /// Brings some of what is likely to be touched next; whether there was any. Adds the
+    /// faults that it has found `waiting`, which are to be served.
+    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> bool;
 }
 
 /// A running fault thread; dropped, it ends.
@@ -87,7 +87,11 @@ fn run(server: &impl Serve, bell: &Bell) {
         match bell.wait_for(server.uffd().fd(), ahead) {
             Ok(Heard::Ready) => {}
             Ok(Heard::Nothing) => {
-                ahead = server.read_ahead();
+                faults.clear();
+                ahead = server.read_ahead(&mut faults);
+                for &fault in &faults {
+                    server.serve(fault);
+                }
                 continue;
             }
             Ok(Heard::Bell) => return,

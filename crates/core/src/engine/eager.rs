@@ -162,7 +162,7 @@ impl Frames for EagerFrames {
         Ok(())
     }
 
-    fn give_back(&self, _front: Span<'_>, _back: Span<'_>) -> bool {
+    fn shift(&self, _to: Span<'_>, _from: Span<'_>) -> bool {
         false
     }
 }

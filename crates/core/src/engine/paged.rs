@@ -379,8 +379,8 @@ impl Frames for PagedFrames {
         ranges.iter().try_for_each(|&(at, len)| self.region.protect(at, len, Access::Write))
     }
 
-    fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool {
-        self.uffd.move_present_pages(front, back).is_ok()
+    fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool {
+        self.uffd.move_present_pages(to, from).is_ok()
     }
 }
 
@@ -441,7 +441,8 @@ pub fn open(
     let thread = match fault {
         FaultMode::Signal => None,
         FaultMode::Thread => {
-            let server = Server::new(Arc::clone(shared), cluster).map_err(fail)?;
+            let server = Server::new(Arc::clone(shared), cluster, budget.is_some());
+            let server = server.map_err(fail)?;
             Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
         }
     };

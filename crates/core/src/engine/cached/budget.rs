@@ -9,7 +9,7 @@
 use super::frames::{Frames, Tracking};
 use super::limbo::{Limbo, LIMBO_BYTES};
 use super::page_tables::block_bytes;
-use super::{Cached, Shared, State};
+use super::{Cached, Shared, Spare, State};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::plan::Members;
@@ -75,8 +75,10 @@ pub fn divide(
         } else {
             0
         };
-        // The fault thread's own pages as well.
-        let fixed_bytes = page.bytes_of(chunks * chunk_pages + cluster_pages) + limbo;
+        // The fault thread's own pages as well, and its spare frames.
+        let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
+        let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
+        let fixed_bytes = page.bytes_of(staging_pages) + limbo;
         Division { chunk_pages, cluster_pages, fixed_bytes }
     };
     let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
@@ -212,7 +214,8 @@ impl<F: Frames> Shared<F> {
         self.store.source_mapped_bytes() + self.store.source_table_bytes()
     }
 
-    /// Evicts pages until `coming` more fit into the budget, but none of `keep`.
+    /// Evicts pages until `coming` more fit into the budget, but none of `keep`. `spare`
+    /// takes frames of theirs where stores are not noticed.
     ///
     /// # Errors
     /// [`Error::Budget`] if nothing else may leave; I/O where changed pages are written.
@@ -222,6 +225,7 @@ impl<F: Frames> Shared<F> {
         coming: u64,
         keep: Option<&Members>,
         limbo: &mut Option<Limbo>,
+        mut spare: Option<&mut Spare>,
     ) -> Result<()> {
         loop {
             let source_bytes = self.source_bytes();
@@ -234,7 +238,8 @@ impl<F: Frames> Shared<F> {
             }
             let fail = |errno| Error::system(operation, errno);
             if self.frames.tracking().is_none() {
-                let evicted = self.evict_locked(&mut state, victims.iter().copied());
+                let evicted =
+                    self.evict_locked(&mut state, victims.iter().copied(), spare.as_deref_mut());
                 if evicted.is_err() {
                     state.take_back(&victims);
                 }
@@ -249,7 +254,7 @@ impl<F: Frames> Shared<F> {
             let saved = self.save(operation, limbo, &victims, false);
             let mut state = self.state.lock();
             let evicted = saved.and_then(|()| {
-                self.evict_locked(&mut state, victims.iter().copied()).map_err(fail)
+                self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
             });
             if evicted.is_err() {
                 state.take_back(&victims);

@@ -161,9 +161,9 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
         false
     }
 
-    /// Moves frames that came out of the window from `back` to where the next
-    /// chunk is read to; says whether it could.
-    fn give_back(&self, front: Span<'_>, back: Span<'_>) -> bool;
+    /// Moves what frames `from` has to empty [staging](Self::adopt_staging) memory or
+    /// [limbo](Self::adopt_limbo); says whether it could.
+    fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
 
     /// `MADV_DONTNEED`, or what does it in locked memory.
     fn dont_need(&self) -> Advice {

@@ -292,7 +292,7 @@ impl<F: Frames> Loader<'_, '_, F> {
         };
         let mut limbo = lock(&self.cached.limbo);
         let Call { operation, keep, .. } = self.call;
-        self.cached.shared.make_room(operation, coming, keep, &mut limbo)
+        self.cached.shared.make_room(operation, coming, keep, &mut limbo, None)
     }
 
     /// Finds out what was stored to pages that were put in by reused frames, before stores

@@ -33,6 +33,7 @@ mod pin;
 mod reads;
 mod remap;
 mod save;
+mod spare;
 mod staging;
 mod state;
 
@@ -42,6 +43,7 @@ pub use frames::{Before, Filled, Frames, Tracking};
 pub use limbo::Limbo;
 use load::{Call, Step, STEP_PAGES};
 pub use reads::{ReadIndex, MAX_READS};
+pub use spare::Spare;
 use staging::Staging;
 pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
@@ -301,11 +303,12 @@ impl<F: Frames> Cached<F> {
 }
 
 impl<F: Frames> Shared<F> {
-    /// Drops pages; what was stored to them is written by now.
+    /// Drops pages; what was stored to them is written by now. `spare` takes frames of them.
     fn evict_locked(
         &self,
         state: &mut State,
         pages: impl Iterator<Item = WindowPage>,
+        spare: Option<&mut Spare>,
     ) -> Result<(), Errno> {
         let (mut dropped, mut allowed, mut taken) = (Vec::new(), Vec::new(), 0);
         for page in pages {
@@ -327,7 +330,15 @@ impl<F: Frames> Shared<F> {
             let entry: Entry = table.get(page);
             !entry.present() && !entry.unreadable() && entry.prot() != Prot::None
         };
-        let runs = plan::runs(dropped.iter().copied());
+        let mut runs = plan::runs(dropped.iter().copied());
+        if let Some(spare) = spare {
+            runs.retain_mut(|run| {
+                let taken_bytes = spare.take(&self.frames, self.bytes(*run));
+                let taken = self.store.page_size().index_of(taken_bytes as u64);
+                *run = Run { first: run.first.offset(taken), count: run.count - taken };
+                run.count > 0
+            });
+        }
         let runs = plan::join_runs(runs, self.evict_gap_pages, absent);
         let ranges: Vec<_> = runs.into_iter().map(|run| self.bytes(run)).collect();
         self.frames.drop_pages(&ranges)?;
@@ -416,7 +427,7 @@ impl<F: Frames> Engine for Cached<F> {
                 .map_err(completed)?;
             let mut state = self.shared.state.lock();
             self.shared
-                .evict_locked(&mut state, evicted)
+                .evict_locked(&mut state, evicted, None)
                 .map_err(|errno| completed(Error::system("evict", errno)))?;
         }
         Ok(())

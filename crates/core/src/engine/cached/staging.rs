@@ -106,7 +106,7 @@ impl Ring<'_> {
             return;
         }
         let front = region.span(chunk.front, used_bytes);
-        if all_moved && frames.give_back(front, region.span(spare, used_bytes)) {
+        if all_moved && frames.shift(front, region.span(spare, used_bytes)) {
             return;
         }
         // Freeing them keeps the invariant of spare memory; if even that fails,

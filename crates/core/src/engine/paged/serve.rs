@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Frames, Limbo, ReadIndex, Shared, State};
+use crate::engine::cached::{offset_of, Frames, Limbo, ReadIndex, Shared, Spare, State};
 use crate::engine::lock;
-use crate::error::{Result, Uninterruptible};
+use crate::error::{self, Uninterruptible};
 use crate::fault::Serve;
 use crate::scatter;
 use crate::stats::Counters;
@@ -267,24 +267,45 @@ impl Shared<PagedFrames> {
         (content, size_bytes): (Span<'_>, u64),
         toucher: Toucher,
     ) -> Result<(), Errno> {
-        let Attempt { run, entry, .. } = *attempt;
-        let offset = offset_of(self.page(), run.first);
+        let offset = offset_of(self.page(), attempt.run.first);
         let tracked = self.frames.tracking.is_some();
-        // Who is about to store need not fault a second time.
-        let dirty = tracked && toucher == Toucher::Stores && entry.prot() == Prot::Write;
-        let first = if dirty { self.page().bytes() } else { 0 };
+        let first = if self.dirties(attempt, toucher) { self.page().bytes() } else { 0 };
         let (left, right) = (content.part(0, first), content.part(first, content.len() - first));
-        let unprotected = if dirty { self.frames.copy_in(offset, left, false) } else { Ok(()) };
-        let copied = unprotected.and_then(|()| {
-            let copied = if right.is_empty() {
-                Ok(())
-            } else {
-                self.frames.copy_in(offset + first, right, tracked)
-            };
-            copied.map_err(|partial: Partial| partial.after(first))
+        let copy = |offset, content: Span<'_>, protect| {
+            if content.is_empty() {
+                return Ok(());
+            }
+            self.frames.copy_in(offset, content, protect)
+        };
+        let copied = copy(offset, left, false).and_then(|()| {
+            copy(offset + first, right, tracked).map_err(|partial: Partial| partial.after(first))
         });
-        let done_bytes = copied.map_or_else(|partial| partial.done_bytes, |()| content.len());
-        let done = self.page().index_of(done_bytes as u64);
+        self.note_shown(state, attempt, copied, size_bytes, toucher)
+    }
+
+    /// Whether the first page of an attempt is dirty from the start, so that who is about to
+    /// store to it need not fault a second time.
+    fn dirties(&self, attempt: &Attempt, toucher: Toucher) -> bool {
+        let tracked = self.frames.tracking.is_some();
+        tracked && toucher == Toucher::Stores && attempt.entry.prot() == Prot::Write
+    }
+
+    /// Notes that the pages of an attempt are present, or those in front of where their
+    /// putting in stopped.
+    fn note_shown(
+        &self,
+        state: &mut State,
+        attempt: &Attempt,
+        put: Result<(), Partial>,
+        size_bytes: u64,
+        toucher: Toucher,
+    ) -> Result<(), Errno> {
+        let run = attempt.run;
+        let tracked = self.frames.tracking.is_some();
+        let dirty = self.dirties(attempt, toucher);
+        let done_bytes = |partial: Partial| partial.done_bytes as u64;
+        let done =
+            put.map_or_else(|partial| self.page().index_of(done_bytes(partial)), |()| run.count);
         for (page, index) in run.pages().zip(0..done) {
             let entry = state.get(page);
             if let (true, Some(file_page)) = (tracked, entry.shown().file_page()) {
@@ -294,7 +315,7 @@ impl Shared<PagedFrames> {
             state.mark(page, entry.with_present(true).with_dirty(dirty && index == 0));
         }
         if done == 0 {
-            return copied.map_err(|partial| partial.errno);
+            return put.map_err(|partial| partial.errno);
         }
         state.reads.note(Run { count: done, ..run });
         Counters::add(&self.counters.faults, u64::from(toucher != Toucher::Nobody));
@@ -310,17 +331,28 @@ pub(super) struct Server {
     /// Memory for a cluster of pages.
     buffer: Mutex<Region>,
     cluster_pages: u64,
-    /// Where pages are taken out to that make room.
+    /// Where pages are taken out to that make room, in a window that is written,
     limbo: Mutex<Option<Limbo>>,
+    /// and in one that is read.
+    spare: Mutex<Option<Spare>>,
 }
 
 impl Server {
-    pub(super) fn new(shared: Arc<Shared<PagedFrames>>, cluster_pages: u64) -> Result<Self, Errno> {
+    /// `evicts`: the window has a budget.
+    pub(super) fn new(
+        shared: Arc<Shared<PagedFrames>>,
+        cluster_pages: u64,
+        evicts: bool,
+    ) -> Result<Self, Errno> {
         let bytes = shared.page().bytes_of(cluster_pages) as usize;
         let mut buffer = Region::anonymous(bytes, 1, Access::Write)?;
         buffer.keep_from_children()?;
-        let (buffer, limbo) = (Mutex::new(buffer), Mutex::new(None));
-        Ok(Self { shared, buffer, cluster_pages, limbo })
+        let frames = &shared.frames;
+        let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
+        let spare =
+            recycles.then(|| Spare::new(frames, shared.page(), cluster_pages)).transpose()?;
+        let (buffer, limbo, spare) = (Mutex::new(buffer), Mutex::new(None), Mutex::new(spare));
+        Ok(Self { shared, buffer, cluster_pages, limbo, spare })
     }
 
     fn attempt(&self, attempt: &Attempt, fault: Fault) -> Served {
@@ -347,7 +379,7 @@ impl Server {
         if !self.has_room(&attempt) {
             attempt.run.count = 1;
         }
-        match self.load(&attempt, Toucher::of(fault.stores)) {
+        match self.load(&attempt, Toucher::of(fault.stores), |_| ()) {
             Ok(Served::Ended) => {
                 let page_count = shared.page().index_of(shared.frames.region.len() as u64);
                 let mut state = shared.state.lock();
@@ -362,12 +394,34 @@ impl Server {
 
     /// Whether the pages of an attempt fit into the budget, now that others have left for them.
     fn has_room(&self, attempt: &Attempt) -> bool {
-        let mut limbo = lock(&self.limbo);
-        self.shared.make_room("fault", attempt.run.count, None, &mut limbo).is_ok()
+        let (mut limbo, mut spare) = (lock(&self.limbo), lock(&self.spare));
+        let count = attempt.run.count;
+        self.shared.make_room("fault", count, None, &mut limbo, spare.as_mut()).is_ok()
     }
 
-    /// Reads the pages of an attempt and shows them.
-    fn load(&self, attempt: &Attempt, toucher: Toucher) -> Result<Served> {
+    /// Takes the faults that wait, but for those of pages of an attempt that are shown by
+    /// now. They are over: served later, they would bring back what a call has evicted.
+    fn take_waiting(&self, state: &State, attempt: &Attempt, waiting: &mut Vec<Fault>) {
+        let shared = &self.shared;
+        let run = attempt.run;
+        while shared.frames.uffd.faults(waiting).is_ok() {}
+        waiting.retain(|fault| {
+            let page = shared.page_at(fault.address);
+            let shown = page.is_some_and(|page| {
+                run.first <= page && page < run.end() && state.get(page).present()
+            });
+            fault.protected || !shown
+        });
+    }
+
+    /// Reads the pages of an attempt and shows them, `then` does something before a call can
+    /// change them.
+    fn load(
+        &self,
+        attempt: &Attempt,
+        toucher: Toucher,
+        then: impl FnOnce(&State),
+    ) -> error::Result<Served> {
         let shared = &self.shared;
         let files: Vec<FilePage> = {
             let state = shared.state.lock();
@@ -378,8 +432,10 @@ impl Server {
             // A call has changed them.
             return Ok(Served::Anew);
         }
-        let buffer = lock(&self.buffer);
-        let content = buffer.span(0, files.len() * shared.page().bytes());
+        let (buffer, mut spare) = (lock(&self.buffer), lock(&self.spare));
+        let len = files.len() * shared.page().bytes();
+        let frames = spare.as_ref().and_then(|spare| spare.last(len));
+        let content = frames.unwrap_or_else(|| buffer.span(0, len));
         let size_bytes = shared.store.size_bytes();
         let contiguous = files.windows(2).all(|pair| pair[0].offset(1) == pair[1]);
         match &files[..] {
@@ -397,7 +453,16 @@ impl Server {
         if !state.reads.is_current(attempt.read) {
             return Ok(Served::Anew);
         }
-        let shown = shared.show(&mut state, attempt, (content, size_bytes), toucher);
+        let moved = frames.is_some();
+        let shown = if let Some(spare) = spare.as_mut().filter(|_| moved) {
+            let offset = offset_of(shared.page(), attempt.run.first);
+            let put = spare.put(&shared.frames, offset, len);
+            shared.note_shown(&mut state, attempt, put, size_bytes, toucher)
+        } else {
+            let content = (buffer.span(0, len), size_bytes);
+            shared.show(&mut state, attempt, content, toucher)
+        };
+        then(&state);
         drop(state);
         if shown.is_err() {
             // The toucher tries again, and is served again.
@@ -434,7 +499,7 @@ impl Serve for Server {
         }
     }
 
-    fn read_ahead(&self) -> bool {
+    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> bool {
         let shared = &self.shared;
         let begun = {
             let mut state = shared.state.lock();
@@ -445,8 +510,9 @@ impl Serve for Server {
         };
         let read = begun.is_some_and(|attempt| {
             // What cannot be read is said when it is touched.
+            let then = |state: &State| self.take_waiting(state, &attempt, waiting);
             let loaded = self.has_room(&attempt)
-                && matches!(self.load(&attempt, Toucher::Nobody), Ok(Served::Ended));
+                && matches!(self.load(&attempt, Toucher::Nobody, then), Ok(Served::Ended));
             let mut state = shared.state.lock();
             state.reads.end(attempt.read);
             state.reads.advance(attempt.run.count);
