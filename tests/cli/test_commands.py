@@ -171,7 +171,9 @@ def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "--help"])
     assert exit_.value.code == 0
-    assert "nonblock" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nonblock" in said
+    assert "--plot FILE" in said
 
 
 def test_errors_are_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -417,13 +417,16 @@ def test_windows_with_a_budget_are_measured(
 
 def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--file-size", "16M", "--pages", "100", "--rounds", "5", "--dir", str(tmp_path)]
-    assert main(["take", "--json", *small]) == 0
+    chart = tmp_path / "take.svg"
+    assert main(["take", "--json", "--plot", str(chart), *small]) == 0
     reports = json.loads(capsys.readouterr().out)["reports"]
     assert len(reports) == 5
     assert all(report["rows"] or report["missing"] for report in reports)
     for row in [row for report in reports for row in report["rows"] if row["fremap"]]:
         assert len(row["fremap"]["seconds"]) == len(row["other"]["seconds"]) >= 5
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [chart]
+    # Matplotlib notes texts beside their outlines.
+    assert f"<!-- {reports[0]['suite']}: {reports[0]['title']} -->" in chart.read_text()
 
 
 @pytest.mark.needs("paged")
@@ -470,7 +473,18 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
 # Banks of extents
 
 
-@pytest.mark.parametrize("name", [slots._AUTO, slots._PREAD, slots._MEMMAP, slots._MMAP])
+@pytest.mark.parametrize(
+    "name",
+    [
+        slots._AUTO,
+        slots._PREAD,
+        slots._FADVISE,
+        slots._POOL,
+        slots._MEMMAP,
+        slots._MMAP,
+        slots._MMAP_RANDOM,
+    ],
+)
 def test_a_side_of_the_banks_reads_what_it_is_asked_for(file: DataFile, name: str) -> None:
     """Of 128 extents a bank holds 32; what it reads is checked, and is wrong elsewhere."""
     accesses = slots._Accesses(FILE_PAGES // 4, 4 * PAGE_BYTES)

@@ -1,10 +1,12 @@
-"""The command: ``fremap bench SUITE [SUITE ...] [--json]``."""
+"""The command: ``fremap bench SUITE [SUITE ...] [--json] [--plot FILE]``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import fremap
+from fremap.bench import plot
 from fremap.bench.bench import Bench
 from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report
 from fremap.bench.machine import Machine
@@ -26,24 +28,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         0 if everything was measured, whatever the figures are; 1 if a suite
-        cannot run here, with the reason on stderr.
+        cannot run here or no chart can be written, with the reason on stderr.
     """
     arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except BrokenPipeError:  # the reader of the report has gone: the command's own matter
+        raise
+    except (BenchError, fremap.FremapError, OSError) as error:
+        print(f"fremap bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    chart: Path | None = arguments.plot
+    if chart is not None:
+        plot.check(chart)
     names = list(SUITES) if "all" in arguments.suites else list(dict.fromkeys(arguments.suites))
     bench = Bench(arguments.rounds, arguments.pages, arguments.file_size, arguments.dir)
     machine = Machine.this()
     reports: list[Report] = []
-    try:
-        with bench:
-            for name in names:
-                for suite in SUITES[name]:
-                    bench.say(f"{name} ...")
-                    reports.append(suite(bench))
-    except (BenchError, fremap.FremapError, OSError) as error:
-        print(f"fremap bench: {error}", file=sys.stderr)
-        return 1
+    with bench:
+        for name in names:
+            for suite in SUITES[name]:
+                bench.say(f"{name} ...")
+                reports.append(suite(bench))
     print(as_json(machine, reports) if arguments.json else as_text(machine, reports))
-    return 0
+    if chart is not None:
+        plot.write(chart, machine, reports)
+        bench.say(f"the chart is in {chart}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--json", action="store_true", help="everything, with each round's numbers, as JSON"
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="also draw the ratios into FILE, a "
+        + ", ".join(suffix.removeprefix(".").upper() for suffix in plot.SUFFIXES)
+        + ' by its suffix (needs matplotlib: pip install "fremap[plot]")',
     )
     parser.add_argument(
         "--rounds",

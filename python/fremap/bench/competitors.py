@@ -5,7 +5,7 @@ Each competitor does the whole job that one `Window.remap` does: window page
 mapping a page (through ctypes: about 0.4 µs a call on top of the kernel's
 6-7 µs; ``benches/c/`` has the same loops without that). The others copy.
 
-All return an `Outcome`; none raises when the kernel refuses part way, for
+All calls return an `Outcome`; none raises when the kernel refuses part way, for
 where they stop (``vm.max_map_count``) is part of what they show.
 """
 
@@ -17,7 +17,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -204,11 +204,34 @@ def memmap_take(
     return Outcome(seconds, len(file_pages), None, process_vma_count())
 
 
+def advised_memmap(
+    path: str | os.PathLike[str],
+    dtype: npt.DTypeLike,
+    advice: int,
+    *,
+    offset: int = 0,
+    shape: tuple[int, ...] | None = None,
+) -> np.memmap[Any, np.dtype[Any]]:
+    """Map as NumPy does, with advice of madvise(2), which NumPy itself has no way to give."""
+    table: np.memmap[Any, np.dtype[Any]] = np.memmap(path, dtype, "r", offset, shape)
+    kernel_map: mmap.mmap = table._mmap  # type: ignore[attr-defined] # noqa: SLF001 - the only way
+    kernel_map.madvise(advice)
+    return table
+
+
 def fadvise_then_read(
-    fd: int, file_pages: FilePages, out: Pages, *, page_bytes: int = mmap.PAGESIZE
+    fd: int,
+    file_pages: FilePages,
+    out: Pages,
+    *,
+    page_bytes: int = mmap.PAGESIZE,
+    first_byte: int = 0,
 ) -> Outcome:
-    """Call ``posix_fadvise(WILLNEED)`` for each page, then pread each into `out`."""
-    offsets = (file_pages * page_bytes).tolist()
+    """Call ``posix_fadvise(WILLNEED)`` for each page, then pread each into `out`.
+
+    Page 0 begins at `first_byte`.
+    """
+    offsets = (file_pages * page_bytes + first_byte).tolist()
     rows = list(out)
     begin = time.perf_counter()
     for offset in offsets:
@@ -226,9 +249,10 @@ def pread_pool(
     *,
     threads: int = POOL_THREADS,
     page_bytes: int = mmap.PAGESIZE,
+    first_byte: int = 0,
 ) -> Outcome:
     """Share out the preads into `out` among a pool of `threads` threads."""
-    offsets = (file_pages * page_bytes).tolist()
+    offsets = (file_pages * page_bytes + first_byte).tolist()
     rows = list(out)
 
     def share(part: int) -> None:

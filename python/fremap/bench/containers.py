@@ -1,19 +1,23 @@
 """Other containers of arrays, if they are installed: the same rows out of HDF5 and Zarr."""
 
 import importlib.util
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from fremap.bench.harness import Report
 
 # What is copied into a container that cannot be laid over the data file.
 _MOST_COPIED_BYTES = 256 << 20
 _CHUNK_BYTES = 64 << 10
 
-Ids = npt.NDArray[np.int64]
+Ids: TypeAlias = npt.NDArray[np.int64]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 class Container(ABC):
@@ -34,7 +38,7 @@ class Container(ABC):
         """Return why it cannot be measured, or None."""
         if importlib.util.find_spec(cls.module):
             return None
-        return f"{cls.name}: {cls.module} is not installed"
+        return f"{cls.name}: {cls.module} is not installed (pip install {cls.module})"
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +60,17 @@ class Container(ABC):
         self.array = None
 
     @abstractmethod
-    def take(self, ids: Ids) -> object:
+    def drop(self) -> None:
+        """Drop from the page cache what it holds in files of its own."""
+
+    @abstractmethod
+    def take(self, ids: Ids) -> Bytes:
         """Take rows, whose numbers rise."""
+
+    def slice(self, first: int, count: int) -> Bytes:
+        """Take rows that follow one another."""
+        rows: Bytes = self.array[first : first + count]
+        return rows
 
 
 class Hdf5(Container):
@@ -84,9 +97,17 @@ class Hdf5(Container):
         super()._close()
         self._file.close()
 
-    def take(self, ids: Ids) -> object:
+    def drop(self) -> None:
+        """Do nothing: its rows are in the data file."""
+
+    def take(self, ids: Ids) -> Bytes:
         """Index the dataset."""
-        return self.array[ids]
+        rows: Bytes = self.array[ids]
+        return rows
+
+    def read_into(self, row: int, out: Bytes) -> None:
+        """Read one row into memory that is there."""
+        self.array.read_direct(out, np.s_[row])
 
 
 class Zarr(Container):
@@ -109,10 +130,29 @@ class Zarr(Container):
             compressors=None,
         )
         self.array[:] = np.memmap(path, np.uint8, mode="r", offset=offset, shape=shape)
+        os.sync()  # what is not on disk yet is not dropped
 
-    def take(self, ids: Ids) -> object:
+    def drop(self) -> None:
+        """Drop its chunks, each a file."""
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                fd = os.open(file, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+    def take(self, ids: Ids) -> Bytes:
         """Index the array along its first axis."""
-        return self.array.oindex[ids]
+        rows: Bytes = self.array.oindex[ids]
+        return rows
 
 
-ALL: tuple[type[Container], ...] = (Hdf5, Zarr)
+def installed(report: Report) -> list[type[Container]]:
+    """Return those that can be measured here; the report says why the others cannot."""
+    found: list[type[Container]] = []
+    for container in (Hdf5, Zarr):
+        reason = container.unavailable()
+        if reason is None:
+            found.append(container)
+        else:
+            report.missing.append(reason)
+    return found

@@ -113,6 +113,28 @@ class Row:
         return None
 
     @property
+    def lost(self) -> bool:
+        """Whether ours is slower: by the medians of both, or by the median of the rounds' ratios.
+
+        The two may differ where the rounds do.
+        """
+        if self.ours is None or self.theirs is None or self.own:
+            return False
+        return self.ours.microseconds > self.theirs.microseconds or self.speed < 1
+
+    @property
+    def speed(self) -> float:
+        """How many times as fast ours is, in whichever unit the value is; of a ratio."""
+        return statistics.median(self.speeds)
+
+    @property
+    def speeds(self) -> tuple[float, ...]:
+        """The same of each round; empty where there is no ratio."""
+        if self.ours is None or self.theirs is None:
+            return ()
+        return tuple(b / a for a, b in _pairs(self.ours, self.theirs))
+
+    @property
     def bar(self) -> str:
         """The bar as text."""
         if self.at_least is not None:
@@ -182,8 +204,7 @@ class Report:
         return [
             (row.ours, row.theirs)
             for row in self.rows
-            if row.ours and row.theirs and not row.own
-            if row.ours.microseconds > row.theirs.microseconds
+            if row.ours and row.theirs and row.lost
         ]
 
     @property

@@ -86,6 +86,15 @@ def process_bytes(name: str, process: int | str = "self") -> int:
     return int(_field(_text(f"/proc/{process}/status"), name).removesuffix("kB")) * 1024
 
 
+def stolen_seconds() -> float:
+    """Return the time of all processors that the host gave to others, since it started.
+
+    The kernel counts it in ticks (10 ms), and knows of it in some virtual machines only.
+    """
+    steal = _text("/proc/stat").split(maxsplit=9)[8]
+    return int(steal) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class Counts:
     """What happened between two moments in this process."""

@@ -7,6 +7,7 @@ from fremap.bench.harness import Report
 from fremap.bench.suites import (
     batches,
     dirty,
+    event_loop,
     fault,
     imports,
     nonblock,
@@ -34,7 +35,13 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_writes,
     ),
     "slots": (slots.warm, slots.cold),
-    "take": (take.warm, take.partly_cold, take.cold, take.in_containers, take.event_loop),
+    "take": (
+        take.warm,
+        take.partly_cold,
+        take.cold,
+        take.in_containers,
+        event_loop.beside_takes,
+    ),
     "batches": (batches.warm, batches.cold),
     "scan": (scan.warm, scan.cold),
     "scale": (scale.flat, scale.bookkeeping),

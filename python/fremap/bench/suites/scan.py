@@ -1,12 +1,15 @@
 """A pass over a file larger than the budget: in order, and a word of every sixteenth page.
 
-`fremap.memmap` beside `numpy.memmap` and a buffer that is read into; and how much memory
+`fremap.memmap` beside `numpy.memmap` and buffers that are read into; and how much memory
 each took meanwhile.
 """
 
 import mmap
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,18 +17,24 @@ import numpy as np
 import numpy.typing as npt
 
 import fremap
+from fremap.bench import containers
 from fremap.bench.bench import Bench
+from fremap.bench.competitors import POOL_THREADS, advised_memmap
 from fremap.bench.datafile import PAGE_BYTES
-from fremap.bench.harness import Contender, Report, paired, timed, times_the_time
+from fremap.bench.harness import BenchError, Contender, Report, paired, times_the_time
 from fremap.bench.machine import process_bytes
 
 OURS = "fremap.memmap"
 MEMMAP = "np.memmap"
 SEQUENTIAL = "np.memmap, MADV_SEQUENTIAL"
+RANDOM = "np.memmap, MADV_RANDOM"
+FADVISE = "posix_fadvise ahead, then np.memmap"
 READ = "readinto a buffer"
+POOL = f"readinto by {POOL_THREADS} threads"
 _MOST_BYTES = 512 << 20
 _BUDGET_PART = 8
 _BUFFER_BYTES = 1 << 20
+_BUFFER_PAGES = _BUFFER_BYTES // PAGE_BYTES
 _STRIDE_PAGES = 16
 _WORDS = PAGE_BYTES // 8
 # So much beyond its budget an array may take, as a window may.
@@ -39,14 +48,14 @@ def warm(bench: Bench) -> Report:
     """Scan a file in the page cache."""
     report = Report("scan", f"scan {_megabytes(bench)} MiB in the page cache")
     bench.warm_file(report)
-    return _measure(bench, report, lambda: None)
+    return _measure(bench, report, cold=False)
 
 
 def cold(bench: Bench) -> Report:
     """Scan a file that is not in the page cache."""
     report = Report("scan", f"scan {_megabytes(bench)} MiB not in the page cache")
     report.notes.append("a host may still cache what was written")
-    return _measure(bench, report, bench.file.drop)
+    return _measure(bench, report, cold=True)
 
 
 def _size(bench: Bench) -> int:
@@ -65,29 +74,35 @@ def _strided(words: Words) -> Any:
     return words[:: _STRIDE_PAGES * _WORDS].sum()
 
 
-def _measure(bench: Bench, report: Report, prepare: Callable[[], object]) -> Report:
+def _measure(bench: Bench, report: Report, *, cold: bool) -> Report:
     path, size = bench.file.path, _size(bench)
     budget = size // _BUDGET_PART
-    sides: list[tuple[str, Callable[[Pass], Any]]] = [
-        (
-            OURS,
-            lambda work: work(fremap.memmap(path, np.int64, "r", shape=size // 8, budget=budget)),
-        ),
-        (MEMMAP, lambda work: work(np.memmap(path, np.int64, "r", shape=size // 8))),
-        (SEQUENTIAL, lambda work: work(_sequential(path, size))),
-    ]
+    sides: dict[str, Callable[[Pass], Any]] = {
+        OURS: lambda work: work(fremap.memmap(path, np.int64, "r", shape=size // 8, budget=budget)),
+        MEMMAP: lambda work: work(_mapped(path, size, mmap.MADV_NORMAL)),
+        SEQUENTIAL: lambda work: work(_mapped(path, size, mmap.MADV_SEQUENTIAL)),
+        RANDOM: lambda work: work(_mapped(path, size, mmap.MADV_RANDOM)),
+        FADVISE: lambda work: _advised(path, size, strided=work is _strided),
+        READ: lambda work: _read(path, size, 1, strided=work is _strided),
+        POOL: lambda work: _read(path, size, POOL_THREADS, strided=work is _strided),
+    }
+
+    def prepare() -> None:
+        if cold:
+            bench.file.drop()
+
     for what, work in (("in order", _in_order), ("strided", _strided)):
-        contenders, memory = [], dict[str, int]()
-        for name, make in [
-            *sides,
-            (READ, lambda work: _read(path, size, strided=work is _strided)),
-        ]:
-            contenders.append(_side(name, make, work, prepare, memory))
+        memory, sums = dict[str, int](), dict[str, int]()
+        contenders = [
+            _side(name, partial(make, work), prepare, memory, sums) for name, make in sides.items()
+        ]
         pages = size // PAGE_BYTES // (1 if work is _in_order else _STRIDE_PAGES)
         timings = paired(contenders, rounds=bench.rounds, operations=pages, warm_ups=1)
+        _check(sums)
         report.rows += [
             times_the_time(f"{what}: of {name}", timings[OURS], timings[name])
-            for name in (MEMMAP, SEQUENTIAL, READ)
+            for name in sides
+            if name != OURS
         ]
         report.count(
             f"{what}: memory that fremap.memmap took, at most",
@@ -98,24 +113,70 @@ def _measure(bench: Bench, report: Report, prepare: Callable[[], object]) -> Rep
         for name, taken in memory.items():
             report.count(f"{what}: memory that {name} took, at most", taken / 2**20, "MiB")
     report.notes.append(f"the budget is {budget / 2**20:g} MiB; MADV_SEQUENTIAL is advice alone")
+    for container in containers.installed(report):
+        with container(path, 0, PAGE_BYTES) as other:
+            _beside_container(bench, report, other, cold=cold)
     return report
 
 
+def _beside_container(
+    bench: Bench, report: Report, other: containers.Container, *, cold: bool
+) -> None:
+    """Scan what a container has, in order and a MiB at a time."""
+    pages = min(other.row_count, _size(bench) // PAGE_BYTES)
+    budget = pages * PAGE_BYTES // _BUDGET_PART
+    name = other.name.replace("[ids]", "[first:last]")
+
+    def prepare() -> None:
+        if cold:
+            bench.file.drop()
+            other.drop()
+
+    def ours() -> Any:
+        words = fremap.memmap(
+            bench.file.path, np.int64, "r", shape=pages * _WORDS, budget=budget
+        )
+        return _in_order(words)
+
+    def theirs() -> Any:
+        return _total(
+            other.slice(first, min(_BUFFER_PAGES, pages - first)).view(np.int64).sum()
+            for first in range(0, pages, _BUFFER_PAGES)
+        )
+
+    memory, sums = dict[str, int](), dict[str, int]()
+    contenders = [
+        _side(OURS, ours, prepare, memory, sums),
+        _side(name, theirs, prepare, memory, sums),
+    ]
+    timings = paired(contenders, rounds=bench.rounds, operations=pages, warm_ups=1)
+    _check(sums)
+    report.rows.append(times_the_time(f"in order: of {name}", timings[OURS], timings[name]))
+    report.count(f"in order: memory that {name} took, at most", memory[name] / 2**20, "MiB")
+
+
 def _side(
-    name: str, make: Callable[[Pass], Any], work: Pass, prepare: Callable[[], object],
-    memory: dict[str, int],
+    name: str, scan: Callable[[], Any], prepare: Callable[[], object],
+    memory: dict[str, int], sums: dict[str, int],
 ) -> Contender:  # fmt: skip
-    """Time a pass, the opening and closing of the file with it, and note the memory it took."""
+    """Time a pass, the opening and closing of the file with it; note its sum and its memory."""
 
     def run(number: int) -> Mapping[str, float]:
         prepare()
         before = _forget_most()
-        seconds = timed(lambda: make(work))
+        begin = time.perf_counter()
+        sums[name] = int(scan())
+        seconds = time.perf_counter() - begin
         if number > 0:  # the machine may be calibrated in the first
             memory[name] = max(memory.get(name, 0), process_bytes("VmHWM") - before)
         return {name: seconds}
 
     return run
+
+
+def _check(sums: dict[str, int]) -> None:
+    if len(set(sums.values())) != 1:
+        raise BenchError(f"scan: the sides do not agree on the sum: {sums}")
 
 
 def _forget_most() -> int:
@@ -124,24 +185,51 @@ def _forget_most() -> int:
     return process_bytes("VmRSS")
 
 
-def _sequential(path: Path, size: int) -> Words:
-    with path.open("rb") as file:
-        memory = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    memory.madvise(mmap.MADV_SEQUENTIAL)
-    return np.frombuffer(memory, np.int64)
+def _mapped(path: Path, size: int, advice: int) -> Words:
+    return advised_memmap(path, np.int64, advice, shape=(size // 8,))
 
 
-def _read(path: Path, size: int, *, strided: bool) -> int:
-    """Sum by way of a buffer: what is between the pages of a stride is not read."""
-    buffer = np.empty(_BUFFER_BYTES // 8 if not strided else 1, np.int64)
-    total = np.int64(0)
+def _total(sums: Iterable[np.int64]) -> np.int64:
+    """Add up as NumPy does within an array: past the largest number it begins anew."""
+    total: np.int64 = np.fromiter(sums, np.int64).sum()
+    return total
+
+
+def _advised(path: Path, size: int, *, strided: bool) -> np.int64:
+    """Have the kernel read ahead what is next: a MiB in order, all pages of a stride."""
+    words = _mapped(path, size, mmap.MADV_RANDOM)
     fd = os.open(path, os.O_RDONLY)
     try:
-        step = _STRIDE_PAGES * PAGE_BYTES if strided else _BUFFER_BYTES
-        with np.errstate(over="ignore"):
-            for offset in range(0, size, step):
-                count = os.preadv(fd, [buffer], offset) // 8
-                total += buffer[:count].sum()
+        if strided:
+            for offset in range(0, size, _STRIDE_PAGES * PAGE_BYTES):
+                os.posix_fadvise(fd, offset, PAGE_BYTES, os.POSIX_FADV_WILLNEED)
+            return _total([_strided(words)])
+        sums = []
+        for first in range(0, size, _BUFFER_BYTES):
+            ahead = first + _BUFFER_BYTES
+            os.posix_fadvise(fd, ahead, _BUFFER_BYTES, os.POSIX_FADV_WILLNEED)
+            sums.append(words[first // 8 : ahead // 8].sum())
+        return _total(sums)
     finally:
         os.close(fd)
-    return int(total)
+
+
+def _read(path: Path, size: int, threads: int, *, strided: bool) -> np.int64:
+    """Sum by way of a buffer a thread: what is between the pages of a stride is not read."""
+    step = _STRIDE_PAGES * PAGE_BYTES if strided else _BUFFER_BYTES
+    fd = os.open(path, os.O_RDONLY)
+
+    def share(part: int) -> np.int64:
+        buffer = np.empty(1 if strided else _BUFFER_BYTES // 8, np.int64)
+        return _total(
+            buffer[: os.preadv(fd, [buffer], offset) // 8].sum()
+            for offset in range(part * step, size, threads * step)
+        )
+
+    try:
+        if threads == 1:
+            return share(0)
+        with ThreadPoolExecutor(threads) as pool:
+            return _total(pool.map(share, range(threads)))
+    finally:
+        os.close(fd)

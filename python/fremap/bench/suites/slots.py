@@ -4,9 +4,11 @@ Each access reads a word of each page of its extent, so that faults count, and t
 says whether it was the right one.
 """
 
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
@@ -16,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 import fremap
+from fremap.bench import containers
 from fremap.bench.bench import Bench
+from fremap.bench.competitors import POOL_THREADS, advised_memmap
 from fremap.bench.datafile import PAGE_BYTES, DataFile
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_faster
 
@@ -31,8 +35,12 @@ _WORDS = PAGE_BYTES // 8
 _AUTO = "fremap.Slots"
 _COPIED = "fremap.Slots, copied"
 _PREAD = "preadv into a bank, OrderedDict"
+_FADVISE = "posix_fadvise an extent, then the same"
+_POOL = f"the same by {POOL_THREADS} threads"
 _MEMMAP = "np.memmap copied into a bank, OrderedDict"
+_HDF5 = "h5py read_direct into a bank, OrderedDict"
 _MMAP = "np.memmap slices, no bank"
+_MMAP_RANDOM = "np.memmap slices, MADV_RANDOM, no bank"
 
 Keys: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.int64]
@@ -131,6 +139,56 @@ class _CopyingSide:
         return self._hits / (self._hits + self._misses)
 
 
+class _AdvisingSide(_CopyingSide):
+    """The same, but that the kernel is told of all that a batch misses before the first is read."""
+
+    def read(self, keys: Keys) -> int:
+        for key in dict.fromkeys(keys.tolist()):
+            if key not in self._slots:
+                offset = key * self._extent_bytes
+                os.posix_fadvise(self._fd, offset, self._extent_bytes, os.POSIX_FADV_WILLNEED)
+        return super().read(keys)
+
+
+class _PoolSide(_CopyingSide):
+    """The same, but that all that a batch misses is read by a pool of threads."""
+
+    def __init__(self, file: DataFile, extent_bytes: int, slots: int) -> None:
+        super().__init__(file, extent_bytes, slots)
+        self._pool = ThreadPoolExecutor(POOL_THREADS)
+        self._under_way: list[Future[None]] = []
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown()
+        super().__exit__(*exception)
+
+    def bring(self, key: int, into: Words) -> None:
+        self._under_way.append(self._pool.submit(super().bring, key, into))
+
+    def read(self, keys: Keys) -> int:
+        # A batch has no more keys than a bank has slots: none of them makes another leave.
+        slots = [self._slot(key) for key in keys.tolist()]
+        for done in self._under_way:
+            done.result()
+        self._under_way.clear()
+        return sum(int(self._words[slot, :, 0].sum()) for slot in slots)
+
+
+class _Hdf5Side(_CopyingSide):
+    """The same, from a dataset of HDF5 that is laid over the file: a row is an extent."""
+
+    def __init__(self, file: DataFile, extent_bytes: int, slots: int) -> None:
+        super().__init__(file, extent_bytes, slots)
+        self._container = containers.Hdf5(file.path, 0, extent_bytes)
+
+    def __exit__(self, *exception: object) -> None:
+        self._container.__exit__(*exception)
+        super().__exit__(*exception)
+
+    def bring(self, key: int, into: Words) -> None:
+        self._container.read_into(key, into.view(np.uint8))
+
+
 class _MemmapCopiedSide(_CopyingSide):
     """The same, copied from an `np.memmap`."""
 
@@ -151,9 +209,9 @@ class _MmapSide:
 
     hit_ratio: float | None = None
 
-    def __init__(self, file: DataFile, extent_bytes: int) -> None:
+    def __init__(self, file: DataFile, extent_bytes: int, advice: int) -> None:
         self._extent_words = extent_bytes // 8
-        self._file: Words = np.memmap(file.path, np.int64, mode="r")
+        self._file: Words = advised_memmap(file.path, np.int64, advice)
 
     def __enter__(self) -> Self:
         return self
@@ -193,13 +251,25 @@ class _Accesses:
 
 
 def _sides(file: DataFile, extent_bytes: int, slots: int) -> dict[str, Callable[[], _Side]]:
-    return {
+    sides: dict[str, Callable[[], _Side]] = {
         _AUTO: partial(_SlotsSide, file, extent_bytes, slots, "auto"),
         _COPIED: partial(_SlotsSide, file, extent_bytes, slots, "paged"),
         _PREAD: partial(_CopyingSide, file, extent_bytes, slots),
+        _FADVISE: partial(_AdvisingSide, file, extent_bytes, slots),
+        _POOL: partial(_PoolSide, file, extent_bytes, slots),
         _MEMMAP: partial(_MemmapCopiedSide, file, extent_bytes, slots),
-        _MMAP: partial(_MmapSide, file, extent_bytes),
+        _MMAP: partial(_MmapSide, file, extent_bytes, mmap.MADV_NORMAL),
+        _MMAP_RANDOM: partial(_MmapSide, file, extent_bytes, mmap.MADV_RANDOM),
     }
+    if containers.Hdf5.unavailable() is None:
+        sides[_HDF5] = partial(_Hdf5Side, file, extent_bytes, slots)
+    return sides
+
+
+def _add_missing(report: Report) -> None:
+    reason = containers.Hdf5.unavailable()
+    if reason:
+        report.missing.append(reason)
 
 
 def _sizes(bench: Bench) -> list[tuple[int, int, int]]:
@@ -221,6 +291,7 @@ def warm(bench: Bench) -> Report:
     report = Report(
         "slots", f"Zipf accesses to extents, {_BATCH} at a time, file in the page cache, banks full"
     )
+    _add_missing(report)
     file = bench.warm_file(report)
     for extent_bytes, extents, slots in _sizes(bench):
         accesses = _Accesses(extents, extent_bytes)
@@ -246,6 +317,7 @@ def cold(bench: Bench) -> Report:
     report = Report(
         "slots", f"the same from an empty bank, {_BATCH} at a time, file not in the page cache"
     )
+    _add_missing(report)
     for extent_bytes, extents, slots in _sizes(bench):
         accesses = _Accesses(extents, extent_bytes)
         contenders = [
@@ -295,7 +367,8 @@ def _add_rows(
     timings = paired(contenders, rounds=bench.rounds, operations=accesses.count, warm_ups=warm_ups)
     report.rows += [
         times_faster(f"{label}: than {name}", timings[_AUTO], timings[name])
-        for name in (_COPIED, _PREAD, _MEMMAP, _MMAP)
+        for name in timings
+        if name != _AUTO
     ]
     report.notes.append(
         f"{label}: {accesses.count} accesses a round, a bank of {slots} slots, "
