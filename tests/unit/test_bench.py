@@ -426,7 +426,7 @@ def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert len(row["fremap"]["seconds"]) == len(row["other"]["seconds"]) >= 5
     assert list(tmp_path.iterdir()) == [chart]
     # Matplotlib notes texts beside their outlines.
-    assert f"<!-- {reports[0]['suite']}: {reports[0]['title']} -->" in chart.read_text()
+    assert f"<!-- {reports[0]['title']} -->" in chart.read_text()
 
 
 @pytest.mark.needs("paged")

@@ -201,11 +201,7 @@ class Report:
     @property
     def losses(self) -> list[tuple[Timing, Timing]]:
         """What was slower, and what it was slower than."""
-        return [
-            (row.ours, row.theirs)
-            for row in self.rows
-            if row.ours and row.theirs and row.lost
-        ]
+        return [(row.ours, row.theirs) for row in self.rows if row.ours and row.theirs and row.lost]
 
     @property
     def unmet(self) -> list[Row]:

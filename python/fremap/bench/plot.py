@@ -24,12 +24,14 @@ SUFFIXES = (".png", ".svg", ".pdf")
 # Inches, but for the columns: points to the right of the axes.
 _WIDTH = 12.0
 _ROW = 0.31
-_PANEL = 0.85
+_PANEL = 0.8
+_TITLE_LINE = 0.17
 _HEADER = 1.0
 _FOOTER = 0.55
 _COLUMNS = (46, 104, 162, 172)
 _LABEL_CHARACTERS = 56
-_LINE_CHARACTERS = 140
+_TITLE_CHARACTERS = 95
+_LINE_CHARACTERS = 165
 _SMALL = 8.5
 
 # Told apart by those who see no red or no green, too.
@@ -78,11 +80,11 @@ def figure(machine: Machine, reports: Sequence[Report]) -> "Figure":
     panels = [(report, rows) for report in reports if (rows := _ratios(report))]
     if not panels:
         raise BenchError("--plot: nothing to draw, as nothing that was measured is a ratio")
-    heights = [_PANEL + _ROW * len(rows) for _, rows in panels]
-    height = _HEADER + sum(heights) + _FOOTER
+    height = _HEADER + sum(_height(*panel) for panel in panels) + _FOOTER
     between = (0, _FOOTER / height, 1, 1 - (_HEADER + _FOOTER) / height)
     drawn = Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(rect=between))
-    grid = drawn.subplots(len(panels), squeeze=False, height_ratios=heights)
+    row_counts = [len(rows) for _, rows in panels]
+    grid = drawn.subplots(len(panels), squeeze=False, height_ratios=row_counts)
     limits = _limits([row for _, rows in panels for row in rows])
     for axes, (report, rows) in zip(grid[:, 0], panels, strict=True):
         _draw(axes, report, rows, limits)
@@ -101,6 +103,14 @@ def figure(machine: Machine, reports: Sequence[Report]) -> "Figure":
 
 def _ratios(report: Report) -> list[Row]:
     return [row for row in report.rows if row.speeds]
+
+
+def _title(report: Report) -> str:
+    return textwrap.fill(report.title, _TITLE_CHARACTERS)
+
+
+def _height(report: Report, rows: Sequence[Row]) -> float:
+    return _PANEL + _TITLE_LINE * _title(report).count("\n") + _ROW * len(rows)
 
 
 def _bar(row: Row) -> float | None:
@@ -130,9 +140,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _draw(
-    axes: "Axes", report: Report, rows: Sequence[Row], limits: tuple[float, float]
-) -> None:
+def _draw(axes: "Axes", report: Report, rows: Sequence[Row], limits: tuple[float, float]) -> None:
     places = range(len(rows))
     speeds = [row.speed for row in rows]
     axes.set_xscale("log")
@@ -153,17 +161,17 @@ def _draw(
         _add_columns(axes, place, row)
     axes.axvline(1, color="black", lw=1, zorder=2.5)
     ticks = _ticks(*limits)
-    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks], fontsize=_SMALL)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=_SMALL)
     axes.set_xticks([], minor=True)
     axes.set_yticks(places, [_label(row) for row in rows], fontsize=9, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#dddddd", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(
-        f"{report.suite}: {report.title}",
-        loc="left", fontsize=10, fontweight="bold", pad=18, parse_math=False,
+        _title(report),
+        loc="left", fontsize=10, fontweight="bold", pad=22, parse_math=False,
     )  # fmt: skip
-    for points, heading in zip(_COLUMNS, ("×", "fremap µs", "other µs", "bar"), strict=True):
+    for points, heading in zip(_COLUMNS, ("times", "fremap µs", "other µs", "bar"), strict=True):
         _beside(axes, (1, 1), points, heading, height=7, color=_PALE)
 
 

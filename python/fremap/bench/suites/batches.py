@@ -54,7 +54,10 @@ def warm(bench: Bench) -> Report:
         _compare(report, _warm_rounds(bench, report, readers, rows, page_count))
         for container in containers.installed(report):
             with container(bench.file.path, 0, PAGE_BYTES) as other:
-                pair = {OURS: readers[OURS], other.name: partial(_of_container, other)}
+                pair: dict[str, Reader] = {
+                    OURS: readers[OURS],
+                    other.name: partial(_of_container, other),
+                }
                 some = _container_rows(bench, other)
                 timings = _warm_rounds(bench, report, pair, some, other.row_count)
                 _compare_container(report, timings, other)
@@ -72,7 +75,10 @@ def cold(bench: Bench) -> Report:
     _compare(report, _cold_rounds(bench, report, openers, rows, page_count))
     for container in containers.installed(report):
         with container(bench.file.path, 0, PAGE_BYTES) as other:
-            pair = {OURS: openers[OURS], other.name: partial(_dropped_container, other)}
+            pair: dict[str, Opener] = {
+                OURS: openers[OURS],
+                other.name: partial(_dropped_container, other),
+            }
             some = min(_container_rows(bench, other), _cold_rows(bench, other.row_count, len(pair)))
             timings = _cold_rounds(bench, report, pair, some, other.row_count)
             _compare_container(report, timings, other)

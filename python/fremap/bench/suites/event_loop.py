@@ -146,7 +146,9 @@ def _add_rows(report: Report, timings: dict[str, Timing], rows_at_once: int) -> 
     def of_rows(side: str) -> Timing:
         return replace(timings[f"{side}: seconds"], name=side, operations=rows_at_once)
 
-    report.rows.append(times_faster("the rows: than preads in threads", of_rows(TAKES), of_rows(PREADS)))
+    report.rows.append(
+        times_faster("the rows: than preads in threads", of_rows(TAKES), of_rows(PREADS))
+    )
     for what, at_most in (("longest delay", _MOST_MILLISECONDS), ("99th percentile", None)):
         ours, theirs = (timings[f"{side}: {what}"] for side in (TAKES, PREADS))
         report.rows.append(times_the_time(f"{what}: of that {PREADS}", ours, theirs))
@@ -158,7 +160,9 @@ def _add_rows(report: Report, timings: dict[str, Timing], rows_at_once: int) -> 
         stolen, seconds = (
             sum(timings[f"{side}: {what}"].seconds) for what in ("stolen", "seconds")
         )
-        report.count(f"processor time that the host took, {side}", stolen / seconds * 1000, "ms a second")
+        report.count(
+            f"processor time that the host took, {side}", stolen / seconds * 1000, "ms a second"
+        )
     report.notes.append(
         "delays are of ticks of 1 ms, of each round the longest and the 99th percentile; what "
         "the host took (steal in /proc/stat) is of all processors together"

@@ -35,12 +35,14 @@ _WORDS = PAGE_BYTES // 8
 _AUTO = "fremap.Slots"
 _COPIED = "fremap.Slots, copied"
 _PREAD = "preadv into a bank, OrderedDict"
-_FADVISE = "posix_fadvise an extent, then the same"
-_POOL = f"the same by {POOL_THREADS} threads"
+_FADVISE = "preadv into a bank after posix_fadvise, OrderedDict"
+_POOL = f"preadv into a bank by {POOL_THREADS} threads, OrderedDict"
 _MEMMAP = "np.memmap copied into a bank, OrderedDict"
 _HDF5 = "h5py read_direct into a bank, OrderedDict"
 _MMAP = "np.memmap slices, no bank"
 _MMAP_RANDOM = "np.memmap slices, MADV_RANDOM, no bank"
+
+_OTHERS = (_COPIED, _PREAD, _FADVISE, _POOL, _MEMMAP, _HDF5, _MMAP, _MMAP_RANDOM)
 
 Keys: TypeAlias = npt.NDArray[np.int64]
 Words: TypeAlias = npt.NDArray[np.int64]
@@ -367,8 +369,8 @@ def _add_rows(
     timings = paired(contenders, rounds=bench.rounds, operations=accesses.count, warm_ups=warm_ups)
     report.rows += [
         times_faster(f"{label}: than {name}", timings[_AUTO], timings[name])
-        for name in timings
-        if name != _AUTO
+        for name in _OTHERS
+        if name in timings
     ]
     report.notes.append(
         f"{label}: {accesses.count} accesses a round, a bank of {slots} slots, "

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+import fremap
 from fremap.bench import competitors, containers
 from fremap.bench.bench import Bench
 from fremap.bench.datafile import PAGE_BYTES
@@ -66,9 +67,8 @@ def warm(bench: Bench) -> Report:
                 sides.verify(out, ids)
             return {TAKE_OUT: seconds}
 
-        take = _side(TAKE, rows.take, draw)
         contenders = [
-            take,
+            _side(TAKE, rows.take, draw),
             _side(MEMMAP, lambda ids: table[ids], draw),
             take_out,
             _side(NUMPY_TAKE, lambda ids: np.take(table, ids, axis=0, out=out, mode="clip"), draw),
@@ -77,14 +77,10 @@ def warm(bench: Bench) -> Report:
             *_of_reads(sides, out, draw),
         ]
         begin = time.perf_counter()
-        mapped = -1
-        while rows.stats().mapped_bytes > mapped:
-            mapped = rows.stats().mapped_bytes
-            for number in range(_WARM_UPS):
-                take(number)
+        _map_all(rows, lambda: rows.take(draw(0, 0)))
         report.notes.append(
-            f"{mapped >> 20} MiB were mapped by takes of {time.perf_counter() - begin:.2f} s "
-            "before the first round"
+            f"{rows.stats().mapped_bytes >> 20} MiB were mapped by takes of "
+            f"{time.perf_counter() - begin:.2f} s before the first round"
         )
         for each in (table, table_random):  # np.memmap's pages are mapped too
             int(each[:: PAGE_BYTES // ROW_BYTES, 0].sum())
@@ -158,9 +154,7 @@ def partly_cold(bench: Bench) -> Report:
     return report
 
 
-def _side(
-    name: str, work: Callable[[Ids], object], ids_of: IdsOf, side: int = 0
-) -> Contender:
+def _side(name: str, work: Callable[[Ids], object], ids_of: IdsOf, side: int = 0) -> Contender:
     """Time `work` on the rows of each round."""
 
     def run(number: int) -> Mapping[str, float]:
@@ -168,6 +162,15 @@ def _side(
         return {name: timed(lambda: work(ids))}
 
     return run
+
+
+def _map_all(rows: fremap.Rows, take: Callable[[], object]) -> None:
+    """Take until no more of the file is mapped by that."""
+    mapped = -1
+    while rows.stats().mapped_bytes > mapped:
+        mapped = rows.stats().mapped_bytes
+        for _ in range(_WARM_UPS):
+            take()
 
 
 def _of_maps(sides: SmallRows, out: Bytes, ids_of: IdsOf) -> list[Contender]:
@@ -235,6 +238,9 @@ def _container_warm(
     count = min(sides.count, other.most_rows)
     generator = np.random.default_rng(2002)
 
+    def anywhere() -> Ids:
+        return generator.integers(0, sides.row_count, sides.count)
+
     def draw(_number: int, _side: int) -> Ids:
         return np.sort(generator.choice(other.row_count, count, replace=False))
 
@@ -242,6 +248,7 @@ def _container_warm(
         ids = draw(0, 0)
         if not np.array_equal(other.take(ids), rows.take(ids)):
             raise BenchError(f"{other.name}: the rows are not those that were asked for")
+        _map_all(rows, lambda: rows.take(anywhere()))
         contenders = [_side(TAKE, rows.take, draw), _side(other.name, other.take, draw)]
         timings = paired(contenders, rounds=bench.rounds, operations=count)
     return timings[TAKE], timings[other.name]
@@ -251,9 +258,7 @@ def _container_cold(
     bench: Bench, sides: SmallRows, other: containers.Container
 ) -> tuple[Timing, Timing]:
     """Take such rows of pages that neither side has read before."""
-    ids_of = ColdRows(
-        sides, bench.rounds, 2, most=other.most_rows, row_count=other.row_count
-    )
+    ids_of = ColdRows(sides, bench.rounds, 2, most=other.most_rows, row_count=other.row_count)
 
     def dropped(number: int, side: int) -> Ids:
         other.drop()
