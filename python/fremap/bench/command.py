@@ -79,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         "--plot",
         type=Path,
         metavar="FILE",
-        help="also draw the ratios into FILE, a "
-        + ", ".join(suffix.removeprefix(".").upper() for suffix in plot.SUFFIXES)
-        + ' by its suffix (needs matplotlib: pip install "fremap[plot]")',
+        help="draw the ratios, too: FILE ends in one of "
+        + ", ".join(plot.SUFFIXES)
+        + ' (needs matplotlib: pip install "fremap[plot]")',
     )
     parser.add_argument(
         "--rounds",

@@ -171,7 +171,10 @@ def _draw(axes: "Axes", report: Report, rows: Sequence[Row], limits: tuple[float
         _title(report),
         loc="left", fontsize=10, fontweight="bold", pad=22, parse_math=False,
     )  # fmt: skip
-    for points, heading in zip(_COLUMNS, ("times", "fremap µs", "other µs", "bar"), strict=True):
+    headings = ["times", "fremap µs", "other µs"]
+    if any(_bar(row) is not None for row in rows):
+        headings.append("bar")
+    for points, heading in zip(_COLUMNS, headings, strict=False):
         _beside(axes, (1, 1), points, heading, height=7, color=_PALE)
 
 

@@ -199,7 +199,7 @@ def _total(sums: Iterable[np.int64]) -> np.int64:
 
 def _advised(path: Path, size: int, *, strided: bool) -> np.int64:
     """Have the kernel read ahead what is next: a MiB in order, all pages of a stride."""
-    words = _mapped(path, size, mmap.MADV_RANDOM)
+    words = _mapped(path, size, mmap.MADV_RANDOM if strided else mmap.MADV_NORMAL)
     fd = os.open(path, os.O_RDONLY)
     try:
         if strided:
