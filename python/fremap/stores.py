@@ -325,7 +325,8 @@ class FileStore(Store):
         The page: a power of two from the system's page to 1 GiB; the system's
         page if not given.
     direct : bool, default False
-        Read around the page cache (``O_DIRECT``).
+        Read and write around the page cache (``O_DIRECT``); what a window writes back is
+        in flight together.
 
     Raises
     ------
@@ -428,7 +429,8 @@ def open(
         The page: a power of two from the system's page to 1 GiB; the system's
         page if not given.
     direct : bool, default False
-        Read around the page cache (``O_DIRECT``).
+        Read and write around the page cache (``O_DIRECT``); what a window writes back is
+        in flight together.
 
     Returns
     -------

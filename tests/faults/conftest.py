@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import textwrap
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from fremap.testing import (
     NO_PAGE,
     ModelStore,
     ModelWindow,
+    failures,
     kernel_reads,
     numbered_page,
     numbered_words,
@@ -70,11 +72,14 @@ def drop_cache(path: Path) -> None:
 
 
 @pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., Any]:
+def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """`make_store(kind)`: 48 numbered pages as "file", "cold" file, "memory", or "concat".
 
-    The last is a row: a file, another that is cold, and memory.
+    The last is a row: a file, another that is cold, and memory. A "direct" file goes
+    past the page cache, through io_uring where there is one; "direct by threads" does so
+    without, until other calls were made to fail.
     """
+    without_ring = ExitStack()
     path = tmp_path / "pages"
     content = numbered_words(range(STORE_PAGES))
 
@@ -99,9 +104,13 @@ def make_store(tmp_path: Path) -> Callable[..., Any]:
             path.write_bytes(content.tobytes())
         if kind == "cold":
             drop_cache(path)
-        return fremap.open(path, "r+", page_bytes=4096)
+        if kind == "direct by threads":
+            refused = failures("io_uring_setup", errno=errno.EPERM, times=2**31)
+            without_ring.enter_context(refused)
+        return fremap.open(path, "r+", page_bytes=4096, direct=kind.startswith("direct"))
 
-    return make
+    with without_ring:
+        yield make
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from fremap import Prot
 from fremap.errors import FremapError, StoreError, TruncatedError
-from fremap.testing import counting, failures, numbered_words
+from fremap.testing import counting, failures, numbered_words, short_writes
 
 STORE_PAGES = 48
 WINDOW_PAGES = 16
@@ -46,13 +47,15 @@ OPERATIONS: dict[str, Callable[[Any], object]] = {
     "close": lambda window: window.close(),
 }
 EACH = pytest.mark.parametrize("name", OPERATIONS)
-KINDS = pytest.mark.parametrize("kind", ["file", "memory"])
+DIRECT = ["direct", "direct by threads"]
+KINDS = pytest.mark.parametrize("kind", ["file", "memory", *DIRECT])
 FOR_GOOD = 2**31
 MOST_CALLS = 12  # of one kind, in one operation, that are made to fail one by one
 
 #: What the kernel may answer; EIO where a call is not listed.
 ERRNOS = {
     "write": (errno.EIO, errno.EINTR),
+    "io_uring_write_answer": (errno.EIO, errno.ENOSPC, errno.EINTR, errno.EAGAIN),
     "madvise": (errno.ENOMEM,),
     "mincore": (errno.ENOMEM,),
     "uffdio_copy": (errno.ENOMEM, errno.EAGAIN),
@@ -63,6 +66,8 @@ ERRNOS = {
 }
 #: Calls whose failure nobody is told of, as there is nothing to be done about it.
 SILENT = {"munmap", "sigaction", "sigmask", "uffd_read", "uffdio_wake"}
+#: What writes: calls, and what the kernel answers to writes of a ring.
+WRITES = ("write", "io_uring_write_answer")
 
 Child = Callable[[Callable[[], None]], int]
 
@@ -154,14 +159,16 @@ def mount(folder: Path, size: int) -> bool:
 
 
 class Limited:
-    """A process that may write files only up to the first bytes of page 5."""
+    """A process that may write files only up to page 5, or the first bytes of it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "pages"
         self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill(self, store: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5 * 4096 + 1000, self.before[1]))
+        # A direct write that the limit cuts within a page is refused as a whole.
+        limit = 5 * 4096 + (0 if store.direct else 1000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, self.before[1]))
 
     def make_room(self) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
@@ -189,9 +196,14 @@ class Full:
 
 
 @EACH
-@pytest.mark.parametrize("room", ["limited", "full"])
+@pytest.mark.parametrize("room", ["limited", "full", *DIRECT])
 def test_no_room(
-    write_back: dict[str, Any], name: str, room: str, tmp_path: Path, in_child: Child
+    write_back: dict[str, Any],
+    name: str,
+    room: str,
+    tmp_path: Path,
+    make_store: Callable[[str], Any],
+    in_child: Child,
 ) -> None:
     """Where nobody may mount a file system, that is the limit once more."""
 
@@ -199,7 +211,7 @@ def test_no_room(
         mounted = room == "full" and mount(tmp_path, 1 << 20)
         device = Full(tmp_path) if mounted else Limited(tmp_path)
         device.path.write_bytes(BEFORE.tobytes())
-        with fremap.open(device.path, "r+", page_bytes=4096) as store:
+        with make_store(room) as store:
             scene = make_scene(store, write_back)
             device.fill(store)
             for _ in range(2):  # the second failure is like the first
@@ -260,7 +272,7 @@ def test_each_call_fails_once(make_scene_on: Any, name: str, kind: str) -> None:
     with counting() as calls:
         OPERATIONS[name](scene.window)
     scene.window.close()
-    assert calls["write"] > 0
+    assert sum(calls[write] for write in WRITES) > 0
     for call, count in calls.made.items():
         if call in SILENT:
             continue
@@ -291,18 +303,63 @@ def one_failure(scene: Scene, name: str, call: str, number: int, skip: int) -> N
             raise
 
 
+@contextmanager
+def bad_device(number: int) -> Iterator[None]:
+    """Whoever writes gets this error, for good."""
+    with (
+        failures(WRITES[0], errno=number, times=FOR_GOOD),
+        failures(WRITES[1], errno=number, times=FOR_GOOD),
+    ):
+        yield
+
+
 @EACH
 @KINDS
-def test_a_bad_device(make_scene_on: Any, name: str, kind: str) -> None:
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EINTR])
+def test_a_bad_device(make_scene_on: Any, name: str, kind: str, number: int) -> None:
     """Writing fails for good: an error each time, and nothing is lost."""
     scene = make_scene_on(kind)
     with scene.store:
-        with failures("write", errno=errno.EIO, times=FOR_GOOD):
+        with bad_device(number):
             for _ in range(2):
-                assert fail(scene, name).errno == errno.EIO
+                assert fail(scene, name).errno == number
                 assert np.flatnonzero(scene.window.dirty()).tolist() == DIRTY
                 scene.check()
         scene.succeed(name)
+
+
+@EACH
+@KINDS
+@pytest.mark.parametrize("most_pages", [1, 2])
+def test_short_writes(make_scene_on: Any, name: str, kind: str, most_pages: int) -> None:
+    """They are gone on with from where they stopped; a ring's answer may be any number."""
+    scene = make_scene_on(kind)
+    lengths = most_pages * 4096, most_pages * 4096 + 1000
+    with (
+        scene.store,
+        short_writes(WRITES[0], most_bytes=lengths[0], times=FOR_GOOD) as calls,
+        short_writes(WRITES[1], most_bytes=lengths[1], times=FOR_GOOD),
+    ):
+        OPERATIONS[name](scene.window)
+        # All of them are single pages but the run of six.
+        assert sum(calls[write] for write in WRITES) == 3 + 6 // most_pages
+        assert all(scene.is_written(page) for page in DIRTY)
+        scene.check()
+        scene.window.close()
+
+
+@pytest.mark.needs("io_uring")
+@pytest.mark.parametrize("name", ["flush", "evict", "close"])
+def test_direct_writes_are_in_flight_together(make_scene_on: Any, name: str) -> None:
+    """Through a ring, a run each; one that is refused half way is no loss."""
+    for enters in range(3):
+        scene = make_scene_on("direct")
+        with scene.store, failures("io_uring_enter", errno=errno.EIO, skip=enters) as calls:
+            OPERATIONS[name](scene.window)
+            assert sum(calls[write] for write in WRITES) == 4
+            assert calls["io_uring_enter"] > 0
+            assert all(scene.is_written(page) for page in DIRTY)
+            scene.window.close()
 
 
 @KINDS
@@ -379,9 +436,12 @@ LEFT = 6 * 4096 + 100
 
 
 @EACH
-def test_a_file_is_cut_short(make_store: Any, write_back: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize("kind", ["file", *DIRECT])
+def test_a_file_is_cut_short(
+    make_store: Any, write_back: dict[str, Any], name: str, kind: str
+) -> None:
     """An error, and never a longer file; once it is as long again all is written."""
-    with make_store("file") as store:
+    with make_store(kind) as store:
         scene = make_scene(store, write_back)
         os.ftruncate(store.fileno(), LEFT)
         for _ in range(2):
@@ -400,15 +460,16 @@ def test_a_file_is_cut_short(make_store: Any, write_back: dict[str, Any], name: 
 
 
 @pytest.mark.parametrize("tail_bytes", [1, 100, 4095])
+@pytest.mark.parametrize("direct", [False, True])
 def test_a_file_that_ends_within_a_page(
-    tmp_path: Path, write_back: dict[str, Any], tail_bytes: int
+    tmp_path: Path, write_back: dict[str, Any], tail_bytes: int, direct: bool
 ) -> None:
     """What is stored past its end is dropped; what lies before it is written."""
     path = tmp_path / "pages"
     size = 3 * 4096 + tail_bytes
     path.write_bytes(BEFORE.tobytes()[:size])
     with (
-        fremap.open(path, "r+", page_bytes=4096) as store,
+        fremap.open(path, "r+", page_bytes=4096, direct=direct) as store,
         fremap.Window(store, populate=True, **write_back) as window,
     ):
         assert not window.pages[3, tail_bytes:].any()

@@ -41,7 +41,7 @@ def test_a_writable_window_does_what_the_model_does(kind: StoreKind, page_bytes:
 
 @pytest.mark.parametrize(
     ("kind", "page_bytes"),
-    [("file", 4096), ("file", 65536), ("memory", 4096), ("concat", 4096)],
+    [("file", 4096), ("file", 65536), ("direct", 4096), ("memory", 4096), ("concat", 4096)],
 )
 def test_a_window_writes_back_what_the_model_does(
     write_back: dict[str, Any], kind: StoreKind, page_bytes: int

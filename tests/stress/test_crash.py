@@ -3,7 +3,8 @@
 What is promised when a process is killed: a flush that returned is in the file; a page
 of the file holds what was stored to it at some time, not before its last flush. The
 kernel copies each system page (4096 bytes) of a write at once and looks for signals
-between two, so that a system page is never torn here. A larger page may be, between
+between two, and waits for the direct writes of a process that ends, so that a system page
+is never torn here. A larger page may be, between
 its system pages. When the machine goes down, a system page may be torn by the device too.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -52,11 +54,19 @@ def drawn(random: np.random.Generator, shown: np.ndarray) -> list[int]:
     return [int(page) for page in random.permutation(shown)[:count]]
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is written: a descriptor, and whether past the page cache."""
+
+    file: int
+    direct: bool = False
+
+
 def write_until_killed(
-    file: int, page_bytes: int, options: dict[str, Any], seed: int, generation: int, pipe: int
+    target: Target, page_bytes: int, options: dict[str, Any], seed: int, generation: int, pipe: int
 ) -> None:
     """Write to a window, and report each flush when it has returned."""
-    store = fremap.open(file, "r+", page_bytes=page_bytes)
+    store = fremap.open(target.file, "r+", page_bytes=page_bytes, direct=target.direct)
     window = fremap.Window(store, WINDOW_PAGES, populate=True, **options)
     words = window.array(np.uint64, (WINDOW_PAGES, -1))
     places = {page: page for page in range(WINDOW_PAGES)}
@@ -92,38 +102,42 @@ def check(found: np.ndarray, held: np.ndarray, seed: int, generation: int, flush
     return generation + 2 * (flushed + 1)
 
 
-@pytest.fixture(params=["file", "memory"])
-def file(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[int]:
-    """The descriptor of a file on the disk, or of shared memory."""
-    if request.param == "file":
-        opened = os.open(tmp_path / "pages", os.O_RDWR | os.O_CREAT)
-    else:
+@pytest.fixture(params=["file", "direct", "memory"])
+def target(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Target]:
+    """A file on the disk, through the page cache or past it, or shared memory."""
+    if request.param == "memory":
         opened = os.memfd_create("fremap-crash")
-    yield opened
+    else:
+        opened = os.open(tmp_path / "pages", os.O_RDWR | os.O_CREAT)
+    yield Target(opened, request.param == "direct")
     os.close(opened)
 
 
 @pytest.mark.parametrize("kills", KILLS)
 @pytest.mark.parametrize("page_bytes", [4096, 16_384])
 def test_a_writer_is_killed(
-    write_back: dict[str, Any], file: int, page_bytes: int, kills: int, in_child: Callable[..., int]
+    write_back: dict[str, Any],
+    target: Target,
+    page_bytes: int,
+    kills: int,
+    in_child: Callable[..., int],
 ) -> None:
     random = np.random.default_rng(20021031)
     fremap.calibration.load()
     content = np.repeat(stamp(np.arange(FILE_PAGES), 0), page_bytes // 8)
-    os.pwrite(file, content.tobytes(), 0)
+    os.pwrite(target.file, content.tobytes(), 0)
     generation, reports = 1, 0
     for seed in range(kills):
         held = content.reshape(FILE_PAGES, -1, SYSTEM_WORDS)[:, :, 0]
-        flushed = one_kill(file, page_bytes, write_back, seed, generation, random, in_child)
-        content = np.frombuffer(os.pread(file, FILE_PAGES * page_bytes + 1, 0), np.uint64)
+        flushed = one_kill(target, page_bytes, write_back, seed, generation, random, in_child)
+        content = np.frombuffer(os.pread(target.file, FILE_PAGES * page_bytes + 1, 0), np.uint64)
         generation = check(content, held, seed, generation, flushed)
         reports += flushed
     assert reports > 0
 
 
 def one_kill(
-    file: int,
+    target: Target,
     page_bytes: int,
     options: dict[str, Any],
     seed: int,
@@ -147,7 +161,7 @@ def one_kill(
 
     def body() -> None:
         os.close(reading)
-        write_until_killed(file, page_bytes, options, seed, generation, writing)
+        write_until_killed(target, page_bytes, options, seed, generation, writing)
 
     try:
         assert in_child(body, kill) == -signal.SIGKILL

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import fremap
 import numpy as np
 import pytest
+from fremap import _core
 from fremap.bench import competitors, fio, harness, loops, main, memory, pagers
 from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, SparseFile
 from fremap.bench.harness import BenchError, Report, Row, Timing
@@ -370,6 +372,37 @@ def test_counting_counts_faults_of_the_block() -> None:
         # More than the allocator keeps at hand, so that the pages are new.
         np.ones(1 << 26, dtype=np.uint8).sum()
     assert counts.faults > 0
+
+
+def test_counting_counts_no_answers(tmp_path: Path) -> None:
+    """What a test can have the kernel answer is no system call."""
+    with (
+        fremap.MemoryStore(64 * PAGE_BYTES) as store,
+        fremap.Window(store, 16, mapping="none") as window,
+        counting() as counts,
+    ):
+        window.remap(range(16))
+    path = tmp_path / "pages"
+    path.write_bytes(bytes(64 * PAGE_BYTES))
+    with (
+        fremap.open(path, "r+", direct=True) as direct,
+        fremap.Window(
+            direct, populate=True, prot=fremap.Prot.WRITE, coherent=False, engine="eager"
+        ) as written,
+    ):
+        written.pages[::2] = 1
+        before = _core.system_calls()
+        with counting() as flushed:
+            written.flush()
+        after = _core.system_calls()
+    answers = [name for name in after if name.endswith("_answer")]
+    assert len(answers) == 2
+    for found in (counts, flushed):
+        assert found.system_calls
+        assert not found.system_calls.keys() & set(answers)
+        assert found.system_call_count == sum(found.system_calls.values())
+    others = sum(after[name] - before[name] for name in after if name not in answers)
+    assert flushed.system_call_count == others
 
 
 # The command

@@ -7,7 +7,6 @@
 //! the device never waits for us. Chunks are completed in order.
 
 mod flat;
-mod inline;
 mod pace;
 mod plan;
 mod transfer;
@@ -18,7 +17,6 @@ use crate::error::Result;
 use crate::sys::span::Span;
 
 pub(crate) use flat::read_into;
-pub(crate) use inline::Inline;
 pub(crate) use pace::Pace;
 pub(crate) use plan::Preference;
 pub(crate) use transfer::scatter;

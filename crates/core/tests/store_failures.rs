@@ -5,34 +5,18 @@
 
 mod numbered;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use fremap_core::error::{Error, Result, Uninterruptible};
 use fremap_core::store::{OpenMode, Store};
 use fremap_core::sys::call::{clear, count, inject, Call};
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages};
 use numbered::{
-    assert_pages, cache, drop_cached, list, numbered, open, read, scattered, Chunked, Scratch,
+    assert_pages, cache, drop_cached, list, numbered, open, read, scattered, turn, Chunked, Scratch,
 };
 use rustix::io::Errno;
 
 const PAGE: usize = 4096;
 const PAGES: u64 = 1500;
-
-/// The turn of a test; every call goes through again when it ends.
-struct Turn(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        clear();
-    }
-}
-
-fn turn() -> Turn {
-    static TURN: Mutex<()> = Mutex::new(());
-    Turn(TURN.lock().unwrap_or_else(PoisonError::into_inner))
-}
 
 fn file() -> Scratch {
     numbered(PAGES as usize * PAGE, PAGE)

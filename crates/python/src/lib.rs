@@ -25,7 +25,9 @@ mod _core {
     #[pymodule_export]
     use crate::bank::{Bank, Taken};
     #[pymodule_export]
-    use crate::probe::{calibrate, capabilities, clear_failures, inject_failure, system_calls};
+    use crate::probe::{
+        calibrate, capabilities, clear_failures, inject_failure, inject_short, system_calls,
+    };
     #[pymodule_export]
     use crate::rows::Rows;
     #[pymodule_export]

@@ -58,10 +58,22 @@ pub fn system_calls(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// For tests: lets `skip` calls of a kind through, then fails the next `failures`.
 #[pyfunction]
 pub fn inject_failure(call: &str, skip: u32, errno: i32, failures: u32) -> PyResult<()> {
-    let kind = Call::ALL.iter().find(|kind| kind.name() == call);
-    let kind = kind.ok_or_else(|| PyValueError::new_err(format!("no system call {call:?}")))?;
-    call::inject(*kind, skip, rustix::io::Errno::from_raw_os_error(errno), failures);
+    let errno = rustix::io::Errno::from_raw_os_error(errno);
+    call::inject(kind_of(call)?, skip, errno, failures);
     Ok(())
+}
+
+/// For tests: lets `skip` calls of a kind through; the next `times` move no more than
+/// `most_bytes`.
+#[pyfunction]
+pub fn inject_short(call: &str, skip: u32, most_bytes: u32, times: u32) -> PyResult<()> {
+    call::inject_short(kind_of(call)?, skip, most_bytes, times);
+    Ok(())
+}
+
+fn kind_of(call: &str) -> PyResult<Call> {
+    let kind = Call::ALL.iter().copied().find(|kind| kind.name() == call);
+    kind.ok_or_else(|| PyValueError::new_err(format!("no system call {call:?}")))
 }
 
 /// For tests: lets every call through again.

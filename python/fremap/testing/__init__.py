@@ -2,14 +2,15 @@
 
 - `ModelStore`, `ModelWindow`: the oracle, a store and a window in plain Python.
 - `numbered_words` and friends: pages whose every word says where it belongs.
-- `failures`, `counting`, `system_calls`: system calls counted, and made to fail.
+- `failures`, `short_writes`, `counting`, `system_calls`: system calls counted, and made to
+  fail or to fall short.
 - `kernel_reads`, `kernel_writes`: whether memory may be touched, without a signal.
 - `fremap.testing.strategies`, `fremap.testing.machine`, `fremap.testing.kinds`:
   Hypothesis strategies, the state machine that drives a window beside the model, and
   that machine on each kind of store; these need `hypothesis`.
 """
 
-from fremap.testing.kernel import Calls, counting, failures, system_calls
+from fremap.testing.kernel import Calls, counting, failures, short_writes, system_calls
 from fremap.testing.model import NO_PAGE, PLACED, ModelWindow
 from fremap.testing.model_store import ModelStore
 from fremap.testing.pages import numbered_page, numbered_words, page_numbers, write_numbered_file
@@ -28,6 +29,7 @@ __all__ = [
     "numbered_page",
     "numbered_words",
     "page_numbers",
+    "short_writes",
     "system_calls",
     "write_numbered_file",
 ]

@@ -2,7 +2,8 @@
 
 Counters and failures are those of the process: a test that uses them runs
 nothing else of fremap beside it. Names of calls are the kernel's
-(`sorted(system_calls())` lists them).
+(`sorted(system_calls())` lists them). A name that ends in `_answer` is no call: it
+stands for what the kernel answers to one that it has carried out.
 """
 
 from __future__ import annotations
@@ -102,6 +103,36 @@ def failures(call: str, *, errno: int, skip: int = 0, times: int = 1) -> Iterato
     """
     calls = Calls(system_calls())
     _core.inject_failure(call, skip, errno, times)
+    try:
+        yield calls
+    finally:
+        _core.clear_failures()
+        calls.stop()
+
+
+@contextmanager
+def short_writes(call: str, *, most_bytes: int, skip: int = 0, times: int = 1) -> Iterator[Calls]:
+    """Make writes fall short while a block runs, as those to a full device do.
+
+    Parameters
+    ----------
+    call : {"write", "io_uring_write_answer"}
+        The calls that fall short; or what the kernel answers to writes of a ring, which
+        it has made in full.
+    most_bytes : int
+        What such a call writes, or answers, at most.
+    skip : int
+        Calls of this kind that are made before the first one falls short.
+    times : int
+        Calls that fall short, one after the other.
+
+    Yields
+    ------
+    Calls
+        Counts of the block. A call fell short if `calls[call] > skip`.
+    """
+    calls = Calls(system_calls())
+    _core.inject_short(call, skip, most_bytes, times)
     try:
         yield calls
     finally:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fremap.settings import Fault
     from fremap.testing.model import Engine, Tracking
 
-StoreKind = Literal["file", "memory", "concat"]
+StoreKind = Literal["file", "direct", "memory", "concat"]
 
 #: Files of a row at most.
 MAX_PARTS = 5
@@ -39,23 +39,31 @@ def _drop_cache(path: Path) -> None:
 class FileWindowMachine(WindowMachine):
     """The machine on files, which are dropped from the page cache when reopened."""
 
+    direct = False
+
     def open_store(self, content: bytes, page_bytes: int) -> Any:
         """Make a file in a directory of its own."""
         self.directory = tempfile.TemporaryDirectory(prefix="fremap-")
         self.path = Path(self.directory.name) / "pages"
         self.path.write_bytes(content)
-        return fremap.open(self.path, "r+", page_bytes=page_bytes)
+        return fremap.open(self.path, "r+", page_bytes=page_bytes, direct=self.direct)
 
     def reopen_store(self) -> Any:
         """Open the file anew, with nothing of it in the page cache if the kernel agrees."""
         self.store.close()
         _drop_cache(self.path)
-        return fremap.open(self.path, "r+", page_bytes=self.page_bytes)
+        return fremap.open(self.path, "r+", page_bytes=self.page_bytes, direct=self.direct)
 
     def release_store(self) -> None:
         """Close the store and remove the file."""
         self.store.close()
         self.directory.cleanup()
+
+
+class DirectWindowMachine(FileWindowMachine):
+    """The machine on files that are read and written past the page cache."""
+
+    direct = True
 
 
 class MemoryWindowMachine(WindowMachine):
@@ -111,6 +119,7 @@ class ConcatWindowMachine(WindowMachine):
 #: The machine's class for each kind of store.
 _MACHINES: dict[StoreKind, type[WindowMachine]] = {
     "file": FileWindowMachine,
+    "direct": DirectWindowMachine,
     "memory": MemoryWindowMachine,
     "concat": ConcatWindowMachine,
 }
@@ -131,7 +140,7 @@ def window_machine(
     ----------
     engine : {"alias", "paged", "eager"}
         The engine of the window.
-    store : {"file", "memory", "concat"}
+    store : {"file", "direct", "memory", "concat"}
         What the window is on.
     page_bytes : int
         Bytes of a page.

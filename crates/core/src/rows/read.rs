@@ -9,9 +9,9 @@ use rustix::io::Errno;
 
 use super::{count, Rows, Wanted};
 use crate::error::{Error, Result, RowLoss};
-use crate::scatter::{Inline, Pace};
+use crate::scatter::Pace;
 use crate::sys::file::{self as sys_file, Parts};
-use crate::sys::ring::{with_threads, Completion, Read, ReadFile, ReadQueue, DEPTH};
+use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
 use crate::sys::span::Span;
 
 /// How long a wait for the device may keep the caller's interrupt waiting.
@@ -135,7 +135,8 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         if in_memory || self.next == self.wanted.len() {
             self.run(&mut Inline::default(), first)?;
         } else {
-            self.run_together(first)?;
+            let (rows, wanted) = (self.rows, self.wanted.len());
+            rows.rings.together(wanted, |queue| self.run(queue, first))?;
         }
         self.recheck()?;
         let row_bytes = self.rows.row_bytes;
@@ -176,25 +177,10 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
     }
 
-    fn run_together(&mut self, first: Option<Read<'static, 'm>>) -> Result<()> {
-        let rings = &self.rows.rings;
-        if let Ok(mut ring) = rings.take() {
-            let (outcome, usable) = ring.session(|queue| self.run(queue, first));
-            if usable {
-                rings.give_back(ring);
-            }
-            return outcome;
-        }
-        match with_threads(self.wanted.len(), |queue| self.run(queue, first)) {
-            Ok(outcome) => outcome,
-            Err((_no_threads, run)) => run(&mut Inline::default()),
-        }
-    }
-
     fn run(
         &mut self,
-        queue: &mut dyn ReadQueue<'static, 'm>,
-        first: Option<Read<'static, 'm>>,
+        queue: &mut dyn Queue<'static, 'm>,
+        first: Option<Submission<'static, 'm>>,
     ) -> Result<()> {
         let mut ended = Vec::with_capacity(DEPTH);
         if let Some(first) = first {
@@ -240,7 +226,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     }
 
     /// The next request.
-    fn next_read(&mut self) -> Result<Option<Read<'static, 'm>>> {
+    fn next_read(&mut self) -> Result<Option<Submission<'static, 'm>>> {
         let Some(first) = self.wanted.get(self.next).copied() else { return Ok(None) };
         let file = self.file_of(&first)?;
         let id = self.free.pop().unwrap_or_else(|| {
@@ -255,7 +241,9 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             self.run_of_rows(&first, &mut parts)
         };
         self.runs[id as usize] = run;
-        Ok(Some(Read { id, file: ReadFile::Shared(file), offset_bytes, parts }))
+        let file = OpenFile::Shared(file);
+        let direction = Direction::Read;
+        Ok(Some(Submission { id, direction, file, offset_bytes, parts }))
     }
 
     /// The next part of a row that is longer than a request.
@@ -320,9 +308,9 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     fn end_read(
         &mut self,
         completion: Completion<'static, 'm>,
-        queue: &mut dyn ReadQueue<'static, 'm>,
+        queue: &mut dyn Queue<'static, 'm>,
     ) {
-        let Completion { mut read, result } = completion;
+        let Completion { submission: mut read, result } = completion;
         let one_file = self.one_file();
         let run = &mut self.runs[read.id as usize];
         let end = read.offset_bytes + run.len as u64;
@@ -356,7 +344,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     /// Reads one row, or the part of it that `run` is. Memory that the kernel cannot
     /// reach (a window's) is filled through a buffer.
-    fn read_alone(&self, file: &ReadFile<'_>, wanted: &Wanted, run: Run) -> Result<(), RowLoss> {
+    fn read_alone(&self, file: &OpenFile<'_>, wanted: &Wanted, run: Run) -> Result<(), RowLoss> {
         let row_bytes = self.rows.row_bytes;
         let len = run.len.min(row_bytes - run.row_offset);
         let into = wanted.place(self.into, row_bytes).part(run.row_offset, len);

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::inline::Inline;
 use super::pace::Pace;
 use super::plan::{Maps, Plan, Preference};
 use super::Sink;
@@ -16,7 +15,7 @@ use crate::store::Store;
 use crate::sys::copy::Recovery;
 use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::ring::{with_threads, Completion, Read, ReadFile, ReadQueue, DEPTH};
+use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -166,27 +165,12 @@ impl<'a, 'm> Transfer<'a, 'm> {
                 let until = self.plan.requests().end;
                 self.run(&mut Inline::default(), until)?;
             } else {
-                return self.run_together();
+                let (store, wanted) = (self.store, self.plan.read_count);
+                let until = self.file_pages.len();
+                return store.rings().together(wanted, |queue| self.run(queue, until));
             }
         }
         Ok(())
-    }
-
-    fn run_together(&mut self) -> Result<()> {
-        let store = self.store;
-        let until = self.file_pages.len();
-        let wanted = self.plan.read_count;
-        if let Ok(mut ring) = store.rings().take() {
-            let (outcome, usable) = ring.session(|queue| self.run(queue, until));
-            if usable {
-                store.rings().give_back(ring);
-            }
-            return outcome;
-        }
-        match with_threads(wanted, |queue| self.run(queue, until)) {
-            Ok(outcome) => outcome,
-            Err((_no_threads, run)) => run(&mut Inline::default()),
-        }
     }
 
     /// Plans for whole chunks, as many as are asked about together.
@@ -199,7 +183,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
     }
 
     /// Goes on until the sink has all requests before `until`.
-    fn run(&mut self, queue: &mut dyn ReadQueue<'a, 'm>, until: usize) -> Result<()> {
+    fn run(&mut self, queue: &mut dyn Queue<'a, 'm>, until: usize) -> Result<()> {
         let mut ended = Vec::with_capacity(DEPTH);
         while self.completed < until {
             self.fill(queue, until)?;
@@ -217,7 +201,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
     }
 
     /// Starts reads while there is room, and hands out chunks while there may be more.
-    fn fill(&mut self, queue: &mut dyn ReadQueue<'a, 'm>, until: usize) -> Result<()> {
+    fn fill(&mut self, queue: &mut dyn Queue<'a, 'm>, until: usize) -> Result<()> {
         loop {
             while queue.room() > 0 {
                 let Some(read) = self.next_read() else { break };
@@ -370,7 +354,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
     }
 
     /// The next run of neighbours to be read, of the first chunk that has one.
-    fn next_read(&mut self) -> Option<Read<'a, 'm>> {
+    fn next_read(&mut self) -> Option<Submission<'a, 'm>> {
         let last = self.failed_chunk.unwrap_or(usize::MAX);
         let chunk = self
             .chunks
@@ -406,14 +390,14 @@ impl<'a, 'm> Transfer<'a, 'm> {
         chunk.in_flight += 1;
         let part = &store.parts().all()[index];
         let offset_bytes = part.offset_of(first, store.page_size());
-        let file = ReadFile::Borrowed(part.read_fd());
-        Some(Read { id, file, offset_bytes, parts })
+        let file = OpenFile::Borrowed(part.read_fd());
+        Some(Submission { id, direction: Direction::Read, file, offset_bytes, parts })
     }
 
     /// Takes a read that has ended: good, to be made again, or to be made page
     /// by page, which goes on after a short count and finds the bad page.
-    fn end_read(&mut self, completion: Completion<'a, 'm>, queue: &mut dyn ReadQueue<'a, 'm>) {
-        let Completion { mut read, result } = completion;
+    fn end_read(&mut self, completion: Completion<'a, 'm>, queue: &mut dyn Queue<'a, 'm>) {
+        let Completion { submission: mut read, result } = completion;
         let request = &mut self.requests[read.id as usize];
         let count = request.places.len();
         let last = FilePage(request.first + count as u64 - 1);

@@ -11,6 +11,7 @@ mod concat;
 mod counters;
 mod file;
 mod memory;
+mod outgoing;
 pub(crate) mod part;
 mod prefetch;
 mod resident;
@@ -35,9 +36,9 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
 
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
+pub use outgoing::Outgoing;
 use part::{File, Part, Parts};
 use source::Mapped;
-pub use write::Outgoing;
 
 /// Where the pages of a store live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

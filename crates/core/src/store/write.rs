@@ -2,33 +2,20 @@
 //!
 //! What a caller gives passes through a buffer of this crate's: the caller's memory
 //! may lie in a window whose pages the kernel cannot bring, so only user code
-//! touches it. A window's own pages, which are present, are written from where they lie.
+//! touches it. A window's own pages, which are present, are written from where they lie
+//! ([`Outgoing`](super::Outgoing)).
 
 use std::os::fd::AsFd;
 
 use super::{Store, StoreKind};
 use crate::error::{Error, Interrupt, Result};
-use crate::sys::file::{self as sys_file, Parts};
+use crate::sys::file as sys_file;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::units::{FilePage, Pages};
 
 /// Bytes of the buffer, and of the longest single write.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// Pages of one write: the kernel takes 1024 separate buffers.
-const MAX_RUN_PAGES: usize = 256;
-
-/// A page to be written from memory that stays present.
-#[derive(Clone, Copy, Debug)]
-pub struct Outgoing<'m> {
-    /// The page of the store.
-    pub page: FilePage,
-    /// Its content, a page long.
-    pub content: Span<'m>,
-    /// Bytes of it that the file had when it was read.
-    pub file_bytes: usize,
-}
 
 /// A stretch of one write, all in one file: where it starts in the store and in the
 /// caller's data, and how long it is.
@@ -90,89 +77,6 @@ impl Store {
         Ok(())
     }
 
-    /// Writes pages from memory that stays present, sorted by page. Neighbours are
-    /// written together. Of each no more is written than the file had when the page
-    /// was read, nor than it has now: pages that the file has lost are an error.
-    ///
-    /// # Errors
-    /// As [`write`](Self::write), with the number of pages from the front that are written.
-    pub fn write_from(&self, pages: &[Outgoing<'_>], interrupt: &dyn Interrupt) -> Result<()> {
-        let limit = (BUFFER_BYTES / self.page_size().bytes()).clamp(1, MAX_RUN_PAGES);
-        let mut done = 0;
-        while done < pages.len() {
-            let completed = |error: Error| error.with_completed(done);
-            interrupt.check().map_err(completed)?;
-            let rest = &pages[done..];
-            let end = self.parts.end(self.parts.index_of(rest[0].page));
-            let follows = |pair: &[Outgoing<'_>]| {
-                pair[0].page.0 + 1 == pair[1].page.0
-                    && pair[1].page < end
-                    && pair[0].file_bytes == self.page_size().bytes()
-            };
-            let count =
-                1 + rest.windows(2).take(limit - 1).take_while(|pair| follows(pair)).count();
-            let file_bytes = self.size_now(rest[0].page).map_err(completed)?;
-            self.write_run(&rest[..count], file_bytes)
-                .map_err(|error| completed_before(error, rest[0].page, done))?;
-            done += count;
-        }
-        Ok(())
-    }
-
-    fn write_run(&self, run: &[Outgoing<'_>], file_bytes: u64) -> Result<()> {
-        let start = self.page_size().bytes_of(run[0].page.0);
-        let had = (run.len() - 1) * self.page_size().bytes() + run[run.len() - 1].file_bytes;
-        let left = usize::try_from(file_bytes.saturating_sub(start)).unwrap_or(usize::MAX);
-        let len = had.min(left);
-        let mut done = 0;
-        let file = &self.parts.of(run[0].page).file;
-        if let Some(direct) = &file.direct_fd {
-            done = len - len % system_page_bytes();
-            self.write_parts(direct.as_fd(), run, 0..done)?;
-        }
-        self.write_parts(file.fd.as_fd(), run, done..len)?;
-        // Within the page that holds the end of the file nothing is missing.
-        let missing = self.page_size().count_of(file_bytes);
-        match run.iter().find(|outgoing| outgoing.page.0 >= missing && outgoing.file_bytes > 0) {
-            Some(outgoing) => Err(self.truncated("write", outgoing.page)),
-            None => Ok(()),
-        }
-    }
-
-    /// Writes the bytes `range` of a run of pages, going on after short counts.
-    fn write_parts(
-        &self,
-        fd: std::os::fd::BorrowedFd<'_>,
-        run: &[Outgoing<'_>],
-        range: std::ops::Range<usize>,
-    ) -> Result<()> {
-        let page_bytes = self.page_size().bytes();
-        let start = self.page_size().bytes_of(run[0].page.0);
-        let (_, file_start) = self.place_of(run[0].page);
-        let mut done = range.start;
-        while done < range.end {
-            let mut parts = Parts::default();
-            let mut at = done;
-            while at < range.end {
-                let within = at % page_bytes;
-                let len = (page_bytes - within).min(range.end - at);
-                parts.push(run[at / page_bytes].content.part(within, len));
-                at += len;
-            }
-            let page = || Some(FilePage(self.page_size().index_of(start + done as u64)));
-            match sys_file::write_parts_at(fd, &parts, file_start + done as u64) {
-                Ok(0) => return Err(self.io_error("write", page(), rustix::io::Errno::NOSPC)),
-                Ok(written) => {
-                    self.count().add_written(written);
-                    done += written;
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(self.io_error("write", page(), errno)),
-            }
-        }
-        Ok(())
-    }
-
     fn check_write(&self, pages: &Pages<FilePage>, data_bytes: usize) -> Result<()> {
         if !self.writable() {
             let file = self.read_only_path().filter(|_| self.kind() == StoreKind::Concat);
@@ -193,7 +97,7 @@ impl Store {
 
     /// Where in the store the file of a page ends for a write: where it ended when it
     /// was opened, or where it ends now, if that is less.
-    fn size_now(&self, page: FilePage) -> Result<u64> {
+    pub(super) fn size_now(&self, page: FilePage) -> Result<u64> {
         let index = self.parts.index_of(page);
         let part = &self.parts.all()[index];
         let facts =
@@ -265,7 +169,7 @@ fn run_at(pages: &Pages<FilePage>, position: usize, end: FilePage) -> usize {
 
 /// Counts the whole pages written before an error in the run that starts with
 /// `first` at `position`.
-fn completed_before(error: Error, first: FilePage, position: usize) -> Error {
+pub(super) fn completed_before(error: Error, first: FilePage, position: usize) -> Error {
     let failed = match &error {
         Error::Io { file_page: Some(page), .. } | Error::Truncated { file_page: page, .. } => *page,
         _ => first.0,

@@ -3,9 +3,9 @@
 //! Each function of [`sys`](super) passes [`enter`] before it calls the kernel.
 //! Counting costs one relaxed addition. Counts are how tests and benchmarks
 //! state the price of an operation; failures are how tests see what is left
-//! when the n-th call of a kind goes wrong.
+//! when the n-th call of a kind goes wrong, or moves fewer bytes than it was asked to.
 
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -66,6 +66,7 @@ calls! {
     Sync = "fsync",
     RingSetup = "io_uring_setup",
     RingEnter = "io_uring_enter",
+    RingWriteAnswer = "io_uring_write_answer",
     SignalAction = "sigaction",
     SignalMask = "sigmask",
 }
@@ -75,7 +76,8 @@ const KINDS: usize = Call::ALL.len();
 static COUNTS: [AtomicU64; KINDS] = [const { AtomicU64::new(0) }; KINDS];
 /// Calls of a kind left until the one that fails; negative when none is to fail.
 static COUNTDOWN: [AtomicI64; KINDS] = [const { AtomicI64::new(-1) }; KINDS];
-static ERRNO: [AtomicI32; KINDS] = [const { AtomicI32::new(0) }; KINDS];
+/// What it answers, as system calls do: bytes, or an error as a negative number.
+static ANSWER: [AtomicI64; KINDS] = [const { AtomicI64::new(0) }; KINDS];
 /// How many calls in a row fail once the countdown has run out.
 static FAILURES: [AtomicI64; KINDS] = [const { AtomicI64::new(0) }; KINDS];
 
@@ -85,26 +87,38 @@ static FAILURES: [AtomicI64; KINDS] = [const { AtomicI64::new(0) }; KINDS];
 /// The error that a test asked for in place of the call.
 #[inline]
 pub fn enter(call: Call) -> Result<(), Errno> {
+    enter_for(call, 0).map(|_none| ())
+}
+
+/// The same for a call that is to move `bytes`, or has moved them. Says how many it is
+/// to move or to say that it has moved: all of them, or as few as a test asked for.
+///
+/// # Errors
+/// As [`enter`].
+#[inline]
+pub fn enter_for(call: Call, bytes: usize) -> Result<usize, Errno> {
     let kind = call as usize;
     COUNTS[kind].fetch_add(1, Ordering::Relaxed);
     if COUNTDOWN[kind].load(Ordering::Relaxed) < 0 {
-        return Ok(());
+        return Ok(bytes);
     }
-    fail_if_due(kind)
+    asked_for(kind).map(|most| most.min(bytes))
 }
 
+/// The most that a call may move, if it is not to fail.
 #[cold]
-fn fail_if_due(kind: usize) -> Result<(), Errno> {
+fn asked_for(kind: usize) -> Result<usize, Errno> {
     let due = COUNTDOWN[kind]
         .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| (left > 0).then(|| left - 1))
         .is_err();
     if !due || COUNTDOWN[kind].load(Ordering::SeqCst) < 0 {
-        return Ok(());
+        return Ok(usize::MAX);
     }
     if FAILURES[kind].fetch_sub(1, Ordering::SeqCst) <= 1 {
         COUNTDOWN[kind].store(-1, Ordering::SeqCst);
     }
-    Err(Errno::from_raw_os_error(ERRNO[kind].load(Ordering::SeqCst)))
+    let answer = ANSWER[kind].load(Ordering::SeqCst);
+    usize::try_from(answer).map_err(|_negative| Errno::from_raw_os_error(-answer as i32))
 }
 
 /// How many calls of a kind this process has made.
@@ -115,9 +129,19 @@ pub fn count(call: Call) -> u64 {
 
 /// Makes `failures` calls of a kind fail with `errno`, after `skip` that are let through.
 pub fn inject(call: Call, skip: u32, errno: Errno, failures: u32) {
+    answer(call, skip, -i64::from(errno.raw_os_error()), failures);
+}
+
+/// Makes `times` calls of a kind move `bytes` at most, after `skip` that are let through.
+/// Only a call that passes [`enter_for`] can fall short.
+pub fn inject_short(call: Call, skip: u32, bytes: u32, times: u32) {
+    answer(call, skip, i64::from(bytes), times);
+}
+
+fn answer(call: Call, skip: u32, answer: i64, times: u32) {
     let kind = call as usize;
-    ERRNO[kind].store(errno.raw_os_error(), Ordering::SeqCst);
-    FAILURES[kind].store(i64::from(failures), Ordering::SeqCst);
+    ANSWER[kind].store(answer, Ordering::SeqCst);
+    FAILURES[kind].store(i64::from(times), Ordering::SeqCst);
     COUNTDOWN[kind].store(i64::from(skip), Ordering::SeqCst);
 }
 

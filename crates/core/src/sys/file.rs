@@ -11,7 +11,7 @@ use rustix::fs::{Access, AtFlags, FileType, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::call::{enter, Call};
+use super::call::{enter, enter_for, Call};
 use super::mm::{check, last_errno};
 use super::span::Span;
 
@@ -340,8 +340,11 @@ pub fn write_parts_at(
     offset_bytes: u64,
 ) -> Result<usize, Errno> {
     let offset = file_offset(offset_bytes)?;
+    let bytes = parts.bytes();
+    let most = enter_for(Call::Write, bytes)?;
+    let front = (most < bytes).then(|| parts.front(most));
+    let parts = front.as_ref().unwrap_or(parts);
     let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
-    enter(Call::Write)?;
     // SAFETY: every part came from a span that is mapped and readable.
     moved(unsafe { libc::pwritev(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
 }
@@ -361,14 +364,15 @@ pub fn write_at(
         written = done;
         let rest = bytes.part(done, (bytes.len() - done).min(MAX_CALL_BYTES));
         let offset = file_offset(offset_bytes + done as u64)?;
-        enter(Call::Write)?;
+        let rest = rest.part(0, enter_for(Call::Write, rest.len())?);
         // SAFETY: a span is mapped and readable for the length given.
         moved(unsafe { libc::pwrite(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset) })
     })
     .map_err(|errno| (errno, written))
 }
 
-/// Where the bytes of one read go: spans one after another, neighbours joined.
+/// Where the bytes of one read go, or those of one write come from: spans one after
+/// another, neighbours joined.
 #[derive(Debug, Default)]
 pub struct Parts<'m> {
     vector: Vec<libc::iovec>,
@@ -393,6 +397,24 @@ impl<'m> Parts<'m> {
     /// Forgets the spans and keeps the memory of the list.
     pub fn clear(&mut self) {
         self.vector.clear();
+    }
+
+    /// Bytes of all of them.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.vector.iter().map(|part| part.iov_len).sum()
+    }
+
+    /// The first `bytes` of them.
+    fn front(&self, bytes: usize) -> Self {
+        let mut vector = Vec::new();
+        let mut left = bytes;
+        for part in &self.vector {
+            let iov_len = part.iov_len.min(left);
+            vector.push(libc::iovec { iov_base: part.iov_base, iov_len });
+            left -= iov_len;
+        }
+        Self { vector, owner: PhantomData }
     }
 
     /// How many separate spans there are.

@@ -1,10 +1,12 @@
-//! Reads in flight together: a queue of them, and the queue that is a ring
+//! Reads and writes in flight together: a queue of them, and the queue that is a ring
 //! (`io_uring`, Linux 5.11 and later).
 //!
-//! The kernel writes into the memory of a read until it completes, so a ring
-//! hands itself out for the length of a closure only ([`Ring::session`]) and
-//! waits for whatever is in flight before that returns, by whichever way.
+//! The kernel writes into the memory of a read and reads from that of a write until it
+//! completes, so a ring hands itself out for the length of a closure only
+//! ([`Ring::session`]) and waits for whatever is in flight before that returns, by
+//! whichever way.
 
+mod inline;
 mod pool;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,15 +14,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{opcode, IoUring};
+use io_uring::{opcode, squeue, IoUring};
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
-use super::file::Parts;
+use super::call::{enter, enter_for, Call};
+use super::file::{read_parts_at, write_parts_at, Parts};
 
-pub use pool::{with_threads, MAX_THREADS};
+pub use inline::Inline;
+use pool::with_threads;
 
-/// Reads that a ring has in flight at most. Beyond it devices gain nothing.
+/// Requests that a ring has in flight at most. Beyond it devices gain nothing.
 pub const DEPTH: usize = 128;
 /// Idle rings that a pool keeps.
 const MAX_IDLE: usize = 4;
@@ -31,16 +34,16 @@ const BUSY_WAIT: usize = 8;
 /// How often the kernel's EAGAIN and EBUSY are answered by trying again.
 const AGAIN_LIMIT: u32 = 64;
 
-/// The file of a read, which stays open until the read has ended.
+/// The file of a request, which stays open until the request has ended.
 #[derive(Clone, Debug)]
-pub enum ReadFile<'f> {
+pub enum OpenFile<'f> {
     /// One that others keep open.
     Borrowed(BorrowedFd<'f>),
-    /// One that is closed when its last read has ended.
+    /// One that is closed when its last request has ended.
     Shared(Arc<OwnedFd>),
 }
 
-impl AsFd for ReadFile<'_> {
+impl AsFd for OpenFile<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Borrowed(fd) => *fd,
@@ -49,41 +52,92 @@ impl AsFd for ReadFile<'_> {
     }
 }
 
-/// A read: bytes of a file from `offset_bytes` into `parts`.
+/// Which way the bytes of a request go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the file to memory.
+    Read,
+    /// From memory to the file.
+    Write,
+}
+
+/// A read or a write: bytes of a file from `offset_bytes` on, and `parts`.
 #[derive(Debug)]
-pub struct Read<'f, 'm> {
+pub struct Submission<'f, 'm> {
     /// The caller's name for it.
     pub id: u32,
+    /// Which of the two.
+    pub direction: Direction,
     /// The file.
-    pub file: ReadFile<'f>,
+    pub file: OpenFile<'f>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
     pub parts: Parts<'m>,
 }
 
-/// A read that has ended.
+impl Submission<'_, '_> {
+    /// Carries it out here and now, by one `preadv` or `pwritev`.
+    ///
+    /// # Errors
+    /// As [`read_parts_at`] and [`write_parts_at`].
+    pub fn carry_out(&self) -> Result<usize, Errno> {
+        match self.direction {
+            Direction::Read => read_parts_at(self.file.as_fd(), &self.parts, self.offset_bytes),
+            Direction::Write => write_parts_at(self.file.as_fd(), &self.parts, self.offset_bytes),
+        }
+    }
+
+    /// The ring's entry for it. What it points to stays where it is when `self` is moved.
+    fn entry(&self) -> squeue::Entry {
+        let fd = Fd(self.file.as_fd().as_raw_fd());
+        let vector = self.parts.vector();
+        let count = u32::try_from(vector.len()).expect("a few parts");
+        let only = if let [only] = vector { Some(only) } else { None };
+        let len = only.map_or(0, |only| u32::try_from(only.iov_len).expect("at most 1 GiB"));
+        match (self.direction, only) {
+            (Direction::Read, Some(only)) => {
+                let read = opcode::Read::new(fd, only.iov_base.cast(), len);
+                read.offset(self.offset_bytes).build()
+            }
+            (Direction::Read, None) => {
+                let read = opcode::Readv::new(fd, vector.as_ptr(), count);
+                read.offset(self.offset_bytes).build()
+            }
+            (Direction::Write, Some(only)) => {
+                let write = opcode::Write::new(fd, only.iov_base.cast_const().cast(), len);
+                write.offset(self.offset_bytes).build()
+            }
+            (Direction::Write, None) => {
+                let write = opcode::Writev::new(fd, vector.as_ptr(), count);
+                write.offset(self.offset_bytes).build()
+            }
+        }
+    }
+}
+
+/// A request that has ended.
 #[derive(Debug)]
 pub struct Completion<'f, 'm> {
-    /// The read, to be used again.
-    pub read: Read<'f, 'm>,
-    /// Bytes that came (perhaps fewer than were asked for), or the error.
+    /// The request, to be used again.
+    pub submission: Submission<'f, 'm>,
+    /// Bytes that were moved (perhaps fewer than were asked for), or the error.
     pub result: Result<usize, Errno>,
 }
 
-/// Reads, some of them in flight.
-pub trait ReadQueue<'f, 'm> {
-    /// Reads that may still be pushed.
+/// Reads and writes, some of them in flight.
+pub trait Queue<'f, 'm> {
+    /// Requests that may still be pushed.
     fn room(&self) -> usize;
-    /// Reads that were pushed and have not come back.
+    /// Requests that were pushed and have not come back.
     fn in_flight(&self) -> usize;
-    /// Adds a read. It may not start before [`start`](Self::start) or [`wait`](Self::wait).
-    fn push(&mut self, read: Read<'f, 'm>);
+    /// Adds a request. It may not start before [`start`](Self::start) or [`wait`](Self::wait).
+    fn push(&mut self, submission: Submission<'f, 'm>);
     /// Starts what was pushed.
     fn start(&mut self);
-    /// Starts what was pushed, then waits until a read has ended or `timeout`
+    /// Starts what was pushed, then waits until a request has ended or `timeout`
     /// has passed, and hands out all that have ended. When the queue itself
-    /// fails, every read comes back with its error.
+    /// fails, what it has not carried out comes back with ECANCELED.
     fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
@@ -130,34 +184,35 @@ impl Ring {
         Ok(Self { ring, owner: std::process::id() })
     }
 
-    /// Reads through this ring for as long as `body` runs. Also says whether the ring
+    /// The ring as a queue for as long as `body` runs. Also says whether the ring
     /// may be used again.
     pub fn session<'f, 'm, T>(
         &mut self,
-        body: impl FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
+        body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
     ) -> (T, bool) {
         let mut session = Session {
             ring: &mut self.ring,
             owner: self.owner,
-            reads: Vec::with_capacity(DEPTH),
+            submissions: Vec::with_capacity(DEPTH),
             free: (0..DEPTH).rev().collect(),
-            failed: None,
+            failed: false,
         };
-        session.reads.resize_with(DEPTH, || None);
+        session.submissions.resize_with(DEPTH, || None);
         let outcome = body(&mut session);
         session.drain(drop);
-        let usable = session.failed.is_none() && session.unsubmitted() == 0;
+        let usable = !session.failed && session.unsubmitted() == 0;
         (outcome, usable)
     }
 }
 
-/// A ring in use. What is in `reads` is in the submission queue or in flight.
+/// A ring in use. What is in `submissions` is in the submission queue or in flight.
 struct Session<'r, 'f, 'm> {
     ring: &'r mut IoUring,
     owner: u32,
-    reads: Vec<Option<Read<'f, 'm>>>,
+    submissions: Vec<Option<Submission<'f, 'm>>>,
     free: Vec<usize>,
-    failed: Option<Errno>,
+    /// The kernel has refused to enter the ring.
+    failed: bool,
 }
 
 impl<'f, 'm> Session<'_, 'f, 'm> {
@@ -169,11 +224,17 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     fn reap(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("a slot of this session");
-            let read = self.reads[slot].take().expect("a read ends once");
+            let submission = self.submissions[slot].take().expect("a request ends once");
             self.free.push(slot);
             let result = usize::try_from(entry.result())
                 .map_err(|_| Errno::from_raw_os_error(-entry.result()));
-            ended(Completion { read, result });
+            let result = match submission.direction {
+                Direction::Read => result,
+                Direction::Write => {
+                    result.and_then(|bytes| enter_for(Call::RingWriteAnswer, bytes))
+                }
+            };
+            ended(Completion { submission, result });
         }
     }
 
@@ -203,14 +264,14 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
         Err(Errno::AGAIN)
     }
 
-    /// Waits until the kernel has no read of this session's. Reads that were
-    /// never submitted stay in `reads`; their ring is not used again.
+    /// Waits until the kernel has no request of this session's. Requests that were
+    /// never submitted stay in `submissions`; their ring is not used again.
     fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
         if self.owner != std::process::id() {
             // A child of fork: what is in flight is its parent's, and so is its end.
-            self.failed = Some(Errno::CANCELED);
+            self.failed = true;
         }
-        while self.failed.is_none() {
+        while !self.failed {
             self.reap(&mut ended);
             let held = DEPTH - self.free.len();
             if held == self.unsubmitted() {
@@ -228,16 +289,14 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
         }
     }
 
-    /// Ends the use of a ring that the kernel refuses to enter: every read
-    /// comes back with the error, once the kernel has let go of it.
-    fn give_up(&mut self, errno: Errno, ended: &mut Vec<Completion<'f, 'm>>) {
+    /// Ends the use of a ring that the kernel refuses to enter: every request
+    /// comes back, once the kernel has let go of it.
+    fn give_up(&mut self, ended: &mut Vec<Completion<'f, 'm>>) {
         self.drain(|completion| ended.push(completion));
-        self.failed = Some(errno);
-        for slot in 0..DEPTH {
-            if let Some(read) = self.reads[slot].take() {
-                ended.push(Completion { read, result: Err(errno) });
-            }
-        }
+        self.failed = true;
+        let left = self.submissions.iter_mut().filter_map(Option::take);
+        ended
+            .extend(left.map(|submission| Completion { submission, result: Err(Errno::CANCELED) }));
         self.free = (0..DEPTH).rev().collect();
     }
 }
@@ -249,7 +308,7 @@ impl Drop for Session<'_, '_, '_> {
     }
 }
 
-impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
+impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.free.len()
     }
@@ -258,40 +317,31 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
         DEPTH - self.free.len()
     }
 
-    fn push(&mut self, read: Read<'f, 'm>) {
-        let fd = Fd(read.file.as_fd().as_raw_fd());
+    fn push(&mut self, submission: Submission<'f, 'm>) {
         let slot = self.free.pop().expect("room was asked for");
-        let vector = read.parts.vector();
-        let entry = if let [only] = vector {
-            let len = u32::try_from(only.iov_len).expect("a page is at most 1 GiB");
-            opcode::Read::new(fd, only.iov_base.cast(), len).offset(read.offset_bytes).build()
-        } else {
-            let count = u32::try_from(vector.len()).expect("a few parts");
-            opcode::Readv::new(fd, vector.as_ptr(), count).offset(read.offset_bytes).build()
-        };
-        self.reads[slot] = Some(read);
-        if self.failed.is_some() {
+        let entry = submission.entry().user_data(slot as u64);
+        self.submissions[slot] = Some(submission);
+        if self.failed {
             return;
         }
         // SAFETY: the parts were spans for 'm, which outlives this session, and the session
-        // does not end before the read does. The vector and the file are kept in `reads`
-        // meanwhile. The queue has as many entries as there are slots.
+        // does not end before the request does. The vector and the file are kept in
+        // `submissions` meanwhile. The queue has as many entries as there are slots.
         unsafe {
-            let entry = entry.user_data(slot as u64);
             self.ring.submission().push(&entry).expect("as many entries as slots");
         }
     }
 
     fn start(&mut self) {
-        if self.failed.is_none() && self.unsubmitted() > 0 {
+        if !self.failed && self.unsubmitted() > 0 {
             // What this cannot start the next wait will, or say why not.
             let _later = self.enter(0, Duration::ZERO);
         }
     }
 
     fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
-        if let Some(errno) = self.failed {
-            self.give_up(errno, ended);
+        if self.failed {
+            self.give_up(ended);
             return;
         }
         let before = ended.len();
@@ -305,15 +355,15 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
             in_flight if in_flight > BUSY => BUSY_WAIT,
             _ => 1,
         };
-        if let Err(errno) = self.enter(want, timeout) {
-            self.give_up(errno, ended);
+        if self.enter(want, timeout).is_err() {
+            self.give_up(ended);
             return;
         }
         self.reap(|completion| ended.push(completion));
     }
 }
 
-/// Idle rings, so that a read need not set one up.
+/// Idle rings, so that a call need not set one up.
 #[derive(Debug, Default)]
 pub struct RingPool {
     idle: Mutex<Vec<Ring>>,
@@ -336,12 +386,33 @@ impl RingPool {
         Ring::new()
     }
 
-    /// Keeps a ring for the next read.
+    /// Keeps a ring for the next call.
     pub fn give_back(&self, ring: Ring) {
         if let Ok(mut idle) = self.idle.try_lock() {
             if idle.len() < MAX_IDLE {
                 idle.push(ring);
             }
+        }
+    }
+
+    /// Runs `body` with a queue that has requests in flight together: a ring or, where the
+    /// kernel gives none, up to `wanted` threads. Where there is no thread to be had either,
+    /// one request follows the other.
+    pub fn together<'f, 'm, T>(
+        &self,
+        wanted: usize,
+        body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
+    ) -> T {
+        if let Ok(mut ring) = self.take() {
+            let (outcome, usable) = ring.session(body);
+            if usable {
+                self.give_back(ring);
+            }
+            return outcome;
+        }
+        match with_threads(wanted, body) {
+            Ok(outcome) => outcome,
+            Err(body) => body(&mut Inline::default()),
         }
     }
 }

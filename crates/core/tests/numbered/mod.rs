@@ -7,14 +7,31 @@ use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fremap_core::error::{Result, Uninterruptible};
 use fremap_core::scatter::Sink;
 use fremap_core::store::{OpenMode, Store};
+use fremap_core::sys::call::clear;
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages};
 
 static MADE: AtomicU64 = AtomicU64::new(0);
+
+/// The turn of a test that has calls fail, which they do for a whole process; every call
+/// goes through again when it ends.
+pub struct Turn(#[allow(dead_code, reason = "held")] MutexGuard<'static, ()>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        clear();
+    }
+}
+
+pub fn turn() -> Turn {
+    static TURN: Mutex<()> = Mutex::new(());
+    Turn(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
 
 /// A path of this test's own; what is there goes when it is dropped.
 pub struct Scratch(PathBuf);

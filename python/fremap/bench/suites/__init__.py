@@ -27,7 +27,14 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "protect": (protect.every_second,),
     "read": (read.present,),
     "fault": (fault.lazy, fault.linear, fault.by_signal),
-    "dirty": (dirty.remap, dirty.first_store, dirty.ask, dirty.flush, dirty.evict),
+    "dirty": (
+        dirty.remap,
+        dirty.first_store,
+        dirty.ask,
+        dirty.flush,
+        dirty.flush_direct,
+        dirty.evict,
+    ),
     "window": (
         window.zipf_reads,
         window.zipf_writes,

@@ -35,6 +35,7 @@ SHARED_SMALL = "a shared mmap on small pages"
 MSYNC = "mmap.flush"
 PWRITE = "pwrite a page"
 PWRITE_FSYNC = "pwrite a page, then fsync"
+PWRITE_DIRECT = "O_DIRECT pwrite a page, then fsync"
 MADVISE = "madvise a page of a shared mmap"
 COMPARE = "comparing with np.memmap"
 _WORDS = PAGE_BYTES // 8
@@ -79,11 +80,16 @@ class _Side:
 
 @contextmanager
 def _sides(
-    bench: Bench, report: Report, page_count: int, *, mapping: Literal["linear", "none"]
+    bench: Bench,
+    report: Report,
+    page_count: int,
+    *,
+    mapping: Literal["linear", "none"],
+    direct: bool = False,
 ) -> Iterator[list[_Side]]:
     """Open a window of each kind; the report says which there cannot be."""
     with ExitStack() as stack:
-        store = stack.enter_context(fremap.open(bench.file.path, "r+"))
+        store = stack.enter_context(fremap.open(bench.file.path, "r+", direct=direct))
         sides = []
         for kind in _KINDS:
             try:
@@ -290,20 +296,9 @@ def flush(bench: Bench) -> Report:
         _sides(bench, report, count, mapping="linear") as sides,
         _shared(bench, count) as (memory, column),
     ):
-
-        def flushing(name: str, to: Column, work: Callable[[], object]) -> Contender:
-            def run(number: int) -> Mapping[str, float]:
-                to[pages] = number
-                return {name: timed(work)}
-
-            return run
-
-        contenders = []
-        for side in sides:
-            side.window.populate()
-            contenders.append(flushing(side.name, side.column, side.window.flush))
-        contenders.append(flushing(MSYNC, column, memory.flush))
-        contenders.append(_pwrite(bench, PWRITE_FSYNC, pages, durable=True))
+        contenders = _flushes(sides, pages)
+        contenders.append(_flushing(MSYNC, column, pages, memory.flush))
+        contenders.append(_pwrite(bench.file.fd, PWRITE_FSYNC, pages, durable=True))
         timings = paired(contenders, rounds=bench.rounds, operations=len(pages))
         for side in sides:
             _check_dirty(side, pages[:0])
@@ -311,10 +306,53 @@ def flush(bench: Bench) -> Report:
     return report
 
 
-def _pwrite(bench: Bench, name: str, pages: npt.NDArray[np.int64], *, durable: bool) -> Contender:
+def flush_direct(bench: Bench) -> Report:
+    """Do the same past the page cache, where each write waits for the device."""
+    count = min(bench.pages, bench.file.page_count)
+    pages = _every(count)
+    report = Report(
+        "dirty", f"flush {len(pages)} dirty pages, every seventh of {count}, direct=True"
+    )
+    try:
+        fd = os.open(bench.file.path, os.O_RDWR | os.O_DIRECT)
+    except OSError as error:
+        report.missing.append(f"direct=True: {error}")
+        return report
+    with ExitStack() as stack:
+        stack.callback(os.close, fd)
+        opened = _sides(bench, report, count, mapping="linear", direct=True)
+        sides = stack.enter_context(opened)
+        contenders = _flushes(sides, pages)
+        contenders.append(_pwrite(fd, PWRITE_DIRECT, pages, durable=True))
+        timings = paired(contenders, rounds=bench.rounds, operations=len(pages))
+        for side in sides:
+            _check_dirty(side, pages[:0])
+            _compare(report, side, timings, (PWRITE_DIRECT,))
+    return report
+
+
+def _flushes(sides: list[_Side], pages: npt.NDArray[np.int64]) -> list[Contender]:
+    """Flush each window, all of which is present, after stores to `pages`."""
+    for side in sides:
+        side.window.populate()
+    return [_flushing(side.name, side.column, pages, side.window.flush) for side in sides]
+
+
+def _flushing(
+    name: str, column: Column, pages: npt.NDArray[np.int64], work: Callable[[], object]
+) -> Contender:
+    def run(number: int) -> Mapping[str, float]:
+        column[pages] = number
+        return {name: timed(work)}
+
+    return run
+
+
+def _pwrite(fd: int, name: str, pages: npt.NDArray[np.int64], *, durable: bool) -> Contender:
     """Write copies of pages, each by a call; without `durable`, fsync comes after the clock."""
-    fd = bench.file.fd
-    content = np.zeros((len(pages), _WORDS), dtype=np.int64)
+    # Aligned to pages, as O_DIRECT wants it.
+    memory = mmap.mmap(-1, len(pages) * PAGE_BYTES)
+    content = np.frombuffer(memory, dtype=np.int64).reshape(-1, _WORDS)
     content[:, 0] = pages
     work = list(zip(content, (pages * PAGE_BYTES).tolist(), strict=True))
 
@@ -371,7 +409,11 @@ def evict(bench: Bench) -> Report:
             memory.flush()
             return {f"{MADVISE}, clean": clean, f"{MADVISE}, dirty": dirty}
 
-        contenders = [*map(ours, sides), shared, _pwrite(bench, PWRITE, pages, durable=False)]
+        contenders = [
+            *map(ours, sides),
+            shared,
+            _pwrite(bench.file.fd, PWRITE, pages, durable=False),
+        ]
         timings = paired(contenders, rounds=bench.rounds, operations=len(pages))
         for side in sides:
             report.rows.append(

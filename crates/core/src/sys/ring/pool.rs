@@ -1,26 +1,24 @@
 //! The queue for where the kernel gives no ring: threads that each do one
-//! `preadv` after another, for the length of a closure.
+//! `preadv` or `pwritev` after another, for the length of a closure.
 
 use std::collections::VecDeque;
-use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::super::file::read_parts_at;
 use super::super::thread::{block_all_signals, set_signal_mask};
-use super::{Completion, Read, ReadQueue};
+use super::{Completion, Queue, Submission};
 
-/// Threads that a read starts at most.
-pub const MAX_THREADS: usize = 16;
-/// Reads that may wait for each thread, so that none idles while the caller works.
-const READS_PER_THREAD: usize = 2;
+/// Threads that are started at most.
+const MAX_THREADS: usize = 16;
+/// Requests that may wait for each thread, so that none idles while the caller works.
+const REQUESTS_PER_THREAD: usize = 2;
 
 #[derive(Default)]
 struct State<'f, 'm> {
-    waiting: VecDeque<Read<'f, 'm>>,
+    waiting: VecDeque<Submission<'f, 'm>>,
     ended: Vec<Completion<'f, 'm>>,
     over: bool,
 }
@@ -29,9 +27,9 @@ struct State<'f, 'm> {
 #[derive(Default)]
 struct Shared<'f, 'm> {
     state: Mutex<State<'f, 'm>>,
-    /// A read waits, or all is over.
+    /// A request waits, or all is over.
     work: Condvar,
-    /// A read has ended.
+    /// A request has ended.
     news: Condvar,
 }
 
@@ -41,18 +39,18 @@ impl<'f, 'm> Shared<'f, 'm> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a thread does: reads, until all is over.
+    /// What a thread does: one request after another, until all is over.
     fn serve(&self) {
         let mut state = self.state();
         while !state.over {
-            let Some(read) = state.waiting.pop_front() else {
+            let Some(submission) = state.waiting.pop_front() else {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(state);
-            let result = read_parts_at(read.file.as_fd(), &read.parts, read.offset_bytes);
+            let result = submission.carry_out();
             state = self.state();
-            state.ended.push(Completion { read, result });
+            state.ended.push(Completion { submission, result });
             self.news.notify_one();
         }
     }
@@ -68,24 +66,25 @@ impl Drop for Over<'_, '_, '_> {
     }
 }
 
-/// Reads through threads for as long as `body` runs: up to `wanted` of
-/// them, at most [`MAX_THREADS`], with all signals blocked.
+/// Runs `body` with threads as its queue: up to `wanted` of them, at most
+/// [`MAX_THREADS`], with all signals blocked.
 ///
 /// # Errors
-/// EAGAIN when not one thread can be started; `body` comes back unused.
-pub fn with_threads<'f, 'm, T, B>(wanted: usize, body: B) -> Result<T, (Errno, B)>
+/// `body`, unused, when not one thread can be started.
+pub(super) fn with_threads<'f, 'm, T, B>(wanted: usize, body: B) -> Result<T, B>
 where
-    B: FnOnce(&mut dyn ReadQueue<'f, 'm>) -> T,
+    B: FnOnce(&mut dyn Queue<'f, 'm>) -> T,
 {
     let shared = Shared::default();
     std::thread::scope(|scope| {
         let over = Over(&shared);
-        let threads = match start_threads(scope, &shared, wanted.clamp(1, MAX_THREADS)) {
-            Ok(0) => return Err((Errno::AGAIN, body)),
-            Ok(threads) => threads,
-            Err(errno) => return Err((errno, body)),
-        };
-        let mut session = Session { shared: &shared, held: 0, limit: threads * READS_PER_THREAD };
+        let started = start_threads(scope, &shared, wanted.clamp(1, MAX_THREADS));
+        let threads = started.unwrap_or(0);
+        if threads == 0 {
+            return Err(body);
+        }
+        let limit = threads * REQUESTS_PER_THREAD;
+        let mut session = Session { shared: &shared, held: 0, limit };
         let outcome = body(&mut session);
         drop(over);
         Ok(outcome)
@@ -101,7 +100,7 @@ fn start_threads<'scope, 'f: 'scope, 'm: 'scope>(
     let caller = block_all_signals()?;
     let started = (0..wanted)
         .take_while(|_| {
-            let builder = Builder::new().name("fremap-read".into());
+            let builder = Builder::new().name("fremap-io".into());
             builder.spawn_scoped(scope, move || shared.serve()).is_ok()
         })
         .count();
@@ -116,7 +115,7 @@ struct Session<'s, 'f, 'm> {
     limit: usize,
 }
 
-impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
+impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     fn room(&self) -> usize {
         self.limit - self.held
     }
@@ -125,9 +124,9 @@ impl<'f, 'm> ReadQueue<'f, 'm> for Session<'_, 'f, 'm> {
         self.held
     }
 
-    fn push(&mut self, read: Read<'f, 'm>) {
+    fn push(&mut self, submission: Submission<'f, 'm>) {
         self.held += 1;
-        self.shared.state().waiting.push_back(read);
+        self.shared.state().waiting.push_back(submission);
         self.shared.work.notify_one();
     }
 
