@@ -250,7 +250,8 @@ class Rows(ClosedOnExit):
             Rows, repeats allowed; negative ones count from the end.
         out : writable memory, optional
             Where to put them: an array, tensor or buffer of this dtype and shape, or
-            plain bytes of the right length; C-contiguous.
+            plain bytes of the right length; C-contiguous. No mapping of the files themselves:
+            rows would be read while they are written.
 
         Returns
         -------
