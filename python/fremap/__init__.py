@@ -111,12 +111,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module 'fremap' has no attribute {name!r}")
-    module = import_module(f"fremap.{_LATER[name]}")
-    value = globals()[name] = module if name == _LATER[name] else getattr(module, name)
-    return value
+if not TYPE_CHECKING:  # or every name were there to who checks types
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(f"module 'fremap' has no attribute {name!r}")
+        module = import_module(f"fremap.{_LATER[name]}")
+        value = globals()[name] = module if name == _LATER[name] else getattr(module, name)
+        return value
 
 
 def __dir__() -> list[str]:

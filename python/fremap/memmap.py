@@ -365,7 +365,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
             return
         flat = self.view(np.ndarray).reshape(-1)
         step = max(1, _WRITTEN_BYTES // self.itemsize)
-        with nullcontext(fid) if hasattr(fid, "write") else open(fid, "wb") as file:
+        with nullcontext(fid) if hasattr(fid, "write") else open(os.fspath(fid), "wb") as file:
             for begin in range(0, flat.size, step):
                 flat[begin : begin + step].copy().tofile(file)
 

@@ -138,8 +138,9 @@ class Window(_core.WindowBase):
     `ForkError`. Pages that were placed, or changed and not flushed, are SIGBUS there.
 
     Do not have the kernel read absent pages of a window of engine "paged" in order to
-    write the file behind it (``os.pwrite(fd, window, offset)``): the file system may
-    hold a lock that reading the page needs. Write a copy, or use `Store.write`.
+    write the file behind it (``os.pwrite(fd, window, offset)``), which may lock what reading
+    needs: use `Store.write`. With a budget, pin what it refers to beyond a call
+    (``MSG_ZEROCOPY``). Pages may be read before a touch: `evict` what others have written.
 
     Examples
     --------

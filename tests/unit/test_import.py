@@ -1,8 +1,11 @@
 """`import fremap` does nothing but import, and little of that."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
+import fremap
 import pytest
 
 
@@ -68,3 +71,10 @@ except AttributeError as error:
     print(error)
 """
     )
+
+
+def test_who_checks_types_is_not_told_that_every_name_is_there() -> None:
+    """A `__getattr__` that they see makes any misspelt name one of type Any."""
+    tree = ast.parse(Path(fremap.__file__).read_text())
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert functions == ["__dir__"]

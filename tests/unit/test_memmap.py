@@ -347,6 +347,10 @@ def test_tofile_and_save(path: Path, tmp_path: Path) -> None:
             assert file.tell() == 4 + view.nbytes
         np.save(other, view)
         np.testing.assert_array_equal(np.load(f"{other}.npy"), view)
+    with (tmp_path / "numbered").open("wb") as file:
+        with pytest.raises(TypeError):
+            array.tofile(file.fileno())
+        os.fstat(file.fileno())
     array[0, :3].tofile(tmp_path / "text", sep=",")
     assert (tmp_path / "text").read_text() == "0,1,2"
 

@@ -176,7 +176,8 @@ impl PagedFrames {
     }
 
     /// Copies staged pages in after the kernel refused to move them. A page that
-    /// is not there would be copied as zeros: it was moved already, or is missing.
+    /// is not there would be copied as zeros: it was moved already, and then nobody was
+    /// woken, or is missing.
     fn copy_staged(&self, offset: usize, from: Span<'_>) -> Result<(), Partial> {
         let page = system_page_bytes();
         for done in (0..from.len()).step_by(page) {
@@ -184,7 +185,9 @@ impl PagedFrames {
             let source = from.part(done, page);
             if self.has(source).map_err(stopped)? {
                 self.copy_in(offset + done, source, false).map_err(|p| p.after(done))?;
-            } else if !self.has(self.region.span(offset + done, page)).map_err(stopped)? {
+            } else if self.has(self.region.span(offset + done, page)).map_err(stopped)? {
+                self.wake(&[(offset + done, page)]);
+            } else {
                 return Err(stopped(Errno::NOENT));
             }
         }

@@ -31,6 +31,7 @@ const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
 const REGISTER_MODE_MISSING: u64 = 1;
 const REGISTER_MODE_WP: u64 = 2;
 const COPY_MODE_WP: u64 = 2;
+const MOVE_MODE_DONTWAKE: u64 = 1;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
 const WRITEPROTECT_MODE_WP: u64 = 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
@@ -421,11 +422,15 @@ impl Uffd {
         let mut done_bytes = 0;
         let mut retries = 0;
         while done_bytes < to.len() {
+            let moves = call == Call::UffdMove;
+            let answer = if moves { enter(Call::UffdMoveAnswer) } else { Ok(()) };
+            // The kernel wakes nobody for what it says it has not moved.
+            let quiet = if answer.is_ok() { 0 } else { MOVE_MODE_DONTWAKE };
             let mut argument = TransferArgument {
                 dst: to.start() as u64 + done_bytes as u64,
                 src: from.start() as u64 + done_bytes as u64,
                 len: (to.len() - done_bytes) as u64,
-                mode,
+                mode: mode | quiet,
                 done: 0,
             };
             let result = enter(call).and_then(|()| {
@@ -434,11 +439,7 @@ impl Uffd {
                 check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) })
             });
             match result {
-                Ok(()) if call == Call::UffdMove => {
-                    let answer = enter(Call::UffdMoveAnswer);
-                    return answer.map_err(|errno| Partial { done_bytes, errno });
-                }
-                Ok(()) => return Ok(()),
+                Ok(()) => return answer.map_err(|errno| Partial { done_bytes, errno }),
                 Err(errno) => {
                     // The kernel reports progress as a positive count and a
                     // lack of it as a negative errno in the same field.

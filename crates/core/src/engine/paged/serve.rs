@@ -314,6 +314,11 @@ impl Shared<PagedFrames> {
             }
             state.mark(page, entry.with_present(true).with_dirty(dirty && index == 0));
         }
+        // The kernel may have a part of a page behind them.
+        for page in run.pages().skip(done as usize) {
+            let entry = state.get(page);
+            state.mark(page, entry.with_lingering());
+        }
         if done == 0 {
             return put.map_err(|partial| partial.errno);
         }
@@ -379,13 +384,12 @@ impl Server {
         if !self.has_room(&attempt) {
             attempt.run.count = 1;
         }
-        match self.load(&attempt, Toucher::of(fault.stores), |_| ()) {
-            Ok(Served::Ended) => {
-                let page_count = shared.page().index_of(shared.frames.region.len() as u64);
-                let mut state = shared.state.lock();
-                state.reads.plan_ahead(attempt.run, self.cluster_pages, page_count);
-                Served::Ended
-            }
+        let page_count = shared.page().index_of(shared.frames.region.len() as u64);
+        // A call that comes behind the showing ends what is planned here.
+        let plan = |state: &mut State| {
+            state.reads.plan_ahead(attempt.run, self.cluster_pages, page_count);
+        };
+        match self.load(&attempt, Toucher::of(fault.stores), plan) {
             Ok(served) => served,
             Err(_) if attempt.run.count > 1 => Served::Alone,
             Err(error) => shared.give_up(&attempt, &error.to_string()),
@@ -405,6 +409,7 @@ impl Server {
         let shared = &self.shared;
         let run = attempt.run;
         while shared.frames.uffd.faults(waiting).is_ok() {}
+        let before = waiting.len();
         waiting.retain(|fault| {
             let page = shared.page_at(fault.address);
             let shown = page.is_some_and(|page| {
@@ -412,6 +417,11 @@ impl Server {
             });
             fault.protected || !shown
         });
+        if waiting.len() < before {
+            // Who waits nevertheless, as somebody has dropped the page, faults once more.
+            let page = shared.page();
+            shared.frames.wake(&[(offset_of(page, run.first), page.bytes_of(run.count) as usize)]);
+        }
     }
 
     /// Reads the pages of an attempt and shows them, `then` does something before a call can
@@ -420,7 +430,7 @@ impl Server {
         &self,
         attempt: &Attempt,
         toucher: Toucher,
-        then: impl FnOnce(&State),
+        then: impl FnOnce(&mut State),
     ) -> error::Result<Served> {
         let shared = &self.shared;
         let files: Vec<FilePage> = {
@@ -462,7 +472,7 @@ impl Server {
             let content = (buffer.span(0, len), size_bytes);
             shared.show(&mut state, attempt, content, toucher)
         };
-        then(&state);
+        then(&mut state);
         drop(state);
         if shown.is_err() {
             // The toucher tries again, and is served again.
@@ -510,7 +520,7 @@ impl Serve for Server {
         };
         let read = begun.is_some_and(|attempt| {
             // What cannot be read is said when it is touched.
-            let then = |state: &State| self.take_waiting(state, &attempt, waiting);
+            let then = |state: &mut State| self.take_waiting(state, &attempt, waiting);
             let loaded = self.has_room(&attempt)
                 && matches!(self.load(&attempt, Toucher::Nobody, then), Ok(Served::Ended));
             let mut state = shared.state.lock();
