@@ -84,10 +84,9 @@ class Window(_core.WindowBase):
     budget : "auto", int or None, default "auto"
         Bytes that a window of engine "paged" may take: present pages, page tables,
         staging memory, and what the store has mapped of the file. Beyond it pages leave,
-        changed ones after they were written. A touch is never refused: while changed
-        pages cannot be written (a full disk) the window grows beyond it, and each touch
-        that brings a page tries to write again. "auto" is half of what is available when
-        the window is made (or of what the memory cgroup leaves), None no limit.
+        changed ones after they were written; while that fails (a full disk) the window
+        grows beyond it, and each touch that brings a page tries again. "auto" is half of
+        what is available at first (or of what the memory cgroup leaves), None no limit.
     fault : {"thread", "signal"}, default "thread"
         Who brings an absent page of engine "paged" that is touched. "thread": a thread of
         the window's. "signal": the touching thread, in a handler of SIGBUS, which
