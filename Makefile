@@ -58,10 +58,10 @@ test: test-rust test-python test-ordinary test-seccomp
 test-rust: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
 test-rust:
 ifdef NEXTEST
-	cargo nextest run -p fremap-core
-	cargo test -p fremap-core --doc --quiet
+	+cargo nextest run -p fremap-core
+	+cargo test -p fremap-core --doc --quiet
 else
-	cargo test -p fremap-core --quiet
+	+cargo test -p fremap-core --quiet
 endif
 
 test-python: .venv/built
