@@ -271,7 +271,9 @@ impl<'a, 'm> Transfer<'a, 'm> {
         self.bytes_in_flight -= submission.parts.bytes();
         let number = submission.id as usize;
         let result = match result {
-            // The queue has failed, not the write.
+            // The queue has failed, not the write. In a child of fork, where it always does,
+            // the memory shows something else.
+            Err(Errno::CANCELED) if !self.matters(number) => return,
             Err(Errno::CANCELED) => submission.carry_out(),
             result => result,
         };
