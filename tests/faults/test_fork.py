@@ -525,8 +525,9 @@ def test_a_child_gives_back_what_it_closes_and_keeps_what_it_did_not(
 
 
 @pytest.mark.needs("paged", "uffd_wp")
+@pytest.mark.parametrize("direct", ["", "direct"])
 def test_a_signal_handler_that_forks_in_the_middle_of_a_call(
-    tmp_path: Path, run_script: Run
+    tmp_path: Path, direct: str, run_script: Run
 ) -> None:
     """The call is the parent's: in the child it raises, and nothing is written twice."""
     done = run_script(
@@ -534,9 +535,11 @@ def test_a_signal_handler_that_forks_in_the_middle_of_a_call(
     import os, signal, sys, threading, time
     import numpy as np
     import fremap
-    store = fremap.open(sys.argv[1], "w+", size=64 << 20)
+    direct = bool(sys.argv[2])
+    store = fremap.open(sys.argv[1], "w+", size=64 << 20, direct=direct)
     window = fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, engine="paged")
-    words = window.array(np.uint64, (window.page_count, -1))
+    # Of a direct store every second page, so that each is a write of its own.
+    words = window.array(np.uint64, (window.page_count, -1))[:: 1 + direct]
     parent, children = os.getpid(), []
 
     def fork(*_):
@@ -558,10 +561,11 @@ def test_a_signal_handler_that_forks_in_the_middle_of_a_call(
         if len(children) >= 3:
             break
     ends = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert (store.read(None).view(np.uint64)[:, 0] == turn).all()
+    assert (store.read(None).view(np.uint64)[:: 1 + direct, 0] == turn).all()
     print(set(ends))
     """,
         tmp_path / "written",
+        direct,
     )
     assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
 

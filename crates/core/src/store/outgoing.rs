@@ -31,7 +31,7 @@ use crate::units::FilePage;
 const MAX_RUN_BYTES: usize = 1 << 20;
 /// Pages of one write: the kernel takes 1024 separate buffers.
 const MAX_RUN_PAGES: usize = 256;
-/// Bytes that are in flight at most, unless a run is longer: an interrupt waits for them.
+/// Bytes in flight from which on no run is begun: an interrupt waits for them.
 const MAX_BYTES_IN_FLIGHT: usize = 8 << 20;
 /// How long a wait for the device may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(50);
@@ -271,7 +271,9 @@ impl<'a, 'm> Transfer<'a, 'm> {
         self.bytes_in_flight -= submission.parts.bytes();
         let number = submission.id as usize;
         let result = match result {
-            // The queue has failed, not the write.
+            // The queue has failed, not the write. In a child of fork, where it always does,
+            // the memory shows something else.
+            Err(Errno::CANCELED) if !self.matters(number) => return,
             Err(Errno::CANCELED) => submission.carry_out(),
             result => result,
         };

@@ -216,6 +216,12 @@ struct Session<'r, 'f, 'm> {
 }
 
 impl<'f, 'm> Session<'_, 'f, 'm> {
+    /// In a child of fork what is in flight is its parent's, and so is its end: both have
+    /// the same ring.
+    fn is_of_parent(&self) -> bool {
+        self.owner != std::process::id()
+    }
+
     fn unsubmitted(&mut self) -> usize {
         self.ring.submission().len()
     }
@@ -267,10 +273,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     /// Waits until the kernel has no request of this session's. Requests that were
     /// never submitted stay in `submissions`; their ring is not used again.
     fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
-        if self.owner != std::process::id() {
-            // A child of fork: what is in flight is its parent's, and so is its end.
-            self.failed = true;
-        }
+        self.failed |= self.is_of_parent();
         while !self.failed {
             self.reap(&mut ended);
             let held = DEPTH - self.free.len();
@@ -340,7 +343,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     }
 
     fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
-        if self.failed {
+        if self.failed || self.is_of_parent() {
             self.give_up(ended);
             return;
         }
