@@ -7,6 +7,7 @@
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -80,11 +81,69 @@ impl Drop for FaultThread {
     }
 }
 
+/// How long the thread looks for the next fault before it sleeps: to be woken can take it
+/// several times as long as to serve one (docs/decisions/013).
+const LOOK: Duration = Duration::from_micros(50);
+/// Waits without looking, at most, after nothing had come in that time.
+const MOST_SKIPPED: u32 = 255;
+
+/// Whether it is worth looking for the next fault, by how soon the last ones came.
+#[derive(Debug, Default)]
+struct Watch {
+    /// Waits that are left without looking.
+    skips: u32,
+    /// How many they were the last time.
+    skipped: u32,
+}
+
+impl Watch {
+    /// Whether to look in this wait.
+    fn looks(&mut self) -> bool {
+        let skips = self.skips > 0;
+        self.skips -= u32::from(skips);
+        !skips
+    }
+
+    /// Something came while the thread looked.
+    fn found(&mut self) {
+        self.skipped = 0;
+    }
+
+    /// Nothing did: it looks half as often.
+    fn missed(&mut self) {
+        self.skipped = (2 * self.skipped + 1).min(MOST_SKIPPED);
+        self.skips = self.skipped;
+    }
+}
+
+/// Waits for faults or the bell, awake at first where that is worth it.
+fn wait(bell: &Bell, uffd: &Uffd, watch: &mut Watch) -> Result<Heard, Errno> {
+    if watch.looks() {
+        let begin = Instant::now();
+        while begin.elapsed() < LOOK {
+            let heard = bell.wait_for(uffd.fd(), true)?;
+            if heard != Heard::Nothing {
+                watch.found();
+                return Ok(heard);
+            }
+            // Who is about to touch a page may need this processor.
+            std::thread::yield_now();
+        }
+        watch.missed();
+    }
+    bell.wait_for(uffd.fd(), false)
+}
+
 fn run(server: &impl Serve, bell: &Bell) {
     let mut faults = Vec::with_capacity(16);
-    let mut ahead = false;
+    let (mut ahead, mut watch) = (false, Watch::default());
     loop {
-        match bell.wait_for(server.uffd().fd(), ahead) {
+        let heard = if ahead {
+            bell.wait_for(server.uffd().fd(), true)
+        } else {
+            wait(bell, server.uffd(), &mut watch)
+        };
+        match heard {
             Ok(Heard::Ready) => {}
             Ok(Heard::Nothing) => {
                 faults.clear();
@@ -120,5 +179,32 @@ fn run(server: &impl Serve, bell: &Bell) {
             }
             Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thread_looks_while_faults_come_soon_and_seldom_where_they_do_not() {
+        let mut watch = Watch::default();
+        for _ in 0..100 {
+            assert!(watch.looks());
+            watch.found();
+        }
+        for skipped in [1, 3, 7, 15, 31, 63, 127, 255, 255] {
+            assert!(watch.looks());
+            watch.missed();
+            for _ in 0..skipped {
+                assert!(!watch.looks());
+            }
+        }
+        assert!(watch.looks());
+        watch.found();
+        assert!(watch.looks());
+        watch.missed();
+        assert!(!watch.looks());
+        assert!(watch.looks());
     }
 }
