@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope};
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -56,13 +56,47 @@ impl<'f, 'm> Shared<'f, 'm> {
     }
 }
 
-/// Ends the threads, also when the body panics.
-struct Over<'s, 'f, 'm>(&'s Shared<'f, 'm>);
+/// Threads that serve. Dropped, they have ended, also when the body panics.
+struct Crew<'s, 'f, 'm> {
+    shared: &'s Shared<'f, 'm>,
+    threads: Vec<JoinHandle<()>>,
+    owner: u32,
+}
 
-impl Drop for Over<'_, '_, '_> {
+impl<'s, 'f, 'm> Crew<'s, 'f, 'm> {
+    /// Starts as many threads as it can, up to `wanted`, with all signals blocked.
+    fn start(shared: &'s Shared<'f, 'm>, wanted: usize) -> Result<Self, Errno> {
+        let owner = std::process::id();
+        let mut crew = Self { shared, threads: Vec::with_capacity(wanted), owner };
+        let caller = block_all_signals()?;
+        while crew.threads.len() < wanted {
+            let builder = Builder::new().name("fremap-io".into());
+            // SAFETY: what the thread borrows is there until the crew has been dropped, which
+            // waits for it: a crew stays in `with_threads`, behind what it borrows. In a child
+            // of fork, where nobody waits, there is no such thread.
+            let Ok(thread) = (unsafe { builder.spawn_unchecked(move || shared.serve()) }) else {
+                break;
+            };
+            crew.threads.push(thread);
+        }
+        set_signal_mask(&caller)?;
+        Ok(crew)
+    }
+}
+
+impl Drop for Crew<'_, '_, '_> {
     fn drop(&mut self) {
-        self.0.state().over = true;
-        self.0.work.notify_all();
+        if self.owner != std::process::id() {
+            // A child of fork has none of them, and one may have held the lock.
+            self.threads.drain(..).for_each(std::mem::forget);
+            return;
+        }
+        self.shared.state().over = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // Nothing panics there.
+            let _ended = thread.join();
+        }
     }
 }
 
@@ -76,36 +110,13 @@ where
     B: FnOnce(&mut dyn Queue<'f, 'm>) -> T,
 {
     let shared = Shared::default();
-    std::thread::scope(|scope| {
-        let over = Over(&shared);
-        let started = start_threads(scope, &shared, wanted.clamp(1, MAX_THREADS));
-        let threads = started.unwrap_or(0);
-        if threads == 0 {
-            return Err(body);
-        }
-        let limit = threads * REQUESTS_PER_THREAD;
-        let mut session = Session { shared: &shared, held: 0, limit };
-        let outcome = body(&mut session);
-        drop(over);
-        Ok(outcome)
-    })
-}
-
-/// Starts as many threads as it can and says how many those are.
-fn start_threads<'scope, 'f: 'scope, 'm: 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    shared: &'scope Shared<'f, 'm>,
-    wanted: usize,
-) -> Result<usize, Errno> {
-    let caller = block_all_signals()?;
-    let started = (0..wanted)
-        .take_while(|_| {
-            let builder = Builder::new().name("fremap-io".into());
-            builder.spawn_scoped(scope, move || shared.serve()).is_ok()
-        })
-        .count();
-    set_signal_mask(&caller)?;
-    Ok(started)
+    let Ok(crew) = Crew::start(&shared, wanted.clamp(1, MAX_THREADS)) else { return Err(body) };
+    if crew.threads.is_empty() {
+        return Err(body);
+    }
+    let limit = crew.threads.len() * REQUESTS_PER_THREAD;
+    let mut session = Session { shared: &shared, held: 0, limit, owner: crew.owner };
+    Ok(body(&mut session))
 }
 
 /// The caller's end of the queue.
@@ -113,6 +124,7 @@ struct Session<'s, 'f, 'm> {
     shared: &'s Shared<'f, 'm>,
     held: usize,
     limit: usize,
+    owner: u32,
 }
 
 impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
@@ -133,6 +145,11 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     fn start(&mut self) {}
 
     fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+        if self.owner != std::process::id() {
+            // In a child of fork nobody serves: what was in flight is its parent's.
+            self.held = 0;
+            return;
+        }
         let state = self.shared.state();
         let (mut state, _) = self
             .shared
