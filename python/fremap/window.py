@@ -573,8 +573,8 @@ class Window(_core.WindowBase):
         A window that keeps its changes: ``pwritev(2)``, neighbours together, in the
         order of the file, then ``fsync(2)``; with ``direct=True`` up to 128 such writes are
         in flight (``io_uring``, or 16 threads where there is none). A store by another
-        thread meanwhile leaves its page dirty. The file never becomes longer: what was
-        stored past its end is dropped. An error that the device tells of at ``fsync``
+        thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
+        in the very moment: what was stored past its end is dropped. An error of ``fsync``
         after an eviction is raised here as well. A coherent window: ``fsync(2)`` for all
         pages, which covers pages that were written and then remapped away;
         ``msync(MS_SYNC)`` for a selection. What waits for the device cannot be

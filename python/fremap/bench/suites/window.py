@@ -34,7 +34,7 @@ _BUDGET_PART = 4
 _MOST_ACCESSES = 10_000
 _LEAST_ACCESSES = 100
 _FILL_ACCESSES = 200
-_FILL_SECONDS = 15
+_FILL_SECONDS = 30
 # Rounds of the filling, by numbers that no other round has.
 _FIRST_FILL = 1 << 20
 _ROUND_SECONDS = 2
