@@ -32,9 +32,12 @@ pub trait Serve: Send + Sync + 'static {
     /// Ends a fault: with content, by letting the store through, or by making it a signal.
     fn serve(&self, fault: Fault);
 
-    /// Brings some of what is likely to be touched next; whether there was any. Adds the
-    /// faults that it has found `waiting`, which are to be served.
-    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> bool;
+    /// Whether there is something to [read ahead](Self::read_ahead) while no fault waits.
+    fn plans_ahead(&self) -> bool;
+
+    /// Brings some of what is likely to be touched next. Adds the faults that it has found
+    /// `waiting`, which are to be served.
+    fn read_ahead(&self, waiting: &mut Vec<Fault>);
 }
 
 /// A running fault thread; dropped, it ends.
@@ -136,49 +139,41 @@ fn wait(bell: &Bell, uffd: &Uffd, watch: &mut Watch) -> Result<Heard, Errno> {
 
 fn run(server: &impl Serve, bell: &Bell) {
     let mut faults = Vec::with_capacity(16);
-    let (mut ahead, mut watch) = (false, Watch::default());
+    let mut watch = Watch::default();
     loop {
-        let heard = if ahead {
+        faults.clear();
+        let heard = if server.plans_ahead() {
             bell.wait_for(server.uffd().fd(), true)
         } else {
             wait(bell, server.uffd(), &mut watch)
         };
         match heard {
-            Ok(Heard::Ready) => {}
-            Ok(Heard::Nothing) => {
-                faults.clear();
-                ahead = server.read_ahead(&mut faults);
-                for &fault in &faults {
-                    server.serve(fault);
-                }
-                continue;
-            }
+            Ok(Heard::Ready) => take_faults(server.uffd(), &mut faults),
+            Ok(Heard::Nothing) => server.read_ahead(&mut faults),
             Ok(Heard::Bell) => return,
             Err(errno) => {
                 tell(format_args!("waiting for faults failed ({errno}); trying again"));
                 std::thread::yield_now();
-                continue;
             }
         }
-        faults.clear();
-        match server.uffd().faults(&mut faults) {
-            Ok(()) => {
-                for &fault in &faults {
-                    server.serve(fault);
-                }
-                ahead = true;
-            }
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(Errno::BADF) => {
-                // Whoever touches an absent page would wait for ever.
-                tell(format_args!(
-                    "the userfaultfd of a window was closed by somebody else: a descriptor \
-                     was closed twice, or a range of them"
-                ));
-                std::process::abort();
-            }
-            Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
+        for &fault in &faults {
+            server.serve(fault);
         }
+    }
+}
+
+fn take_faults(uffd: &Uffd, faults: &mut Vec<Fault>) {
+    match uffd.faults(faults) {
+        Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
+        Err(Errno::BADF) => {
+            // Whoever touches an absent page would wait for ever.
+            tell(format_args!(
+                "the userfaultfd of a window was closed by somebody else: a descriptor \
+                 was closed twice, or a range of them"
+            ));
+            std::process::abort();
+        }
+        Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
     }
 }
 

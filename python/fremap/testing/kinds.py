@@ -23,12 +23,6 @@ StoreKind = Literal["file", "direct", "memory", "concat"]
 MAX_PARTS = 5
 
 
-def _memory_store(content: bytes, page_bytes: int) -> fremap.MemoryStore:
-    store = fremap.MemoryStore(len(content), page_bytes=page_bytes)
-    store.write(None, content.ljust(store.page_count * page_bytes, b"\0"))
-    return store
-
-
 def _drop_cache(path: Path) -> None:
     """Have nothing of the file in the page cache, if the kernel agrees."""
     with path.open("rb") as file:
@@ -66,14 +60,6 @@ class DirectWindowMachine(FileWindowMachine):
     direct = True
 
 
-class MemoryWindowMachine(WindowMachine):
-    """The machine on shared memory."""
-
-    def open_store(self, content: bytes, page_bytes: int) -> Any:
-        """Make anonymous shared memory with this content."""
-        return _memory_store(content, page_bytes)
-
-
 class ConcatWindowMachine(WindowMachine):
     """The machine on files and shared memory in a row, some of them empty."""
 
@@ -87,7 +73,7 @@ class ConcatWindowMachine(WindowMachine):
         self.members: list[Any] = []
         for number, (first, end) in enumerate(pairwise(bounds)):
             if chosen.randrange(3) == 0:
-                self.members.append(_memory_store(content[first:end], page_bytes))
+                self.members.append(super().open_store(content[first:end], page_bytes))
                 continue
             path = Path(self.directory.name) / f"pages{number}"
             path.write_bytes(content[first:end])
@@ -120,7 +106,7 @@ class ConcatWindowMachine(WindowMachine):
 _MACHINES: dict[StoreKind, type[WindowMachine]] = {
     "file": FileWindowMachine,
     "direct": DirectWindowMachine,
-    "memory": MemoryWindowMachine,
+    "memory": WindowMachine,
     "concat": ConcatWindowMachine,
 }
 

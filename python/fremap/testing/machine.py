@@ -2,8 +2,8 @@
 
 After each step the window's mapping, protection, presence, dirtiness and contents,
 and what the store holds, are compared with those of a `ModelWindow`. Needs
-`hypothesis`. For a store of your own, subclass `WindowMachine` and say in
-`open_store` how it is opened::
+`hypothesis`. The store is shared memory; for one of your own, subclass
+`WindowMachine` and say in `open_store` how it is opened::
 
     class Mine(WindowMachine):
         engine = "paged"
@@ -103,8 +103,10 @@ class WindowMachine(RuleBasedStateMachine):
     # What is driven: to be overridden for other stores.
 
     def open_store(self, content: bytes, page_bytes: int) -> Any:
-        """Make a store that holds `content` and may be written."""
-        raise NotImplementedError
+        """Make a store that holds `content` and may be written: anonymous shared memory."""
+        store = fremap.MemoryStore(len(content), page_bytes=page_bytes)
+        store.write(None, content.ljust(store.page_count * page_bytes, b"\0"))
+        return store
 
     def reopen_store(self) -> Any:
         """Close the store and open it again; where it has none of it cached, the better."""

@@ -509,11 +509,15 @@ impl Serve for Server {
         }
     }
 
-    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> bool {
+    fn plans_ahead(&self) -> bool {
+        self.shared.state.lock().reads.ahead().is_some()
+    }
+
+    fn read_ahead(&self, waiting: &mut Vec<Fault>) {
         let shared = &self.shared;
         let begun = {
             let mut state = shared.state.lock();
-            let Some(Run { first, count }) = state.reads.ahead() else { return false };
+            let Some(Run { first, count }) = state.reads.ahead() else { return };
             let most = count.min(self.cluster_pages);
             let loads = loads(state.get(first)) && !state.get(first).lingering();
             loads.then(|| shared.begin(&mut state, first, most, Layout::Scattered)).flatten()
@@ -531,6 +535,5 @@ impl Serve for Server {
         if !read {
             shared.state.lock().reads.stop_ahead();
         }
-        read
     }
 }
