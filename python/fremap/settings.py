@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fremap.stores import Store
 
 __all__ = [
+    "Advice",
     "Elements",
     "Engine",
     "Fault",
@@ -35,6 +36,7 @@ __all__ = [
     "measured",
 ]
 
+Advice: TypeAlias = Literal["auto", "normal", "random", "sequential"]
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
 Fault: TypeAlias = Literal["thread", "signal"]
 Tracking: TypeAlias = Literal["auto", "async", "sync"]
@@ -44,6 +46,7 @@ InitialMapping: TypeAlias = (
 Shape: TypeAlias = "SupportsIndex | Sequence[SupportsIndex] | None"
 
 _CHOICES = {
+    "advice": ("auto", "normal", "random", "sequential"),
     "engine": ("auto", "alias", "paged", "eager"),
     "fault": ("thread", "signal"),
     "tracking": ("auto", "async", "sync"),
@@ -51,11 +54,15 @@ _CHOICES = {
 _ADDRESS_SPACE_BYTES = 1 << 47  # what Linux gives a process on x86-64 unless it asks for more
 
 
-def chosen(setting: Literal["engine", "fault", "tracking"], value: str) -> str:
+def chosen(
+    setting: Literal["advice", "engine", "fault", "tracking"],
+    value: str,
+    operation: str = "Window",
+) -> str:
     """Return a setting that is one of its choices."""
     if value not in _CHOICES[setting]:
         raise ArgumentError(
-            f"Window: {setting} is {value!r}; it must be one of {_CHOICES[setting]}"
+            f"{operation}: {setting} is {value!r}; it must be one of {_CHOICES[setting]}"
         )
     return value
 

@@ -34,6 +34,8 @@ class WindowStats:
         Memory of the table of what each page shows.
     staging_bytes : int
         Memory that content is read into before it is swapped in.
+    blocks_trimmed : int
+        Engine "alias": blocks of 2 MiB that were unmapped to keep to the budget.
     pages_in, pages_out : int
         How often a page became present, and absent again:
         ``present_pages == pages_in - pages_out``. 0 with engine "alias", whose pages are
@@ -69,6 +71,7 @@ class WindowStats:
     budget_bytes: int
     table_bytes: int
     staging_bytes: int
+    blocks_trimmed: int
     pages_in: int
     pages_out: int
     faults: int

@@ -19,6 +19,7 @@ from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
 from fremap.selection import CoreSelection, Numbering, PageSelection
 from fremap.settings import (
+    Advice,
     Engine,
     Fault,
     InitialMapping,
@@ -34,6 +35,7 @@ from fremap.settings import (
 from fremap.stores import Store
 
 if TYPE_CHECKING:
+    import mmap
     from types import TracebackType
     from typing import Self
 
@@ -82,11 +84,12 @@ class Window(_core.WindowBase):
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
     budget : "auto", int or None, default "auto"
-        Bytes that a window of engine "paged" may take: present pages, page tables,
-        staging memory, and what the store has mapped of the file. Beyond it pages leave,
-        changed ones after they were written; while that fails (a full disk) the window
-        grows beyond it, and each touch that brings a page tries again. "auto" is half of
-        what is available at first (or of what the memory cgroup leaves), None no limit.
+        Bytes that the window may take. Engine "paged": present pages, page tables, staging
+        memory, and what the store has mapped of the file. Beyond it pages leave, changed
+        ones after they were written; while that fails (a full disk) the window grows beyond
+        it. Engine "alias": pages of the file that are mapped, and page tables; a thread
+        unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto" is half
+        of what is available at first (or of what the memory cgroup leaves), None no limit.
     fault : {"thread", "signal"}, default "thread"
         Who brings an absent page of engine "paged" that is touched. "thread": a thread of
         the window's. "signal": the touching thread, in a handler of SIGBUS, which
@@ -97,6 +100,9 @@ class Window(_core.WindowBase):
         notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
         5.7), dearer, but pages can be protected with `Prot.READ`; system calls get
         EFAULT from absent pages, and where they store to clean ones.
+    advice : {"auto", "normal", "random", "sequential"}, default "auto"
+        How the kernel reads ahead of touches in a window of engine "alias"
+        (``madvise(2)``); "auto" follows how the window is touched (Linux 6.7).
     calibration : fremap.calibration.Calibration, optional
         Batch sizes and crossover points; those measured on this machine if
         not given.
@@ -174,9 +180,12 @@ class Window(_core.WindowBase):
         budget: Literal["auto"] | int | None = "auto",
         fault: Fault = "thread",
         tracking: Tracking = "auto",
+        advice: Advice = "auto",
         calibration: Calibration | None = None,
+        _memory: mmap.mmap | None = None,
+        _private: bool = False,
     ) -> Self:
-        """Map the window; see the class."""
+        """Map the window; see the class. `memmap` has it in memory of its own, also private."""
         if not isinstance(store, Store):
             raise PageTypeError(
                 f"Window: store must be a store, not {type(store).__name__}; fremap.open() makes "
@@ -202,11 +211,14 @@ class Window(_core.WindowBase):
             chosen("fault", fault),
             chosen("tracking", tracking),
             measured(calibration),
+            chosen("advice", advice),
+            _memory,
+            _private,
         )
         self._store = store
-        self._settings = {"prot": prot, "budget": budget, "tracking": tracking}
+        self._settings = {"prot": prot, "budget": budget, "tracking": tracking, "advice": advice}
         self._settings["calibration"] = calibration
-        if self.writable and not self.coherent:
+        if self.writable and not (self.coherent or _private):
             flush_at_exit(self)
         return self
 

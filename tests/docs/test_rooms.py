@@ -21,6 +21,7 @@ CORE_FLOORS = {
     "bank": 2,
     "stats": 1,
     "calibrate": 2,
+    "trim": 2,
     "store": 2,
     "scatter": 2,
     "engine": 3,

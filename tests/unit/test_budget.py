@@ -147,10 +147,9 @@ def test_budgets_that_cannot_be(make: Callable[..., Any], path: Path) -> None:
     for budget in (0, -1, "much", 1.5, True):
         with pytest.raises(fremap.ArgumentError, match="budget is"):
             make(budget=budget)
-    with fremap.open(path) as store:
-        for engine in ("alias", "eager"):
-            with pytest.raises(fremap.UnsupportedError, match="leave the budget out"):
-                fremap.Window(store, engine=engine, budget=BUDGET)
+    refused = pytest.raises(fremap.UnsupportedError, match="leave the budget out")
+    with fremap.open(path) as store, refused:
+        fremap.Window(store, engine="eager", budget=BUDGET)
     with make(budget=1 << 40) as window:
         assert window.stats().budget_bytes == 0
 

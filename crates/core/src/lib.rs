@@ -17,6 +17,7 @@ pub mod stats;
 pub mod store;
 pub mod sys;
 pub mod table;
+pub mod trim;
 pub mod units;
 pub mod window;
 

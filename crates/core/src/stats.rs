@@ -29,6 +29,8 @@ macro_rules! counters {
             pub table_bytes: u64,
             /// Bytes of memory that content is read into before it is swapped in.
             pub staging_bytes: u64,
+            /// Blocks of 2 MiB of the file that were unmapped to keep to the budget.
+            pub blocks_trimmed: u64,
             /// How often a page became present.
             pub pages_in: u64,
             /// How often a page that was present became absent.
@@ -59,6 +61,7 @@ macro_rules! counters {
                     ("budget_bytes", self.budget_bytes),
                     ("table_bytes", self.table_bytes),
                     ("staging_bytes", self.staging_bytes),
+                    ("blocks_trimmed", self.blocks_trimmed),
                     ("pages_in", self.pages_in),
                     ("pages_out", self.pages_out),
                     $((stringify!($name), self.$name)),*

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::calibrate::Calibration;
-use crate::engine::alias::Alias;
+use crate::engine::alias::{Alias, AliasOptions};
 use crate::engine::cached::Tracking;
 use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
@@ -17,10 +17,12 @@ use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
 use crate::stats::Stats;
 use crate::store::Store;
+use crate::sys::mm::{Region, Sharing};
 use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::table::{Entry, Table};
+use crate::trim::ReadAhead;
 use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use choice::choose_engine;
@@ -110,10 +112,28 @@ pub struct Window {
     prot: Prot,
     locked: bool,
     tracking: Option<Tracking>,
+    sharing: Sharing,
     fault: FaultMode,
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
+}
+
+/// How a window is a mapping of its file, where it is one (engine `alias`).
+#[derive(Debug)]
+pub struct MappingOptions {
+    /// Who sees what is written to it; a private window needs no store that may be written.
+    pub sharing: Sharing,
+    /// How the kernel reads ahead; None if that is to follow how the window is touched.
+    pub advice: Option<ReadAhead>,
+    /// Where it is to be; else where the kernel finds room.
+    pub region: Option<Region>,
+}
+
+impl Default for MappingOptions {
+    fn default() -> Self {
+        Self { sharing: Sharing::Shared, advice: Some(ReadAhead::Normal), region: None }
+    }
 }
 
 impl Window {
@@ -127,6 +147,19 @@ impl Window {
         options: &WindowOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Self> {
+        Self::with_mapping(store, options, MappingOptions::default(), interrupt)
+    }
+
+    /// Makes a window that is, with engine `alias`, mapped so.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_mapping(
+        store: Arc<Store>,
+        options: &WindowOptions,
+        mapping: MappingOptions,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Self> {
         store.check_open("Window")?;
         options.calibration.check()?;
         let kind = choose_engine(options.engine, options.prot, options.coherent)?;
@@ -136,7 +169,8 @@ impl Window {
                     .to_owned(),
             ));
         }
-        if options.prot == Prot::Write && !store.writable() {
+        let sharing = mapping.sharing;
+        if options.prot == Prot::Write && !store.writable() && sharing == Sharing::Shared {
             return Err(Error::Io {
                 operation: "Window",
                 path: store.read_only_path(),
@@ -161,7 +195,7 @@ impl Window {
         }
         choice::check_fault(options.fault, kind)?;
         choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
-        let engine = Self::make_engine(kind, &store, table, tracking, options)?;
+        let engine = Self::make_engine(kind, &store, table, tracking, options, mapping)?;
         let window = Self {
             engine,
             kind,
@@ -170,6 +204,7 @@ impl Window {
             prot: options.prot,
             locked: options.lock,
             tracking,
+            sharing,
             fault: options.fault,
             owner: std::process::id(),
             given_up: false.into(),
@@ -186,12 +221,20 @@ impl Window {
         table: Table,
         tracking: Option<Tracking>,
         options: &WindowOptions,
+        mapping: MappingOptions,
     ) -> Result<Box<dyn Engine>> {
         let store = Arc::clone(store);
         Ok(match kind {
             EngineKind::Alias => {
                 Self::check_alias_pages(&store)?;
-                Box::new(Alias::new(store, table, options.lock)?)
+                let options = AliasOptions {
+                    locked: options.lock,
+                    sharing: mapping.sharing,
+                    limit: choice::limit(options)?,
+                    advice: mapping.advice,
+                    region: mapping.region,
+                };
+                Box::new(Alias::new(store, table, options)?)
             }
             EngineKind::Paged => {
                 let options = paged::PagedOptions {
@@ -254,7 +297,13 @@ impl Window {
     /// Whether others' writes are seen at once, and its own by them.
     #[must_use]
     pub fn coherent(&self) -> bool {
-        self.kind == EngineKind::Alias
+        self.kind == EngineKind::Alias && self.sharing == Sharing::Shared
+    }
+
+    /// How the kernel reads ahead where pages are touched; None if fremap brings them.
+    #[must_use]
+    pub fn read_ahead(&self) -> Option<ReadAhead> {
+        self.engine.read_ahead()
     }
 
     /// Whether its memory may be written.
@@ -339,7 +388,8 @@ impl Window {
             self.check_process("buffer")?;
         }
         // What a child stores to a copy would be lost.
-        let writable = self.writable() && (self.is_own() || self.coherent());
+        let kept = self.is_own() || self.kind == EngineKind::Alias;
+        let writable = self.writable() && kept;
         Ok((self.memory(), writable))
     }
 
@@ -518,7 +568,12 @@ impl Window {
     /// # Errors
     /// Pages outside; I/O.
     pub fn flush(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
-        let pages = self.select("flush", pages)?;
+        // A child of fork has a coherent window as its parent has it.
+        let pages = if self.coherent() {
+            pages.resolve("flush", self.page_count)?
+        } else {
+            self.select("flush", pages)?
+        };
         if self.prot == Prot::Write {
             self.engine.flush(&pages, interrupt)
         } else {

@@ -9,11 +9,13 @@
 use std::ffi::c_int;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
+use fremap_core::sys::mm::{system_page_bytes, Region};
 use fremap_core::sys::span::Span;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
+use rustix::io::Errno;
 
 /// A contiguous buffer of somebody's.
 pub struct Bytes {
@@ -47,6 +49,17 @@ impl Bytes {
         // into it, and callers write only through buffers taken by `writable`.
         unsafe { Span::new(self.buffer.buf_ptr().cast(), self.buffer.len_bytes()) }
     }
+}
+
+/// The region that a buffer is, which its exporter has mapped and unmaps. The caller keeps
+/// the buffer as long as the region, which is more than the compiler can see.
+pub fn mapped_by(memory: &Bytes) -> Result<Region, Errno> {
+    let span = memory.span();
+    let page = system_page_bytes();
+    // SAFETY: the exporter keeps the memory mapped until the buffer is released, which the
+    // caller does after it has dropped the region; it is a mapping of the caller's own making,
+    // of which nobody has a reference.
+    unsafe { Region::adopted(span.start(), span.len().next_multiple_of(page)) }
 }
 
 /// A descriptor of the core's own for the file that `fd` refers to.

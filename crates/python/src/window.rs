@@ -8,9 +8,12 @@ use fremap_core::engine::cached::Tracking;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
 use fremap_core::fault::FaultMode;
-use fremap_core::sys::mm;
+use fremap_core::sys::mm::{self, Sharing};
+use fremap_core::trim::ReadAhead;
 use fremap_core::units::{Prot, Selection};
-use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
+use fremap_core::window::{
+    Budget, Mapping, MappingOptions, RemapOptions, Target, Window, WindowOptions,
+};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyInt, PyString};
@@ -47,6 +50,9 @@ impl State {
 pub struct WindowBase {
     // Held for a few instructions, never across a call of Python's or the core's.
     state: Mutex<State>,
+    /// Where the window is mapped, if that is memory of somebody else's. Dropped after the
+    /// window, which no call outlives: each refers to this object.
+    _memory: Option<Bytes>,
 }
 
 impl WindowBase {
@@ -73,6 +79,16 @@ fn release(window: Option<Arc<Window>>) {
         let mut window = Some(window);
         // While the interpreter shuts down there is no GIL to let go of.
         Python::try_attach(|py| py.detach(|| drop(window.take())));
+    }
+}
+
+fn advice(name: &str) -> PyResult<Option<ReadAhead>> {
+    match name {
+        "auto" => Ok(None),
+        "normal" => Ok(Some(ReadAhead::Normal)),
+        "random" => Ok(Some(ReadAhead::Random)),
+        "sequential" => Ok(Some(ReadAhead::Sequential)),
+        _ => Err(wrong_type("a kind of advice")),
     }
 }
 
@@ -152,7 +168,8 @@ fn calibration(values: &Bound<'_, PyDict>) -> PyResult<Calibration> {
 #[pymethods]
 impl WindowBase {
     #[new]
-    #[allow(clippy::too_many_arguments)] // as many as a window has settings
+    // As many as a window has settings.
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
     fn new(
         py: Python<'_>,
         store: &Store,
@@ -169,7 +186,17 @@ impl WindowBase {
         fault: &str,
         tracking: &str,
         calibration: &Bound<'_, PyDict>,
+        advice: &str,
+        memory: Option<&Bound<'_, PyAny>>,
+        private: bool,
     ) -> PyResult<Self> {
+        let memory = memory.map(Bytes::readable).transpose()?;
+        let region = memory.as_ref().map(raw::mapped_by).transpose();
+        let as_mapped = MappingOptions {
+            sharing: if private { Sharing::Private } else { Sharing::Shared },
+            advice: self::advice(advice)?,
+            region: region.map_err(|errno| errors::python(py, &Error::system("Window", errno)))?,
+        };
         let options = WindowOptions {
             page_count,
             first_page,
@@ -186,9 +213,10 @@ impl WindowBase {
             calibration: self::calibration(calibration)?,
         };
         let store = store.core();
-        let window = run(py, |interrupt| Window::new(store, &options, interrupt))?;
+        let window =
+            run(py, |interrupt| Window::with_mapping(store, &options, as_mapped, interrupt))?;
         let state = State { window: Some(Arc::new(window)), exports: 0, leaving: false };
-        Ok(Self { state: Mutex::new(state) })
+        Ok(Self { state: Mutex::new(state), _memory: memory })
     }
 
     #[getter]
@@ -235,6 +263,15 @@ impl WindowBase {
             Tracking::Kernel => "async",
             Tracking::Faults => "sync",
             Tracking::Content => "content",
+        }))
+    }
+
+    #[getter]
+    fn advice(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
+        Ok(self.window(py, "advice")?.read_ahead().map(|advice| match advice {
+            ReadAhead::Normal => "normal",
+            ReadAhead::Random => "random",
+            ReadAhead::Sequential => "sequential",
         }))
     }
 

@@ -5,23 +5,29 @@
 //! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
 //! what would come too near to that limit is refused before any change.
 
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
 use super::mappings;
 use super::turn::Turn;
+mod mapped;
+
+use self::mapped::Mapped;
 use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
-use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::table::{Entry, Shown, Table};
-use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
+use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
+use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
@@ -32,6 +38,9 @@ const MAX_POPULATE_RETRIES: u32 = 16;
 const POPULATE_STEP_BYTES: u64 = 16 << 20;
 /// Extents that are mapped between two questions whether to stop.
 const INTERRUPT_EXTENTS: usize = 1024;
+
+/// Smaller windows do not have their read-ahead follow how they are touched.
+const LEAST_ADAPTED_BYTES: usize = 32 << 20;
 
 /// A page as it was before a remap.
 struct Replaced {
@@ -44,15 +53,35 @@ struct Replaced {
 /// A window that shows the file itself.
 #[derive(Debug)]
 pub struct Alias {
-    store: Arc<Store>,
-    page: PageSize,
-    region: Region,
-    locked: bool,
+    /// Ends before what it is for.
+    trimming: Option<Registration>,
+    mapped: Arc<Mapped>,
     /// Held for a whole call: one call at a time changes the window.
     turn: Turn<()>,
-    /// The table; changes with the mappings, and is not held while pages are read.
-    table: Mutex<Table>,
     counters: Counters,
+}
+
+impl Deref for Alias {
+    type Target = Mapped;
+
+    fn deref(&self) -> &Mapped {
+        &self.mapped
+    }
+}
+
+/// How to make a window of this engine.
+#[derive(Debug)]
+pub struct AliasOptions {
+    /// Keep every page in memory.
+    pub locked: bool,
+    /// Who sees what is written to it.
+    pub sharing: Sharing,
+    /// What it may have mapped.
+    pub limit: Option<Arc<Limit>>,
+    /// How the kernel reads ahead; None if that is to follow how the window is touched.
+    pub advice: Option<ReadAhead>,
+    /// Where to put it; else where the kernel finds room.
+    pub region: Option<Region>,
 }
 
 fn access(entry: Entry) -> Access {
@@ -79,9 +108,11 @@ impl Alias {
     /// A window that shows what `table` says.
     ///
     /// # Errors
-    /// The mapping limit, a file that cannot be mapped, `RLIMIT_MEMLOCK`.
-    pub fn new(store: Arc<Store>, table: Table, locked: bool) -> Result<Self> {
+    /// The mapping limit, a file that cannot be mapped, `RLIMIT_MEMLOCK`; a region of
+    /// another size.
+    pub fn new(store: Arc<Store>, table: Table, options: AliasOptions) -> Result<Self> {
         let page = store.page_size();
+        let AliasOptions { locked, sharing, limit, advice, region } = options;
         let bytes = page.bytes_of(table.page_count()) as usize;
         let extents = plan::linear_runs(&table).into_iter().filter_map(|window| {
             table.get(window.first).shown().file_page().map(|file| Extent { window, file })
@@ -89,50 +120,43 @@ impl Alias {
         let extents = one_file_each(&store, extents);
         mappings::reserve("Window", extents.len() as u64)?;
         let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
-        let region = Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?;
-        let alias = Self {
-            store,
-            page,
-            region,
-            locked,
-            turn: Turn::new(()),
-            table: Mutex::new(table),
-            counters: Counters::default(),
+        let region = match region {
+            Some(region) if region.len() != bytes => {
+                return Err(Error::Argument(format!(
+                    "Window: memory of {} bytes cannot show {bytes}; give as many bytes as the \
+                     pages have",
+                    region.len()
+                )))
+            }
+            Some(region) => region,
+            None => Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?,
         };
+        let table = Mutex::new(table);
+        // Before the first page is mapped, so that every mapping gets it.
+        let read_ahead = AtomicU8::new(advice.unwrap_or(ReadAhead::Normal) as u8);
+        let mapped = Mapped { store, page, region, locked, sharing, table, advice: read_ahead };
+        let mapped = Arc::new(mapped);
         {
-            let table = lock(&alias.table);
+            let table = lock(&mapped.table);
             for extent in extents {
-                alias.map(&table, extent.window).map_err(fail)?;
+                mapped.map(&table, extent.window).map_err(fail)?;
             }
         }
         if locked {
-            alias.region.lock_on_fault(0, bytes).map_err(fail)?;
+            mapped.region.lock_on_fault(0, bytes).map_err(fail)?;
         }
-        Ok(alias)
-    }
-
-    fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
-        (self.page.bytes_of(run.first.0) as usize, self.page.bytes_of(run.count) as usize)
-    }
-
-    /// Has the kernel show what the table's pages of `run` say; they are alike
-    /// but for consecutive file pages, of one file.
-    fn map(&self, table: &Table, run: Run<WindowPage>) -> Result<(), Errno> {
-        let entry = table.get(run.first);
-        let (offset, len) = self.bytes(run);
-        match entry.shown() {
-            Shown::File(file) => {
-                let (fd, file_offset) = self.store.place_of(file);
-                self.region.map_file(offset, len, fd, file_offset, access(entry))?;
-                if self.locked {
-                    // MAP_FIXED drops the lock with the mapping.
-                    self.region.lock_on_fault(offset, len)?;
-                }
-                Ok(())
-            }
-            Shown::Nothing => self.region.map_anonymous(offset, len, Access::None),
-            Shown::Placed => self.region.protect(offset, len, access(entry)),
-        }
+        let target: Arc<dyn Trimmed> = Arc::clone(&mapped) as _;
+        // What is in memory anyway, or fits into what the kernel reads at once, has none to fit.
+        let adapts = advice.is_none()
+            && !locked
+            && bytes >= LEAST_ADAPTED_BYTES
+            && !mapped.store.memory_backed();
+        let trimming = if adapts || limit.is_some() {
+            Some(Registration::new(target, limit, adapts)?)
+        } else {
+            None
+        };
+        Ok(Self { trimming, mapped, turn: Turn::new(()), counters: Counters::default() })
     }
 
     /// Changes the table for `run` and has the kernel follow; the table is as it
@@ -378,6 +402,10 @@ impl Engine for Alias {
         &self.region
     }
 
+    fn read_ahead(&self) -> Option<ReadAhead> {
+        Some(Mapped::read_ahead(self))
+    }
+
     fn remap(
         &self,
         changes: &Changes,
@@ -568,7 +596,11 @@ impl Engine for Alias {
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
         // A page that was written and then remapped away is the file's all the
         // same: the whole window is flushed by syncing the file.
-        if pages.len() as u64 == lock(&self.table).page_count() {
+        // (Not by the table, which a child of fork may find locked.)
+        if self.sharing == Sharing::Private {
+            return Ok(());
+        }
+        if self.page.bytes_of(pages.len() as u64) == self.region.len() as u64 {
             return self.store.sync();
         }
         // Not under the table's lock: writing can take long, and any mapping of
@@ -619,14 +651,23 @@ impl Engine for Alias {
     }
 
     fn stats(&self) -> Stats {
-        let table = lock(&self.table);
-        let counts = table.counts();
+        let (counts, table_bytes) = {
+            let table = lock(&self.table);
+            (table.counts(), table.bytes())
+        };
+        // Where the kernel does not tell, nothing is known to be there.
+        let (file_pages, tables) = self.resident().unwrap_or((0, 0));
+        let trimming = self.trimming.as_ref();
         Stats {
-            // What the kernel has present changes without our knowing.
-            present_pages: 0,
+            present_pages: file_pages / (self.page.bytes() / system_page_bytes()) as u64
+                + counts.placed,
             placed_pages: counts.placed,
             denied_pages: counts.denied,
-            table_bytes: table.bytes(),
+            page_table_bytes: tables,
+            budget_bytes: trimming.and_then(Registration::limit).map_or(0, Limit::bytes),
+            table_bytes,
+            blocks_trimmed: trimming
+                .map_or(0, |trimming| trimming.counters().blocks.load(Ordering::Relaxed)),
             ..Stats::of(&self.counters)
         }
     }

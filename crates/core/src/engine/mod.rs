@@ -23,6 +23,7 @@ use crate::stats::Stats;
 use crate::sys::mm::{Advice, OwnProcess, Region};
 use crate::sys::pagemap;
 use crate::table::Entry;
+use crate::trim::ReadAhead;
 use crate::units::{Pages, Prot, WindowPage};
 
 /// Which engine a window uses.
@@ -73,6 +74,11 @@ pub struct RemapOptions {
 pub trait Engine: Send + Sync + fmt::Debug {
     /// The window's memory.
     fn region(&self) -> &Region;
+
+    /// How the kernel reads ahead, where it does.
+    fn read_ahead(&self) -> Option<ReadAhead> {
+        None
+    }
 
     /// Changes what window pages show.
     ///

@@ -13,6 +13,8 @@ use super::span::Span;
 
 /// `MADV_POPULATE_READ` (Linux 5.14).
 const MADV_POPULATE_READ: i32 = 22;
+/// `MADV_PAGEOUT` (Linux 5.4).
+const MADV_PAGEOUT: i32 = 21;
 /// `MADV_DONTNEED_LOCKED` (Linux 5.18).
 const MADV_DONTNEED_LOCKED: i32 = 24;
 /// `MADV_GUARD_INSTALL` (Linux 6.13).
@@ -60,11 +62,26 @@ impl Access {
     }
 }
 
+/// Who sees what is written to a mapping of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// `MAP_SHARED`: all who map or read the file.
+    Shared,
+    /// `MAP_PRIVATE`: the mapping alone, which gets pages of its own by being written.
+    Private,
+}
+
 /// What to tell the kernel of a range ([`Region::advise`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Advice {
     /// `MADV_RANDOM`: no read-ahead around a fault.
     Random,
+    /// `MADV_NORMAL`: read-ahead as the kernel sees fit.
+    Normal,
+    /// `MADV_SEQUENTIAL`: read far ahead.
+    Sequential,
+    /// `MADV_PAGEOUT` (5.4): write back and drop what can be read again; loses nothing.
+    PageOut,
     /// `MADV_DONTNEED`: drop the pages; private ones lose their content.
     DontNeed,
     /// `MADV_DONTNEED_LOCKED` (5.18): the same for locked memory.
@@ -87,6 +104,9 @@ impl Advice {
     fn number(self) -> i32 {
         match self {
             Self::Random => libc::MADV_RANDOM,
+            Self::Normal => libc::MADV_NORMAL,
+            Self::Sequential => libc::MADV_SEQUENTIAL,
+            Self::PageOut => MADV_PAGEOUT,
             Self::DontNeed => libc::MADV_DONTNEED,
             Self::DontNeedLocked => MADV_DONTNEED_LOCKED,
             Self::DontFork => libc::MADV_DONTFORK,
@@ -106,6 +126,8 @@ pub struct Region {
     len: usize,
     /// Where children do not inherit it.
     kept: Option<Kept>,
+    /// Somebody else unmaps it.
+    adopted: bool,
 }
 
 // SAFETY: a region is an address range; the kernel orders changes to it, and
@@ -118,6 +140,9 @@ impl Drop for Region {
     fn drop(&mut self) {
         if self.kept.as_ref().is_some_and(|kept| !kept.is_own()) {
             // A child of fork keeps what is there instead.
+            return;
+        }
+        if self.adopted {
             return;
         }
         // First: a moment after it is unmapped, the range may be somebody else's.
@@ -165,7 +190,7 @@ impl Region {
         };
         trim(0, head);
         trim(head + len, total - head - len);
-        let region = Self { start: start.wrapping_add(head), len, kept: None };
+        let region = Self { start: start.wrapping_add(head), len, kept: None, adopted: false };
         enter(Call::Mlock)?;
         // SAFETY: the whole of the new region, which nobody uses yet.
         check(unsafe { libc::munlock(region.start.cast::<c_void>(), len) })?;
@@ -196,7 +221,23 @@ impl Region {
         if start == libc::MAP_FAILED {
             return Err(last_errno());
         }
-        Ok(Self { start: start.cast::<u8>(), len, kept: None })
+        Ok(Self { start: start.cast::<u8>(), len, kept: None, adopted: false })
+    }
+
+    /// A range that somebody else has mapped, and unmaps; aligned to system pages.
+    ///
+    /// # Safety
+    /// The range stays mapped as long as the region is there, nobody else changes its
+    /// mappings, and no Rust reference into it is made.
+    ///
+    /// # Errors
+    /// EINVAL for a range that is not aligned, or empty.
+    pub unsafe fn adopted(start: *mut u8, len: usize) -> Result<Self, Errno> {
+        let page = system_page_bytes();
+        if len == 0 || !start.addr().is_multiple_of(page) || !len.is_multiple_of(page) {
+            return Err(Errno::INVAL);
+        }
+        Ok(Self { start, len, kept: None, adopted: true })
     }
 
     /// Keeps the range from children of `fork` (`MADV_DONTFORK`, 2.6.16), which
@@ -282,8 +323,28 @@ impl Region {
         file_offset: u64,
         access: Access,
     ) -> Result<(), Errno> {
+        self.map_file_as(Sharing::Shared, offset, len, fd, file_offset, access)
+    }
+
+    /// The same, shared or private.
+    ///
+    /// # Errors
+    /// As [`map_file`](Self::map_file).
+    pub fn map_file_as(
+        &self,
+        sharing: Sharing,
+        offset: usize,
+        len: usize,
+        fd: BorrowedFd<'_>,
+        file_offset: u64,
+        access: Access,
+    ) -> Result<(), Errno> {
         let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::OVERFLOW)?;
-        self.map_fixed(offset, len, access, libc::MAP_SHARED, fd.as_raw_fd(), file_offset)
+        let flags = match sharing {
+            Sharing::Shared => libc::MAP_SHARED,
+            Sharing::Private => libc::MAP_PRIVATE,
+        };
+        self.map_fixed(offset, len, access, flags, fd.as_raw_fd(), file_offset)
     }
 
     /// Puts a part back to untouched anonymous memory.

@@ -2,7 +2,9 @@
 
 pub mod call;
 pub mod copy;
+pub mod cputime;
 pub mod file;
+pub mod forever;
 mod fork;
 pub mod lock;
 pub mod mm;

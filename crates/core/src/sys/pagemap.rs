@@ -17,6 +17,7 @@ const PAGEMAP_SCAN: libc::Ioctl = 0xC060_6610;
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 const PM_SCAN_CHECK_WPASYNC: u64 = 1 << 1;
 const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// Entries that are read at once to see that all are there.
@@ -28,6 +29,8 @@ const SCAN_RANGES: usize = 512;
 const PRESENT: u64 = 1 << 63;
 /// The same: the page is in swap.
 const SWAPPED: u64 = 1 << 62;
+/// The same: the page is of a file or of shared memory, not the process's own.
+const OF_FILE: u64 = 1 << 61;
 /// Pages whose entries are read at once.
 const BATCH_PAGES: usize = 65_536;
 
@@ -172,6 +175,110 @@ impl PageMap {
             );
             // A kernel that does not go on would be asked for ever.
             start = if argument.walk_end > start { argument.walk_end } else { end };
+        }
+        Ok(())
+    }
+}
+
+impl PageMap {
+    /// Tells `found` of the ranges of `span` (offset, length) in which pages of files are
+    /// mapped: by `PAGEMAP_SCAN` (6.7), which steps over what has no page tables, else by
+    /// reading an entry for each page.
+    ///
+    /// # Errors
+    /// EIO; ENOMEM.
+    pub fn file_pages(
+        &self,
+        span: Span<'_>,
+        mut found: impl FnMut(usize, usize),
+    ) -> Result<(), Errno> {
+        match self.scan_file_pages(span, &mut found) {
+            Err(Errno::NOTTY | Errno::INVAL) => self.read_file_pages(span, &mut found),
+            result => result,
+        }
+    }
+
+    /// Whether the kernel has `PAGEMAP_SCAN`.
+    #[must_use]
+    pub fn scans(&self) -> bool {
+        // Of nothing, which a kernel that has it finds at once.
+        let mut argument = ScanArgument {
+            size: size_of::<ScanArgument>() as u64,
+            category_mask: PAGE_IS_PRESENT,
+            return_mask: PAGE_IS_PRESENT,
+            ..ScanArgument::default()
+        };
+        // SAFETY: the argument has the layout of struct pm_scan_arg; its range and its vector
+        // are empty.
+        enter(Call::PagemapScan).is_ok()
+            && unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) } >= 0
+    }
+
+    fn scan_file_pages(
+        &self,
+        span: Span<'_>,
+        found: &mut impl FnMut(usize, usize),
+    ) -> Result<(), Errno> {
+        let first = span.start() as u64;
+        let end = first + span.len() as u64;
+        let mut ranges = [PageRegion::default(); SCAN_RANGES];
+        let mut start = first;
+        while start < end {
+            enter(Call::PagemapScan)?;
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                start,
+                end,
+                vec: ranges.as_mut_ptr() as u64,
+                vec_len: SCAN_RANGES as u64,
+                category_mask: PAGE_IS_FILE | PAGE_IS_PRESENT,
+                return_mask: PAGE_IS_FILE,
+                ..ScanArgument::default()
+            };
+            // SAFETY: the argument has the layout of struct pm_scan_arg, and its
+            // vector that of as many struct page_region; the range is a span's.
+            let count = unsafe { libc::ioctl(self.0.as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            let count = usize::try_from(count).map_err(|_| last_errno())?;
+            for range in &ranges[..count] {
+                found((range.start - first) as usize, (range.end - range.start) as usize);
+            }
+            // A kernel that does not go on would be asked for ever.
+            start = if argument.walk_end > start { argument.walk_end } else { end };
+        }
+        Ok(())
+    }
+
+    fn read_file_pages(
+        &self,
+        span: Span<'_>,
+        found: &mut impl FnMut(usize, usize),
+    ) -> Result<(), Errno> {
+        let page = system_page_bytes();
+        let first = span.start() as usize / page;
+        let page_count = span.len() / page;
+        let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
+        let mut run = 0..0;
+        for start in (0..page_count).step_by(BATCH_PAGES) {
+            let count = BATCH_PAGES.min(page_count - start);
+            let bytes = &mut bytes[..count * 8];
+            let offset = (first + start) as u64 * 8;
+            self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
+            let (entries, _) = bytes.as_chunks::<8>();
+            for (index, entry) in (start..).zip(entries) {
+                if u64::from_ne_bytes(*entry) & (PRESENT | OF_FILE) != PRESENT | OF_FILE {
+                    continue;
+                }
+                if run.end != index {
+                    if !run.is_empty() {
+                        found(run.start * page, run.len() * page);
+                    }
+                    run = index..index;
+                }
+                run.end = index + 1;
+            }
+        }
+        if !run.is_empty() {
+            found(run.start * page, run.len() * page);
         }
         Ok(())
     }

@@ -92,10 +92,20 @@ pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
 /// Faults of the calling thread that waited for a device so far (`getrusage`).
 #[must_use]
 pub fn major_faults() -> u64 {
+    major_faults_of(libc::RUSAGE_THREAD)
+}
+
+/// The same of all threads of the process.
+#[must_use]
+pub fn process_major_faults() -> u64 {
+    major_faults_of(libc::RUSAGE_SELF)
+}
+
+fn major_faults_of(who: i32) -> u64 {
     // SAFETY: rusage is plain data, for which zero is valid; the kernel fills it.
     let usage = unsafe {
         let mut usage = std::mem::zeroed::<libc::rusage>();
-        libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage);
+        libc::getrusage(who, &raw mut usage);
         usage
     };
     u64::try_from(usage.ru_majflt).unwrap_or(0)

@@ -1,5 +1,7 @@
 //! Which engine a window gets, and how it notices stores.
 
+use std::sync::Arc;
+
 use rustix::io::Errno;
 
 use super::{Budget, WindowOptions};
@@ -9,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::sys::uffd::Uffd;
 use crate::sys::{pagemap, places, probe};
+use crate::trim::Limit;
 use crate::units::Prot;
 
 /// The engine that does what is asked, or why none does.
@@ -118,6 +121,17 @@ pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
     }
 }
 
+/// What an alias window may have mapped; None without a limit.
+pub(super) fn limit(options: &WindowOptions) -> Result<Option<Arc<Limit>>> {
+    match options.budget {
+        // Locked memory does not leave.
+        _ if options.lock => Ok(None),
+        Budget::Unlimited => Ok(None),
+        Budget::Bytes(bytes) => Ok(Some(Limit::new(bytes))),
+        Budget::Auto => Limit::automatic().map(Some),
+    }
+}
+
 /// Fails for an engine whose faults signal handlers cannot resolve.
 pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
     if fault == FaultMode::Thread {
@@ -159,15 +173,11 @@ pub(super) fn check_budget(
     let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
     let reason = match kind {
         _ if options.lock => "lock=True keeps every page in memory: leave the budget out",
-        EngineKind::Alias => {
-            "engine \"alias\" shows pages of the kernel's, which counts and reclaims them itself; \
-             leave the budget out, or use engine=\"paged\""
-        }
         EngineKind::Eager if window_bytes > bytes => {
             "engine \"eager\" serves no faults, so no page may leave unasked: leave the budget out \
              and evict(), or use engine=\"paged\""
         }
-        EngineKind::Eager | EngineKind::Paged => return Ok(()),
+        EngineKind::Alias | EngineKind::Eager | EngineKind::Paged => return Ok(()),
     };
     Err(Error::Unsupported { operation: "Window", reason: reason.to_owned() })
 }

@@ -1,0 +1,331 @@
+//! Keeps what windows have mapped of their files within limits.
+//!
+//! The kernel maps pages of a file as they are touched, and tells nobody. So one thread a
+//! process, the *trimmer*, looks: first at what the process has mapped of files altogether,
+//! which costs a microsecond or two; only when that has grown by what a limit still allows
+//! it asks in which blocks the pages are, and has the oldest blocks unmapped ([`policy`]).
+//! Nothing is lost by it: the pages stay in the page cache, and what was written to them
+//! stays dirty there.
+//!
+//! The thread is there as long as a window is registered that is larger than its limit.
+//! While the process is idle, it sleeps ([`BusyTimer`]). A child of fork inherits neither
+//! the thread nor its locks, and starts its own when it makes windows.
+
+mod advice;
+mod policy;
+mod watch;
+
+use std::ops::Range;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::sync::{mpsc, Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+use crate::sys::cputime::{MappedBytes, Waiter};
+use crate::sys::pagemap::{self, PageMap};
+use crate::sys::span::Span;
+use crate::sys::tell::tell;
+use crate::sys::thread::spawn_without_signals;
+
+use policy::Marks;
+use watch::Watch;
+
+/// What a window lets the trimmer do.
+pub trait Trimmed: Send + Sync + 'static {
+    /// Where its pages are mapped.
+    fn memory(&self) -> Span<'_>;
+
+    /// Has these ranges of bytes unmapped, and their page tables go; touches bring the pages
+    /// back. What the window has of its own stays.
+    ///
+    /// # Errors
+    /// EINVAL for pages that are locked.
+    fn give_back(&self, pagemap: &PageMap, ranges: &[Range<usize>]) -> Result<(), Errno>;
+
+    /// Whether the kernel may keep some of what is given back.
+    fn keeps_some(&self) -> bool;
+
+    /// Has the kernel read ahead so.
+    ///
+    /// # Errors
+    /// None that a mapping of a file is known to give.
+    fn advise(&self, advice: ReadAhead) -> Result<(), Errno>;
+}
+
+/// How the kernel reads when a page is touched that is not in the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ReadAhead {
+    /// What lies around the page; further ahead where touches run forwards.
+    Normal,
+    /// Nothing but the page.
+    Random,
+    /// Far ahead.
+    Sequential,
+}
+
+/// How many bytes windows may have mapped, together.
+#[derive(Debug)]
+pub struct Limit {
+    bytes: u64,
+    /// The size of all windows that are registered with it.
+    window_bytes: AtomicU64,
+}
+
+impl Limit {
+    /// A limit for one window.
+    #[must_use]
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { bytes, window_bytes: AtomicU64::new(0) })
+    }
+
+    /// The limit that all windows share which are given none: half of what was available
+    /// when the first of them was made.
+    ///
+    /// # Errors
+    /// Where the kernel does not tell what is available.
+    pub fn automatic() -> Result<Arc<Self>> {
+        let mut state = Trimmer::of_this_process().state();
+        if let Some(limit) = state.automatic.upgrade() {
+            return Ok(limit);
+        }
+        let available = pagemap::available_bytes();
+        let limit = Self::new(available.map_err(|errno| Error::system("Window", errno))? / 2);
+        state.automatic = Arc::downgrade(&limit);
+        Ok(limit)
+    }
+
+    /// The limit.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn is_tight(&self) -> bool {
+        let window_bytes = self.window_bytes.load(Ordering::Relaxed);
+        // With a page table for each block.
+        window_bytes + window_bytes / 256 > Marks::of(self.bytes).high
+    }
+}
+
+/// What was done for a window.
+#[derive(Debug, Default)]
+pub struct TrimCounters {
+    /// Blocks of 2 MiB that were given back.
+    pub blocks: AtomicU64,
+}
+
+/// A window that is registered.
+struct Watched {
+    id: u64,
+    /// None for a window that may have all of it mapped.
+    limit: Option<Arc<Limit>>,
+    /// Its read-ahead follows how it is touched.
+    adapts: bool,
+    counters: TrimCounters,
+    /// None once the window is about to go. Held while the trimmer works on it.
+    target: Mutex<Option<Arc<dyn Trimmed>>>,
+}
+
+impl Watched {
+    /// The limit's windows become larger, or smaller by a number that wraps around.
+    fn add_bytes(&self, bytes: u64) {
+        if let Some(limit) = &self.limit {
+            limit.window_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn needs_thread(&self) -> bool {
+        self.adapts || self.limit.as_ref().is_some_and(|limit| limit.is_tight())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+struct Running {
+    waiter: Waiter,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Running {
+    fn end(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // The thread is there until it is joined, so that the signal reaches it.
+        if let Err(errno) = self.waiter.wake() {
+            tell(format_args!("the thread that trims windows cannot be woken: {errno}"));
+            return;
+        }
+        if self.thread.join().is_err() {
+            tell(format_args!("the thread that trims windows had panicked"));
+        }
+    }
+}
+
+#[derive(Default)]
+struct State {
+    windows: Vec<Arc<Watched>>,
+    running: Option<Running>,
+    automatic: Weak<Limit>,
+    last_id: u64,
+}
+
+/// One process's windows and their thread.
+struct Trimmer {
+    owner: u32,
+    state: Mutex<State>,
+    /// Counts changes of the windows.
+    version: AtomicU64,
+}
+
+/// A child of fork makes its own, and leaves its parent's as it was at the fork.
+static CURRENT: AtomicPtr<Trimmer> = AtomicPtr::new(std::ptr::null_mut());
+
+impl Trimmer {
+    fn of_this_process() -> &'static Self {
+        let owner = std::process::id();
+        loop {
+            let current = CURRENT.load(Ordering::Acquire);
+            if let Some(trimmer) = crate::sys::forever::get(current) {
+                if trimmer.owner == owner {
+                    return trimmer;
+                }
+            }
+            let own = Self { owner, state: Mutex::default(), version: AtomicU64::new(0) };
+            crate::sys::forever::replace(&CURRENT, current, own);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn start(&'static self) -> Result<Running> {
+        let fail = |errno| {
+            Error::system_with_hint(
+                "Window",
+                errno,
+                "; a budget is kept by a thread that reads /proc/self: pass budget=None to do \
+                 without",
+            )
+        };
+        let mapped = MappedBytes::open().map_err(fail)?;
+        let pagemap = PageMap::open().map_err(fail)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (send, receive) = mpsc::channel();
+        let stopped = Arc::clone(&stop);
+        let body = move || {
+            // Nobody hears it only if who starts the thread has panicked.
+            let _heard = send.send(Waiter::this_thread());
+            let mut watch = Watch::new(mapped, pagemap);
+            let look = AssertUnwindSafe(|| watch.run(self, &stopped));
+            if catch_unwind(look).is_err() {
+                tell(format_args!(
+                    "the thread that keeps windows to their budgets panicked, which is a bug; \
+                     they grow as plain mappings do from now on"
+                ));
+                watch.wait_for_end(&stopped);
+            }
+        };
+        let thread = spawn_without_signals("fremap-trim", body).map_err(fail)?;
+        let waiter = receive.recv().map_err(|_gone| fail(Errno::AGAIN))?;
+        Ok(Running { waiter, stop, thread })
+    }
+}
+
+/// A window's place with the trimmer; dropped, the trimmer leaves the window alone.
+pub struct Registration {
+    trimmer: &'static Trimmer,
+    watched: Arc<Watched>,
+}
+
+impl std::fmt::Debug for Registration {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Registration").field("limit", &self.watched.limit).finish_non_exhaustive()
+    }
+}
+
+impl Registration {
+    /// Has a window kept to a limit from now on, and its read-ahead follow how it is touched.
+    ///
+    /// # Errors
+    /// At the limit of threads or descriptors; where `/proc` is not mounted.
+    pub fn new(target: Arc<dyn Trimmed>, limit: Option<Arc<Limit>>, adapts: bool) -> Result<Self> {
+        let trimmer = Trimmer::of_this_process();
+        let bytes = target.memory().len() as u64;
+        let mut state = trimmer.state();
+        state.last_id += 1;
+        let watched = Arc::new(Watched {
+            id: state.last_id,
+            limit,
+            adapts,
+            counters: TrimCounters::default(),
+            target: Mutex::new(Some(target)),
+        });
+        watched.add_bytes(bytes);
+        if watched.needs_thread() && state.running.is_none() {
+            match trimmer.start() {
+                Ok(running) => state.running = Some(running),
+                Err(error) => {
+                    watched.add_bytes(bytes.wrapping_neg());
+                    return Err(error);
+                }
+            }
+        }
+        state.windows.push(Arc::clone(&watched));
+        trimmer.version.fetch_add(1, Ordering::SeqCst);
+        if let Some(running) = &state.running {
+            // It may sleep until the process is busy for longer than it may be now.
+            let woken = running.waiter.wake();
+            woken.map_err(|errno| Error::system("Window", errno))?;
+        }
+        drop(state);
+        Ok(Self { trimmer, watched })
+    }
+
+    /// What the window may have mapped, with all that share its limit.
+    #[must_use]
+    pub fn limit(&self) -> Option<&Limit> {
+        self.watched.limit.as_deref()
+    }
+
+    /// What was done for it.
+    #[must_use]
+    pub fn counters(&self) -> &TrimCounters {
+        &self.watched.counters
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if self.trimmer.owner != std::process::id() {
+            // A child of fork: its parent's lock may be taken for ever here.
+            return;
+        }
+        // Waits for what the trimmer is doing with the window.
+        let target = lock(&self.watched.target).take();
+        let bytes = target.as_ref().map_or(0, |target| target.memory().len() as u64);
+        drop(target);
+        let ended = {
+            let mut state = self.trimmer.state();
+            state.windows.retain(|watched| watched.id != self.watched.id);
+            self.watched.add_bytes(bytes.wrapping_neg());
+            self.trimmer.version.fetch_add(1, Ordering::SeqCst);
+            let needed = state.windows.iter().any(|watched| watched.needs_thread());
+            if needed {
+                None
+            } else {
+                state.running.take()
+            }
+        };
+        if let Some(running) = ended {
+            running.end();
+        }
+    }
+}
