@@ -1,26 +1,28 @@
-"""`memmap`: an array on a file, as `numpy.memmap` is, whose resident set keeps to a budget.
+"""`memmap`: an array on a file, as `numpy.memmap` is, whose memory keeps to a budget.
 
-The array lies in a `Window` of engine "paged". `docs/memmap.md` compares the two, behaviour
-by behaviour.
+The array is a mapping of the file (a `Window` of engine "alias"), of which a thread unmaps
+what is too much. `docs/memmap.md` says what differs from NumPy.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import copyreg
 import math
 import mmap
-import operator
 import os
-from contextlib import nullcontext
+import weakref
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 
 from fremap import _core, errors
-from fremap.arguments import absolute_path, quantity
-from fremap.errors import ArgumentError, PageTypeError, UnsupportedError
+from fremap.errors import ArgumentError, UnsupportedError
+from fremap.layout import WRITING, Layout, found_at, numpys_filename
 from fremap.protection import Prot
-from fremap.settings import checked_budget
-from fremap.stores import FileStore
+from fremap.rowids import select, select_mask
+from fremap.settings import Advice, checked_budget, chosen
 from fremap.window import Window
 
 if TYPE_CHECKING:
@@ -30,95 +32,118 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from fremap.stats import MemmapStats
+    from fremap.stores import FileStore
+
 __all__ = ["memmap"]
 
 Budget: TypeAlias = Literal["auto"] | int | None
 
-_MODES = ("r", "r+", "w+", "c")
-_MODE_NAMES = {"readonly": "r", "readwrite": "r+", "write": "w+", "copyonwrite": "c"}
-_WRITING = ("r+", "w+")
 # Fewer rows are had by their faults sooner than by a call.
 _LEAST_TAKEN = 4
-_LEAST_POPULATED = 16
-_POPULATED_PAGES = 4096
-_WRITTEN_BYTES = 1 << 20
+# Of the budget, what `a[ids]` may have mapped for itself.
+_TAKING_SHARE = 4
+# Arrays that keep what `a[ids]` reads with.
+_MOST_TAKING = 32
+# Whole rows are taken, and columns of them copied, where rows are no longer than that.
+_WHOLE_ROW_BYTES = 16 << 10
+# Numbers on most machines; `mmap` has it from Python 3.12 on.
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 class Backing:
-    """What an array and all its views show: a part of a file, in a window or a private mapping.
+    """What an array and all its views show: a part of a file.
 
     Attributes
     ----------
     store : FileStore
         The file.
     window : Window or None
-        Where it is shown; None for mode "c" and where there is nothing to show.
+        Where it is shown; None where there is nothing to show.
     origin : int
         The address at which the file's first byte would be, were it shown.
     start : int
         The byte of the file at which the window begins.
-    filename, offset, mode, budget
-        As `memmap` has them.
+    path : str, path or None
+        Where the file is found again, in other processes too.
+    mode, budget, advice
+        As `memmap` was given them.
+    faults : tuple of int
+        Minor and major faults of the process when the array was made.
     """
 
     __slots__ = (
-        "_pid", "_rows", "budget", "filename", "mode", "offset", "origin", "start", "store",
-        "window",
+        "__weakref__", "_rows", "advice", "budget", "faults", "mode", "origin", "path", "start",
+        "store", "window",
     )  # fmt: skip
 
     def __init__(
         self,
         store: FileStore,
         window: Window | None,
-        filename: str | Path | None,
-        offset: int,
-        mode: str,
+        path: str | Path | None,
+        layout: Layout,
         budget: Budget,
+        advice: Advice,
     ) -> None:
         self.store = store
         self.window = window
         self.origin = 0
-        self.start = offset - offset % store.page_bytes
-        self.filename = filename
-        self.offset = offset
-        self.mode = mode
+        self.start = layout.offset - layout.offset % store.page_bytes
+        self.path = path
+        self.mode = layout.mode
         self.budget = budget
+        self.advice = advice
+        self.faults = _faults()
         self._rows: tuple[object, _core.Rows] | None = None
-        self._pid = os.getpid()
-
-    @property
-    def inherited(self) -> bool:
-        """Whether this is a child of fork, to which the window is its parent's."""
-        return self._pid != os.getpid()
-
-    @property
-    def clean(self) -> bool:
-        """Whether the file has all that the array has."""
-        return self.mode == "r" or (self.window is not None and self.window.coherent)
 
     def rows(self, first_byte: int, row_bytes: int, count: int) -> _core.Rows:
         """Return rows of the file, to take some; the last that were asked for are kept."""
         key = (first_byte, row_bytes, count, os.getpid())  # a child of fork makes its own
         kept = self._rows
         if kept is None or kept[0] != key:
+            budget = self.budget
+            if isinstance(budget, int):
+                budget //= _TAKING_SHARE
+                if kept is None and self.window is not None and not self.window.closed:
+                    self.window._lower_budget(budget)  # noqa: SLF001 - the two share one
             places = [(self.store._core, first_byte, count)]  # noqa: SLF001 - the core's half
-            kept = self._rows = (key, _core.Rows(places, row_bytes, self.budget))
+            kept = self._rows = (key, _core.Rows(places, row_bytes, budget))
+            _taking.append(weakref.ref(self))
+            while len(_taking) > _MOST_TAKING:
+                # The longest made: it has a descriptor of its own to read with.
+                oldest = _taking.popleft()()
+                if oldest is not None and oldest is not self:
+                    oldest._rows = None  # noqa: SLF001 - one of its kind
         return kept[1]
 
-    def unflushed(self) -> bool:
-        """Tell whether the window has changes that the file has not."""
-        window = self.window
-        if window is None or window.coherent or not window.writable:
-            return False
-        return bool(window.dirty().any())
+
+# Whose rows are kept. Appending and popping need no lock.
+_taking: collections.deque[weakref.ref[Backing]] = collections.deque()
 
 
-class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
-    """An array on a file, read as it is touched, whose memory keeps to a budget.
+class _Kind(type):
+    """The class of `memmap`, whose `__module__` is not where pickle finds it."""
 
-    As `numpy.memmap`, whose parameters it has. What differs is that memory is bounded, and
-    that what is stored to it reaches the file by `flush`, when its page has to leave, and
-    when the last view is gone; at no other time.
+
+def _found(cls: type) -> str | tuple[Any, ...]:
+    """Return how pickle finds a class of this kind."""
+    return (_memmap, ()) if cls is memmap else cls.__qualname__
+
+
+copyreg.pickle(_Kind, _found)
+
+
+def _memmap() -> type[memmap]:
+    return memmap
+
+
+class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as numpy.memmap
+    """An array on a file, as `numpy.memmap` is, whose memory keeps to a budget.
+
+    It is a ``MAP_SHARED`` mapping of the file (``MAP_PRIVATE`` with mode "c"), and does all
+    that `numpy.memmap` does. Beyond the budget a thread unmaps what was touched longest ago;
+    nothing is lost by that, as the pages stay in the page cache, and a touch maps them again.
 
     Parameters
     ----------
@@ -128,7 +153,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         Type of the elements; no Python objects.
     mode : {"r+", "r", "w+", "c"}, default "r+"
         Read and write a file that exists; read it; create it or empty it, then read and
-        write; or copy on write: what is stored stays in memory.
+        write; or copy on write: what is written stays in memory.
     offset : int, default 0
         Byte of the file at which the array begins.
     shape : int or sequence of int, optional
@@ -137,8 +162,12 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
     order : {"C", "F"}, default "C"
         Whether the last or the first index changes fastest.
     budget : "auto", int or None, default "auto"
-        Bytes of memory that the array may take; "auto" is half of what is available, None no
-        limit.
+        Bytes that the array may have mapped, page tables included, and that ``a[ids]`` may
+        have beside it. "auto": all arrays that say so share half of what is available. None:
+        no limit.
+    advice : {"auto", "normal", "random", "sequential"}, default "auto"
+        How the kernel reads ahead of touches (``madvise(2)``). "auto" begins with "normal",
+        and has nothing read ahead while touches jump (Linux 6.7).
 
     Raises
     ------
@@ -148,21 +177,17 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         The dtype holds Python objects or has no size.
     StoreError
         The file cannot be opened or made longer; a `FileNotFoundError` where it is missing.
-    UnsupportedError
-        A budget in bytes with mode "c", or where there is no userfaultfd.
-    BudgetError
-        The budget is too small for one batch of pages.
 
     Notes
     -----
-    A `Window` of engine "paged", one ``mmap`` and ``userfaultfd(2)``, not coherent: what
-    other processes write to the file is seen when a page is read the next time.
-    With `budget` "auto" or None, where this process has no userfaultfd, the array is a
-    ``MAP_SHARED`` mapping of the file, as `numpy.memmap` is; mode "c" is a ``MAP_PRIVATE``
-    one. `engine` tells. Their memory is the page cache's and the kernel's to bound.
+    ``mmap(2)`` with engine "alias" of `Window`: one descriptor, and one thread for all arrays
+    of the process that are larger than their budget. The memory may exceed the budget by
+    32 MiB for some milliseconds. Mode "c": what is written stays, beyond the budget too; the
+    rest leaves by ``MADV_PAGEOUT`` (Linux 5.4), where the file is the user's own or may be
+    written by him.
 
-    Indexing by an array of rows (``a[ids]``, of a mask too) reads all pages that are absent
-    together. Everything else reads them as they are touched. Any number of threads.
+    Indexing by an array of rows (``a[ids]``, of a mask too) reads all that are not in the
+    page cache together. Everything else reads pages as they are touched.
 
     Examples
     --------
@@ -175,9 +200,9 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
     array([  3., 999.], dtype=float32)
     """
 
-    __array_priority__ = -100.0  # as numpy.memmap
-
     _backing: Backing | None
+    _mmap: mmap.mmap | None
+    mode: str
 
     def __new__(
         cls,
@@ -189,15 +214,18 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         order: Literal["C", "F"] = "C",
         *,
         budget: Budget = "auto",
+        advice: Advice = "auto",
     ) -> Self:
         """Map the file; see the class."""
-        layout = _Layout(dtype, mode, offset, shape, order)
-        budget = checked_budget(budget)
+        layout = Layout(dtype, mode, offset, shape, order)
+        budget = checked_budget(budget, "memmap")
+        chosen("advice", advice, "memmap")
         store = layout.opened(filename)
         # The store stays open in the backing; a failure closes it with its last reference.
         layout.fit(store)
-        window, memory = _shown(store, layout, budget)
-        self = super().__new__(
+        memory = _memory(store, layout)
+        window = _window(store, layout, memory, budget, advice) if layout.nbytes else None
+        self = np.ndarray.__new__(
             cls,
             layout.shape,
             dtype=layout.dtype,
@@ -205,16 +233,20 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
             offset=layout.offset % store.page_bytes if layout.nbytes else 0,
             order=order,
         )
-        name = _filename(filename, store)
-        self._backing = Backing(store, window, name, layout.offset, layout.mode, budget)
+        # NumPy's attributes, which its `__array_finalize__` passes on to views.
+        self._mmap = memory
+        self.filename = numpys_filename(filename, store)  # type: ignore[assignment]
+        self.offset = layout.offset
+        self.mode = layout.mode
+        path = found_at(store, self.filename)
+        self._backing = Backing(store, window, path, layout, budget, advice)
         self._backing.origin = _address(self) - layout.offset
         return self
 
     def __array_finalize__(self, obj: object) -> None:
         """Pass on what is shown to views, and to nothing else."""
-        backing = getattr(obj, "_backing", None)
-        shares = backing is not None and np.may_share_memory(self, cast("memmap", obj))
-        self._backing = backing if shares else None
+        super().__array_finalize__(obj)
+        self._backing = getattr(obj, "_backing", None) if self._mmap is not None else None
 
     def __array_wrap__(
         self,
@@ -223,8 +255,8 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         return_scalar: bool | None = None,  # noqa: FBT001 - NumPy's; NumPy 1 gives none
     ) -> Any:
         """Return results as plain arrays, or scalars, as `numpy.memmap` does."""
-        array = super().__array_wrap__(array, context)
-        if self is array or type(self) is not memmap:
+        array = np.ndarray.__array_wrap__(self, array, context)
+        if self is array or not _is_plain(self):
             return array
         if return_scalar or (return_scalar is None and array.ndim == 0):
             return array[()]
@@ -232,29 +264,43 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
 
     def __getitem__(self, index: Any) -> Any:
         """Return an element, a view, or a new array of what was chosen."""
-        if isinstance(index, np.ndarray | list):
-            rows = self._rows_chosen(index)
+        columns = None
+        ids = index
+        if isinstance(index, tuple) and index and self._whole_rows(index[1:]):
+            ids, columns = index[0], index[1:]
+        if isinstance(ids, np.ndarray | list):
+            rows = self._rows_chosen(ids)
             if rows is not None:
-                return self._gathered(rows)
-        result = super().__getitem__(index)
-        if type(result) is memmap and result._backing is None:  # noqa: SLF001 - one of its own
+                taken = self._taken(rows)
+                if columns:
+                    # Rows first: they lie together in the file.
+                    return taken[(slice(None),) * rows.ndim + columns].copy()
+                return taken
+        result = np.ndarray.__getitem__(self, index)
+        if _is_plain(result) and result._mmap is None:  # noqa: SLF001 - one of its own
             return result.view(np.ndarray)
         return result
 
+    def _whole_rows(self, columns: tuple[Any, ...]) -> bool:
+        """Tell whether columns are had by taking whole rows first."""
+        return (
+            self.ndim > 1
+            and all(isinstance(column, slice) or column is Ellipsis for column in columns)
+            and self.itemsize * math.prod(self.shape[1:]) <= _WHOLE_ROW_BYTES
+            and len(columns) < self.ndim
+        )
+
     def _rows_chosen(self, index: npt.NDArray[Any] | list[Any]) -> npt.NDArray[np.int64] | None:
-        """Return the rows that an index along the first axis means, if they are to be gathered.
+        """Return the rows that an index along the first axis means, if they are to be taken.
 
         None for all that NumPy does as well, or refuses in its own words.
         """
         backing = self._backing
         if backing is None or backing.window is None or not self.flags.c_contiguous:
             return None
-        if type(self) is not memmap:
+        if not _is_plain(self):
             return None  # a subclass, of which NumPy makes the result
-        if not backing.clean and backing.inherited:
-            return None  # populating is not for a child
-        least = _LEAST_TAKEN if backing.clean else _LEAST_POPULATED
-        if self.ndim == 0 or self.nbytes == 0 or _length(index) < least:
+        if self.ndim == 0 or self.nbytes == 0 or _length(index) < _LEAST_TAKEN:
             return None
         if isinstance(index, list) and not all(isinstance(i, int | np.integer) for i in index):
             return None
@@ -269,273 +315,261 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         np.add(rows, len(self), out=rows, where=rows < 0)
         return rows
 
-    def _gathered(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def _taken(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return rows in a new array, absent ones read all in flight together."""
         backing = cast("Backing", self._backing)
-        out = np.empty((rows.size, *self.shape[1:]), dtype=self.dtype)
-        row_bytes = self.nbytes // len(self)
         first_byte = _address(self) - backing.origin
-        if backing.clean:
-            taken = out.reshape(-1).view(np.uint8)
-            backing.rows(first_byte, row_bytes, len(self)).take(rows.reshape(-1), taken)
-        else:
-            self._take_populated(rows.reshape(-1), first_byte - backing.start, row_bytes, out)
-        return out.reshape(*rows.shape, *self.shape[1:])
-
-    def _take_populated(
-        self, rows: npt.NDArray[np.int64], first_byte: int, row_bytes: int, out: npt.NDArray[Any]
-    ) -> None:
-        """Take rows from the window, as many at a time as fit into a quarter of the budget."""
-        window = cast("Window", self.window)
-        plain, taken = self.view(np.ndarray), out
-        if not plain.flags.aligned:
-            # As bytes: NumPy would take from a copy of the whole array.
-            plain = plain.reshape(len(self), -1).view(np.uint8)
-            taken = out.reshape(-1).view(np.uint8).reshape(len(rows), row_bytes)
-        pages_a_row = (row_bytes - 1) // window.page_bytes + 2
-        budget_pages = window.stats().budget_bytes // window.page_bytes
-        most = min(_POPULATED_PAGES, budget_pages // 4 or _POPULATED_PAGES)
-        step = max(1, most // pages_a_row)
-        for begin in range(0, len(rows), step):
-            some = rows[begin : begin + step]
-            if pages_a_row <= most:
-                window.populate(_pages_of(some * row_bytes + first_byte, row_bytes, window))
-            # All are within: "clip" spares NumPy a second buffer.
-            np.take(plain, some, axis=0, out=taken[begin : begin + step], mode="clip")
-
-    @property
-    def filename(self) -> str | Path | None:
-        """The file: a path if one was given, else its absolute name; None of a result."""
-        return None if self._backing is None else self._backing.filename
-
-    @property
-    def offset(self) -> int | None:
-        """Byte of the file at which the whole array begins, of views too; None of a result."""
-        return None if self._backing is None else self._backing.offset
-
-    @property
-    def mode(self) -> str | None:
-        """The mode that the file was opened with; None of a result."""
-        return None if self._backing is None else self._backing.mode
+        row_bytes = self.nbytes // len(self)
+        if backing.mode == "c":
+            # What was written is here alone.
+            _read_ahead(backing.store, rows.reshape(-1) * row_bytes + first_byte, row_bytes)
+            return np.take(self.view(np.ndarray), rows, axis=0)
+        out = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
+        taken = out.reshape(-1).view(np.uint8)
+        backing.rows(first_byte, row_bytes, len(self)).take(rows.reshape(-1), taken)
+        return out
 
     @property
     def window(self) -> Window | None:
-        """The window that the array lies in; None in mode "c", of no bytes, and of a result."""
+        """The window that shows the file; None of no bytes, and of a result."""
         return None if self._backing is None else self._backing.window
 
     def flush(self) -> None:
-        """Write what was stored to the array, or to any view of its file, and make it durable.
+        """Make durable what was written to the array, or to any view of its file.
 
         Raises
         ------
         StoreError
-            Writing failed. The changes are still there: flush again.
+            Writing failed.
 
         Notes
         -----
-        `Window.flush`. Nothing to do in modes "r" and "c".
+        ``fsync(2)``: others who map or read the file see what is written at once, without
+        it. Nothing to do in modes "r" and "c".
         """
-        if self.window is not None and self.window.writable:
-            self.window.flush()
+        backing = self._backing
+        if backing is not None and backing.mode in WRITING:
+            backing.store.sync()
 
-    def tofile(
-        self,
-        fid: Any,
-        sep: str = "",
-        format: str = "%s",  # noqa: A002 - NumPy's names
-    ) -> None:
-        """Write the elements to a file, as `numpy.ndarray.tofile` does.
+    def populate(self, rows: Any = None) -> None:
+        """Read rows from the file now, and map them, so that touching them costs nothing.
 
         Parameters
         ----------
-        fid : file object, str or path
-            Where to.
-        sep : str, default ""
-            Between elements; as binary if empty.
-        format : str, default "%s"
-            Of elements as text.
+        rows : int, slice, range, array of int or bool, optional
+            Along the first axis; all of the array, or of this view, if not given.
+
+        Raises
+        ------
+        PageRangeError
+            A row is outside.
+        StoreError
+            Reading failed.
 
         Notes
         -----
-        A piece at a time by way of other memory: where userfaultfd is user-mode-only, a
-        system call that reads an absent page gets EFAULT.
+        `Window.populate`: absent pages are read all in flight together. What exceeds the
+        budget leaves again.
         """
-        if sep or self.window is None or not self.flags.c_contiguous:
-            super().tofile(fid, sep, format)
+        window, pages = self._pages(rows)
+        if window is not None:
+            window.populate(pages)
+
+    def evict(self, rows: Any = None) -> None:
+        """Unmap rows; the next touch maps them again.
+
+        Parameters
+        ----------
+        rows : int, slice, range, array of int or bool, optional
+            Along the first axis; all of the array, or of this view, if not given.
+
+        Raises
+        ------
+        PageRangeError
+            A row is outside.
+        UnsupportedError
+            The mode is "c", where what was written would be lost.
+
+        Notes
+        -----
+        `Window.evict`. Pages leave the process's memory and stay in the page cache, which
+        the kernel reclaims as it needs. Rows that share a page leave with it.
+        """
+        window, pages = self._pages(rows)
+        if window is None:
             return
-        flat = self.view(np.ndarray).reshape(-1)
-        step = max(1, _WRITTEN_BYTES // self.itemsize)
-        with nullcontext(fid) if hasattr(fid, "write") else open(os.fspath(fid), "wb") as file:
-            for begin in range(0, flat.size, step):
-                flat[begin : begin + step].copy().tofile(file)
+        if self._backing is not None and self._backing.mode == "c":
+            raise UnsupportedError(
+                'evict: an array of mode "c" has what was written in its memory alone; delete '
+                "the array to have it go"
+            )
+        window.evict(pages)
+
+    def _pages(self, rows: Any) -> tuple[Window | None, Any]:
+        """Return the window and the pages of it in which rows lie."""
+        backing, window = self._backing, self.window
+        if backing is None or window is None or self.size == 0:
+            return None, None
+        first = self if rows is None or self.ndim == 0 else self[0]
+        low, high = _bounds(first)
+        base = backing.origin + backing.start
+        if first is self:
+            return window, range(
+                (low - base) // window.page_bytes, -(-(high - base) // window.page_bytes)
+            )
+        ids = _numbers(rows, len(self))
+        begins = ids * self.strides[0] + (low - base)
+        return window, _pages_of(begins, high - low, window.page_bytes)
+
+    def stats(self) -> MemmapStats:
+        """Return what the array has in memory, and what was done for it.
+
+        Returns
+        -------
+        MemmapStats
+            Of the whole file's array, of views too.
+
+        Raises
+        ------
+        ArgumentError
+            This is a result, not a view of a file.
+        """
+        from fremap.stats import MemmapStats  # `import fremap` does without it
+
+        backing, window = self._backing, self.window
+        if backing is None:
+            raise ArgumentError("stats: this array is no view of a file")
+        minor, major = _faults()
+        faults = {
+            "minor_faults": minor - backing.faults[0],
+            "major_faults": major - backing.faults[1],
+        }
+        if window is None:
+            return MemmapStats(0, 0, 0, 0, "normal", **faults)
+        stats = window.stats()
+        return MemmapStats(
+            resident_bytes=stats.present_pages * window.page_bytes,
+            page_table_bytes=stats.page_table_bytes,
+            budget_bytes=stats.budget_bytes,
+            blocks_trimmed=stats.blocks_trimmed,
+            advice=window.advice or "normal",
+            **faults,
+        )
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Pickle the file's name and the place in it; of results and mode "c" the content."""
         backing = self._backing
         if backing is None or backing.mode == "c":
             return self.view(np.ndarray).__reduce_ex__(protocol)
-        if backing.filename is None:
+        if backing.path is None:
             raise TypeError("a memmap on a file without a name cannot be pickled; open it by path")
-        if backing.unflushed():
-            raise TypeError(
-                "a memmap with changes that the file has not cannot be pickled; call flush() first"
-            )
         low, high = _bounds(self)
-        settings = (backing.filename, backing.mode, backing.offset, backing.budget)
+        settings = (backing.path, backing.mode, self.offset, backing.budget, backing.advice)
         place = (low - backing.origin, high - low, _address(self) - low)
-        return _reopened, (type(self), settings, place, self.dtype, self.shape, self.strides)
+        # None for the class itself, which cloudpickle would take along as a copy.
+        cls = None if _is_plain(self) else type(self)
+        return _reopened, (cls, settings, place, self.dtype, self.shape, self.strides)
 
     def __reduce__(self) -> Any:
         """Pickle as `__reduce_ex__` does."""
         return self.__reduce_ex__(2)
 
 
-class _Layout:
-    """Where in its file an array lies: what is asked for, checked before the file is touched."""
-
-    __slots__ = ("_dimensions", "dtype", "mode", "nbytes", "offset", "shape")
-
-    def __init__(
-        self, dtype: npt.DTypeLike, mode: str, offset: SupportsIndex, shape: Any, order: str
-    ) -> None:
-        self.mode = _MODE_NAMES.get(mode, mode)
-        if self.mode not in _MODES:
-            known = ", ".join([*_MODES, *_MODE_NAMES])
-            raise ArgumentError(f"memmap: mode is {mode!r}; it must be one of {known}")
-        if order not in ("C", "F"):
-            raise ArgumentError(f'memmap: order is {order!r}; it must be "C" or "F"')
-        self.dtype = np.dtype(dtype)
-        if self.dtype.hasobject or self.dtype.itemsize == 0:
-            raise PageTypeError(f"memmap: elements of dtype {self.dtype} cannot lie in a file")
-        self.offset = quantity("memmap: offset", offset)
-        self._dimensions = None if shape is None else _dimensions(shape)
-        if self.mode == "w+" and self._dimensions is None:
-            raise ArgumentError('memmap: mode "w+" needs a shape')
-        self.shape: tuple[int, ...] = self._dimensions or ()
-        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def end(self) -> int:
-        """The byte of the file after the array's last."""
-        return self.offset + self.nbytes
-
-    def opened(self, file: Any) -> FileStore:
-        """Open the file; created, if that is asked for."""
-        writing = self.mode in _WRITING
-        if hasattr(file, "read"):
-            file.seek(0, os.SEEK_END)  # what the object has buffered is in the file then
-            return FileStore(file.fileno(), "r+" if writing else "r")
-        if self.mode == "w+":
-            return FileStore(file, "w+", size=max(self.end, 1))
-        return FileStore(file, "r+" if writing else "r")
-
-    def fit(self, store: FileStore) -> None:
-        """Fill in a shape that was not given, and see that the file is long enough."""
-        if self._dimensions is None:
-            available = store.size - self.offset
-            if available < 0:
-                raise ArgumentError(
-                    f"memmap: offset {self.offset} is beyond the file's {store.size} bytes"
-                )
-            if available % self.dtype.itemsize:
-                raise ArgumentError(
-                    f"memmap: the {available} bytes from offset {self.offset} on are no whole "
-                    f"number of elements of {self.dtype.itemsize} bytes; give a shape"
-                )
-            self.shape = (available // self.dtype.itemsize,)
-            self.nbytes = available
-        if self.mode in _WRITING:
-            # As numpy.memmap does, for which a file of no bytes would be no mapping.
-            _lengthen(store, max(self.end, 1))
-        elif store.size == 0:
-            raise ArgumentError(
-                'memmap: an empty file cannot be mapped; mode "r+" or "w+" makes it longer'
-            )
-        elif store.size < self.end:
-            raise ArgumentError(
-                f"memmap: the file has {store.size} bytes, and the array would end at byte "
-                f'{self.end}; mode "r+" makes a file longer'
-            )
+# Libraries ask ``type(a).__module__ == "numpy"`` to know an array of NumPy's: torch's
+# ``default_convert`` does. `_Kind` has the class found where it is when it is pickled.
+memmap.__module__ = "numpy"
 
 
-def _dimensions(shape: Any) -> tuple[int, ...]:
-    if hasattr(shape, "__index__") and not isinstance(shape, np.ndarray):
-        shape = (shape,)
+def _is_plain(array: object) -> bool:
+    """Tell whether an array is a `memmap` and not of a subclass."""
+    return type(array) is memmap
+
+
+def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
+    """Return memory for the array, from the page on in which it begins, with nothing in it.
+
+    An `mmap.mmap`, as NumPy's arrays have it: libraries look for it to know a mapped file. It
+    has no descriptor, and the window maps the file there.
+    """
+    prot = mmap.PROT_READ if layout.mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    length = layout.offset % store.page_bytes + layout.nbytes if layout.nbytes else 1
+    pages = -(-length // store.page_bytes)
     try:
-        dimensions = tuple(operator.index(length) for length in shape)
-    except TypeError:
-        raise PageTypeError(
-            f"memmap: shape must be an integer or integers, not {shape!r}"
-        ) from None
-    if any(length < 0 for length in dimensions):
-        raise ArgumentError(
-            f"memmap: shape {dimensions} is negative; leave shape out to have all of the file"
-        )
-    return dimensions
-
-
-def _lengthen(store: FileStore, size: int) -> None:
-    """Make the file at least so many bytes long."""
-    if store.size >= size:
-        return
-    try:
-        os.ftruncate(store.fileno(), size)
+        return mmap.mmap(-1, pages * store.page_bytes, flags=flags, prot=prot)
     except (OSError, OverflowError) as error:
-        number = getattr(error, "errno", None) or 27  # EFBIG: more than an off_t
-        path = None if store.path is None else os.fsencode(store.path)
-        message = f"memmap: the file cannot be made {size} bytes long: {os.strerror(number)}"
-        raise errors._system("system", message, number, path, None, 0) from error  # noqa: SLF001
-    store.refresh()
+        number = getattr(error, "errno", None) or 12  # ENOMEM: more than the address space
+        message = f"memmap: {length} bytes cannot be mapped: {os.strerror(number)}"
+        raise errors._system("system", message, number, None, None, 0) from error  # noqa: SLF001
 
 
-def _shown(
-    store: FileStore, layout: _Layout, budget: Budget
-) -> tuple[Window | None, memoryview | mmap.mmap | bytearray | bytes]:
-    """Return the memory that shows the array, from the page on in which it begins."""
-    if layout.nbytes == 0:
-        return None, b"\0" if layout.mode == "r" else bytearray(1)
-    first = layout.offset // store.page_bytes
-    if layout.mode == "c":
-        if isinstance(budget, int):
-            raise UnsupportedError(
-                'memmap: mode "c" keeps what is stored in memory, so that a budget cannot hold; '
-                'leave it out, or open a copy of the file with "r+"'
-            )
-        start = first * store.page_bytes
-        private = mmap.mmap(
-            store.fileno(), layout.end - start, access=mmap.ACCESS_COPY, offset=start
-        )
-        return None, private
-    window = _window(store, layout, budget, first)
-    return window, memoryview(window)
+def _window(
+    store: FileStore, layout: Layout, memory: mmap.mmap, budget: Budget, advice: Advice
+) -> Window:
+    from fremap.calibration import Calibration  # `import fremap` does without it
+
+    return Window(
+        store,
+        len(memory) // store.page_bytes,
+        first_page=layout.offset // store.page_bytes,
+        prot=Prot.READ if layout.mode == "r" else Prot.WRITE,
+        coherent=True,
+        engine="alias",
+        budget=budget,
+        advice=advice,
+        # Nothing is copied, so there is nothing to measure.
+        calibration=Calibration(alias_extent_pages=1, evict_gap_pages=0, batch_pages=1),
+        _memory=memory,
+        _private=layout.mode == "c",
+    )
 
 
-def _window(store: FileStore, layout: _Layout, budget: Budget, first: int) -> Window:
-    count = -(-layout.end // store.page_bytes) - first
-    prot = Prot.WRITE if layout.mode in _WRITING else Prot.READ
-    try:
-        return Window(
-            store, count, first_page=first, prot=prot, coherent=False, engine="paged", budget=budget
-        )
-    except UnsupportedError as refusal:
-        if isinstance(budget, int):
-            raise UnsupportedError(
-                f"memmap: memory cannot be kept to a budget here ({refusal}); without a budget "
-                "the array is a plain mapping, whose memory is the page cache's"
-            ) from refusal
-    return Window(store, count, first_page=first, prot=prot, coherent=True, engine="alias")
+def _faults() -> tuple[int, int]:
+    """Return the process's minor and major faults so far."""
+    import resource  # `import fremap` does without it
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_majflt
 
 
-def _filename(file: Any, store: FileStore) -> str | Path | None:
-    """Return what `numpy.memmap` has as its filename."""
-    if isinstance(file, os.PathLike):
-        from pathlib import Path  # `import fremap` does without it
+def _read_ahead(store: FileStore, first_bytes: npt.NDArray[np.int64], row_bytes: int) -> None:
+    """Start the reads of rows that are not in the page cache."""
+    pages = _pages_of(first_bytes, row_bytes, store.page_bytes)
+    # Where the kernel does not tell, asking for all of them is right too.
+    with contextlib.suppress(UnsupportedError):
+        pages = pages[~store.resident(pages)]
+    store.prefetch(pages)
 
-        return Path(file).resolve()
-    if hasattr(file, "read"):
-        name = getattr(file, "name", None)
-        return os.fsdecode(absolute_path("memmap", name)) if isinstance(name, str) else None
-    return None if store.path is None else os.fsdecode(store.path)
+
+def _numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
+    """Return the numbers of rows, from 0 on."""
+    if isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
+        chosen, _ = select_mask(rows, count)
+    else:
+        chosen, _ = select(rows, count)
+    if isinstance(chosen, tuple):
+        return np.arange(*chosen, dtype=np.int64)
+    ids = np.asarray(chosen, np.int64)
+    outside = ids[(ids < -count) | (ids >= count)]
+    if outside.size:
+        where = f"memmap: row {outside[0]} is outside 0..{count}"
+        raise errors._page_range(where, int(outside[0]), count)  # noqa: SLF001
+    return np.where(ids < 0, ids + count, ids)
+
+
+def _pages_of(
+    first_bytes: npt.NDArray[np.int64], row_bytes: int, page_bytes: int
+) -> npt.NDArray[np.int64]:
+    """Return the pages in which rows lie, each once, in order."""
+    first = first_bytes // page_bytes
+    last = (first_bytes + row_bytes - 1) // page_bytes
+    if first.size == 0:
+        return first
+    most = int((last - first).max())
+    pages = np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1)
+    pages.sort()  # np.unique hashes, which takes ten times as long
+    distinct: npt.NDArray[np.int64] = pages[np.concatenate([[True], pages[1:] != pages[:-1]])]
+    return distinct
 
 
 def _length(index: npt.NDArray[Any] | list[Any]) -> int:
@@ -558,34 +592,21 @@ def _bounds(array: npt.NDArray[Any]) -> tuple[int, int]:
     return low, high + array.itemsize
 
 
-def _pages_of(
-    first_bytes: npt.NDArray[np.int64], row_bytes: int, window: Window
-) -> npt.NDArray[np.int64]:
-    """Return the window pages in which rows lie, each once, in order."""
-    first = first_bytes // window.page_bytes
-    last = (first_bytes + row_bytes - 1) // window.page_bytes
-    most = int((last - first).max())
-    pages = np.minimum(first[:, None] + np.arange(most + 1), last[:, None]).reshape(-1)
-    pages.sort()  # np.unique hashes, which takes ten times as long
-    distinct: npt.NDArray[np.int64] = pages[np.concatenate([[True], pages[1:] != pages[:-1]])]
-    return distinct
-
-
 def _reopened(
-    cls: type[memmap],
-    settings: tuple[str | Path, str, int, Budget],
+    cls: type[memmap] | None,
+    settings: tuple[str | Path, str, int, Budget, Advice],
     place: tuple[int, int, int],
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
     strides: tuple[int, ...],
 ) -> memmap:
     """Open again what was pickled: only as much of the file as the array or view reached."""
-    filename, mode, offset, budget = settings
+    path, mode, offset, budget, advice = settings
     low, nbytes, first = place
     mode = "r" if mode == "r" else "r+"
-    whole = cls(filename, np.uint8, mode, low, (nbytes,), budget=budget)
-    backing = cast("Backing", whole._backing)
-    backing.offset = offset
+    cls = memmap if cls is None else cls
+    whole = cls(path, np.uint8, mode, low, (nbytes,), budget=budget, advice=advice)
     view = np.ndarray.__new__(cls, shape, dtype, whole, first if nbytes else 0, strides)
-    view._backing = backing  # noqa: SLF001 - its other half
+    view._mmap, view._backing = whole._mmap, whole._backing  # noqa: SLF001 - its other half
+    view.filename, view.mode, view.offset = whole.filename, whole.mode, offset
     return view

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["RowsStats", "WindowStats"]
+__all__ = ["MemmapStats", "RowsStats", "WindowStats"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,3 +124,34 @@ class RowsStats:
     page_table_bytes: int
     budget_bytes: int
     open_files: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemmapStats:
+    """What a `memmap` has in memory now, and what was done since it was made.
+
+    Attributes
+    ----------
+    resident_bytes : int
+        Bytes of the file that are mapped.
+    page_table_bytes : int
+        The kernel's page tables for that.
+    budget_bytes : int
+        What the two may come to, with ``budget="auto"`` those of all such arrays together;
+        0 without a limit.
+    blocks_trimmed : int
+        Blocks of 2 MiB that were unmapped to keep to the budget.
+    advice : {"normal", "random", "sequential"}
+        How the kernel reads ahead now.
+    minor_faults, major_faults : int
+        Faults of the *process* since the array was made, without and with waiting for a
+        device: the kernel does not count them by mapping.
+    """
+
+    resident_bytes: int
+    page_table_bytes: int
+    budget_bytes: int
+    blocks_trimmed: int
+    advice: str
+    minor_faults: int
+    major_faults: int

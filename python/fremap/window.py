@@ -50,33 +50,28 @@ __all__ = ["Engine", "Fault", "Tracking", "Window"]
 class Window(_core.WindowBase):
     """A contiguous range of memory whose pages show any pages of a store.
 
-    A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its
-    memory without a copy. Leaving its context flushes it and closes it for
-    calls; the memory goes with the last view. Every method may be called from
-    several threads at once; long calls release the GIL and end within 100 ms
-    of Ctrl-C.
+    A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its memory without
+    a copy. Leaving its context flushes it and closes it for calls; the memory goes with the
+    last view. Every method may be called from several threads at once; long calls release
+    the GIL and end within 100 ms of Ctrl-C.
 
     Parameters
     ----------
     store : FileStore, MemoryStore or ConcatStore
         Whose pages to show.
     page_count : int, optional
-        Number of window pages; as many as the store has from `first_page` on
-        (or as many as `mapping` names) if not given.
+        As many as the store has from `first_page` on, or as `mapping` names, if not given.
     first_page : int, default 0
         With the linear mapping: the file page that window page 0 shows.
     mapping : {"linear", "none"} or array of int, default "linear"
-        What the window shows at first: file pages in order, nothing, or for
-        each window page a file page (-1 for none).
+        What is shown at first: file pages in order, nothing, or a page for each (-1: none).
     prot : Prot, default Prot.READ
         What may be done with the pages. `Prot.WRITE` includes reading.
     coherent : bool, optional
-        Whether stores to the window and to the file are seen at once by all
-        who map the file, as with ``MAP_SHARED``. A window that may be written
-        must say; a read-only one takes either if not given.
+        Whether stores to the window and to the file are seen at once by all who map the file,
+        as with ``MAP_SHARED``. One that may be written must say; else either will do.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
-        How the window is done; see `fremap.capabilities` for what works here
-        and what "auto" chooses.
+        How it is done; `fremap.capabilities` says what works here and what "auto" chooses.
     populate : bool, default False
         Make every page present now.
     nonblock : bool, default False
@@ -96,32 +91,28 @@ class Window(_core.WindowBase):
         spares waking another; without a budget, and system calls get EFAULT from
         absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
-        How stores to a window of engine "paged" are noticed. "async": the kernel
-        notes them (Linux 6.8). "sync": the first store to a page is a fault (Linux
-        5.7), dearer, but pages can be protected with `Prot.READ`; system calls get
-        EFAULT from absent pages, and where they store to clean ones.
+        How stores to a window of engine "paged" are noticed. "async": the kernel notes them
+        (Linux 6.8). "sync": the first store to a page is a fault (Linux 5.7), dearer, but
+        pages can be protected with `Prot.READ`; system calls get EFAULT from absent pages,
+        and where they store to clean ones.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches in a window of engine "alias"
         (``madvise(2)``); "auto" follows how the window is touched (Linux 6.7).
     calibration : fremap.calibration.Calibration, optional
-        Batch sizes and crossover points; those measured on this machine if
-        not given.
+        Batch sizes and crossover points; those measured on this machine if not given.
 
     Raises
     ------
     ArgumentError
-        The window is empty or beyond the store, or the settings contradict
-        each other.
+        The window is empty or beyond the store, or the settings contradict each other.
     UnsupportedError
         The engine, or this kernel, cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
     BudgetError
-        The budget is too small for one batch of pages, or, with `populate`, for the
-        window.
+        It is too small for one batch of pages, or, with `populate`, for the window.
     AliasError
-        `mapping` shows a page twice in a window that may be written and is not
-        coherent.
+        `mapping` shows a page twice in a window that is written and not coherent.
     StoreError
         Mapping, locking or populating failed.
 
@@ -132,11 +123,10 @@ class Window(_core.WindowBase):
     by the budget), placed over or protected with `Prot.NONE`; at no other time. One that is
     dropped or alive when the interpreter ends is flushed; a failure is told on stderr.
 
-    Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are
-    swapped in whole by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one
-    kernel mapping whatever it shows, not coherent. Engine "alias":
-    ``mmap(MAP_FIXED)`` an extent, coherent, bounded by ``vm.max_map_count``.
-    Engine "eager": plain memory, filled by `remap`.
+    Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are swapped in whole
+    by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one kernel mapping whatever it
+    shows, not coherent. Engine "alias": ``mmap(MAP_FIXED)`` an extent, coherent, bounded by
+    ``vm.max_map_count``. Engine "eager": plain memory, filled by `remap`.
 
     In a child of ``fork`` the window shows the store at the same addresses, to be read
     (engine "eager": what was there at the fork), and calls that change it raise
@@ -254,21 +244,18 @@ class Window(_core.WindowBase):
         Parameters
         ----------
         discard : bool, default False
-            Give up what was stored and not flushed, as the way out where it cannot
-            be written. A coherent window has nothing to give up.
+            Give up what was stored and not flushed, as the way out where it cannot be written.
 
         Raises
         ------
         ViewsAliveError
             Arrays or memoryviews still show the window's memory.
         StoreError
-            Changes could not be written. The window stays open and they are still
-            there: call `flush` or `close` again.
+            Changes could not be written, and are still there: call `flush` or `close` again.
 
         Notes
         -----
-        ``munmap(2)``, after `flush` where the window keeps changes to itself. Closing
-        again does nothing.
+        ``munmap(2)``, after `flush` where the window keeps changes. Again: does nothing.
         """
         self._close(bool(discard))
 

@@ -56,6 +56,7 @@ PACKAGE_FLOORS = {
     "settings": 4,
     "window": 4,
     "slots": 5,
+    "layout": 4,
     "memmap": 5,
     "rows": 5,
     "syscall": 5,

@@ -306,6 +306,15 @@ impl Window {
         self.engine.read_ahead()
     }
 
+    /// Leaves a part of the budget to others that show the same file (engine `alias`).
+    ///
+    /// # Errors
+    /// [`Error::Fork`] in a child; the limit of threads.
+    pub fn lower_budget(&self, bytes: u64) -> Result<()> {
+        self.check_process("Window")?;
+        self.engine.lower_budget(bytes)
+    }
+
     /// Whether its memory may be written.
     #[must_use]
     pub fn writable(&self) -> bool {

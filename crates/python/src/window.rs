@@ -400,6 +400,11 @@ impl WindowBase {
         Ok(dict)
     }
 
+    fn _lower_budget(&self, py: Python<'_>, by_bytes: u64) -> PyResult<()> {
+        let window = self.window(py, "budget")?;
+        run_short(py, || window.lower_budget(by_bytes))
+    }
+
     /// Closes; refused while views are alive. What was stored and not flushed is
     /// written, or given up; if writing fails the window stays open.
     fn _close(&self, py: Python<'_>, discard: bool) -> PyResult<()> {

@@ -406,6 +406,10 @@ impl Engine for Alias {
         Some(Mapped::read_ahead(self))
     }
 
+    fn lower_budget(&self, bytes: u64) -> Result<()> {
+        self.trimming.as_ref().map_or(Ok(()), |trimming| trimming.lower_limit(bytes))
+    }
+
     fn remap(
         &self,
         changes: &Changes,

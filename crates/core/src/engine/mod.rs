@@ -80,6 +80,14 @@ pub trait Engine: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Leaves a part of the budget to others, where it is the window's own.
+    ///
+    /// # Errors
+    /// At the limit of threads.
+    fn lower_budget(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+
     /// Changes what window pages show.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ pub enum ReadAhead {
 /// How many bytes windows may have mapped, together.
 #[derive(Debug)]
 pub struct Limit {
-    bytes: u64,
+    bytes: AtomicU64,
     /// The size of all windows that are registered with it.
     window_bytes: AtomicU64,
 }
@@ -79,7 +79,7 @@ impl Limit {
     /// A limit for one window.
     #[must_use]
     pub fn new(bytes: u64) -> Arc<Self> {
-        Arc::new(Self { bytes, window_bytes: AtomicU64::new(0) })
+        Arc::new(Self { bytes: bytes.into(), window_bytes: AtomicU64::new(0) })
     }
 
     /// The limit that all windows share which are given none: half of what was available
@@ -101,13 +101,19 @@ impl Limit {
     /// The limit.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Leaves so many of its bytes to others.
+    pub fn lower(&self, bytes: u64) {
+        let less = |limit: u64| Some(limit.saturating_sub(bytes));
+        let _always = self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     fn is_tight(&self) -> bool {
         let window_bytes = self.window_bytes.load(Ordering::Relaxed);
         // With a page table for each block.
-        window_bytes + window_bytes / 256 > Marks::of(self.bytes).high
+        window_bytes + window_bytes / 256 > Marks::of(self.bytes()).high
     }
 }
 
@@ -293,6 +299,20 @@ impl Registration {
     #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
         self.watched.limit.as_deref()
+    }
+
+    /// Leaves a part of the limit to others; a thread is there if that makes it tight.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn lower_limit(&self, bytes: u64) -> Result<()> {
+        let Some(limit) = &self.watched.limit else { return Ok(()) };
+        limit.lower(bytes);
+        let mut state = self.trimmer.state();
+        if self.watched.needs_thread() && state.running.is_none() {
+            state.running = Some(self.trimmer.start()?);
+        }
+        Ok(())
     }
 
     /// What was done for it.
