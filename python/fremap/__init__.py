@@ -50,18 +50,22 @@ from fremap.window import Window
 if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
+    from fremap.npy import load, open_memmap
     from fremap.slots import Hold, Slots, SlotsStats
-    from fremap.stats import RowsStats, WindowStats
+    from fremap.stats import MemmapStats, RowsStats, WindowStats
 
 # Loaded when first asked for, from these modules: half of the time that `import fremap` took.
 _LATER = {
     "Batches": "batches",
     "Hold": "slots",
+    "MemmapStats": "stats",
     "RowsStats": "stats",
     "Slots": "slots",
     "SlotsStats": "slots",
     "WindowStats": "stats",
     "calibration": "calibration",
+    "load": "npy",
+    "open_memmap": "npy",
 }
 
 __all__ = [
@@ -81,6 +85,7 @@ __all__ = [
     "FremapError",
     "Hold",
     "MappingLimitError",
+    "MemmapStats",
     "MemoryLimitError",
     "MemoryStore",
     "PageRangeError",
@@ -104,8 +109,10 @@ __all__ = [
     "calibration",
     "capabilities",
     "concat",
+    "load",
     "memmap",
     "open",
+    "open_memmap",
     "remap_file_pages",
     "rows",
 ]

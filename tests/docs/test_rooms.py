@@ -58,6 +58,7 @@ PACKAGE_FLOORS = {
     "slots": 5,
     "layout": 4,
     "memmap": 5,
+    "npy": 6,
     "rows": 5,
     "syscall": 5,
     "torch": 6,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fremap.formats.table import Header
 
-__all__ = ["table"]
+__all__ = ["described", "table"]
 
 _MAGIC = b"\x93NUMPY"
 # NumPy itself stops at 10 000, unless told otherwise; long lists of fields take more.
@@ -45,6 +45,30 @@ def table(header: Header, tensor: str | None) -> Table:
     """
     if tensor is not None:
         raise header.wrong(f"an .npy file has one array, and no tensor named {tensor!r}")
+    checked, fortran, dtype, data_offset = described(header)
+    if fortran and sum(length > 1 for length in checked) > 1:
+        raise header.wrong(
+            f"its array of shape {checked} is in Fortran order, so its rows are not in one piece; "
+            "save np.ascontiguousarray(array) instead"
+        )
+    dtype = header.checked_dtype(dtype)
+    return header.check_data(Table(dtype, dtype.name, checked, data_offset))
+
+
+def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Read what the header of an .npy file says.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    tuple
+        The shape, whether it is in Fortran order, the type of the elements, and the byte at
+        which they begin.
+    """
     front = header.read(0, len(_MAGIC) + 2)
     if not front.startswith(_MAGIC):
         raise header.wrong("it does not begin as .npy files do")
@@ -63,14 +87,7 @@ def table(header: Header, tensor: str | None) -> Table:
         shape, fortran, dtype = _parsed(version, text, length_bytes)
     except _MISREAD as error:
         raise header.wrong(f"its header cannot be understood: {error!r}") from error
-    checked = header.checked_shape(shape)
-    if fortran and sum(length > 1 for length in checked) > 1:
-        raise header.wrong(
-            f"its array of shape {checked} is in Fortran order, so its rows are not in one piece; "
-            "save np.ascontiguousarray(array) instead"
-        )
-    dtype = header.checked_dtype(dtype)
-    return header.check_data(Table(dtype, dtype.name, checked, data_offset))
+    return header.checked_shape(shape), fortran, dtype, data_offset
 
 
 def _parsed(

@@ -49,11 +49,14 @@ class Header(NamedTuple):
         What messages call it.
     size : int
         Its bytes.
+    operation : str
+        What the caller asked for.
     """
 
     fd: int
     name: str
     size: int
+    operation: str = "rows"
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, which are in the file."""
@@ -74,7 +77,7 @@ class Header(NamedTuple):
 
     def wrong(self, what: str) -> FormatError:
         """Make the error of this file."""
-        return FormatError(f"rows: {self.name}: {what}")
+        return FormatError(f"{self.operation}: {self.name}: {what}")
 
     def checked_shape(self, shape: object) -> tuple[int, ...]:
         """Return a shape that a header gives, if it is one."""

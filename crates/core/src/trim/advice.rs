@@ -10,7 +10,7 @@ use super::ReadAhead;
 /// around a page, and maps what it has read.
 const SHORT_RUN: u64 = 48;
 /// New runs that are enough to tell.
-const ENOUGH_RUNS: u64 = 16;
+const ENOUGH_RUNS: u64 = 8;
 /// Pages in runs this long are touched in order.
 const LONG_RUN: u64 = 256;
 

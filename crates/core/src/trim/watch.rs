@@ -30,7 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const BLOCKS_A_PIECE: u32 = 512;
 
 /// Faults that waited for a device before it is worth looking how windows are touched.
-const LEAST_MAJOR_FAULTS: u64 = 32;
+const LEAST_MAJOR_FAULTS: u64 = 16;
 
 /// What one page of page-table entries maps.
 fn block_bytes() -> usize {
