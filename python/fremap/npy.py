@@ -145,7 +145,7 @@ def _header(path: str | os.PathLike[str]) -> tuple[np.dtype[Any], tuple[int, ...
 
 def _created(
     path: str | os.PathLike[str],
-    dtype: npt.DTypeLike,
+    dtype: npt.DTypeLike | None,
     shape: int | tuple[int, ...] | None,
     fortran: bool,  # noqa: FBT001 - as it is passed on
     version: tuple[int, int] | None,

@@ -29,6 +29,7 @@ from fremap.bench.memory import MemoryGroup
 
 FREMAP = "fremap"
 FREMAP_DIRECT = "fremap, direct=True"
+FREMAP_MEMMAP = "fremap.memmap"
 MEMMAP = "np.memmap"
 MMAP_RANDOM = "mmap, MADV_RANDOM"
 CACHE = "an OrderedDict of pages"
@@ -149,6 +150,18 @@ class _Memmap(_Mapped):
         self._table.flush()
 
 
+class _FremapMemmap(_Mapped):
+    """`fremap.memmap`, as it comes, with the budget."""
+
+    def __init__(self, path: Path, budget_bytes: int, *, writable: bool) -> None:
+        mode = "r+" if writable else "r"
+        self._table = fremap.memmap(path, np.int64, mode, budget=budget_bytes)
+        self.words = self._table.view(np.ndarray)
+
+    def close(self) -> None:
+        self._table.flush()
+
+
 class _MmapRandom(_Mapped):
     """Python's mmap, with the advice that fits the access."""
 
@@ -220,6 +233,7 @@ class _Cache:
 _KINDS: dict[str, Callable[..., _Pager]] = {
     FREMAP: _Window,
     FREMAP_DIRECT: _DirectWindow,
+    FREMAP_MEMMAP: _FremapMemmap,
     MEMMAP: _Memmap,
     MMAP_RANDOM: _MmapRandom,
     CACHE: _Cache,

@@ -18,6 +18,7 @@ from fremap.bench.suites import (
     scan,
     slots,
     take,
+    touches,
     window,
 )
 
@@ -50,7 +51,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         event_loop.beside_takes,
     ),
     "batches": (batches.warm, batches.cold),
-    "scan": (scan.warm, scan.cold),
+    "scan": (scan.warm, scan.cold, touches.warm, touches.cold),
     "scale": (scale.flat, scale.bookkeeping),
     "import": (imports.start,),
 }

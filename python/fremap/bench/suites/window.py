@@ -15,12 +15,21 @@ import numpy.typing as npt
 
 from fremap.bench.bench import Bench
 from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, SparseFile
-from fremap.bench.harness import BenchError, Contender, Report, Timing, paired, times_faster
+from fremap.bench.harness import (
+    BenchError,
+    Contender,
+    Report,
+    Timing,
+    paired,
+    times_faster,
+    times_the_time,
+)
 from fremap.bench.memory import MemoryGroup
 from fremap.bench.pagers import (
     CACHE,
     FREMAP,
     FREMAP_DIRECT,
+    FREMAP_MEMMAP,
     MEMMAP,
     MMAP_RANDOM,
     STORE_EVERY,
@@ -38,8 +47,8 @@ _FILL_SECONDS = 30
 # Rounds of the filling, by numbers that no other round has.
 _FIRST_FILL = 1 << 20
 _ROUND_SECONDS = 2
-_SIDES = (FREMAP, FREMAP_DIRECT, MEMMAP, MMAP_RANDOM, CACHE)
-_NEED_LIMIT = (MEMMAP, MMAP_RANDOM)
+_SIDES = (FREMAP, FREMAP_DIRECT, FREMAP_MEMMAP, MEMMAP, MMAP_RANDOM, CACHE)
+_NEED_LIMIT = (FREMAP_MEMMAP, MEMMAP, MMAP_RANDOM)
 _MOST_OF_BUDGET = 1.1
 
 Draw: TypeAlias = Callable[[int, int], npt.NDArray[np.int64]]
@@ -211,6 +220,12 @@ def _add_rows(report: Report, timings: dict[str, Timing], sides: list[_Side], bu
         report.rows += [
             times_faster(f"{ours}: than {name}", timings[ours], timings[name])
             for name in (MEMMAP, MMAP_RANDOM, CACHE)
+            if name in timings
+        ]
+    if FREMAP_MEMMAP in timings:
+        report.rows += [
+            times_the_time(f"{FREMAP_MEMMAP}: of {name}", timings[FREMAP_MEMMAP], timings[name])
+            for name in (MEMMAP, MMAP_RANDOM)
             if name in timings
         ]
     for side in sides:
