@@ -577,12 +577,7 @@ impl Window {
     /// # Errors
     /// Pages outside; I/O.
     pub fn flush(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
-        // A child of fork has a coherent window as its parent has it.
-        let pages = if self.coherent() {
-            pages.resolve("flush", self.page_count)?
-        } else {
-            self.select("flush", pages)?
-        };
+        let pages = self.select("flush", pages)?;
         if self.prot == Prot::Write {
             self.engine.flush(&pages, interrupt)
         } else {

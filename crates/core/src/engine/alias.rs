@@ -600,7 +600,6 @@ impl Engine for Alias {
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
         // A page that was written and then remapped away is the file's all the
         // same: the whole window is flushed by syncing the file.
-        // (Not by the table, which a child of fork may find locked.)
         if self.sharing == Sharing::Private {
             return Ok(());
         }
