@@ -100,7 +100,7 @@ def first_mapping(
 
 
 def measured(chosen: Calibration | None) -> dict[str, int]:
-    r"""Return the numbers of the calibration that was given, or of this machine\'s."""
+    """Return the numbers of the calibration that was given, or of the one that is kept."""
     from fremap import calibration
 
     return (calibration.load() if chosen is None else chosen).to_dict()

@@ -142,7 +142,7 @@ class Slots:
         Bytes that the bank may take, for engines other than "alias": a bank that is
         larger is refused. "auto" is half of what is available, None no limit.
     calibration : fremap.calibration.Calibration, optional
-        Crossover points; those measured on this machine if not given.
+        Crossover points; as for `Window` if not given.
 
     Raises
     ------

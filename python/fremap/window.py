@@ -98,8 +98,8 @@ class Window(_core.WindowBase):
         5.7), dearer, but pages can be protected with `Prot.READ`; system calls get
         EFAULT from absent pages, and where they store to clean ones.
     calibration : fremap.calibration.Calibration, optional
-        Batch sizes and crossover points; those measured on this machine if
-        not given.
+        Batch sizes and crossover points; those that ``fremap calibrate`` measured
+        and kept, else built-in ones, if not given.
 
     Raises
     ------

@@ -164,7 +164,28 @@ def test_doctor_exits_with_0_where_an_engine_works(run_json: RunJson) -> None:
     code, result = run_json("doctor")
     assert code == 0
     assert result["engines"]["alias"]["available"]
-    assert result["calibration"]
+    assert result["calibration"] == fremap.calibration.load().to_dict()
+
+
+def test_calibrate_measures_and_keeps(
+    run_json: RunJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, before = run_json("doctor")
+    assert (code, before["calibration_kept"]) == (0, False)
+    code, measured = run_json("calibrate")
+    assert code == 0
+    assert measured["calibration_path"] == str(tmp_path / "fremap/calibration.json")
+    code, after = run_json("doctor")
+    assert (code, after["calibration_kept"]) == (0, True)
+    assert after["calibration"] == measured["calibration"]
+
+
+def test_calibrate_says_where_it_cannot_keep(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = process("calibrate", XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "XDG_CACHE_HOME" in done.stderr
 
 
 def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,6 @@ def test_windows_show_the_store_and_not_what_the_kernel_filled_in(
     def check(window, expected):
         assert (window.array(np.uint64, (16, 512)) == numbered_words(expected)).all()
 
-    fremap.calibration.load()  # measures in memory that is not locked
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mlockall(flags) == 0, ctypes.get_errno()
     with fremap.open(path) as store, fremap.Window(store, engine=engine) as window:

@@ -223,7 +223,6 @@ def test_no_room(
             device.make_room()
             scene.succeed(name)
 
-    fremap.calibration.load()
     assert in_child(body) == 0
 
 
@@ -243,7 +242,6 @@ def test_changes_that_find_no_room_may_be_given_up(
             assert scene.window.closed
             assert device.path.read_bytes() == held
 
-    fremap.calibration.load()
     assert in_child(body) == 0
 
 

@@ -28,7 +28,6 @@ HalfCached = Callable[[int], tuple[Path, np.ndarray]]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the user's calibration out of the tests, and the tests out of it."""
-    # One directory a session, so that it is measured once.
     base = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(base))
     return base

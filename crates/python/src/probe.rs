@@ -1,5 +1,6 @@
 //! What the kernel can do, what things cost here, and how many calls were made.
 
+use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
 use fremap_core::sys::call::{self, Call};
 use fremap_core::sys::probe;
@@ -37,11 +38,20 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 /// What things cost here, measured now.
 #[pyfunction]
 pub fn calibrate(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let measured = run_short(py, fremap_core::calibrate::measure)?;
+    by_name(py, run_short(py, fremap_core::calibrate::measure)?)
+}
+
+/// What windows use where nothing was measured.
+#[pyfunction]
+pub fn default_calibration(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    by_name(py, Calibration::default())
+}
+
+fn by_name(py: Python<'_>, calibration: Calibration) -> PyResult<Bound<'_, PyDict>> {
     let answer = PyDict::new(py);
-    answer.set_item("alias_extent_pages", measured.alias_extent_pages)?;
-    answer.set_item("evict_gap_pages", measured.evict_gap_pages)?;
-    answer.set_item("batch_pages", measured.batch_pages)?;
+    answer.set_item("alias_extent_pages", calibration.alias_extent_pages)?;
+    answer.set_item("evict_gap_pages", calibration.evict_gap_pages)?;
+    answer.set_item("batch_pages", calibration.batch_pages)?;
     Ok(answer)
 }
 

@@ -11,25 +11,23 @@ from fremap.cli.report import columns, print_json, show
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap doctor``."""
-    parser.add_argument(
-        "--calibrate", action="store_true", help="measure this machine again and keep the result"
-    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     capabilities = fremap.capabilities()
-    if arguments.calibrate:
-        fremap.calibration.save(fremap.calibration.measure())
     calibration = fremap.calibration.load().to_dict()
     path = fremap.calibration.cache_path()
+    kept = fremap.calibration.kept() is not None
     if arguments.json:
         result = capabilities.to_dict()
         result["calibration"] = calibration
-        result["calibration_path"] = str(path)
+        result["calibration_path"] = None if path is None else str(path)
+        result["calibration_kept"] = kept
         print_json(result)
     else:
         show(str(capabilities))
-        show(f"calibration (measured once, kept in {path})")
+        source = f"measured, kept in {path}" if kept else "built in; `fremap calibrate` measures"
+        show(f"calibration ({source})")
         show(columns([(name, str(value)) for name, value in calibration.items()], right=(1,)))
     return 0 if any(engine.available for engine in capabilities.engines.values()) else 1

@@ -169,7 +169,7 @@ def _side(
         begin = time.perf_counter()
         sums[name] = int(scan())
         seconds = time.perf_counter() - begin
-        if number > 0:  # the machine may be calibrated in the first
+        if number > 0:  # the first loads what later ones find loaded
             memory[name] = max(memory.get(name, 0), process_bytes("VmHWM") - before)
         return {name: seconds}
 
