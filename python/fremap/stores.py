@@ -204,7 +204,7 @@ class Store(ClosedOnExit):
         Notes
         -----
         Pages that are in the page cache are copied from a mapping of the file;
-        the rest are read by ``io_uring`` (Linux 5.6; a pool of ``pread``
+        the rest are read by ``io_uring`` (Linux 5.11; a pool of ``pread``
         without it), sorted and merged, at most 128 in flight. Pages are read
         one by one: there is no atomicity against writers of the same file. Any
         number of threads.

@@ -188,6 +188,27 @@ def test_calibrate_says_where_it_cannot_keep(tmp_path: Path) -> None:
     assert "XDG_CACHE_HOME" in done.stderr
 
 
+def test_doctor_adds_to_a_seccomp_profile(run_json: RunJson, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}))
+    code, rule = run_json("doctor", "--seccomp")
+    assert code == 0
+    assert rule["action"] == "SCMP_ACT_ALLOW"
+    assert {"userfaultfd", "io_uring_setup", "io_uring_enter"} <= set(rule["names"])
+    code, profile = run_json("doctor", "--seccomp", path)
+    assert code == 0
+    assert profile == {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [*rules, rule]}
+    said = process("doctor", "--seccomp")
+    assert "docker run --security-opt" in said.stdout
+    assert "localhostProfile" in said.stdout
+    for wrong in ("{", "[]", "{}"):
+        path.write_text(wrong)
+        done = process("doctor", "--seccomp", str(path))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "seccomp profile" in done.stderr
+
+
 def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["bench", "--help"])

@@ -1,6 +1,7 @@
 """Each error is fremap's and also the builtin that people catch."""
 
 import errno
+import os
 import pickle
 from collections.abc import Iterator
 
@@ -64,7 +65,9 @@ def test_open_fails_as_open_does(number: int, builtin: type[OSError]) -> None:
     assert isinstance(raised.value, fremap.StoreError)
     assert raised.value.errno == number
     assert raised.value.filename == "/dev/null"
-    assert "open" in raised.value.strerror
+    assert raised.value.strerror == f"open: {os.strerror(number)}"
+    assert type(raised.value).__name__ in errors.__all__
+    assert type(raised.value).__module__ == "fremap"
 
 
 def test_errors_pass_between_processes() -> None:

@@ -284,8 +284,11 @@ fn place(file_page: Option<u64>) -> String {
     file_page.map_or_else(String::new, |page| format!(" (file page {page})"))
 }
 
-fn describe(errno: Errno) -> String {
-    std::io::Error::from(errno).to_string()
+/// What the kernel's answer means, as `strerror` has it: the number stands beside it.
+#[must_use]
+pub fn describe(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
 /// Asked between steps of a long operation whether the caller wants it to stop.

@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fremap_core::error::{Error, RowLoss};
+use fremap_core::error::{describe, Error, RowLoss};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -87,7 +87,7 @@ fn system(
 
 /// The answer of `remap_file_pages(2)` to a call that it refused.
 pub fn remap_refused(py: Python<'_>, errno: Errno, why: &str) -> PyErr {
-    let text = std::io::Error::from(errno);
+    let text = describe(errno);
     let message = format!("remap_file_pages: {text}: {why}");
     system(py, "remap", &message, errno.raw_os_error(), None, None, 0)
         .unwrap_or_else(|failure| failure)

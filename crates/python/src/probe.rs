@@ -3,7 +3,7 @@
 use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
 use fremap_core::sys::call::{self, Call};
-use fremap_core::sys::probe;
+use fremap_core::sys::{pagemap, probe};
 use fremap_core::units::Prot;
 use fremap_core::window::choose_engine;
 use pyo3::exceptions::PyValueError;
@@ -17,7 +17,9 @@ use crate::call::run_short;
 pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let probes = PyDict::new(py);
     for probe in py.detach(probe::capabilities) {
-        probes.set_item(probe.name, (probe.available, probe.detail, probe.remedy))?;
+        let feature = probe.feature;
+        let facts = (feature.since, feature.used_for, feature.without);
+        probes.set_item(feature.name, (probe.available, probe.detail, probe.remedy, facts))?;
     }
     let engines = PyDict::new(py);
     for kind in [EngineKind::Paged, EngineKind::Alias, EngineKind::Eager] {
@@ -29,6 +31,7 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     answer.set_item("kernel", probe::kernel_release())?;
     answer.set_item("max_map_count", probe::max_map_count())?;
     answer.set_item("memlock_limit", probe::memlock_limit())?;
+    answer.set_item("available_bytes", pagemap::available_bytes().ok())?;
     answer.set_item("probes", probes)?;
     answer.set_item("engines", engines)?;
     answer.set_item("chosen", chosen.to_string())?;

@@ -444,13 +444,20 @@ impl OwnProcess {
     /// (6.13; before, only what does not lose content).
     #[must_use]
     pub fn open() -> Option<Self> {
+        Self::try_open().ok()
+    }
+
+    /// The same, with the kernel's answer.
+    ///
+    /// # Errors
+    /// EINVAL from kernels that do not let it, EPERM from a filter.
+    pub fn try_open() -> Result<Self, Errno> {
         let process = rustix::process::getpid();
-        let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).ok()?;
+        let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
         let own = Self(fd);
-        let probe =
-            Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read).ok()?;
-        own.advise(&probe, &[(0, probe.len())], Advice::DontNeed).ok()?;
-        Some(own)
+        let probe = Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read)?;
+        own.advise(&probe, &[(0, probe.len())], Advice::DontNeed)?;
+        Ok(own)
     }
 
     /// Gives advice on ranges (offset, length) of `region`.

@@ -61,7 +61,7 @@ static NESTED: [Nested; NESTED_LIMIT] = [const {
 }; NESTED_LIMIT];
 
 fn describe(what: &str, errno: Errno) -> String {
-    format!("{what}: {}", std::io::Error::from(errno))
+    format!("{what}: {}", crate::error::describe(errno))
 }
 
 /// The action for SIGBUS; replaced when a new one is given.

@@ -47,17 +47,16 @@ pub fn choose_engine(
             "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
              and coherence; use engine=\"alias\""
         )),
-        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(
-            "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), which this kernel \
-             does not have or refuses here; use engine=\"alias\" or \"eager\", or see `fremap \
-             doctor`"
-                .to_owned(),
-        ),
-        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(
-            "engine \"paged\" needs write protection by userfaultfd (Linux 5.7 on x86-64, 6.10 on \
-             aarch64) for a window that may be written; use engine=\"eager\", or coherent=True"
-                .to_owned(),
-        ),
+        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(format!(
+            "engine \"paged\" needs userfaultfd, which this process may not use; to get it: {}; \
+             else use engine=\"alias\" or \"eager\"",
+            probe::userfaultfd_remedy()
+        )),
+        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(format!(
+            "engine \"paged\" needs write protection by userfaultfd for a window that may be \
+             written; to get it: {}; else use engine=\"eager\", or coherent=True",
+            probe::userfaultfd_feature_remedy("uffd_wp")
+        )),
         (Some(kind), _) => Ok(kind),
         (None, Some(true)) => Ok(EngineKind::Alias),
         (None, _) if paged(prot)? => Ok(EngineKind::Paged),
@@ -94,9 +93,11 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
     match options.tracking {
         Some(Tracking::Kernel) if !notes => Err(Error::Unsupported {
             operation: "Window",
-            reason: "tracking=\"async\" needs Linux 6.8 (UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN \
-                     and UFFDIO_MOVE); use tracking=\"sync\""
-                .to_owned(),
+            reason: format!(
+                "tracking=\"async\" needs UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN and UFFDIO_MOVE; to \
+                 get them: {}; else use tracking=\"sync\"",
+                probe::userfaultfd_feature_remedy("uffd_move")
+            ),
         }),
         Some(asked) => Ok(Some(asked)),
         None if notes => Ok(Some(Tracking::Kernel)),
@@ -136,7 +137,7 @@ pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
         return Err(Error::unsupported(
             "Window",
             kind,
-            "with fault=\"signal\" needs Linux 4.14 (UFFD_FEATURE_SIGBUS); use fault=\"thread\"",
+            "with fault=\"signal\" needs UFFD_FEATURE_SIGBUS, which this kernel does not have; use fault=\"thread\"",
         ));
     }
     check_handler("Window")
