@@ -85,7 +85,7 @@ check-rust: .venv/made
 check-python: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict python/fremap
+	$(BIN)/mypy --strict python/fremap tests/typing
 	$(BIN)/stubtest fremap._core
 	$(BIN)/python tests/docs/validate_docstrings.py
 

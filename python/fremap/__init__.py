@@ -36,6 +36,11 @@ from fremap.errors import (
     PlacedPageError,
     RemapError,
     StoreError,
+    StoreExistsError,
+    StoreIsDirectoryError,
+    StoreNotDirectoryError,
+    StoreNotFoundError,
+    StorePermissionError,
     TruncatedError,
     UnsupportedError,
     ViewsAliveError,
@@ -95,6 +100,11 @@ __all__ = [
     "SlotsStats",
     "Store",
     "StoreError",
+    "StoreExistsError",
+    "StoreIsDirectoryError",
+    "StoreNotDirectoryError",
+    "StoreNotFoundError",
+    "StorePermissionError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",
@@ -122,4 +132,5 @@ if not TYPE_CHECKING:  # or every name were there to who checks types
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    # What users may use: no modules, no imports of this file.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -151,10 +151,10 @@ class Capabilities:
         for name, limit in self.limits.items():
             lines += _row("", name, "none" if limit is None else str(limit))
         lines += _row("", "memory available", _bytes(self.available_bytes))
-        auto = "cannot be kept here: only engine \"paged\" has budgets"
+        auto = 'cannot be kept here: only engine "paged" has budgets'
         if self.auto_budget_bytes is not None:
             auto = f"{_bytes(self.auto_budget_bytes)} (half of what is available)"
-        lines += _row("", "budget=\"auto\"", auto)
+        lines += _row("", 'budget="auto"', auto)
         return "\n".join(lines)
 
 

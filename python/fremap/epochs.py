@@ -14,11 +14,13 @@ from fremap.arguments import quantity
 from fremap.errors import ArgumentError, PageTypeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
 __all__ = ["Epoch", "Order", "State"]
 
-Order: TypeAlias = "Literal['shuffle', 'sequential'] | npt.ArrayLike"
+Order: TypeAlias = "Literal['shuffle', 'sequential'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
 State: TypeAlias = dict[str, Any]
 _RowNumbers: TypeAlias = "npt.NDArray[np.integer[Any]]"
 

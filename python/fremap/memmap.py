@@ -34,6 +34,7 @@ __all__ = ["memmap"]
 
 Budget: TypeAlias = Literal["auto"] | int | None
 
+Mode: TypeAlias = Literal["r", "r+", "w+", "c", "readonly", "readwrite", "write", "copyonwrite"]
 _MODES = ("r", "r+", "w+", "c")
 _MODE_NAMES = {"readonly": "r", "readwrite": "r+", "write": "w+", "copyonwrite": "c"}
 _WRITING = ("r+", "w+")
@@ -183,7 +184,7 @@ class memmap(np.ndarray[Any, np.dtype[Any]]):  # noqa: N801 - as numpy.memmap
         cls,
         filename: str | os.PathLike[str] | BinaryIO,
         dtype: npt.DTypeLike = np.uint8,
-        mode: str = "r+",
+        mode: Mode = "r+",
         offset: SupportsIndex = 0,
         shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
         order: Literal["C", "F"] = "C",
@@ -582,8 +583,8 @@ def _reopened(
     """Open again what was pickled: only as much of the file as the array or view reached."""
     filename, mode, offset, budget = settings
     low, nbytes, first = place
-    mode = "r" if mode == "r" else "r+"
-    whole = cls(filename, np.uint8, mode, low, (nbytes,), budget=budget)
+    reopened: Mode = "r" if mode == "r" else "r+"
+    whole = cls(filename, np.uint8, reopened, low, (nbytes,), budget=budget)
     backing = cast("Backing", whole._backing)
     backing.offset = offset
     view = np.ndarray.__new__(cls, shape, dtype, whole, first if nbytes else 0, strides)

@@ -26,7 +26,7 @@ from fremap.settings import checked_budget
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from typing import Self, Unpack
 
@@ -290,6 +290,10 @@ class Rows(ClosedOnExit):
         [[[8, 9], [0, 1]], [[2, 3], [2, 3]]]
         """
         return self._take(*select(ids, self._row_count), out)
+
+    if TYPE_CHECKING:
+        # Python iterates over what has lengths and items; checkers of types want a method.
+        def __iter__(self) -> Iterator[npt.NDArray[Any]]: ...
 
     def __getitem__(self, index: Any) -> Any:
         """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""

@@ -7,7 +7,7 @@ the compiled core's to say; extents are found while others are brought in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hold", "Slots", "SlotsStats"]
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 #: The part of the process's kernel mappings that a bank of aliased extents may take.
@@ -84,10 +85,16 @@ class Hold:
         The slots, held.
     """
 
-    __slots__ = ("_taken",)
+    __slots__ = ("_held", "_taken")
 
     def __init__(self, taken: _core.Taken) -> None:
         self._taken = taken
+        self._held = True
+
+    def __repr__(self) -> str:
+        """Describe the hold in a line."""
+        state = "" if self._held else ", released"
+        return f"<fremap.Hold of slots {self.slots.tolist()}{state}>"
 
     @property
     def slots(self) -> Numbers:
@@ -110,6 +117,7 @@ class Hold:
     def release(self) -> None:
         """Let the extents leave again; later calls do nothing."""
         self._taken.let_go()
+        self._held = False
 
 
 class Slots:
@@ -441,6 +449,14 @@ class Slots:
             error.add_note(f"fremap: emptying the slots failed too: {failure}")
 
     # The memory.
+
+    @overload
+    def array(
+        self, dtype: type[_Scalar] | np.dtype[_Scalar], shape: Shape = None
+    ) -> npt.NDArray[_Scalar]: ...
+
+    @overload
+    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]: ...
 
     def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
         """Show the bank as an array whose item `i` is slot `i`, without a copy.

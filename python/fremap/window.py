@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from fremap import _core
 from fremap.arguments import BufferLike, bytes_of, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
@@ -22,16 +21,15 @@ from fremap.settings import (
     Engine,
     Fault,
     InitialMapping,
-    Shape,
     Tracking,
     checked_budget,
     checked_extent,
     chosen,
-    elements_within,
     first_mapping,
     measured,
 )
 from fremap.stores import Store
+from fremap.views import Views
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Fault", "Tracking", "Window"]
 
 
-class Window(_core.WindowBase):
+class Window(Views):
     """A contiguous range of memory whose pages show any pages of a store.
 
     A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its
@@ -270,10 +268,6 @@ class Window(_core.WindowBase):
             return "<fremap.Window, closed>"
         size = f"{self.page_count} pages of {self.page_bytes} bytes"
         return f"<fremap.Window, {size}, engine {self.engine!r}>"
-
-    if TYPE_CHECKING:
-        # The compiled class exports its memory; Python shows that as a method from 3.12 on.
-        def __buffer__(self, flags: int, /) -> memoryview: ...
 
     @property
     def store(self) -> Store:
@@ -583,11 +577,6 @@ class Window(_core.WindowBase):
         selection, _ = self._select("flush", pages)
         self._flush(selection)
 
-    @property
-    def mapping(self) -> npt.NDArray[np.int64]:
-        """File page that each window page shows; -1 none, -2 placed. A copy."""
-        return np.frombuffer(self._mapping(), dtype=np.int64)
-
     def present(self) -> npt.NDArray[np.bool_]:
         """Tell which pages are in the window, so that touching them costs no fault.
 
@@ -649,52 +638,3 @@ class Window(_core.WindowBase):
         from fremap.stats import WindowStats
 
         return WindowStats(**self._stats())
-
-    @property
-    def pages(self) -> npt.NDArray[np.uint8]:
-        """The window's memory as uint8, shape (page_count, page_bytes), without a copy."""
-        return self.array(np.uint8, (self.page_count, self.page_bytes))
-
-    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
-        """Show the window's memory as an array, without a copy.
-
-        Parameters
-        ----------
-        dtype : dtype
-            Type of the elements; no Python objects.
-        shape : int or sequence of int, optional
-            One dimension may be -1; as many elements as fit if not given. A
-            smaller array shows the front of the window.
-
-        Returns
-        -------
-        ndarray
-            A view, read-only unless the window may be written. While it lives
-            the window cannot be closed.
-
-        Raises
-        ------
-        ArgumentError
-            The shape does not fit into the window, or an element would lie in two files
-            of a `ConcatStore`.
-        PageTypeError
-            The dtype holds Python objects or has no size.
-
-        Notes
-        -----
-        Touching an absent page makes it present (a fault); a page that cannot
-        be read is SIGBUS, with a line on stderr.
-
-        Examples
-        --------
-        >>> import fremap, numpy as np
-        >>> store = fremap.MemoryStore(2 * 4096, page_bytes=4096)
-        >>> with fremap.Window(store) as window:
-        ...     window.array(np.float32, (-1, 512)).shape
-        (4, 512)
-        """
-        elements = elements_within(dtype, shape, self.page_count * self.page_bytes)
-        self._store._check_elements(elements, self)  # noqa: SLF001 - the wrapper's other half
-        memory = np.frombuffer(memoryview(self), dtype=np.uint8)
-        view: npt.NDArray[Any] = memory[: elements.used_bytes].view(elements.dtype)
-        return view.reshape(elements.shape)

@@ -53,6 +53,7 @@ PACKAGE_FLOORS = {
     "capabilities": 3,
     "reopening": 4,
     "settings": 4,
+    "views": 4,
     "window": 4,
     "slots": 5,
     "memmap": 5,

@@ -126,9 +126,7 @@ def test_versions_and_limits_are_told() -> None:
     assert any(line.split()[:1] == ["RLIMIT_NOFILE"] for line in rest)
 
 
-def test_residency_fails_with_its_cause(
-    refuse: Callable[[str, int], None], tmp_path: Path
-) -> None:
+def test_residency_fails_with_its_cause(refuse: Callable[[str, int], None], tmp_path: Path) -> None:
     """A file that cannot be mapped, before `cachestat` came: the map's failure is the cause."""
     (tmp_path / "file").write_bytes(bytes(8192))
     with fremap.open(tmp_path / "file") as store:

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace) -> int:
     measured = fremap.calibration.measure().to_dict()
     path = str(fremap.calibration.cache_path())
     if arguments.json:
-        print_json({"calibration": measured, "calibration_path": path})
+        print_json({"calibration": {**measured}, "calibration_path": path})
     else:
         show(f"measured, and kept in {path}")
         show(columns([(name, str(value)) for name, value in measured.items()], right=(1,)))
