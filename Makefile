@@ -35,8 +35,9 @@ export REQUIREMENTS
 	@touch $@
 
 # The package, installed in place; Python sources need no rebuild, Rust sources do.
+# pip would name each extra that was not asked for.
 .venv/built: .venv/made pyproject.toml $(RUST)
-	$(BIN)/maturin develop --release --quiet
+	PIP_QUIET=1 $(BIN)/maturin develop --release --quiet
 	@touch $@
 
 demo: .venv/built

@@ -35,9 +35,16 @@ def quantity(what: str, value: SupportsIndex) -> int:
         number = operator.index(value)
     except TypeError:
         raise PageTypeError(f"{what} must be an integer, not {type(value).__name__}") from None
-    if not 0 <= number <= _INT64_MAX:
-        raise ArgumentError(f"{what} is {number}; it must be from 0 to 2**63 - 1")
+    if number < 0:
+        raise ArgumentError(f"{what} is {number}; it must not be negative")
+    if number > _INT64_MAX:
+        raise ArgumentError(f"{what} is {number}; it must be below 2**63")
     return number
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 page, 2 pages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def filled_memory(

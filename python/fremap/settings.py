@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 
 import numpy as np
 
-from fremap.arguments import page_number, quantity
+from fremap.arguments import counted, page_number, quantity
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import Numbering
 
@@ -68,7 +68,7 @@ def checked_extent(
     first = quantity("Window: first_page", first_page)
     if first > store.page_count:
         raise ArgumentError(
-            f"Window: first_page is {first} and the store has {store.page_count} pages"
+            f"Window: first_page is {first} and the store has {counted(store.page_count, 'page')}"
         )
     if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
         raise ArgumentError(f"Window: {count} pages are more than the address space has")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, quantity
+from fremap.arguments import BufferLike, bytes_of, counted, quantity
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -383,7 +383,11 @@ class FileStore(Store):
         name = (
             f"descriptor {self.fileno()}" if self._path is None and not self.closed else self._path
         )
-        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        state = (
+            "closed"
+            if self.closed
+            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        )
         return f"<fremap.FileStore {name!r}, {state}>"
 
     def __reduce__(self) -> tuple[Callable[..., FileStore], tuple[object, ...]]:
@@ -558,7 +562,11 @@ class MemoryStore(Store):
 
     def __repr__(self) -> str:
         name = "anonymous" if self._name is None else repr(self._name)
-        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        state = (
+            "closed"
+            if self.closed
+            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        )
         return f"<fremap.MemoryStore {name}, {state}>"
 
     def __reduce__(self) -> tuple[Callable[..., MemoryStore], tuple[object, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from fremap.arguments import BufferLike, bytes_of, page_number
+from fremap.arguments import BufferLike, bytes_of, counted, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
 from fremap.pins import Pin
@@ -266,7 +266,7 @@ class Window(Views):
         """Describe the window in a line."""
         if self.closed:
             return "<fremap.Window, closed>"
-        size = f"{self.page_count} pages of {self.page_bytes} bytes"
+        size = f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
         return f"<fremap.Window, {size}, engine {self.engine!r}>"
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import fremap
 import numpy as np
 import pytest
+from fremap.bench.options import byte_size
 from fremap.cli import main
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.numbered import first_wrong_page, numbered_pages
@@ -68,6 +69,14 @@ def test_selftest_passes_wherever_an_engine_works(run_json: RunJson) -> None:
         for name, engine in engines.items()
         for store in ("file", "memory")
     }
+    for line in result["results"]:
+        numbers = [line[name] for name in ("page_count", "vma_count_before", "vma_count_after")]
+        if line["outcome"] == "passed":
+            assert numbers[0] == 300
+            assert min(numbers) >= 1
+            assert line["microseconds_a_page"] > 0
+        else:
+            assert numbers == [None, None, None]
 
 
 def test_resident_tells_the_pages_that_were_read(
@@ -80,7 +89,7 @@ def test_resident_tells_the_pages_that_were_read(
     code, result = run_json("resident", path)
     assert code == 0
     assert result["page_count"] == 512
-    assert result["runs"] == [[5, 3], [100, 1]]
+    assert result["runs"] == [{"start": 5, "count": 3}, {"start": 100, "count": 1}]
     assert result["resident_page_count"] == 4
 
 
@@ -165,6 +174,41 @@ def test_doctor_exits_with_0_where_an_engine_works(run_json: RunJson) -> None:
     assert code == 0
     assert result["engines"]["alias"]["available"]
     assert result["calibration"] == fremap.calibration.load().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("selftest", "--pages", "0"), "0 is not positive"),
+        (("selftest", "--pages=-4"), "-4 is not positive"),
+        (("selftest", "--pages", "many"), "'many' is not a whole number"),
+        (("bench", "remap", "--pages", "0"), "0 is not positive"),
+        (("bench", "remap", "--file-size", "0"), "0 is not positive"),
+        (("bench", "remap", "--file-size", "1x"), "'1x' is not a size"),
+        (("bench", "remap", "--rounds", "3"), "at least 5"),
+        (("demo", "--size", "0"), "0 is not positive"),
+        (("demo", "--size=-4M"), "'-4M' is not a size"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_the_parser(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    for text, size in (("4096", 4096), ("64M", 64 << 20), ("1g", 1 << 30), ("2 KiB", 2048)):
+        assert byte_size(text) == size
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.split() == ["fremap", fremap.__version__]
 
 
 def test_calibrate_measures_and_keeps(

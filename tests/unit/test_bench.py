@@ -117,13 +117,26 @@ def test_report_knows_its_losses_and_its_unmet_bars(report: Report) -> None:
 
 
 def test_text_shows_losses_unmet_bars_and_what_is_missing(report: Report) -> None:
-    text = as_text(Machine.this(), [report])
+    text = as_text(Machine.this(), [report], bars=True)
     assert "loses: slow side takes 3 µs where fast side takes 1" in text
     assert "misses its bar: faults: 4 faults (≤ 0)" in text
+    assert "misses its bar: lost: 0.333 times as fast (≥ 0.8)" in text
     assert text.count("not measured: no loop") == 1
     assert "a note" in text
     won = next(line for line in text.splitlines() if "won" in line)
-    assert won.split() == ["won", "1", "3", "3", "times", "faster", "≥", "2", "yes"]
+    assert won.split() == ["won", "1", "3", "3", "times", "as", "fast", "≥", "2", "yes"]
+
+
+def test_text_says_times_as_fast_and_bars_when_asked(report: Report) -> None:
+    slow, fast = Timing("slow side", (3e-6,), 1), Timing("fast side", (1e-6,), 1)
+    report.rows.append(harness.times_the_time("NONE, of a loop", slow, fast))
+    text = as_text(Machine.this(), [report])
+    assert "of the time" not in text
+    assert "faster" not in text
+    assert "≥" not in text
+    assert "misses its bar" not in text
+    line = next(line for line in text.splitlines() if "a loop" in line)
+    assert line.split() == ["NONE,", "vs", "a", "loop", "3", "1", "0.333", "times", "as", "fast"]
 
 
 def test_json_has_every_round(report: Report) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from fremap._core import __version__
 from fremap.cli import calibrate, demo, doctor, prefault, resident, selftest
 from fremap.errors import FremapError
 
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fremap", description="Nonlinear file mappings: one window, any pages, in any order."
     )
+    top.add_argument("--version", action="version", version=f"fremap {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=module.__doc__)
