@@ -135,3 +135,16 @@ def test_residency_fails_with_its_cause(refuse: Callable[[str, int], None], tmp_
         with pytest.raises(fremap.StoreError) as raised:
             store.resident()
         assert raised.value.errno == errno.ENODEV
+
+
+@pytest.mark.needs("paged")
+def test_the_limit_of_mappings_is_named_without_poison(refuse: Callable[[str, int], None]) -> None:
+    """Before Linux 6.6 each run of pages without access is a mapping."""
+    pages = fremap.capabilities().max_map_count
+    refuse("probe_uffdio_poison", errno.EINVAL)
+    with (
+        fremap.MemoryStore(pages * 4096, page_bytes=4096) as store,
+        fremap.Window(store, engine="paged") as window,
+        pytest.raises(fremap.MappingLimitError, match="vm.max_map_count"),
+    ):
+        window.protect(range(0, pages, 2), fremap.Prot.NONE)

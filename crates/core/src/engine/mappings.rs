@@ -6,6 +6,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::lock;
 use crate::error::{Error, Result};
 use crate::sys::pagemap;
@@ -60,6 +62,20 @@ pub(crate) fn reserve(operation: &'static str, needed: u64) -> Result<()> {
 
 fn count(operation: &'static str) -> Result<u64> {
     pagemap::process_mapping_count().map_err(|errno| Error::system(operation, errno))
+}
+
+/// The error for a change of access that failed with `errno`: where the process is at its
+/// limit of mappings, ENOMEM says no more than that there was no memory.
+pub(crate) fn failed(operation: &'static str, errno: Errno, needed: u64) -> Error {
+    if errno == Errno::NOMEM {
+        let error = refused(operation, needed);
+        if let Error::MappingLimit { in_use, limit, .. } = &error {
+            if in_use.saturating_add(needed).saturating_add(LEFT_TO_OTHERS) > *limit {
+                return error;
+            }
+        }
+    }
+    Error::system(operation, errno)
 }
 
 /// The error for a mapping that the kernel refused although it was reserved.

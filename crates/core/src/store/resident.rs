@@ -83,10 +83,10 @@ impl Store {
             let page = part.first.offset(page_of(key));
             let bytes = self.expected_bytes(page);
             let offset = part.offset_of(page, self.page_size());
-            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64).map_err(|errno| {
-                // Before 6.5 nobody else can be asked: the map's failure is the cause.
-                fail(if errno == Errno::NOSYS { unmapped } else { errno })
-            })?;
+            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64);
+            // Before Linux 6.5 there is only the map: what is wrong with it is the error.
+            let cached = cached
+                .map_err(|errno| fail(if errno == Errno::NOSYS { unmapped } else { errno }))?;
             let wanted = bytes.div_ceil(system_page_bytes()) as u64;
             answer(position_of(key), bytes > 0 && cached.cached >= wanted);
         }

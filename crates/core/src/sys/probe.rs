@@ -360,8 +360,7 @@ fn userfaultfd_probes() -> Vec<Probe> {
 
 fn recovery_probe() -> Probe {
     let found = copy::recovery_available();
-    let mut probe =
-        probe("sigbus_recovery", found.as_ref().map(|()| ()).map_err(|_| Lack::NotOffered));
+    let mut probe = probe("sigbus_recovery", found.clone().map_err(|_| Lack::NotOffered));
     if let Err(reason) = found {
         probe.detail = reason;
     }

@@ -4,7 +4,7 @@ use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
 use super::staging::Staging;
 use super::{offset_of, pieces_of, Cached, State};
-use crate::engine::{lock, Fill};
+use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
@@ -57,7 +57,7 @@ impl<F: Frames> Cached<F> {
                 state.set(page, entry.with_withheld(old.present()));
             }
         }
-        denied.map_err(|errno| Error::system("protect", errno))
+        denied.map_err(|errno| mappings::failed("protect", errno, 2 * ranges.len() as u64))
     }
 
     /// Lets pages that may be touched be stored to, or not any more.
