@@ -3,6 +3,7 @@
 Nothing here says how fast anything is.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, 
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
 from fremap.bench.render import as_json, as_text, number
-from fremap.bench.suites import slots
+from fremap.bench.suites import remap, slots
 
 FILE_PAGES = 512
 
@@ -498,6 +499,19 @@ def test_rows_and_arrays_are_measured(suite: str, tmp_path: Path) -> None:
 def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["all", "--file-size", "64M", "--rounds", "5", "--pages", "2000"]) == 0
     assert capsys.readouterr().out.count("\n\n") >= 8
+
+
+@pytest.mark.needs("paged")
+def test_the_loop_of_move_is_left_out_where_the_kernel_has_none() -> None:
+    report = Report("remap", "a title")
+    _core.inject_failure("probe_uffdio_move", 0, errno.EINVAL, 1_000_000)
+    try:
+        names = remap._bare_loops(report)
+    finally:
+        _core.clear_failures()
+    assert names == ["mmap_fixed", "remap_file_pages"]
+    (said,) = report.missing
+    assert "UFFDIO_MOVE" in said
 
 
 def test_suite_that_cannot_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

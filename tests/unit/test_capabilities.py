@@ -145,6 +145,6 @@ def test_the_limit_of_mappings_is_named_without_poison(refuse: Callable[[str, in
     with (
         fremap.MemoryStore(pages * 4096, page_bytes=4096) as store,
         fremap.Window(store, engine="paged") as window,
-        pytest.raises(fremap.MappingLimitError, match="vm.max_map_count"),
+        pytest.raises(fremap.MappingLimitError, match=r"vm\.max_map_count"),
     ):
         window.protect(range(0, pages, 2), fremap.Prot.NONE)
