@@ -16,6 +16,7 @@ CORE_FLOORS = {
     "error": 0,
     "sys": 1,
     "table": 1,
+    "memory": 1,
     "plan": 1,
     "cache": 1,
     "bank": 2,

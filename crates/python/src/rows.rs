@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use fremap_core::error::{Error, Result};
+use fremap_core::memory;
 use fremap_core::rows::{Rows as CoreRows, ShardFile, ShardPlace};
-use fremap_core::sys::pagemap::available_bytes;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -40,7 +40,7 @@ fn budget_bytes(budget: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
     if let Ok(bytes) = budget.extract::<u64>() {
         return Ok(Some(bytes));
     }
-    let available = available_bytes()
+    let available = memory::available()
         .map_err(|errno| errors::python(budget.py(), &Error::system("rows", errno)))?;
     Ok(Some(available / 2))
 }

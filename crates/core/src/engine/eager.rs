@@ -19,9 +19,9 @@ use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
-use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 use crate::table::Table;
@@ -173,7 +173,7 @@ fn check_page_tables(window_bytes: u64) -> Result<()> {
     /// The part of the available memory that holes may take.
     const PART: u64 = 8;
     let wanted = window_bytes / system_page_bytes() as u64 * size_of::<u64>() as u64;
-    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    let available = memory::available().map_err(|errno| Error::system("Window", errno))?;
     if wanted > available / PART {
         let reason = format!(
             "takes page tables for all of its pages from the start: {wanted} bytes for this window, \

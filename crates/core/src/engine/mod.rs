@@ -18,10 +18,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::error::{Error, Interrupt, Result};
+use crate::memory;
 use crate::plan::Changes;
 use crate::stats::Stats;
 use crate::sys::mm::{Advice, OwnProcess, Region};
-use crate::sys::pagemap;
 use crate::table::Entry;
 use crate::units::{Pages, Prot, WindowPage};
 
@@ -175,7 +175,7 @@ pub(crate) fn room_for<T>(operation: &'static str, count: usize) -> Result<Vec<T
     room.try_reserve_exact(count).map_err(|_| Error::Memory {
         operation,
         wanted: (count as u64).saturating_mul(size_of::<T>() as u64),
-        available: pagemap::available_bytes().unwrap_or(0),
+        available: memory::available().unwrap_or(0),
     })?;
     Ok(room)
 }

@@ -3,7 +3,7 @@
 pub mod call;
 pub mod copy;
 pub mod file;
-mod fork;
+pub mod fork;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;

@@ -7,8 +7,9 @@ use crate::engine::cached::Tracking;
 use crate::engine::EngineKind;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory;
 use crate::sys::uffd::Uffd;
-use crate::sys::{pagemap, places, probe};
+use crate::sys::{places, probe};
 use crate::units::Prot;
 
 /// The engine that does what is asked, or why none does.
@@ -113,7 +114,7 @@ pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
         Budget::Unlimited => Ok(None),
         Budget::Bytes(bytes) => Ok(Some(bytes)),
         Budget::Auto => {
-            let available = pagemap::available_bytes();
+            let available = memory::available();
             Ok(Some(available.map_err(|errno| Error::system("Window", errno))? / 2))
         }
     }

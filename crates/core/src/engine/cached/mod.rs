@@ -53,12 +53,12 @@ use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::{FaultMode, FaultThread};
+use crate::memory;
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
-use crate::sys::pagemap;
 use crate::sys::places::Resolving;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
@@ -220,7 +220,7 @@ impl<F: Frames> Cached<F> {
         if self.page.bytes_of(pages.len() as u64) < UNCHECKED_BYTES {
             return Ok(());
         }
-        let available = pagemap::available_bytes().map_err(|e| Error::system(operation, e))?;
+        let available = memory::available().map_err(|e| Error::system(operation, e))?;
         // Most calls fit whatever is present; the others are counted page by page.
         if self.page.bytes_of(pages.len() as u64) <= available {
             return Ok(());

@@ -16,11 +16,11 @@ use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory;
 use crate::stats::Counters;
 use crate::store::Unread;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::pagemap;
 use crate::sys::places::{Outcome, Resolve, Touch};
 use crate::sys::span::Span;
 use crate::sys::uffd::copy_in_child;
@@ -54,7 +54,7 @@ pub(super) fn check(table: &Table, page: PageSize, has_budget: bool) -> Result<(
         ));
     }
     let wanted = table.page_count() * size_of::<Entry>() as u64;
-    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    let available = memory::available().map_err(|errno| Error::system("Window", errno))?;
     if wanted > available / PART {
         let reason = format!(
             "with fault=\"signal\" keeps a word for each page from the start: {wanted} bytes for \
