@@ -91,8 +91,8 @@ class StoreError(FremapError, OSError):
 
     `errno`, `strerror` and `filename` are as in every `OSError`. Where the
     cause has a builtin exception of its own (`FileNotFoundError`,
-    `PermissionError`, `FileExistsError`, `IsADirectoryError`), the error is an
-    instance of that too.
+    `PermissionError`, `FileExistsError`, `IsADirectoryError`,
+    `NotADirectoryError`), the error is an instance of that too.
 
     Attributes
     ----------
@@ -145,6 +145,10 @@ class _DirectoryError(StoreError, IsADirectoryError):
     pass
 
 
+class _NotDirectoryError(StoreError, NotADirectoryError):
+    pass
+
+
 # What `OSError(errno, ...)` chooses by itself, and a subclass of it does not.
 _BY_ERRNO: dict[int, type[StoreError]] = {
     errno.ENOENT: _MissingError,
@@ -152,6 +156,7 @@ _BY_ERRNO: dict[int, type[StoreError]] = {
     errno.EPERM: _DeniedError,
     errno.EEXIST: _ExistsError,
     errno.EISDIR: _DirectoryError,
+    errno.ENOTDIR: _NotDirectoryError,
 }
 
 _BY_KIND: dict[str, type[FremapError]] = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 import numpy as np
 
 from fremap import _core, formats
-from fremap.arguments import filled_memory, quantity
+from fremap.arguments import absolute_path, filled_memory, quantity
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
 from fremap.errors import _system as system_error
@@ -486,7 +486,7 @@ def _files(source: RowsSource) -> list[str | bytes | Store]:
         if isinstance(file, Store):
             found.append(file)
         elif isinstance(file, str | bytes | os.PathLike):
-            found.append(os.path.abspath(os.fspath(file)))
+            found.append(absolute_path("rows", file))
         else:
             raise PageTypeError(
                 f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
