@@ -18,7 +18,14 @@ import numpy as np
 from fremap import _core, formats
 from fremap.arguments import absolute_path, filled_memory, quantity
 from fremap.closing import ClosedOnExit
-from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
+from fremap.errors import (
+    ArgumentError,
+    ClosedError,
+    FormatError,
+    MemoryLimitError,
+    PageTypeError,
+    StoreError,
+)
 from fremap.errors import _system as system_error
 from fremap.formats import Header, Table
 from fremap.rowids import select, select_mask
@@ -357,7 +364,16 @@ class Rows(ClosedOnExit):
         if not isinstance(selection, tuple):
             selection = np.array(selection)  # the caller's may change before the thread looks
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        try:
+            under_way = loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        except RuntimeError as error:
+            if self.closed:
+                raise ClosedError("take: the file of rows is closed") from error
+            raise MemoryLimitError(
+                f"take_async: no thread can be started ({error}): a limit on processes or memory "
+                "is reached (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take"
+            ) from error
+        return await under_way
 
     def _threads(self) -> ThreadPoolExecutor:
         from concurrent.futures import ThreadPoolExecutor

@@ -3,9 +3,12 @@
 import json
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fremap
@@ -432,3 +435,72 @@ def test_arguments_that_cannot_be(
     with pytest.raises(error, match=message) as raised:
         Batches(Numbers(8), **{"batch_size": 2} | options)
     assert isinstance(raised.value, fremap.FremapError)
+
+
+# Threads that cannot be started
+
+
+class NoMoreThreads:
+    """Have `threading.Thread.start` fail after so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+        self.left = allowed
+        start = threading.Thread.start
+
+        def refusing(thread: threading.Thread) -> None:
+            if self.left == 0:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refusing)
+
+
+def test_without_a_thread_every_next_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(Numbers(10), 4, "sequential")
+    limit = NoMoreThreads(monkeypatch, 0)
+    for _ in range(3):
+        with pytest.raises(fremap.MemoryLimitError, match="can't start new thread.*prefetch=0"):
+            next(batches)
+    limit.left = 2
+    assert ids_of(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    batches.close()
+
+
+def test_one_thread_reads_everything_if_a_second_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    NoMoreThreads(monkeypatch, 1)
+    with Batches(Numbers(100), 4, "sequential", prefetch=8) as batches:
+        assert all_ids(batches) == list(range(100))
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np, fremap
+rows = fremap.rows(sys.argv[1], np.uint8, 16)
+batches = rows.batches(4, "sequential")
+pages = int(open("/proc/self/statm").read().split()[0])
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), before[1]))
+said = []
+for _ in range(3):
+    try:
+        next(batches)
+    except fremap.MemoryLimitError as error:
+        said.append("no thread can be started" in str(error))
+if sys.argv[2] == "raise":
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    said.append(sum(map(len, batches)))
+print(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [("raise", "[True, True, True, 64]"), ("end", "[True, True, True]")]
+)
+def test_a_limit_on_memory(tmp_path: Path, after: str, said: str) -> None:
+    (tmp_path / "rows").write_bytes(bytes(64 * 16))
+    command = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / "rows", after]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{said}\n")
