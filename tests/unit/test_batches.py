@@ -1,6 +1,7 @@
 """Batches: what is in them, in which order, for whom, and how they end."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import fremap
 import numpy as np
 import pytest
+from fremap import epochs
 from fremap.batches import Batches
 from hypothesis import given
 from hypothesis import strategies as some
@@ -460,7 +462,7 @@ def test_without_a_thread_every_next_says_why(monkeypatch: pytest.MonkeyPatch) -
     batches = Batches(Numbers(10), 4, "sequential")
     limit = NoMoreThreads(monkeypatch, 0)
     for _ in range(3):
-        with pytest.raises(fremap.MemoryLimitError, match="can't start new thread.*prefetch=0"):
+        with pytest.raises(fremap.MemoryLimitError, match=r"can't start new thread.*prefetch=0"):
             next(batches)
     limit.left = 2
     assert ids_of(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -504,3 +506,52 @@ def test_a_limit_on_memory(tmp_path: Path, after: str, said: str) -> None:
     command = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / "rows", after]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{said}\n")
+
+
+# Orders that take long to make
+
+
+def test_an_interrupt_does_not_wait_for_a_long_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call waits for the order that is being made already."""
+    length = epochs._LONG_ORDER
+    begun, may_end, made = threading.Event(), threading.Event(), []
+
+    def shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
+        made.append((length, seed, epoch))
+        begun.set()
+        may_end.wait()
+        return np.arange(length)[::-1]
+
+    def interrupt() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(epochs, "_shuffled", shuffled)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with Batches(Numbers(length), 3, seed=5, prefetch=0) as batches:
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+        interrupter.join()
+        may_end.set()
+        assert next(batches)[:, 0].tolist() == [length - 1, length - 2, length - 3]
+    assert made == [(length, 5, 0)]
+
+
+def test_a_long_order_of_a_seed_is_what_it_always_was() -> None:
+    order = np.arange(epochs._LONG_ORDER + 3, dtype=np.int32)
+    sequence = np.random.SeedSequence(7, spawn_key=(2,))
+    np.random.Generator(np.random.PCG64(sequence)).shuffle(order)
+    with Batches(Numbers(len(order)), 100, seed=7, epoch=2, prefetch=0) as batches:
+        assert next(batches)[:, 0].tolist() == order[:100].tolist()
+
+
+def test_a_long_array_is_checked_to_its_end() -> None:
+    length = epochs._LONG_ORDER + 5
+    order = np.arange(length)
+    order[-2] = -1
+    with Batches(Numbers(length), 2, order, prefetch=0) as batches:
+        assert batches._epoch.ids(length // 2 - 1).tolist() == [length - 3, length - 1]
+    order[-1] = length
+    with pytest.raises(fremap.PageRangeError, match=f"row {length} of {length} rows"):
+        Batches(Numbers(length), 2, order)
