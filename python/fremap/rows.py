@@ -27,7 +27,7 @@ from fremap.errors import (
     StoreError,
 )
 from fremap.errors import _system as system_error
-from fremap.formats import Header, Table
+from fremap.formats import MAX_AXES, Header, Table
 from fremap.rowids import select, select_mask
 from fremap.settings import checked_budget
 from fremap.stores import FileStore, Store
@@ -322,6 +322,11 @@ class Rows(ClosedOnExit):
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
         shape = leading + self._kind.row_shape
+        if len(shape) > MAX_AXES:
+            raise ArgumentError(
+                f"take: ids of {len(leading)} axes and rows of {len(self._kind.row_shape)} make an "
+                f"array of {len(shape)}; NumPy has {MAX_AXES} at most"
+            )
         if out is None:
             filled = np.empty(shape, self._kind.dtype)
         else:
@@ -527,6 +532,11 @@ def _path(file: str | bytes | Store) -> str | None:
 
 def _checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     lengths = (row_shape,) if hasattr(row_shape, "__index__") else tuple(row_shape)
+    if len(lengths) >= MAX_AXES:
+        raise ArgumentError(
+            f"rows: row_shape has {len(lengths)} axes; NumPy has {MAX_AXES} at most, that of the "
+            "rows among them"
+        )
     return tuple(quantity("rows: row_shape", length) for length in lengths)
 
 
