@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 
 from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import _system as system_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -18,6 +20,30 @@ if TYPE_CHECKING:
 BufferLike: TypeAlias = "Buffer | npt.NDArray[Any]"
 
 _INT64_MAX = 2**63 - 1
+
+
+def absolute_path(
+    operation: str, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]
+) -> str | bytes:
+    """Return a path that goes on naming the same file after `os.chdir`.
+
+    The kernel alone may resolve ``..`` (behind a symbolic link it is another directory) and
+    judge a trailing slash, so nothing is normalized. The empty path stays empty: it names
+    no file, where the current directory would be one.
+    """
+    name = os.fspath(path)
+    if not name or os.path.isabs(name):
+        return name
+    try:
+        return (
+            os.path.join(os.getcwd(), name)
+            if isinstance(name, str)
+            else os.path.join(os.getcwdb(), name)
+        )
+    except OSError as error:  # the current directory was removed, or may not be searched
+        number = error.errno or 0
+        text = f"{operation}: the current directory has no path: {os.strerror(number)}"
+        raise system_error("io", text, number, os.fsencode(name), None, 0) from error
 
 
 def page_number(pages: object) -> TypeGuard[SupportsIndex]:

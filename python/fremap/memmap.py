@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 
 from fremap import _core, errors
-from fremap.arguments import quantity
+from fremap.arguments import absolute_path, quantity
 from fremap.errors import ArgumentError, PageTypeError, UnsupportedError
 from fremap.protection import Prot
 from fremap.settings import checked_budget
@@ -535,7 +535,7 @@ def _filename(file: Any, store: FileStore) -> str | Path | None:
         return Path(file).resolve()
     if hasattr(file, "read"):
         name = getattr(file, "name", None)
-        return os.path.abspath(name) if isinstance(name, str) else None
+        return os.fsdecode(absolute_path("memmap", name)) if isinstance(name, str) else None
     return None if store.path is None else os.fsdecode(store.path)
 
 

@@ -16,11 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 import numpy as np
 
 from fremap import _core, formats
-from fremap.arguments import filled_memory, quantity
+from fremap.arguments import absolute_path, filled_memory, quantity
 from fremap.closing import ClosedOnExit
-from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
+from fremap.errors import (
+    ArgumentError,
+    ClosedError,
+    FormatError,
+    MemoryLimitError,
+    PageTypeError,
+    StoreError,
+)
 from fremap.errors import _system as system_error
-from fremap.formats import Header, Table
+from fremap.formats import MAX_AXES, Header, Table
 from fremap.rowids import select, select_mask
 from fremap.settings import checked_budget
 from fremap.stores import FileStore, Store
@@ -319,6 +326,11 @@ class Rows(ClosedOnExit):
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
         shape = leading + self._kind.row_shape
+        if len(shape) > MAX_AXES:
+            raise ArgumentError(
+                f"take: ids of {len(leading)} axes and rows of {len(self._kind.row_shape)} make an "
+                f"array of {len(shape)}; NumPy has {MAX_AXES} at most"
+            )
         if out is None:
             filled = np.empty(shape, self._kind.dtype)
         else:
@@ -361,7 +373,16 @@ class Rows(ClosedOnExit):
         if not isinstance(selection, tuple):
             selection = np.array(selection)  # the caller's may change before the thread looks
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        try:
+            under_way = loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        except RuntimeError as error:
+            if self.closed:
+                raise ClosedError("take: the file of rows is closed") from error
+            raise MemoryLimitError(
+                f"take_async: no thread can be started ({error}): a limit on processes or memory "
+                "is reached (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take"
+            ) from error
+        return await under_way
 
     def _threads(self) -> ThreadPoolExecutor:
         from concurrent.futures import ThreadPoolExecutor
@@ -490,7 +511,7 @@ def _files(source: RowsSource) -> list[str | bytes | Store]:
         if isinstance(file, Store):
             found.append(file)
         elif isinstance(file, str | bytes | os.PathLike):
-            found.append(os.path.abspath(os.fspath(file)))
+            found.append(absolute_path("rows", file))
         else:
             raise PageTypeError(
                 f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
@@ -515,6 +536,11 @@ def _path(file: str | bytes | Store) -> str | None:
 
 def _checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     lengths = (row_shape,) if hasattr(row_shape, "__index__") else tuple(row_shape)
+    if len(lengths) >= MAX_AXES:
+        raise ArgumentError(
+            f"rows: row_shape has {len(lengths)} axes; NumPy has {MAX_AXES} at most, that of the "
+            "rows among them"
+        )
     return tuple(quantity("rows: row_shape", length) for length in lengths)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, counted, quantity
+from fremap.arguments import BufferLike, absolute_path, bytes_of, counted, quantity
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -369,7 +369,7 @@ class FileStore(Store):
             self._path = None
             self._core = _core.Store.from_fd(file, mode == "r+", page_bytes, direct)
         else:
-            self._path = os.path.abspath(os.fspath(file))
+            self._path = absolute_path("open", file)
             self._core = _core.Store.open(os.fsencode(self._path), mode, size, page_bytes, direct)
         reopen_mode: Mode = "r" if mode == "r" else "r+"
         self._reopen = (reopen_mode, self._core.page_bytes, direct)

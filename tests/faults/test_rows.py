@@ -19,7 +19,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.errors import FremapError, StoreError, TruncatedError
-from fremap.testing import failures
+from fremap.testing import failures, wait_until_settled
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,6 +36,7 @@ def table() -> np.ndarray:
 @pytest.fixture
 def path(table: np.ndarray, tmp_path: Path) -> Path:
     table.tofile(tmp_path / "raw")
+    wait_until_settled(tmp_path / "raw")
     return tmp_path / "raw"
 
 

@@ -13,7 +13,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.errors import ArgumentError, ClosedError, PageRangeError, PageTypeError
-from fremap.testing import counting
+from fremap.testing import counting, wait_until_settled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,7 @@ def table() -> np.ndarray:
 @pytest.fixture
 def path(table: np.ndarray, tmp_path: Path) -> Path:
     np.save(tmp_path / "table.npy", table)
+    wait_until_settled(tmp_path / "table.npy")
     return tmp_path / "table.npy"
 
 

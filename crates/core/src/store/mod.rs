@@ -10,6 +10,7 @@
 mod concat;
 mod counters;
 mod file;
+pub(crate) mod last_change;
 mod memory;
 mod outgoing;
 pub(crate) mod part;

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::last_change::LastChange;
 use super::source::{key, page_of, Source};
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 
@@ -31,11 +32,13 @@ pub(crate) struct Part {
     pub(crate) file: Arc<File>,
     /// The store's own map of the file.
     pub(crate) source: Source,
+    /// Says whether what was copied from the map is good.
+    pub(crate) last_change: LastChange,
 }
 
 impl Part {
     pub(crate) fn new(first: FilePage, name: Option<PathBuf>, file: Arc<File>) -> Self {
-        Self { first, name, file, source: Source::default() }
+        Self { first, name, file, source: Source::default(), last_change: LastChange::default() }
     }
 
     /// What is mapped, written, synced and asked about.

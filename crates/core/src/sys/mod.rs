@@ -1,6 +1,7 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
 pub mod call;
+pub mod clock;
 pub mod copy;
 pub mod file;
 pub mod fork;
