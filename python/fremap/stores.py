@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, quantity
+from fremap.arguments import BufferLike, bytes_of, quantity, refuse_objects
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -229,7 +229,10 @@ class Store(ClosedOnExit):
 
     def _checked_out(self, out: BufferLike, count: int) -> npt.NDArray[np.uint8]:
         expected = count * self.page_bytes
+        if isinstance(out, np.ndarray):
+            refuse_objects("read", "out", out)
         with memoryview(out) as view:
+            refuse_objects("read", "out", view)
             if view.readonly or not view.c_contiguous:
                 raise ArgumentError("read: out must be a writable C-contiguous buffer")
             if view.nbytes != expected:
