@@ -280,11 +280,15 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The device failed; what was written since the last `sync` may be lost.
+            The device failed; what was written since the last sync that succeeded may be
+            lost. `sync`, and `Window.flush` of every window on the store, go on failing
+            until `refresh`.
 
         Notes
         -----
-        ``fdatasync(2)``: waits for the device and cannot be interrupted.
+        ``fsync(2)``: waits for the device and cannot be interrupted. The kernel reports a
+        failed write-back once and calls the pages clean from then on, so fremap keeps the
+        error: write again what was written since the last success, after `refresh`.
         """
         self._core.sync()
 
@@ -298,7 +302,9 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``fstat(2)``. Windows keep the page count that they were made with.
+        ``fstat(2)``. Windows keep the page count that they were made with. After a `sync` or
+        `Window.flush` that lost writes, `refresh` acknowledges the loss: later ones may
+        succeed again.
         """
         self._core.refresh()
 

@@ -41,7 +41,7 @@ class Either(ctypes.Union):
 class Derived(Either):
     """The object is the base's."""
 
-    _fields_: Any = (("other", ctypes.c_int64),)
+    _fields_ = (("other", ctypes.c_int64),)  # type: ignore[assignment]
 
 
 RECORD = np.dtype([("O", "f8"), ("item", "O")])
