@@ -576,10 +576,9 @@ class Window(_core.WindowBase):
         order of the file, then ``fsync(2)``; with ``direct=True`` up to 128 such writes are
         in flight (``io_uring``, or 16 threads where there is none). A store by another
         thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
-        in the very moment: what was stored past its end is dropped. A coherent window: ``fsync(2)`` for all
-        pages, which covers pages that were written and then remapped away;
-        ``msync(MS_SYNC)`` for a selection; fremap does not know what was stored to it, so every
-        error there lasts until `Store.refresh`. What waits for the device cannot be
+        in the very moment: what was stored past its end is dropped. A coherent window:
+        ``fsync(2)`` for all pages, also those remapped away since; ``msync(MS_SYNC)`` for a
+        selection; every error lasts until `Store.refresh`. What waits for the device cannot be
         interrupted. A read-only window has nothing to flush.
         """
         selection, _ = self._select("flush", pages)
