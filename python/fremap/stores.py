@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import BufferLike, absolute_path, bytes_of, counted, quantity
+from fremap.arguments import BufferLike, absolute_path, bytes_of, counted, quantity, refuse_objects
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -229,7 +229,10 @@ class Store(ClosedOnExit):
 
     def _checked_out(self, out: BufferLike, count: int) -> npt.NDArray[np.uint8]:
         expected = count * self.page_bytes
+        if isinstance(out, np.ndarray):
+            refuse_objects("read", "out", out)
         with memoryview(out) as view:
+            refuse_objects("read", "out", view)
             if view.readonly or not view.c_contiguous:
                 raise ArgumentError("read: out must be a writable C-contiguous buffer")
             if view.nbytes != expected:
@@ -277,11 +280,15 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The device failed; what was written since the last `sync` may be lost.
+            The device failed; what was written since the last sync that succeeded may be
+            lost. `sync`, and `Window.flush` of every window on the store, go on failing
+            until `refresh`.
 
         Notes
         -----
-        ``fdatasync(2)``: waits for the device and cannot be interrupted.
+        ``fsync(2)``: waits for the device and cannot be interrupted. The kernel reports a
+        failed write-back once and calls the pages clean from then on, so fremap keeps the
+        error: write again what was written since the last success, after `refresh`.
         """
         self._core.sync()
 
@@ -295,7 +302,9 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``fstat(2)``. Windows keep the page count that they were made with.
+        ``fstat(2)``. Windows keep the page count that they were made with. After a `sync` or
+        `Window.flush` that lost writes, `refresh` acknowledges the loss: later ones may
+        succeed again.
         """
         self._core.refresh()
 

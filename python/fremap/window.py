@@ -560,7 +560,9 @@ class Window(Views):
             A page is outside the window.
         StoreError
             Writing failed; the pages are still dirty, and flushing again
-            writes them again.
+            writes them again. Where ``fsync`` failed and pages had been evicted, remapped or
+            written by `Store.write` since the last one that succeeded, those may be lost:
+            every flush and sync fails until `Store.refresh`.
 
         Notes
         -----
@@ -568,10 +570,9 @@ class Window(Views):
         order of the file, then ``fsync(2)``; with ``direct=True`` up to 128 such writes are
         in flight (``io_uring``, or 16 threads where there is none). A store by another
         thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
-        in the very moment: what was stored past its end is dropped. An error of ``fsync``
-        after an eviction is raised here as well. A coherent window: ``fsync(2)`` for all
-        pages, which covers pages that were written and then remapped away;
-        ``msync(MS_SYNC)`` for a selection. What waits for the device cannot be
+        in the very moment: what was stored past its end is dropped. A coherent window:
+        ``fsync(2)`` for all pages, also those remapped away since; ``msync(MS_SYNC)`` for a
+        selection; every error lasts until `Store.refresh`. What waits for the device cannot be
         interrupted. A read-only window has nothing to flush.
         """
         selection, _ = self._select("flush", pages)

@@ -6,12 +6,12 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, CStr};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use fremap_core::sys::span::Span;
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
@@ -24,6 +24,9 @@ impl Bytes {
     /// Holds a buffer that will only be read.
     pub fn readable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = PyUntypedBuffer::get(object)?;
+        if has_objects(buffer.format()) {
+            return Err(PyTypeError::new_err("the buffer must not hold Python objects"));
+        }
         if !buffer.is_c_contiguous() {
             return Err(PyBufferError::new_err("the buffer must be C-contiguous"));
         }
@@ -47,6 +50,13 @@ impl Bytes {
         // into it, and callers write only through buffers taken by `writable`.
         unsafe { Span::new(self.buffer.buf_ptr().cast(), self.buffer.len_bytes()) }
     }
+}
+
+/// Whether a buffer's format (PEP 3118) has an object in it, whose pointer must not be
+/// written as bytes. The package refuses such memory earlier, with the argument's name.
+fn has_objects(format: &CStr) -> bool {
+    // Names of fields stand between colons.
+    format.to_bytes().split(|&byte| byte == b':').step_by(2).any(|part| part.contains(&b'O'))
 }
 
 /// A descriptor of the core's own for the file that `fd` refers to.

@@ -569,14 +569,15 @@ impl Engine for Alias {
         // A page that was written and then remapped away is the file's all the
         // same: the whole window is flushed by syncing the file.
         if pages.len() as u64 == lock(&self.table).page_count() {
-            return self.store.sync();
+            return self.store.sync().map_err(|error| error.with_operation("flush"));
         }
         // Not under the table's lock: writing can take long, and any mapping of
         // the range is as good.
         for run in plan::runs(pages.iter()) {
             interrupt.check()?;
             let (offset, len) = self.bytes(run);
-            self.region.sync(offset, len).map_err(|errno| Error::system("flush", errno))?;
+            let synced = self.store.sync_mappings(|| self.region.sync(offset, len));
+            synced.map_err(|error| error.with_operation("flush"))?;
         }
         Ok(())
     }

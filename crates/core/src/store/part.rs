@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::last_change::LastChange;
+use super::durability::Durability;
 use super::source::{key, page_of, Source};
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 
@@ -20,6 +21,7 @@ pub(crate) struct File {
     pub(crate) direct_fd: Option<OwnedFd>,
     /// The file system keeps the file in memory: reads never wait for a device.
     pub(crate) memory_backed: bool,
+    pub(super) durability: Durability,
 }
 
 /// The pages of one file within a store.
@@ -133,8 +135,15 @@ mod tests {
     fn parts(firsts: &[u64]) -> Parts {
         let part = |&first: &u64| {
             let fd = Arc::new(sys_file::memory_file("parts").expect("a memfd"));
-            let file =
-                File { path: None, writable: true, fd, direct_fd: None, memory_backed: true };
+            let durability = Durability::default();
+            let file = File {
+                path: None,
+                writable: true,
+                fd,
+                direct_fd: None,
+                memory_backed: true,
+                durability,
+            };
             Part::new(FilePage(first), None, Arc::new(file))
         };
         Parts::new(firsts.iter().map(part).collect())

@@ -213,7 +213,10 @@ impl<F: Frames> Shared<F> {
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         self.state.lock().unsynced = true;
-        self.write_out(&outgoing, &Uninterruptible)
+        self.store.note_passing();
+        let written = self.write_out(&outgoing, &Uninterruptible);
+        self.store.note_passing();
+        written
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.

@@ -141,6 +141,9 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
+        let named = |error: Error| error.with_operation("flush");
+        self.shared.store.check_synced().map_err(named)?;
+        let failed_syncs = self.shared.store.failed_syncs();
         let pages = plan::distinct(pages);
         let mut written = Vec::new();
         for piece in pieces_of(pages.len(), STEP_PAGES) {
@@ -162,7 +165,15 @@ impl<F: Frames> Cached<F> {
         if written.is_empty() && !unsynced {
             return Ok(());
         }
-        let synced = self.shared.store.sync();
+        let synced = self.shared.store.sync_kept().map_err(named).and_then(|()| {
+            // Somebody else's has failed since the pages were written, and was told of them.
+            let others = self.shared.store.failed_syncs() != failed_syncs;
+            if others {
+                Err(Error::system("flush", Errno::IO))
+            } else {
+                Ok(())
+            }
+        });
         if synced.is_err() {
             self.shared.state.lock().unsynced = true;
         }
@@ -191,7 +202,9 @@ impl<F: Frames> Shared<F> {
     fn save_in_place(&self, operation: &'static str, pages: &[WindowPage]) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
             let writing = self.mark_writing(operation, self.state.lock(), pages)?;
+            self.store.note_passing();
             let written = self.write_pages(operation, &writing, &Uninterruptible);
+            self.store.note_passing();
             self.state.lock().unsynced |= !writing.is_empty();
             self.end_writing(&writing, written.is_ok());
             written?;
