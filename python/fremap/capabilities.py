@@ -69,7 +69,7 @@ class Capabilities:
         Each engine by name.
     chosen : str
         The engine of a window that leaves the choice to fremap (read-only,
-        nothing said of `coherent`).
+        nothing said of `coherent`); "none" where none works.
     reason : str
         Why that one.
     """
@@ -177,4 +177,6 @@ def capabilities() -> Capabilities:
 def _reason(chosen: str) -> str:
     if chosen == "paged":
         return "any order is one kernel mapping, and pages are swapped in whole"
+    if chosen == "none":
+        return "windows need Linux 5.14; rows and stores work"
     return "the best of those that work here"

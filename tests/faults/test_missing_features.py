@@ -6,14 +6,27 @@ What is left is slower or needs more mappings; what a window shows is the same.
 from __future__ import annotations
 
 import errno
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import fremap
 import numpy as np
 import pytest
 from fremap import Prot
-from fremap.testing import counting, failures, kernel_reads, numbered_page
+from fremap.errors import UnsupportedError
+from fremap.testing import (
+    counting,
+    failures,
+    kernel_reads,
+    numbered_page,
+    write_numbered_file,
+)
 
 Scenes = Callable[..., AbstractContextManager[Any]]
 FOR_GOOD = 2**31
@@ -131,3 +144,69 @@ def test_an_unreadable_page_is_healed_without_poison(
         scene.check()
     finally:
         manager.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("engine", ["auto", "alias", "paged", "eager"])
+def test_windows_need_linux_5_14(engine: str, tmp_path: Path) -> None:
+    """Without MADV_POPULATE_READ each way to a window says so; rows and stores work."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 8)
+    told = rf"need Linux 5\.14 .*this is Linux {re.escape(os.uname().release)}; use `fremap\.rows`"
+    with (
+        failures("probe_madv_populate_read", errno=errno.EINVAL, times=FOR_GOOD),
+        fremap.open(path, "r+") as store,
+    ):
+        for make in (
+            lambda: fremap.Window(store, engine=engine),
+            lambda: fremap.Slots(store, 2, 2),
+            lambda: fremap.memmap(path, np.uint64, "r"),
+            fremap.calibration.measure,
+        ):
+            with pytest.raises(UnsupportedError, match=told):
+                make()
+        assert store.read([7, 2]).tobytes() == numbered_page(7) + numbered_page(2)
+        store.write([3], np.frombuffer(numbered_page(90), np.uint8))
+        assert store.read([3]).tobytes() == numbered_page(90)
+        rows = fremap.rows(path, row_shape=(512,), dtype=np.uint64)
+        assert rows.take([5, 0]).tobytes() == numbered_page(5) + numbered_page(0)
+        found = fremap.capabilities()
+        assert not any(status.available for status in found.engines.values())
+        assert (found.chosen, found.probes["populate_read"].available) == ("none", False)
+
+
+LACKING = {
+    "6.1": {
+        "uffd_move",
+        "uffd_poison",
+        "uffd_wp_async",
+        "guard_pages",
+        "process_madvise",
+        "cachestat",
+    }
+}
+LACKING["5.15"] = LACKING["6.1"]
+LACKING["5.10"] = {*LACKING["6.1"], "populate_read"}
+
+
+@pytest.mark.parametrize("kernel", LACKING)
+def test_a_command_as_an_older_kernel(kernel: str) -> None:
+    """What the runner hides is missing in the command and in its children."""
+    runner = Path(__file__).parents[1] / "runners" / "as_older_kernel.py"
+    missing = """
+import fremap
+probes = fremap.capabilities().probes
+print(*[name for name, probe in probes.items() if not probe.available])
+"""
+    twice = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {missing!r}], check=True)"
+    )
+    for source in (missing, twice):
+        done = subprocess.run(
+            [sys.executable, runner, kernel, sys.executable, "-c", source],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert LACKING[kernel] <= set(done.stdout.splitlines()[-1].split())

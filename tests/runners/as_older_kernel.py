@@ -1,4 +1,4 @@
-"""Run a command as an older kernel would: `python tests/runners/as_older_kernel.py 6.1 command ...`.
+"""Run a command as an older kernel would: `python tests/runners/as_older_kernel.py 6.1 pytest`.
 
 What Linux has had since is refused to the command and its children, with the error that
 the older kernel gives. System calls and what `madvise` and `ioctl` are asked for are refused

@@ -1,6 +1,7 @@
 //! What the kernel can do, what things cost here, and how many calls were made.
 
 use fremap_core::engine::EngineKind;
+use fremap_core::error::Error;
 use fremap_core::sys::call::{self, Call};
 use fremap_core::sys::probe;
 use fremap_core::units::Prot;
@@ -23,14 +24,17 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let refusal = py.detach(|| choose_engine(Some(kind), Prot::Read, None)).err();
         engines.set_item(kind.to_string(), refusal.map(|error| error.to_string()))?;
     }
-    let chosen = run_short(py, || choose_engine(None, Prot::Read, None))?;
+    let chosen = run_short(py, || match choose_engine(None, Prot::Read, None) {
+        Err(Error::Unsupported { .. }) => Ok("none".to_owned()),
+        found => found.map(|kind| kind.to_string()),
+    })?;
     let answer = PyDict::new(py);
     answer.set_item("kernel", probe::kernel_release())?;
     answer.set_item("max_map_count", probe::max_map_count())?;
     answer.set_item("memlock_limit", probe::memlock_limit())?;
     answer.set_item("probes", probes)?;
     answer.set_item("engines", engines)?;
-    answer.set_item("chosen", chosen.to_string())?;
+    answer.set_item("chosen", chosen)?;
     Ok(answer)
 }
 

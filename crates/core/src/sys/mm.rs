@@ -39,6 +39,17 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
+/// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
+/// only where it has not.
+#[must_use]
+pub fn has_populate_read() -> bool {
+    if enter(Call::ProbePopulate).is_err() {
+        return false;
+    }
+    // SAFETY: no memory is named.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_POPULATE_READ) == 0 }
+}
+
 /// What a mapping allows the process to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

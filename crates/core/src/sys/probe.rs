@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
-use super::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
+use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
 use super::{copy, file, pagemap};
 
@@ -182,6 +182,13 @@ pub fn capabilities() -> Vec<Probe> {
     let mut probes = userfaultfd_probes();
     let yes = |text: &str| text.to_owned();
     probes.extend([
+        probe(
+            "populate_read",
+            has_populate_read()
+                .then(|| yes("the pages of a mapping are filled in one call"))
+                .ok_or_else(|| yes("this kernel does not have it")),
+            "Linux 5.14; without it there are no windows, and rows and stores work",
+        ),
         probe(
             "guard_pages",
             guard_pages()
