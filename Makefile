@@ -77,7 +77,7 @@ test-seccomp: .venv/built
 # What depends on the kernel, without the features that came after these two.
 test-old-kernels: test-linux-6.1 test-linux-5.15
 
-test-linux-%: .venv/built
+test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
 	$(BIN)/python tests/runners/as_older_kernel.py $* $(BIN)/pytest $(AGAIN) tests/origin tests/faults
 
 test-long: .venv/built

@@ -25,6 +25,7 @@ from fremap.testing import (
     failures,
     kernel_reads,
     numbered_page,
+    numbered_words,
     write_numbered_file,
 )
 
@@ -172,6 +173,33 @@ def test_windows_need_linux_5_14(engine: str, tmp_path: Path) -> None:
         found = fremap.capabilities()
         assert not any(status.available for status in found.engines.values())
         assert (found.chosen, found.probes["populate_read"].available) == ("none", False)
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_without_move_a_chunk_is_one_drop_and_one_copy(engine: str, tmp_path: Path) -> None:
+    """Whatever the order of its pages: a call for each would cost more than the copies."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 4096)
+    chunk_pages = 256
+    numbers = fremap.calibration.Calibration(
+        alias_extent_pages=64, evict_gap_pages=64, batch_pages=chunk_pages
+    )
+    order = (1235 * np.arange(4096) + 1) % 4096  # no page stays what it is
+    with (
+        failures("probe_uffdio_move", errno=errno.EINVAL, times=FOR_GOOD),
+        fremap.open(path) as store,
+        fremap.Window(
+            store, engine=engine, budget=None, calibration=numbers, populate=True
+        ) as window,
+    ):
+        with counting() as calls:
+            window.remap(order)
+        made = {name: calls.made.get(name, 0) for name in ("madvise", "uffdio_copy", "uffdio_move")}
+        chunks = 4096 // chunk_pages
+        assert made["uffdio_copy"] == chunks
+        assert made["madvise"] <= 2 * chunks + 8  # the file's map is filled by it too
+        assert made["uffdio_move"] == 0
+        assert (window.array(np.uint64, (4096, 512)) == numbered_words(order)).all()
 
 
 LACKING = {
