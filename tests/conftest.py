@@ -107,6 +107,8 @@ WRITE_BACK = {
     "paged-sync-signal": {"engine": "paged", "tracking": "sync", **SIGNAL},
     "eager": {"engine": "eager"},
 }
+#: What a kernel needs to notice stores in either way.
+TRACKING_NEEDS = {"async": ("uffd_wp_async", "uffd_move"), "sync": ("uffd_wp",)}
 
 
 @pytest.fixture(params=WRITE_BACK)
@@ -115,7 +117,7 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     from fremap import Prot
 
     options = WRITE_BACK[request.param]
-    skip_unless(options["engine"], *(["uffd_wp"] if options["engine"] == "paged" else []))
+    skip_unless(options["engine"], *TRACKING_NEEDS.get(options.get("tracking"), ()))
     return {"prot": Prot.WRITE, "coherent": False, **options}
 
 

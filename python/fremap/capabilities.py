@@ -89,7 +89,7 @@ class Capabilities:
         Each engine by name.
     chosen : str
         The engine of a window that leaves the choice to fremap (read-only,
-        nothing said of `coherent`).
+        nothing said of `coherent`); "none" where none works.
     reason : str
         Why that one.
     """
@@ -241,4 +241,6 @@ def _reason(chosen: str, *, swaps: bool) -> str:
     if chosen == "paged":
         pages = "pages are swapped in without a copy" if swaps else "pages are copied in"
         return f"any order of pages is one kernel mapping, and {pages}"
+    if chosen == "none":
+        return "windows need Linux 5.14; rows and stores work"
     return "the best of those that work here"

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+#: Both ways in which stores are noticed, where the kernel has them.
+TRACKINGS = [
+    pytest.param("async", marks=pytest.mark.needs("uffd_wp_async", "uffd_move")),
+    pytest.param("sync", marks=pytest.mark.needs("uffd_wp")),
+]
 
 pytestmark = pytest.mark.needs("paged")
 
@@ -121,8 +126,7 @@ def test_readers_while_pages_are_remapped(path: Path) -> None:
         assert wrong == []
 
 
-@pytest.mark.needs("uffd_wp")
-@pytest.mark.parametrize("tracking", ["async", "sync"])
+@pytest.mark.parametrize("tracking", TRACKINGS)
 def test_stores_are_noticed_and_written(path: Path, tracking: str) -> None:
     how = {**HOW, "prot": Prot.WRITE, "coherent": False, "tracking": tracking}
     with fremap.open(path, "r+") as store, fremap.Window(store, **how) as window:

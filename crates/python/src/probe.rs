@@ -2,8 +2,10 @@
 
 use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
+use fremap_core::error::Error;
+use fremap_core::memory;
 use fremap_core::sys::call::{self, Call};
-use fremap_core::sys::{pagemap, probe};
+use fremap_core::sys::probe;
 use fremap_core::units::Prot;
 use fremap_core::window::choose_engine;
 use pyo3::exceptions::PyValueError;
@@ -26,15 +28,18 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let refusal = py.detach(|| choose_engine(Some(kind), Prot::Read, None)).err();
         engines.set_item(kind.to_string(), refusal.map(|error| error.to_string()))?;
     }
-    let chosen = run_short(py, || choose_engine(None, Prot::Read, None))?;
+    let chosen = run_short(py, || match choose_engine(None, Prot::Read, None) {
+        Err(Error::Unsupported { .. }) => Ok("none".to_owned()),
+        found => found.map(|kind| kind.to_string()),
+    })?;
     let answer = PyDict::new(py);
     answer.set_item("kernel", probe::kernel_release())?;
     answer.set_item("max_map_count", probe::max_map_count())?;
     answer.set_item("memlock_limit", probe::memlock_limit())?;
-    answer.set_item("available_bytes", pagemap::available_bytes().ok())?;
+    answer.set_item("available_bytes", memory::available().ok())?;
     answer.set_item("probes", probes)?;
     answer.set_item("engines", engines)?;
-    answer.set_item("chosen", chosen.to_string())?;
+    answer.set_item("chosen", chosen)?;
     Ok(answer)
 }
 

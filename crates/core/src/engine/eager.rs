@@ -51,10 +51,6 @@ impl EagerFrames {
         Ok(Self { region, process: OwnProcess::open(), guards, locked, writable })
     }
 
-    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
-    }
-
     fn open(&self, offset: usize, len: usize) -> Result<(), Errno> {
         if self.guards {
             self.region.advise(offset, len, Advice::GuardRemove)
@@ -147,13 +143,16 @@ impl Frames for EagerFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if self.guards {
-            return self.advise_all(ranges, Advice::GuardInstall);
+            let process = self.process.as_ref();
+            return advise_ranges(process, &self.region, ranges, Advice::GuardInstall);
         }
         // Each range can become a mapping of its own, and split another.
         mappings::reserve("evict", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
         ranges.iter().try_for_each(|&(offset, len)| {
+            // First: nobody may see the zeros. A page that stays without access because
+            // the second step fails is a hole, as the table has it by then.
             self.region.protect(offset, len, Access::None)?;
-            self.region.advise(offset, len, self.dont_need())
+            self.region.drop_pages(offset, len, self.locked)
         })
     }
 

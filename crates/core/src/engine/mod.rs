@@ -196,6 +196,22 @@ pub(crate) fn advise_ranges(
     ranges.iter().try_for_each(|&(offset, len)| region.advise(offset, len, advice))
 }
 
+/// Drops the pages of ranges (offset, length), in one call where the kernel lets it.
+pub(crate) fn drop_ranges(
+    process: Option<&OwnProcess>,
+    region: &Region,
+    ranges: &[(usize, usize)],
+    locked: bool,
+) -> Result<(), Errno> {
+    if let Some(process) = process {
+        let advice = if locked { Advice::DontNeedLocked } else { Advice::DontNeed };
+        if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
+            return Ok(());
+        }
+    }
+    ranges.iter().try_for_each(|&(offset, len)| region.drop_pages(offset, len, locked))
+}
+
 /// Locks, whether or not a thread panicked while it held the lock: every state
 /// behind one of our locks is valid between any two statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::cached::{
     cluster_pages, divide, Before, Cached, Filled, Frames, Tracking, CHUNKS_IN_FLIGHT, SOURCE_PART,
 };
-use super::{advise_ranges, mappings, memory_hint};
+use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultMode, FaultThread};
@@ -107,10 +107,6 @@ impl PagedFrames {
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
 
-    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
-    }
-
     /// Whether the kernel has the content of a system page, of the window or of staging memory.
     fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
         match &self.page_map {
@@ -127,7 +123,7 @@ impl PagedFrames {
             }
             // A page is pinned, or spare memory is not empty: drop the rest.
         }
-        self.region.advise(offset, to.len(), self.dont_need())
+        self.region.drop_pages(offset, to.len(), self.locked)
     }
 
     /// Moves staged pages in. A page that stays pinned is copied; where the kernel
@@ -212,7 +208,7 @@ impl PagedFrames {
         let done = first.done_bytes;
         let rest = from.len() - done;
         let stopped = |errno| Partial { done_bytes: done, errno };
-        self.region.advise(offset + done, rest, self.dont_need()).map_err(stopped)?;
+        self.region.drop_pages(offset + done, rest, self.locked).map_err(stopped)?;
         copy(to.part(done, rest), from.part(done, rest))
             .map_err(|second| Partial { done_bytes: done + second.done_bytes, errno: second.errno })
     }
@@ -350,7 +346,7 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        self.advise_all(ranges, self.dont_need())
+        drop_ranges(self.process.as_ref(), &self.region, ranges, self.locked)
     }
 
     fn reclaims_page_tables(&self) -> bool {
@@ -358,20 +354,29 @@ impl Frames for PagedFrames {
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        if !self.uffd.features().poison() {
+        let poisons = self.uffd.features().poison();
+        if !poisons {
             // Each range can become a mapping of its own, and split another.
             mappings::reserve("protect", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
-            return ranges.iter().try_for_each(|&(offset, len)| {
-                self.region.protect(offset, len, Access::None)?;
-                self.region.advise(offset, len, self.dont_need())
-            });
         }
+        // First: what is absent may be touched, as the fault thread serves it by the table.
         self.drop_pages(ranges)?;
-        let poison = |&(at, len): &(usize, usize)| self.uffd.poison(self.region.span(at, len));
-        ranges.iter().try_for_each(poison).inspect_err(|_| {
-            // All or none: what is poisoned already becomes absent again.
-            let _undone = self.drop_pages(ranges);
-        })
+        let forbid = |&(at, len): &(usize, usize)| {
+            if poisons {
+                self.uffd.poison(self.region.span(at, len))
+            } else {
+                self.region.protect(at, len, Access::None)
+            }
+        };
+        for (done, range) in ranges.iter().enumerate() {
+            if let Err(errno) = forbid(range) {
+                // All or none: what is forbidden already is absent again. A range that
+                // was poisoned in part is as well.
+                let _undone = self.allow(&ranges[..done + usize::from(poisons)]);
+                return Err(errno);
+            }
+        }
+        Ok(())
     }
 
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {

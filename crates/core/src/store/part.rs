@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::last_change::LastChange;
 use super::durability::Durability;
+use super::last_change::LastChange;
 use super::source::{key, page_of, Source};
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 

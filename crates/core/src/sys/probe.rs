@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use crate::error::describe;
 
 use super::call::{enter, Call};
-use super::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
+use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
 use super::{copy, file, pagemap};
 
@@ -37,7 +37,7 @@ const WRITE_PROTECT_KERNEL: (u32, u32) =
     if cfg!(target_arch = "aarch64") { (6, 10) } else { (5, 7) };
 
 /// Everything that fremap looks for.
-pub const FEATURES: [Feature; 12] = [
+pub const FEATURES: [Feature; 13] = [
     Feature {
         name: "userfaultfd",
         since: "5.11 (4.3 with CAP_SYS_PTRACE)",
@@ -80,6 +80,13 @@ pub const FEATURES: [Feature; 12] = [
         kernel: (6, 7),
         used_for: "tracking=\"async\": the kernel notes which pages were written",
         without: "the first write to a page is a fault (tracking=\"sync\")",
+    },
+    Feature {
+        name: "populate_read",
+        since: "5.14",
+        kernel: (5, 14),
+        used_for: "every window: the pages of a mapping are filled in one call",
+        without: "there are no windows; rows and stores work",
     },
     Feature {
         name: "guard_pages",
@@ -372,6 +379,7 @@ fn recovery_probe() -> Probe {
 pub fn capabilities() -> Vec<Probe> {
     let mut probes = userfaultfd_probes();
     probes.extend([
+        probe("populate_read", has_populate_read().then_some(()).ok_or(Lack::NotOffered)),
         probe("guard_pages", guard_pages().map_err(Lack::Refused)),
         probe("process_madvise", OwnProcess::try_open().map(|_| ()).map_err(Lack::Refused)),
         probe("io_uring", io_uring().map_err(Lack::Refused)),

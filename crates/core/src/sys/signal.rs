@@ -108,6 +108,7 @@ fn is_first() -> Result<bool, String> {
 }
 
 /// Whether our handler can be the first to see SIGBUS in this thread. Installs nothing.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn available() -> Result<(), String> {
     is_first().map(|_first| ())
 }
@@ -303,12 +304,12 @@ mod processor {
             let mut at = registers_end.add(registers_end.align_offset(RECORDS_ALIGN));
             let end = at.add(RECORDS_BYTES);
             while at < end {
-                let [magic, len] = at.cast::<[u32; 2]>().read();
+                let [magic, len] = at.cast::<[u32; 2]>().read_unaligned();
                 if len == 0 {
                     return false;
                 }
                 if magic == ESR_MAGIC {
-                    return at.add(8).cast::<u64>().read() & STORE != 0;
+                    return at.add(8).cast::<u64>().read_unaligned() & STORE != 0;
                 }
                 at = at.add(len as usize);
             }

@@ -111,7 +111,7 @@ impl Limbo {
     fn empty<F: Frames>(&mut self, frames: &F, kept: bool) -> Result<(), Errno> {
         self.kept = if kept { self.kept } else { 0 };
         let start = self.kept * self.page.bytes();
-        self.region.advise(start, self.region.len() - start, frames.dont_need())
+        self.region.drop_pages(start, self.region.len() - start, frames.locked())
     }
 
     fn copy(&mut self, slot: usize) -> &mut [u8] {
