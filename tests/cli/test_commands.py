@@ -239,7 +239,7 @@ def test_doctor_adds_to_a_seccomp_profile(run_json: RunJson, tmp_path: Path) -> 
     code, rule = run_json("doctor", "--seccomp")
     assert code == 0
     assert rule["action"] == "SCMP_ACT_ALLOW"
-    assert {"userfaultfd", "io_uring_setup", "io_uring_enter"} <= set(rule["names"])
+    assert {"userfaultfd", "io_uring_setup", "io_uring_enter", "cachestat"} <= set(rule["names"])
     code, profile = run_json("doctor", "--seccomp", path)
     assert code == 0
     assert profile == {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [*rules, rule]}

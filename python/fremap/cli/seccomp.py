@@ -9,6 +9,7 @@ from fremap.errors import ArgumentError
 
 #: What Docker's default profile refuses and fremap uses.
 CALLS = (
+    "cachestat",
     "io_uring_enter",
     "io_uring_register",
     "io_uring_setup",
