@@ -290,3 +290,39 @@ def test_ctrl_c_comes_through_while_pages_are_touched(path: Path, run_script: Ru
         path,
     )
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_pages_in_which_a_growing_file_ended_are_forgotten(path: Path) -> None:
+    """Each is noted while it is shown, without memory that could be allocated in a fault."""
+    ends = 100
+    with fremap.open(path, "r+") as store:
+        window = fremap.Window(store, PAGES, prot=fremap.Prot.WRITE, coherent=False, **HOW)
+        size = 8 * 4096 + 100
+        os.truncate(path, size)
+        store.refresh()
+        for end in range(8, 8 + ends):
+            assert bytes(window.pages[end][100:200]) == bytes(100)
+            window.evict(end)
+            os.truncate(path, (end + 1) * 4096 + 100)
+            store.refresh()
+        window.close()
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults")
+def test_a_handler_that_is_enabled_again_and_again_is_one_handler(
+    path: Path, run_script: Run
+) -> None:
+    done = run_script(
+        BEGIN
+        + """
+    window = fremap.Window(store, **how)
+    for _ in range(400):
+        faulthandler.disable()
+        faulthandler.enable()
+        window.evict(7)
+        assert window.pages[7, 0] == numbered_words([7]).view(np.uint8)[0, 0]
+    print("resolved")
+    """,
+        path,
+    )
+    assert (done.returncode, done.stdout) == (0, "resolved\n"), done.stderr

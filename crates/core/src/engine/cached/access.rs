@@ -236,6 +236,9 @@ impl<F: Frames> Cached<F> {
         }
         let keep = self.kept(pages);
         self.check_budget("place", pages)?;
+        // What is loaded here is made the page's own below. Evicted in between it would be a
+        // page that nobody can bring again.
+        let _staying = self.stay(pages);
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));

@@ -179,12 +179,15 @@ impl State {
         }
         let room = self.room.as_mut()?;
         let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
-        let table = &self.table;
+        let (table, staying) = (&self.table, self.staying.as_ref());
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
             let entry = table.get(page);
-            let stays =
-                entry.held() || entry.writing() || keep.is_some_and(|all| all.contains(page));
+            let kept = |all: &Members| all.contains(page);
+            let stays = entry.held()
+                || entry.writing()
+                || keep.is_some_and(kept)
+                || staying.is_some_and(kept);
             if stays {
                 None
             } else {
@@ -301,6 +304,14 @@ impl<F: Frames> Cached<F> {
         })
     }
 
+    /// Has pages of a call stay in the window until the guard is dropped, also where a fault
+    /// of another thread looks for victims.
+    pub(super) fn stay(&self, pages: &Pages<WindowPage>) -> Staying<'_, F> {
+        let staying = self.kept(pages);
+        self.shared.state.lock().staying = staying;
+        Staying(&self.shared)
+    }
+
     /// Pages that the budget leaves for those of a call; None without a budget.
     pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
         let state = self.shared.state.lock();
@@ -321,5 +332,17 @@ impl<F: Frames> Cached<F> {
 
     fn budget_bytes(&self) -> u64 {
         self.shared.state.lock().room.as_ref().map_or(0, |room| room.budget_bytes)
+    }
+}
+
+/// Has the pages of a call stay in the window; see [`Cached::stay`].
+#[derive(Debug)]
+pub(super) struct Staying<'s, F: Frames>(&'s Shared<F>);
+
+impl<F: Frames> Drop for Staying<'_, F> {
+    fn drop(&mut self) {
+        // Freed without the lock, which a signal handler may want.
+        let staying = self.0.state.lock().staying.take();
+        drop(staying);
     }
 }

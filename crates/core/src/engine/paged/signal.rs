@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{tell_why, Attempt, Layout, Toucher};
+use super::serve::{nothing_to_bring, tell_why, Attempt, Layout, Toucher};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
 use crate::error::{Error, Result};
@@ -100,7 +100,7 @@ impl Responder {
             // A call holds the page, or has changed it: a store would be lost with it.
             return Outcome::Again;
         }
-        if !shared.recheck(attempt, touch.address as u64) {
+        if !shared.recheck(touch.address as u64) {
             Shared::note_lost(state, attempt);
             return Outcome::Again;
         }
@@ -158,7 +158,8 @@ impl Responder {
             Some(Loaded::Shown) => Next::Ends(Outcome::Again),
             Some(Loaded::InPart) => Next::Tries(1),
             Some(Loaded::Nothing) => {
-                tell_why(attempt.page, entry, "SIGBUS", format_args!("nothing is mapped there"));
+                let reason = nothing_to_bring(entry);
+                tell_why(attempt.page, entry, "SIGBUS", format_args!("{reason}"));
                 Next::Ends(Outcome::Bus)
             }
             Some(Loaded::Unread(unread)) => {
