@@ -174,7 +174,7 @@ class BatchDataset(IterableDataset):
             The DataLoader would make batches of these batches.
         """
         # torch tells a data set nothing of its loader, but what calls this there knows.
-        caller = sys._getframe(1).f_locals.get("self")
+        caller = sys._getframe(1).f_locals.get("self")  # noqa: SLF001 - the one way
         if getattr(caller, "auto_collation", False):
             raise ArgumentError(
                 "BatchDataset: the DataLoader makes batches of these batches; say "
