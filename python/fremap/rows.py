@@ -308,10 +308,6 @@ class Rows(ClosedOnExit):
         """
         return self._take(*select(ids, self._row_count), out)
 
-    if TYPE_CHECKING:
-        # Python iterates over what has lengths and items; checkers of types want a method.
-        def __iter__(self) -> Iterator[npt.NDArray[Any]]: ...
-
     def __getitem__(self, index: Any) -> Any:
         """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
         if isinstance(index, tuple | EllipsisType | None):
