@@ -124,6 +124,8 @@ __all__ = [
 if not TYPE_CHECKING:  # or every name were there to who checks types
 
     def __getattr__(name: str) -> Any:
+        if name == "torch":  # not among the others: without PyTorch it is an ImportError
+            return import_module("fremap.torch")
         if name not in _LATER:
             raise AttributeError(f"module 'fremap' has no attribute {name!r}")
         module = import_module(f"fremap.{_LATER[name]}")

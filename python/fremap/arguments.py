@@ -131,7 +131,15 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
         return out
     if hasattr(out, "__array__") and hasattr(out, "data_ptr"):
         # A tensor: its own array shows its memory, if it can have one at all.
-        array = np.asarray(out)
+        try:
+            array = np.asarray(out)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # It wants a gradient, is not in this memory, or of a type that NumPy has not.
+            raise PageTypeError(
+                f"{operation}: out is a tensor that NumPy cannot write to ({error}); give one in "
+                "memory, without a gradient, and of a type that NumPy has: for bfloat16 "
+                "out.view(torch.uint16)"
+            ) from error
         if array.size == 0 or array.ctypes.data == out.data_ptr():
             return array
     elif hasattr(out, "__array_interface__"):

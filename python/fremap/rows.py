@@ -28,7 +28,7 @@ from fremap.errors import (
 )
 from fremap.errors import _system as system_error
 from fremap.formats import MAX_AXES, Header, Table
-from fremap.rowids import select, select_mask
+from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import checked_budget
 from fremap.stores import FileStore, Store
 
@@ -107,10 +107,19 @@ class Rows(ClosedOnExit):
 
     Notes
     -----
-    Any number of threads may take at once. The sizes are those of when it was opened.
+    Any number of threads may take at once. The sizes are those of when it was opened; a file
+    that was cut short since is an error. What others write to a file is seen. While a file
+    changes, and some milliseconds longer, its rows are read by system calls.
+
     Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
-    and 512 at a time; one that was replaced or cut short meanwhile is an error. After
-    `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
+    and 512 at a time, and closed when others are. If another file takes the place of one of
+    them (a rename, as an atomic save does it), rows go on coming from the file that was
+    there first as long as that is open, and taking them is an error (``ESTALE``) once it had
+    to be opened again; never are they rows of the new file. Make a new object for these.
+
+    After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
+    Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads
+    all rows into memory.
 
     Examples
     --------
@@ -276,7 +285,8 @@ class Rows(ClosedOnExit):
         TruncatedError
             A file is shorter than it was; ``error.row`` and ``error.filename`` say which.
         StoreError
-            A row cannot be read, or another file is at its path (``ESTALE``).
+            A row cannot be read, or its file had to be opened and another one is at its path
+            (``ESTALE``).
         ClosedError
             `close` was called.
 
@@ -298,10 +308,6 @@ class Rows(ClosedOnExit):
         """
         return self._take(*select(ids, self._row_count), out)
 
-    if TYPE_CHECKING:
-        # Python iterates over what has lengths and items; checkers of types want a method.
-        def __iter__(self) -> Iterator[npt.NDArray[Any]]: ...
-
     def __getitem__(self, index: Any) -> Any:
         """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
         if isinstance(index, tuple | EllipsisType | None):
@@ -309,16 +315,22 @@ class Rows(ClosedOnExit):
                 f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
                 "integers or a mask; index the result for more"
             )
-        if isinstance(index, np.ndarray) and index.dtype == np.bool_:
-            return self._take(*select_mask(index, self._row_count), None)
+        mask = as_mask(index)
+        if mask is not None:
+            return self._take(*select_mask(mask, self._row_count), None)
         found = self.take(index)
         return found if found.ndim else found[()]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
+        return map(self.__getitem__, range(self._row_count))
 
     def __array__(
         self,
         dtype: npt.DTypeLike | None = None,
         copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
     ) -> npt.NDArray[Any]:
+        """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
         everything = self.take(slice(None))

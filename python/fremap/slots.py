@@ -170,6 +170,9 @@ class Slots:
     mapping a slot; the kernel may take pages back, and a touch reads them again. What
     leaves is chosen by the policy of windows with a budget, which here sees hits too.
     Extents are those of the store when the bank was made, also after a `Store.refresh`.
+    With engine "alias" a slot shows what others write to the store at once; with the other
+    engines, which copy, it shows what was there when the extent was brought in, until
+    `evict` has it read again.
     In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
     `Window` shows there. Pickling makes an empty bank on the store, re-opened.
 
@@ -381,6 +384,61 @@ class Slots:
         taken = self._take("hold", self._wanted("hold", keys))
         taken.hold()
         return Hold(taken)
+
+    def evict(self, keys: PageSelection = None) -> int:
+        """Empty the slots of extents, so that the next call that names them reads them again.
+
+        Call it after others have written to the store: unless the engine is "alias", a slot
+        shows what its extent was when it was brought in.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None, optional
+            Extents, repeats allowed; those that are in no slot are passed over. None means
+            all.
+
+        Returns
+        -------
+        int
+            Slots that were emptied. Their memory may not be touched until they show an
+            extent again.
+
+        Raises
+        ------
+        ArgumentError
+            One of the extents is held. Nothing has changed.
+        PageRangeError
+            A key is outside the store.
+        ClosedError, ForkError
+            The bank is closed, or was made by the parent process.
+
+        Notes
+        -----
+        `Window.evict`. Waits for calls under way that name one of the extents, of which it
+        cannot be known whether they read before the change.
+
+        Examples
+        --------
+        >>> import fremap
+        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2, engine="paged") as bank:
+        ...     slot = bank.ensure(7)
+        ...     store.write(7, b"x" * 4096)
+        ...     bank.evict(7), int(bank.array("u1")[bank.ensure(7)][0, 0])
+        (1, 120)
+        """
+        wanted = self._wanted("evict", keys)
+        if keys is None:
+            shown = self.keys
+            wanted = shown[shown >= 0]
+        taken = self._bank.evict(wanted)
+        try:
+            slots = np.frombuffer(taken.slots(), np.int64)
+            if len(slots):
+                self._window.evict(self._pages(slots), discard=True)
+        finally:
+            taken.release()
+        return len(slots)
 
     def _wanted(self, operation: str, keys: PageSelection) -> Numbers:
         """Return keys as an array of int64."""

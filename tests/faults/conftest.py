@@ -23,6 +23,7 @@ from fremap.testing import (
     kernel_reads,
     numbered_page,
     numbered_words,
+    wait_until_settled,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             for path_of_part, part in zip(paths, parts, strict=False):
                 if not path_of_part.exists():
                     path_of_part.write_bytes(part.tobytes())
+                    wait_until_settled(path_of_part)
             drop_cache(paths[-1])
             files = [fremap.open(part, "r+", page_bytes=4096) for part in paths]
             return fremap.concat([*files, memory(parts[-1])])
@@ -102,6 +104,7 @@ def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             return memory(content)
         if not path.exists():
             path.write_bytes(content.tobytes())
+            wait_until_settled(path)
         if kind == "cold":
             drop_cache(path)
         if kind == "direct by threads":

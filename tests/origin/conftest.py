@@ -17,6 +17,7 @@ from pathlib import Path
 import fremap
 import numpy as np
 import pytest
+from fremap.testing import wait_until_settled
 
 PAGE = mmap.PAGESIZE
 
@@ -110,6 +111,7 @@ def half_cached(disk_directory: Path, numbered_pages: Numbered) -> Iterator[Half
         path = disk_directory / f"half-cached-{os.urandom(4).hex()}"
         paths.append(path)
         path.write_bytes(numbered_pages(range(page_count), PAGE).tobytes())
+        wait_until_settled(path)
         drop_from_page_cache(path, 0, page_count)
         with path.open("rb") as file:
             # Random access reads what is asked for, and nothing ahead of it.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
+import os
 import pickle
+import resource
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -420,3 +423,91 @@ def test_rows_without_bytes(tmp_path: Path) -> None:
             rows.take([0])
         with pytest.raises(IndexError):
             rows[-1]
+
+
+# What NumPy takes between the brackets.
+
+
+def test_a_list_or_a_series_of_bools_is_a_mask(path: Path, table: np.ndarray) -> None:
+    class Series:
+        """As pandas has it: a dtype, a shape, and an array when asked."""
+
+        dtype, shape = np.dtype(bool), (ROW_COUNT,)
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return mask
+
+    mask = np.random.default_rng(3).random(ROW_COUNT) < 0.1
+    with fremap.rows(path) as rows:
+        for index in (mask, mask.tolist(), list(mask), Series()):
+            np.testing.assert_array_equal(rows[index], table[mask])
+        with pytest.raises(fremap.PageRangeError, match="one bool a row"):
+            rows[[True, False]]
+        with pytest.raises(fremap.PageTypeError, match="not bool"):
+            rows[[True, 1]]
+
+
+def test_unsigned_beside_negative_ids(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows.take([np.uint64(2), -1]), table[[2, -1]])
+        np.testing.assert_array_equal(rows[[[np.uint64(2)], [-1]]], table[[[2], [-1]]])
+        with pytest.raises(fremap.PageRangeError, match=f"row {2**64 - 1} is outside"):
+            rows.take([np.uint64(2**64 - 1), -1])
+
+
+def test_rows_are_iterated_one_by_one(table: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", table[:9])
+    with fremap.rows(tmp_path / "few.npy") as rows:
+        found = list(iter(rows))
+    np.testing.assert_array_equal(found, table[:9])
+
+
+# Another file at the path.
+
+
+def replace(path: Path, table: np.ndarray) -> None:
+    """As an atomic save does it."""
+    np.save(path.with_name("new.npy"), table)
+    path.with_name("new.npy").rename(path)
+
+
+def test_a_replaced_file_goes_on_as_long_as_it_is_open(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[:5], table[:5])
+        replace(path, table + 1)
+        for _ in range(3):
+            np.testing.assert_array_equal(rows.take(np.arange(ROW_COUNT)), table)
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[:], table + 1)
+
+
+def test_a_replaced_file_that_has_to_be_opened_is_an_error(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        replace(path, table + 1)
+        with pytest.raises(fremap.StoreError) as caught:
+            rows[3]
+    assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(path))
+
+
+def test_a_replaced_file_that_was_closed_for_others(table: np.ndarray, tmp_path: Path) -> None:
+    """Mapped or not: with its descriptor gone it cannot be told from the new one."""
+    paths = [tmp_path / f"{number}.npy" for number in range(64)]
+    for path in paths:
+        np.save(path, table[:64])
+        wait_until_settled(path)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir("/proc/self/fd")) + 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit[1]))  # a quarter may be open
+    try:
+        with fremap.rows(paths) as rows:
+            for _ in range(3):
+                rows.take(np.arange(64))  # of the first file
+            for number in range(1, 64):
+                rows.take([64 * number])
+            assert rows.stats().open_files <= most // 4 < 63
+            replace(paths[0], table[:64] + 1)
+            with pytest.raises(fremap.StoreError) as caught:
+                rows.take(np.arange(64))
+            assert caught.value.errno == errno.ESTALE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)

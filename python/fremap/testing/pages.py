@@ -104,6 +104,7 @@ def write_numbered_file(path: str | Path, page_count: int, page_bytes: int = 409
         for first in range(0, page_count, _PAGES_A_WRITE):
             numbers = np.arange(first, min(first + _PAGES_A_WRITE, page_count))
             file.write(numbered_words(numbers, page_bytes).tobytes())
+    wait_until_settled(path)  # or how it is read, and by how many calls, is left to chance
 
 
 def wait_until_settled(file: str | os.PathLike[str] | int) -> None:

@@ -69,38 +69,38 @@ mod tests {
     use super::*;
     use crate::sys::file;
 
-    fn facts(size_bytes: u64, changed_ns: i64) -> Option<Facts> {
+    fn facts(size_bytes: u64, changed_ns: i64) -> Facts {
         let file = std::fs::File::open("/proc/self/exe").expect("there is one");
         let real = file::facts(std::os::fd::AsFd::as_fd(&file)).expect("it is open");
-        Some(Facts { size_bytes, changed_ns, ..real })
+        Facts { size_bytes, changed_ns, ..real }
     }
 
     #[test]
     fn what_changed_long_ago_is_looked_at_once() {
         let last = LastChange::default();
-        let since = last.before(10, || facts(10, 5)).expect("it is whole and old");
-        assert!(last.after(since, 10, facts(10, 5)));
+        let since = last.before(10, || Some(facts(10, 5))).expect("it is whole and old");
+        assert!(last.after(since, 10, Some(facts(10, 5))));
         assert_eq!(last.before(10, || panic!("it is known")), Some(since));
     }
 
     #[test]
     fn a_change_that_left_the_size_is_noticed_and_looked_at_again() {
         let last = LastChange::default();
-        let since = last.before(10, || facts(10, 5)).expect("it is whole and old");
-        assert!(!last.after(since, 10, facts(10, 6)));
-        assert!(last.before(10, || facts(10, 6)).is_some());
-        for facts in [facts(9, 6), None] {
+        let since = last.before(10, || Some(facts(10, 5))).expect("it is whole and old");
+        assert!(!last.after(since, 10, Some(facts(10, 6))));
+        assert!(last.before(10, || Some(facts(10, 6))).is_some());
+        for now in [Some(facts(9, 6)), None] {
             let since = last.before(10, || panic!("it is known")).expect("the same");
-            assert!(!last.after(since, 10, facts));
-            assert!(last.before(10, || self::facts(10, 6)).is_some());
+            assert!(!last.after(since, 10, now));
+            assert!(last.before(10, || Some(facts(10, 6))).is_some());
         }
     }
 
     #[test]
     fn nothing_is_copied_of_what_is_cut_or_has_just_changed() {
         let last = LastChange::default();
-        assert_eq!(last.before(10, || facts(9, 5)), None);
-        assert_eq!(last.before(10, || facts(10, coarse_ns() + 1_000_000_000)), None);
+        assert_eq!(last.before(10, || Some(facts(9, 5))), None);
+        assert_eq!(last.before(10, || Some(facts(10, coarse_ns() + 1_000_000_000))), None);
         assert_eq!(last.before(10, || None), None);
     }
 }
