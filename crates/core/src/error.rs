@@ -84,10 +84,10 @@ pub enum Error {
         /// Bytes that the machine, or the memory cgroup, has left.
         available: u64,
     },
-    /// More than a window's memory budget.
+    /// More than a memory budget.
     #[error(
-        "{operation}: this needs {wanted} bytes of memory and the window's budget is {budget}: {why}; or make \
-         the window with a larger budget, or budget=None"
+        "{operation}: this needs {wanted} bytes of memory and the budget is {budget}: {why}; or give a \
+         larger budget, or budget=None"
     )]
     Budget {
         /// The operation that was asked for.

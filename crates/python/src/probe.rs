@@ -1,6 +1,8 @@
 //! What the kernel can do, what things cost here, and how many calls were made.
 
 use fremap_core::engine::EngineKind;
+use fremap_core::error::Error;
+use fremap_core::memory;
 use fremap_core::sys::call::{self, Call};
 use fremap_core::sys::probe;
 use fremap_core::units::Prot;
@@ -32,6 +34,13 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     answer.set_item("engines", engines)?;
     answer.set_item("chosen", chosen.to_string())?;
     Ok(answer)
+}
+
+/// Bytes that this process may still have: of the machine, and of its memory cgroups.
+#[pyfunction]
+pub fn available_memory(py: Python<'_>) -> PyResult<u64> {
+    let fail = |errno| Error::system("available_memory", errno);
+    run_short(py, || memory::available().map_err(fail))
 }
 
 /// What things cost here, measured now.
