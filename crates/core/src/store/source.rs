@@ -16,6 +16,7 @@ use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
 
+use crate::memory::mappings::FileMap;
 use crate::sys::fork;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
@@ -210,6 +211,7 @@ pub(crate) struct SourceMap {
     copied: AtomicBool,
     /// What it has mapped counts here.
     mapped: Arc<Mapped>,
+    _counted: FileMap,
 }
 
 impl Drop for SourceMap {
@@ -236,6 +238,7 @@ impl SourceMap {
         if mapped.maps.load(Ordering::Relaxed) >= MAX_MAPS {
             return Err(Errno::MFILE);
         }
+        let counted = FileMap::claim().ok_or(Errno::NOMEM)?;
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
         // Aligned, so that a chunk is a page table, which may go when the chunk is unmapped.
@@ -247,7 +250,14 @@ impl SourceMap {
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
         mapped.maps.fetch_add(1, Ordering::Relaxed);
         let mapped = Arc::clone(mapped);
-        Ok(Self { region, size_bytes, chunks, copied: AtomicBool::new(false), mapped })
+        Ok(Self {
+            region,
+            size_bytes,
+            chunks,
+            copied: AtomicBool::new(false),
+            mapped,
+            _counted: counted,
+        })
     }
 
     /// The size of the file that the map was made for.
