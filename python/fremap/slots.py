@@ -563,9 +563,9 @@ def _bank(
     if limit:
         window.close()
         raise BudgetError(
-            f"Slots: the bank has {page_count * store.page_bytes} bytes; with the memory that "
-            "reads go through, and page tables, which every bank has beside them, that does not "
-            f"fit into the budget of {limit}; use fewer slots, a larger budget, or budget=None"
+            f"Slots: the bank has {page_count * store.page_bytes} bytes and, with the memory that "
+            "reads go through and page tables, which every bank needs besides, does not fit into "
+            f"the budget of {limit}; use fewer slots, a larger budget, or budget=None"
         )
     return window
 
