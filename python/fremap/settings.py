@@ -77,11 +77,16 @@ def checked_extent(
 
 def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:
     """Return a budget if it is one."""
-    if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
-        return budget
+    if budget is None:
+        return None
+    if isinstance(budget, int | np.integer) and not isinstance(budget, bool) and budget > 0:
+        # More than any machine has is no limit, however it is written.
+        return min(int(budget), 2**63 - 1)
     if budget == "auto":
         return "auto"
-    raise ArgumentError(f'{operation}: budget is {budget!r}; it must be bytes, "auto" or None')
+    raise ArgumentError(
+        f'{operation}: budget is {budget!r}; it must be a positive number of bytes, "auto" or None'
+    )
 
 
 def first_mapping(

@@ -637,8 +637,9 @@ def _bank(
     if limit:
         window.close()
         raise BudgetError(
-            f"Slots: the bank has {page_count * store.page_bytes} bytes and does not fit into the "
-            f"budget of {limit}; use fewer slots, a larger budget, or budget=None"
+            f"Slots: the bank has {page_count * store.page_bytes} bytes and, with the memory that "
+            "reads go through and page tables, which every bank needs besides, does not fit into "
+            f"the budget of {limit}; use fewer slots, a larger budget, or budget=None"
         )
     return window
 

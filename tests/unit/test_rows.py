@@ -269,9 +269,6 @@ def test_the_budget_bounds_what_is_mapped(tmp_path: Path) -> None:
         rows.take(ids)
         assert rows.stats().rows_copied - before.rows_copied == 1000
         assert rows.stats().mapped_bytes + rows.stats().page_table_bytes <= budget
-    with fremap.rows(tmp_path / "raw", np.uint32, 128, budget=1) as rows:
-        warm(rows)
-        assert rows.stats().mapped_bytes == 0
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, "much", 1.5])
@@ -364,11 +361,11 @@ def test_closed(path: Path) -> None:
 
 
 def test_pickle_opens_again(path: Path, table: np.ndarray) -> None:
-    with fremap.rows([path, path], budget=1 << 20) as rows:
+    with fremap.rows([path, path], budget=1 << 22) as rows:
         for other in (pickle.loads(pickle.dumps(rows)), copy.copy(rows)):
             with other:
                 assert other.shape == (2 * ROW_COUNT, 7)
-                assert other.stats().budget_bytes == 1 << 20
+                assert other.stats().budget_bytes == 1 << 22
                 np.testing.assert_array_equal(other[[0, 5001]], table[[0, 1]])
         kept = pickle.dumps(rows)
     with path.open("ab") as file:

@@ -70,7 +70,7 @@ pub struct WindowOptions {
 /// How much memory a window may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
-    /// Half of what is available when it is made.
+    /// A share of half of what the process may have.
     Auto,
     /// What it is asked to show.
     Unlimited,
@@ -198,7 +198,7 @@ impl Window {
                     locked: options.lock,
                     tracking,
                     fault: options.fault,
-                    budget_bytes: choice::budget_bytes(options)?,
+                    budget: choice::budget(options),
                     calibration: &options.calibration,
                 };
                 Box::new(paged::open(store, table, options)?)

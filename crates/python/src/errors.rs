@@ -34,6 +34,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
         Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),
         Error::Fork { .. } => simple(py, "fork", &message),
+        Error::SharedMemory { path, .. } => system(py, "io", &message, ENOSPC, Some(path), None, 0),
         Error::MappingLimit { .. } => system(py, "mapping_limit", &message, ENOMEM, None, None, 0),
         Error::Io { path, file_page, errno, completed, .. } => {
             let number = errno.raw_os_error();
@@ -59,6 +60,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 }
 
 const ENOMEM: i32 = 12;
+const ENOSPC: i32 = 28;
 const ENODATA: i32 = 61;
 const ESTALE: i32 = 116;
 

@@ -43,6 +43,13 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     Ok(answer)
 }
 
+/// Bytes that this process may still have: of the machine, and of its memory cgroups.
+#[pyfunction]
+pub fn available_memory(py: Python<'_>) -> PyResult<u64> {
+    let fail = |errno| Error::system("available_memory", errno);
+    run_short(py, || memory::available().map_err(fail))
+}
+
 /// What things cost here, measured now.
 #[pyfunction]
 pub fn calibrate(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {

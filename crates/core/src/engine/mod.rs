@@ -8,7 +8,6 @@
 pub mod alias;
 pub mod cached;
 pub mod eager;
-mod mappings;
 pub mod paged;
 mod turn;
 
@@ -18,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::error::{Error, Interrupt, Result};
-use crate::memory;
+use crate::memory::{self, mappings};
 use crate::plan::Changes;
 use crate::stats::Stats;
 use crate::sys::mm::{Advice, OwnProcess, Region};

@@ -1,6 +1,7 @@
 //! Memory that this process may have, and who has reserved it.
 
 mod limits;
+pub(crate) mod mappings;
 mod pool;
 
 pub use limits::available;

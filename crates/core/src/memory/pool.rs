@@ -35,6 +35,17 @@ pub enum Ask {
     },
 }
 
+impl Ask {
+    /// The same, of an owner that cannot use more than `need`.
+    #[must_use]
+    pub fn with_need(self, need: u64) -> Self {
+        match self {
+            Self::Bytes(_) => self,
+            Self::Auto { .. } => Self::Auto { need },
+        }
+    }
+}
+
 /// An owner of memory that gives some back.
 pub trait GiveBack: Send + Sync {
     /// Gives back what is beyond its reservation, as far as that may be now.

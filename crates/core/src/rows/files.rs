@@ -108,6 +108,10 @@ impl Shard {
         self.rows.contains(&row)
     }
 
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
     #[inline]
     pub(super) fn offset_of(&self, row: u64, row_bytes: usize) -> u64 {
         self.data_offset + (row - self.rows.start) * row_bytes as u64

@@ -42,6 +42,7 @@ use durability::{Durability, Unsynced};
 pub use outgoing::Outgoing;
 use part::{File, Part, Parts};
 use source::Mapped;
+pub use source::SourceLimit;
 
 /// Where the pages of a store live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -352,10 +353,16 @@ impl Store {
         self.mapped.limit_bytes()
     }
 
-    /// Has the source maps keep no more than `bytes` of the files mapped, from now on and
-    /// for all who use the store.
-    pub fn limit_source_map(&self, bytes: u64) {
-        self.mapped.limit(bytes);
+    /// Has the source maps keep no more than `bytes` of the files mapped, for all who use
+    /// the store and as long as what is returned lives. What is beyond that is unmapped.
+    #[must_use]
+    pub fn limit_source_map(&self, bytes: u64) -> SourceLimit {
+        let limit = self.mapped.limit(bytes);
+        if self.mapped.is_beyond_limit() {
+            // The maps are made anew when they are wanted, without their page tables.
+            self.parts.all().iter().for_each(|part| part.source.forget());
+        }
+        limit
     }
 
     /// Bytes of the files that the source maps have mapped, which count as memory of

@@ -239,6 +239,17 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
     }
 }
 
+/// Bytes that are free in the file system of a path; one without a limit says `u64::MAX`.
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
+    let facts = rustix::fs::statvfs(path)?;
+    // A tmpfs without a size has no blocks.
+    let limited = facts.f_blocks > 0;
+    Ok(if limited { facts.f_bavail.saturating_mul(facts.f_frsize) } else { u64::MAX })
+}
+
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).
 #[must_use]
 pub fn descriptor_limit() -> u64 {

@@ -7,7 +7,7 @@ use crate::engine::cached::Tracking;
 use crate::engine::EngineKind;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
-use crate::memory;
+use crate::memory::Ask;
 use crate::sys::mm::has_populate_read;
 use crate::sys::uffd::Uffd;
 use crate::sys::{places, probe};
@@ -124,17 +124,14 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
     }
 }
 
-/// The bytes that a paged window may take; None without a limit.
-pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
+/// The memory that a paged window may take; None without a limit.
+pub(super) fn budget(options: &WindowOptions) -> Option<Ask> {
     match options.budget {
         // Locked memory does not leave.
-        _ if options.lock => Ok(None),
-        Budget::Unlimited => Ok(None),
-        Budget::Bytes(bytes) => Ok(Some(bytes)),
-        Budget::Auto => {
-            let available = memory::available();
-            Ok(Some(available.map_err(|errno| Error::system("Window", errno))? / 2))
-        }
+        _ if options.lock => None,
+        Budget::Unlimited => None,
+        Budget::Bytes(bytes) => Some(Ask::Bytes(bytes)),
+        Budget::Auto => Some(Ask::Auto { need: u64::MAX }),
     }
 }
 

@@ -40,7 +40,7 @@ pub enum Tracking {
 
 /// How pages get into the window's memory and out of it. Ranges are (offset,
 /// length) in bytes. Each function is called with the state locked.
-pub trait Frames: Send + Sync + std::fmt::Debug {
+pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     /// Whether an absent page is brought by a touch.
     const LAZY: bool;
 

@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use rustix::io::Errno;
 
@@ -38,7 +38,7 @@ mod staging;
 mod state;
 
 use budget::Room;
-pub use budget::{cluster_pages, divide, Division, SOURCE_PART};
+pub use budget::{cluster_pages, divide, whole_bytes, Division};
 pub use frames::{Before, Filled, Frames, Tracking};
 pub use limbo::Limbo;
 use load::{Call, Step, STEP_PAGES};
@@ -53,7 +53,7 @@ use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::{FaultMode, FaultThread};
-use crate::memory;
+use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
@@ -85,6 +85,8 @@ pub struct Shared<F> {
     evict_gap_pages: u64,
     /// Counters.
     pub counters: Counters,
+    /// The memory of a window that fits into its budget whole.
+    _reserved: Option<Reservation>,
 }
 
 /// An engine that shows copies.
@@ -110,16 +112,23 @@ impl<F: Frames> Cached<F> {
         store: Arc<Store>,
         frames: F,
         table: Table,
-        budget: Option<(u64, Division)>,
+        budget: Option<(Reservation, Option<Division>)>,
         fault: FaultMode,
         calibration: &Calibration,
     ) -> Self {
         let page = store.page_size();
-        let chunk_pages = budget.map_or_else(
+        let division = budget.as_ref().and_then(|(_, division)| *division);
+        let chunk_pages = division.map_or_else(
             || Self::chunk_pages(page, &table, frames.tracking(), calibration),
-            |(_, division)| division.chunk_pages,
+            |division| division.chunk_pages,
         );
-        let room = budget.map(|(bytes, division)| Room::new(bytes, division, &table, page));
+        let (room, reserved) = match budget {
+            Some((budget, Some(division))) => {
+                (Some(Room::new(budget, division, &store, table.page_count())), None)
+            }
+            Some((budget, None)) => (None, Some(budget)),
+            None => (None, None),
+        };
         let mut state = State::new(table, frames.tracking(), page);
         state.room = room;
         let state = Lock::new(state);
@@ -133,11 +142,17 @@ impl<F: Frames> Cached<F> {
             state,
             evict_gap_pages: calibration.evict_gap_pages,
             counters: Counters::default(),
+            _reserved: reserved,
         };
+        let shared = Arc::new(shared);
+        if let Some(room) = &shared.state.lock().room {
+            let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
+            room.budget().given_back_by(owner);
+        }
         Self {
             fault_thread: None,
             resolving: None,
-            shared: Arc::new(shared),
+            shared,
             page,
             chunk_pages: chunk_pages as usize,
             control: Turn::new(None),

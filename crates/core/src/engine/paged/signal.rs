@@ -321,7 +321,7 @@ mod tests {
             locked: false,
             tracking: Some(Tracking::Faults),
             fault: FaultMode::Signal,
-            budget_bytes: None,
+            budget: None,
             calibration: &Calibration::default(),
         };
         let Ok(cached) = open(store, table.with_appearances(), options) else {
