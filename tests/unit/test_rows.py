@@ -218,7 +218,7 @@ def test_out_in_a_window(engine: str, path: Path, table: np.ndarray) -> None:
         del out
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_warm_rows_take_no_system_call_each(path: Path, table: np.ndarray) -> None:
     ids = np.random.default_rng(5).permutation(ROW_COUNT)
     with fremap.rows(path) as rows:
@@ -244,7 +244,7 @@ def test_stats_add_up(path: Path) -> None:
     assert stats.page_table_bytes == -(-stats.mapped_bytes // (2 << 20)) * 4096
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_the_budget_bounds_what_is_mapped(tmp_path: Path) -> None:
     """Three chunks fit; rows come from ten."""
     chunk_rows = (2 << 20) // 512

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::sys::file::{memory_file, temporary_file};
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::probe::check_kernel;
 use crate::sys::span::Span;
 use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
-use crate::window::check_kernel;
 
 /// Numbers that depend on the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use crate::sys::tell::tell;
 use crate::table::{Entry, Table};
 use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
-pub use choice::{check_kernel, choose_engine};
+pub use choice::choose_engine;
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]

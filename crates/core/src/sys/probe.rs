@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::io::Errno;
 
-use crate::error::describe;
+use crate::error::{self, describe, Error};
 
 use super::call::{enter, Call};
 use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
@@ -195,6 +195,22 @@ fn reclaims_now() -> Result<bool, Errno> {
 #[must_use]
 pub fn kernel_release() -> String {
     rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Fails on a kernel that is too old for windows.
+///
+/// # Errors
+/// [`Error::Unsupported`].
+pub fn check_kernel(operation: &'static str) -> error::Result<()> {
+    if has_populate_read() {
+        return Ok(());
+    }
+    let reason = format!(
+        "windows need Linux 5.14 or later (MADV_POPULATE_READ), and this is Linux {}; use \
+         `fremap.rows`, or `read` and `write` of a store, which work here",
+        kernel_release()
+    );
+    Err(Error::Unsupported { operation, reason })
 }
 
 /// Bytes that this process may lock; None without limit.

@@ -8,7 +8,6 @@ use crate::engine::EngineKind;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::memory::Ask;
-use crate::sys::mm::has_populate_read;
 use crate::sys::uffd::Uffd;
 use crate::sys::{places, probe};
 use crate::units::Prot;
@@ -39,7 +38,7 @@ pub fn choose_engine(
         }
         _ => {}
     }
-    check_kernel("Window")?;
+    probe::check_kernel("Window")?;
     let paged =
         |prot| Ok::<_, Error>(has_userfaultfd()? && (prot == Prot::Read || notices_stores()?));
     match (asked, coherent) {
@@ -66,22 +65,6 @@ pub fn choose_engine(
         (None, Some(false)) => Ok(EngineKind::Eager),
         (None, None) => Ok(EngineKind::Alias),
     }
-}
-
-/// Fails on a kernel that is too old for windows.
-///
-/// # Errors
-/// [`Error::Unsupported`].
-pub fn check_kernel(operation: &'static str) -> Result<()> {
-    if has_populate_read() {
-        return Ok(());
-    }
-    let reason = format!(
-        "windows need Linux 5.14 or later (MADV_POPULATE_READ), and this is Linux {}; use \
-         `fremap.rows`, or `read` and `write` of a store, which work here",
-        probe::kernel_release()
-    );
-    Err(Error::Unsupported { operation, reason })
 }
 
 /// Whether userfaultfd tells of stores.
