@@ -26,6 +26,7 @@ use rustix::io::Errno;
 mod access;
 mod budget;
 mod frames;
+mod grown;
 mod limbo;
 mod load;
 mod page_tables;
@@ -497,6 +498,10 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let _control = self.control.take(interrupt)?;
         self.flush_pages(pages, interrupt)
+    }
+
+    fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        Self::reload_grown(self, had_bytes, interrupt)
     }
 
     fn dirty(&self) -> Result<Vec<bool>> {

@@ -60,6 +60,13 @@ impl<F: Frames> Drop for Held<'_, F> {
     }
 }
 
+impl<F: Frames> Held<'_, F> {
+    /// The pages, sorted, each once.
+    pub(super) fn pages(&self) -> &[WindowPage] {
+        &self.pages
+    }
+}
+
 impl<F: Frames> Cached<F> {
     /// Holds pages, if anybody may store to the window. Waits for others who hold them.
     pub(super) fn hold(
