@@ -507,12 +507,15 @@ impl<F: Frames> Engine for Cached<F> {
     fn dirty(&self) -> Result<Vec<bool>> {
         let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut dirty = room_for("dirty", page_count)?;
-        for piece in pieces_of(page_count, STEP_PAGES) {
+        dirty.resize(page_count, false);
+        for piece in self.shared.used_pieces(&Pages::Range(0..page_count as u64)) {
             let mut state = self.shared.state.lock();
-            let pages: Vec<WindowPage> = piece.map(|page| WindowPage(page as u64)).collect();
+            let pages: Vec<WindowPage> = piece.iter().collect();
             let noted = self.shared.note_stores(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
-            dirty.extend(pages.iter().map(|&page| state.get(page).unsaved()));
+            for page in pages {
+                dirty[page.0 as usize] = state.get(page).unsaved();
+            }
         }
         Ok(dirty)
     }
