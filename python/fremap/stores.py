@@ -298,11 +298,15 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The size cannot be read.
+            The size cannot be read; or, where the file grew, a window's last page cannot be
+            written or read. Another `refresh` tries it again.
 
         Notes
         -----
-        ``fstat(2)``. Windows keep the page count that they were made with. After a `sync` or
+        ``fstat(2)``. Windows keep the page count that they were made with. Where the file ended
+        within a page and is longer now, writable windows write what was stored to the page up to
+        the old end, and load it anew; what was stored behind the old end before `refresh`
+        has returned is dropped. After a `sync` or
         `Window.flush` that lost writes, `refresh` acknowledges the loss: later ones may
         succeed again.
         """

@@ -137,7 +137,9 @@ class Window(Views):
     Do not have the kernel read absent pages of a window of engine "paged" in order to
     write the file behind it (``os.pwrite(fd, window, offset)``), which may lock what reading
     needs: use `Store.write`. With a budget, pin what it refers to beyond a call
-    (``MSG_ZEROCOPY``). Pages may be read before a touch: `evict` what others have written.
+    (``MSG_ZEROCOPY``). Have no device store to a window that is written and not coherent
+    (``os.preadv`` on ``O_DIRECT``, GPUs): beside a flush it is lost, as the kernel does not note
+    it. Copy, as `Store.read` does. Pages may be read before a touch: `evict` what others wrote.
 
     Examples
     --------
@@ -559,10 +561,8 @@ class Window(Views):
         PageRangeError
             A page is outside the window.
         StoreError
-            Writing failed; the pages are still dirty, and flushing again
-            writes them again. Where ``fsync`` failed and pages had been evicted, remapped or
-            written by `Store.write` since the last one that succeeded, those may be lost:
-            every flush and sync fails until `Store.refresh`.
+            Writing failed; the pages are still dirty, and flushing again writes them again.
+            Where ``fsync`` lost what had left the window it fails until `Store.refresh`.
 
         Notes
         -----
@@ -571,9 +571,8 @@ class Window(Views):
         in flight (``io_uring``, or 16 threads where there is none). A store by another
         thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
         in the very moment: what was stored past its end is dropped. A coherent window:
-        ``fsync(2)`` for all pages, also those remapped away since; ``msync(MS_SYNC)`` for a
-        selection; every error lasts until `Store.refresh`. What waits for the device cannot be
-        interrupted. A read-only window has nothing to flush.
+        ``fsync(2)`` for all, ``msync(MS_SYNC)`` for a selection; every error lasts until
+        `Store.refresh`. What waits for the device cannot be interrupted.
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
@@ -593,7 +592,7 @@ class Window(Views):
 
         Notes
         -----
-        Engine "alias" reads ``/proc/self/pagemap``; the others know.
+        Engine "alias" reads ``/proc/self/pagemap``.
         """
         return np.frombuffer(self._present(), dtype=np.bool_)
 

@@ -526,6 +526,20 @@ impl Window {
         }
     }
 
+    /// Takes in what the store has grown by since it had `had_bytes`, in pages within which it
+    /// ended when they were loaded. The window of another process is left alone.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        if self.prot == Prot::Write && self.is_own() {
+            self.check_faults("refresh")?;
+            self.engine.reload_grown(had_bytes, interrupt)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Makes pages present and keeps them so until they are [unpinned](Self::unpin).
     ///
     /// # Errors

@@ -185,9 +185,15 @@ impl WindowBase {
             tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
-        let store = store.core();
-        let window = run(py, |interrupt| Window::new(store, &options, interrupt))?;
-        let state = State { window: Some(Arc::new(window)), exports: 0, leaving: false };
+        let core = store.core();
+        let had_bytes = core.size_bytes();
+        let window = Arc::new(run(py, |interrupt| Window::new(core, &options, interrupt))?);
+        if window.writable() && !window.coherent() {
+            store.add_window(&window);
+            // Before it was added nobody told it.
+            run(py, |interrupt| window.reload_grown(had_bytes, interrupt))?;
+        }
+        let state = State { window: Some(window), exports: 0, leaving: false };
         Ok(Self { state: Mutex::new(state) })
     }
 

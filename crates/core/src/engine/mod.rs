@@ -136,6 +136,15 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// I/O.
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
+    /// Takes into pages what the store has of them since it had `had_bytes`, where they were
+    /// loaded when it ended within them. What was stored to them up to there is written.
+    ///
+    /// # Errors
+    /// I/O; what was not taken in is by the next call.
+    fn reload_grown(&self, _had_bytes: u64, _interrupt: &dyn Interrupt) -> Result<()> {
+        Ok(())
+    }
+
     /// Which pages have content that the store does not have.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 mod access;
 mod budget;
 mod frames;
+mod grown;
 mod limbo;
 mod load;
 mod page_tables;
@@ -514,15 +515,22 @@ impl<F: Frames> Engine for Cached<F> {
         self.flush_pages(pages, interrupt)
     }
 
+    fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        Self::reload_grown(self, had_bytes, interrupt)
+    }
+
     fn dirty(&self) -> Result<Vec<bool>> {
         let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut dirty = room_for("dirty", page_count)?;
-        for piece in pieces_of(page_count, STEP_PAGES) {
+        dirty.resize(page_count, false);
+        for piece in self.shared.used_pieces(&Pages::Range(0..page_count as u64)) {
             let mut state = self.shared.state.lock();
-            let pages: Vec<WindowPage> = piece.map(|page| WindowPage(page as u64)).collect();
+            let pages: Vec<WindowPage> = piece.iter().collect();
             let noted = self.shared.note_stores(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
-            dirty.extend(pages.iter().map(|&page| state.get(page).unsaved()));
+            for page in pages {
+                dirty[page.0 as usize] = state.get(page).unsaved();
+            }
         }
         Ok(dirty)
     }

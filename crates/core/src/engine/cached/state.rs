@@ -91,6 +91,11 @@ impl State {
         }
     }
 
+    /// File pages that were loaded when the file ended within them.
+    pub(super) fn cut_pages(&self) -> impl Iterator<Item = FilePage> + '_ {
+        self.cut.iter().map(|&(page, _)| page)
+    }
+
     /// Bytes that the file had of a page when it was loaded.
     pub(super) fn file_bytes(&self, page: FilePage, page_size: PageSize) -> usize {
         let cut = self.cut.iter().find(|&&(cut, _)| cut == page);
