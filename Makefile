@@ -12,7 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes that the tests start would compile the package again, each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp test-long \
+.PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp \
+	test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
 	check check-rust check-python clean
 
 all: .venv/built
@@ -35,8 +36,9 @@ export REQUIREMENTS
 	@touch $@
 
 # The package, installed in place; Python sources need no rebuild, Rust sources do.
+# pip would name each extra that was not asked for.
 .venv/built: .venv/made pyproject.toml $(RUST)
-	$(BIN)/maturin develop --release --quiet
+	PIP_QUIET=1 $(BIN)/maturin develop --release --quiet
 	@touch $@
 
 demo: .venv/built
@@ -46,13 +48,13 @@ bench: .venv/built
 	$(BIN)/fremap bench remap nonblock protect read
 
 # The suite three times: as whoever runs make, as an ordinary user (where that
-# is not the same), and under a container's seccomp filter. `make test -j3` runs them
-# side by side. The second and third try fewer of Hypothesis's examples and rounds, and
+# is not the same), and under a container's seccomp filter; and a part of it as two older
+# kernels. `make test -j3` runs them side by side. All but the first try fewer of Hypothesis's examples and rounds, and
 # leave out what is Python alone and the same for all: the tests of the tests' own model,
 # and the sizes of the source files.
 AGAIN := $(SUITE) --examples 8 --ignore=tests/property/test_machine.py --ignore=tests/docs/test_rooms.py
 
-test: test-rust test-python test-ordinary test-seccomp
+test: test-rust test-python test-ordinary test-seccomp test-old-kernels
 
 # Arithmetic is checked as in debug builds; loops over pages are compiled, or they take minutes.
 test-rust: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
@@ -73,6 +75,12 @@ test-ordinary: .venv/built
 test-seccomp: .venv/built
 	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(AGAIN)
 
+# What depends on the kernel, without the features that came after these two.
+test-old-kernels: test-linux-6.1 test-linux-5.15
+
+test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
+	$(BIN)/python tests/runners/as_older_kernel.py $* $(BIN)/pytest $(AGAIN) tests/origin tests/faults
+
 test-long: .venv/built
 	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800
 
@@ -85,7 +93,7 @@ check-rust: .venv/made
 check-python: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict python/fremap
+	$(BIN)/mypy --strict python/fremap tests/typing
 	$(BIN)/stubtest fremap._core
 	$(BIN)/python tests/docs/validate_docstrings.py
 

@@ -56,6 +56,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[WRONG] = []
 
 
+def may_limit_memory() -> bool:
+    """Whether this process may make a memory cgroup, of version 1 or 2."""
+    top = Path("/sys/fs/cgroup")
+    if os.access(top / "memory", os.W_OK):
+        return True
+    controllers = top / "cgroup.controllers"
+    return (
+        controllers.exists()
+        and "memory" in controllers.read_text().split()
+        and os.access(top / "cgroup.subtree_control", os.W_OK)
+    )
+
+
 @functools.cache
 def available() -> dict[str, bool]:
     """Name of each capability and engine → whether this process has it."""
@@ -64,6 +77,7 @@ def available() -> dict[str, bool]:
     capabilities = fremap.capabilities()
     names = {name: probe.available for name, probe in capabilities.probes.items()}
     names.update({name: engine.available for name, engine in capabilities.engines.items()})
+    names["memory_cgroup"] = may_limit_memory()
     # No part of fremap's tests, and large: what adapts to it is tested where it is.
     names["torch"] = importlib.util.find_spec("torch") is not None
     return names
@@ -107,6 +121,8 @@ WRITE_BACK = {
     "paged-sync-signal": {"engine": "paged", "tracking": "sync", **SIGNAL},
     "eager": {"engine": "eager"},
 }
+#: What a kernel needs to notice stores in either way.
+TRACKING_NEEDS = {"async": ("uffd_wp_async", "uffd_move"), "sync": ("uffd_wp",)}
 
 
 @pytest.fixture(params=WRITE_BACK)
@@ -115,7 +131,7 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     from fremap import Prot
 
     options = WRITE_BACK[request.param]
-    skip_unless(options["engine"], *(["uffd_wp"] if options["engine"] == "paged" else []))
+    skip_unless(options["engine"], *TRACKING_NEEDS.get(options.get("tracking"), ()))
     return {"prot": Prot.WRITE, "coherent": False, **options}
 
 

@@ -36,6 +36,11 @@ from fremap.errors import (
     PlacedPageError,
     RemapError,
     StoreError,
+    StoreExistsError,
+    StoreIsDirectoryError,
+    StoreNotDirectoryError,
+    StoreNotFoundError,
+    StorePermissionError,
     TruncatedError,
     UnsupportedError,
     ViewsAliveError,
@@ -100,6 +105,11 @@ __all__ = [
     "SlotsStats",
     "Store",
     "StoreError",
+    "StoreExistsError",
+    "StoreIsDirectoryError",
+    "StoreNotDirectoryError",
+    "StoreNotFoundError",
+    "StorePermissionError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",
@@ -121,6 +131,8 @@ __all__ = [
 if not TYPE_CHECKING:  # or every name were there to who checks types
 
     def __getattr__(name: str) -> Any:
+        if name == "torch":  # not among the others: without PyTorch it is an ImportError
+            return import_module("fremap.torch")
         if name not in _LATER:
             raise AttributeError(f"module 'fremap' has no attribute {name!r}")
         module = import_module(f"fremap.{_LATER[name]}")
@@ -129,4 +141,5 @@ if not TYPE_CHECKING:  # or every name were there to who checks types
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    # What users may use: no modules, no imports of this file.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
@@ -61,9 +62,45 @@ def quantity(what: str, value: SupportsIndex) -> int:
         number = operator.index(value)
     except TypeError:
         raise PageTypeError(f"{what} must be an integer, not {type(value).__name__}") from None
-    if not 0 <= number <= _INT64_MAX:
-        raise ArgumentError(f"{what} is {number}; it must be from 0 to 2**63 - 1")
+    if number < 0:
+        raise ArgumentError(f"{what} is {number}; it must not be negative")
+    if number > _INT64_MAX:
+        raise ArgumentError(f"{what} is {number}; it must be below 2**63")
     return number
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number of things in words: 1 page, 2 pages."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def refuse_objects(operation: str, what: str, memory: memoryview | npt.NDArray[Any]) -> None:
+    """Refuse memory of Python objects: bytes over their pointers end the process.
+
+    Every buffer that a caller gives passes here before its bytes are read or written. The
+    format does not tell of ctypes' unions and packed structures, their types do.
+    """
+    if isinstance(memory, memoryview):
+        letters = re.sub(":[^:]*:", "", memory.format)
+        objects = "O" in letters or _has_objects(type(memory.obj))
+    else:
+        objects = memory.dtype.hasobject
+    if objects:
+        raise PageTypeError(
+            f"{operation}: {what} holds Python objects, which are no bytes; give memory of "
+            "numbers or bytes"
+        )
+
+
+def _has_objects(kind: type) -> bool:
+    """Tell whether a type of ctypes has a ``py_object`` in it."""
+    if type(kind).__module__ != "_ctypes":
+        return False
+    inner: object = getattr(kind, "_type_", None)
+    if isinstance(inner, type) and hasattr(kind, "_length_"):
+        return _has_objects(inner)
+    fields = (field for base in kind.__mro__ for field in base.__dict__.get("_fields_", ()))
+    return inner == "O" or any(_has_objects(field[1]) for field in fields)
 
 
 def filled_memory(
@@ -74,6 +111,7 @@ def filled_memory(
     What has a dtype must have this one, and this shape; plain bytes need the right length.
     """
     array = _shared_array(operation, out)
+    refuse_objects(operation, "out", array)
     if not array.flags.writeable or not array.flags.c_contiguous:
         raise ArgumentError(f"{operation}: out must be writable and C-contiguous")
     if array.dtype == dtype and array.shape == shape:
@@ -93,14 +131,26 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
         return out
     if hasattr(out, "__array__") and hasattr(out, "data_ptr"):
         # A tensor: its own array shows its memory, if it can have one at all.
-        array = np.asarray(out)
+        try:
+            array = np.asarray(out)
+        except (TypeError, ValueError, RuntimeError) as error:
+            # It wants a gradient, is not in this memory, or of a type that NumPy has not.
+            raise PageTypeError(
+                f"{operation}: out is a tensor that NumPy cannot write to ({error}); give one in "
+                "memory, without a gradient, and of a type that NumPy has: for bfloat16 "
+                "out.view(torch.uint16)"
+            ) from error
         if array.size == 0 or array.ctypes.data == out.data_ptr():
             return array
     elif hasattr(out, "__array_interface__"):
         return np.asarray(out)
     else:
         try:
-            return np.asarray(memoryview(out))
+            view = memoryview(out)
+            refuse_objects(operation, "out", view)
+            return np.asarray(view)
+        except PageTypeError:
+            raise
         except (TypeError, ValueError):
             pass
     raise PageTypeError(f"{operation}: out must be memory, not {type(out).__name__}")
@@ -109,8 +159,7 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
 def bytes_of(operation: str, data: BufferLike, sizes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """Return `data` as flat uint8, without a copy where that can be; its size is one of `sizes`."""
     array = _array(operation, data)
-    if array.dtype.hasobject:
-        raise PageTypeError(f"{operation}: data must be bytes or numbers, not Python objects")
+    refuse_objects(operation, "data", array)
     flat: npt.NDArray[np.uint8] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     if len(flat) not in sizes:
         wanted = " or ".join(str(size) for size in dict.fromkeys(sizes))
@@ -127,4 +176,5 @@ def _array(operation: str, data: Any) -> npt.NDArray[Any]:
         raise PageTypeError(
             f"{operation}: data must be a buffer or an array, not {type(data).__name__}"
         ) from None
+    refuse_objects(operation, "data", view)
     return np.asarray(view)

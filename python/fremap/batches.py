@@ -203,6 +203,12 @@ class Batches(ClosedOnExit):
         """Return the number of batches of this worker in the whole epoch."""
         return len(self._epoch.numbers)
 
+    def __repr__(self) -> str:
+        """Describe the iterator in a line."""
+        if self._closed:
+            return "<fremap.Batches, closed>"
+        return f"<fremap.Batches, {len(self._remaining)} of {len(self)} batches left>"
+
     def __iter__(self) -> Self:
         """Return the iterator itself."""
         return self

@@ -1,34 +1,43 @@
-"""What things cost on this machine, measured once and kept.
+"""What things cost on this machine: built-in values, or those measured and kept.
 
 The patch of 2002 asked for the choice between dropping single pages and whole
-ranges to be "calibrated at boot time". Here a few batch sizes and crossover
-points are measured the first time a window is made, in under 200 ms, and kept
-in ``$XDG_CACHE_HOME/fremap/calibration.json`` (``~/.cache`` by default) for
-each kind of machine and kernel. `load` shows them, `Window(calibration=...)`
-overrides them, and removing the file measures them again.
+ranges to be "calibrated at boot time". fremap has a few such batch sizes and
+crossover points. Windows use built-in values until somebody measures this
+machine, by ``fremap calibrate`` or `measure`; what was measured is kept in
+``$XDG_CACHE_HOME/fremap/calibration.json`` (``~/.cache`` by default) for each
+kind of machine and kernel, and used from then on. Importing fremap or making a
+window measures nothing and writes no file.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from fremap import _core
-from fremap.errors import ArgumentError
+from fremap.errors import ArgumentError, StoreError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Calibration", "CalibrationWarning", "cache_path", "load", "measure", "save"]
+__all__ = ["Calibration", "CalibrationWarning", "cache_path", "kept", "load", "measure", "save"]
 
 _FORMAT = 2
 _MACHINES_MAX = 64  # a home directory may be shared by many; the oldest entry goes first
+_FILE_BYTES_MAX = 1 << 20  # far more than so many machines take
+_LIMITS = {
+    "alias_extent_pages": (0, 2**32),
+    "evict_gap_pages": (0, 2**32),
+    "batch_pages": (1, 4096),
+}
 
 
 class CalibrationWarning(RuntimeWarning):
-    """The kept calibration cannot be read or written; it is measured again instead."""
+    """The kept calibration is damaged; the built-in values are used instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +52,7 @@ class Calibration:
         Two runs to evict are dropped by one call if no more absent pages than
         this lie between them.
     batch_pages : int
-        Pages read before they are swapped into the window together; 4096 at most.
+        Pages read before they are swapped into the window together; from 1 to 4096.
 
     Examples
     --------
@@ -58,12 +67,14 @@ class Calibration:
     batch_pages: int
 
     def __post_init__(self) -> None:
-        """Refuse what is no number of pages."""
+        """Refuse numbers that no window can use."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if type(value) is not int or not 0 <= value < 2**63:
+            least, most = _LIMITS[field.name]
+            if type(value) is not int or not least <= value <= most:
                 raise ArgumentError(
-                    f"Calibration: {field.name} is {value!r}; it must be a number of pages"
+                    f"Calibration: {field.name} is {_short(value)}; it must be a number of pages "
+                    f"from {least} to {most}"
                 )
 
     def to_dict(self) -> dict[str, int]:
@@ -77,29 +88,50 @@ class Calibration:
         return asdict(self)
 
 
-# What was loaded or measured, so that it is so once a process. Two threads that
-# begin together may both measure; no lock, which a fork could leave locked.
-_known: dict[Path, Calibration] = {}
+# What windows of this process use, by the path it was read from. Two threads that begin
+# together may both read; no lock, which a fork could leave locked.
+_known: dict[Path | None, Calibration] = {}
 
 
-def cache_path() -> Path:
+def cache_path() -> Path | None:
     """Return where calibrations are kept.
 
     Returns
     -------
-    Path
-        ``$XDG_CACHE_HOME/fremap/calibration.json``, or under ``~/.cache``.
+    Path or None
+        ``$XDG_CACHE_HOME/fremap/calibration.json``, or under ``~/.cache``; None where
+        neither variable is set and this user has no home directory.
     """
     from pathlib import Path
 
     base = os.environ.get("XDG_CACHE_HOME", "")
     # The specification of XDG says that a relative path is to be ignored.
-    root = Path(base) if base.startswith("/") else Path("~/.cache").expanduser()
-    return root / "fremap" / "calibration.json"
+    root = Path(base) if base.startswith("/") else None
+    if root is None and (home := _home()) is not None:
+        root = Path(home) / ".cache"
+    return None if root is None else root / "fremap" / "calibration.json"
 
 
-def measure() -> Calibration:
-    """Measure now, and keep nothing.
+def _home() -> str | None:
+    """Return this user's home directory, or None: containers run as users that have none."""
+    home = os.environ.get("HOME", "")
+    if not home:
+        import pwd
+
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            return None
+    return home if home.startswith("/") else None
+
+
+def measure(*, keep: bool = True) -> Calibration:
+    """Measure this machine, and keep the result for windows of later processes and this one.
+
+    Parameters
+    ----------
+    keep : bool, default True
+        `save` what was measured. False returns it and changes nothing.
 
     Returns
     -------
@@ -109,46 +141,63 @@ def measure() -> Calibration:
     Raises
     ------
     StoreError
-        There is no memory to measure with.
+        There is no memory to measure with, or the result cannot be kept.
 
     Notes
     -----
     Maps, copies and drops a few hundred pages of its own; under 200 ms.
     """
-    return Calibration(**_core.calibrate())
+    measured = Calibration(**_core.calibrate())
+    if keep:
+        save(measured)
+    return measured
 
 
 def load() -> Calibration:
-    """Return this machine's calibration: the kept one, else measured now and kept.
+    """Return what windows use unless they are told otherwise.
 
     Returns
     -------
     Calibration
-        What windows use unless they are told otherwise.
+        What was measured and kept for this machine and kernel, else built-in values.
 
     Warns
     -----
     CalibrationWarning
-        The file is damaged, or cannot be read or written. The calibration is
-        then measured, once a process.
+        The file is damaged; once a process. The built-in values are used.
 
     Notes
     -----
-    Reads one small file. Any number of threads and processes.
+    Reads one small file, once a process; measures and writes nothing. Any number of
+    threads and processes.
     """
     path = cache_path()
     known = _known.get(path)
     if known is not None:
         return known
-    kept = _read(path).get(_machine())
-    if kept is not None:
-        return _known.setdefault(path, kept)
-    fresh = _known.setdefault(path, measure())
-    try:
-        save(fresh)
-    except OSError as error:
-        _warn(f"cannot keep the calibration: {error}")
-    return fresh
+    entries, damage = _read(path)
+    found = entries.get(_machine()) or Calibration(**_core.default_calibration())
+    chosen = _known.setdefault(path, found)
+    if damage and chosen is found:
+        warnings.warn(
+            f"fremap.calibration: {path} {damage}, so the built-in values are used; run "
+            "`fremap calibrate` to measure anew, or remove the file",
+            CalibrationWarning,
+            stacklevel=2,
+        )
+    return chosen
+
+
+def kept() -> Calibration | None:
+    """Return what was measured and kept for this machine and kernel.
+
+    Returns
+    -------
+    Calibration or None
+        None where nothing usable is kept.
+    """
+    entries, _ = _read(cache_path())
+    return entries.get(_machine())
 
 
 def save(calibration: Calibration) -> None:
@@ -161,7 +210,7 @@ def save(calibration: Calibration) -> None:
 
     Raises
     ------
-    OSError
+    StoreError
         The file or its directory cannot be written.
 
     Notes
@@ -169,12 +218,26 @@ def save(calibration: Calibration) -> None:
     The file is replaced by ``rename(2)``: readers see the old or the new.
     """
     path = cache_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entries = _read(path)
-    key = _machine()
-    entries.pop(key, None)  # so that it becomes the newest
-    entries[key] = calibration
-    _replace(path, dict(list(entries.items())[-_MACHINES_MAX:]))
+    if path is None:
+        raise StoreError(
+            errno.ENOENT,
+            "calibration: this user has no home directory to keep it in; set XDG_CACHE_HOME, or "
+            "pass Window(calibration=...)",
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries, _ = _read(path)
+        key = _machine()
+        entries.pop(key, None)  # so that it becomes the newest
+        entries[key] = calibration
+        _replace(path, dict(list(entries.items())[-_MACHINES_MAX:]))
+    except OSError as error:
+        raise StoreError(
+            error.errno,
+            f"calibration: {error.strerror}; make the directory writable, set XDG_CACHE_HOME, or "
+            "pass Window(calibration=...)",
+            str(path),
+        ) from error
     _known[path] = calibration
 
 
@@ -193,28 +256,59 @@ def _replace(path: Path, entries: dict[str, Calibration]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict[str, Calibration]:
-    """Return the kept calibrations by machine; none, with a warning, if the file is no good."""
+def _read(path: Path | None) -> tuple[dict[str, Calibration], str]:
+    """Return the kept calibrations by machine, and what is wrong with the file if it is damaged."""
     import json
 
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        _warn(f"cannot read {path}: {error}")
-        return {}
+        text = None if path is None else _text(path)
+        return ({} if text is None else _parse(json.loads(text))), ""
+    # A file that nests deeply is a RecursionError; what is no calibration at all, an ArgumentError.
+    except (ValueError, RecursionError) as error:
+        return {}, f"is damaged ({_short(error)})"
+    except OSError as error:
+        return {}, f"cannot be read ({error.strerror})"
+
+
+def _text(path: Path) -> str | None:
+    """Return what the file holds, or None where there is none for this user."""
     try:
-        return _parse(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        _warn(f"{path} is damaged and is made anew: {error!r}")
-        return {}
+        # Nobody may write to a FIFO in its place, and a terminal is not to become this process's.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # HOME is another user's where a command runs by `sudo` or in a container
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is not a regular file")
+        content = os.read(fd, _FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
+    if len(content) > _FILE_BYTES_MAX:
+        raise ValueError(f"it has more than {_FILE_BYTES_MAX} bytes")
+    return content.decode("utf-8")
 
 
 def _parse(document: Any) -> dict[str, Calibration]:
+    if not isinstance(document, dict) or "format" not in document:
+        raise ValueError("it names no format")
     if document["format"] != _FORMAT:
         return {}  # another version's: not damaged, just of no use
-    return {key: Calibration(**values) for key, values in document["machines"].items()}
+    machines = document.get("machines")
+    if not isinstance(machines, dict):
+        raise ValueError("it lists no machines")
+    return {key: _entry(values) for key, values in machines.items()}
+
+
+def _entry(values: Any) -> Calibration:
+    if not isinstance(values, dict) or values.keys() != _LIMITS.keys():
+        raise ValueError(f"an entry must have the numbers {', '.join(_LIMITS)}")
+    return Calibration(**values)
+
+
+def _short(value: object) -> str:
+    """Return a text of what may be of any size."""
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _machine() -> str:
@@ -232,7 +326,3 @@ def _processor() -> str:
     except OSError:
         return "unknown processor"  # /proc may be hidden; the rest of the key still holds
     return "unnamed processor"
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"fremap.calibration: {message}", CalibrationWarning, stacklevel=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,23 @@ class Probe:
     available : bool
         Whether it works in this process.
     detail : str
-        What was found.
+        What it is used for, or why it is missing.
     remedy : str
-        How to get it; empty where it is there or nothing helps.
+        How to get it; empty where it is there.
+    since : str
+        The kernels that have it; empty where it is no matter of the kernel.
+    used_for : str
+        What uses it.
+    without : str
+        What is lost or slower without it.
     """
 
     available: bool
     detail: str
     remedy: str
+    since: str
+    used_for: str
+    without: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +66,42 @@ class Capabilities:
 
     Attributes
     ----------
+    version : str
+        The version of fremap.
+    python : str
+        The version of Python.
     kernel : str
         The kernel's release.
     max_map_count : int
         ``vm.max_map_count``: kernel mappings that a process may have.
     memlock_limit : int or None
         Bytes that this process may lock (``RLIMIT_MEMLOCK``); None: no limit.
+    limits : Mapping of str to (int or None)
+        Limits of this process by name (``RLIMIT_AS``, ...); None: no limit.
+    available_bytes : int or None
+        Memory that can be had now: what the machine has, or what the memory cgroup
+        leaves; None where the kernel does not tell.
+    auto_budget_bytes : int or None
+        What ``budget="auto"`` comes to now; None where no budget can be kept.
     probes : Mapping of str to Probe
         Each capability by name.
     engines : Mapping of str to EngineStatus
         Each engine by name.
     chosen : str
         The engine of a window that leaves the choice to fremap (read-only,
-        nothing said of `coherent`).
+        nothing said of `coherent`); "none" where none works.
     reason : str
         Why that one.
     """
 
+    version: str
+    python: str
     kernel: str
     max_map_count: int
     memlock_limit: int | None
+    limits: Mapping[str, int | None]
+    available_bytes: int | None
+    auto_budget_bytes: int | None
     probes: Mapping[str, Probe]
     engines: Mapping[str, EngineStatus]
     chosen: str
@@ -90,15 +115,16 @@ class Capabilities:
         dict
             The attributes by name.
         """
-        fields = ("available", "detail", "remedy")
         return {
+            "version": self.version,
+            "python": self.python,
             "kernel": self.kernel,
             "max_map_count": self.max_map_count,
             "memlock_limit": self.memlock_limit,
-            "probes": {
-                name: {field: getattr(probe, field) for field in fields}
-                for name, probe in self.probes.items()
-            },
+            "limits": dict(self.limits),
+            "available_bytes": self.available_bytes,
+            "auto_budget_bytes": self.auto_budget_bytes,
+            "probes": {name: asdict(probe) for name, probe in self.probes.items()},
             "engines": {
                 name: {"available": engine.available, "detail": engine.detail}
                 for name, engine in self.engines.items()
@@ -109,16 +135,33 @@ class Capabilities:
 
     def __str__(self) -> str:
         """Return a table of what works, what is chosen, and what to do about the rest."""
-        lines = [f"Linux {self.kernel}, vm.max_map_count {self.max_map_count}", "engines"]
+        lines = [f"fremap {self.version}, Python {self.python}, Linux {self.kernel}", "engines"]
         for name, engine in self.engines.items():
             lines += _row(_tick(engine.available), name, engine.detail)
         lines += _row("use", self.chosen, self.reason)
         lines.append("capabilities")
         for name, probe in self.probes.items():
             lines += _row(_tick(probe.available), name, probe.detail)
-            if probe.remedy and not probe.available:
+            if not probe.available:
+                if not probe.remedy.startswith("comes with"):  # whose own line says it
+                    lines += _row("", "", f"without it: {probe.without}")
                 lines += _row("", "", f"to get it: {probe.remedy}")
+        lines.append("limits")
+        lines += _row("", "vm.max_map_count", str(self.max_map_count))
+        for name, limit in self.limits.items():
+            lines += _row("", name, "none" if limit is None else str(limit))
+        lines += _row("", "memory available", _bytes(self.available_bytes))
+        auto = 'cannot be kept here: only engine "paged" has budgets'
+        if self.auto_budget_bytes is not None:
+            auto = f"{_bytes(self.auto_budget_bytes)} (half of what is available)"
+        lines += _row("", 'budget="auto"', auto)
         return "\n".join(lines)
+
+
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "the kernel does not tell"
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count} bytes"
 
 
 def _tick(available: bool) -> str:  # noqa: FBT001 - a mark for a truth value
@@ -157,24 +200,47 @@ def capabilities() -> Capabilities:
     >>> found.engines["alias"].available
     True
     """
+    import platform
+
     found: dict[str, Any] = _core.capabilities()
     engines = {
         name: EngineStatus(refusal is None, (refusal or "").removeprefix("Window: "))
         for name, refusal in found["engines"].items()
     }
     chosen = found["chosen"]
+    available = found["available_bytes"]
+    budget = available // 2 if available is not None and engines["paged"].available else None
+    probes = {name: Probe(*found_, *facts) for name, (*found_, facts) in found["probes"].items()}
     return Capabilities(
+        version=_core.__version__,
+        python=platform.python_version(),
         kernel=found["kernel"],
         max_map_count=found["max_map_count"],
         memlock_limit=found["memlock_limit"],
-        probes=MappingProxyType({name: Probe(*values) for name, values in found["probes"].items()}),
+        limits=MappingProxyType(_limits()),
+        available_bytes=available,
+        auto_budget_bytes=budget,
+        probes=MappingProxyType(probes),
         engines=MappingProxyType(engines),
         chosen=chosen,
-        reason=_reason(chosen),
+        reason=_reason(chosen, swaps=probes["uffd_move"].available),
     )
 
 
-def _reason(chosen: str) -> str:
+def _limits() -> dict[str, int | None]:
+    import resource
+
+    limits = {}
+    for name in ("RLIMIT_AS", "RLIMIT_MEMLOCK", "RLIMIT_NOFILE", "RLIMIT_NPROC"):
+        soft, _ = resource.getrlimit(getattr(resource, name))
+        limits[name] = None if soft == resource.RLIM_INFINITY else soft
+    return limits
+
+
+def _reason(chosen: str, *, swaps: bool) -> str:
     if chosen == "paged":
-        return "any order is one kernel mapping, and pages are swapped in whole"
+        pages = "pages are swapped in without a copy" if swaps else "pages are copied in"
+        return f"any order of pages is one kernel mapping, and {pages}"
+    if chosen == "none":
+        return "windows need Linux 5.14; rows and stores work"
     return "the best of those that work here"

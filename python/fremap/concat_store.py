@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fremap import _core, errors
+from fremap.arguments import counted
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.stores import Store
 
@@ -106,7 +107,11 @@ class ConcatStore(Store):
             )
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        state = (
+            "closed"
+            if self.closed
+            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        )
         return f"<fremap.ConcatStore of {len(self._stores)} stores, {state}>"
 
     def __reduce__(self) -> tuple[Callable[..., ConcatStore], tuple[object, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import zlib
@@ -14,18 +15,22 @@ from fremap.arguments import quantity
 from fremap.errors import ArgumentError, PageTypeError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import numpy.typing as npt
 
 __all__ = ["Epoch", "Order", "State"]
 
-Order: TypeAlias = "Literal['shuffle', 'sequential'] | npt.ArrayLike"
+Order: TypeAlias = "Literal['shuffle', 'sequential'] | Sequence[int] | npt.NDArray[np.integer[Any]]"
 State: TypeAlias = dict[str, Any]
 _RowNumbers: TypeAlias = "npt.NDArray[np.integer[Any]]"
 
 _STATE_VERSION = 1
 _CHECKED_IDS = 1 << 16
-# Shuffling so many takes longer than a Ctrl-C may wait.
-_LONG_SHUFFLE = 1 << 19
+# Shuffling so many rows, or copying them, takes longer than a Ctrl-C may wait.
+_LONG_ORDER = 1 << 19
+# Seconds after which an order is looked at again, should its waking have been lost.
+_LOOK_AGAIN = 0.05
 
 
 class _Dealt(NamedTuple):
@@ -33,6 +38,56 @@ class _Dealt(NamedTuple):
 
     ids: _RowNumbers | None
     check: int
+
+
+class _Making:
+    """An order that a thread of its own makes, so that an interrupt need not wait for it.
+
+    NumPy lets the GIL go there, but Python sees a signal between two of its own steps only.
+    After an interrupt the thread goes on, and the next call waits for the same one.
+    """
+
+    __slots__ = ("_begun", "_ended", "_error", "_made", "_make", "_owner", "_wake")
+
+    def __init__(self, make: Callable[[], _Dealt]) -> None:
+        self._make = make
+        self._made: _Dealt | None = None
+        self._error: BaseException | None = None
+        self._begun = False
+        self._ended = False
+        self._owner = os.getpid()
+        self._wake = threading.Lock()
+        self._wake.acquire()
+
+    def _run(self) -> None:
+        try:
+            self._made = self._make()
+        except BaseException as error:  # noqa: BLE001 - it is raised by whoever waits
+            self._error = error
+        self._ended = True
+        self._wake.release()
+
+    @property
+    def ends(self) -> bool:
+        """Whether it was begun in this process: a child of fork has no thread of its parent's."""
+        return self._owner == os.getpid()
+
+    def result(self) -> _Dealt:
+        """Have the order made, and wait for it."""
+        if not self._begun:
+            try:
+                # One step of the interpreter, where `Thread.start` has several that an
+                # interrupt may come between.
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError:  # no thread can be started: made here, whatever comes meanwhile
+                self._run()
+            self._begun = True
+        while not self._ended:
+            self._wake.acquire(timeout=_LOOK_AGAIN)
+        if self._error is not None:
+            raise self._error
+        assert self._made is not None  # noqa: S101 - one of the two is set by now; tells mypy
+        return self._made
 
 
 class Share(NamedTuple):
@@ -95,7 +150,7 @@ class Epoch:
         Whose part this is.
     """
 
-    __slots__ = ("_count", "_dealt_now", "_length", "_settings", "_share")
+    __slots__ = ("_count", "_dealt_now", "_length", "_making", "_settings", "_share")
 
     def __init__(
         self,
@@ -119,12 +174,13 @@ class Epoch:
         number = quantity("batches: epoch", epoch)
         name, given = _order(order, length)
         self._length = length if given is None else len(given)
+        self._making: _Making | None = None
         self._share = share
         self._count = self._rows_of_rank(size, drop_last=drop_last, pad=pad)
         # A shuffled order is made when it is asked for first: that takes a while.
         self._dealt_now: _Dealt | None = None
         if name != "shuffle":
-            self._dealt_now = self._deal(given)
+            self._dealt_now = self._deal(None if given is None else lambda: given)
         self._settings: State = {
             "version": _STATE_VERSION,
             "rows": length,
@@ -151,14 +207,31 @@ class Epoch:
         """Return the rank's rows in their order. Two threads may make it at once: the same."""
         dealt = self._dealt_now
         if dealt is None:
-            settings = self._settings
-            dealt = self._deal(_shuffled(self._length, settings["seed"], settings["epoch"]))
+            seed, epoch = self._settings["seed"], self._settings["epoch"]
+            dealt = self._deal(lambda: _shuffled(self._length, seed, epoch))
             self._dealt_now = dealt
         return dealt
 
-    def _deal(self, every: _RowNumbers | None) -> _Dealt:
-        own = None if every is None else self._part(every)
-        return _Dealt(own, _check(every, self._length))
+    def _deal(self, order: Callable[[], _RowNumbers] | None) -> _Dealt:
+        if order is None:
+            return _Dealt(None, _check(None, self._length))
+
+        def make() -> _Dealt:
+            every = order()
+            return _Dealt(self._part(every), _check(every, self._length))
+
+        if self._length < _LONG_ORDER:
+            return make()
+        making = self._making
+        if making is None or not making.ends:
+            making = self._making = _Making(make)
+        try:
+            dealt = making.result()
+        except Exception:
+            self._making = None  # the next call tries again
+            raise
+        self._making = None
+        return dealt
 
     def _part(self, every: _RowNumbers) -> _RowNumbers:
         """Return the rank's part of the order, in memory of its own."""
@@ -257,10 +330,15 @@ def _order(
         return "array", np.empty(0, dtype=np.int64)
     if given.dtype.kind not in "iu":
         raise PageTypeError(f"batches: order must be row numbers, not {given.dtype}")
-    _refuse_outside(given, length)
-    # A copy: the caller may go on changing the array.
-    ids: _RowNumbers = given.astype(_id_type(length))
-    np.add(ids, length, out=ids, where=ids < 0)
+    # A copy: the caller may go on changing the array. By pieces, between which an interrupt
+    # may come.
+    ids: _RowNumbers = np.empty(len(given), _id_type(length))
+    for start in range(0, len(given), _LONG_ORDER):
+        part = given[start : start + _LONG_ORDER].copy()
+        _refuse_outside(part, length)
+        copied = ids[start : start + _LONG_ORDER]
+        copied[:] = part
+        np.add(copied, length, out=copied, where=copied < 0)
     return "array", ids
 
 
@@ -298,13 +376,7 @@ def _shuffled(length: int, seed: int, epoch: int) -> _RowNumbers:
     ids: _RowNumbers = np.arange(length, dtype=_id_type(length))
     sequence = np.random.SeedSequence(seed, spawn_key=(epoch,))
     generator = np.random.Generator(np.random.PCG64(sequence))
-    if length < _LONG_SHUFFLE:
-        generator.shuffle(ids)
-        return ids
-    # The GIL is released there, but Python sees a signal between two of its own steps only.
-    helper = threading.Thread(target=generator.shuffle, args=(ids,), daemon=True)
-    helper.start()
-    helper.join()
+    generator.shuffle(ids)
     return ids
 
 

@@ -25,6 +25,11 @@ __all__ = [
     "PlacedPageError",
     "RemapError",
     "StoreError",
+    "StoreExistsError",
+    "StoreIsDirectoryError",
+    "StoreNotDirectoryError",
+    "StoreNotFoundError",
+    "StorePermissionError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",
@@ -129,35 +134,40 @@ class RemapError(FremapError, OSError):
     """`remap_file_pages` refused a call: on a window with the errno of 2002."""
 
 
-class _MissingError(StoreError, FileNotFoundError):
-    pass
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no such file."""
 
 
-class _DeniedError(StoreError, PermissionError):
-    pass
+class StorePermissionError(StoreError, PermissionError):
+    """The kernel does not let this process do that with the file."""
 
 
-class _ExistsError(StoreError, FileExistsError):
-    pass
+class StoreExistsError(StoreError, FileExistsError):
+    """There is such a file already."""
 
 
-class _DirectoryError(StoreError, IsADirectoryError):
-    pass
+class StoreIsDirectoryError(StoreError, IsADirectoryError):
+    """The path names a directory."""
 
 
-class _NotDirectoryError(StoreError, NotADirectoryError):
-    pass
+class StoreNotDirectoryError(StoreError, NotADirectoryError):
+    """The path goes through a file as if it were a directory."""
 
 
 # What `OSError(errno, ...)` chooses by itself, and a subclass of it does not.
 _BY_ERRNO: dict[int, type[StoreError]] = {
-    errno.ENOENT: _MissingError,
-    errno.EACCES: _DeniedError,
-    errno.EPERM: _DeniedError,
-    errno.EEXIST: _ExistsError,
-    errno.EISDIR: _DirectoryError,
-    errno.ENOTDIR: _NotDirectoryError,
+    errno.ENOENT: StoreNotFoundError,
+    errno.EACCES: StorePermissionError,
+    errno.EPERM: StorePermissionError,
+    errno.EEXIST: StoreExistsError,
+    errno.EISDIR: StoreIsDirectoryError,
+    errno.ENOTDIR: StoreNotDirectoryError,
 }
+
+# Tracebacks name the classes as users import them.
+for _name in __all__:
+    globals()[_name].__module__ = "fremap"
+del _name
 
 _BY_KIND: dict[str, type[FremapError]] = {
     "alias": AliasError,

@@ -39,10 +39,13 @@ __all__ = ["memmap"]
 
 Budget: TypeAlias = Literal["auto"] | int | None
 
+Mode: TypeAlias = Literal["r", "r+", "w+", "c", "readonly", "readwrite", "write", "copyonwrite"]
 # Fewer rows are had by their faults sooner than by a call.
 _LEAST_TAKEN = 4
-# Of the budget, what `a[ids]` may have mapped for itself.
+# Of the budget, what `a[ids]` may have mapped for itself; and the least that it can use: a
+# block of 2 MiB and its page table.
 _TAKING_SHARE = 4
+_LEAST_TAKING_BYTES = (2 << 20) + 4096
 # Arrays that keep what `a[ids]` reads with.
 _MOST_TAKING = 32
 # Whole rows are taken, and columns of them copied, where rows are no longer than that.
@@ -104,7 +107,7 @@ class Backing:
         if kept is None or kept[0] != key:
             budget = self.budget
             if isinstance(budget, int):
-                budget //= _TAKING_SHARE
+                budget = max(budget // _TAKING_SHARE, _LEAST_TAKING_BYTES)
                 if kept is None and self.window is not None and not self.window.closed:
                     self.window._lower_budget(budget)  # noqa: SLF001 - the two share one
             places = [(self.store._core, first_byte, count)]  # noqa: SLF001 - the core's half
@@ -208,7 +211,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         cls,
         filename: str | os.PathLike[str] | BinaryIO,
         dtype: npt.DTypeLike = np.uint8,
-        mode: str = "r+",
+        mode: Mode = "r+",
         offset: SupportsIndex = 0,
         shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
         order: Literal["C", "F"] = "C",
@@ -320,8 +323,10 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         backing = cast("Backing", self._backing)
         first_byte = _address(self) - backing.origin
         row_bytes = self.nbytes // len(self)
-        if backing.mode == "c":
-            # What was written is here alone.
+        budget = backing.budget
+        small = isinstance(budget, int) and budget < 2 * _LEAST_TAKING_BYTES
+        if backing.mode == "c" or small:
+            # What was written is here alone; or there is no memory for another map.
             _read_ahead(backing.store, rows.reshape(-1) * row_bytes + first_byte, row_bytes)
             return np.take(self.view(np.ndarray), rows, axis=0)
         out = np.empty((*rows.shape, *self.shape[1:]), dtype=self.dtype)
@@ -603,9 +608,9 @@ def _reopened(
     """Open again what was pickled: only as much of the file as the array or view reached."""
     path, mode, offset, budget, advice = settings
     low, nbytes, first = place
-    mode = "r" if mode == "r" else "r+"
+    reopened: Mode = "r" if mode == "r" else "r+"
     cls = memmap if cls is None else cls
-    whole = cls(path, np.uint8, mode, low, (nbytes,), budget=budget, advice=advice)
+    whole = cls(path, np.uint8, reopened, low, (nbytes,), budget=budget, advice=advice)
     view = np.ndarray.__new__(cls, shape, dtype, whole, first if nbytes else 0, strides)
     view._mmap, view._backing = whole._mmap, whole._backing  # noqa: SLF001 - its other half
     view.filename, view.mode, view.offset = whole.filename, whole.mode, offset

@@ -18,7 +18,7 @@ from fremap.stores import FileStore
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fremap.memmap import Budget
+    from fremap.memmap import Budget, Mode
     from fremap.settings import Advice
 
 __all__ = ["load", "open_memmap"]
@@ -26,7 +26,7 @@ __all__ = ["load", "open_memmap"]
 
 def open_memmap(
     filename: str | os.PathLike[str],
-    mode: str = "r+",
+    mode: Mode = "r+",
     dtype: npt.DTypeLike | None = None,
     shape: int | tuple[int, ...] | None = None,
     fortran_order: bool = False,  # noqa: FBT001, FBT002 - NumPy's

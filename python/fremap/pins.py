@@ -36,6 +36,11 @@ class Pin:
         self._window: Pinning | None = window
         self._pages = pages
 
+    def __repr__(self) -> str:
+        """Describe the pin in a line."""
+        state = "released" if self._window is None else f"of {self._window!r}"
+        return f"<fremap.Pin, {state}>"
+
     def __enter__(self) -> Self:
         """Return the pin itself."""
         return self

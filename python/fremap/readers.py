@@ -14,8 +14,10 @@ import weakref
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from fremap.errors import MemoryLimitError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import numpy as np
     import numpy.typing as npt
@@ -88,16 +90,36 @@ class Readers:
         _all.add(self)
 
     def begin(self, read: Read) -> None:
-        """Have a batch read."""
-        self._waiting.put(read)
+        """Have a batch read.
+
+        Raises
+        ------
+        MemoryLimitError
+            There is no thread, and none can be started. With one there, it reads alone.
+        """
         if len(self._threads) < self._most:
-            # Daemons, as one that waits for work must not keep the interpreter from its end.
-            thread = threading.Thread(
-                target=_serve, args=(self._waiting, self._take), name="fremap-batches", daemon=True
-            )
-            self._threads.append(thread)
-            _running.add(thread)
+            self._start_thread()
+        self._waiting.put(read)
+
+    def _start_thread(self) -> None:
+        # Daemons, as one that waits for work must not keep the interpreter from its end.
+        thread = threading.Thread(
+            target=_serve, args=(self._waiting, self._take), name="fremap-batches", daemon=True
+        )
+        # Noted first: an interrupt may come when it runs already.
+        self._threads.append(thread)
+        _running.add(thread)
+        try:
             thread.start()
+        except (RuntimeError, MemoryError) as error:
+            self._threads.remove(thread)
+            _running.discard(thread)
+            if not self._threads:
+                raise MemoryLimitError(
+                    f"batches: no thread can be started to read ahead ({error}): a limit on "
+                    "processes or memory is reached (ulimit -u, ulimit -v, pids.max of the "
+                    "cgroup); raise it, or say prefetch=0 to read in the calling thread"
+                ) from error
 
     def end(self) -> None:
         """Begin no read any more; those under way go on."""
@@ -111,8 +133,7 @@ class Readers:
 
     def join(self) -> None:
         """Wait for the reads under way, after `end`."""
-        for thread in self._threads:
-            thread.join()
+        _join(self._threads)
 
 
 _all: weakref.WeakSet[Readers] = weakref.WeakSet()
@@ -131,5 +152,11 @@ def _end_all() -> None:
     """At the interpreter's end: no thread may come back from a read after it."""
     for readers in tuple(_all):
         readers.end()
-    for thread in tuple(_running):
-        thread.join()
+    _join(tuple(_running))
+
+
+def _join(threads: Iterable[threading.Thread]) -> None:
+    """Wait for threads, but for those that an interrupt kept from being started."""
+    for thread in threads:
+        if thread.is_alive():
+            thread.join()

@@ -63,11 +63,43 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
             raise _outside(number, count)
         return (number % count, number % count + 1), ()
     array = _array(ids)
+    if array.dtype.kind == "f" and isinstance(ids, list | tuple):
+        # All are integers: NumPy has no type for an unsigned one beside a negative one.
+        return _mixed(ids, count)
     if array.dtype.kind not in "iu":
         raise _wrong_type(ids, array)
     if array.dtype.kind == "u" and array.size and int(array.max()) > _INT64_MAX:
         raise _outside(int(array.ravel()[np.argmax(array.ravel() >= np.uint64(count))]), count)
     return np.ascontiguousarray(array, dtype=np.int64).reshape(-1), array.shape
+
+
+def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
+    """Return an index as a mask if it is one: an array, a series or a list of bools.
+
+    Parameters
+    ----------
+    index : object
+        What stands between the brackets.
+
+    Returns
+    -------
+    ndarray of bool or None
+        The mask.
+    """
+    if isinstance(index, list):
+        if not index or not all(isinstance(part, bool | np.bool_) for part in index):
+            return None
+    elif getattr(index, "dtype", None) != np.bool_ or getattr(index, "shape", ()) == ():
+        return None
+    return np.asarray(index, dtype=np.bool_)
+
+
+def _mixed(ids: Sequence[Any], count: int) -> tuple[CoreSelection, tuple[int, ...]]:
+    numbers = np.array(ids, dtype=object)
+    for number in numbers.flat:
+        if not -count <= number < count:
+            raise _outside(int(number), count)
+    return numbers.astype(np.int64).reshape(-1), numbers.shape
 
 
 def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection, tuple[int, ...]]:

@@ -18,15 +18,22 @@ import numpy as np
 from fremap import _core, formats
 from fremap.arguments import absolute_path, filled_memory, quantity
 from fremap.closing import ClosedOnExit
-from fremap.errors import ArgumentError, ClosedError, FormatError, PageTypeError, StoreError
+from fremap.errors import (
+    ArgumentError,
+    ClosedError,
+    FormatError,
+    MemoryLimitError,
+    PageTypeError,
+    StoreError,
+)
 from fremap.errors import _system as system_error
-from fremap.formats import Header, Table
-from fremap.rowids import select, select_mask
+from fremap.formats import MAX_AXES, Header, Table
+from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import checked_budget
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
     from typing import Self, Unpack
 
@@ -100,10 +107,19 @@ class Rows(ClosedOnExit):
 
     Notes
     -----
-    Any number of threads may take at once. The sizes are those of when it was opened.
+    Any number of threads may take at once. The sizes are those of when it was opened; a file
+    that was cut short since is an error. What others write to a file is seen. While a file
+    changes, and some milliseconds longer, its rows are read by system calls.
+
     Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
-    and 512 at a time; one that was replaced or cut short meanwhile is an error. After
-    `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
+    and 512 at a time, and closed when others are. If another file takes the place of one of
+    them (a rename, as an atomic save does it), rows go on coming from the file that was
+    there first as long as that is open, and taking them is an error (``ESTALE``) once it had
+    to be opened again; never are they rows of the new file. Make a new object for these.
+
+    After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
+    Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads
+    all rows into memory.
 
     Examples
     --------
@@ -269,7 +285,8 @@ class Rows(ClosedOnExit):
         TruncatedError
             A file is shorter than it was; ``error.row`` and ``error.filename`` say which.
         StoreError
-            A row cannot be read, or another file is at its path (``ESTALE``).
+            A row cannot be read, or its file had to be opened and another one is at its path
+            (``ESTALE``).
         ClosedError
             `close` was called.
 
@@ -298,16 +315,22 @@ class Rows(ClosedOnExit):
                 f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
                 "integers or a mask; index the result for more"
             )
-        if isinstance(index, np.ndarray) and index.dtype == np.bool_:
-            return self._take(*select_mask(index, self._row_count), None)
+        mask = as_mask(index)
+        if mask is not None:
+            return self._take(*select_mask(mask, self._row_count), None)
         found = self.take(index)
         return found if found.ndim else found[()]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
+        return map(self.__getitem__, range(self._row_count))
 
     def __array__(
         self,
         dtype: npt.DTypeLike | None = None,
         copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
     ) -> npt.NDArray[Any]:
+        """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
         everything = self.take(slice(None))
@@ -315,6 +338,11 @@ class Rows(ClosedOnExit):
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
         shape = leading + self._kind.row_shape
+        if len(shape) > MAX_AXES:
+            raise ArgumentError(
+                f"take: ids of {len(leading)} axes and rows of {len(self._kind.row_shape)} make an "
+                f"array of {len(shape)}; NumPy has {MAX_AXES} at most"
+            )
         if out is None:
             filled = np.empty(shape, self._kind.dtype)
         else:
@@ -357,7 +385,16 @@ class Rows(ClosedOnExit):
         if not isinstance(selection, tuple):
             selection = np.array(selection)  # the caller's may change before the thread looks
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        try:
+            under_way = loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+        except RuntimeError as error:
+            if self.closed:
+                raise ClosedError("take: the file of rows is closed") from error
+            raise MemoryLimitError(
+                f"take_async: no thread can be started ({error}): a limit on processes or memory "
+                "is reached (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take"
+            ) from error
+        return await under_way
 
     def _threads(self) -> ThreadPoolExecutor:
         from concurrent.futures import ThreadPoolExecutor
@@ -511,6 +548,11 @@ def _path(file: str | bytes | Store) -> str | None:
 
 def _checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
     lengths = (row_shape,) if hasattr(row_shape, "__index__") else tuple(row_shape)
+    if len(lengths) >= MAX_AXES:
+        raise ArgumentError(
+            f"rows: row_shape has {len(lengths)} axes; NumPy has {MAX_AXES} at most, that of the "
+            "rows among them"
+        )
     return tuple(quantity("rows: row_shape", length) for length in lengths)
 
 

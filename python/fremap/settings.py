@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 
 import numpy as np
 
-from fremap.arguments import page_number, quantity
+from fremap.arguments import counted, page_number, quantity
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import Numbering
 
@@ -75,7 +75,7 @@ def checked_extent(
     first = quantity("Window: first_page", first_page)
     if first > store.page_count:
         raise ArgumentError(
-            f"Window: first_page is {first} and the store has {store.page_count} pages"
+            f"Window: first_page is {first} and the store has {counted(store.page_count, 'page')}"
         )
     if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
         raise ArgumentError(f"Window: {count} pages are more than the address space has")
@@ -84,11 +84,16 @@ def checked_extent(
 
 def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:
     """Return a budget if it is one."""
-    if budget is None or (isinstance(budget, int) and not isinstance(budget, bool) and budget > 0):
-        return budget
+    if budget is None:
+        return None
+    if isinstance(budget, int | np.integer) and not isinstance(budget, bool) and budget > 0:
+        # More than any machine has is no limit, however it is written.
+        return min(int(budget), 2**63 - 1)
     if budget == "auto":
         return "auto"
-    raise ArgumentError(f'{operation}: budget is {budget!r}; it must be bytes, "auto" or None')
+    raise ArgumentError(
+        f'{operation}: budget is {budget!r}; it must be a positive number of bytes, "auto" or None'
+    )
 
 
 def first_mapping(
@@ -107,7 +112,7 @@ def first_mapping(
 
 
 def measured(chosen: Calibration | None) -> dict[str, int]:
-    r"""Return the numbers of the calibration that was given, or of this machine\'s."""
+    """Return the numbers of the calibration that was given, or of the one that is kept."""
     from fremap import calibration
 
     return (calibration.load() if chosen is None else chosen).to_dict()

@@ -7,7 +7,7 @@ the compiled core's to say; extents are found while others are brought in.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Hold", "Slots", "SlotsStats"]
 
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 #: The part of the process's kernel mappings that a bank of aliased extents may take.
@@ -84,10 +85,16 @@ class Hold:
         The slots, held.
     """
 
-    __slots__ = ("_taken",)
+    __slots__ = ("_held", "_taken")
 
     def __init__(self, taken: _core.Taken) -> None:
         self._taken = taken
+        self._held = True
+
+    def __repr__(self) -> str:
+        """Describe the hold in a line."""
+        state = "" if self._held else ", released"
+        return f"<fremap.Hold of slots {self.slots.tolist()}{state}>"
 
     @property
     def slots(self) -> Numbers:
@@ -110,6 +117,7 @@ class Hold:
     def release(self) -> None:
         """Let the extents leave again; later calls do nothing."""
         self._taken.let_go()
+        self._held = False
 
 
 class Slots:
@@ -142,7 +150,7 @@ class Slots:
         Bytes that the bank may take, for engines other than "alias": a bank that is
         larger is refused. "auto" is half of what is available, None no limit.
     calibration : fremap.calibration.Calibration, optional
-        Crossover points; those measured on this machine if not given.
+        Crossover points; as for `Window` if not given.
 
     Raises
     ------
@@ -162,6 +170,9 @@ class Slots:
     mapping a slot; the kernel may take pages back, and a touch reads them again. What
     leaves is chosen by the policy of windows with a budget, which here sees hits too.
     Extents are those of the store when the bank was made, also after a `Store.refresh`.
+    With engine "alias" a slot shows what others write to the store at once; with the other
+    engines, which copy, it shows what was there when the extent was brought in, until
+    `evict` has it read again.
     In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
     `Window` shows there. Pickling makes an empty bank on the store, re-opened.
 
@@ -374,6 +385,61 @@ class Slots:
         taken.hold()
         return Hold(taken)
 
+    def evict(self, keys: PageSelection = None) -> int:
+        """Empty the slots of extents, so that the next call that names them reads them again.
+
+        Call it after others have written to the store: unless the engine is "alias", a slot
+        shows what its extent was when it was brought in.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None, optional
+            Extents, repeats allowed; those that are in no slot are passed over. None means
+            all.
+
+        Returns
+        -------
+        int
+            Slots that were emptied. Their memory may not be touched until they show an
+            extent again.
+
+        Raises
+        ------
+        ArgumentError
+            One of the extents is held. Nothing has changed.
+        PageRangeError
+            A key is outside the store.
+        ClosedError, ForkError
+            The bank is closed, or was made by the parent process.
+
+        Notes
+        -----
+        `Window.evict`. Waits for calls under way that name one of the extents, of which it
+        cannot be known whether they read before the change.
+
+        Examples
+        --------
+        >>> import fremap
+        >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2, engine="paged") as bank:
+        ...     slot = bank.ensure(7)
+        ...     store.write(7, b"x" * 4096)
+        ...     bank.evict(7), int(bank.array("u1")[bank.ensure(7)][0, 0])
+        (1, 120)
+        """
+        wanted = self._wanted("evict", keys)
+        if keys is None:
+            shown = self.keys
+            wanted = shown[shown >= 0]
+        taken = self._bank.evict(wanted)
+        try:
+            slots = np.frombuffer(taken.slots(), np.int64)
+            if len(slots):
+                self._window.evict(self._pages(slots), discard=True)
+        finally:
+            taken.release()
+        return len(slots)
+
     def _wanted(self, operation: str, keys: PageSelection) -> Numbers:
         """Return keys as an array of int64."""
         numbering = Numbering(operation, "key", self.extent_count)
@@ -441,6 +507,14 @@ class Slots:
             error.add_note(f"fremap: emptying the slots failed too: {failure}")
 
     # The memory.
+
+    @overload
+    def array(
+        self, dtype: type[_Scalar] | np.dtype[_Scalar], shape: Shape = None
+    ) -> npt.NDArray[_Scalar]: ...
+
+    @overload
+    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]: ...
 
     def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
         """Show the bank as an array whose item `i` is slot `i`, without a copy.
@@ -563,8 +637,9 @@ def _bank(
     if limit:
         window.close()
         raise BudgetError(
-            f"Slots: the bank has {page_count * store.page_bytes} bytes and does not fit into the "
-            f"budget of {limit}; use fewer slots, a larger budget, or budget=None"
+            f"Slots: the bank has {page_count * store.page_bytes} bytes and, with the memory that "
+            "reads go through and page tables, which every bank needs besides, does not fit into "
+            f"the budget of {limit}; use fewer slots, a larger budget, or budget=None"
         )
     return window
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import BufferLike, absolute_path, bytes_of, quantity
+from fremap.arguments import BufferLike, absolute_path, bytes_of, counted, quantity, refuse_objects
 from fremap.closing import ClosedOnExit
 from fremap.errors import ArgumentError, PageTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -204,7 +204,7 @@ class Store(ClosedOnExit):
         Notes
         -----
         Pages that are in the page cache are copied from a mapping of the file;
-        the rest are read by ``io_uring`` (Linux 5.6; a pool of ``pread``
+        the rest are read by ``io_uring`` (Linux 5.11; a pool of ``pread``
         without it), sorted and merged, at most 128 in flight. Pages are read
         one by one: there is no atomicity against writers of the same file. Any
         number of threads.
@@ -229,7 +229,10 @@ class Store(ClosedOnExit):
 
     def _checked_out(self, out: BufferLike, count: int) -> npt.NDArray[np.uint8]:
         expected = count * self.page_bytes
+        if isinstance(out, np.ndarray):
+            refuse_objects("read", "out", out)
         with memoryview(out) as view:
+            refuse_objects("read", "out", view)
             if view.readonly or not view.c_contiguous:
                 raise ArgumentError("read: out must be a writable C-contiguous buffer")
             if view.nbytes != expected:
@@ -277,11 +280,15 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The device failed; what was written since the last `sync` may be lost.
+            The device failed; what was written since the last sync that succeeded may be
+            lost. `sync`, and `Window.flush` of every window on the store, go on failing
+            until `refresh`.
 
         Notes
         -----
-        ``fdatasync(2)``: waits for the device and cannot be interrupted.
+        ``fsync(2)``: waits for the device and cannot be interrupted. The kernel reports a
+        failed write-back once and calls the pages clean from then on, so fremap keeps the
+        error: write again what was written since the last success, after `refresh`.
         """
         self._core.sync()
 
@@ -291,11 +298,17 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The size cannot be read.
+            The size cannot be read; or, where the file grew, a window's last page cannot be
+            written or read. Another `refresh` tries it again.
 
         Notes
         -----
-        ``fstat(2)``. Windows keep the page count that they were made with.
+        ``fstat(2)``. Windows keep the page count that they were made with. Where the file ended
+        within a page and is longer now, writable windows write what was stored to the page up to
+        the old end, and load it anew; what was stored behind the old end before `refresh`
+        has returned is dropped. After a `sync` or
+        `Window.flush` that lost writes, `refresh` acknowledges the loss: later ones may
+        succeed again.
         """
         self._core.refresh()
 
@@ -383,7 +396,11 @@ class FileStore(Store):
         name = (
             f"descriptor {self.fileno()}" if self._path is None and not self.closed else self._path
         )
-        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        state = (
+            "closed"
+            if self.closed
+            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        )
         return f"<fremap.FileStore {name!r}, {state}>"
 
     def __reduce__(self) -> tuple[Callable[..., FileStore], tuple[object, ...]]:
@@ -558,7 +575,11 @@ class MemoryStore(Store):
 
     def __repr__(self) -> str:
         name = "anonymous" if self._name is None else repr(self._name)
-        state = "closed" if self.closed else f"{self.page_count} pages of {self.page_bytes} bytes"
+        state = (
+            "closed"
+            if self.closed
+            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        )
         return f"<fremap.MemoryStore {name}, {state}>"
 
     def __reduce__(self) -> tuple[Callable[..., MemoryStore], tuple[object, ...]]:

@@ -6,6 +6,7 @@ The one module that imports torch, which fremap does not depend on.
 from __future__ import annotations
 
 import secrets
+import sys
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fremap.arguments import quantity
@@ -165,7 +166,23 @@ class BatchDataset(IterableDataset):
         return len(self._batches())
 
     def __iter__(self) -> Iterator[Any]:
-        """Read this worker's batches."""
+        """Read this worker's batches.
+
+        Raises
+        ------
+        ArgumentError
+            The DataLoader would make batches of these batches.
+        """
+        # torch tells a data set nothing of its loader, but what calls this there knows.
+        caller = sys._getframe(1).f_locals.get("self")  # noqa: SLF001 - the one way
+        if getattr(caller, "auto_collation", False):
+            raise ArgumentError(
+                "BatchDataset: the DataLoader makes batches of these batches; say "
+                "DataLoader(dataset, batch_size=None)"
+            )
+        return self._read()
+
+    def _read(self) -> Iterator[Any]:
         worker = get_worker_info()
         share = {"worker": worker.id, "worker_count": worker.num_workers} if worker else {}
         resumed = self._resumed

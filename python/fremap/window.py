@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from fremap import _core
-from fremap.arguments import BufferLike, bytes_of, page_number
+from fremap.arguments import BufferLike, bytes_of, counted, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
 from fremap.pins import Pin
@@ -23,16 +22,15 @@ from fremap.settings import (
     Engine,
     Fault,
     InitialMapping,
-    Shape,
     Tracking,
     checked_budget,
     checked_extent,
     chosen,
-    elements_within,
     first_mapping,
     measured,
 )
 from fremap.stores import Store
+from fremap.views import Views
 
 if TYPE_CHECKING:
     import mmap
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "Fault", "Tracking", "Window"]
 
 
-class Window(_core.WindowBase):
+class Window(Views):
     """A contiguous range of memory whose pages show any pages of a store.
 
     A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its memory without
@@ -99,7 +97,8 @@ class Window(_core.WindowBase):
         How the kernel reads ahead of touches in a window of engine "alias"
         (``madvise(2)``); "auto" follows how the window is touched (Linux 6.7).
     calibration : fremap.calibration.Calibration, optional
-        Batch sizes and crossover points; those measured on this machine if not given.
+        Batch sizes and crossover points; those that ``fremap calibrate`` measured
+        and kept, else built-in ones, if not given.
 
     Raises
     ------
@@ -135,7 +134,9 @@ class Window(_core.WindowBase):
     Do not have the kernel read absent pages of a window of engine "paged" in order to
     write the file behind it (``os.pwrite(fd, window, offset)``), which may lock what reading
     needs: use `Store.write`. With a budget, pin what it refers to beyond a call
-    (``MSG_ZEROCOPY``). Pages may be read before a touch: `evict` what others have written.
+    (``MSG_ZEROCOPY``). Have no device store to a window that is written and not coherent
+    (``os.preadv`` on ``O_DIRECT``, GPUs): beside a flush it is lost, as the kernel does not note
+    it. Copy, as `Store.read` does. Pages may be read before a touch: `evict` what others wrote.
 
     Examples
     --------
@@ -267,12 +268,8 @@ class Window(_core.WindowBase):
         """Describe the window in a line."""
         if self.closed:
             return "<fremap.Window, closed>"
-        size = f"{self.page_count} pages of {self.page_bytes} bytes"
+        size = f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
         return f"<fremap.Window, {size}, engine {self.engine!r}>"
-
-    if TYPE_CHECKING:
-        # The compiled class exports its memory; Python shows that as a method from 3.12 on.
-        def __buffer__(self, flags: int, /) -> memoryview: ...
 
     @property
     def store(self) -> Store:
@@ -564,8 +561,8 @@ class Window(_core.WindowBase):
         PageRangeError
             A page is outside the window.
         StoreError
-            Writing failed; the pages are still dirty, and flushing again
-            writes them again.
+            Writing failed; the pages are still dirty, and flushing again writes them again.
+            Where ``fsync`` lost what had left the window it fails until `Store.refresh`.
 
         Notes
         -----
@@ -573,19 +570,12 @@ class Window(_core.WindowBase):
         order of the file, then ``fsync(2)``; with ``direct=True`` up to 128 such writes are
         in flight (``io_uring``, or 16 threads where there is none). A store by another
         thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
-        in the very moment: what was stored past its end is dropped. An error of ``fsync``
-        after an eviction is raised here as well. A coherent window: ``fsync(2)`` for all
-        pages, which covers pages that were written and then remapped away;
-        ``msync(MS_SYNC)`` for a selection. What waits for the device cannot be
-        interrupted. A read-only window has nothing to flush.
+        in the very moment: what was stored past its end is dropped. A coherent window:
+        ``fsync(2)`` for all, ``msync(MS_SYNC)`` for a selection; every error lasts until
+        `Store.refresh`. What waits for the device cannot be interrupted.
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
-
-    @property
-    def mapping(self) -> npt.NDArray[np.int64]:
-        """File page that each window page shows; -1 none, -2 placed. A copy."""
-        return np.frombuffer(self._mapping(), dtype=np.int64)
 
     def present(self) -> npt.NDArray[np.bool_]:
         """Tell which pages are in the window, so that touching them costs no fault.
@@ -602,7 +592,7 @@ class Window(_core.WindowBase):
 
         Notes
         -----
-        Engine "alias" reads ``/proc/self/pagemap``; the others know.
+        Engine "alias" reads ``/proc/self/pagemap``.
         """
         return np.frombuffer(self._present(), dtype=np.bool_)
 
@@ -648,52 +638,3 @@ class Window(_core.WindowBase):
         from fremap.stats import WindowStats
 
         return WindowStats(**self._stats())
-
-    @property
-    def pages(self) -> npt.NDArray[np.uint8]:
-        """The window's memory as uint8, shape (page_count, page_bytes), without a copy."""
-        return self.array(np.uint8, (self.page_count, self.page_bytes))
-
-    def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
-        """Show the window's memory as an array, without a copy.
-
-        Parameters
-        ----------
-        dtype : dtype
-            Type of the elements; no Python objects.
-        shape : int or sequence of int, optional
-            One dimension may be -1; as many elements as fit if not given. A
-            smaller array shows the front of the window.
-
-        Returns
-        -------
-        ndarray
-            A view, read-only unless the window may be written. While it lives
-            the window cannot be closed.
-
-        Raises
-        ------
-        ArgumentError
-            The shape does not fit into the window, or an element would lie in two files
-            of a `ConcatStore`.
-        PageTypeError
-            The dtype holds Python objects or has no size.
-
-        Notes
-        -----
-        Touching an absent page makes it present (a fault); a page that cannot
-        be read is SIGBUS, with a line on stderr.
-
-        Examples
-        --------
-        >>> import fremap, numpy as np
-        >>> store = fremap.MemoryStore(2 * 4096, page_bytes=4096)
-        >>> with fremap.Window(store) as window:
-        ...     window.array(np.float32, (-1, 512)).shape
-        (4, 512)
-        """
-        elements = elements_within(dtype, shape, self.page_count * self.page_bytes)
-        self._store._check_elements(elements, self)  # noqa: SLF001 - the wrapper's other half
-        memory = np.frombuffer(memoryview(self), dtype=np.uint8)
-        view: npt.NDArray[Any] = memory[: elements.used_bytes].view(elements.dtype)
-        return view.reshape(elements.shape)

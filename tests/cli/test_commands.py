@@ -12,6 +12,7 @@ from typing import Any
 import fremap
 import numpy as np
 import pytest
+from fremap.bench.options import byte_size
 from fremap.cli import main
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.numbered import first_wrong_page, numbered_pages
@@ -68,6 +69,14 @@ def test_selftest_passes_wherever_an_engine_works(run_json: RunJson) -> None:
         for name, engine in engines.items()
         for store in ("file", "memory")
     }
+    for line in result["results"]:
+        numbers = [line[name] for name in ("page_count", "vma_count_before", "vma_count_after")]
+        if line["outcome"] == "passed":
+            assert numbers[0] == 300
+            assert min(numbers) >= 1
+            assert line["microseconds_a_page"] > 0
+        else:
+            assert numbers == [None, None, None]
 
 
 def test_resident_tells_the_pages_that_were_read(
@@ -80,7 +89,7 @@ def test_resident_tells_the_pages_that_were_read(
     code, result = run_json("resident", path)
     assert code == 0
     assert result["page_count"] == 512
-    assert result["runs"] == [[5, 3], [100, 1]]
+    assert result["runs"] == [{"start": 5, "count": 3}, {"start": 100, "count": 1}]
     assert result["resident_page_count"] == 4
 
 
@@ -164,7 +173,84 @@ def test_doctor_exits_with_0_where_an_engine_works(run_json: RunJson) -> None:
     code, result = run_json("doctor")
     assert code == 0
     assert result["engines"]["alias"]["available"]
-    assert result["calibration"]
+    assert result["calibration"] == fremap.calibration.load().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("selftest", "--pages", "0"), "0 is not positive"),
+        (("selftest", "--pages=-4"), "-4 is not positive"),
+        (("selftest", "--pages", "many"), "'many' is not a whole number"),
+        (("bench", "remap", "--pages", "0"), "0 is not positive"),
+        (("bench", "remap", "--file-size", "0"), "0 is not positive"),
+        (("bench", "remap", "--file-size", "1x"), "'1x' is not a size"),
+        (("bench", "remap", "--rounds", "3"), "at least 5"),
+        (("demo", "--size", "0"), "0 is not positive"),
+        (("demo", "--size=-4M"), "'-4M' is not a size"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_the_parser(
+    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_sizes_are_read_with_their_units() -> None:
+    for text, size in (("4096", 4096), ("64M", 64 << 20), ("1g", 1 << 30), ("2 KiB", 2048)):
+        assert byte_size(text) == size
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.split() == ["fremap", fremap.__version__]
+
+
+def test_calibrate_measures_and_keeps(
+    run_json: RunJson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code, before = run_json("doctor")
+    assert (code, before["calibration_kept"]) == (0, False)
+    code, measured = run_json("calibrate")
+    assert code == 0
+    assert measured["calibration_path"] == str(tmp_path / "fremap/calibration.json")
+    code, after = run_json("doctor")
+    assert (code, after["calibration_kept"]) == (0, True)
+    assert after["calibration"] == measured["calibration"]
+
+
+def test_calibrate_says_where_it_cannot_keep(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = process("calibrate", XDG_CACHE_HOME=str(tmp_path / "file"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "XDG_CACHE_HOME" in done.stderr
+
+
+def test_doctor_adds_to_a_seccomp_profile(run_json: RunJson, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules}))
+    code, rule = run_json("doctor", "--seccomp")
+    assert code == 0
+    assert rule["action"] == "SCMP_ACT_ALLOW"
+    assert {"userfaultfd", "io_uring_setup", "io_uring_enter", "cachestat"} <= set(rule["names"])
+    code, profile = run_json("doctor", "--seccomp", path)
+    assert code == 0
+    assert profile == {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [*rules, rule]}
+    said = process("doctor", "--seccomp")
+    assert "docker run --security-opt" in said.stdout
+    assert "localhostProfile" in said.stdout
+    for wrong in ("{", "[]", "{}"):
+        path.write_text(wrong)
+        done = process("doctor", "--seccomp", str(path))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "seccomp profile" in done.stderr
 
 
 def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> None:

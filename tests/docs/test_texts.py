@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NOT_OURS = {".git", ".venv", "target", "dist", "__pycache__", ".hypothesis"}
 TEXTS = {".md", ".toml", ".py", ".pyi", ".rs", ".c", ".h", ".yml", ".sh", ""}
 MAX_LINES = 700
+ON_THE_WEB = "https://github.com/fremap/fremap/blob/main/"
 # Written in two parts, so that this file does not match.
 MACHINE_PATHS = re.compile(r"/(?:root|work|home/\w+|Users)" + "/")
 
@@ -63,6 +65,24 @@ def test_links_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
         if "://" not in link:
             assert (path.parent / link).exists(), link
+
+
+def test_links_of_the_readme_are_whole() -> None:
+    """An index of packages shows the README without the files beside it."""
+    text = (REPOSITORY / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert link.startswith("https://"), link
+        if link.startswith(ON_THE_WEB):
+            assert (REPOSITORY / link.removeprefix(ON_THE_WEB)).exists(), link
+
+
+def test_the_wheel_has_licences_in_its_metadata_alone() -> None:
+    """What maturin includes beside the package lands in the root of site-packages."""
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert settings["project"]["license-files"] == ["LICENSE*"]
+    included = settings["tool"]["maturin"]["include"]
+    assert all(entry["format"] == "sdist" for entry in included)
+    assert "tests/**/*" in [entry["path"] for entry in included]
 
 
 def test_no_path_of_one_machine() -> None:

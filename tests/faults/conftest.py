@@ -23,6 +23,7 @@ from fremap.testing import (
     kernel_reads,
     numbered_page,
     numbered_words,
+    wait_until_settled,
 )
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             for path_of_part, part in zip(paths, parts, strict=False):
                 if not path_of_part.exists():
                     path_of_part.write_bytes(part.tobytes())
+                    wait_until_settled(path_of_part)
             drop_cache(paths[-1])
             files = [fremap.open(part, "r+", page_bytes=4096) for part in paths]
             return fremap.concat([*files, memory(parts[-1])])
@@ -102,6 +104,7 @@ def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
             return memory(content)
         if not path.exists():
             path.write_bytes(content.tobytes())
+            wait_until_settled(path)
         if kind == "cold":
             drop_cache(path)
         if kind == "direct by threads":
@@ -115,15 +118,21 @@ def make_store(tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture
 def make_scene(make_store: Callable[..., Any]) -> Callable[..., Any]:
-    """`with make_scene(engine, kind) as scene`: everything is closed afterwards."""
+    """`with make_scene(engine, kind) as scene`: everything is closed afterwards.
+
+    `lock=True`: the window is locked, so every page was brought before the scene begins.
+    """
 
     @contextmanager
-    def make(engine: str, kind: str) -> Iterator[Scene]:
+    def make(engine: str, kind: str, *, lock: bool = False) -> Iterator[Scene]:
         store = make_store(kind)
         model_store = ModelStore(numbered_words(range(STORE_PAGES)).tobytes())
         model = ModelWindow(model_store, MAPPING, engine)
         placed = numbered_page(1_000_000)
-        with store, fremap.Window(store, mapping=np.array(MAPPING), engine=engine) as window:
+        mapping = np.array(MAPPING)
+        with store, fremap.Window(store, mapping=mapping, engine=engine, lock=lock) as window:
+            if lock:
+                model.populate([*range(len(MAPPING))])
             for either in (window, model):
                 either.populate([0, 1, 2, 3, DENIED_PAGE])
                 either.place([PLACED_PAGE], placed)

@@ -199,6 +199,27 @@ def test_each_call_fails_once(
                     one_failure(scene, operation, call, number, skip)
 
 
+LOCKED_OPERATIONS = [
+    operation
+    for operation in OPERATIONS
+    if operation.name not in {"evict", "remap nonblock", "remap lazily"}
+]
+
+
+@pytest.mark.parametrize("operation", LOCKED_OPERATIONS, ids=str)
+def test_each_call_fails_once_in_a_locked_window(
+    engine: str, operation: Operation, make_scene: Scenes
+) -> None:
+    """What is dropped, or mapped in its place, is locked again: each a step that can fail."""
+    with make_scene(engine, "file", lock=True) as scene, counting() as calls:
+        operation.run(scene.window)
+    for call, count in calls.made.items():
+        for number in ERRNOS.get(call, (errno.EIO,)) if call not in SILENT else ():
+            for skip in range(min(count, MOST_CALLS)):
+                with make_scene(engine, "file", lock=True) as scene:
+                    one_failure(scene, operation, call, number, skip)
+
+
 def one_failure(scene: Any, operation: Operation, call: str, number: int, skip: int) -> None:
     what = f"{operation}: {call} number {skip} fails with {errno.errorcode[number]}"
     try:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+#: Both ways in which stores are noticed, where the kernel has them.
+TRACKINGS = [
+    pytest.param("async", marks=pytest.mark.needs("uffd_wp_async", "uffd_move")),
+    pytest.param("sync", marks=pytest.mark.needs("uffd_wp")),
+]
 
 FORK = """
     import os, sys
@@ -260,8 +265,8 @@ def test_a_fork_while_another_thread_remaps(
     assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
 
 
-@pytest.mark.needs("paged", "uffd_wp")
-@pytest.mark.parametrize("tracking", ["async", "sync"])
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("tracking", TRACKINGS)
 @pytest.mark.parametrize("fault", ["thread", "signal"])
 def test_what_was_changed_and_not_flushed_is_the_parents_alone(
     path: Path, tracking: str, fault: str, run_script: Run
@@ -314,8 +319,8 @@ def test_what_was_changed_and_not_flushed_is_the_parents_alone(
     assert "window page 3 (file page 3): it was changed in the process" in done.stderr
 
 
-@pytest.mark.needs("paged", "uffd_wp")
-@pytest.mark.parametrize("tracking", ["async", "sync"])
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("tracking", TRACKINGS)
 @pytest.mark.parametrize("parent", ["stores", "ends"])
 def test_a_childs_child_sees_what_its_parent_saw(
     path: Path, tracking: str, parent: str, run_script: Run

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import subprocess
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import fremap
+import numpy as np
 import pytest
-from fremap.testing import write_numbered_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from fremap import Prot
+from fremap.testing import counting, failures, numbered_words, write_numbered_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,7 +37,6 @@ def test_windows_show_the_store_and_not_what_the_kernel_filled_in(
     def check(window, expected):
         assert (window.array(np.uint64, (16, 512)) == numbered_words(expected)).all()
 
-    fremap.calibration.load()  # measures in memory that is not locked
     libc = ctypes.CDLL(None, use_errno=True)
     assert libc.mlockall(flags) == 0, ctypes.get_errno()
     with fremap.open(path) as store, fremap.Window(store, engine=engine) as window:
@@ -61,3 +62,42 @@ def test_windows_show_the_store_and_not_what_the_kernel_filled_in(
         flags,
     )
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+def flags_of(address: int, length: int) -> list[list[str]]:
+    """`VmFlags` of each kernel mapping of a range."""
+    flags, within = [], False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            start, end = (int(bound, 16) for bound in bounds.groups())
+            within = start < address + length and address < end
+        elif within and line.startswith("VmFlags:"):
+            flags.append(line.split()[1:])
+    return flags
+
+
+@pytest.mark.parametrize("engine", ["paged", "eager"], indirect=True)
+@pytest.mark.parametrize("change", ["protect", "remap"])
+def test_what_is_dropped_is_locked_again(engine: str, change: str, tmp_path: Path) -> None:
+    """Where `MADV_DONTNEED_LOCKED` is refused (before Linux 5.18) the range is unlocked first."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 16)
+    with (
+        fremap.open(path) as store,
+        fremap.Window(store, engine=engine, lock=True) as window,
+    ):
+        address = window.pages.ctypes.data
+        shown = list(range(16))
+        with failures("madvise", errno=errno.EINVAL), counting() as calls:
+            if change == "protect":
+                window.protect([3, 4], Prot.NONE)
+            else:
+                shown[3:5] = [9, 8]
+                window.remap([9, 8], at=[3, 4], prot=Prot.NONE)
+        unlocked_and_locked = 2
+        assert calls["mlock"] == unlocked_and_locked
+        window.protect([3, 4], Prot.READ)
+        assert (window.pages.view(np.uint64) == numbered_words(shown)).all()
+        flags = flags_of(address, 16 * 4096)
+        assert flags
+        assert all("lo" in mapping for mapping in flags), flags

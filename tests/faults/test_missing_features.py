@@ -6,14 +6,28 @@ What is left is slower or needs more mappings; what a window shows is the same.
 from __future__ import annotations
 
 import errno
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
+import fremap
 import numpy as np
 import pytest
 from fremap import Prot
-from fremap.testing import counting, failures, kernel_reads, numbered_page
+from fremap.errors import UnsupportedError
+from fremap.testing import (
+    counting,
+    failures,
+    kernel_reads,
+    numbered_page,
+    numbered_words,
+    write_numbered_file,
+)
 
 Scenes = Callable[..., AbstractContextManager[Any]]
 FOR_GOOD = 2**31
@@ -131,3 +145,96 @@ def test_an_unreadable_page_is_healed_without_poison(
         scene.check()
     finally:
         manager.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("engine", ["auto", "alias", "paged", "eager"])
+def test_windows_need_linux_5_14(engine: str, tmp_path: Path) -> None:
+    """Without MADV_POPULATE_READ each way to a window says so; rows and stores work."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 8)
+    told = rf"need Linux 5\.14 .*this is Linux {re.escape(os.uname().release)}; use `fremap\.rows`"
+    with (
+        failures("probe_madv_populate_read", errno=errno.EINVAL, times=FOR_GOOD),
+        fremap.open(path, "r+") as store,
+    ):
+        for make in (
+            lambda: fremap.Window(store, engine=engine),
+            lambda: fremap.Slots(store, 2, 2),
+            lambda: fremap.memmap(path, np.uint64, "r"),
+            fremap.calibration.measure,
+        ):
+            with pytest.raises(UnsupportedError, match=told):
+                make()
+        assert store.read([7, 2]).tobytes() == numbered_page(7) + numbered_page(2)
+        store.write([3], np.frombuffer(numbered_page(90), np.uint8))
+        assert store.read([3]).tobytes() == numbered_page(90)
+        rows = fremap.rows(path, row_shape=(512,), dtype=np.uint64)
+        assert rows.take([5, 0]).tobytes() == numbered_page(5) + numbered_page(0)
+        found = fremap.capabilities()
+        assert not any(status.available for status in found.engines.values())
+        assert (found.chosen, found.probes["populate_read"].available) == ("none", False)
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_without_move_a_chunk_is_one_drop_and_one_copy(engine: str, tmp_path: Path) -> None:
+    """Whatever the order of its pages: a call for each would cost more than the copies."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 4096)
+    chunk_pages = 256
+    numbers = fremap.calibration.Calibration(
+        alias_extent_pages=64, evict_gap_pages=64, batch_pages=chunk_pages
+    )
+    order = (1235 * np.arange(4096) + 1) % 4096  # no page stays what it is
+    with (
+        failures("probe_uffdio_move", errno=errno.EINVAL, times=FOR_GOOD),
+        fremap.open(path) as store,
+        fremap.Window(
+            store, engine=engine, budget=None, calibration=numbers, populate=True
+        ) as window,
+    ):
+        with counting() as calls:
+            window.remap(order)
+        made = {name: calls.made.get(name, 0) for name in ("madvise", "uffdio_copy", "uffdio_move")}
+        chunks = 4096 // chunk_pages
+        assert made["uffdio_copy"] == chunks
+        assert made["madvise"] <= 2 * chunks + 8  # the file's map is filled by it too
+        assert made["uffdio_move"] == 0
+        assert (window.array(np.uint64, (4096, 512)) == numbered_words(order)).all()
+
+
+LACKING = {
+    "6.1": {
+        "uffd_move",
+        "uffd_poison",
+        "uffd_wp_async",
+        "guard_pages",
+        "process_madvise",
+        "cachestat",
+    }
+}
+LACKING["5.15"] = LACKING["6.1"]
+LACKING["5.10"] = {*LACKING["6.1"], "populate_read"}
+
+
+@pytest.mark.parametrize("kernel", LACKING)
+def test_a_command_as_an_older_kernel(kernel: str) -> None:
+    """What the runner hides is missing in the command and in its children."""
+    runner = Path(__file__).parents[1] / "runners" / "as_older_kernel.py"
+    missing = """
+import fremap
+probes = fremap.capabilities().probes
+print(*[name for name, probe in probes.items() if not probe.available])
+"""
+    twice = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {missing!r}], check=True)"
+    )
+    for source in (missing, twice):
+        done = subprocess.run(
+            [sys.executable, runner, kernel, sys.executable, "-c", source],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert LACKING[kernel] <= set(done.stdout.splitlines()[-1].split())

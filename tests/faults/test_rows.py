@@ -19,7 +19,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.errors import FremapError, StoreError, TruncatedError
-from fremap.testing import failures
+from fremap.testing import failures, wait_until_settled
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -36,6 +36,7 @@ def table() -> np.ndarray:
 @pytest.fixture
 def path(table: np.ndarray, tmp_path: Path) -> Path:
     table.tofile(tmp_path / "raw")
+    wait_until_settled(tmp_path / "raw")
     return tmp_path / "raw"
 
 
@@ -301,7 +302,7 @@ def test_reads_without_a_ring(path: Path, table: np.ndarray) -> None:
         np.testing.assert_array_equal(rows.take(ids), table[ids])
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_rows_that_left_the_page_cache(path: Path, table: np.ndarray) -> None:
     """A chunk that was mapped has holes by now: noticed, and read."""
     ids = np.random.default_rng(6).integers(0, ROW_COUNT, 5000)
@@ -416,7 +417,7 @@ def resident_bytes_of(path: Path) -> int:
     return total
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_threads_that_unmap_from_under_each_other_stay_within_the_budget(tmp_path: Path) -> None:
     """A chunk that leaves while rows of it are copied is not mapped again, uncounted."""
     path, budget = tmp_path / "rows", 16 << 20

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+#: Both ways in which stores are noticed, where the kernel has them.
+TRACKINGS = [
+    pytest.param("async", marks=pytest.mark.needs("uffd_wp_async", "uffd_move")),
+    pytest.param("sync", marks=pytest.mark.needs("uffd_wp")),
+]
 
 pytestmark = pytest.mark.needs("paged")
 
@@ -121,8 +126,7 @@ def test_readers_while_pages_are_remapped(path: Path) -> None:
         assert wrong == []
 
 
-@pytest.mark.needs("uffd_wp")
-@pytest.mark.parametrize("tracking", ["async", "sync"])
+@pytest.mark.parametrize("tracking", TRACKINGS)
 def test_stores_are_noticed_and_written(path: Path, tracking: str) -> None:
     how = {**HOW, "prot": Prot.WRITE, "coherent": False, "tracking": tracking}
     with fremap.open(path, "r+") as store, fremap.Window(store, **how) as window:
@@ -286,3 +290,39 @@ def test_ctrl_c_comes_through_while_pages_are_touched(path: Path, run_script: Ru
         path,
     )
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_pages_in_which_a_growing_file_ended_are_forgotten(path: Path) -> None:
+    """Each is noted while it is shown, without memory that could be allocated in a fault."""
+    ends = 100
+    with fremap.open(path, "r+") as store:
+        window = fremap.Window(store, PAGES, prot=fremap.Prot.WRITE, coherent=False, **HOW)
+        size = 8 * 4096 + 100
+        os.truncate(path, size)
+        store.refresh()
+        for end in range(8, 8 + ends):
+            assert bytes(window.pages[end][100:200]) == bytes(100)
+            window.evict(end)
+            os.truncate(path, (end + 1) * 4096 + 100)
+            store.refresh()
+        window.close()
+
+
+@pytest.mark.needs("userfaultfd_kernel_faults")
+def test_a_handler_that_is_enabled_again_and_again_is_one_handler(
+    path: Path, run_script: Run
+) -> None:
+    done = run_script(
+        BEGIN
+        + """
+    window = fremap.Window(store, **how)
+    for _ in range(400):
+        faulthandler.disable()
+        faulthandler.enable()
+        window.evict(7)
+        assert window.pages[7, 0] == numbered_words([7]).view(np.uint8)[0, 0]
+    print("resolved")
+    """,
+        path,
+    )
+    assert (done.returncode, done.stdout) == (0, "resolved\n"), done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -55,3 +56,29 @@ def test_a_line_that_cannot_be_written_keeps_nobody_from_good_pages(
         path,
     )
     assert (done.returncode, done.stdout) == (0, "still there\n"), done.stderr
+
+
+@pytest.mark.parametrize("engine", ["paged"], indirect=True)
+def test_placed_content_that_somebody_drops_is_a_signal_and_no_hang(
+    engine: str, tmp_path: Path, run_script: Run
+) -> None:
+    """Nobody can bring it again, so whoever touches it must not wait for it."""
+    path = tmp_path / "pages"
+    write_numbered_file(path, 16)
+    done = run_script(
+        """
+    import ctypes, mmap, sys
+    import fremap
+    engine, path = sys.argv[1:3]
+    window = fremap.Window(fremap.open(path), engine=engine)
+    window.place([3])
+    page = window.pages[3]
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.madvise(ctypes.c_void_p(page.ctypes.data), 4096, mmap.MADV_DONTNEED) == 0
+    print(page[0])
+    """,
+        engine,
+        path,
+    )
+    assert done.returncode == -signal.SIGBUS
+    assert "window page 3 (placed content): its content was dropped" in done.stderr

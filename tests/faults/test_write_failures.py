@@ -223,7 +223,6 @@ def test_no_room(
             device.make_room()
             scene.succeed(name)
 
-    fremap.calibration.load()
     assert in_child(body) == 0
 
 
@@ -243,7 +242,6 @@ def test_changes_that_find_no_room_may_be_given_up(
             assert scene.window.closed
             assert device.path.read_bytes() == held
 
-    fremap.calibration.load()
     assert in_child(body) == 0
 
 
@@ -259,6 +257,7 @@ def make_scene_on(make_store: Callable[[str], Any], write_back: dict[str, Any]) 
     def make(kind: str) -> Scene:
         store = make_store(kind)
         store.write(range(WINDOW_PAGES), BEFORE[:WINDOW_PAGES])
+        store.sync()
         return make_scene(store, write_back)
 
     return make
@@ -379,17 +378,78 @@ def test_fsync_fails(make_scene_on: Any, kind: str) -> None:
         scene.succeed("close")
 
 
+def other_window(store: Any) -> Any:
+    return fremap.Window(store, 1, first_page=30, prot=Prot.WRITE, coherent=False)
+
+
+@pytest.mark.parametrize("name", ["whole flush", "flush", "sync"])
+def test_what_was_stored_to_the_file_itself_is_lost_once(make_store: Any, name: str) -> None:
+    """Nobody knows what a coherent window has stored: no retry calls it durable."""
+    with make_store("file") as store:
+        window = fremap.Window(store, 4, prot=Prot.WRITE, coherent=True)
+        window.pages[1] = 7
+        flushes = {
+            "whole flush": window.flush,
+            "flush": lambda: window.flush([1]),
+            "sync": store.sync,
+        }
+        with failures("msync" if name == "flush" else "fsync", errno=errno.EIO):
+            for _ in range(2):
+                with pytest.raises(StoreError, match=r"store\.refresh"):
+                    flushes[name]()
+        for each in flushes.values():
+            with pytest.raises(StoreError, match=r"store\.refresh"):
+                each()
+        store.refresh()
+        for each in flushes.values():
+            each()
+        window.close()
+
+
+def test_what_another_window_was_told_is_no_success(make_store: Any) -> None:
+    """The pages of both windows are dirty after the sync of one has failed, and written again."""
+    with make_store("file") as store:
+        store.sync()
+        windows = [
+            fremap.Window(store, 4, first_page=first, prot=Prot.WRITE, coherent=False)
+            for first in (0, 4)
+        ]
+        for number, window in enumerate(windows):
+            window.pages[:] = 100 + number
+        with failures("fsync", errno=errno.EIO, times=2):
+            for window in windows:
+                with pytest.raises(StoreError):
+                    window.flush()
+        for window in windows:
+            assert window.dirty().all()
+            window.flush()
+            window.close()
+        assert (store.read(range(4)) == 100).all()
+        assert (store.read(range(4, 8)) == 101).all()
+
+
 @KINDS
 @pytest.mark.parametrize("name", ["evict", "remap", "place", "protect NONE"])
 def test_what_was_written_in_passing_is_made_durable(
     make_scene_on: Any, name: str, kind: str
 ) -> None:
-    """By the next flush; which says so if that fails, until it has succeeded."""
+    """By the next flush; where that fails nobody has the pages, and nothing succeeds again
+    before that is acknowledged: the kernel tells of it once."""
     scene = make_scene_on(kind)
-    with scene.store:
+    with scene.store, other_window(scene.store) as other:
         OPERATIONS[name](scene.window)
         with failures("fsync", errno=errno.EIO), pytest.raises(StoreError):
             scene.window.flush()
+        with counting() as calls:
+            for call in (scene.window.flush, other.flush, scene.store.sync, scene.window.close):
+                with pytest.raises(
+                    StoreError, match=r"write it again after store\.refresh"
+                ) as caught:
+                    call()
+                assert caught.value.errno == errno.EIO
+        assert calls["fsync"] == 0
+        assert not scene.window.closed
+        scene.store.refresh()
         for expected in (1, 0):
             with counting() as calls:
                 scene.window.flush()

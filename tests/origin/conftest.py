@@ -17,6 +17,7 @@ from pathlib import Path
 import fremap
 import numpy as np
 import pytest
+from fremap.testing import wait_until_settled
 
 PAGE = mmap.PAGESIZE
 
@@ -28,7 +29,6 @@ HalfCached = Callable[[int], tuple[Path, np.ndarray]]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep the user's calibration out of the tests, and the tests out of it."""
-    # One directory a session, so that it is measured once.
     base = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(base))
     return base
@@ -111,6 +111,7 @@ def half_cached(disk_directory: Path, numbered_pages: Numbered) -> Iterator[Half
         path = disk_directory / f"half-cached-{os.urandom(4).hex()}"
         paths.append(path)
         path.write_bytes(numbered_pages(range(page_count), PAGE).tobytes())
+        wait_until_settled(path)
         drop_from_page_cache(path, 0, page_count)
         with path.open("rb") as file:
             # Random access reads what is asked for, and nothing ahead of it.

@@ -201,7 +201,6 @@ def test_o12_locked_windows_are_populated(
 LOCK_REFUSED = """
 import fremap, os, resource, sys
 store = fremap.MemoryStore(8 * 4096)
-fremap.calibration.load()
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
 if os.geteuid() == 0:
     os.setresuid(65534, 65534, 65534)  # root may lock without limit

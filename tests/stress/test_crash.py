@@ -123,7 +123,6 @@ def test_a_writer_is_killed(
     in_child: Callable[..., int],
 ) -> None:
     random = np.random.default_rng(20021031)
-    fremap.calibration.load()
     content = np.repeat(stamp(np.arange(FILE_PAGES), 0), page_bytes // 8)
     os.pwrite(target.file, content.tobytes(), 0)
     generation, reports = 1, 0

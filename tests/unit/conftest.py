@@ -11,7 +11,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the user's calibration out of the tests, and the tests out of it."""
-    # One directory a session, so that it is measured once.
     base = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(base))
 

@@ -1,16 +1,21 @@
 """Batches: what is in them, in which order, for whom, and how they end."""
 
 import json
+import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fremap
 import numpy as np
 import pytest
+from fremap import epochs
 from fremap.batches import Batches
 from hypothesis import given
 from hypothesis import strategies as some
@@ -432,3 +437,121 @@ def test_arguments_that_cannot_be(
     with pytest.raises(error, match=message) as raised:
         Batches(Numbers(8), **{"batch_size": 2} | options)
     assert isinstance(raised.value, fremap.FremapError)
+
+
+# Threads that cannot be started
+
+
+class NoMoreThreads:
+    """Have `threading.Thread.start` fail after so many."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+        self.left = allowed
+        start = threading.Thread.start
+
+        def refusing(thread: threading.Thread) -> None:
+            if self.left == 0:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refusing)
+
+
+def test_without_a_thread_every_next_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(Numbers(10), 4, "sequential")
+    limit = NoMoreThreads(monkeypatch, 0)
+    for _ in range(3):
+        with pytest.raises(fremap.MemoryLimitError, match=r"can't start new thread.*prefetch=0"):
+            next(batches)
+    limit.left = 2
+    assert ids_of(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    batches.close()
+
+
+def test_one_thread_reads_everything_if_a_second_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    NoMoreThreads(monkeypatch, 1)
+    with Batches(Numbers(100), 4, "sequential", prefetch=8) as batches:
+        assert all_ids(batches) == list(range(100))
+
+
+LITTLE_MEMORY = """
+import resource, sys
+import numpy as np, fremap
+rows = fremap.rows(sys.argv[1], np.uint8, 16)
+batches = rows.batches(4, "sequential")
+pages = int(open("/proc/self/statm").read().split()[0])
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), before[1]))
+said = []
+for _ in range(3):
+    try:
+        next(batches)
+    except fremap.MemoryLimitError as error:
+        said.append("no thread can be started" in str(error))
+if sys.argv[2] == "raise":
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    said.append(sum(map(len, batches)))
+print(said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [("raise", "[True, True, True, 64]"), ("end", "[True, True, True]")]
+)
+def test_a_limit_on_memory(tmp_path: Path, after: str, said: str) -> None:
+    (tmp_path / "rows").write_bytes(bytes(64 * 16))
+    command = [sys.executable, "-c", LITTLE_MEMORY, tmp_path / "rows", after]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{said}\n")
+
+
+# Orders that take long to make
+
+
+def test_an_interrupt_does_not_wait_for_a_long_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call waits for the order that is being made already."""
+    length = epochs._LONG_ORDER
+    begun, may_end, made = threading.Event(), threading.Event(), []
+
+    def shuffled(length: int, seed: int, epoch: int) -> np.ndarray:
+        made.append((length, seed, epoch))
+        begun.set()
+        may_end.wait()
+        return np.arange(length)[::-1]
+
+    def interrupt() -> None:
+        begun.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(epochs, "_shuffled", shuffled)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with Batches(Numbers(length), 3, seed=5, prefetch=0) as batches:
+        with pytest.raises(KeyboardInterrupt):
+            next(batches)
+        interrupter.join()
+        may_end.set()
+        assert next(batches)[:, 0].tolist() == [length - 1, length - 2, length - 3]
+    assert made == [(length, 5, 0)]
+
+
+def test_a_long_order_of_a_seed_is_what_it_always_was() -> None:
+    order = np.arange(epochs._LONG_ORDER + 3, dtype=np.int32)
+    sequence = np.random.SeedSequence(7, spawn_key=(2,))
+    np.random.Generator(np.random.PCG64(sequence)).shuffle(order)
+    with Batches(Numbers(len(order)), 100, seed=7, epoch=2, prefetch=0) as batches:
+        assert next(batches)[:, 0].tolist() == order[:100].tolist()
+
+
+def test_a_long_array_is_checked_to_its_end() -> None:
+    length = epochs._LONG_ORDER + 5
+    order = np.arange(length)
+    order[-2] = -1
+    with Batches(Numbers(length), 2, order, prefetch=0) as batches:
+        assert batches._epoch.ids(length // 2 - 1).tolist() == [length - 3, length - 1]
+    order[-1] = length
+    with pytest.raises(fremap.PageRangeError, match=f"row {length} of {length} rows"):
+        Batches(Numbers(length), 2, order)

@@ -3,6 +3,7 @@
 Nothing here says how fast anything is.
 """
 
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, 
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
 from fremap.bench.render import as_json, as_text, number
-from fremap.bench.suites import slots
+from fremap.bench.suites import remap, slots
 
 FILE_PAGES = 512
 
@@ -117,13 +118,26 @@ def test_report_knows_its_losses_and_its_unmet_bars(report: Report) -> None:
 
 
 def test_text_shows_losses_unmet_bars_and_what_is_missing(report: Report) -> None:
-    text = as_text(Machine.this(), [report])
+    text = as_text(Machine.this(), [report], bars=True)
     assert "loses: slow side takes 3 µs where fast side takes 1" in text
     assert "misses its bar: faults: 4 faults (≤ 0)" in text
+    assert "misses its bar: lost: 0.333 times as fast (≥ 0.8)" in text
     assert text.count("not measured: no loop") == 1
     assert "a note" in text
     won = next(line for line in text.splitlines() if "won" in line)
-    assert won.split() == ["won", "1", "3", "3", "times", "faster", "≥", "2", "yes"]
+    assert won.split() == ["won", "1", "3", "3", "times", "as", "fast", "≥", "2", "yes"]
+
+
+def test_text_says_times_as_fast_and_bars_when_asked(report: Report) -> None:
+    slow, fast = Timing("slow side", (3e-6,), 1), Timing("fast side", (1e-6,), 1)
+    report.rows.append(harness.times_the_time("NONE, of a loop", slow, fast))
+    text = as_text(Machine.this(), [report])
+    assert "of the time" not in text
+    assert "faster" not in text
+    assert "≥" not in text
+    assert "misses its bar" not in text
+    line = next(line for line in text.splitlines() if "a loop" in line)
+    assert line.split() == ["NONE,", "vs", "a", "loop", "3", "1", "0.333", "times", "as", "fast"]
 
 
 def test_json_has_every_round(report: Report) -> None:
@@ -488,6 +502,19 @@ def test_rows_and_arrays_are_measured(suite: str, tmp_path: Path) -> None:
 def test_every_suite_runs_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["all", "--file-size", "64M", "--rounds", "5", "--pages", "2000"]) == 0
     assert capsys.readouterr().out.count("\n\n") >= 8
+
+
+@pytest.mark.needs("paged")
+def test_the_loop_of_move_is_left_out_where_the_kernel_has_none() -> None:
+    report = Report("remap", "a title")
+    _core.inject_failure("probe_uffdio_move", 0, errno.EINVAL, 1_000_000)
+    try:
+        names = remap._bare_loops(report)
+    finally:
+        _core.clear_failures()
+    assert names == ["mmap_fixed", "remap_file_pages"]
+    (said,) = report.missing
+    assert "UFFDIO_MOVE" in said
 
 
 def test_suite_that_cannot_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,4 +114,4 @@ def test_without_matplotlib_the_remedy_is_said_before_anything_is_measured(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert 'pip install "fremap[plot]"' in captured.err
+    assert "pip install matplotlib" in captured.err

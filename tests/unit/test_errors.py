@@ -1,6 +1,7 @@
 """Each error is fremap's and also the builtin that people catch."""
 
 import errno
+import os
 import pickle
 from collections.abc import Iterator
 
@@ -22,6 +23,11 @@ BUILTINS = {
     "PlacedPageError": ValueError,
     "RemapError": OSError,
     "StoreError": OSError,
+    "StoreExistsError": FileExistsError,
+    "StoreIsDirectoryError": IsADirectoryError,
+    "StoreNotDirectoryError": NotADirectoryError,
+    "StoreNotFoundError": FileNotFoundError,
+    "StorePermissionError": PermissionError,
     "TruncatedError": OSError,
     "UnsupportedError": NotImplementedError,
     "ViewsAliveError": BufferError,
@@ -53,6 +59,7 @@ def test_each_is_a_builtin_too(name: str, builtin: type[Exception]) -> None:
         (errno.EPERM, PermissionError),
         (errno.EEXIST, FileExistsError),
         (errno.EISDIR, IsADirectoryError),
+        (errno.ENOTDIR, NotADirectoryError),
         (errno.EIO, OSError),
         (errno.ENOSPC, OSError),
     ],
@@ -64,7 +71,9 @@ def test_open_fails_as_open_does(number: int, builtin: type[OSError]) -> None:
     assert isinstance(raised.value, fremap.StoreError)
     assert raised.value.errno == number
     assert raised.value.filename == "/dev/null"
-    assert "open" in raised.value.strerror
+    assert raised.value.strerror == f"open: {os.strerror(number)}"
+    assert type(raised.value).__name__ in errors.__all__
+    assert type(raised.value).__module__ == "fremap"
 
 
 def test_errors_pass_between_processes() -> None:

@@ -58,6 +58,13 @@ def test_what_is_loaded_when_it_is_asked_for(module: str) -> None:
     assert run(f"import fremap, sys; print({module!r} in sys.modules)") == "False"
 
 
+def test_dir_offers_what_users_may_use() -> None:
+    """Of a fresh process: others import modules of the package, which become its attributes."""
+    offered = run("import fremap, fremap.cli; print(*dir(fremap))").split()
+    assert {name for name in offered if not name.startswith("__")} <= set(fremap.__all__)
+    assert "__version__" in offered
+
+
 def test_names_are_there_before_they_are_loaded() -> None:
     run("import fremap; assert set(fremap.__all__) <= set(dir(fremap))")
     run("from fremap import *; assert Slots and Batches and WindowStats and calibration.load")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
+import os
 import pickle
+import resource
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,7 +16,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.errors import ArgumentError, ClosedError, PageRangeError, PageTypeError
-from fremap.testing import counting
+from fremap.testing import counting, wait_until_settled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +34,7 @@ def table() -> np.ndarray:
 @pytest.fixture
 def path(table: np.ndarray, tmp_path: Path) -> Path:
     np.save(tmp_path / "table.npy", table)
+    wait_until_settled(tmp_path / "table.npy")
     return tmp_path / "table.npy"
 
 
@@ -214,7 +218,7 @@ def test_out_in_a_window(engine: str, path: Path, table: np.ndarray) -> None:
         del out
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_warm_rows_take_no_system_call_each(path: Path, table: np.ndarray) -> None:
     ids = np.random.default_rng(5).permutation(ROW_COUNT)
     with fremap.rows(path) as rows:
@@ -240,7 +244,7 @@ def test_stats_add_up(path: Path) -> None:
     assert stats.page_table_bytes == -(-stats.mapped_bytes // (2 << 20)) * 4096
 
 
-@pytest.mark.needs("sigbus_recovery")
+@pytest.mark.needs("sigbus_recovery", "populate_read")
 def test_the_budget_bounds_what_is_mapped(tmp_path: Path) -> None:
     """Three chunks fit; rows come from ten."""
     chunk_rows = (2 << 20) // 512
@@ -265,9 +269,6 @@ def test_the_budget_bounds_what_is_mapped(tmp_path: Path) -> None:
         rows.take(ids)
         assert rows.stats().rows_copied - before.rows_copied == 1000
         assert rows.stats().mapped_bytes + rows.stats().page_table_bytes <= budget
-    with fremap.rows(tmp_path / "raw", np.uint32, 128, budget=1) as rows:
-        warm(rows)
-        assert rows.stats().mapped_bytes == 0
 
 
 @pytest.mark.parametrize("budget", [0, -1, True, "much", 1.5])
@@ -360,11 +361,11 @@ def test_closed(path: Path) -> None:
 
 
 def test_pickle_opens_again(path: Path, table: np.ndarray) -> None:
-    with fremap.rows([path, path], budget=1 << 20) as rows:
+    with fremap.rows([path, path], budget=1 << 22) as rows:
         for other in (pickle.loads(pickle.dumps(rows)), copy.copy(rows)):
             with other:
                 assert other.shape == (2 * ROW_COUNT, 7)
-                assert other.stats().budget_bytes == 1 << 20
+                assert other.stats().budget_bytes == 1 << 22
                 np.testing.assert_array_equal(other[[0, 5001]], table[[0, 1]])
         kept = pickle.dumps(rows)
     with path.open("ab") as file:
@@ -419,3 +420,91 @@ def test_rows_without_bytes(tmp_path: Path) -> None:
             rows.take([0])
         with pytest.raises(IndexError):
             rows[-1]
+
+
+# What NumPy takes between the brackets.
+
+
+def test_a_list_or_a_series_of_bools_is_a_mask(path: Path, table: np.ndarray) -> None:
+    class Series:
+        """As pandas has it: a dtype, a shape, and an array when asked."""
+
+        dtype, shape = np.dtype(bool), (ROW_COUNT,)
+
+        def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+            return mask
+
+    mask = np.random.default_rng(3).random(ROW_COUNT) < 0.1
+    with fremap.rows(path) as rows:
+        for index in (mask, mask.tolist(), list(mask), Series()):
+            np.testing.assert_array_equal(rows[index], table[mask])
+        with pytest.raises(fremap.PageRangeError, match="one bool a row"):
+            rows[[True, False]]
+        with pytest.raises(fremap.PageTypeError, match="not bool"):
+            rows[[True, 1]]
+
+
+def test_unsigned_beside_negative_ids(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows.take([np.uint64(2), -1]), table[[2, -1]])
+        np.testing.assert_array_equal(rows[[[np.uint64(2)], [-1]]], table[[[2], [-1]]])
+        with pytest.raises(fremap.PageRangeError, match=f"row {2**64 - 1} is outside"):
+            rows.take([np.uint64(2**64 - 1), -1])
+
+
+def test_rows_are_iterated_one_by_one(table: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "few.npy", table[:9])
+    with fremap.rows(tmp_path / "few.npy") as rows:
+        found = list(iter(rows))
+    np.testing.assert_array_equal(found, table[:9])
+
+
+# Another file at the path.
+
+
+def replace(path: Path, table: np.ndarray) -> None:
+    """As an atomic save does it."""
+    np.save(path.with_name("new.npy"), table)
+    path.with_name("new.npy").rename(path)
+
+
+def test_a_replaced_file_goes_on_as_long_as_it_is_open(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[:5], table[:5])
+        replace(path, table + 1)
+        for _ in range(3):
+            np.testing.assert_array_equal(rows.take(np.arange(ROW_COUNT)), table)
+    with fremap.rows(path) as rows:
+        np.testing.assert_array_equal(rows[:], table + 1)
+
+
+def test_a_replaced_file_that_has_to_be_opened_is_an_error(path: Path, table: np.ndarray) -> None:
+    with fremap.rows(path) as rows:
+        replace(path, table + 1)
+        with pytest.raises(fremap.StoreError) as caught:
+            rows[3]
+    assert (caught.value.errno, caught.value.filename) == (errno.ESTALE, str(path))
+
+
+def test_a_replaced_file_that_was_closed_for_others(table: np.ndarray, tmp_path: Path) -> None:
+    """Mapped or not: with its descriptor gone it cannot be told from the new one."""
+    paths = [tmp_path / f"{number}.npy" for number in range(64)]
+    for path in paths:
+        np.save(path, table[:64])
+        wait_until_settled(path)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir("/proc/self/fd")) + 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, limit[1]))  # a quarter may be open
+    try:
+        with fremap.rows(paths) as rows:
+            for _ in range(3):
+                rows.take(np.arange(64))  # of the first file
+            for number in range(1, 64):
+                rows.take([64 * number])
+            assert rows.stats().open_files <= most // 4 < 63
+            replace(paths[0], table[:64] + 1)
+            with pytest.raises(fremap.StoreError) as caught:
+                rows.take(np.arange(64))
+            assert caught.value.errno == errno.ESTALE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import struct
-from typing import TYPE_CHECKING, Any
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import fremap
 import numpy as np
 import pytest
 import safetensors.numpy
 from fremap.errors import ArgumentError, FormatError, StoreError
+from fremap.formats import MAX_AXES
+from hypothesis import given
+from hypothesis import strategies as some
 from numpy.lib import format as npy_format
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TABLE = np.arange(24, dtype=np.float32).reshape(6, 4)
 
@@ -203,7 +206,7 @@ def entry(begin: int, end: int, shape: Any = (6, 4), dtype: Any = "F32") -> dict
         ({"t": entry(0, 96, [6, True])}, 96, "shape is"),
         ({"t": entry(0, 96, dtype="F4")}, 96, "of type 'F4'"),
         ({"t": entry(0, 96, dtype=[1])}, 96, "of type"),
-        ({"t": 3}, 96, "of type None"),
+        ({"t": 3}, 96, "no range of bytes"),
         ({"a": entry(0, 96), "b": entry(48, 144)}, 144, "they overlap"),
         ({"a": entry(0, 96), "b": entry(100, 196)}, 196, "hole between"),
         ({"a": entry(4, 100)}, 100, "hole between"),
@@ -212,9 +215,15 @@ def entry(begin: int, end: int, shape: Any = (6, 4), dtype: Any = "F32") -> dict
         (b"\xff", 0, "no JSON"),
         (b"[" * 100_000, 0, "no JSON"),
         (b'{"a": 1, "a": 2}', 0, "twice"),
-        ({"t": entry(0, 2**70, [2**68])}, 8, "it is cut short"),
+        ({"t": entry(0, 2**62, [2**60])}, 8, "it is cut short"),
+        ({"t": entry(0, 2**70, [2**68])}, 8, "number of 21 digits"),
+        ({"t": entry(0, 96, [2**60, 2**60])}, 96, "is more than any memory has"),
+        ({"t": entry(0, 4, [1] * 65)}, 4, "65 axes; NumPy has"),
+        (b'{"t": {"dtype": "U8", "shape": [1], "shape": [1], "data_offsets": [0, 1]}}', 1, "twice"),
+        (b'{"t": 1, "\\u0074": 2}', 0, "twice"),
+        ({"t": entry(0, 1, [1], "F4"), "u": entry(1, 2, [1], "U8")}, 2, "of type 'F4'; known are"),
     ],
-    ids=range(21),
+    ids=range(27),
 )
 def test_safetensors_that_are_damaged(
     tmp_path: Path, entries: Any, data_bytes: int, text: str
@@ -353,3 +362,129 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         fremap.rows(tmp_path / "x.npz", "u1")
     with pytest.raises(TypeError, match="not int"):
         fremap.rows(3, "u1")
+
+
+def test_a_type_that_is_not_known_leaves_the_others_readable(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.safetensors"
+    entries = {
+        "four": entry(0, 3, [6], "F4"),
+        "six": entry(3, 15, [16], "F6_E2M3"),
+        "odd": entry(15, 16, {"not": "a shape"}, "F6_E3M2"),
+        "table": entry(16, 112),
+    }
+    write_safetensors(path, entries, bytes(16) + TABLE.tobytes())
+    with fremap.rows(path, tensor="table") as rows:
+        np.testing.assert_array_equal(rows[:], TABLE)
+    with pytest.raises(FormatError, match="'six' is of type 'F6_E2M3'; known are BOOL"):
+        fremap.rows(path, tensor="six")
+
+
+def test_long_digits_in_names_and_metadata_are_no_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "names.safetensors"
+    name = "9" * 5000
+    safetensors.numpy.save_file({name: TABLE}, path, metadata={"hash": "8" * 5000})
+    with fremap.rows(path, tensor=name) as rows:
+        np.testing.assert_array_equal(rows[:], TABLE)
+
+
+MOST_TEXT = 1000  # characters of an error, without the path
+HOSTILE_SAFETENSORS = {
+    "digits": b'{"t": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 1]}}' % (b"9" * 900_000),
+    "many digits": b'{"t": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 1]}}'
+    % b",".join([b"9" * 4000] * 250),
+    "offsets": b'{"t": {"dtype": "U8", "shape": [1], "data_offsets": [0, %s]}}' % (b"9" * 900_000),
+    "negative": b'{"t": {"dtype": "U8", "shape": [-%s], "data_offsets": [0, 1]}}' % (b"9" * 5000),
+    "float": b'{"t": {"dtype": "U8", "shape": [%s.5], "data_offsets": [0, 1]}}' % (b"9" * 5000),
+    "axes": b'{"t": {"dtype": "U8", "shape": [%s], "data_offsets": [0, 1]}}'
+    % b",".join([b"9" * 18] * 50_000),
+    "type": b'{"t": {"dtype": "%s", "shape": [1], "data_offsets": [0, 1]}}' % (b"F" * 900_000),
+    "shape": b'{"t": {"dtype": "U8", "shape": "%s", "data_offsets": [0, 1]}}' % (b"F" * 900_000),
+    "place": b'{"t": {"dtype": "U8", "shape": [1], "data_offsets": "%s"}}' % (b"F" * 900_000),
+    "name": b'{"%s": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}' % (b"t" * 900_000),
+    "names": b"{%s}"
+    % b",".join(
+        b'"%d%s": {"dtype": "U8", "shape": [1], "data_offsets": [%d, %d]}'
+        % (number, b"t" * 50_000, number, number + 1)
+        for number in range(20)
+    ),
+    "depth": b'{"t": ' + b"[" * 900_000,
+    "infinite": b'{"t": {"dtype": "U8", "shape": [Infinity, NaN, 1e999], "data_offsets": [0, 1]}}',
+    "surrogate": b'{"\\ud800": {"dtype": "U8", "shape": [1], "data_offsets": [0, 9]}}',
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_SAFETENSORS.values(), ids=HOSTILE_SAFETENSORS)
+def test_hostile_safetensors(tmp_path: Path, content: bytes) -> None:
+    """Refused before anything is reckoned with what they say, in few words."""
+    path = tmp_path / "bad.safetensors"
+    write_safetensors(path, content, bytes(20))
+    with pytest.raises(FormatError) as caught:
+        fremap.rows(path)
+    assert len(str(caught.value)) < len(str(path)) + MOST_TEXT
+    assert str(caught.value).count("rows: ") == 1
+
+
+HOSTILE_NPY = {
+    "digits": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s,)}" % ("9" * 60_000),
+    "many digits": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s)}"
+    % ("9" * 4000 + ",")
+    * 15,
+    "hexadecimal": "{'descr': '<f4', 'fortran_order': False, 'shape': (0x%s,)}" % ("f" * 60_000),
+    "axes": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s)}" % ("9," * 30_000),
+    "axes of one": "{'descr': '<f4', 'fortran_order': False, 'shape': (%s)}" % ("1," * 65),
+    "depth": "(" * 60_000,
+    "minus": "-" * 60_000 + "1",
+    "text": "x" * 60_000,
+    "type": "{'descr': '%s', 'fortran_order': False, 'shape': (1,)}" % ("f" * 60_000),
+    "length": "{'descr': 'S%s', 'fortran_order': False, 'shape': (1,)}" % ("9" * 60_000),
+    "more": "{'descr': '<f4', 'fortran_order': False, 'shape': (1,), '%s': 1}" % ("f" * 60_000),
+}
+
+
+@pytest.mark.parametrize("version", [b"\x01\x00", b"\x03\x00"])
+@pytest.mark.parametrize("text", HOSTILE_NPY.values(), ids=HOSTILE_NPY)
+def test_hostile_npy(tmp_path: Path, text: str, version: bytes) -> None:
+    content = npy(text, data=4)
+    if version != b"\x01\x00":
+        header = text.encode()
+        content = b"\x93NUMPY" + version + struct.pack("<I", len(header)) + header + bytes(4)
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        fremap.rows(tmp_path / "bad.npy")
+    assert len(str(caught.value)) < len(str(tmp_path)) + MOST_TEXT
+    assert caught.value.__cause__ is None  # which would show all of the header
+
+
+@given(
+    some.recursive(
+        some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=5),
+        lambda parts: (
+            some.lists(parts, max_size=4) | some.dictionaries(some.text(max_size=3), parts)
+        ),
+        max_leaves=8,
+    ),
+    some.sampled_from(["dtype", "shape", "data_offsets", None]),
+)
+def test_headers_of_anything(value: Any, field: str | None) -> None:
+    """Whatever JSON says, it is rows or a FormatError."""
+    entries = {"t": entry(0, 4, [1]), "u": entry(4, 8, [1])}
+    if field is None:
+        entries["t"] = value
+    else:
+        entries["t"][field] = value
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        write_safetensors(Path(file.name), entries, bytes(8))
+        for tensor in ("t", "u"):
+            with suppress(FormatError), fremap.rows(file.name, tensor=tensor) as rows:
+                assert rows[:].nbytes == 4
+
+
+def test_as_many_axes_as_numpy_has(tmp_path: Path) -> None:
+    path = tmp_path / "axes.npy"
+    np.save(path, np.zeros([2] + [1] * (MAX_AXES - 1), np.uint8))
+    with fremap.rows(path) as rows:
+        assert rows[[1, 0]].ndim == MAX_AXES
+        with pytest.raises(ArgumentError, match=f"an array of {MAX_AXES + 1}"):
+            rows.take([[1, 0]])
+    with pytest.raises(ArgumentError, match="axes; NumPy has"):
+        fremap.rows(path, row_shape=[1] * MAX_AXES)

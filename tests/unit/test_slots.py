@@ -7,12 +7,19 @@ import errno
 import os
 import pickle
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
-from fremap.testing import failures, numbered_page, numbered_words, page_numbers
+from fremap.testing import (
+    failures,
+    numbered_page,
+    numbered_words,
+    page_numbers,
+    wait_until_settled,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +35,7 @@ TAIL_PAGES = 2  # of the last extent
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "pages"
     path.write_bytes(numbered_words(range((EXTENTS - 1) * EXTENT_PAGES + TAIL_PAGES)).tobytes())
+    wait_until_settled(path)
     return path
 
 
@@ -455,3 +463,84 @@ def test_a_child_of_fork_is_refused(
         assert bank.stats().held_slots == 2
         assert keys_of(bank, [5, 1]) == [5, 1]
         hold.release()
+
+
+# What others write.
+
+
+@pytest.fixture
+def written_bank(path: Path, engine: str) -> Iterator[fremap.Slots]:
+    """A bank on a store that the test may write."""
+    with (
+        fremap.open(path, "r+", page_bytes=4096) as store,
+        fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as made,
+    ):
+        yield made
+
+
+def test_what_others_write_is_seen_after_evict(
+    written_bank: fremap.Slots, path: Path, engine: str
+) -> None:
+    bank = written_bank
+    before = bank.ensure([3, 1])
+    words = bank.array(np.uint64, (EXTENT_PAGES, 512))
+    new = numbered_words(range(3 * EXTENT_PAGES, 4 * EXTENT_PAGES), generation=1)
+    with path.open("r+b") as other:
+        other.seek(3 * EXTENT_PAGES * 4096)
+        other.write(new.tobytes())
+    old = numbered_words(range(3 * EXTENT_PAGES, 4 * EXTENT_PAGES))
+    expected = new if engine == "alias" else old
+    np.testing.assert_array_equal(words[bank.ensure(3)[0]], expected.reshape(EXTENT_PAGES, 512))
+    assert bank.evict([3, 3, 17]) == 1
+    assert bank.keys[before].tolist() == [-1, 1]
+    np.testing.assert_array_equal(words[bank.ensure(3)[0]], new.reshape(EXTENT_PAGES, 512))
+    assert bank.stats().evictions == 1
+
+
+def test_evict_everything(bank: fremap.Slots) -> None:
+    bank.ensure([5, EXTENTS - 1, 2])
+    assert bank.evict() == 3
+    assert bank.evict() == 0
+    assert (bank.keys == -1).all()
+    assert bank.stats().filled_slots == 0
+    bank.ensure(range(SLOTS))
+    assert sorted(shown(bank)) == list(range(SLOTS))
+
+
+def test_what_is_held_is_not_evicted(bank: fremap.Slots) -> None:
+    with bank.hold([4]):
+        bank.ensure([5])
+        with pytest.raises(fremap.ArgumentError, match="evict: key 4 is held"):
+            bank.evict([5, 4])
+        with pytest.raises(fremap.ArgumentError, match="key 4 is held"):
+            bank.evict()
+        assert sorted(set(bank.keys.tolist())) == [-1, 4, 5]
+        assert bank.evict(5) == 1
+    assert bank.evict(4) == 1
+    with pytest.raises(fremap.PageRangeError, match="key 24"):
+        bank.evict(EXTENTS)
+
+
+def test_evict_beside_calls_of_other_threads(bank: fremap.Slots) -> None:
+    """Each sees extents that are whole, whatever is evicted meanwhile."""
+    stop = threading.Event()
+
+    def evict() -> None:
+        while not stop.is_set():
+            with suppress(fremap.ArgumentError):  # one is held now
+                bank.evict(range(4))
+
+    evictor = threading.Thread(target=evict)
+    evictor.start()
+    try:
+        words = bank.array(np.uint64, (EXTENT_PAGES, 512))
+        for round_number in range(200):
+            key = round_number % 4
+            with bank.hold([key, 7]) as slots:
+                first = page_numbers(words[slots]).reshape(-1)[0]
+                assert first == key * EXTENT_PAGES
+            bank.ensure([8 + round_number % 8])
+    finally:
+        stop.set()
+        evictor.join()
+    del words

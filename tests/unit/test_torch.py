@@ -119,3 +119,62 @@ def test_loader(method: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "alike\n"
+
+
+@needs_torch
+def test_the_module_is_there_when_asked_for() -> None:
+    program = "import fremap; fremap.torch.BatchDataset"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_asked_for_without_torch_it_says_what_to_do() -> None:
+    program = "import sys; sys.modules['torch'] = None; import fremap; fremap.torch"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert "ImportError: fremap.torch needs PyTorch, which is missing: pip install" in done.stderr
+
+
+@needs_torch
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_batches_are_refused(rows: fremap.Rows, workers: int) -> None:
+    from fremap.torch import BatchDataset
+    from torch.utils.data import DataLoader
+
+    dataset = BatchDataset(rows, 8, "sequential")
+    with pytest.raises(fremap.ArgumentError, match="batch_size=None"):
+        list(DataLoader(dataset, num_workers=workers))
+    assert len(list(DataLoader(dataset, batch_size=None, num_workers=workers))) == 3
+
+
+@needs_torch
+def test_tensors_that_numpy_cannot_show(rows: fremap.Rows) -> None:
+    import torch
+
+    bad = [
+        torch.empty((1, 3), dtype=torch.bfloat16),
+        torch.empty((1, 3), requires_grad=True),
+        torch.empty((1, 3), device="meta"),
+    ]
+    for out in bad:
+        with pytest.raises(fremap.PageTypeError, match="take: out is a tensor"):
+            rows.take([0], out=out)
+
+
+class Tensor:
+    """What torch's tensors do that NumPy cannot show."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def data_ptr(self) -> int:
+        return 0
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [TypeError("BFloat16"), RuntimeError("requires grad")])
+def test_an_out_that_refuses_to_be_an_array(rows: fremap.Rows, error: Exception) -> None:
+    with pytest.raises(fremap.PageTypeError, match=f"take: out is a tensor .*{error}"):
+        rows.take([0], out=Tensor(error))

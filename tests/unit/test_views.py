@@ -213,6 +213,7 @@ def test_leaving_tells_of_a_failed_flush(store: fremap.MemoryStore) -> None:
         pass
     assert raised.value.errno == 5
     assert window.closed
+    store.refresh()
     window = Window(store, prot=Prot.WRITE, coherent=True)
     _core.inject_failure("fsync", 0, 5, 1)
     with pytest.raises(KeyError) as mine, window:

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::sys::file::{memory_file, temporary_file};
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::probe::check_kernel;
 use crate::sys::span::Span;
 use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
 
@@ -28,8 +29,9 @@ pub struct Calibration {
 }
 
 impl Default for Calibration {
+    /// What windows use on a machine that nobody measured: what common machines come to.
     fn default() -> Self {
-        Self { alias_extent_pages: 64, evict_gap_pages: 16, batch_pages: 512 }
+        Self { alias_extent_pages: 32, evict_gap_pages: 512, batch_pages: 1024 }
     }
 }
 
@@ -195,9 +197,11 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
 /// Measures this machine.
 ///
 /// # Errors
-/// Where memory for it cannot be had. What this kernel does not have keeps its default.
+/// Where memory for it cannot be had, or the kernel is too old for windows. What else it
+/// does not have keeps its default.
 pub fn measure() -> Result<Calibration> {
     let fail = |errno| Error::system("calibrate", errno);
+    check_kernel("calibrate")?;
     let evict_gap_pages = evict_gap_pages().map_err(fail)?;
     let mut calibration = Calibration { evict_gap_pages, ..Calibration::default() };
     let bytes = FILE_PAGES * system_page_bytes();

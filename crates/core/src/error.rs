@@ -57,9 +57,12 @@ pub enum Error {
     },
     /// Too many kernel mappings.
     #[error(
-        "{operation}: this needs up to {needed} kernel mappings where the process has {in_use} of \
-         vm.max_map_count = {limit} and fremap leaves 1000 for the rest of it; use longer \
-         extents, engine=\"paged\" (one mapping for any order), or raise vm.max_map_count"
+        "{operation}: this needs up to {needed} kernel mappings; the process has {in_use}, so that \
+         {} of vm.max_map_count = {limit} are left, and fremap leaves 1000 to the rest of it; use \
+         longer extents, or `sysctl vm.max_map_count={}`, or engine=\"paged\" (one mapping for \
+         any order) if the window need not be coherent",
+        limit.saturating_sub(*in_use),
+        in_use.saturating_add(*needed).saturating_add(1000).max(limit.saturating_add(1))
     )]
     MappingLimit {
         /// The operation that was asked for.
@@ -70,6 +73,21 @@ pub enum Error {
         in_use: u64,
         /// `vm.max_map_count`.
         limit: u64,
+    },
+    /// A file system has not the space for shared memory.
+    #[error(
+        "{operation}: {wanted} bytes of shared memory do not fit into {}, which has {free} free; \
+         ask for less, remove what is there, or mount it with a larger size", path.display()
+    )]
+    SharedMemory {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// Where the file system is mounted.
+        path: PathBuf,
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// Bytes that are free.
+        free: u64,
     },
     /// More memory than there is.
     #[error(
@@ -84,10 +102,10 @@ pub enum Error {
         /// Bytes that the machine, or the memory cgroup, has left.
         available: u64,
     },
-    /// More than a window's memory budget.
+    /// More than a memory budget.
     #[error(
-        "{operation}: this needs {wanted} bytes of memory and the window's budget is {budget}: {why}; or make \
-         the window with a larger budget, or budget=None"
+        "{operation}: this needs {wanted} bytes of memory and the budget is {budget}: {why}; or give a \
+         larger budget, or budget=None"
     )]
     Budget {
         /// The operation that was asked for.
@@ -284,8 +302,11 @@ fn place(file_page: Option<u64>) -> String {
     file_page.map_or_else(String::new, |page| format!(" (file page {page})"))
 }
 
-fn describe(errno: Errno) -> String {
-    std::io::Error::from(errno).to_string()
+/// What the kernel's answer means, as `strerror` has it: the number stands beside it.
+#[must_use]
+pub fn describe(errno: Errno) -> String {
+    let text = std::io::Error::from(errno).to_string();
+    text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
 /// Asked between steps of a long operation whether the caller wants it to stop.

@@ -10,6 +10,7 @@ pub mod calibrate;
 pub mod engine;
 pub mod error;
 pub mod fault;
+pub mod memory;
 pub mod plan;
 pub mod rows;
 pub mod scatter;

@@ -5,6 +5,8 @@
 //! call. Blocks of words exist only where a page was ever changed: a window that
 //! is linear, or shows nothing, costs a pointer every 512 pages.
 
+use std::ops::Range;
+
 use hashbrown::HashTable;
 
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
@@ -430,6 +432,28 @@ impl Table {
         present
     }
 
+    /// Ranges of `pages`, none longer than `most`, outside of which no page is present or
+    /// about to change. Whole blocks are left out.
+    #[must_use]
+    pub fn used_ranges(&self, pages: Range<u64>, most: u64) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let uses = |entry: &Entry| entry.present() || entry.held() || entry.unsaved();
+        let mut start = pages.start;
+        while start < pages.end {
+            let (block, slot) = split(WindowPage(start));
+            let end = (start + (BLOCK_PAGES - slot) as u64).min(pages.end);
+            if self.blocks[block].as_ref().is_some_and(|words| words.iter().any(uses)) {
+                match ranges.last_mut().filter(|last| last.end == start && end - last.start <= most)
+                {
+                    Some(last) => last.end = end,
+                    None => ranges.push(start..end),
+                }
+            }
+            start = end;
+        }
+        ranges
+    }
+
     /// Replaces the word of `page`.
     ///
     /// # Panics
@@ -569,6 +593,21 @@ mod tests {
         assert_eq!(table.counts(), Counts { present: 1, unsaved: 1, ..Counts::default() });
         table.update(page, |entry| entry.with_present(false));
         assert_eq!(table.counts(), Counts::default());
+    }
+
+    #[test]
+    fn only_blocks_in_use_are_looked_at() {
+        let mut table = Table::new(5000, Origin::Linear(FilePage(0)), Prot::Write);
+        assert_eq!(table.used_ranges(0..5000, 4096), []);
+        table.allocate_ahead();
+        assert_eq!(table.used_ranges(0..5000, 4096), []);
+        table.update(WindowPage(600), |entry| entry.with_present(true));
+        table.update(WindowPage(1024), |entry| entry.with_held(true));
+        table.update(WindowPage(4999), |entry| entry.with_dirty(true).with_present(true));
+        assert_eq!(table.used_ranges(0..5000, 4096), [512..1536, 4608..5000]);
+        assert_eq!(table.used_ranges(700..4999, 512), [700..1024, 1024..1536, 4608..4999]);
+        table.update(WindowPage(600), |entry| entry.with_present(false));
+        assert_eq!(table.used_ranges(0..1024, 4096), []);
     }
 
     fn appearances(table: &Table, page: u64) -> Vec<u64> {

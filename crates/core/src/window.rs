@@ -72,7 +72,7 @@ pub struct WindowOptions {
 /// How much memory a window may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Budget {
-    /// Half of what is available when it is made.
+    /// A share of half of what the process may have.
     Auto,
     /// What it is asked to show.
     Unlimited,
@@ -241,7 +241,7 @@ impl Window {
                     locked: options.lock,
                     tracking,
                     fault: options.fault,
-                    budget_bytes: choice::budget_bytes(options)?,
+                    budget: choice::budget(options),
                     calibration: &options.calibration,
                 };
                 Box::new(paged::open(store, table, options)?)
@@ -580,6 +580,20 @@ impl Window {
         let pages = self.select("flush", pages)?;
         if self.prot == Prot::Write {
             self.engine.flush(&pages, interrupt)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes in what the store has grown by since it had `had_bytes`, in pages within which it
+    /// ended when they were loaded. The window of another process is left alone.
+    ///
+    /// # Errors
+    /// I/O.
+    pub fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        if self.prot == Prot::Write && self.is_own() {
+            self.check_faults("refresh")?;
+            self.engine.reload_grown(had_bytes, interrupt)
         } else {
             Ok(())
         }

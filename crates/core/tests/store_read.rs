@@ -169,6 +169,19 @@ fn written_shared_memory_is_copied_from_the_map() {
     assert!(store.counters().bytes_copied > 0);
 }
 
+/// Waits until the file's last change is past by the kernel's clock: until then nothing is copied.
+fn wait_until_settled(store: &Store) {
+    let stat = rustix::fs::fstat(store.fd().expect("one file")).expect("stat");
+    let changed = (stat.st_ctime, i64::try_from(stat.st_ctime_nsec).expect("below a second"));
+    loop {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        if (now.tv_sec, now.tv_nsec) > changed {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn what_was_dropped_from_a_populated_map_is_read_and_populated_anew() {
     let store = Store::memory(512 * PAGE as u64, None).expect("made");
@@ -178,6 +191,7 @@ fn what_was_dropped_from_a_populated_map_is_read_and_populated_anew() {
     let pages = scattered(400, 512, 2);
     for _ in 0..3 {
         fill();
+        wait_until_settled(&store);
         for _ in 0..3 {
             assert_read(&store, &pages);
         }

@@ -76,6 +76,13 @@ impl Bank {
         Ok(Taken { call })
     }
 
+    /// Forgets the extents of keys; the slots they were in stay empty until it is released.
+    fn evict(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Taken> {
+        let keys = self.keys_of("evict", keys)?;
+        let call = run(py, |interrupt| self.core.evict("evict", &keys, interrupt))?;
+        Ok(Taken { call })
+    }
+
     /// The key of each slot, -1 for none.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let keys = self.core.look("keys", fremap_core::bank::Bank::keys);

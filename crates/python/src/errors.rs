@@ -3,7 +3,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fremap_core::error::{Error, RowLoss};
+use fremap_core::error::{describe, Error, RowLoss};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -34,6 +34,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
         Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),
         Error::Fork { .. } => simple(py, "fork", &message),
+        Error::SharedMemory { path, .. } => system(py, "io", &message, ENOSPC, Some(path), None, 0),
         Error::MappingLimit { .. } => system(py, "mapping_limit", &message, ENOMEM, None, None, 0),
         Error::Io { path, file_page, errno, completed, .. } => {
             let number = errno.raw_os_error();
@@ -59,6 +60,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
 }
 
 const ENOMEM: i32 = 12;
+const ENOSPC: i32 = 28;
 const ENODATA: i32 = 61;
 const ESTALE: i32 = 116;
 
@@ -87,7 +89,7 @@ fn system(
 
 /// The answer of `remap_file_pages(2)` to a call that it refused.
 pub fn remap_refused(py: Python<'_>, errno: Errno, why: &str) -> PyErr {
-    let text = std::io::Error::from(errno);
+    let text = describe(errno);
     let message = format!("remap_file_pages: {text}: {why}");
     system(py, "remap", &message, errno.raw_os_error(), None, None, 0)
         .unwrap_or_else(|failure| failure)

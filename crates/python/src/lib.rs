@@ -26,7 +26,8 @@ mod _core {
     use crate::bank::{Bank, Taken};
     #[pymodule_export]
     use crate::probe::{
-        calibrate, capabilities, clear_failures, inject_failure, inject_short, system_calls,
+        available_memory, calibrate, capabilities, clear_failures, default_calibration,
+        inject_failure, inject_short, system_calls,
     };
     #[pymodule_export]
     use crate::rows::Rows;

@@ -1,6 +1,9 @@
 //! What the kernel can do, what things cost here, and how many calls were made.
 
+use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
+use fremap_core::error::Error;
+use fremap_core::memory;
 use fremap_core::sys::call::{self, Call};
 use fremap_core::sys::probe;
 use fremap_core::units::Prot;
@@ -16,32 +19,54 @@ use crate::call::run_short;
 pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let probes = PyDict::new(py);
     for probe in py.detach(probe::capabilities) {
-        probes.set_item(probe.name, (probe.available, probe.detail, probe.remedy))?;
+        let feature = probe.feature;
+        let facts = (feature.since, feature.used_for, feature.without);
+        probes.set_item(feature.name, (probe.available, probe.detail, probe.remedy, facts))?;
     }
     let engines = PyDict::new(py);
     for kind in [EngineKind::Paged, EngineKind::Alias, EngineKind::Eager] {
         let refusal = py.detach(|| choose_engine(Some(kind), Prot::Read, None)).err();
         engines.set_item(kind.to_string(), refusal.map(|error| error.to_string()))?;
     }
-    let chosen = run_short(py, || choose_engine(None, Prot::Read, None))?;
+    let chosen = run_short(py, || match choose_engine(None, Prot::Read, None) {
+        Err(Error::Unsupported { .. }) => Ok("none".to_owned()),
+        found => found.map(|kind| kind.to_string()),
+    })?;
     let answer = PyDict::new(py);
     answer.set_item("kernel", probe::kernel_release())?;
     answer.set_item("max_map_count", probe::max_map_count())?;
     answer.set_item("memlock_limit", probe::memlock_limit())?;
+    answer.set_item("available_bytes", memory::available().ok())?;
     answer.set_item("probes", probes)?;
     answer.set_item("engines", engines)?;
-    answer.set_item("chosen", chosen.to_string())?;
+    answer.set_item("chosen", chosen)?;
     Ok(answer)
+}
+
+/// Bytes that this process may still have: of the machine, and of its memory cgroups.
+#[pyfunction]
+pub fn available_memory(py: Python<'_>) -> PyResult<u64> {
+    let fail = |errno| Error::system("available_memory", errno);
+    run_short(py, || memory::available().map_err(fail))
 }
 
 /// What things cost here, measured now.
 #[pyfunction]
 pub fn calibrate(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let measured = run_short(py, fremap_core::calibrate::measure)?;
+    by_name(py, run_short(py, fremap_core::calibrate::measure)?)
+}
+
+/// What windows use where nothing was measured.
+#[pyfunction]
+pub fn default_calibration(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    by_name(py, Calibration::default())
+}
+
+fn by_name(py: Python<'_>, calibration: Calibration) -> PyResult<Bound<'_, PyDict>> {
     let answer = PyDict::new(py);
-    answer.set_item("alias_extent_pages", measured.alias_extent_pages)?;
-    answer.set_item("evict_gap_pages", measured.evict_gap_pages)?;
-    answer.set_item("batch_pages", measured.batch_pages)?;
+    answer.set_item("alias_extent_pages", calibration.alias_extent_pages)?;
+    answer.set_item("evict_gap_pages", calibration.evict_gap_pages)?;
+    answer.set_item("batch_pages", calibration.batch_pages)?;
     Ok(answer)
 }
 

@@ -6,13 +6,13 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, CStr};
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use fremap_core::sys::mm::{system_page_bytes, Region};
 use fremap_core::sys::span::Span;
 use pyo3::buffer::PyUntypedBuffer;
-use pyo3::exceptions::PyBufferError;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use rustix::io::Errno;
@@ -26,6 +26,9 @@ impl Bytes {
     /// Holds a buffer that will only be read.
     pub fn readable(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let buffer = PyUntypedBuffer::get(object)?;
+        if has_objects(buffer.format()) {
+            return Err(PyTypeError::new_err("the buffer must not hold Python objects"));
+        }
         if !buffer.is_c_contiguous() {
             return Err(PyBufferError::new_err("the buffer must be C-contiguous"));
         }
@@ -60,6 +63,13 @@ pub fn mapped_by(memory: &Bytes) -> Result<Region, Errno> {
     // caller does after it has dropped the region; it is a mapping of the caller's own making,
     // of which nobody has a reference.
     unsafe { Region::adopted(span.start(), span.len().next_multiple_of(page)) }
+}
+
+/// Whether a buffer's format (PEP 3118) has an object in it, whose pointer must not be
+/// written as bytes. The package refuses such memory earlier, with the argument's name.
+fn has_objects(format: &CStr) -> bool {
+    // Names of fields stand between colons.
+    format.to_bytes().split(|&byte| byte == b':').step_by(2).any(|part| part.contains(&b'O'))
 }
 
 /// A descriptor of the core's own for the file that `fd` refers to.

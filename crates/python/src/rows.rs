@@ -4,14 +4,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use fremap_core::error::{Error, Result};
+use fremap_core::error::Result;
+use fremap_core::memory::Ask;
 use fremap_core::rows::{Rows as CoreRows, ShardFile, ShardPlace};
-use fremap_core::sys::pagemap::available_bytes;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::call::{run, run_short};
-use crate::errors;
 use crate::raw::Bytes;
 use crate::selection::selection;
 use crate::store::Store;
@@ -32,17 +31,15 @@ fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
     Ok(ShardFile::Path { path, identity: (device, inode), size_bytes })
 }
 
-/// What `budget` comes to; none is no limit.
-fn budget_bytes(budget: &Bound<'_, PyAny>) -> PyResult<Option<u64>> {
+/// What `budget` asks for; none is no limit.
+fn ask(budget: &Bound<'_, PyAny>) -> PyResult<Option<Ask>> {
     if budget.is_none() {
         return Ok(None);
     }
-    if let Ok(bytes) = budget.extract::<u64>() {
-        return Ok(Some(bytes));
+    if budget.is_instance_of::<PyString>() {
+        return Ok(Some(Ask::Auto { need: u64::MAX }));
     }
-    let available = available_bytes()
-        .map_err(|errno| errors::python(budget.py(), &Error::system("rows", errno)))?;
-    Ok(Some(available / 2))
+    budget.extract().map(Ask::Bytes).map(Some)
 }
 
 #[pymethods]
@@ -60,7 +57,7 @@ impl Rows {
             let (place, data_offset, row_count): (Bound<'_, PyAny>, u64, u64) = shard.extract()?;
             places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
         }
-        let budget = budget_bytes(budget)?;
+        let budget = ask(budget)?;
         let core = run_short(py, || CoreRows::new(places, row_bytes, budget))?;
         Ok(Self { core })
     }

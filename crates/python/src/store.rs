@@ -4,11 +4,12 @@ use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use fremap_core::error::{Error, Result};
 use fremap_core::store::{OpenMode, Store as CoreStore};
 use fremap_core::units::{FilePage, Pages};
+use fremap_core::window::Window;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
@@ -20,6 +21,8 @@ use crate::selection::{mask, selection};
 #[pyclass(frozen, module = "fremap._core")]
 pub struct Store {
     core: Arc<CoreStore>,
+    /// Windows on it that are written. Locked by who has the GIL, for a few instructions.
+    windows: Mutex<Vec<Weak<Window>>>,
 }
 
 impl Store {
@@ -29,7 +32,14 @@ impl Store {
     }
 
     fn made(py: Python<'_>, make: impl FnOnce() -> Result<CoreStore> + Send) -> PyResult<Self> {
-        Ok(Self { core: Arc::new(run_short(py, make)?) })
+        Ok(Self { core: Arc::new(run_short(py, make)?), windows: Mutex::default() })
+    }
+
+    /// Has `refresh` tell a window that the file has grown.
+    pub fn add_window(&self, window: &Arc<Window>) {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|window| window.strong_count() > 0);
+        windows.push(Arc::downgrade(window));
     }
 
     /// A selection for an operation, which a closed store refuses.
@@ -194,7 +204,15 @@ impl Store {
     }
 
     fn refresh(&self, py: Python<'_>) -> PyResult<()> {
-        run_short(py, || self.core.check_open("refresh").and_then(|()| self.core.refresh()))
+        let had_bytes = self.core.size_bytes();
+        run_short(py, || self.core.check_open("refresh").and_then(|()| self.core.refresh()))?;
+        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        run(py, |interrupt| {
+            let windows = windows.iter().filter_map(Weak::upgrade);
+            windows
+                .map(|window| window.reload_grown(had_bytes, interrupt))
+                .fold(Ok(()), Result::and)
+        })
     }
 
     fn close(&self, py: Python<'_>) {

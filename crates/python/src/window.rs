@@ -212,10 +212,17 @@ impl WindowBase {
             tracking: self::tracking(tracking)?,
             calibration: self::calibration(calibration)?,
         };
-        let store = store.core();
-        let window =
-            run(py, |interrupt| Window::with_mapping(store, &options, as_mapped, interrupt))?;
-        let state = State { window: Some(Arc::new(window)), exports: 0, leaving: false };
+        let core = store.core();
+        let had_bytes = core.size_bytes();
+        let window = Arc::new(run(py, |interrupt| {
+            Window::with_mapping(core, &options, as_mapped, interrupt)
+        })?);
+        if window.writable() && !window.coherent() && !private {
+            store.add_window(&window);
+            // Before it was added nobody told it.
+            run(py, |interrupt| window.reload_grown(had_bytes, interrupt))?;
+        }
+        let state = State { window: Some(window), exports: 0, leaving: false };
         Ok(Self { state: Mutex::new(state), _memory: memory })
     }
 

@@ -10,10 +10,9 @@ from fremap.bench import plot
 from fremap.bench.bench import Bench
 from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report
 from fremap.bench.machine import Machine
+from fremap.bench.options import byte_size, positive
 from fremap.bench.render import as_json, as_text
 from fremap.bench.suites import SUITES
-
-_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +53,11 @@ def _run(arguments: argparse.Namespace) -> None:
             for suite in SUITES[name]:
                 bench.say(f"{name} ...")
                 reports.append(suite(bench))
-    print(as_json(machine, reports) if arguments.json else as_text(machine, reports))
+    print(
+        as_json(machine, reports)
+        if arguments.json
+        else as_text(machine, reports, bars=arguments.bars)
+    )
     if chart is not None:
         plot.write(chart, machine, reports)
         bench.say(f"the chart is in {chart}")
@@ -76,12 +79,15 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="everything, with each round's numbers, as JSON"
     )
     parser.add_argument(
+        "--bars", action="store_true", help="the bar of each row, too, and whether it is met"
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
         help="draw the ratios, too: FILE ends in one of "
         + ", ".join(plot.SUFFIXES)
-        + ' (needs matplotlib: pip install "fremap[plot]")',
+        + " (needs matplotlib: pip install matplotlib)",
     )
     parser.add_argument(
         "--rounds",
@@ -92,14 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pages",
-        type=_positive,
+        type=positive,
         default=60_000,
         metavar="N",
         help="pages in a round (default 60000)",
     )
     parser.add_argument(
         "--file-size",
-        type=_size,
+        type=byte_size,
         metavar="BYTES",
         help="the data file, e.g. 512M (default 4G, or a quarter of memory)",
     )
@@ -109,24 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
 def _rounds(text: str) -> int:
-    value = int(text)
+    value = positive(text)
     if value < LEAST_ROUNDS:
         raise argparse.ArgumentTypeError(
             f"{value} rounds are too few for a median; at least {LEAST_ROUNDS}"
         )
     return value
-
-
-def _size(text: str) -> int:
-    number, unit = text[:-1], text[-1:].upper()
-    if unit in _UNITS:
-        return _positive(number) * _UNITS[unit]
-    return _positive(text)

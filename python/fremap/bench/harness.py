@@ -6,13 +6,16 @@ rounds' own ratios, so that a machine that is slow for a second is slow for both
 sides of it.
 """
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 LEAST_ROUNDS = 5
+# The units of ratios: theirs by ours, and ours by theirs.
+_FASTER, _OF_THE_TIME = "times faster", "of the time"
 
 
 class BenchError(Exception):
@@ -143,12 +146,28 @@ class Row:
             return f"≤ {self.at_most:g}"
         return ""
 
+    @property
+    def as_speed(self) -> "Row":
+        """The same row as people read it: a ratio of times as how many times as fast ours is."""
+        if self.unit not in (_FASTER, _OF_THE_TIME):
+            return self
+        least = self.at_least or (1 / self.at_most if self.at_most else None)
+        return replace(
+            self, what=self.versus, value=self.speed, unit="times as fast",
+            at_least=least, at_most=None,
+        )  # fmt: skip
+
+    @property
+    def versus(self) -> str:
+        """What was measured, with "vs" for the "than" or "of" of its ratio."""
+        return re.sub(r"(^|[:,] )(?:than|of)\b", r"\1vs", self.what)
+
 
 def times_faster(what: str, ours: Timing, theirs: Timing, *, at_least: float | None = None) -> Row:
     """Return how many times faster `ours` is: the median of the rounds' ratios."""
     ratios = tuple(b / a for a, b in _pairs(ours, theirs))
     return Row(
-        what, statistics.median(ratios), "times faster",
+        what, statistics.median(ratios), _FASTER,
         at_least=at_least, ours=ours, theirs=theirs, ratios=ratios,
     )  # fmt: skip
 
@@ -157,7 +176,7 @@ def times_the_time(what: str, ours: Timing, theirs: Timing, *, at_most: float | 
     """Return how many times as long `ours` takes: the median of the rounds' ratios."""
     ratios = tuple(a / b for a, b in _pairs(ours, theirs))
     return Row(
-        what, statistics.median(ratios), "of the time",
+        what, statistics.median(ratios), _OF_THE_TIME,
         at_most=at_most, ours=ours, theirs=theirs, ratios=ratios,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -154,7 +154,7 @@ class _FremapMemmap(_Mapped):
     """`fremap.memmap`, as it comes, with the budget."""
 
     def __init__(self, path: Path, budget_bytes: int, *, writable: bool) -> None:
-        mode = "r+" if writable else "r"
+        mode: Literal["r", "r+"] = "r+" if writable else "r"
         self._table = fremap.memmap(path, np.int64, mode, budget=budget_bytes)
         self.words = self._table.view(np.ndarray)
 

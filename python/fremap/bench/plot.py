@@ -5,7 +5,6 @@ Only what is a ratio of two times is drawn; counts are in the report alone.
 
 import importlib.util
 import os
-import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def check(path: Path) -> None:
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise BenchError(f"--plot {path}: cannot be written")
     if importlib.util.find_spec("matplotlib") is None:
-        raise BenchError('--plot needs matplotlib: pip install "fremap[plot]"')
+        raise BenchError("--plot needs matplotlib: pip install matplotlib")
 
 
 def write(path: Path, machine: Machine, reports: Sequence[Report]) -> None:
@@ -115,12 +114,11 @@ def _height(report: Report, rows: Sequence[Row]) -> float:
 
 def _bar(row: Row) -> float | None:
     """Return the least speed that meets the row's bar."""
-    return row.at_least or (1 / row.at_most if row.at_most else None)
+    return row.as_speed.at_least
 
 
 def _label(row: Row) -> str:
-    """Say what a row is with, where the table says "than" or "of"."""
-    return textwrap.fill(re.sub(r"(^|[:,] )(?:than|of)\b", r"\1vs", row.what), _LABEL_CHARACTERS)
+    return textwrap.fill(row.versus, _LABEL_CHARACTERS)
 
 
 def _colour(row: Row) -> str:

@@ -7,23 +7,26 @@ from fremap.bench.harness import Report, Row, Timing
 from fremap.bench.machine import Machine
 
 _HEADINGS = ("", "fremap µs", "other µs", "result", "", "bar", "met")
+_BAR_COLUMNS = 2
 
 
-def as_text(machine: Machine, reports: Sequence[Report]) -> str:
-    """Render a table a report; what was lost, missed and left out below it."""
+def as_text(machine: Machine, reports: Sequence[Report], *, bars: bool = False) -> str:
+    """Render a table a report; what was lost and left out below it; with `bars` what was missed."""
     blocks = [str(machine)]
-    blocks += [_report_text(report) for report in reports]
+    blocks += [_report_text(report, bars=bars) for report in reports]
     return "\n\n".join(blocks)
 
 
-def _report_text(report: Report) -> str:
+def _report_text(report: Report, *, bars: bool) -> str:
     lines = [f"{report.suite}: {report.title}"]
-    lines += _table([_HEADINGS, *map(_cells, report.rows)])
+    columns = len(_HEADINGS) if bars else len(_HEADINGS) - _BAR_COLUMNS
+    lines += _table(row[:columns] for row in [_HEADINGS, *map(_cells, report.rows)])
     lines += [f"  loses: {_sentence(*pair)}" for pair in report.losses]
-    lines += [
-        f"  misses its bar: {row.what}: {number(row.value)} {row.unit} ({row.bar})"
-        for row in report.unmet
-    ]
+    if bars:
+        lines += [
+            f"  misses its bar: {row.what}: {number(row.value)} {row.unit} ({row.bar})"
+            for row in (row.as_speed for row in report.unmet)
+        ]
     lines += [f"  not measured: {reason}" for reason in dict.fromkeys(report.missing)]
     lines += [f"  {note}" for note in report.notes]
     return "\n".join(lines)
@@ -31,6 +34,7 @@ def _report_text(report: Report) -> str:
 
 def _cells(row: Row) -> tuple[str, ...]:
     met = {None: "", True: "yes", False: "NO"}[row.met]
+    row = row.as_speed
     return (
         row.what,
         number(row.ours.microseconds) if row.ours else "",
@@ -61,7 +65,7 @@ def number(value: float) -> str:
 def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Align columns: the first and the units to the left, numbers to the right."""
     cells = list(rows)
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADINGS))]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     left = {0, 4}
     return [
         "  "

@@ -1,4 +1,4 @@
-"""The command `fremap`: doctor, demo, selftest, bench, resident, prefault.
+"""The command `fremap`: doctor, calibrate, demo, selftest, bench, resident, prefault.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments)`,
 which returns the exit code. All take ``--json``: one JSON object on standard
@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from fremap.cli import demo, doctor, prefault, resident, selftest
+from fremap._core import __version__
+from fremap.cli import calibrate, demo, doctor, prefault, resident, selftest
 from fremap.errors import FremapError
 
 __all__ = ["main"]
@@ -29,6 +30,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (doctor, "what this kernel and process can do, and what to do about the rest"),
+    "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
     "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "selftest": (selftest, "number pages, remap them backwards, check each: every engine"),
     "resident": (resident, "which pages of a file are in the kernel's page cache"),
@@ -41,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="fremap", description="Nonlinear file mappings: one window, any pages, in any order."
     )
+    top.add_argument("--version", action="version", version=f"fremap {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=module.__doc__)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 import fremap
 from fremap.bench import competitors
+from fremap.bench.options import byte_size
 from fremap.cli import picture
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.memory import available_bytes
@@ -34,27 +35,13 @@ DEFAULT_SIZE = 1 << 30
 COPIED_PAGES = 1 << 16  # np.memmap[ids] makes an array: 256 MiB of it are enough to tell
 MAPPED_PAGES = 1 << 20  # a call each: seconds, where vm.max_map_count is no limit
 SEED = 2002
-UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
-
-
-def byte_count(text: str) -> int:
-    """Read a size such as 256M.
-
-    Examples
-    --------
-    >>> byte_count("256M")
-    268435456
-    """
-    digits = text.upper().removesuffix("B").removesuffix("I")
-    shift = UNITS.get(digits[-1:], 0)
-    return int(digits.rstrip("KMGT")) << shift
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap demo``."""
     parser.add_argument("file", nargs="?", metavar="FILE", help="the file (default: make one)")
     parser.add_argument(
-        "--size", type=byte_count, default=DEFAULT_SIZE, help="size of the file made (default: 1G)"
+        "--size", type=byte_size, default=DEFAULT_SIZE, help="size of the file made (default: 1G)"
     )
     parser.add_argument(
         "--engine", choices=("auto", "alias", "paged", "eager"), default="auto", help="the engine"

@@ -6,30 +6,43 @@ Each line was found out by trying. Exit code 0 where at least one engine works.
 import argparse
 
 import fremap
-from fremap.cli.report import columns, print_json, show
+from fremap.cli import seccomp
+from fremap.cli.memory import cgroup_room
+from fremap.cli.report import columns, print_json, show, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap doctor``."""
     parser.add_argument(
-        "--calibrate", action="store_true", help="measure this machine again and keep the result"
+        "--seccomp",
+        nargs="?",
+        const="",
+        metavar="PROFILE",
+        help="print the seccomp rule that a container needs; of a file or '-', the whole profile "
+        "with that rule",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    if arguments.seccomp is not None:
+        return seccomp.run(arguments.seccomp, as_json=arguments.json)
     capabilities = fremap.capabilities()
-    if arguments.calibrate:
-        fremap.calibration.save(fremap.calibration.measure())
+    room = cgroup_room()
     calibration = fremap.calibration.load().to_dict()
     path = fremap.calibration.cache_path()
+    kept = fremap.calibration.kept() is not None
     if arguments.json:
         result = capabilities.to_dict()
+        result["cgroup_available_bytes"] = room
         result["calibration"] = calibration
-        result["calibration_path"] = str(path)
+        result["calibration_path"] = None if path is None else str(path)
+        result["calibration_kept"] = kept
         print_json(result)
     else:
         show(str(capabilities))
-        show(f"calibration (measured once, kept in {path})")
+        show(f"      memory cgroup leaves      {'no limit' if room is None else size(room)}")
+        source = f"measured, kept in {path}" if kept else "built in; `fremap calibrate` measures"
+        show(f"calibration ({source})")
         show(columns([(name, str(value)) for name, value in calibration.items()], right=(1,)))
     return 0 if any(engine.available for engine in capabilities.engines.values()) else 1

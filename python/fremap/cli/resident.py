@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "page_bytes": page_bytes,
                 "page_count": len(resident),
                 "resident_page_count": count,
-                "runs": found,
+                "runs": [{"start": start, "count": length} for start, length in found],
             }
         )
         return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import fremap
+from fremap.bench.options import positive
 from fremap.cli.numbered import first_wrong_page, numbered_pages
 from fremap.cli.report import columns, print_json, show, thousands
 from fremap.window import Engine
@@ -31,12 +32,17 @@ class Result:
     store: str
     outcome: str  # "passed", "failed" or "unavailable"
     detail: str
+    # Of what passed.
+    page_count: int | None = None
+    microseconds_a_page: float | None = None
+    vma_count_before: int | None = None
+    vma_count_after: int | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap selftest``."""
     parser.add_argument(
-        "--pages", type=int, default=PAGE_COUNT, help="pages to remap (default: %(default)s)"
+        "--pages", type=positive, default=PAGE_COUNT, help="pages to remap (default: %(default)s)"
     )
 
 
@@ -56,8 +62,9 @@ def remap_backwards(engine: Engine, kind: str, store: fremap.Store) -> Result:
         return Result(engine, kind, "failed", detail)
     cost = seconds / store.page_count * 1e6
     mappings = f"kernel mappings {before} → {after}"
-    detail = f"{thousands(store.page_count)} pages, {cost:.2f} µs a page, {mappings}"
-    return Result(engine, kind, "passed", detail)
+    pages = "1 page" if store.page_count == 1 else f"{thousands(store.page_count)} pages"
+    detail = f"{pages}, {cost:.2f} µs a page, {mappings}"
+    return Result(engine, kind, "passed", detail, store.page_count, cost, before, after)
 
 
 def attempt(engine: Engine, kind: str, store: fremap.Store) -> Result:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from fremap.errors import FormatError
 from fremap.formats import npy, safetensors
-from fremap.formats.table import Header, Table
+from fremap.formats.table import MAX_AXES, Header, Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["INDEX_SUFFIX", "Header", "Table", "reader", "shard_of"]
+__all__ = ["INDEX_SUFFIX", "MAX_AXES", "Header", "Table", "reader", "shard_of"]
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy_format
 
-from fremap.formats.table import Table
+from fremap.formats.table import Table, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,8 @@ def table(header: Header, tensor: str | None) -> Table:
     checked, fortran, dtype, data_offset = described(header)
     if fortran and sum(length > 1 for length in checked) > 1:
         raise header.wrong(
-            f"its array of shape {checked} is in Fortran order, so its rows are not in one piece; "
-            "save np.ascontiguousarray(array) instead"
+            f"its array of shape {shown(checked)} is in Fortran order, so its rows are not in one "
+            "piece; save np.ascontiguousarray(array) instead"
         )
     dtype = header.checked_dtype(dtype)
     return header.check_data(Table(dtype, dtype.name, checked, data_offset))
@@ -86,7 +86,8 @@ def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
     try:
         shape, fortran, dtype = _parsed(version, text, length_bytes)
     except _MISREAD as error:
-        raise header.wrong(f"its header cannot be understood: {error!r}") from error
+        # The error itself may show all of the header.
+        raise header.wrong(f"its header cannot be understood: {error}") from None
     return header.checked_shape(shape), fortran, dtype, data_offset
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
 import struct
-from itertools import pairwise
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fremap.formats.table import Table
+from fremap.errors import FormatError
+from fremap.formats.table import Table, shown
 
 if TYPE_CHECKING:
     from fremap.formats.table import Header
@@ -20,6 +22,8 @@ __all__ = ["shard_of", "table"]
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 _NAMES_SHOWN = 8
+# Digits of a number: enough for 2**63, and few enough to be reckoned with.
+_MAX_DIGITS = 20
 # Name in the file: (what NumPy has of as many bytes, what it is). All are little endian.
 _DTYPES = {
     "BOOL": ("?", "bool"),
@@ -67,11 +71,11 @@ def table(header: Header, tensor: str | None) -> Table:
     entries = _object(header, header.read(_LENGTH_BYTES, length))
     entries.pop("__metadata__", None)
     data_offset = _LENGTH_BYTES + length
-    tables = {name: _entry(header, name, entry) for name, entry in entries.items()}
-    _check_cover(header, {name: span for name, (_, span) in tables.items()}, data_offset)
-    name = _chosen(header, list(tables), tensor)
-    found, (begin, _) = tables[name]
-    return header.check_data(Table(found.dtype, found.dtype_name, found.shape, data_offset + begin))
+    _check_cover(header, entries, header.size - data_offset)
+    # The others may be of types that are not known here.
+    return header.check_data(
+        _entry(header, _chosen(header, list(entries), tensor), entries, data_offset)
+    )
 
 
 def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
@@ -98,20 +102,18 @@ def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
     file = files[name]
     parts = file.split("/") if isinstance(file, str) else [""]
     if "" in (parts[0], parts[-1]) or ".." in parts or not file.isprintable():
-        raise header.wrong(f"tensor {name!r} is in {file!r}, which is no file beside the index")
+        raise header.wrong(
+            f"tensor {shown(name)} is in {shown(file)}, which is no file beside the index"
+        )
     return name, posixpath.join(posixpath.dirname(header.name), *parts)
 
 
 def _object(header: Header, text: bytes) -> dict[str, Any]:
-    import json  # `import fremap` does without it
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise header.wrong("its header names something twice")
-        return dict(pairs)
-
+    """Return what JSON says, in which nothing is named twice and no number is long."""
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+        value = _parsed(header, text)
+    except FormatError:
+        raise
     except (ValueError, RecursionError) as error:
         raise header.wrong(f"its header is no JSON: {error}") from error
     if not isinstance(value, dict):
@@ -119,51 +121,113 @@ def _object(header: Header, text: bytes) -> dict[str, Any]:
     return value
 
 
-def _entry(header: Header, name: str, entry: object) -> tuple[Table, tuple[int, int]]:
-    """Return what a header says of one tensor, and its first and last byte."""
-    fields = entry if isinstance(entry, dict) else {}
-    kind, offsets = fields.get("dtype"), fields.get("data_offsets")
+def _parsed(header: Header, text: bytes) -> Any:
+    import json  # `import fremap` does without it
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            raise header.wrong("its header names something twice")
+        return made
+
+    def integer(digits: str) -> int:
+        if len(digits) > _MAX_DIGITS:
+            raise header.wrong(f"its header has a number of {len(digits)} digits")
+        return int(digits)
+
+    plain = text.decode("utf-8")
+    if not _has_long_number(text):
+        value = json.loads(plain)
+        if _names_each_once(text, value):
+            return value
+    # Calls back for each number and each object, for which long headers take ten times longer.
+    return json.loads(plain, object_pairs_hook=unique, parse_int=integer)
+
+
+def _has_long_number(text: bytes) -> bool:
+    """Tell whether so many digits follow each other, be it in a name."""
+    digits = np.frombuffer(text, np.uint8) - ord("0") < 10
+    for shift in (1, 2, 4, 8):  # runs of 2, 4, 8, 16
+        digits = digits[:-shift] & digits[shift:]
+    return bool(digits.any())
+
+
+def _names_each_once(text: bytes, value: object) -> bool:
+    """Tell whether each tensor is described once for certain: as often as there are names."""
+    if not isinstance(value, dict) or b"\\" in text:
+        return False
+    count = len(value) - ("__metadata__" in value)
+    fields = (b'"dtype"', b'"shape"', b'"data_offsets"')
+    return (
+        all(text.count(field) == count for field in fields)
+        and text.count(b'"__metadata__"') <= 1
+        and all(
+            type(entry) is dict and len(entry) == len(fields)
+            for name, entry in value.items()
+            if name != "__metadata__"
+        )
+    )
+
+
+def _entry(header: Header, name: str, entries: dict[str, Any], data_offset: int) -> Table:
+    """Return where a tensor is whose place is known to be in the file."""
+    fields = entries[name]
+    kind = fields.get("dtype")
     if not isinstance(kind, str) or kind not in _DTYPES:
-        raise header.wrong(f"tensor {name!r} is of type {kind!r}; there are {', '.join(_DTYPES)}")
+        raise header.wrong(
+            f"tensor {shown(name)} is of type {shown(kind)}; known are {', '.join(_DTYPES)}"
+        )
     shape = header.checked_shape(fields.get("shape"))
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(isinstance(at, int) and not isinstance(at, bool) for at in offsets)
-        or not 0 <= offsets[0] <= offsets[1]
-    ):
-        raise header.wrong(f"tensor {name!r} lies at {offsets!r}, which is no range of bytes")
     code, dtype_name = _DTYPES[kind]
     dtype = np.dtype(code)
-    data_bytes = dtype.itemsize
-    for length in shape:
-        data_bytes *= length
-    if offsets[1] - offsets[0] != data_bytes:
+    data_bytes = dtype.itemsize * math.prod(shape)
+    begin, end = fields["data_offsets"]
+    if end - begin != data_bytes:
         raise header.wrong(
-            f"tensor {name!r} has {offsets[1] - offsets[0]} bytes; {shape} of {kind} is "
-            f"{data_bytes}"
+            f"tensor {shown(name)} has {end - begin} bytes; {shown(shape)} of {kind} is "
+            f"{data_bytes if data_bytes <= sys.maxsize else 'more than any memory has'}"
         )
-    return Table(dtype, dtype_name, shape, 0), (offsets[0], offsets[1])
+    return Table(dtype, dtype_name, shape, data_offset + begin)
 
 
-def _check_cover(header: Header, spans: dict[str, tuple[int, int]], data_offset: int) -> None:
+def _check_cover(header: Header, entries: dict[str, Any], data_bytes: int) -> None:
     """Fail unless the tensors follow each other and fill the file."""
-    ordered = sorted((span, name) for name, span in spans.items())
-    if not ordered:
+    if not entries:
         raise header.wrong("it holds no tensor")
-    ends = [((0, 0), "the header"), *ordered]
-    for (before, first), (after, second) in pairwise(ends):
-        if before[1] != after[0]:
-            how = "overlap" if after[0] < before[1] else "have a hole between them"
+    begins, ends = [], []
+    for name, entry in entries.items():
+        at = entry.get("data_offsets") if type(entry) is dict else None
+        if (
+            type(at) is not list
+            or len(at) != 2
+            or type(at[0]) is not int
+            or type(at[1]) is not int
+            or not 0 <= at[0] <= at[1]
+        ):
             raise header.wrong(
-                f"{first!r} ends at byte {before[1]} of the data and {second!r} begins at "
-                f"{after[0]}: they {how}"
+                f"tensor {shown(name)} lies at {shown(at)}, which is no range of bytes"
             )
-    data_bytes = header.size - data_offset
-    if ordered[-1][0][1] != data_bytes:
+        begins.append(at[0])
+        ends.append(at[1])
+    if max(ends) != data_bytes:
         raise header.wrong(
-            f"its tensors take {ordered[-1][0][1]} bytes, the file has {data_bytes} for them: "
+            f"its tensors take {max(ends)} bytes, the file has {data_bytes} for them: "
             "it is cut short, or something was added"
+        )
+    # They fit into an int64, as the size of a file does.
+    first, last = np.array(begins, np.int64), np.array(ends, np.int64)
+    order = np.lexsort((last, first))
+    before = np.concatenate([[0], last[order[:-1]]])
+    after = first[order]
+    wrong = np.flatnonzero(before != after)
+    if len(wrong):
+        place = int(wrong[0])
+        names = list(entries)
+        one = "the header" if place == 0 else shown(names[order[place - 1]])
+        how = "overlap" if after[place] < before[place] else "have a hole between them"
+        raise header.wrong(
+            f"{one} ends at byte {before[place]} of the data and {shown(names[order[place]])} "
+            f"begins at {after[place]}: they {how}"
         )
 
 
@@ -172,8 +236,8 @@ def _chosen(header: Header, names: list[str], tensor: str | None) -> str:
         return tensor
     if tensor is None and len(names) == 1:
         return names[0]
-    shown = ", ".join(map(repr, sorted(names)[:_NAMES_SHOWN]))
+    some = ", ".join(map(shown, sorted(names)[:_NAMES_SHOWN]))
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     if tensor is None:
-        raise header.wrong(f"it has {len(names)} tensors; say which by tensor=: {shown}{more}")
-    raise header.wrong(f"it has no tensor {tensor!r}; it has {shown}{more}")
+        raise header.wrong(f"it has {len(names)} tensors; say which by tensor=: {some}{more}")
+    raise header.wrong(f"it has no tensor {shown(tensor)}; it has {some}{more}")

@@ -5,16 +5,48 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from fremap.errors import FormatError
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = ["MAX_AXES", "Header", "Table", "shown"]
 
-__all__ = ["Header", "Table"]
-
+#: Axes of an array, as NumPy has them.
+MAX_AXES = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
 _MAX_ITEM_BYTES = 2**31 - 1
+# Characters of an error's text, and of a value in it: a header may be megabytes long.
+_MAX_TEXT = 600
+_MAX_SHOWN = 120
+
+
+def shown(value: object) -> str:
+    """Return what a header says as it is shown in an error: not more than fits there.
+
+    Parameters
+    ----------
+    value : object
+        Of JSON, or a Python literal.
+
+    Returns
+    -------
+    str
+        One line.
+    """
+    import reprlib  # `import fremap` does without it
+
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = _MAX_SHOWN
+    try:
+        text = short.repr(value)
+    except ValueError:  # a number with more digits than Python writes down
+        text = f"a {type(value).__name__} with a number too long to print"
+    return _cut(text, _MAX_SHOWN)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 class Table(NamedTuple):
@@ -77,15 +109,24 @@ class Header(NamedTuple):
 
     def wrong(self, what: str) -> FormatError:
         """Make the error of this file."""
-        return FormatError(f"{self.operation}: {self.name}: {what}")
+        return FormatError(f"{self.operation}: {self.name}: {_cut(what, _MAX_TEXT)}")
 
     def checked_shape(self, shape: object) -> tuple[int, ...]:
         """Return a shape that a header gives, if it is one."""
+        if isinstance(shape, list | tuple) and len(shape) > MAX_AXES:
+            raise self.wrong(
+                f"its header says the shape has {len(shape)} axes; NumPy has {MAX_AXES} at most"
+            )
         if not isinstance(shape, list | tuple) or not all(
             isinstance(length, int) and not isinstance(length, bool) and length >= 0
             for length in shape
         ):
-            raise self.wrong(f"its header says the shape is {shape!r}, which is none")
+            raise self.wrong(f"its header says the shape is {shown(shape)}, which is none")
+        if any(length > sys.maxsize for length in shape):
+            raise self.wrong(
+                f"its header says the shape is {shown(shape)}, which no memory has: "
+                "it is cut short, or is something else"
+            )
         return tuple(shape)
 
     def checked_dtype(self, dtype: np.dtype) -> np.dtype:
@@ -108,7 +149,9 @@ class Header(NamedTuple):
             raise self.wrong("it holds a single number (no axis), so it has no rows")
         row_bytes = table.dtype.itemsize * math.prod(table.shape[1:])
         if max(row_bytes, table.shape[0]) > sys.maxsize:
-            raise self.wrong(f"its header says the shape is {table.shape}, which no memory has")
+            raise self.wrong(
+                f"its header says the shape is {shown(table.shape)}, which no memory has"
+            )
         data_bytes = row_bytes * table.shape[0]
         if table.data_offset + data_bytes > self.size:
             raise self.wrong(

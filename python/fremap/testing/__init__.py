@@ -13,7 +13,13 @@
 from fremap.testing.kernel import Calls, counting, failures, short_writes, system_calls
 from fremap.testing.model import NO_PAGE, PLACED, ModelWindow
 from fremap.testing.model_store import ModelStore
-from fremap.testing.pages import numbered_page, numbered_words, page_numbers, write_numbered_file
+from fremap.testing.pages import (
+    numbered_page,
+    numbered_words,
+    page_numbers,
+    wait_until_settled,
+    write_numbered_file,
+)
 from fremap.testing.touch import kernel_reads, kernel_writes
 
 __all__ = [
@@ -31,5 +37,6 @@ __all__ = [
     "page_numbers",
     "short_writes",
     "system_calls",
+    "wait_until_settled",
     "write_numbered_file",
 ]

@@ -7,12 +7,16 @@ numbered page is zero, and none is at home anywhere else.
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 WORD_BYTES = 8
+#: The clock that the kernel takes the times of files from (CLOCK_REALTIME_COARSE).
+_COARSE_CLOCK = 5
 _NUMBER_SHIFT = 16
 _GENERATION_SHIFT = 48
 
@@ -100,3 +104,19 @@ def write_numbered_file(path: str | Path, page_count: int, page_bytes: int = 409
         for first in range(0, page_count, _PAGES_A_WRITE):
             numbers = np.arange(first, min(first + _PAGES_A_WRITE, page_count))
             file.write(numbered_words(numbers, page_bytes).tobytes())
+    wait_until_settled(path)  # or how it is read, and by how many calls, is left to chance
+
+
+def wait_until_settled(file: str | os.PathLike[str] | int) -> None:
+    """Wait, some milliseconds at most, until a file's last change is past by the kernel's clock.
+
+    Until then fremap copies nothing from a map of it, as another change could go unnoticed.
+
+    Parameters
+    ----------
+    file : str, path or int
+        Its path, or a descriptor.
+    """
+    changed = os.stat(file).st_ctime_ns
+    while time.clock_gettime_ns(_COARSE_CLOCK) <= changed:
+        time.sleep(0.001)

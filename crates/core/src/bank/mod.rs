@@ -140,9 +140,32 @@ impl SharedBank {
         keys: &[Key],
         interrupt: &dyn Interrupt,
     ) -> Result<Call> {
+        self.once(operation, interrupt, |bank| bank.reserve(operation, keys))
+    }
+
+    /// Forgets the extents of keys, once no other call names them; see [`Bank::evict`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Closed`], [`Error::Fork`], [`Error::Interrupted`].
+    pub fn evict(
+        self: &Arc<Self>,
+        operation: &'static str,
+        keys: &[Key],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Call> {
+        self.once(operation, interrupt, |bank| bank.evict(operation, keys))
+    }
+
+    /// Tries until other calls have finished that are in the way.
+    fn once(
+        self: &Arc<Self>,
+        operation: &'static str,
+        interrupt: &dyn Interrupt,
+        mut attempt: impl FnMut(&mut Bank) -> Result<Option<Taken>>,
+    ) -> Result<Call> {
         let mut state = self.open(operation)?;
         loop {
-            if let Some(taken) = state.0.reserve(operation, keys)? {
+            if let Some(taken) = attempt(&mut state.0)? {
                 let whole = taken.missing.is_empty();
                 let first = if whole { Stage::Named } else { Stage::Bringing };
                 return Ok(Call { bank: Arc::clone(self), taken, stage: Mutex::new(first) });

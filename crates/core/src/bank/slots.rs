@@ -179,6 +179,37 @@ impl Bank {
         Ok(Some(Taken { slots, distinct, missing }))
     }
 
+    /// Forgets the extents of these keys that are there; each slot stays named until
+    /// [`release`](Self::release), so that its memory can be emptied before it gets another.
+    /// None if a call names one of them; nothing has changed then.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] if one of them is held.
+    pub fn evict(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Taken>> {
+        let mut distinct: Vec<(Key, Slot)> =
+            keys.iter().filter_map(|key| Some((*key, *self.slot_of.get(key)?))).collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if let Some((key, _)) = distinct.iter().find(|(_, slot)| self.state(*slot).holds > 0) {
+            return Err(Error::Argument(format!(
+                "{operation}: key {} is held; release its hold first",
+                key.0
+            )));
+        }
+        if distinct.iter().any(|&(_, slot)| !self.state(slot).may_leave()) {
+            return Ok(None);
+        }
+        for &(key, slot) in &distinct {
+            self.slot_of.remove(&key);
+            self.cache.removed(page(slot));
+            *self.state_mut(slot) = State { content: Content::Empty, users: 1, holds: 0 };
+            self.empty.push(slot);
+        }
+        self.counters.evictions += distinct.len() as u64;
+        let slots = distinct.iter().map(|&(_, slot)| slot).collect();
+        Ok(Some(Taken { slots, distinct, missing: Vec::new() }))
+    }
+
     /// Says that the first `done` of what was missing has arrived, and the rest will not.
     pub fn settle(&mut self, missing: &[(Key, Slot)], done: usize) {
         for (position, &(key, slot)) in missing.iter().enumerate() {

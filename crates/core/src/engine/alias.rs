@@ -21,7 +21,7 @@ use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
-use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
+use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
 use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
@@ -159,6 +159,16 @@ impl Alias {
         Ok(Self { trimming, mapped, turn: Turn::new(()), counters: Counters::default() })
     }
 
+    /// Locks pages of a locked window again: `MAP_FIXED` drops the lock with the mapping.
+    fn lock_again(&self, run: Run<WindowPage>) -> Result<(), Errno> {
+        let (offset, len) = self.bytes(run);
+        if self.locked {
+            self.region.lock_on_fault(offset, len)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Changes the table for `run` and has the kernel follow; the table is as it
     /// was when that fails.
     fn change(
@@ -185,7 +195,9 @@ impl Alias {
             let shown = Shown::File(extent.file.offset(index));
             Entry::new(shown, prot.unwrap_or(old.prot()))
         };
-        Self::change(table, extent.window, entry_of, |table| self.map(table, extent.window))
+        Self::change(table, extent.window, entry_of, |table| self.map(table, extent.window))?;
+        // Where this fails the extent shows what the table says, and is rolled back.
+        self.lock_again(extent.window)
     }
 
     /// What a remap is about to replace, with the content of placed pages.
@@ -209,13 +221,15 @@ impl Alias {
         }
         self.region.protect(offset, len, Access::Read)?;
         let content = self.region.span(offset, len).to_vec();
-        self.region.protect(offset, len, Access::None)?;
+        let take_access = || self.region.protect(offset, len, Access::None);
+        // It can lack memory for a moment, and there is nothing to undo it with.
+        take_access().or_else(|_| take_access())?;
         Ok(content)
     }
 
     /// Shows what was replaced again, the last change first: that frees mappings.
     fn roll_back(&self, table: &mut Table, replaced: &[Replaced]) {
-        let mut failed = 0;
+        let (mut failed, mut unlocked) = (0, 0);
         for Replaced { page, entry, content } in replaced.iter().rev() {
             if table.get(*page) == *entry {
                 continue;
@@ -229,6 +243,10 @@ impl Alias {
                 None => Self::change(table, one, |_, _| *entry, |table| self.map(table, one)),
             };
             failed += u64::from(result.is_err());
+            unlocked += u64::from(result.is_ok() && self.lock_again(one).is_err());
+        }
+        if unlocked > 0 {
+            tell(format_args!("remap: {unlocked} window pages could not be locked again"));
         }
         if failed > 0 {
             // The table and the kernel agree on the new pages then.
@@ -506,11 +524,12 @@ impl Engine for Alias {
         }
         for run in plan::runs(dropped) {
             let (offset, len) = self.bytes(run);
-            let drop_as = |advice| self.region.advise(offset, len, advice);
-            // Under mlockall(MCL_FUTURE) what is mapped is locked unasked.
-            drop_as(Advice::DontNeed)
-                .or_else(|errno| drop_as(Advice::DontNeedLocked).map_err(|_| errno))
-                .map_err(fail)?;
+            let dropped = match self.region.drop_pages(offset, len, false) {
+                // Under mlockall(MCL_FUTURE) what is mapped is locked unasked.
+                Err(Errno::INVAL) => self.region.drop_pages(offset, len, true),
+                answer => answer,
+            };
+            dropped.map_err(fail)?;
             Counters::add(&self.counters.pages_evicted, run.count);
         }
         Ok(())
@@ -604,14 +623,15 @@ impl Engine for Alias {
             return Ok(());
         }
         if self.page.bytes_of(pages.len() as u64) == self.region.len() as u64 {
-            return self.store.sync();
+            return self.store.sync().map_err(|error| error.with_operation("flush"));
         }
         // Not under the table's lock: writing can take long, and any mapping of
         // the range is as good.
         for run in plan::runs(pages.iter()) {
             interrupt.check()?;
             let (offset, len) = self.bytes(run);
-            self.region.sync(offset, len).map_err(|errno| Error::system("flush", errno))?;
+            let synced = self.store.sync_mappings(|| self.region.sync(offset, len));
+            synced.map_err(|error| error.with_operation("flush"))?;
         }
         Ok(())
     }

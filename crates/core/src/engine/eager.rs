@@ -19,9 +19,9 @@ use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
-use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 use crate::table::Table;
@@ -49,10 +49,6 @@ impl EagerFrames {
             region.lock_on_fault(0, bytes)?;
         }
         Ok(Self { region, process: OwnProcess::open(), guards, locked, writable })
-    }
-
-    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
     }
 
     fn open(&self, offset: usize, len: usize) -> Result<(), Errno> {
@@ -147,13 +143,16 @@ impl Frames for EagerFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if self.guards {
-            return self.advise_all(ranges, Advice::GuardInstall);
+            let process = self.process.as_ref();
+            return advise_ranges(process, &self.region, ranges, Advice::GuardInstall);
         }
         // Each range can become a mapping of its own, and split another.
         mappings::reserve("evict", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
         ranges.iter().try_for_each(|&(offset, len)| {
+            // First: nobody may see the zeros. A page that stays without access because
+            // the second step fails is a hole, as the table has it by then.
             self.region.protect(offset, len, Access::None)?;
-            self.region.advise(offset, len, self.dont_need())
+            self.region.drop_pages(offset, len, self.locked)
         })
     }
 
@@ -173,7 +172,7 @@ fn check_page_tables(window_bytes: u64) -> Result<()> {
     /// The part of the available memory that holes may take.
     const PART: u64 = 8;
     let wanted = window_bytes / system_page_bytes() as u64 * size_of::<u64>() as u64;
-    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    let available = memory::available().map_err(|errno| Error::system("Window", errno))?;
     if wanted > available / PART {
         let reason = format!(
             "takes page tables for all of its pages from the start: {wanted} bytes for this window, \

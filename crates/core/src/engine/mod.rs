@@ -8,7 +8,6 @@
 pub mod alias;
 pub mod cached;
 pub mod eager;
-mod mappings;
 pub mod paged;
 mod turn;
 
@@ -18,10 +17,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::error::{Error, Interrupt, Result};
+use crate::memory::{self, mappings};
 use crate::plan::Changes;
 use crate::stats::Stats;
 use crate::sys::mm::{Advice, OwnProcess, Region};
-use crate::sys::pagemap;
 use crate::table::Entry;
 use crate::trim::ReadAhead;
 use crate::units::{Pages, Prot, WindowPage};
@@ -151,6 +150,15 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// I/O.
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
+    /// Takes into pages what the store has of them since it had `had_bytes`, where they were
+    /// loaded when it ended within them. What was stored to them up to there is written.
+    ///
+    /// # Errors
+    /// I/O; what was not taken in is by the next call.
+    fn reload_grown(&self, _had_bytes: u64, _interrupt: &dyn Interrupt) -> Result<()> {
+        Ok(())
+    }
+
     /// Which pages have content that the store does not have.
     ///
     /// # Errors
@@ -189,7 +197,7 @@ pub(crate) fn room_for<T>(operation: &'static str, count: usize) -> Result<Vec<T
     room.try_reserve_exact(count).map_err(|_| Error::Memory {
         operation,
         wanted: (count as u64).saturating_mul(size_of::<T>() as u64),
-        available: pagemap::available_bytes().unwrap_or(0),
+        available: memory::available().unwrap_or(0),
     })?;
     Ok(room)
 }
@@ -208,6 +216,22 @@ pub(crate) fn advise_ranges(
         }
     }
     ranges.iter().try_for_each(|&(offset, len)| region.advise(offset, len, advice))
+}
+
+/// Drops the pages of ranges (offset, length), in one call where the kernel lets it.
+pub(crate) fn drop_ranges(
+    process: Option<&OwnProcess>,
+    region: &Region,
+    ranges: &[(usize, usize)],
+    locked: bool,
+) -> Result<(), Errno> {
+    if let Some(process) = process {
+        let advice = if locked { Advice::DontNeedLocked } else { Advice::DontNeed };
+        if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
+            return Ok(());
+        }
+    }
+    ranges.iter().try_for_each(|&(offset, len)| region.drop_pages(offset, len, locked))
 }
 
 /// Locks, whether or not a thread panicked while it held the lock: every state

@@ -22,12 +22,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{
-    cluster_pages, divide, Before, Cached, Filled, Frames, Tracking, CHUNKS_IN_FLIGHT, SOURCE_PART,
+    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Tracking, CHUNKS_IN_FLIGHT,
 };
-use super::{advise_ranges, mappings, memory_hint};
+use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultMode, FaultThread};
+use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap::PageMap;
@@ -107,10 +108,6 @@ impl PagedFrames {
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
 
-    fn advise_all(&self, ranges: &[(usize, usize)], advice: Advice) -> Result<(), Errno> {
-        advise_ranges(self.process.as_ref(), &self.region, ranges, advice)
-    }
-
     /// Whether the kernel has the content of a system page, of the window or of staging memory.
     fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
         match &self.page_map {
@@ -127,7 +124,7 @@ impl PagedFrames {
             }
             // A page is pinned, or spare memory is not empty: drop the rest.
         }
-        self.region.advise(offset, to.len(), self.dont_need())
+        self.region.drop_pages(offset, to.len(), self.locked)
     }
 
     /// Moves staged pages in. A page that stays pinned is copied; where the kernel
@@ -212,7 +209,7 @@ impl PagedFrames {
         let done = first.done_bytes;
         let rest = from.len() - done;
         let stopped = |errno| Partial { done_bytes: done, errno };
-        self.region.advise(offset + done, rest, self.dont_need()).map_err(stopped)?;
+        self.region.drop_pages(offset + done, rest, self.locked).map_err(stopped)?;
         copy(to.part(done, rest), from.part(done, rest))
             .map_err(|second| Partial { done_bytes: done + second.done_bytes, errno: second.errno })
     }
@@ -350,7 +347,7 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        self.advise_all(ranges, self.dont_need())
+        drop_ranges(self.process.as_ref(), &self.region, ranges, self.locked)
     }
 
     fn reclaims_page_tables(&self) -> bool {
@@ -358,20 +355,29 @@ impl Frames for PagedFrames {
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        if !self.uffd.features().poison() {
+        let poisons = self.uffd.features().poison();
+        if !poisons {
             // Each range can become a mapping of its own, and split another.
             mappings::reserve("protect", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
-            return ranges.iter().try_for_each(|&(offset, len)| {
-                self.region.protect(offset, len, Access::None)?;
-                self.region.advise(offset, len, self.dont_need())
-            });
         }
+        // First: what is absent may be touched, as the fault thread serves it by the table.
         self.drop_pages(ranges)?;
-        let poison = |&(at, len): &(usize, usize)| self.uffd.poison(self.region.span(at, len));
-        ranges.iter().try_for_each(poison).inspect_err(|_| {
-            // All or none: what is poisoned already becomes absent again.
-            let _undone = self.drop_pages(ranges);
-        })
+        let forbid = |&(at, len): &(usize, usize)| {
+            if poisons {
+                self.uffd.poison(self.region.span(at, len))
+            } else {
+                self.region.protect(at, len, Access::None)
+            }
+        };
+        for (done, range) in ranges.iter().enumerate() {
+            if let Err(errno) = forbid(range) {
+                // All or none: what is forbidden already is absent again. A range that
+                // was poisoned in part is as well.
+                let _undone = self.allow(&ranges[..done + usize::from(poisons)]);
+                return Err(errno);
+            }
+        }
+        Ok(())
     }
 
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -396,8 +402,8 @@ pub struct PagedOptions<'c> {
     pub tracking: Option<Tracking>,
     /// Who resolves its faults.
     pub fault: FaultMode,
-    /// Bytes that it may take; None without a limit.
-    pub budget_bytes: Option<u64>,
+    /// The memory that it may take; None without a limit.
+    pub budget: Option<memory::Ask>,
     /// Numbers of this machine.
     pub calibration: &'c Calibration,
 }
@@ -411,32 +417,33 @@ pub fn open(
     table: Table,
     options: PagedOptions<'_>,
 ) -> Result<Cached<PagedFrames>> {
-    let PagedOptions { locked, tracking, fault, budget_bytes, calibration } = options;
+    let PagedOptions { locked, tracking, fault, budget, calibration } = options;
     let page = store.page_size();
-    let budget = match budget_bytes {
-        Some(budget_bytes) => {
+    let page_count = table.page_count();
+    let budget = match budget {
+        Some(ask) => {
             let chunk_pages =
                 Cached::<PagedFrames>::chunk_pages(page, &table, tracking, calibration);
             // Each with its spare memory.
             let chunks = 2 * CHUNKS_IN_FLIGHT as u64;
-            divide(budget_bytes, table.page_count(), page, chunk_pages, chunks, tracking)?
-                .map(|division| (budget_bytes, division))
+            let need = whole_bytes(page_count, page, chunk_pages, chunks, tracking);
+            let budget = memory::reserve(ask.with_need(need))
+                .map_err(|errno| Error::system("Window", errno))?;
+            let division = divide(budget.bytes(), page_count, page, chunk_pages, chunks, tracking)?;
+            Some((budget, division))
         }
         None => None,
     };
+    let division = budget.as_ref().and_then(|(_, division)| *division);
     if fault == FaultMode::Signal {
-        signal::check(&table, page, budget.is_some())?;
+        signal::check(&table, page, division.is_some())?;
     }
-    if let Some((budget_bytes, _)) = budget {
-        store.limit_source_map(budget_bytes / SOURCE_PART);
-    }
-    let cluster = cluster_pages(page, table.page_count());
-    let cluster = budget.map_or(cluster, |(_, division)| division.cluster_pages);
+    let cluster =
+        division.map_or_else(|| cluster_pages(page, page_count), |division| division.cluster_pages);
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
-    let small_pages = budget.is_some();
-    let frames =
-        PagedFrames::new(bytes, page, locked, tracking, fault, small_pages).map_err(fail)?;
+    let evicts = division.is_some();
+    let frames = PagedFrames::new(bytes, page, locked, tracking, fault, evicts).map_err(fail)?;
     let cached = Cached::new(store, frames, table, budget, fault, calibration);
     let shared = cached.shared();
     let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
@@ -444,7 +451,7 @@ pub fn open(
     let thread = match fault {
         FaultMode::Signal => None,
         FaultMode::Thread => {
-            let server = Server::new(Arc::clone(shared), cluster, budget.is_some());
+            let server = Server::new(Arc::clone(shared), cluster, evicts);
             let server = server.map_err(fail)?;
             Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
         }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
 
 use super::files::Files;
+use crate::memory::Reservation;
 use crate::store::source::{SourceMap, CHUNK_BYTES};
 use crate::sys::mm::system_page_bytes;
 
@@ -16,7 +17,7 @@ const LOOKS: usize = 512;
 
 #[derive(Debug)]
 pub(super) struct MapBudget {
-    limit_bytes: Option<u64>,
+    limit: Option<Reservation>,
     /// Chunks that are mapped; each with its page table.
     chunks: AtomicU64,
     reads_since: AtomicU64,
@@ -35,9 +36,9 @@ struct Hand {
 }
 
 impl MapBudget {
-    pub(super) fn new(limit_bytes: Option<u64>) -> Self {
+    pub(super) fn new(limit: Option<Reservation>) -> Self {
         Self {
-            limit_bytes,
+            limit,
             chunks: AtomicU64::new(0),
             reads_since: AtomicU64::new(0),
             hand: Mutex::default(),
@@ -68,7 +69,7 @@ impl MapBudget {
     }
 
     pub(super) fn limit_bytes(&self) -> Option<u64> {
-        self.limit_bytes
+        self.limit.as_ref().map(Reservation::bytes)
     }
 
     pub(super) fn note_reads(&self, rows: u64) {
@@ -77,17 +78,22 @@ impl MapBudget {
 
     /// Counts one more chunk, if that is within the limit once another was unmapped, or none.
     pub(super) fn claim(&self, files: &Files) -> bool {
-        let Some(limit) = self.limit_bytes else {
+        let Some(limit) = self.limit_bytes() else {
             self.chunks.fetch_add(1, Ordering::Relaxed);
             return true;
         };
-        let take = || {
+        let most = || {
             // The page tables that there are, some of which the kernel may keep, and one more.
             let tables = files.mapped().table_bytes() + system_page_bytes() as u64;
-            let most = limit.saturating_sub(tables) / CHUNK_BYTES as u64;
+            limit.saturating_sub(tables) / CHUNK_BYTES as u64
+        };
+        let take = || {
+            let most = most();
             let within = |chunks: u64| (chunks < most).then_some(chunks + 1);
             self.chunks.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within)
         };
+        // Its share of the memory has shrunk.
+        while self.chunks.load(Ordering::Relaxed) > most() && self.unmap_one(files) {}
         if take().is_ok() {
             return true;
         }

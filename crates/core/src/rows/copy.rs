@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::files::Shard;
 use super::{count, Rows, Wanted};
-use crate::error::{Result, RowLoss};
+use crate::error::Result;
 use crate::scatter::Pace;
+use crate::store::last_change::Unchanged;
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
 use crate::sys::copy::{Recovery, RowCopies};
 use crate::sys::mm::system_page_bytes;
@@ -26,9 +27,11 @@ const MOST_FILLER_BYTES: usize = 512;
 /// Rows that are asked about one by one once a row was not in the page cache.
 const ASKED_ROWS: usize = 1024;
 
-/// A map that a take has found, and whether it was copied from.
+/// A map that a take has found, since when its file has not changed, and whether it was
+/// copied from.
 struct Found {
     map: Arc<SourceMap>,
+    since: Unchanged,
     touched: Cell<bool>,
 }
 
@@ -61,33 +64,38 @@ impl Rows {
                 copier.all(wanted, |position| first + position as u64, pace)?;
             }
         }
-        let Copier { rest, touched, recovery, .. } = copier;
-        count(&self.counters.rows_copied, (wanted - rest.len()) as u64);
+        let Copier { mut rest, touched, recovery, .. } = copier;
         drop(recovery);
-        self.recheck(&touched, ids, positions)?;
+        self.recheck(&touched, ids, positions, &mut rest);
+        count(&self.counters.rows_copied, (wanted - rest.len()) as u64);
         Ok(rest)
     }
 
-    /// A file that was cut within a page shows zeros behind its end, without a fault. The
-    /// kernel shortens the size before it clears the page, so the size now tells.
-    fn recheck(&self, touched: &[u32], ids: &Pages<Row>, positions: Range<usize>) -> Result<()> {
-        for &shard in touched {
-            let size_now = self.files.size_now(shard);
-            let whole = self.files.shard(shard).size_bytes();
-            if size_now.as_ref().is_ok_and(|&size_bytes| size_bytes >= whole) {
-                continue;
-            }
-            let end = size_now.as_ref().map_or(0, |&size_bytes| size_bytes);
-            let loss =
-                size_now.map_or_else(|loss| loss, |size_bytes| RowLoss::Truncated { size_bytes });
-            let mut places = positions.clone().map(|position| self.locate(ids.at(position).0));
-            let first = places
-                .find(|(other, offset)| *other == shard && offset + self.row_bytes as u64 > end);
-            if let Some((_, offset)) = first {
-                return Err(self.files.shard(shard).loss(offset, self.row_bytes, loss));
+    /// Adds rows to the `rest` that were copied from files which have changed meanwhile:
+    /// reading them says what is wrong, if something is.
+    fn recheck(
+        &self,
+        touched: &[(u32, Unchanged)],
+        ids: &Pages<Row>,
+        positions: Range<usize>,
+        rest: &mut Vec<Wanted>,
+    ) {
+        let changed: Vec<u32> = touched
+            .iter()
+            .filter(|&&(shard, since)| !self.files.after_copies(shard, since))
+            .map(|&(shard, _)| shard)
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        let known = std::mem::take(rest);
+        for (position, index) in (0_u32..).zip(positions) {
+            let (shard, offset) = self.locate(ids.at(index).0);
+            let wanted = known.binary_search_by_key(&position, |row| row.position).is_ok();
+            if wanted || changed.contains(&shard) {
+                rest.push(Wanted { shard, offset, position });
             }
         }
-        Ok(())
     }
 }
 
@@ -119,7 +127,7 @@ struct Copier<'c> {
     /// Rows that are to be read, by position.
     rest: Vec<Wanted>,
     /// Shards that were copied from.
-    touched: Vec<u32>,
+    touched: Vec<(u32, Unchanged)>,
     /// Unmappings that had ended when the rows that are copied next were begun to be added.
     unmapped: u64,
 }
@@ -179,7 +187,8 @@ impl<'c> Copier<'c> {
     fn turn_to(&mut self, number: u32) {
         let find = || {
             let map = self.rows.files.map(number)?;
-            Some(Found { map, touched: Cell::new(false) })
+            let since = self.rows.files.before_copies(number)?;
+            Some(Found { map, since, touched: Cell::new(false) })
         };
         let found = match self.recovery {
             Some(_) => self.maps[number as usize].get_or_init(find).as_ref(),
@@ -222,7 +231,7 @@ impl<'c> Copier<'c> {
 
     fn touch(&mut self, found: &Found) {
         if !found.touched.replace(true) {
-            self.touched.push(self.current.number);
+            self.touched.push((self.current.number, found.since));
         }
     }
 

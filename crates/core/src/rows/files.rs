@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
+use crate::store::last_change::{LastChange, Unchanged};
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
-use crate::sys::file::{self as sys_file, OpenFlags};
+use crate::sys::file::{self as sys_file, Facts, OpenFlags};
 
 /// Descriptors that are kept open at most; a quarter of what the process may have if
 /// that is less.
@@ -33,6 +34,8 @@ pub(super) struct Shard {
     used: AtomicBool,
     kind: OnceLock<Kind>,
     map: Mutex<Option<Arc<SourceMap>>>,
+    /// Says whether what was copied from the map is good.
+    last_change: LastChange,
     /// Rows read by system calls while there is no map.
     reads: AtomicUsize,
 }
@@ -91,6 +94,7 @@ impl Shard {
             used: AtomicBool::new(false),
             kind: OnceLock::new(),
             map: Mutex::default(),
+            last_change: LastChange::default(),
             reads: AtomicUsize::new(0),
         })
     }
@@ -128,11 +132,11 @@ impl Shard {
 
     /// Fails for a file that is not the one that was looked at first. One that has lost
     /// some of its rows still has the others.
-    fn check(&self, facts: sys_file::Facts) -> Result<u64, RowLoss> {
+    fn check(&self, facts: Facts) -> Result<Facts, RowLoss> {
         // The number of a file that was removed is given to the next one.
         let same_birth = || self.path.as_deref().map_or(0, sys_file::birth_ns) == self.born_ns;
         if facts.identity == self.identity && same_birth() {
-            Ok(facts.size_bytes)
+            Ok(facts)
         } else {
             Err(RowLoss::Replaced)
         }
@@ -291,18 +295,27 @@ impl Files {
         lock(&self.shards[number].map).clone()
     }
 
-    /// How long the file is that a map shows. Without a descriptor the path is asked,
-    /// where another file may be by now.
-    pub(super) fn size_now(&self, number: u32) -> Result<u64, RowLoss> {
+    /// To be asked before rows of a shard are copied from its map; none if they may not be.
+    pub(super) fn before_copies(&self, number: u32) -> Option<Unchanged> {
+        let shard = self.shard(number);
+        shard.last_change.before(shard.size_bytes, || self.facts_now(number))
+    }
+
+    /// Whether rows of a shard that were copied since are good.
+    pub(super) fn after_copies(&self, number: u32, since: Unchanged) -> bool {
+        let shard = self.shard(number);
+        shard.last_change.after(since, shard.size_bytes, self.facts_now(number))
+    }
+
+    /// What the file is now that a map shows. Without a descriptor the path is asked; there
+    /// may be another file by now, of which nothing is said.
+    fn facts_now(&self, number: u32) -> Option<Facts> {
         let shard = self.shard(number);
         let file = shard.fixed.clone().or_else(|| lock(&shard.open).clone());
         if let Some(file) = file {
-            return sys_file::facts(file.as_fd())
-                .map(|facts| facts.size_bytes)
-                .map_err(RowLoss::Io);
+            return sys_file::facts(file.as_fd()).ok();
         }
-        let path = shard.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
-        shard.check(sys_file::path_facts(path).map_err(RowLoss::Io)?)
+        shard.check(sys_file::path_facts(shard.path.as_deref()?).ok()?).ok()
     }
 
     pub(super) fn mapped(&self) -> &Mapped {

@@ -21,8 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
+use crate::memory::{self, Ask, Reservation};
 use crate::scatter::Pace;
+use crate::store::source::CHUNK_BYTES;
 use crate::store::Store;
+use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
 use crate::units::{Pages, Row, Selection};
@@ -133,15 +136,12 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Rows in shards, whose maps are kept within `budget_bytes`. Opens nothing.
+    /// Rows in shards, whose maps are kept within a budget. Opens nothing.
     ///
     /// # Errors
-    /// [`Error::Argument`] for a shard whose rows do not fit into its file.
-    pub fn new(
-        shards: Vec<ShardPlace>,
-        row_bytes: usize,
-        budget_bytes: Option<u64>,
-    ) -> Result<Self> {
+    /// [`Error::Argument`] for a shard whose rows do not fit into its file,
+    /// [`Error::Budget`] for a budget in which nothing can be mapped.
+    pub fn new(shards: Vec<ShardPlace>, row_bytes: usize, budget: Option<Ask>) -> Result<Self> {
         let mut made = Vec::with_capacity(shards.len());
         let mut row_count = 0_u64;
         for place in shards {
@@ -149,11 +149,12 @@ impl Rows {
             row_count = shard.rows().end;
             made.push(shard);
         }
+        let budget = budget.map(|ask| reserve(ask, &made)).transpose()?;
         Ok(Self {
             row_bytes,
             row_count,
             files: Files::new(made),
-            budget: MapBudget::new(budget_bytes),
+            budget: MapBudget::new(budget),
             rings: RingPool::default(),
             counters: Counters::default(),
             readers: AtomicUsize::new(0),
@@ -281,6 +282,26 @@ impl Rows {
         let number = self.files.shard_of(row);
         (number, self.files.shard(number).offset_of(row, self.row_bytes))
     }
+}
+
+/// Reserves what the maps of some files may take.
+fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
+    let page = system_page_bytes() as u64;
+    let chunk = CHUNK_BYTES as u64;
+    let mapped = |shard: &Shard| shard.size_bytes().div_ceil(chunk).saturating_mul(chunk + page);
+    let need = shards.iter().map(mapped).fold(0, u64::saturating_add);
+    let budget = memory::reserve(ask.with_need(need)).map_err(|e| Error::system("rows", e))?;
+    let least = chunk + page;
+    let file_bytes = shards.iter().map(Shard::size_bytes).fold(0, u64::saturating_add);
+    if budget.bytes() < file_bytes.min(least) {
+        return Err(Error::Budget {
+            operation: "rows",
+            wanted: least,
+            budget: budget.bytes(),
+            why: "with less no part of a file can be mapped; 2 MiB and a page table are the least",
+        });
+    }
+    Ok(budget)
 }
 
 /// A row that is still to be had: where it lies and where it goes.

@@ -1,6 +1,6 @@
 //! The rows that are read: sorted, neighbours merged, all in flight together.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use super::{count, Rows, Wanted};
 use crate::error::{Error, Result, RowLoss};
 use crate::scatter::Pace;
-use crate::sys::file::{self as sys_file, Parts};
+use crate::sys::clock::coarse_ns;
+use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
 use crate::sys::span::Span;
 
@@ -98,6 +99,8 @@ struct Transfer<'a, 'p, 'm> {
     /// (from, to): places of the same row, which is read once.
     repeats: Vec<(u32, u32)>,
     failed: Option<Error>,
+    /// When it began: a file that was changed later may have been cut for a while.
+    began_ns: i64,
 }
 
 impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
@@ -122,6 +125,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             spare_parts: Vec::new(),
             repeats: Vec::new(),
             failed: None,
+            began_ns: coarse_ns(),
         }
     }
 
@@ -164,17 +168,30 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         self.wanted.first().map(|row| row.shard) == self.wanted.last().map(|row| row.shard)
     }
 
-    /// What a file has lost while it was read is not there, whatever the reads brought
-    /// ([`sys_file::is_cut`]).
-    fn recheck(&self) -> Result<()> {
-        let (true, Some((_, file))) = (self.one_file(), &self.current) else { return Ok(()) };
-        let Ok(facts) = sys_file::facts(file.as_fd()) else { return Ok(()) };
-        let (size_bytes, row_bytes) = (facts.size_bytes, self.rows.row_bytes);
-        let whole = self.wanted.partition_point(|row| row.bytes(row_bytes).end <= size_bytes);
-        match self.wanted.get(whole) {
-            Some(row) => Err(self.loss(row, RowLoss::Truncated { size_bytes })),
-            None => Ok(()),
+    /// Whether a file has not been changed while it was read, nor is cut before `end`.
+    /// Beside a cut reads bring zeros, and a full count ([`sys_file::is_cut`]).
+    fn is_unchanged(&self, file: BorrowedFd<'_>, end: u64) -> bool {
+        sys_file::facts(file)
+            .is_ok_and(|facts| facts.size_bytes >= end && facts.changed_ns < self.began_ns)
+    }
+
+    /// Reads all rows of a file that was changed meanwhile again, one by one.
+    fn recheck(&mut self) -> Result<()> {
+        let (true, Some((_, file))) = (self.one_file(), self.current.clone()) else {
+            return Ok(());
+        };
+        let row_bytes = self.rows.row_bytes;
+        let end = self.wanted.last().map_or(0, |row| row.bytes(row_bytes).end);
+        if self.is_unchanged(file.as_fd(), end) {
+            return Ok(());
         }
+        let whole_row = Run { rows: 1, len: row_bytes, ..Run::default() };
+        let file = OpenFile::Shared(file);
+        for row in self.wanted {
+            self.read_alone(&file, row, whole_row).map_err(|loss| self.loss(row, loss))?;
+            self.pace.check(1)?;
+        }
+        Ok(())
     }
 
     fn run(
@@ -312,22 +329,22 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     ) {
         let Completion { submission: mut read, result } = completion;
         let one_file = self.one_file();
-        let run = &mut self.runs[read.id as usize];
+        let mut run = self.runs[read.id as usize];
         let end = read.offset_bytes + run.len as u64;
         match result {
             Ok(bytes)
-                if bytes == run.len && (one_file || !sys_file::is_cut(read.file.as_fd(), end)) =>
+                if bytes == run.len && (one_file || self.is_unchanged(read.file.as_fd(), end)) =>
             {
                 count(&self.rows.counters.bytes_read, bytes as u64);
                 count(&self.rows.counters.reads, 1);
             }
             Err(Errno::AGAIN | Errno::INTR) if run.again < AGAIN_LIMIT => {
                 run.again += 1;
+                self.runs[read.id as usize] = run;
                 queue.push(read);
                 return;
             }
             _ => {
-                let run = *run;
                 for wanted in &self.wanted[run.first..run.first + run.rows] {
                     if let Err(loss) = self.read_alone(&read.file, wanted, run) {
                         let error = self.loss(wanted, loss);
@@ -349,20 +366,19 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         let len = run.len.min(row_bytes - run.row_offset);
         let into = wanted.place(self.into, row_bytes).part(run.row_offset, len);
         let offset = wanted.offset + run.row_offset as u64;
-        let read = match sys_file::read_at(file.as_fd(), into, offset) {
+        let read = match sys_file::read_unchanged(file.as_fd(), into, offset) {
             Err(Errno::FAULT) => {
                 let mut buffer = vec![0; len];
-                let read = sys_file::read_at(file.as_fd(), Span::of(&mut buffer), offset);
+                let read = sys_file::read_unchanged(file.as_fd(), Span::of(&mut buffer), offset);
                 into.copy_from(&buffer);
                 read
             }
             read => read,
         };
-        let read = read.map_err(RowLoss::Io)?;
+        let (read, Facts { size_bytes, .. }) = read.map_err(RowLoss::Io)?;
         count(&self.rows.counters.bytes_read, read as u64);
         count(&self.rows.counters.reads, 1);
-        if read < len || sys_file::is_cut(file.as_fd(), offset + len as u64) {
-            let size_bytes = sys_file::facts(file.as_fd()).map_or(0, |facts| facts.size_bytes);
+        if read < len || size_bytes < offset + len as u64 {
             return Err(RowLoss::Truncated { size_bytes });
         }
         Ok(())

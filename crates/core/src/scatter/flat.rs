@@ -8,6 +8,7 @@ use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::places;
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -47,7 +48,8 @@ pub(crate) fn read_into(
     if let [only] = file_pages {
         return read_one(store, *only, into);
     }
-    if store.direct() && into.start().align_offset(system_page_bytes()) != 0 {
+    let aligned = into.start().align_offset(system_page_bytes()) == 0;
+    if store.direct() && (!aligned || places::has_part_of(into)) {
         return read_through_buffer(store, file_pages, into, interrupt);
     }
     let mut sink = Flat { into, page_bytes };
@@ -80,7 +82,9 @@ impl<'m> Sink<'m> for Flat<'m> {
     }
 }
 
-/// `O_DIRECT` asks for aligned memory: what is not goes through a buffer that is.
+/// `O_DIRECT` asks for aligned memory: what is not goes through a buffer that is. So does what
+/// lies in a window: the device stores to pages that a flush may have protected meanwhile, and
+/// the kernel does not note that as a store.
 fn read_through_buffer(
     store: &Store,
     file_pages: &[FilePage],

@@ -10,10 +10,12 @@ use super::pace::Pace;
 use super::plan::{Maps, Plan, Preference};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
+use crate::store::last_change::Unchanged;
 use crate::store::source::PIECE_PAGES;
 use crate::store::Store;
+use crate::sys::clock::coarse_ns;
 use crate::sys::copy::Recovery;
-use crate::sys::file::{self as sys_file, Parts};
+use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
 use crate::sys::span::Span;
@@ -102,6 +104,8 @@ struct Chunk<'m> {
     absent: Vec<Absent>,
     next: usize,
     in_flight: usize,
+    /// When its reads began: a file that was changed later may have been cut for a while.
+    began_ns: i64,
     /// (from, to): places that show the same page, read once.
     repeats: Vec<(u32, u32)>,
     /// The first request that failed, and how.
@@ -239,6 +243,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
             absent: self.spare_absent.pop().unwrap_or_default(),
             next: 0,
             in_flight: 0,
+            began_ns: coarse_ns(),
             repeats: Vec::new(),
             failure: None,
         };
@@ -262,6 +267,11 @@ impl<'a, 'm> Transfer<'a, 'm> {
             chunk.absent.extend(pages.zip(places));
             return 0;
         };
+        let trusted = self.trusted_parts(chunk);
+        let is_trusted = |page| {
+            let index = self.store.parts().index_of(page);
+            trusted.binary_search_by_key(&index, |&(part, _)| part).is_ok()
+        };
         let keep_cached = self.sink.reads_again();
         let mut copied = 0;
         // The page before, whose copy fetches the beginning of this one.
@@ -279,7 +289,8 @@ impl<'a, 'm> Transfer<'a, 'm> {
             };
         for (request, place) in chunk.requests.clone().zip(0_u32..) {
             let page = self.file_pages[request];
-            let source = self.plan.is_copied(request).then(|| self.maps.source(page)).flatten();
+            let in_cache = self.plan.is_copied(request) && is_trusted(page);
+            let source = in_cache.then(|| self.maps.source(page)).flatten();
             let Some(source) = source else {
                 chunk.absent.push((page, place));
                 continue;
@@ -293,38 +304,43 @@ impl<'a, 'm> Transfer<'a, 'm> {
         }
         drop(recovery);
         self.store.count().add_copied(copied * self.page_bytes);
-        if copied > 0 {
-            let copied = chunk.requests.clone().filter(|&request| self.plan.is_copied(request));
-            let mut parts: Vec<usize> = copied
-                .map(|request| self.store.parts().index_of(self.file_pages[request]))
-                .collect();
-            parts.dedup();
-            parts.sort_unstable();
-            parts.dedup();
-            for part in parts {
-                self.recheck_copied(chunk, part);
-            }
+        for (part, since) in trusted {
+            self.recheck_copied(chunk, part, since);
         }
         copied
     }
 
-    /// A file that was cut within a page shows zeros behind its end, without a
-    /// fault. The kernel shortens the size before it clears the page, so the
-    /// size now tells: pages beyond it are read again, which says what is wrong.
-    fn recheck_copied(&mut self, chunk: &mut Chunk<'m>, index: usize) {
+    /// The files that pages of a chunk are to be copied from, in order, but for those that
+    /// are changing.
+    fn trusted_parts(&mut self, chunk: &Chunk<'_>) -> Vec<(usize, Unchanged)> {
+        let all = self.store.parts();
+        let copied = chunk.requests.clone().filter(|&request| self.plan.is_copied(request));
+        let mut parts: Vec<usize> =
+            copied.map(|request| all.index_of(self.file_pages[request])).collect();
+        parts.dedup();
+        parts.sort_unstable();
+        parts.dedup();
+        let trusted = |index: usize| {
+            let (map, part) = (self.maps.of(index)?, &all.all()[index]);
+            let look = || sys_file::facts(part.fd()).ok();
+            Some((index, part.last_change.before(map.size_bytes(), look)?))
+        };
+        parts.into_iter().filter_map(trusted).collect()
+    }
+
+    /// Leaves to be read what was copied from a file that has changed meanwhile.
+    fn recheck_copied(&mut self, chunk: &mut Chunk<'m>, index: usize, since: Unchanged) {
         let Some(map) = self.maps.of(index) else { return };
         map.note_copies();
-        let (parts, page_size) = (self.store.parts(), self.store.page_size());
+        let parts = self.store.parts();
         let part = &parts.all()[index];
-        let size_bytes = match sys_file::facts(part.fd()) {
-            Ok(facts) if facts.size_bytes >= map.size_bytes() => return,
-            Ok(facts) => facts.size_bytes,
-            Err(_) => 0,
-        };
+        let facts = sys_file::facts(part.fd()).ok();
+        if part.last_change.after(since, map.size_bytes(), facts) {
+            return;
+        }
         for (request, place) in chunk.requests.clone().zip(0_u32..) {
             let page = self.file_pages[request];
-            let own = self.plan.is_copied(request) && parts.index_of(page) == index;
-            if own && part.offset_of(page, page_size) + page_size.bytes() as u64 > size_bytes {
+            if self.plan.is_copied(request) && parts.index_of(page) == index {
                 chunk.absent.push((page, place));
             }
         }
@@ -332,23 +348,39 @@ impl<'a, 'm> Transfer<'a, 'm> {
         chunk.absent.dedup();
     }
 
-    /// The same for what was read by system calls ([`sys_file::is_cut`]).
+    /// The same for what was read by system calls ([`sys_file::is_cut`]). A store that
+    /// writes changes its file itself, for which nothing is read a second time.
     fn recheck_read(&self, chunk: &mut Chunk<'m>) {
         let (parts, page_size) = (self.store.parts(), self.store.page_size());
         // They are sorted, so those of a part follow each other.
-        let mut current: Option<(usize, u64)> = None;
+        let mut current: Option<(usize, Option<Facts>)> = None;
         for number in 0..chunk.absent.len() {
             let (page, place) = chunk.absent[number];
             let index = parts.index_of(page);
             let part = &parts.all()[index];
-            let size_bytes = match current {
-                Some((same, size_bytes)) if same == index => size_bytes,
-                _ => sys_file::facts(part.fd()).map_or(u64::MAX, |facts| facts.size_bytes),
+            let facts = match current {
+                Some((same, facts)) if same == index => facts,
+                _ => sys_file::facts(part.fd()).ok(),
             };
-            current = Some((index, size_bytes));
-            let end = part.offset_of(page, page_size) + self.store.expected_bytes(page) as u64;
-            if end > size_bytes {
+            current = Some((index, facts));
+            // The size of an open file is always told.
+            let Some(facts) = facts else { continue };
+            let offset = part.offset_of(page, page_size);
+            let len = self.store.expected_bytes(page);
+            let end = offset + len as u64;
+            if end > facts.size_bytes {
                 chunk.fail(place, self.store.truncated("read", page));
+            } else if facts.changed_ns >= chunk.began_ns && !part.file.writable {
+                let into = chunk.buffer.part(place as usize * self.page_bytes, len);
+                let whole = sys_file::read_unchanged(part.fd(), into, offset)
+                    .is_ok_and(|(read, facts)| read == len && facts.size_bytes >= end);
+                if !whole {
+                    // Says why, or reads into memory that the kernel cannot reach.
+                    let into = chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes);
+                    if let Err(error) = read_one(self.store, page, into) {
+                        chunk.fail(place, error);
+                    }
+                }
             }
         }
     }

@@ -14,6 +14,8 @@ use crate::error::{Error, Result};
 use crate::sys::file as sys_file;
 use crate::units::PageSize;
 
+/// The file system of named shared memory.
+const SHARED_MEMORY: &str = "/dev/shm";
 /// How the kernel shows an anonymous store in `/proc/self/maps`.
 const MEMFD_NAME: &str = "fremap";
 
@@ -92,6 +94,14 @@ impl Store {
         }
         check_size(size_bytes.unwrap_or(0))?;
         let fail = |errno| memory_error("open", Some(name), errno);
+        if let (true, Some(wanted)) = (create, size_bytes) {
+            // Else it is made, and who touches what does not fit gets SIGBUS.
+            let free = sys_file::free_bytes(Path::new(SHARED_MEMORY)).map_err(fail)?;
+            if wanted > free {
+                let path = SHARED_MEMORY.into();
+                return Err(Error::SharedMemory { operation: "open", path, wanted, free });
+            }
+        }
         let fd = sys_file::open_shared_memory(name, create).map_err(fail)?;
         if let (true, Some(size_bytes)) = (create, size_bytes) {
             if let Err(errno) = sys_file::truncate(fd.as_fd(), size_bytes) {

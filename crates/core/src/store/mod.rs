@@ -9,7 +9,9 @@
 
 mod concat;
 mod counters;
+mod durability;
 mod file;
+pub(crate) mod last_change;
 mod memory;
 mod outgoing;
 pub(crate) mod part;
@@ -36,9 +38,11 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
 
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
+use durability::{Durability, Unsynced};
 pub use outgoing::Outgoing;
 use part::{File, Part, Parts};
 use source::Mapped;
+pub use source::SourceLimit;
 
 /// Where the pages of a store live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +145,7 @@ impl Store {
             writable: opened.writable,
             fd: Arc::new(opened.fd),
             direct_fd: opened.direct_fd,
+            durability: Durability::default(),
         };
         let part = Part::new(FilePage(0), file.path.clone(), Arc::new(file));
         Ok(Self::over(opened.kind, vec![part], Vec::new(), opened.size_bytes, page_size))
@@ -348,10 +353,16 @@ impl Store {
         self.mapped.limit_bytes()
     }
 
-    /// Has the source maps keep no more than `bytes` of the files mapped, from now on and
-    /// for all who use the store.
-    pub fn limit_source_map(&self, bytes: u64) {
-        self.mapped.limit(bytes);
+    /// Has the source maps keep no more than `bytes` of the files mapped, for all who use
+    /// the store and as long as what is returned lives. What is beyond that is unmapped.
+    #[must_use]
+    pub fn limit_source_map(&self, bytes: u64) -> SourceLimit {
+        let limit = self.mapped.limit(bytes);
+        if self.mapped.is_beyond_limit() {
+            // The maps are made anew when they are wanted, without their page tables.
+            self.parts.all().iter().for_each(|part| part.source.forget());
+        }
+        limit
     }
 
     /// Bytes of the files that the source maps have mapped, which count as memory of
@@ -414,24 +425,95 @@ impl Store {
     /// Makes what was written durable (`fsync`).
     ///
     /// # Errors
-    /// [`Error::Io`] for the first file that failed; the others were synced.
+    /// [`Error::Io`] for the first file that failed; the others were synced. Every later call
+    /// fails as well, until [`refresh`](Self::refresh).
     pub fn sync(&self) -> Result<()> {
+        // Mappings of the file may have been stored to.
+        self.note_passing();
+        self.sync_kept()
+    }
+
+    /// The same for somebody who still has what he has written. Later calls fail as well only
+    /// where something else was written, since a sync that succeeded.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub(crate) fn sync_kept(&self) -> Result<()> {
         // A file that may only be read has nothing of ours.
         let sync = |part: &Part| {
-            sys_file::sync(part.fd()).map_err(|errno| Self::part_error("sync", part, errno))
+            let durability = &part.file.durability;
+            durability.check().map_err(|unsynced| Self::unsynced(part, unsynced))?;
+            let syncing = durability.begin();
+            let outcome = sys_file::sync(part.fd());
+            syncing.end(outcome).map_err(|unsynced| Self::unsynced(part, unsynced))
         };
         let alone = self.parts.all().len() == 1;
         let written = self.parts.all().iter().filter(|part| alone || part.file.writable);
         written.map(sync).fold(Ok(()), Result::and)
     }
 
-    /// Reads the file's size again. Reads that are under way end with the old one.
+    /// The same for what was stored to shared mappings of the files, by `sync`.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync), for the first of the files.
+    pub fn sync_mappings(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
+        self.note_passing();
+        self.check_synced()?;
+        let mut parts: Vec<&Part> = self.parts.all().iter().collect();
+        // Each once, and by all callers in the same order.
+        parts.sort_unstable_by_key(|part| Arc::as_ptr(&part.file));
+        parts.dedup_by_key(|part| Arc::as_ptr(&part.file));
+        let under_way: Vec<_> = parts.iter().map(|part| part.file.durability.begin()).collect();
+        let outcome = sync();
+        let ended = parts.into_iter().zip(under_way).map(|(part, syncing)| {
+            syncing.end(outcome).map_err(|unsynced| Self::unsynced(part, unsynced))
+        });
+        ended.fold(Ok(()), Result::and)
+    }
+
+    /// Somebody is about to write, or has written, what he cannot write again.
+    pub(crate) fn note_passing(&self) {
+        self.parts.all().iter().for_each(|part| part.file.durability.note_passing());
+    }
+
+    /// How many syncs of the files have failed: what was written to any of them before the
+    /// last one that did may be lost, whatever a later one says.
+    pub(crate) fn failed_syncs(&self) -> u64 {
+        self.parts.all().iter().map(|part| part.file.durability.failures()).sum()
+    }
+
+    /// # Errors
+    /// Those of [`sync`](Self::sync) that are not acknowledged.
+    pub(crate) fn check_synced(&self) -> Result<()> {
+        let check = |part: &Part| {
+            part.file.durability.check().map_err(|unsynced| Self::unsynced(part, unsynced))
+        };
+        self.parts.all().iter().try_for_each(check)
+    }
+
+    fn unsynced(part: &Part, unsynced: Unsynced) -> Error {
+        let (errno, hint) = match unsynced {
+            Unsynced::Failed(errno) => (errno, ""),
+            Unsynced::Lost(errno) => (
+                errno,
+                "; what was written to it since the last sync that succeeded, pages that a \
+                 window has evicted among it, may not be on the disk, and the kernel tells so \
+                 once: write it again after store.refresh(), which lets syncs succeed again",
+            ),
+        };
+        let path = part.name.clone();
+        Error::Io { operation: "sync", path, file_page: None, errno, completed: 0, hint }
+    }
+
+    /// Reads the file's size again. Reads that are under way end with the old one. Also lets
+    /// [`sync`](Self::sync) succeed again after one that failed.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB, or when a
     /// file that others follow has another size than it had.
     pub fn refresh(&self) -> Result<()> {
         let size_bytes = self.refreshed_size()?;
+        self.parts.all().iter().for_each(|part| part.file.durability.acknowledge());
         self.size_bytes.store(size_bytes, Ordering::Release);
         self.parts.all().iter().for_each(|part| part.source.forget());
         Ok(())

@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::durability::Durability;
+use super::last_change::LastChange;
 use super::source::{key, page_of, Source};
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 
@@ -19,6 +21,7 @@ pub(crate) struct File {
     pub(crate) direct_fd: Option<OwnedFd>,
     /// The file system keeps the file in memory: reads never wait for a device.
     pub(crate) memory_backed: bool,
+    pub(super) durability: Durability,
 }
 
 /// The pages of one file within a store.
@@ -31,11 +34,13 @@ pub(crate) struct Part {
     pub(crate) file: Arc<File>,
     /// The store's own map of the file.
     pub(crate) source: Source,
+    /// Says whether what was copied from the map is good.
+    pub(crate) last_change: LastChange,
 }
 
 impl Part {
     pub(crate) fn new(first: FilePage, name: Option<PathBuf>, file: Arc<File>) -> Self {
-        Self { first, name, file, source: Source::default() }
+        Self { first, name, file, source: Source::default(), last_change: LastChange::default() }
     }
 
     /// What is mapped, written, synced and asked about.
@@ -130,8 +135,15 @@ mod tests {
     fn parts(firsts: &[u64]) -> Parts {
         let part = |&first: &u64| {
             let fd = Arc::new(sys_file::memory_file("parts").expect("a memfd"));
-            let file =
-                File { path: None, writable: true, fd, direct_fd: None, memory_backed: true };
+            let durability = Durability::default();
+            let file = File {
+                path: None,
+                writable: true,
+                fd,
+                direct_fd: None,
+                memory_backed: true,
+                durability,
+            };
             Part::new(FilePage(first), None, Arc::new(file))
         };
         Parts::new(firsts.iter().map(part).collect())

@@ -71,16 +71,22 @@ impl Store {
         if !self.tells_residency(index) {
             return Err(Error::Unsupported { operation: "resident", reason: UNTOLD.into() });
         }
-        if let Ok(map) = self.source_map(index) {
-            let mut query = Query::default();
-            return map.residency(keys, self.page_size(), &mut query, answer).map_err(fail);
-        }
+        let unmapped = match self.source_map(index) {
+            Ok(map) => {
+                let mut query = Query::default();
+                return map.residency(keys, self.page_size(), &mut query, answer).map_err(fail);
+            }
+            Err(errno) => errno,
+        };
         // A file that cannot be mapped can still be asked about page by page.
         for &key in keys {
             let page = part.first.offset(page_of(key));
             let bytes = self.expected_bytes(page);
             let offset = part.offset_of(page, self.page_size());
-            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64).map_err(fail)?;
+            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64);
+            // Before Linux 6.5 there is only the map: what is wrong with it is the error.
+            let cached = cached
+                .map_err(|errno| fail(if errno == Errno::NOSYS { unmapped } else { errno }))?;
             let wanted = bytes.div_ceil(system_page_bytes()) as u64;
             answer(position_of(key), bytes > 0 && cached.cached >= wanted);
         }

@@ -16,6 +16,9 @@ use std::sync::{Arc, RwLock};
 
 use rustix::io::Errno;
 
+use crate::memory::mappings::FileMap;
+use crate::sys::fork;
+use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::probe::reclaims_page_tables;
 use crate::sys::span::Span;
@@ -84,21 +87,58 @@ pub(crate) struct Mapped {
     bytes: AtomicU64,
     /// Page-table pages.
     tables: AtomicU64,
-    /// Bytes that may be mapped, by the smallest budget of a window on the store.
+    /// What each window with a budget that is alive lets them map,
+    limits: Lock<Vec<u64>>,
+    /// and the least of that.
     limit_bytes: AtomicU64,
+}
+
+/// A limit of what the source maps of a store have mapped, until it is dropped.
+#[derive(Debug)]
+pub struct SourceLimit {
+    mapped: Arc<Mapped>,
+    bytes: u64,
+}
+
+impl Drop for SourceLimit {
+    fn drop(&mut self) {
+        self.mapped.change_limits(|limits| {
+            if let Some(at) = limits.iter().position(|&bytes| bytes == self.bytes) {
+                limits.swap_remove(at);
+            }
+        });
+    }
 }
 
 impl Default for Mapped {
     fn default() -> Self {
         let none = || AtomicU64::new(0);
-        Self { maps: none(), bytes: none(), tables: none(), limit_bytes: u64::MAX.into() }
+        let limits = Lock::new(Vec::new());
+        Self { maps: none(), bytes: none(), tables: none(), limits, limit_bytes: u64::MAX.into() }
     }
 }
 
 impl Mapped {
-    /// Has no more than `bytes` of the files mapped.
-    pub(crate) fn limit(&self, bytes: u64) {
-        self.limit_bytes.fetch_min(bytes, Ordering::Relaxed);
+    /// Has no more than `bytes` of the files mapped, as long as what is returned lives.
+    pub(crate) fn limit(self: &Arc<Self>, bytes: u64) -> SourceLimit {
+        self.change_limits(|limits| limits.push(bytes));
+        SourceLimit { mapped: Arc::clone(self), bytes }
+    }
+
+    fn change_limits(&self, change: impl FnOnce(&mut Vec<u64>)) {
+        // A child of fork finds the lock free.
+        let no_fork = fork::exclude();
+        let mut limits = self.limits.lock();
+        change(&mut limits);
+        let least = limits.iter().copied().min().unwrap_or(u64::MAX);
+        self.limit_bytes.store(least, Ordering::Relaxed);
+        drop(limits);
+        drop(no_fork);
+    }
+
+    /// Whether more is mapped than may be.
+    pub(crate) fn is_beyond_limit(&self) -> bool {
+        self.bytes().saturating_add(self.table_bytes()) > self.limit_bytes()
     }
 
     pub(crate) fn limit_bytes(&self) -> u64 {
@@ -171,6 +211,7 @@ pub(crate) struct SourceMap {
     copied: AtomicBool,
     /// What it has mapped counts here.
     mapped: Arc<Mapped>,
+    _counted: FileMap,
 }
 
 impl Drop for SourceMap {
@@ -197,6 +238,7 @@ impl SourceMap {
         if mapped.maps.load(Ordering::Relaxed) >= MAX_MAPS {
             return Err(Errno::MFILE);
         }
+        let counted = FileMap::claim().ok_or(Errno::NOMEM)?;
         let bytes = usize::try_from(size_bytes).map_err(|_| Errno::FBIG)?;
         let len = bytes.next_multiple_of(system_page_bytes());
         // Aligned, so that a chunk is a page table, which may go when the chunk is unmapped.
@@ -208,7 +250,14 @@ impl SourceMap {
             std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
         mapped.maps.fetch_add(1, Ordering::Relaxed);
         let mapped = Arc::clone(mapped);
-        Ok(Self { region, size_bytes, chunks, copied: AtomicBool::new(false), mapped })
+        Ok(Self {
+            region,
+            size_bytes,
+            chunks,
+            copied: AtomicBool::new(false),
+            mapped,
+            _counted: counted,
+        })
     }
 
     /// The size of the file that the map was made for.
@@ -341,7 +390,10 @@ impl SourceMap {
 
     /// Whether a chunk may be populated by what the store's maps may have mapped.
     pub(crate) fn has_room(&self, chunk: usize) -> bool {
-        self.mapped.bytes() + self.chunk_bytes(chunk) as u64 <= self.mapped.limit_bytes()
+        let mapped = &self.mapped;
+        let table = system_page_bytes() as u64;
+        mapped.bytes() + mapped.table_bytes() + self.chunk_bytes(chunk) as u64 + table
+            <= mapped.limit_bytes()
     }
 
     /// Notes that pages are about to be copied.

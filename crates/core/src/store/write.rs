@@ -43,11 +43,23 @@ impl Store {
         data: Span<'_>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let page_bytes = self.page_size().bytes();
         self.check_write(pages, data.len())?;
         if pages.is_empty() {
             return Ok(());
         }
+        self.note_passing();
+        let written = self.write_runs(pages, data, interrupt);
+        self.note_passing();
+        written
+    }
+
+    fn write_runs(
+        &self,
+        pages: &Pages<FilePage>,
+        data: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let page_bytes = self.page_size().bytes();
         let buffer_len = BUFFER_BYTES.min(data.len());
         let buffer = Region::anonymous(buffer_len, system_page_bytes(), Access::Write)
             .map_err(|errno| self.io_error("write", None, errno))?;

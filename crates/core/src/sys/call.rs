@@ -44,6 +44,7 @@ calls! {
     Cachestat = "cachestat",
     RemapFilePages = "remap_file_pages",
     UffdOpen = "userfaultfd",
+    ProbePopulate = "probe_madv_populate_read",
     ProbeMove = "probe_uffdio_move",
     ProbePoison = "probe_uffdio_poison",
     ProbeWriteProtect = "probe_uffdio_writeprotect",

@@ -37,6 +37,8 @@ pub struct Facts {
     pub owner: u32,
     /// Which file it is, of all on this machine: the device and the number on it.
     pub identity: (u64, u64),
+    /// When it was changed last (ctime), in nanoseconds.
+    pub changed_ns: i64,
 }
 
 /// How a file is opened.
@@ -175,6 +177,33 @@ pub fn is_cut(fd: BorrowedFd<'_>, end: u64) -> bool {
     facts(fd).is_ok_and(|facts| facts.size_bytes < end)
 }
 
+/// How often a read is made again because the file has changed meanwhile.
+const CHANGED_LIMIT: usize = 16;
+
+/// `pread` as [`read_at`] does it, and what the file is afterwards; made again if the file
+/// changed meanwhile. One that was cut and made as long again beside the read would have
+/// brought zeros, and its size does not tell.
+///
+/// # Errors
+/// The kernel's own.
+pub fn read_unchanged(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    let mut before = facts(fd)?;
+    let mut made = 0;
+    loop {
+        let read = read_at(fd, into, offset)?;
+        let after = facts(fd)?;
+        made += 1;
+        if after.changed_ns == before.changed_ns || made == CHANGED_LIMIT {
+            return Ok((read, after));
+        }
+        before = after;
+    }
+}
+
 /// `stat`: the same for a path, which need not be opened. Of a block device the size is 0.
 ///
 /// # Errors
@@ -203,7 +232,22 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
         file_type: FileType::from_raw_mode(stat.st_mode),
         owner: stat.st_uid,
         identity: (stat.st_dev, stat.st_ino),
+        changed_ns: stat
+            .st_ctime
+            .saturating_mul(1_000_000_000)
+            .saturating_add(i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
     }
+}
+
+/// Bytes that are free in the file system of a path; one without a limit says `u64::MAX`.
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
+    let facts = rustix::fs::statvfs(path)?;
+    // A tmpfs without a size has no blocks.
+    let limited = facts.f_blocks > 0;
+    Ok(if limited { facts.f_bavail.saturating_mul(facts.f_frsize) } else { u64::MAX })
 }
 
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).

@@ -31,7 +31,7 @@ const MAP_FIXED_NOREPLACE: i32 = 0x10_0000;
 static FORKING: Lock<Option<libc::sigset_t>> = Lock::new(None);
 
 /// Nobody forks until the guard is dropped.
-pub(super) fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
+pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
     FORKING.lock()
 }
 

@@ -41,6 +41,17 @@ pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
+/// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
+/// only where it has not.
+#[must_use]
+pub fn has_populate_read() -> bool {
+    if enter(Call::ProbePopulate).is_err() {
+        return false;
+    }
+    // SAFETY: no memory is named.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_POPULATE_READ) == 0 }
+}
+
 /// What a mapping allows the process to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -191,9 +202,7 @@ impl Region {
         trim(0, head);
         trim(head + len, total - head - len);
         let region = Self { start: start.wrapping_add(head), len, kept: None, adopted: false };
-        enter(Call::Mlock)?;
-        // SAFETY: the whole of the new region, which nobody uses yet.
-        check(unsafe { libc::munlock(region.start.cast::<c_void>(), len) })?;
+        region.unlock(0, len)?;
         if access != Access::None {
             region.protect(0, len, access)?;
         }
@@ -434,6 +443,27 @@ impl Region {
         check(unsafe { libc::madvise(self.address(offset, len), len, advice.number()) })
     }
 
+    /// Drops pages (`MADV_DONTNEED`); those of private memory lose their content. `locked`:
+    /// they are locked, or may be, and what comes in their place is locked again.
+    ///
+    /// # Errors
+    /// As [`advise`](Self::advise). Before Linux 5.18, of locked memory also ENOMEM at the
+    /// limit of mappings; the pages may be gone then, and the range is not locked.
+    pub fn drop_pages(&self, offset: usize, len: usize, locked: bool) -> Result<(), Errno> {
+        if !locked {
+            return self.advise(offset, len, Advice::DontNeed);
+        }
+        match self.advise(offset, len, Advice::DontNeedLocked) {
+            // Linux has the advice from 5.18 on.
+            Err(Errno::INVAL) => {}
+            answer => return answer,
+        }
+        self.unlock(offset, len)?;
+        let dropped = self.advise(offset, len, Advice::DontNeed);
+        let locked = self.lock_on_fault(offset, len);
+        dropped.and(locked)
+    }
+
     /// `MADV_POPULATE_READ`.
     ///
     /// # Errors
@@ -477,6 +507,13 @@ impl Region {
         // SAFETY: the range lies within this region, which is mapped.
         check(unsafe { libc::mlock2(self.address(offset, len), len, libc::MLOCK_ONFAULT) })
     }
+
+    /// `munlock`; nothing that is not locked changes.
+    fn unlock(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        enter(Call::Mlock)?;
+        // SAFETY: the range lies within this region, which is mapped.
+        check(unsafe { libc::munlock(self.address(offset, len), len) })
+    }
 }
 
 /// Whether a system page of anonymous memory is present (`mincore`).
@@ -505,13 +542,20 @@ impl OwnProcess {
     /// (6.13; before, only what does not lose content).
     #[must_use]
     pub fn open() -> Option<Self> {
+        Self::try_open().ok()
+    }
+
+    /// The same, with the kernel's answer.
+    ///
+    /// # Errors
+    /// EINVAL from kernels that do not let it, EPERM from a filter.
+    pub fn try_open() -> Result<Self, Errno> {
         let process = rustix::process::getpid();
-        let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).ok()?;
+        let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
         let own = Self(fd);
-        let probe =
-            Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read).ok()?;
-        own.advise(&probe, &[(0, probe.len())], Advice::DontNeed).ok()?;
-        Some(own)
+        let probe = Region::anonymous(system_page_bytes(), system_page_bytes(), Access::Read)?;
+        own.advise(&probe, &[(0, probe.len())], Advice::DontNeed)?;
+        Ok(own)
     }
 
     /// Gives advice on ranges (offset, length) of `region`.

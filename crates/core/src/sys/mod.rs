@@ -1,11 +1,12 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
 pub mod call;
+pub mod clock;
 pub mod copy;
 pub mod cputime;
 pub mod file;
 pub mod forever;
-mod fork;
+pub mod fork;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;

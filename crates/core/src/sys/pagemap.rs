@@ -1,7 +1,7 @@
 //! What the kernel tells of this process in `/proc`: mappings, present pages, memory.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -305,25 +305,6 @@ pub fn present_pages(region: &Region) -> Result<Vec<bool>, Errno> {
     Ok(present)
 }
 
-/// Memory that can be had without swapping (`MemAvailable`), and no more than
-/// the process's memory cgroup leaves.
-///
-/// # Errors
-/// ENOENT where `/proc` is not mounted, ENODATA without that line.
-pub fn available_bytes() -> Result<u64, Errno> {
-    let mut text = String::new();
-    File::open("/proc/meminfo")
-        .and_then(|mut file| file.read_to_string(&mut text))
-        .map_err(|error| errno(&error))?;
-    let kib = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().strip_suffix("kB"))
-        .and_then(|number| number.trim().parse::<u64>().ok())
-        .ok_or(Errno::NODATA)?;
-    Ok((kib * 1024).min(cgroup_bytes().unwrap_or(u64::MAX)))
-}
-
 /// Bytes of page tables that this process has (`VmPTE`).
 ///
 /// # Errors
@@ -333,17 +314,6 @@ pub fn page_table_bytes() -> Result<u64, Errno> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
     let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kilobytes.map(|kilobytes| kilobytes << 10).ok_or(Errno::INVAL)
-}
-
-/// What the memory cgroup (version 2) of this process leaves, if it limits.
-fn cgroup_bytes() -> Option<u64> {
-    let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let path = membership.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let directory = std::path::Path::new("/sys/fs/cgroup").join(path.trim_start_matches('/'));
-    let number = |name: &str| -> Option<u64> {
-        std::fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok()
-    };
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 /// `vm.max_map_count`: the kernel mappings that a process may have.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::mm::check;
+use super::span::Span;
 use super::{fork, signal};
 
 /// A touch of memory that faulted.
@@ -186,6 +187,16 @@ impl Place {
 /// Why they do not, for people.
 pub fn ensure_handler() -> Result<(), String> {
     signal::ensure()
+}
+
+/// Whether any of `span` lies in such a range, as the memory of every paged window does.
+#[must_use]
+pub fn has_part_of(span: Span<'_>) -> bool {
+    let (first, end) = (span.start().addr(), span.start().addr() + span.len());
+    PLACES.iter().filter_map(Place::range).any(|(start, len)| {
+        let start = start.addr();
+        start < end && first < start + len
+    })
 }
 
 /// Ends the fault of a touch, in a signal handler; None if it is in nobody's range.

@@ -20,9 +20,9 @@ use super::mm::{check, last_errno};
 use super::places::{self, Outcome, Touch};
 use super::thread::send_segv;
 
-/// How often the handler is put back in front of others before it gives up: two
-/// libraries that both insist would do so for ever.
-const INSTALL_LIMIT: u32 = 16;
+/// How often the handler is put back in front of another one than before until it gives up:
+/// each is kept, as a signal may be on its way to it.
+const INSTALL_LIMIT: u32 = 256;
 /// How often a thread looks whether another one has installed the handler.
 const INSTALL_TRIES: u32 = 1000;
 /// Threads that may be inside an older handler at once and be told apart.
@@ -37,6 +37,20 @@ struct Previous {
     /// An `SA_RESETHAND` handler has had its one signal.
     spent: AtomicBool,
     older: *const Previous,
+}
+
+impl Previous {
+    /// Whether `action` is this one, as far as a handler can tell.
+    fn is(&self, action: &libc::sigaction) -> bool {
+        let blocks = |action: &libc::sigaction, signal| {
+            // SAFETY: the set is the kernel's.
+            unsafe { libc::sigismember(&raw const action.sa_mask, signal) == 1 }
+        };
+        self.action.sa_sigaction == action.sa_sigaction
+            && self.action.sa_flags == action.sa_flags
+            && (1..=libc::SIGRTMAX())
+                .all(|signal| blocks(&self.action, signal) == blocks(action, signal))
+    }
 }
 
 /// A thread that is inside a previous handler.
@@ -61,7 +75,7 @@ static NESTED: [Nested; NESTED_LIMIT] = [const {
 }; NESTED_LIMIT];
 
 fn describe(what: &str, errno: Errno) -> String {
-    format!("{what}: {}", std::io::Error::from(errno))
+    format!("{what}: {}", crate::error::describe(errno))
 }
 
 /// The action for SIGBUS; replaced when a new one is given.
@@ -100,14 +114,19 @@ fn is_first() -> Result<bool, String> {
     if is_blocked().map_err(|errno| describe("pthread_sigmask", errno))? {
         return Err("SIGBUS is blocked in this thread".into());
     }
-    let first = is_ours(&action(None).map_err(|errno| describe("sigaction", errno))?);
-    if !first && INSTALLED.load(Ordering::Relaxed) >= INSTALL_LIMIT {
+    let found = action(None).map_err(|errno| describe("sigaction", errno))?;
+    let first = is_ours(&found);
+    // SAFETY: null, or a previous handler, and these are never freed.
+    let newest = unsafe { NEWEST.load(Ordering::Acquire).as_ref() };
+    let known = first || newest.is_some_and(|newest| newest.is(&found));
+    if !known && INSTALLED.load(Ordering::Relaxed) >= INSTALL_LIMIT {
         return Err("other handlers of SIGBUS keep replacing the one that recovers".into());
     }
     Ok(first)
 }
 
 /// Whether our handler can be the first to see SIGBUS in this thread. Installs nothing.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn available() -> Result<(), String> {
     is_first().map(|_first| ())
 }
@@ -132,8 +151,14 @@ fn install() -> Result<(), Errno> {
     if is_ours(&found) {
         return Ok(());
     }
-    // The previous handler is published before ours can run and look for it.
     let older = NEWEST.load(Ordering::Acquire);
+    // SAFETY: null, or a previous handler, and these are never freed.
+    if let Some(newest) = unsafe { older.as_ref() }.filter(|newest| newest.is(&found)) {
+        // The same handler was put in front of ours again, as `faulthandler.enable()` does.
+        newest.spent.store(false, Ordering::Relaxed);
+        return action(Some(&our_action())).map(|_ours| ());
+    }
+    // The previous handler is published before ours can run and look for it.
     let previous =
         Box::into_raw(Box::new(Previous { action: found, spent: AtomicBool::new(false), older }));
     NEWEST.store(previous, Ordering::Release);
@@ -303,12 +328,12 @@ mod processor {
             let mut at = registers_end.add(registers_end.align_offset(RECORDS_ALIGN));
             let end = at.add(RECORDS_BYTES);
             while at < end {
-                let [magic, len] = at.cast::<[u32; 2]>().read();
+                let [magic, len] = at.cast::<[u32; 2]>().read_unaligned();
                 if len == 0 {
                     return false;
                 }
                 if magic == ESR_MAGIC {
-                    return at.add(8).cast::<u64>().read() & STORE != 0;
+                    return at.add(8).cast::<u64>().read_unaligned() & STORE != 0;
                 }
                 at = at.add(len as usize);
             }

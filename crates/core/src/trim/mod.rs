@@ -24,8 +24,9 @@ use std::thread::JoinHandle;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::memory::{self, Ask, Reservation};
 use crate::sys::cputime::{MappedBytes, Waiter};
-use crate::sys::pagemap::{self, PageMap};
+use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::sys::thread::spawn_without_signals;
@@ -71,6 +72,8 @@ pub enum ReadAhead {
 #[derive(Debug)]
 pub struct Limit {
     bytes: AtomicU64,
+    /// Where it is a share of what the process may have.
+    shared: Option<Reservation>,
     /// The size of all windows that are registered with it.
     window_bytes: AtomicU64,
 }
@@ -79,21 +82,32 @@ impl Limit {
     /// A limit for one window.
     #[must_use]
     pub fn new(bytes: u64) -> Arc<Self> {
-        Arc::new(Self { bytes: bytes.into(), window_bytes: AtomicU64::new(0) })
+        Arc::new(Self { bytes: bytes.into(), shared: None, window_bytes: AtomicU64::new(0) })
     }
 
-    /// The limit that all windows share which are given none: half of what was available
-    /// when the first of them was made.
+    /// The limit that all windows share which are given none: one share of what "auto" budgets
+    /// come to together.
     ///
     /// # Errors
     /// Where the kernel does not tell what is available.
     pub fn automatic() -> Result<Arc<Self>> {
-        let mut state = Trimmer::of_this_process().state();
-        if let Some(limit) = state.automatic.upgrade() {
+        let trimmer = Trimmer::of_this_process();
+        if let Some(limit) = trimmer.state().automatic.upgrade() {
             return Ok(limit);
         }
-        let available = pagemap::available_bytes();
-        let limit = Self::new(available.map_err(|errno| Error::system("Window", errno))? / 2);
+        // Not under the lock: others may have to give memory back for it.
+        let reserved = memory::reserve(Ask::Auto { need: u64::MAX });
+        let shared = reserved.map_err(|errno| Error::system("Window", errno))?;
+        let limit = Arc::new(Self {
+            bytes: AtomicU64::new(0),
+            shared: Some(shared),
+            window_bytes: AtomicU64::new(0),
+        });
+        let mut state = trimmer.state();
+        if let Some(other) = state.automatic.upgrade() {
+            drop(state);
+            return Ok(other);
+        }
         state.automatic = Arc::downgrade(&limit);
         Ok(limit)
     }
@@ -101,7 +115,10 @@ impl Limit {
     /// The limit.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        match &self.shared {
+            Some(reservation) => reservation.bytes(),
+            None => self.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// Leaves so many of its bytes to others.

@@ -9,8 +9,9 @@ use crate::engine::cached::Tracking;
 use crate::engine::EngineKind;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory::Ask;
 use crate::sys::uffd::Uffd;
-use crate::sys::{pagemap, places, probe};
+use crate::sys::{places, probe};
 use crate::trim::Limit;
 use crate::units::Prot;
 
@@ -40,6 +41,7 @@ pub fn choose_engine(
         }
         _ => {}
     }
+    probe::check_kernel("Window")?;
     let paged =
         |prot| Ok::<_, Error>(has_userfaultfd()? && (prot == Prot::Read || notices_stores()?));
     match (asked, coherent) {
@@ -50,17 +52,16 @@ pub fn choose_engine(
             "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
              and coherence; use engine=\"alias\""
         )),
-        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(
-            "engine \"paged\" needs userfaultfd (Linux 5.11 for ordinary users), which this kernel \
-             does not have or refuses here; use engine=\"alias\" or \"eager\", or see `fremap \
-             doctor`"
-                .to_owned(),
-        ),
-        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(
-            "engine \"paged\" needs write protection by userfaultfd (Linux 5.7 on x86-64, 6.10 on \
-             aarch64) for a window that may be written; use engine=\"eager\", or coherent=True"
-                .to_owned(),
-        ),
+        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(format!(
+            "engine \"paged\" needs userfaultfd, which this process may not use; to get it: {}; \
+             else use engine=\"alias\" or \"eager\"",
+            probe::userfaultfd_remedy()
+        )),
+        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(format!(
+            "engine \"paged\" needs write protection by userfaultfd for a window that may be \
+             written; to get it: {}; else use engine=\"eager\", or coherent=True",
+            probe::userfaultfd_feature_remedy("uffd_wp")
+        )),
         (Some(kind), _) => Ok(kind),
         (None, Some(true)) => Ok(EngineKind::Alias),
         (None, _) if paged(prot)? => Ok(EngineKind::Paged),
@@ -97,9 +98,11 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
     match options.tracking {
         Some(Tracking::Kernel) if !notes => Err(Error::Unsupported {
             operation: "Window",
-            reason: "tracking=\"async\" needs Linux 6.8 (UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN \
-                     and UFFDIO_MOVE); use tracking=\"sync\""
-                .to_owned(),
+            reason: format!(
+                "tracking=\"async\" needs UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN and UFFDIO_MOVE; to \
+                 get them: {}; else use tracking=\"sync\"",
+                probe::userfaultfd_feature_remedy("uffd_move")
+            ),
         }),
         Some(asked) => Ok(Some(asked)),
         None if notes => Ok(Some(Tracking::Kernel)),
@@ -107,17 +110,14 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
     }
 }
 
-/// The bytes that a paged window may take; None without a limit.
-pub(super) fn budget_bytes(options: &WindowOptions) -> Result<Option<u64>> {
+/// The memory that a paged window may take; None without a limit.
+pub(super) fn budget(options: &WindowOptions) -> Option<Ask> {
     match options.budget {
         // Locked memory does not leave.
-        _ if options.lock => Ok(None),
-        Budget::Unlimited => Ok(None),
-        Budget::Bytes(bytes) => Ok(Some(bytes)),
-        Budget::Auto => {
-            let available = pagemap::available_bytes();
-            Ok(Some(available.map_err(|errno| Error::system("Window", errno))? / 2))
-        }
+        _ if options.lock => None,
+        Budget::Unlimited => None,
+        Budget::Bytes(bytes) => Some(Ask::Bytes(bytes)),
+        Budget::Auto => Some(Ask::Auto { need: u64::MAX }),
     }
 }
 
@@ -150,7 +150,7 @@ pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
         return Err(Error::unsupported(
             "Window",
             kind,
-            "with fault=\"signal\" needs Linux 4.14 (UFFD_FEATURE_SIGBUS); use fault=\"thread\"",
+            "with fault=\"signal\" needs UFFD_FEATURE_SIGBUS, which this kernel does not have; use fault=\"thread\"",
         ));
     }
     check_handler("Window")

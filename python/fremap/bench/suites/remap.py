@@ -92,7 +92,7 @@ def warm(bench: Bench) -> Report:
     with (
         fremap.open(file.path) as store,
         empty_window(store, bench.pages) as window,
-        bench.loops(report, "remap_move", "mmap_fixed", "remap_file_pages") as running,
+        bench.loops(report, *_bare_loops(report)) as running,
     ):
         sides = _WarmSides(bench, store, window)
         contenders: list[Contender] = [sides.steady, *map(sides.bare, running.values())]
@@ -101,6 +101,16 @@ def warm(bench: Bench) -> Report:
         _warm_rows(report, timings)
         _warm_counts(report, window, sides.pages(0))
     return report
+
+
+def _bare_loops(report: Report) -> list[str]:
+    """Return the C loops that this kernel can run."""
+    names = ["mmap_fixed", "remap_file_pages"]
+    move = fremap.capabilities().probes["uffd_move"]
+    if move.available:
+        return ["remap_move", *names]
+    report.missing.append(f"the bare loop of memcpy and MOVE: UFFDIO_MOVE needs {move.remedy}")
+    return names
 
 
 def _warm_rows(report: Report, timings: dict[str, Timing]) -> None:

@@ -183,7 +183,7 @@ def _side(
         begin = time.perf_counter()
         sums[name] = int(scan())
         seconds = time.perf_counter() - begin
-        if number > 0:  # the machine may be calibrated in the first
+        if number > 0:  # the first loads what later ones find loaded
             taken = process_bytes("VmHWM") - before + process_bytes("VmPTE") - tables
             memory[name] = max(memory.get(name, 0), taken)
         return {name: seconds}

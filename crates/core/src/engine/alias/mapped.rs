@@ -49,10 +49,6 @@ impl Mapped {
                 if self.read_ahead() != ReadAhead::Normal {
                     self.region.advise(offset, len, advice_of(self.read_ahead()))?;
                 }
-                if self.locked {
-                    // MAP_FIXED drops the lock with the mapping.
-                    self.region.lock_on_fault(offset, len)?;
-                }
                 Ok(())
             }
             Shown::Nothing => self.region.map_anonymous(offset, len, Access::None),

@@ -4,7 +4,7 @@ use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
 use super::staging::Staging;
 use super::{offset_of, pieces_of, Cached, State};
-use crate::engine::{lock, Fill};
+use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
@@ -57,7 +57,7 @@ impl<F: Frames> Cached<F> {
                 state.set(page, entry.with_withheld(old.present()));
             }
         }
-        denied.map_err(|errno| Error::system("protect", errno))
+        denied.map_err(|errno| mappings::failed("protect", errno, 2 * ranges.len() as u64))
     }
 
     /// Lets pages that may be touched be stored to, or not any more.
@@ -236,6 +236,9 @@ impl<F: Frames> Cached<F> {
         }
         let keep = self.kept(pages);
         self.check_budget("place", pages)?;
+        // What is loaded here is made the page's own below. Evicted in between it would be a
+        // page that nobody can bring again.
+        let _staying = self.stay(pages);
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));

@@ -12,15 +12,17 @@ use super::page_tables::block_bytes;
 use super::{Cached, Shared, Spare, State};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::memory::{GiveBack, Reservation};
 use crate::plan::Members;
+use crate::store::{SourceLimit, Store};
 use crate::sys::mm::system_page_bytes;
-use crate::table::{Entry, Shown, Table};
+use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageSize, Pages, WindowPage};
 
 /// Pages that one step evicts at most.
 const MAX_VICTIMS: u64 = 512;
 /// The part of a budget that the source map of the store may have mapped.
-pub const SOURCE_PART: u64 = 8;
+const SOURCE_PART: u64 = 8;
 /// The part of a budget that a chunk of staging memory may take.
 const CHUNK_PART: u64 = 64;
 /// The largest chunk of a window with a budget: small pages, which can leave one by one.
@@ -33,7 +35,9 @@ const LEAST_PAGES: u64 = 64;
 /// What keeps a window within its budget.
 #[derive(Debug)]
 pub struct Room {
-    budget_bytes: u64,
+    budget: Reservation,
+    /// What the store's source map may have of it.
+    _source_limit: SourceLimit,
     /// Staging memory, limbo of calls and of faults.
     fixed_bytes: u64,
     cache: Cache,
@@ -56,6 +60,21 @@ pub struct Division {
     pub fixed_bytes: u64,
 }
 
+/// What a window takes that has all of its pages: it needs no more.
+#[must_use]
+pub fn whole_bytes(
+    page_count: u64,
+    page: PageSize,
+    chunk_pages: u64,
+    chunks: u64,
+    tracking: Option<Tracking>,
+) -> u64 {
+    let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
+    let cluster_pages = cluster_pages(page, page_count);
+    let division = Division::new(page, chunk_pages, cluster_pages, chunks, tracking);
+    page.bytes_of(page_count) + tables + division.fixed_bytes
+}
+
 /// Divides a budget, if the window does not fit into it whole.
 ///
 /// # Errors
@@ -68,27 +87,13 @@ pub fn divide(
     chunks: u64,
     tracking: Option<Tracking>,
 ) -> Result<Option<Division>> {
-    let division = |chunk_pages: u64, cluster_pages: u64| {
-        let limbo = if tracking == Some(Tracking::Kernel) {
-            // Of calls and of faults, each with its copies.
-            4 * page.bytes_of(1).max(LIMBO_BYTES as u64)
-        } else {
-            0
-        };
-        // The fault thread's own pages as well, and its spare frames.
-        let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
-        let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
-        let fixed_bytes = page.bytes_of(staging_pages) + limbo;
-        Division { chunk_pages, cluster_pages, fixed_bytes }
-    };
-    let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
-    let whole = division(chunk_pages, cluster_pages(page, page_count));
-    if page.bytes_of(page_count) + tables + whole.fixed_bytes <= budget_bytes {
+    if whole_bytes(page_count, page, chunk_pages, chunks, tracking) <= budget_bytes {
         return Ok(None);
     }
     let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
     let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
-    let small = division(chunk_pages, chunk_pages.min(cluster_pages(page, page_count)));
+    let cluster_pages = chunk_pages.min(cluster_pages(page, page_count));
+    let small = Division::new(page, chunk_pages, cluster_pages, chunks, tracking);
     let least = small.fixed_bytes
         + page.bytes_of(LEAST_PAGES)
         + LEAST_PAGES * system_page_bytes() as u64
@@ -104,19 +109,58 @@ pub fn divide(
     Ok(Some(small))
 }
 
+impl Division {
+    fn new(
+        page: PageSize,
+        chunk_pages: u64,
+        cluster_pages: u64,
+        chunks: u64,
+        tracking: Option<Tracking>,
+    ) -> Self {
+        let limbo = if tracking == Some(Tracking::Kernel) {
+            // Of calls and of faults, each with its copies.
+            4 * page.bytes_of(1).max(LIMBO_BYTES as u64)
+        } else {
+            0
+        };
+        // The fault thread's own pages as well, and its spare frames.
+        let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
+        let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
+        let fixed_bytes = page.bytes_of(staging_pages) + limbo;
+        Self { chunk_pages, cluster_pages, fixed_bytes }
+    }
+}
+
 impl Room {
     pub(super) fn new(
-        budget_bytes: u64,
+        budget: Reservation,
         division: Division,
-        table: &Table,
-        page: PageSize,
+        store: &Store,
+        page_count: u64,
     ) -> Self {
-        let pages = page.index_of(budget_bytes - division.fixed_bytes).min(table.page_count());
-        Self { budget_bytes, fixed_bytes: division.fixed_bytes, cache: Cache::new(pages) }
+        let fixed_bytes = division.fixed_bytes;
+        let source_limit = store.limit_source_map(budget.bytes() / SOURCE_PART);
+        let mut room =
+            Self { budget, _source_limit: source_limit, fixed_bytes, cache: Cache::new(0) };
+        room.follow(store.page_size(), page_count);
+        room
+    }
+
+    pub(super) fn budget(&self) -> &Reservation {
+        &self.budget
     }
 
     pub(super) fn budget_bytes(&self) -> u64 {
-        self.budget_bytes
+        self.budget.bytes()
+    }
+
+    /// Adapts to a budget that has changed, as shares of "auto" budgets do.
+    fn follow(&mut self, page: PageSize, page_count: u64) {
+        let bytes = self.budget_bytes().saturating_sub(self.fixed_bytes);
+        let pages = page.index_of(bytes).min(page_count);
+        if pages != self.cache.capacity() {
+            self.cache.resize(pages);
+        }
     }
 
     /// A page's word changes from `old` to `new`.
@@ -159,10 +203,11 @@ impl State {
     fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
         let room = self.room.as_ref()?;
         // The source map's part is its own, so that it can grow while a call lasts.
-        let source_bytes = source_bytes.max(room.budget_bytes / SOURCE_PART);
+        let budget_bytes = room.budget_bytes();
+        let source_bytes = source_bytes.max(budget_bytes / SOURCE_PART);
         let taken = room.fixed_bytes + self.page_tables.bytes() + source_bytes;
         let page = self.page_tables.page_size();
-        Some((room.budget_bytes, page.index_of(room.budget_bytes.saturating_sub(taken))))
+        Some((budget_bytes, page.index_of(budget_bytes.saturating_sub(taken))))
     }
 
     /// The next victims, if `coming` more pages are too many.
@@ -177,14 +222,19 @@ impl State {
         if excess == 0 {
             return None;
         }
+        let (page_size, page_count) = (self.page_tables.page_size(), self.table.page_count());
         let room = self.room.as_mut()?;
+        room.follow(page_size, page_count);
         let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
-        let table = &self.table;
+        let (table, staying) = (&self.table, self.staying.as_ref());
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
             let entry = table.get(page);
-            let stays =
-                entry.held() || entry.writing() || keep.is_some_and(|all| all.contains(page));
+            let kept = |all: &Members| all.contains(page);
+            let stays = entry.held()
+                || entry.writing()
+                || keep.is_some_and(kept)
+                || staying.is_some_and(kept);
             if stays {
                 None
             } else {
@@ -278,6 +328,14 @@ impl<F: Frames> Shared<F> {
     }
 }
 
+impl<F: Frames> GiveBack for Shared<F> {
+    fn give_back(&self) {
+        // What cannot leave now (pinned, or not to be written) is asked for again, and the
+        // error told, when this window next makes room.
+        let _later = self.make_room("Window", 0, None, &mut None, None);
+    }
+}
+
 impl<F: Frames> Cached<F> {
     /// Fails, before any change, if `pages`, all present at once, are beyond the budget
     /// beside what may not leave.
@@ -301,6 +359,14 @@ impl<F: Frames> Cached<F> {
         })
     }
 
+    /// Has pages of a call stay in the window until the guard is dropped, also where a fault
+    /// of another thread looks for victims.
+    pub(super) fn stay(&self, pages: &Pages<WindowPage>) -> Staying<'_, F> {
+        let staying = self.kept(pages);
+        self.shared.state.lock().staying = staying;
+        Staying(&self.shared)
+    }
+
     /// Pages that the budget leaves for those of a call; None without a budget.
     pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
         let state = self.shared.state.lock();
@@ -320,6 +386,18 @@ impl<F: Frames> Cached<F> {
     }
 
     fn budget_bytes(&self) -> u64 {
-        self.shared.state.lock().room.as_ref().map_or(0, |room| room.budget_bytes)
+        self.shared.state.lock().room.as_ref().map_or(0, Room::budget_bytes)
+    }
+}
+
+/// Has the pages of a call stay in the window; see [`Cached::stay`].
+#[derive(Debug)]
+pub(super) struct Staying<'s, F: Frames>(&'s Shared<F>);
+
+impl<F: Frames> Drop for Staying<'_, F> {
+    fn drop(&mut self) {
+        // Freed without the lock, which a signal handler may want.
+        let staying = self.0.state.lock().staying.take();
+        drop(staying);
     }
 }

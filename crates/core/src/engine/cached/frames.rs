@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use crate::sys::mm::{Advice, Region};
+use crate::sys::mm::Region;
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 
@@ -40,7 +40,7 @@ pub enum Tracking {
 
 /// How pages get into the window's memory and out of it. Ranges are (offset,
 /// length) in bytes. Each function is called with the state locked.
-pub trait Frames: Send + Sync + std::fmt::Debug {
+pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     /// Whether an absent page is brought by a touch.
     const LAZY: bool;
 
@@ -164,13 +164,4 @@ pub trait Frames: Send + Sync + std::fmt::Debug {
     /// Moves what frames `from` has to empty [staging](Self::adopt_staging) memory or
     /// [limbo](Self::adopt_limbo); says whether it could.
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
-
-    /// `MADV_DONTNEED`, or what does it in locked memory.
-    fn dont_need(&self) -> Advice {
-        if self.locked() {
-            Advice::DontNeedLocked
-        } else {
-            Advice::DontNeed
-        }
-    }
 }

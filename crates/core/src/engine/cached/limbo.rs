@@ -111,7 +111,7 @@ impl Limbo {
     fn empty<F: Frames>(&mut self, frames: &F, kept: bool) -> Result<(), Errno> {
         self.kept = if kept { self.kept } else { 0 };
         let start = self.kept * self.page.bytes();
-        self.region.advise(start, self.region.len() - start, frames.dont_need())
+        self.region.drop_pages(start, self.region.len() - start, frames.locked())
     }
 
     fn copy(&mut self, slot: usize) -> &mut [u8] {
@@ -213,7 +213,10 @@ impl<F: Frames> Shared<F> {
         let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         self.state.lock().unsynced = true;
-        self.write_out(&outgoing, &Uninterruptible)
+        self.store.note_passing();
+        let written = self.write_out(&outgoing, &Uninterruptible);
+        self.store.note_passing();
+        written
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.

@@ -10,7 +10,7 @@ use super::frames::{Before, Filled, Frames, Tracking};
 use super::limbo::Limbo;
 use super::staging::{Ring, Staging};
 use super::{Cached, State};
-use crate::engine::{lock, Fill};
+use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::Members;
 use crate::scatter::Sink;
@@ -106,7 +106,8 @@ impl<F: Frames> Cached<F> {
         for steps in steps.chunks(STEP_PAGES) {
             let mut state = self.shared.state.lock();
             self.change_absent_locked(&mut state, steps).map_err(|errno| {
-                Error::system(operation, errno).with_completed(steps[0].position)
+                let failed = mappings::failed(operation, errno, 2 * steps.len() as u64);
+                failed.with_completed(steps[0].position)
             })?;
         }
         Ok(())

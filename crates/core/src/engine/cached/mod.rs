@@ -19,13 +19,14 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 
 use rustix::io::Errno;
 
 mod access;
 mod budget;
 mod frames;
+mod grown;
 mod limbo;
 mod load;
 mod page_tables;
@@ -38,7 +39,7 @@ mod staging;
 mod state;
 
 use budget::Room;
-pub use budget::{cluster_pages, divide, Division, SOURCE_PART};
+pub use budget::{cluster_pages, divide, whole_bytes, Division};
 pub use frames::{Before, Filled, Frames, Tracking};
 pub use limbo::Limbo;
 use load::{Call, Step, STEP_PAGES};
@@ -53,12 +54,12 @@ use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::{FaultMode, FaultThread};
+use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
-use crate::sys::pagemap;
 use crate::sys::places::Resolving;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
@@ -85,6 +86,8 @@ pub struct Shared<F> {
     evict_gap_pages: u64,
     /// Counters.
     pub counters: Counters,
+    /// The memory of a window that fits into its budget whole.
+    _reserved: Option<Reservation>,
 }
 
 /// An engine that shows copies.
@@ -110,16 +113,23 @@ impl<F: Frames> Cached<F> {
         store: Arc<Store>,
         frames: F,
         table: Table,
-        budget: Option<(u64, Division)>,
+        budget: Option<(Reservation, Option<Division>)>,
         fault: FaultMode,
         calibration: &Calibration,
     ) -> Self {
         let page = store.page_size();
-        let chunk_pages = budget.map_or_else(
+        let division = budget.as_ref().and_then(|(_, division)| *division);
+        let chunk_pages = division.map_or_else(
             || Self::chunk_pages(page, &table, frames.tracking(), calibration),
-            |(_, division)| division.chunk_pages,
+            |division| division.chunk_pages,
         );
-        let room = budget.map(|(bytes, division)| Room::new(bytes, division, &table, page));
+        let (room, reserved) = match budget {
+            Some((budget, Some(division))) => {
+                (Some(Room::new(budget, division, &store, table.page_count())), None)
+            }
+            Some((budget, None)) => (None, Some(budget)),
+            None => (None, None),
+        };
         let mut state = State::new(table, frames.tracking(), page);
         state.room = room;
         let state = Lock::new(state);
@@ -133,11 +143,17 @@ impl<F: Frames> Cached<F> {
             state,
             evict_gap_pages: calibration.evict_gap_pages,
             counters: Counters::default(),
+            _reserved: reserved,
         };
+        let shared = Arc::new(shared);
+        if let Some(room) = &shared.state.lock().room {
+            let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
+            room.budget().given_back_by(owner);
+        }
         Self {
             fault_thread: None,
             resolving: None,
-            shared: Arc::new(shared),
+            shared,
             page,
             chunk_pages: chunk_pages as usize,
             control: Turn::new(None),
@@ -220,7 +236,7 @@ impl<F: Frames> Cached<F> {
         if self.page.bytes_of(pages.len() as u64) < UNCHECKED_BYTES {
             return Ok(());
         }
-        let available = pagemap::available_bytes().map_err(|e| Error::system(operation, e))?;
+        let available = memory::available().map_err(|e| Error::system(operation, e))?;
         // Most calls fit whatever is present; the others are counted page by page.
         if self.page.bytes_of(pages.len() as u64) <= available {
             return Ok(());
@@ -499,15 +515,22 @@ impl<F: Frames> Engine for Cached<F> {
         self.flush_pages(pages, interrupt)
     }
 
+    fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        Self::reload_grown(self, had_bytes, interrupt)
+    }
+
     fn dirty(&self) -> Result<Vec<bool>> {
         let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut dirty = room_for("dirty", page_count)?;
-        for piece in pieces_of(page_count, STEP_PAGES) {
+        dirty.resize(page_count, false);
+        for piece in self.shared.used_pieces(&Pages::Range(0..page_count as u64)) {
             let mut state = self.shared.state.lock();
-            let pages: Vec<WindowPage> = piece.map(|page| WindowPage(page as u64)).collect();
+            let pages: Vec<WindowPage> = piece.iter().collect();
             let noted = self.shared.note_stores(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
-            dirty.extend(pages.iter().map(|&page| state.get(page).unsaved()));
+            for page in pages {
+                dirty[page.0 as usize] = state.get(page).unsaved();
+            }
         }
         Ok(dirty)
     }

@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::frames::{Frames, Tracking};
 use super::limbo::{free_kept, Limbo};
 use super::load::STEP_PAGES;
-use super::{pieces_of, Cached, Shared, State};
+use super::{Cached, Shared, State};
 use crate::engine::lock;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
@@ -57,6 +57,13 @@ impl<F: Frames> Drop for Held<'_, F> {
     fn drop(&mut self) {
         free_kept(&self.shared.frames, &mut lock(self.limbo));
         self.shared.let_go(&self.pages);
+    }
+}
+
+impl<F: Frames> Held<'_, F> {
+    /// The pages, sorted, each once.
+    pub(super) fn pages(&self) -> &[WindowPage] {
+        &self.pages
     }
 }
 
@@ -141,10 +148,13 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
+        let named = |error: Error| error.with_operation("flush");
+        self.shared.store.check_synced().map_err(named)?;
+        let failed_syncs = self.shared.store.failed_syncs();
         let pages = plan::distinct(pages);
         let mut written = Vec::new();
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
-            let piece: Vec<WindowPage> = piece.map(|position| pages.at(position)).collect();
+        for piece in self.shared.used_pieces(&pages) {
+            let piece: Vec<WindowPage> = piece.iter().collect();
             let outcome = interrupt
                 .check()
                 .and_then(|()| self.shared.begin_writing("flush", &piece, interrupt))
@@ -162,7 +172,15 @@ impl<F: Frames> Cached<F> {
         if written.is_empty() && !unsynced {
             return Ok(());
         }
-        let synced = self.shared.store.sync();
+        let synced = self.shared.store.sync_kept().map_err(named).and_then(|()| {
+            // Somebody else's has failed since the pages were written, and was told of them.
+            let others = self.shared.store.failed_syncs() != failed_syncs;
+            if others {
+                Err(Error::system("flush", Errno::IO))
+            } else {
+                Ok(())
+            }
+        });
         if synced.is_err() {
             self.shared.state.lock().unsynced = true;
         }
@@ -172,6 +190,29 @@ impl<F: Frames> Cached<F> {
 }
 
 impl<F: Frames> Shared<F> {
+    /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been stored
+    /// to. A window that is large and little used is asked for little.
+    pub(super) fn used_pieces(&self, pages: &Pages<WindowPage>) -> Vec<Pages<WindowPage>> {
+        /// Pages that are looked through with the state locked.
+        const LOCKED_PAGES: u64 = 1 << 24;
+        match pages {
+            Pages::List(list) => {
+                list.chunks(STEP_PAGES).map(|piece| Pages::List(piece.to_vec())).collect()
+            }
+            Pages::Range(range) => {
+                let mut used = Vec::new();
+                let mut start = range.start;
+                while start < range.end {
+                    let end = range.end.min(start + LOCKED_PAGES);
+                    let state = self.state.lock();
+                    used.extend(state.table.used_ranges(start..end, STEP_PAGES as u64));
+                    start = end;
+                }
+                used.into_iter().map(Pages::Range).collect()
+            }
+        }
+    }
+
     /// Writes what was stored to `pages`, which are held and sorted.
     pub(super) fn save(
         &self,
@@ -191,7 +232,9 @@ impl<F: Frames> Shared<F> {
     fn save_in_place(&self, operation: &'static str, pages: &[WindowPage]) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
             let writing = self.mark_writing(operation, self.state.lock(), pages)?;
+            self.store.note_passing();
             let written = self.write_pages(operation, &writing, &Uninterruptible);
+            self.store.note_passing();
             self.state.lock().unsynced |= !writing.is_empty();
             self.end_writing(&writing, written.is_ok());
             written?;

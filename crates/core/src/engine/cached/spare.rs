@@ -70,6 +70,6 @@ impl Spare {
 
     /// Frees frames. Where that fails the next shift to there does, and pages are dropped.
     fn free<F: Frames>(&self, frames: &F, at: usize, len: usize) {
-        let _freed = self.region.advise(at, len, frames.dont_need());
+        let _freed = self.region.drop_pages(at, len, frames.locked());
     }
 }

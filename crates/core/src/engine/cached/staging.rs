@@ -111,6 +111,6 @@ impl Ring<'_> {
         }
         // Freeing them keeps the invariant of spare memory; if even that fails,
         // the next fill meets EEXIST and copies instead.
-        let _freed = region.advise(spare, used_bytes, frames.dont_need());
+        let _freed = region.drop_pages(spare, used_bytes, frames.locked());
     }
 }

@@ -6,6 +6,7 @@ use super::budget::Room;
 use super::frames::Tracking;
 use super::page_tables::PageTables;
 use super::reads::Reads;
+use crate::plan::Members;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
 
@@ -35,6 +36,9 @@ pub struct State {
     pub(super) pages_out: u64,
     /// Where there is a budget, and the window does not fit into it.
     pub(super) room: Option<Room>,
+    /// Pages of the call under way that nobody evicts meanwhile, not even a fault: it acts on
+    /// what it has loaded.
+    pub(super) staying: Option<Members>,
 }
 
 impl State {
@@ -56,6 +60,7 @@ impl State {
             pages_in: 0,
             pages_out: 0,
             room: None,
+            staying: None,
         }
     }
 
@@ -65,9 +70,16 @@ impl State {
         self.table.allocate_ahead();
     }
 
-    /// Whether another page at which the file ends can be noted without allocating.
-    #[must_use]
-    pub fn has_room_for_cut(&self) -> bool {
+    /// Whether another page at which the file ends can be noted without allocating. Forgets
+    /// those that no window page shows any more with something to be written.
+    pub fn has_room_for_cut(&mut self) -> bool {
+        if self.cut.len() >= MAX_CUT_PAGES {
+            let table = &self.table;
+            let needed = |entry: Entry| entry.present() || entry.unsaved() || entry.held();
+            self.cut.retain(|&(page, _)| {
+                table.appearances(page).any(|window_page| needed(table.get(window_page)))
+            });
+        }
         self.cut.len() < MAX_CUT_PAGES
     }
 
@@ -77,6 +89,11 @@ impl State {
         if file_bytes < page_size.bytes() {
             self.cut.push((page, file_bytes));
         }
+    }
+
+    /// File pages that were loaded when the file ended within them.
+    pub(super) fn cut_pages(&self) -> impl Iterator<Item = FilePage> + '_ {
+        self.cut.iter().map(|&(page, _)| page)
     }
 
     /// Bytes that the file had of a page when it was loaded.

@@ -77,6 +77,15 @@ fn loads(entry: Entry) -> bool {
     open && !entry.held() && entry.shown().file_page().is_some()
 }
 
+/// Why a touch of an absent page that shows no file page is a signal.
+pub(super) fn nothing_to_bring(entry: Entry) -> &'static str {
+    if entry.shown() == Shown::Placed {
+        "its content was dropped from memory, as by madvise(2), and only place() can bring it again"
+    } else {
+        "nothing is mapped there"
+    }
+}
+
 /// Says why a touch of a page is a signal.
 pub(super) fn tell_why(
     page: WindowPage,
@@ -193,13 +202,13 @@ impl Shared<PagedFrames> {
         Served::Ended
     }
 
-    /// Whether the kernel has a page that the table calls present; where it has lost it,
-    /// it is absent from now on. A placed page cannot be brought again.
-    pub(super) fn recheck(&self, attempt: &Attempt, address: u64) -> bool {
+    /// Whether the kernel has a page that the table calls present. Where it has lost it
+    /// (somebody called `madvise` on the window), the page is absent from now on.
+    pub(super) fn recheck(&self, address: u64) -> bool {
         let offset = address - self.frames.region.start() as u64;
         let offset = offset as usize & !(system_page_bytes() - 1);
         let asked = self.frames.has(self.frames.region.span(offset, system_page_bytes()));
-        asked != Ok(false) || attempt.entry.shown() == Shown::Placed
+        asked != Ok(false)
     }
 
     /// The kernel has lost a page that the table called present.
@@ -364,7 +373,7 @@ impl Server {
         let shared = &self.shared;
         let Attempt { entry, page, .. } = *attempt;
         if entry.present() {
-            if shared.recheck(attempt, fault.address) {
+            if shared.recheck(fault.address) {
                 shared.wake(page);
                 return Served::Ended;
             }
@@ -376,7 +385,7 @@ impl Server {
             return shared.forbid(attempt, entry);
         }
         if entry.shown().file_page().is_none() {
-            return shared.give_up(attempt, "nothing is mapped there");
+            return shared.give_up(attempt, nothing_to_bring(entry));
         }
         // A fault cannot be refused: where nothing may leave, or a changed page cannot be
         // written, the window is larger than its budget by one page for a while.

@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{tell_why, Attempt, Layout, Toucher};
+use super::serve::{nothing_to_bring, tell_why, Attempt, Layout, Toucher};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
+use crate::memory;
 use crate::stats::Counters;
 use crate::store::Unread;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::pagemap;
 use crate::sys::places::{Outcome, Resolve, Touch};
 use crate::sys::span::Span;
 use crate::sys::uffd::copy_in_child;
@@ -54,7 +54,7 @@ pub(super) fn check(table: &Table, page: PageSize, has_budget: bool) -> Result<(
         ));
     }
     let wanted = table.page_count() * size_of::<Entry>() as u64;
-    let available = pagemap::available_bytes().map_err(|errno| Error::system("Window", errno))?;
+    let available = memory::available().map_err(|errno| Error::system("Window", errno))?;
     if wanted > available / PART {
         let reason = format!(
             "with fault=\"signal\" keeps a word for each page from the start: {wanted} bytes for \
@@ -100,7 +100,7 @@ impl Responder {
             // A call holds the page, or has changed it: a store would be lost with it.
             return Outcome::Again;
         }
-        if !shared.recheck(attempt, touch.address as u64) {
+        if !shared.recheck(touch.address as u64) {
             Shared::note_lost(state, attempt);
             return Outcome::Again;
         }
@@ -158,7 +158,8 @@ impl Responder {
             Some(Loaded::Shown) => Next::Ends(Outcome::Again),
             Some(Loaded::InPart) => Next::Tries(1),
             Some(Loaded::Nothing) => {
-                tell_why(attempt.page, entry, "SIGBUS", format_args!("nothing is mapped there"));
+                let reason = nothing_to_bring(entry);
+                tell_why(attempt.page, entry, "SIGBUS", format_args!("{reason}"));
                 Next::Ends(Outcome::Bus)
             }
             Some(Loaded::Unread(unread)) => {
@@ -320,7 +321,7 @@ mod tests {
             locked: false,
             tracking: Some(Tracking::Faults),
             fault: FaultMode::Signal,
-            budget_bytes: None,
+            budget: None,
             calibration: &Calibration::default(),
         };
         let Ok(cached) = open(store, table.with_appearances(), options) else {

@@ -1,0 +1,63 @@
+//! Files that have become longer: pages within which one ended before.
+//!
+//! Of a page in which the file ends no more is written than the file had when the page was
+//! loaded, as the rest is not the window's. So once the store knows that the file is longer, such
+//! a page is written, in as far as the file had it, and loaded anew.
+
+use super::frames::Frames;
+use super::load::{Call, Step};
+use super::{Cached, State};
+use crate::engine::{lock, Fill};
+use crate::error::{Interrupt, Result};
+use crate::units::{FilePage, Pages, WindowPage};
+
+impl<F: Frames> Cached<F> {
+    /// Loads pages anew of which the file has more than when they were loaded, and nothing
+    /// else. `had_bytes`: what it had before; a page that is being loaded may not be noted yet.
+    pub(super) fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
+        const OPERATION: &str = "refresh";
+        if self.shared.frames.tracking().is_none() {
+            return Ok(());
+        }
+        let mut control = self.control.take(interrupt)?;
+        let store = &self.shared.store;
+        let has_grown = |state: &State, page: FilePage| {
+            store.expected_bytes(page) > state.file_bytes(page, self.page)
+        };
+        let pages: Vec<WindowPage> = {
+            let state = self.shared.state.lock();
+            let cut = state.cut_pages().filter(|&page| has_grown(&state, page));
+            let ended = FilePage(self.page.index_of(had_bytes));
+            cut.chain([ended]).flat_map(|page| state.table.appearances(page)).collect()
+        };
+        if pages.is_empty() {
+            return Ok(());
+        }
+        // Also what is being read for them is out of date by that.
+        let held = self.hold(pages.into_iter(), interrupt)?;
+        let steps: Vec<Step> = {
+            let state = self.shared.state.lock();
+            let is_grown = |&page: &WindowPage| {
+                let entry = state.get(page);
+                let file_page = entry.shown().file_page();
+                entry.present() && file_page.is_some_and(|page| has_grown(&state, page))
+            };
+            let pages = held.pages().iter().copied().filter(is_grown).enumerate();
+            let entry = |page| state.get(page).with_present(false);
+            pages
+                .map(|(position, window_page)| Step {
+                    position,
+                    window_page,
+                    entry: entry(window_page),
+                    load: true,
+                })
+                .collect()
+        };
+        let pages: Vec<WindowPage> = steps.iter().map(|step| step.window_page).collect();
+        self.shared.save(OPERATION, &mut lock(&self.limbo), &pages, false)?;
+        let keep = self.kept(&Pages::List(pages));
+        let interrupt = self.while_held(interrupt);
+        let call = Call { operation: OPERATION, fill: Fill::All, keep: keep.as_ref(), interrupt };
+        self.carry_out(&call, &mut control, &steps, &mut vec![false; steps.len()])
+    }
+}

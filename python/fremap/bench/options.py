@@ -1,0 +1,28 @@
+"""How the command reads numbers and sizes from its arguments."""
+
+import argparse
+import re
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+) ?([KMGT]?)(?:I?B)?", re.ASCII)
+
+
+def positive(text: str) -> int:
+    """Return a number that is at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def byte_size(text: str) -> int:
+    """Return a number of bytes from a text such as 4096, 64M, 1G or 1GiB; units are of 1024."""
+    match = _SIZE.fullmatch(text.strip().upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give a number of bytes, with K, M, G or T for larger units"
+        )
+    return positive(match[1]) << _UNITS[match[2]]
