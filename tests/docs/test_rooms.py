@@ -15,6 +15,7 @@ CORE_FLOORS = {
     "units": 0,
     "error": 0,
     "sys": 1,
+    "room": 1,
     "table": 1,
     "plan": 1,
     "cache": 1,

@@ -11,6 +11,7 @@ pub mod engine;
 pub mod error;
 pub mod fault;
 pub mod plan;
+mod room;
 pub mod rows;
 pub mod scatter;
 pub mod stats;

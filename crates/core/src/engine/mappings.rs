@@ -3,11 +3,10 @@
 //! Who is about to make many reserves them first: what would come too near to
 //! the limit is refused before any change.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::lock;
 use crate::error::{Error, Result};
+use crate::sys::fork_lock::ForkLock;
 use crate::sys::pagemap;
 
 /// Mappings that are left to the rest of the process.
@@ -27,7 +26,7 @@ struct Counted {
 }
 
 /// The last count, with what was reserved since. One caller at a time counts.
-static COUNTED: Mutex<Option<Counted>> = Mutex::new(None);
+static COUNTED: ForkLock<Option<Counted>> = ForkLock::new(None);
 
 /// Fails, before any change, if `needed` more mappings would come too near to
 /// the limit. Else they count as made until the next count.
@@ -42,7 +41,7 @@ pub(crate) fn reserve(operation: &'static str, needed: u64) -> Result<()> {
     let fits = |in_use: u64, margin: u64| {
         in_use.saturating_add(needed).saturating_add(LEFT_TO_OTHERS + margin) <= limit
     };
-    let mut last = lock(&COUNTED);
+    let mut last = COUNTED.lock();
     let known = last.as_ref().filter(|last| {
         needed <= UNCOUNTED && last.at.elapsed() < FRESH && fits(last.in_use, RECOUNT_MARGIN)
     });

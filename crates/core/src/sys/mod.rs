@@ -4,6 +4,7 @@ pub mod call;
 pub mod copy;
 pub mod file;
 mod fork;
+pub mod fork_lock;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;
