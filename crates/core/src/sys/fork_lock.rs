@@ -54,7 +54,11 @@ impl<T> ForkLock<T> {
 impl<T: Default> ForkLock<T> {
     /// Takes the lock.
     pub fn lock(&self) -> ForkGuard<'_, T> {
-        self.acquire(true).expect("a wait ends with the lock")
+        loop {
+            if let Some(guard) = self.acquire(true) {
+                return guard;
+            }
+        }
     }
 
     /// Takes the lock, unless another thread of this process has it.
