@@ -127,7 +127,19 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("rounds", [8, pytest.param(400, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "what",
-    "read resident prefetch refresh take alias batches slots paged opened stats".split(),
+    [
+        "read",
+        "resident",
+        "prefetch",
+        "refresh",
+        "take",
+        "alias",
+        "batches",
+        "slots",
+        "paged",
+        "opened",
+        "stats",
+    ],
 )
 def test_a_child_does_everything_whatever_a_thread_was_doing(
     path: Path, what: str, rounds: int, run_script: Run
