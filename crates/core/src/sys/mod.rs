@@ -5,6 +5,7 @@ pub mod clock;
 pub mod copy;
 pub mod file;
 pub mod fork;
+pub mod fork_lock;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;
