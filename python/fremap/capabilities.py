@@ -150,10 +150,10 @@ class Capabilities:
         lines += _row("", "vm.max_map_count", str(self.max_map_count))
         for name, limit in self.limits.items():
             lines += _row("", name, "none" if limit is None else str(limit))
-        lines += _row("", "memory available", _bytes(self.available_bytes))
+        lines += _row("", "memory for this process", _bytes(self.available_bytes))
         auto = 'cannot be kept here: only engine "paged" has budgets'
         if self.auto_budget_bytes is not None:
-            auto = f"{_bytes(self.auto_budget_bytes)} (half of what is available)"
+            auto = f"{_bytes(self.auto_budget_bytes)} (half of it, shared by all)"
         lines += _row("", 'budget="auto"', auto)
         return "\n".join(lines)
 

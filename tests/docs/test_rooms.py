@@ -12,9 +12,10 @@ PACKAGE = REPOSITORY / "python/fremap"
 
 # Each room of the core with its floor; a room sees its own floor and those below.
 CORE_FLOORS = {
-    "units": 0,
     "error": 0,
+    "units": 1,
     "sys": 1,
+    "room": 1,
     "table": 1,
     "memory": 1,
     "plan": 1,

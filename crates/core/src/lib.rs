@@ -12,6 +12,7 @@ pub mod error;
 pub mod fault;
 pub mod memory;
 pub mod plan;
+mod room;
 pub mod rows;
 pub mod scatter;
 pub mod stats;

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
+use crate::room::room_for;
 
 /// An index into the pages of a store or of a window.
 pub trait PageIndex: Copy + Ord + std::fmt::Debug {
@@ -198,14 +199,16 @@ impl Selection {
                 }
                 Ok(Pages::Range(first..end))
             }
-            Self::List(list) => list
-                .iter()
-                .map(|&index| match u64::try_from(index) {
-                    Ok(page) if page < limit => Ok(P::new(page)),
-                    _ => Err(outside(index)),
-                })
-                .collect::<Result<Vec<P>>>()
-                .map(Pages::List),
+            Self::List(list) => {
+                let mut pages: Vec<P> = room_for(operation, list.len())?;
+                for &index in list {
+                    match u64::try_from(index) {
+                        Ok(page) if page < limit => pages.push(P::new(page)),
+                        _ => return Err(outside(index)),
+                    }
+                }
+                Ok(Pages::List(pages))
+            }
         }
     }
 }

@@ -11,10 +11,11 @@ use rustix::io::Errno;
 use crate::calibrate::Calibration;
 use crate::engine::alias::{Alias, AliasOptions};
 use crate::engine::cached::Tracking;
-use crate::engine::{eager, paged, room_for, Engine, EngineKind, Fill};
+use crate::engine::{eager, paged, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
+use crate::room::room_for;
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::sys::mm::{Region, Sharing};
@@ -26,6 +27,9 @@ use crate::trim::ReadAhead;
 use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use choice::choose_engine;
+
+/// Pages that are told of between two questions whether to stop.
+const INTERRUPT_PAGES: usize = 1 << 20;
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]
@@ -625,44 +629,62 @@ impl Window {
     ///
     /// # Errors
     /// [`Error::Fork`] in a child that does not show the same.
-    pub fn mapping(&self) -> Result<Vec<i64>> {
+    pub fn mapping(&self, interrupt: &dyn Interrupt) -> Result<Vec<i64>> {
         if self.kind != EngineKind::Paged {
             self.check_process("mapping")?;
         }
-        let entries = self.engine.entries()?;
-        let mut mapping = room_for("mapping", entries.len())?;
-        mapping.extend(entries.into_iter().map(|entry| entry.shown().number()));
-        Ok(mapping)
+        self.of_entries("mapping", |entry| entry.shown().number(), interrupt)
     }
 
     /// What may be done with each page.
     ///
     /// # Errors
     /// [`Error::Fork`] in a child.
-    pub fn protection(&self) -> Result<Vec<Prot>> {
+    pub fn protection(&self, interrupt: &dyn Interrupt) -> Result<Vec<Prot>> {
         self.check_process("protect")?;
-        Ok(self.engine.entries()?.into_iter().map(Entry::prot).collect())
+        self.of_entries("protection", Entry::prot, interrupt)
+    }
+
+    fn of_entries<T>(
+        &self,
+        operation: &'static str,
+        of: impl Fn(Entry) -> T,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<T>> {
+        let entries = self.engine.entries(interrupt)?;
+        let mut result = room_for(operation, entries.len())?;
+        for piece in entries.chunks(INTERRUPT_PAGES) {
+            interrupt.check()?;
+            result.extend(piece.iter().map(|&entry| of(entry)));
+        }
+        Ok(result)
     }
 
     /// Which pages can be touched without a fault.
     ///
     /// # Errors
     /// Where the kernel does not tell.
-    pub fn present(&self) -> Result<Vec<bool>> {
+    pub fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         self.check_process("present")?;
-        self.engine.present()
+        self.engine.present(interrupt)
     }
 
     /// Which pages have changes that the store does not have.
     ///
     /// # Errors
     /// A writable coherent window has none of its own to tell.
-    pub fn dirty(&self) -> Result<Vec<bool>> {
+    pub fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         self.check_process("dirty")?;
         if self.prot == Prot::Write {
-            return self.engine.dirty();
+            return self.engine.dirty(interrupt);
         }
-        Ok(vec![false; self.page_count as usize])
+        let page_count = self.page_count as usize;
+        let mut dirty = room_for("dirty", page_count)?;
+        while dirty.len() < page_count {
+            interrupt.check()?;
+            dirty.resize(page_count.min(dirty.len() + INTERRUPT_PAGES), false);
+        }
+        Ok(dirty)
     }
 
     /// What was stored and not flushed is not written when the window goes.

@@ -43,12 +43,15 @@ fn a_later_remap_or_evict_drops_what_a_failed_one_left() {
             if engine != EngineKind::Alias {
                 let error = outcome.expect_err("the kernel refused");
                 assert_eq!(error.completed(), 0, "{engine}");
-                assert_eq!(window.mapping().unwrap()[10], 10, "{engine}");
+                assert_eq!(window.mapping(&Uninterruptible).unwrap()[10], 10, "{engine}");
             }
             remap_lazily(&window).unwrap();
-            assert_eq!(window.mapping().unwrap()[10], 40, "{engine}");
+            assert_eq!(window.mapping(&Uninterruptible).unwrap()[10], 40, "{engine}");
             if engine == EngineKind::Eager {
-                assert!(!window.present().unwrap()[10], "what is there is out of date");
+                assert!(
+                    !window.present(&Uninterruptible).unwrap()[10],
+                    "what is there is out of date"
+                );
                 window.populate(&ONE, false, &Uninterruptible).unwrap();
             }
             assert_eq!(number(&window, 10), 41, "{engine}");

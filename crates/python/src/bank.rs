@@ -49,8 +49,9 @@ impl Bank {
 #[pymethods]
 impl Bank {
     #[new]
-    fn new(slot_count: u32, extent_count: u64) -> Self {
-        Self { core: Arc::new(SharedBank::new(slot_count, extent_count)) }
+    fn new(py: Python<'_>, slot_count: u32, extent_count: u64) -> PyResult<Self> {
+        let made = SharedBank::new(slot_count, extent_count);
+        made.map(|bank| Self { core: Arc::new(bank) }).map_err(|error| python(py, &error))
     }
 
     /// The slots of the keys, if all are there.

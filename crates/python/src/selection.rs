@@ -2,6 +2,7 @@
 
 use fremap_core::units::Selection;
 use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyTuple};
 
@@ -19,7 +20,21 @@ pub fn selection(pages: &Bound<'_, PyAny>) -> PyResult<Selection> {
 
 /// The int64 values of a buffer, copied: it may lie in a window, or change.
 pub fn numbers(buffer: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    PyBuffer::<i64>::get(buffer)?.to_vec(buffer.py())
+    let memory = PyBuffer::<i64>::get(buffer)?;
+    let mut copied = Vec::new();
+    // Not as the buffer itself would: its failing allocation ends the process.
+    copied.try_reserve_exact(memory.item_count()).map_err(|_| no_room(memory.item_count()))?;
+    copied.resize(memory.item_count(), 0);
+    memory.copy_to_slice(buffer.py(), &mut copied)?;
+    Ok(copied)
+}
+
+fn no_room(count: usize) -> PyErr {
+    let bytes = count.saturating_mul(size_of::<i64>());
+    PyMemoryError::new_err(format!(
+        "a copy of {count} numbers needs {bytes} bytes, which this process cannot have; select \
+         fewer at a time"
+    ))
 }
 
 /// One byte (0 or 1) a page.

@@ -168,13 +168,13 @@ impl Store {
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
         let pages = self.pages("resident", pages)?;
-        let resident = run_short(py, || self.core.resident(&pages))?;
+        let resident = run(py, |interrupt| self.core.resident_until(&pages, interrupt))?;
         mask(py, &resident)
     }
 
     fn prefetch(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
         let pages = self.pages("prefetch", pages)?;
-        run_short(py, || self.core.prefetch(&pages))
+        run(py, |interrupt| self.core.prefetch_until(&pages, interrupt))
     }
 
     fn read(

@@ -374,25 +374,25 @@ impl WindowBase {
 
     fn _mapping<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "mapping")?;
-        let mapping = run_short(py, || window.mapping())?;
+        let mapping = run(py, |interrupt| window.mapping(interrupt))?;
         int64s(py, &mapping)
     }
 
     fn _present<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "present")?;
-        let present = run_short(py, || window.present())?;
+        let present = run(py, |interrupt| window.present(interrupt))?;
         mask(py, &present)
     }
 
     fn _dirty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "dirty")?;
-        let dirty = run_short(py, || window.dirty())?;
+        let dirty = run(py, |interrupt| window.dirty(interrupt))?;
         mask(py, &dirty)
     }
 
     fn _protection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "protection")?;
-        let protection = run_short(py, || window.protection())?;
+        let protection = run(py, |interrupt| window.protection(interrupt))?;
         let bits: Vec<u8> = protection.into_iter().map(bits).collect();
         Ok(PyByteArray::new(py, &bits))
     }

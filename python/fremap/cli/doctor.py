@@ -7,8 +7,7 @@ import argparse
 
 import fremap
 from fremap.cli import seccomp
-from fremap.cli.memory import cgroup_room
-from fremap.cli.report import columns, print_json, show, size
+from fremap.cli.report import columns, print_json, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,20 +27,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.seccomp is not None:
         return seccomp.run(arguments.seccomp, as_json=arguments.json)
     capabilities = fremap.capabilities()
-    room = cgroup_room()
     calibration = fremap.calibration.load().to_dict()
     path = fremap.calibration.cache_path()
     kept = fremap.calibration.kept() is not None
     if arguments.json:
         result = capabilities.to_dict()
-        result["cgroup_available_bytes"] = room
         result["calibration"] = calibration
         result["calibration_path"] = None if path is None else str(path)
         result["calibration_kept"] = kept
         print_json(result)
     else:
         show(str(capabilities))
-        show(f"      memory cgroup leaves      {'no limit' if room is None else size(room)}")
         source = f"measured, kept in {path}" if kept else "built in; `fremap calibrate` measures"
         show(f"calibration ({source})")
         show(columns([(name, str(value)) for name, value in calibration.items()], right=(1,)))

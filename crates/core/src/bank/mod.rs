@@ -64,14 +64,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl SharedBank {
     /// An empty bank for extents of a store that has so many.
-    #[must_use]
-    pub fn new(slot_count: u32, extent_count: u64) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no room for so many slots.
+    pub fn new(slot_count: u32, extent_count: u64) -> Result<Self> {
+        Ok(Self {
             extent_count,
-            state: Mutex::new((Bank::new(slot_count), false)),
+            state: Mutex::new((Bank::new(slot_count)?, false)),
             changed: Condvar::new(),
             owner: std::process::id(),
-        }
+        })
     }
 
     /// # Errors

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use super::{Key, Slot};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
+use crate::room::room_for;
 use crate::units::{FilePage, WindowPage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,17 +90,26 @@ fn page(slot: Slot) -> WindowPage {
 
 impl Bank {
     /// All slots are empty.
-    #[must_use]
-    pub fn new(slot_count: u32) -> Self {
-        Self {
-            slots: vec![State { content: Content::Empty, users: 0, holds: 0 }; slot_count as usize],
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no room for so many.
+    pub fn new(slot_count: u32) -> Result<Self> {
+        let count = slot_count as usize;
+        let mut slots = room_for("Slots", count)?;
+        // Taken from the end: slot 0 first.
+        let mut empty = room_for("Slots", count)?;
+        // The cache makes its own below, and cannot say that there is no room.
+        drop(room_for::<[u64; 4]>("Slots", count)?);
+        slots.resize(count, State { content: Content::Empty, users: 0, holds: 0 });
+        empty.extend((0..slot_count).rev().map(Slot));
+        Ok(Self {
+            slots,
             slot_of: HashMap::new(),
-            // Taken from the end: slot 0 first.
-            empty: (0..slot_count).rev().map(Slot).collect(),
+            empty,
             held: 0,
             cache: Cache::new(slot_count.into()),
             counters: BankCounters::default(),
-        }
+        })
     }
 
     /// What was done so far.

@@ -36,7 +36,7 @@ fn fill(bank: &mut Bank, wanted: &[Key]) -> Taken {
 
 #[test]
 fn slots_are_taken_in_order_and_repeats_share_one() {
-    let mut bank = Bank::new(SLOTS);
+    let mut bank = Bank::new(SLOTS).expect("room");
     let taken = fill(&mut bank, &keys(&[7, 3, 7]));
     assert_eq!(taken.slots, [Slot(1), Slot(0), Slot(1)]);
     assert_eq!(taken.missing, [(Key(3), Slot(0)), (Key(7), Slot(1))]);
@@ -49,7 +49,7 @@ fn slots_are_taken_in_order_and_repeats_share_one() {
 
 #[test]
 fn an_extent_that_comes_is_not_found_before_it_is_there() {
-    let mut bank = Bank::new(SLOTS);
+    let mut bank = Bank::new(SLOTS).expect("room");
     let first = bank.reserve("ensure", &keys(&[1, 2])).expect("room").expect("free");
     assert_eq!(bank.find(&keys(&[1])), None);
     let second = bank.reserve("ensure", &keys(&[2, 3])).expect("room").expect("free");
@@ -66,7 +66,7 @@ fn an_extent_that_comes_is_not_found_before_it_is_there() {
 
 #[test]
 fn a_call_that_has_to_wait_has_changed_nothing() {
-    let mut bank = Bank::new(2);
+    let mut bank = Bank::new(2).expect("room");
     let first = bank.reserve("ensure", &keys(&[0, 1])).expect("room").expect("free");
     let before = format!("{bank:?}");
     assert!(bank.reserve("ensure", &keys(&[1, 2])).expect("room later").is_none());
@@ -79,7 +79,7 @@ fn a_call_that_has_to_wait_has_changed_nothing() {
 
 #[test]
 fn held_slots_are_refused_at_once() {
-    let mut bank = Bank::new(3);
+    let mut bank = Bank::new(3).expect("room");
     let first = fill(&mut bank, &keys(&[0, 1]));
     bank.hold(&first);
     assert_eq!(bank.counts(), (2, 2));
@@ -96,7 +96,7 @@ fn held_slots_are_refused_at_once() {
 #[test]
 fn long_histories_keep_what_is_named_and_held() {
     let mut draws = Draws(2002);
-    let mut bank = Bank::new(SLOTS);
+    let mut bank = Bank::new(SLOTS).expect("room");
     let mut held: Vec<Taken> = Vec::new();
     let mut shown: HashMap<Slot, Key> = HashMap::new();
     for _ in 0..20_000 {
@@ -148,7 +148,7 @@ fn long_histories_keep_what_is_named_and_held() {
 
 #[test]
 fn a_call_that_is_dropped_leaves_its_slots() {
-    let bank = Arc::new(SharedBank::new(2, EXTENTS));
+    let bank = Arc::new(SharedBank::new(2, EXTENTS).expect("room"));
     let call = bank.reserve("ensure", &keys(&[0, 1]), &Uninterruptible).expect("room");
     drop(call);
     let call = bank.reserve("ensure", &keys(&[2, 3]), &Uninterruptible).expect("room");
@@ -161,7 +161,7 @@ fn a_call_that_is_dropped_leaves_its_slots() {
 
 #[test]
 fn threads_wait_for_room_and_for_each_other() {
-    let bank = Arc::new(SharedBank::new(4, EXTENTS));
+    let bank = Arc::new(SharedBank::new(4, EXTENTS).expect("room"));
     let shown: [Mutex<Option<Key>>; 4] = Default::default();
     let work = |seed: u64| {
         let mut draws = Draws(seed);
@@ -191,7 +191,7 @@ fn threads_wait_for_room_and_for_each_other() {
 
 #[test]
 fn closing_ends_a_wait() {
-    let bank = Arc::new(SharedBank::new(1, EXTENTS));
+    let bank = Arc::new(SharedBank::new(1, EXTENTS).expect("room"));
     let call = bank.reserve("ensure", &keys(&[0]), &Uninterruptible).expect("room");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| bank.reserve("ensure", &keys(&[1]), &Uninterruptible).err());

@@ -38,6 +38,8 @@ const MAX_POPULATE_RETRIES: u32 = 16;
 const POPULATE_STEP_BYTES: u64 = 16 << 20;
 /// Extents that are mapped between two questions whether to stop.
 const INTERRUPT_EXTENTS: usize = 1024;
+/// Words that are copied between two questions whether to stop.
+const ENTRIES_STEP: usize = 1 << 20;
 
 /// Smaller windows do not have their read-ahead follow how they are touched.
 const LEAST_ADAPTED_BYTES: usize = 32 << 20;
@@ -636,7 +638,7 @@ impl Engine for Alias {
         Ok(())
     }
 
-    fn dirty(&self) -> Result<Vec<bool>> {
+    fn dirty(&self, _interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         Err(Error::unsupported(
             "dirty",
             "alias",
@@ -656,7 +658,8 @@ impl Engine for Alias {
 
     fn unpin(&self, _pages: &Pages<WindowPage>) {}
 
-    fn present(&self) -> Result<Vec<bool>> {
+    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        interrupt.check()?;
         let table = lock(&self.table);
         let present = pagemap::present_pages(&self.region)
             .map_err(|errno| Error::system("present", errno))?;
@@ -666,10 +669,15 @@ impl Engine for Alias {
         Ok(whole_pages.zip(accessible).map(|(present, accessible)| present && accessible).collect())
     }
 
-    fn entries(&self) -> Result<Vec<Entry>> {
-        let table = lock(&self.table);
-        let mut entries = room_for("mapping", table.page_count() as usize)?;
-        entries.extend(table.entries());
+    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
+        let page_count = lock(&self.table).page_count();
+        let mut entries = room_for("mapping", page_count as usize)?;
+        for first in (0..page_count).step_by(ENTRIES_STEP) {
+            interrupt.check()?;
+            let table = lock(&self.table);
+            let pages = first..page_count.min(first + ENTRIES_STEP as u64);
+            entries.extend(pages.map(|page| table.get(WindowPage(page))));
+        }
         Ok(entries)
     }
 

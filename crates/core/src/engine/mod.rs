@@ -16,9 +16,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Interrupt, Result};
-use crate::memory::{self, mappings};
+use crate::error::{Interrupt, Result};
+use crate::memory::mappings;
 use crate::plan::Changes;
+pub(crate) use crate::room::room_for;
 use crate::stats::Stats;
 use crate::sys::mm::{Advice, OwnProcess, Region};
 use crate::table::Entry;
@@ -163,7 +164,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where nobody tells.
-    fn dirty(&self) -> Result<Vec<bool>>;
+    fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// Keeps pages in the window, whatever its budget, until they are unpinned as often.
     ///
@@ -178,28 +179,16 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// Where the kernel does not tell.
-    fn present(&self) -> Result<Vec<bool>>;
+    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// The word of every page.
     ///
     /// # Errors
     /// Where there is no memory for so many.
-    fn entries(&self) -> Result<Vec<Entry>>;
+    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
 
     /// Counters and state.
     fn stats(&self) -> Stats;
-}
-
-/// An empty vector with room for `count` items, or an error that a caller can
-/// catch: a failed allocation would end the process.
-pub(crate) fn room_for<T>(operation: &'static str, count: usize) -> Result<Vec<T>> {
-    let mut room = Vec::new();
-    room.try_reserve_exact(count).map_err(|_| Error::Memory {
-        operation,
-        wanted: (count as u64).saturating_mul(size_of::<T>() as u64),
-        available: memory::available().unwrap_or(0),
-    })?;
-    Ok(room)
 }
 
 /// Gives advice on ranges (offset, length): in one call where the kernel lets

@@ -22,6 +22,7 @@ pub(crate) struct Turn<T> {
 /// The turn of the call that holds it.
 pub(crate) struct TurnGuard<'a, T> {
     turn: &'a Turn<T>,
+    owner: u32,
     value: MutexGuard<'a, T>,
 }
 
@@ -48,12 +49,17 @@ impl<T> Turn<T> {
         }
         *taken = true;
         drop(taken);
-        Ok(TurnGuard { turn: self, value: lock(&self.value) })
+        Ok(TurnGuard { turn: self, owner: std::process::id(), value: lock(&self.value) })
     }
 }
 
 impl<T> Drop for TurnGuard<'_, T> {
     fn drop(&mut self) {
+        // A handler has forked in the middle of the call: in the child the turn is its
+        // parent's, and a thread that was waiting may hold the lock for ever.
+        if self.owner != std::process::id() {
+            return;
+        }
         *lock(&self.turn.taken) = false;
         self.turn.ended.notify_one();
     }

@@ -1,11 +1,11 @@
 //! How much of the files may be mapped, and what is unmapped when that is full.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Mutex;
 
 use super::files::Files;
 use crate::memory::Reservation;
 use crate::store::source::{SourceMap, CHUNK_BYTES};
+use crate::sys::fork_lock::ForkLock;
 use crate::sys::mm::system_page_bytes;
 
 /// Rows read by system calls for each chunk that takes the place of another: mapping
@@ -21,7 +21,7 @@ pub(super) struct MapBudget {
     /// Chunks that are mapped; each with its page table.
     chunks: AtomicU64,
     reads_since: AtomicU64,
-    hand: Mutex<Hand>,
+    hand: ForkLock<Hand>,
     /// Unmappings that were begun, and that have ended: who copied meanwhile may have mapped
     /// pages again that nobody counts.
     begun: AtomicU64,
@@ -41,7 +41,7 @@ impl MapBudget {
             limit,
             chunks: AtomicU64::new(0),
             reads_since: AtomicU64::new(0),
-            hand: Mutex::default(),
+            hand: ForkLock::default(),
             begun: AtomicU64::new(0),
             ended: AtomicU64::new(0),
         }
@@ -113,7 +113,7 @@ impl MapBudget {
     /// Unmaps a chunk that was not used since the hand came by the last time.
     fn unmap_one(&self, files: &Files) -> bool {
         // Who finds the hand taken goes without.
-        let Ok(mut hand) = self.hand.try_lock() else { return false };
+        let Some(mut hand) = self.hand.try_lock() else { return false };
         for _ in 0..LOOKS {
             let shard = hand.shard % files.len();
             let Some(map) = files.map_if_made(shard).filter(|map| hand.chunk < map.chunk_count())

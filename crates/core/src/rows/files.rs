@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -13,6 +13,7 @@ use crate::error::{Error, Result, RowLoss};
 use crate::store::last_change::{LastChange, Unchanged};
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
 use crate::sys::file::{self as sys_file, Facts, OpenFlags};
+use crate::sys::fork_lock::{ForkGuard, ForkLock};
 
 /// Descriptors that are kept open at most; a quarter of what the process may have if
 /// that is less.
@@ -29,11 +30,11 @@ pub(super) struct Shard {
     size_bytes: u64,
     /// A file that stays open.
     fixed: Option<Arc<OwnedFd>>,
-    open: Mutex<Option<Arc<OwnedFd>>>,
+    open: ForkLock<Option<Arc<OwnedFd>>>,
     /// It was used since the pool looked at it.
     used: AtomicBool,
-    kind: OnceLock<Kind>,
-    map: Mutex<Option<Arc<SourceMap>>>,
+    kind: ForkLock<Option<Kind>>,
+    map: ForkLock<Option<Arc<SourceMap>>>,
     /// Says whether what was copied from the map is good.
     last_change: LastChange,
     /// Rows read by system calls while there is no map.
@@ -49,9 +50,9 @@ struct Kind {
     told: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing panics while it holds one of these, and each value is replaced whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a child of fork finds held is closed here, as if it had not been opened.
+fn lock<T: Default>(lock: &ForkLock<T>) -> ForkGuard<'_, T> {
+    lock.lock()
 }
 
 impl Shard {
@@ -90,10 +91,10 @@ impl Shard {
             identity,
             size_bytes,
             fixed,
-            open: Mutex::default(),
+            open: ForkLock::default(),
             used: AtomicBool::new(false),
-            kind: OnceLock::new(),
-            map: Mutex::default(),
+            kind: ForkLock::default(),
+            map: ForkLock::default(),
             last_change: LastChange::default(),
             reads: AtomicUsize::new(0),
         })
@@ -124,9 +125,14 @@ impl Shard {
     }
 
     fn learn(&self, fd: &Arc<OwnedFd>) -> Kind {
-        *self.kind.get_or_init(|| Kind {
-            memory_backed: sys_file::is_memory_backed(fd.as_fd()).unwrap_or(false),
-            told: sys_file::tells_residency(fd.as_fd()).unwrap_or(false),
+        let known = *lock(&self.kind);
+        known.unwrap_or_else(|| {
+            let found = Kind {
+                memory_backed: sys_file::is_memory_backed(fd.as_fd()).unwrap_or(false),
+                told: sys_file::tells_residency(fd.as_fd()).unwrap_or(false),
+            };
+            *lock(&self.kind) = Some(found);
+            found
         })
     }
 
@@ -157,7 +163,7 @@ pub(super) struct Files {
     /// Rows of each shard but the last, if that is the same for all.
     even_rows: Option<u64>,
     /// Shards with an open descriptor, the longest open first.
-    open: Mutex<std::collections::VecDeque<u32>>,
+    open: ForkLock<std::collections::VecDeque<u32>>,
     open_limit: usize,
     open_count: AtomicU64,
     /// What the maps have mapped.
@@ -177,7 +183,7 @@ impl Files {
         Self {
             shards,
             even_rows,
-            open: Mutex::default(),
+            open: ForkLock::default(),
             open_limit: open_limit as usize,
             open_count: AtomicU64::new(0),
             mapped: Arc::default(),
@@ -237,14 +243,21 @@ impl Files {
         }
         *slot = Some(Arc::clone(&file));
         drop(slot);
-        lock(&self.open).push_back(number);
-        self.open_count.fetch_add(1, Ordering::Relaxed);
+        let mut open = lock(&self.open);
+        open.push_back(number);
+        self.note_open(&open);
         Ok(file)
+    }
+
+    /// Counts the open shards anew: in a child of fork the count may be its parent's.
+    fn note_open(&self, open: &std::collections::VecDeque<u32>) {
+        self.open_count.store(open.len() as u64, Ordering::Relaxed);
     }
 
     /// Closes descriptors until there are fewer than `limit`.
     fn make_room(&self, limit: usize) {
         let mut open = lock(&self.open);
+        self.note_open(&open);
         // Twice round: those in use are passed over once.
         for _ in 0..2 * open.len() {
             if open.len() < limit.max(1) {
@@ -257,7 +270,7 @@ impl Files {
                 continue;
             }
             *lock(&shard.open) = None;
-            self.open_count.fetch_sub(1, Ordering::Relaxed);
+            self.note_open(&open);
         }
     }
 
@@ -327,8 +340,8 @@ impl Files {
         let mut open = lock(&self.open);
         for number in open.drain(..) {
             *lock(&self.shard(number).open) = None;
-            self.open_count.fetch_sub(1, Ordering::Relaxed);
         }
+        self.note_open(&open);
         drop(open);
         for shard in &self.shards {
             *lock(&shard.map) = None;

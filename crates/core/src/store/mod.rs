@@ -31,6 +31,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Interrupt, Result};
 use crate::scatter::{self, Preference, Sink};
 use crate::sys::file as sys_file;
+use crate::sys::fork_lock::ForkLock;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
@@ -83,7 +84,8 @@ pub struct Store {
     /// What the parts' source maps have mapped, all together.
     mapped: Arc<Mapped>,
     rings: RingPool,
-    prefetches: Arc<AtomicU64>,
+    /// Pages that are to be read ahead.
+    prefetches: Arc<ForkLock<prefetch::Queue>>,
     counters: Counters,
 }
 

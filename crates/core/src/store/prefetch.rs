@@ -1,27 +1,58 @@
 //! Starting reads that somebody will want later.
+//!
+//! Asking the kernel for a run of pages takes 1 to 20 µs. The caller asks for a few runs
+//! itself; more of them go to a queue of the store that up to four threads empty.
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::part::File;
 use super::Store;
-use crate::error::Result;
+use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::room::room_for;
 use crate::sys::file as sys_file;
+use crate::sys::fork_lock::ForkLock;
 use crate::sys::thread::spawn_without_signals;
-use crate::units::{FilePage, Pages};
+use crate::units::{FilePage, PageIndex, PageSize, Pages};
 
-/// Runs that are started by the caller; each is a system call of 1 to 20 µs.
-const INLINE_RUNS: usize = 32;
+/// Calls that are made by the caller; each takes 1 to 20 µs.
+const INLINE_CALLS: u64 = 32;
 /// Background threads that a store's prefetches may have at once.
-const MAX_THREADS: u64 = 4;
+const MAX_THREADS: u32 = 4;
+/// Requests that wait on their own; those beyond are joined with the last one.
+const MAX_WAITING: usize = 64;
 /// Bytes asked for in one call: the kernel cuts what one call may start.
 const MAX_RUN_BYTES: u64 = 2 << 20;
+/// Calls between two questions whether to stop, where the caller makes them.
+const INTERRUPT_CALLS: usize = 256;
 
-/// A stretch of a file: its number in the store, offset and length in bytes.
-type Stretch = (usize, u64, u64);
+/// Runs of a store's pages, rising and apart from each other.
+type Runs = Vec<Range<u64>>;
+
+/// What waits to be asked for, and who asks.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: VecDeque<Runs>,
+    threads: u32,
+    /// The process that the threads are in: a child of fork has none of them.
+    owner: u32,
+}
+
+/// The files that runs are in, as they were when the call was made.
+#[derive(Clone, Debug)]
+struct Files(Arc<[Place]>);
+
+#[derive(Debug)]
+struct Place {
+    file: Arc<File>,
+    first_page: u64,
+    /// Bytes of the store in it.
+    bytes: u64,
+}
 
 impl Store {
     /// Starts reading pages into the page cache and returns without waiting
@@ -29,65 +60,192 @@ impl Store {
     /// kernel may drop it, and shared memory has nothing to read.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::error::Error::Io) where the first runs are refused.
+    /// [`Error::Io`](crate::error::Error::Io) where the first runs are refused;
+    /// [`Error::Memory`](crate::error::Error::Memory) where they cannot be noted.
     pub fn prefetch(&self, pages: &Pages<FilePage>) -> Result<()> {
-        let stretches = self.stretches(pages);
-        let files: Vec<Arc<File>> =
-            self.parts.all().iter().map(|part| Arc::clone(&part.file)).collect();
-        if stretches.len() > INLINE_RUNS && claim(&self.prefetches) {
-            let prefetches = Arc::clone(&self.prefetches);
-            if spawn(files.clone(), stretches.clone(), Arc::clone(&prefetches)) {
-                return Ok(());
-            }
-            prefetches.fetch_sub(1, Ordering::AcqRel);
-        }
-        advise(&files, &stretches)
-            .map_err(|(part, errno)| Self::part_error("prefetch", &self.parts.all()[part], errno))
+        self.prefetch_until(pages, &Uninterruptible)
     }
 
-    /// The pages in file order, neighbours joined, cut at the end of the file.
-    fn stretches(&self, pages: &Pages<FilePage>) -> Vec<Stretch> {
-        let mut sorted: Vec<u64> = pages.iter().map(|page| page.0).collect();
-        sorted.sort_unstable();
-        sorted.dedup();
-        let mut stretches: Vec<Stretch> = Vec::new();
-        for page in sorted {
-            let bytes = self.expected_bytes(FilePage(page)) as u64;
-            let index = self.parts.index_of(FilePage(page));
-            let start = self.parts.all()[index].offset_of(FilePage(page), self.page_size());
-            match stretches.last_mut() {
-                Some((part, from, len))
-                    if (*part, *from + *len) == (index, start) && *len + bytes <= MAX_RUN_BYTES =>
-                {
-                    *len += bytes;
+    /// The same, where the caller can be interrupted.
+    ///
+    /// # Errors
+    /// As [`prefetch`](Self::prefetch), and [`Error::Interrupted`](crate::error::Error::Interrupted).
+    pub fn prefetch_until(&self, pages: &Pages<FilePage>, interrupt: &dyn Interrupt) -> Result<()> {
+        let runs = runs_of(pages, interrupt)?;
+        let calls = |run: &Range<u64>| {
+            let bytes = self.page_size().bytes_of(run.end - run.start);
+            bytes.div_ceil(MAX_RUN_BYTES)
+        };
+        let files = self.files()?;
+        let mut left = runs;
+        if left.iter().map(calls).sum::<u64>() > INLINE_CALLS {
+            match self.enqueue(left, &files)? {
+                None => return Ok(()),
+                Some(refused) => left = refused,
+            }
+        }
+        // Few, or no thread is to be had.
+        let mut asked = 0;
+        for run in &left {
+            for (part, start, len) in files.stretches(run, self.page_size()) {
+                if asked % INTERRUPT_CALLS == 0 {
+                    interrupt.check()?;
                 }
-                _ if bytes > 0 => stretches.push((index, start, bytes)),
-                _ => {}
+                asked += 1;
+                files.ask(part, start, len).map_err(|errno| {
+                    Self::part_error("prefetch", &self.parts.all()[part], errno)
+                })?;
             }
         }
-        stretches
+        Ok(())
+    }
+
+    /// The files, for threads to keep open.
+    fn files(&self) -> Result<Files> {
+        let mut files = room_for("prefetch", self.parts.all().len())?;
+        files.extend(self.parts.all().iter().enumerate().map(|(index, part)| Place {
+            file: Arc::clone(&part.file),
+            first_page: part.first.0,
+            bytes: self.part_bytes(index),
+        }));
+        Ok(Files(files.into()))
+    }
+
+    /// Has threads ask for the runs; gives them back where none can be started.
+    fn enqueue(&self, runs: Runs, files: &Files) -> Result<Option<Runs>> {
+        let mut queue = self.prefetches.lock();
+        let process = std::process::id();
+        if queue.owner != process {
+            *queue = Queue { owner: process, ..Queue::default() };
+        }
+        if queue.waiting.len() < MAX_WAITING {
+            queue.waiting.push_back(runs);
+        } else if let Some(last) = queue.waiting.back_mut() {
+            *last = union(last, &runs)?;
+        }
+        if queue.threads < MAX_THREADS {
+            let (prefetches, files, page) =
+                (Arc::clone(&self.prefetches), files.clone(), self.page_size());
+            let serve = move || serve(&prefetches, &files, page);
+            if spawn_without_signals("fremap-prefetch", serve).is_ok() {
+                queue.threads += 1;
+            }
+        }
+        Ok(if queue.threads == 0 { queue.waiting.pop_back() } else { None })
     }
 }
 
-fn claim(prefetches: &AtomicU64) -> bool {
-    let more = |running| (running < MAX_THREADS).then_some(running + 1);
-    prefetches.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
-}
-
-/// Hands the stretches to a thread of their own, which keeps the files open.
-fn spawn(files: Vec<Arc<File>>, stretches: Vec<Stretch>, prefetches: Arc<AtomicU64>) -> bool {
-    let thread = spawn_without_signals("fremap-prefetch", move || {
+/// What a thread does: one request after another, until none waits.
+fn serve(prefetches: &ForkLock<Queue>, files: &Files, page: PageSize) {
+    loop {
+        let next = {
+            let mut queue = prefetches.lock();
+            let next = queue.waiting.pop_front();
+            queue.threads -= u32::from(next.is_none());
+            next
+        };
+        let Some(runs) = next else { return };
         // Nobody waits for a hint, so nobody is told that it was refused.
-        let _refused = advise(&files, &stretches);
-        prefetches.fetch_sub(1, Ordering::AcqRel);
-    });
-    thread.is_ok()
+        let _refused = runs.iter().try_for_each(|run| {
+            files
+                .stretches(run, page)
+                .try_for_each(|(part, start, len)| files.ask(part, start, len))
+        });
+    }
 }
 
-/// Fails with the number of the file and the kernel's answer.
-fn advise(files: &[Arc<File>], stretches: &[Stretch]) -> std::result::Result<(), (usize, Errno)> {
-    stretches.iter().try_for_each(|&(part, start, len)| {
-        let fd = files[part].fd.as_fd();
-        sys_file::advise_willneed(fd, start, len).map_err(|errno| (part, errno))
-    })
+impl Files {
+    /// A run as pieces to be asked for: the number of the file, offset and length in bytes.
+    fn stretches(
+        &self,
+        run: &Range<u64>,
+        page: PageSize,
+    ) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
+        let run = run.clone();
+        let first = self.0.partition_point(|place| place.first_page <= run.start).max(1) - 1;
+        let places = self.0.iter().enumerate().skip(first);
+        let within = places.take_while({
+            let end = run.end;
+            move |(_, place)| place.first_page < end
+        });
+        within.flat_map(move |(part, place)| {
+            let start = page.bytes_of(run.start.saturating_sub(place.first_page));
+            let end = page.bytes_of(run.end - place.first_page).min(place.bytes);
+            let starts = (start..end).step_by(MAX_RUN_BYTES as usize);
+            starts.map(move |start| (part, start, MAX_RUN_BYTES.min(end - start)))
+        })
+    }
+
+    fn ask(&self, part: usize, start: u64, len: u64) -> std::result::Result<(), Errno> {
+        sys_file::advise_willneed(self.0[part].file.fd.as_fd(), start, len)
+    }
+}
+
+/// The runs that a selection consists of.
+fn runs_of(pages: &Pages<FilePage>, interrupt: &dyn Interrupt) -> Result<Runs> {
+    let list = match pages {
+        Pages::Range(range) => {
+            let mut runs = room_for("prefetch", 1)?;
+            runs.extend((!range.is_empty()).then(|| range.clone()));
+            return Ok(runs);
+        }
+        Pages::List(list) => list,
+    };
+    let mut sorted: Vec<u64> = room_for("prefetch", list.len())?;
+    sorted.extend(list.iter().map(|page| page.get()));
+    interrupt.check()?;
+    sorted.sort_unstable();
+    interrupt.check()?;
+    let apart = sorted.windows(2).filter(|pair| pair[1] - pair[0] > 1).count();
+    let mut runs: Runs = room_for("prefetch", apart + 1)?;
+    for page in sorted {
+        append(&mut runs, page..page + 1);
+    }
+    Ok(runs)
+}
+
+/// Adds a run that begins no sooner than the last, joined to it where they meet.
+fn append(runs: &mut Runs, run: Range<u64>) {
+    match runs.last_mut() {
+        Some(last) if last.end >= run.start => last.end = last.end.max(run.end),
+        _ => runs.push(run),
+    }
+}
+
+/// The pages of both.
+fn union(left: &[Range<u64>], right: &[Range<u64>]) -> Result<Runs> {
+    let mut runs = room_for("prefetch", left.len() + right.len())?;
+    let (mut left, mut right) = (left.iter().peekable(), right.iter().peekable());
+    loop {
+        let next = match (left.peek(), right.peek()) {
+            (Some(one), Some(other)) if one.start <= other.start => left.next(),
+            (_, Some(_)) => right.next(),
+            (_, None) => left.next(),
+        };
+        let Some(run) = next else { return Ok(runs) };
+        append(&mut runs, run.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(pages: &[u64]) -> Pages<FilePage> {
+        Pages::List(pages.iter().copied().map(FilePage).collect())
+    }
+
+    #[test]
+    fn neighbours_and_repeats_are_joined() {
+        let runs = runs_of(&list(&[9, 3, 4, 3, 10, 20]), &Uninterruptible).expect("room");
+        assert_eq!(runs, [3..5, 9..11, 20..21]);
+        assert_eq!(runs_of(&Pages::Range(4..4), &Uninterruptible).expect("room"), []);
+    }
+
+    #[test]
+    fn a_union_has_the_pages_of_both_once() {
+        let both = union(&[0..4, 10..12, 30..31], &[2..6, 12..13, 20..21]).expect("room");
+        assert_eq!(both, [0..6, 10..13, 20..21, 30..31]);
+        assert_eq!(union(&[], &[1..2, 5..6]).expect("room"), [1..2, 5..6]);
+    }
 }

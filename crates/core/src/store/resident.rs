@@ -4,7 +4,8 @@ use rustix::io::Errno;
 
 use super::source::{key, page_of, position_of, Query, SourceMap, PIECE_PAGES};
 use super::Store;
-use crate::error::{Error, Result};
+use crate::error::{Error, Interrupt, Result, Uninterruptible};
+use crate::room::room_for;
 use crate::sys::file as sys_file;
 use crate::sys::mm::system_page_bytes;
 use crate::units::{FilePage, PageIndex, Pages};
@@ -22,13 +23,29 @@ impl Store {
     /// [`Error::Unsupported`] where the kernel does not tell this process;
     /// [`Error::Io`].
     pub fn resident(&self, pages: &Pages<FilePage>) -> Result<Vec<bool>> {
-        let mut mask = vec![false; pages.len()];
-        if mask.is_empty() || self.size_bytes() == 0 {
-            return Ok(mask);
-        }
-        let mut keys: Vec<u64> = Vec::with_capacity(pages.len().min(PIECE_PAGES));
+        self.resident_until(pages, &Uninterruptible)
+    }
+
+    /// The same, where the caller can be interrupted: it is asked for each piece of
+    /// 65 536 pages.
+    ///
+    /// # Errors
+    /// As [`resident`](Self::resident); [`Error::Memory`] where there is no room for the
+    /// answer; [`Error::Interrupted`].
+    pub fn resident_until(
+        &self,
+        pages: &Pages<FilePage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<bool>> {
+        let mut mask: Vec<bool> = room_for("resident", pages.len())?;
+        let mut keys: Vec<u64> = room_for("resident", pages.len().min(PIECE_PAGES))?;
         for start in (0..pages.len()).step_by(PIECE_PAGES) {
+            interrupt.check()?;
             let end = pages.len().min(start + PIECE_PAGES);
+            mask.resize(end, false);
+            if self.size_bytes() == 0 {
+                continue;
+            }
             keys.clear();
             keys.extend((start..end).map(|request| key(pages.at(request).0, request - start)));
             if !keys.is_sorted() {

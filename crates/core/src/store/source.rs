@@ -12,12 +12,13 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use crate::memory::mappings::FileMap;
 use crate::sys::fork;
+use crate::sys::fork_lock::ForkLock;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::probe::reclaims_page_tables;
@@ -159,7 +160,7 @@ impl Mapped {
 /// A file's source map, made when it is first wanted and again after a refresh.
 #[derive(Debug, Default)]
 pub(crate) struct Source {
-    map: RwLock<Option<Arc<SourceMap>>>,
+    map: ForkLock<Option<Arc<SourceMap>>>,
 }
 
 impl Source {
@@ -170,14 +171,13 @@ impl Source {
         size_bytes: u64,
         mapped: &Arc<Mapped>,
     ) -> Result<Arc<SourceMap>, Errno> {
-        // A poisoned lock guards nothing here: the value is only ever replaced whole.
-        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let made = self.map.lock();
         if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(map));
         }
         drop(made);
         let map = Arc::new(SourceMap::new(fd, size_bytes, mapped)?);
-        let mut slot = self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut slot = self.map.lock();
         if let Some(other) = slot.as_ref().filter(|map| map.size_bytes == size_bytes) {
             return Ok(Arc::clone(other));
         }
@@ -187,13 +187,14 @@ impl Source {
 
     /// Lets the map go; reads that are under way keep theirs until they end.
     pub(crate) fn forget(&self) {
-        *self.map.write().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        // Unmapped after the lock was let go of.
+        let _map = self.map.lock().take();
     }
 
     /// Unmaps what was copied from it since it was last asked to.
     pub(crate) fn unmap_pages(&self) {
-        let made = self.map.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(map) = made.as_ref().filter(|map| map.copied.swap(false, Ordering::Relaxed)) {
+        let made = self.map.lock().clone();
+        if let Some(map) = made.filter(|map| map.copied.swap(false, Ordering::Relaxed)) {
             map.unmap_pages();
         }
     }

@@ -14,7 +14,7 @@
 use std::cell::Cell;
 use std::ffi::c_void;
 use std::os::fd::IntoRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
@@ -29,6 +29,17 @@ const MAP_FIXED_NOREPLACE: i32 = 0x10_0000;
 /// Held while a fork is under way, and by who changes what it takes and lets go. The mask
 /// of the thread that forks: it has every signal blocked, as it has taken locks.
 static FORKING: Lock<Option<libc::sigset_t>> = Lock::new(None);
+
+/// Forks between the first process and this one.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
+
+/// How many forks there were between the first process and this one, of those that run
+/// handlers.
+pub(super) fn generation() -> u32 {
+    // Fails only for want of memory, and is tried again by the next caller.
+    let _registered = register();
+    GENERATION.load(Ordering::Relaxed)
+}
 
 /// Nobody forks until the guard is dropped.
 pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
@@ -124,6 +135,7 @@ extern "C" fn in_child() {
     if !FORKS.replace(false) {
         return;
     }
+    GENERATION.fetch_add(1, Ordering::Relaxed);
     after();
     let mut revived = false;
     for place in PLACES.iter() {

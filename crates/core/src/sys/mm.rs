@@ -2,7 +2,8 @@
 
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -25,8 +26,17 @@ const MADV_GUARD_REMOVE: i32 = 103;
 /// Bytes of the system's page.
 #[must_use]
 pub fn system_page_bytes() -> usize {
-    static BYTES: OnceLock<usize> = OnceLock::new();
-    *BYTES.get_or_init(rustix::param::page_size)
+    /// Not a `Once`, which a child that is forked meanwhile would wait for: found out
+    /// twice, it is the same.
+    static BYTES: AtomicUsize = AtomicUsize::new(0);
+    match BYTES.load(Ordering::Relaxed) {
+        0 => {
+            let bytes = rustix::param::page_size();
+            BYTES.store(bytes, Ordering::Relaxed);
+            bytes
+        }
+        bytes => bytes,
+    }
 }
 
 pub(super) fn check(result: i32) -> Result<(), Errno> {

@@ -7,6 +7,7 @@ pub mod cputime;
 pub mod file;
 pub mod forever;
 pub mod fork;
+pub mod fork_lock;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;

@@ -10,7 +10,7 @@ mod inline;
 mod pool;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::call::{enter, enter_for, Call};
 use super::file::{read_parts_at, write_parts_at, Parts};
+use super::fork_lock::ForkLock;
 
 pub use inline::Inline;
 use pool::with_threads;
@@ -369,7 +370,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
 /// Idle rings, so that a call need not set one up.
 #[derive(Debug, Default)]
 pub struct RingPool {
-    idle: Mutex<Vec<Ring>>,
+    idle: ForkLock<Vec<Ring>>,
 }
 
 impl RingPool {
@@ -378,8 +379,8 @@ impl RingPool {
     /// # Errors
     /// As [`Ring::new`].
     pub fn take(&self) -> Result<Ring, Errno> {
-        // Never waits: in a child of fork the lock's holder may not exist.
-        if let Ok(mut idle) = self.idle.try_lock() {
+        // Never waits, as a new ring is as good.
+        if let Some(mut idle) = self.idle.try_lock() {
             let owner = std::process::id();
             idle.retain(|ring| ring.owner == owner);
             if let Some(ring) = idle.pop() {
@@ -391,7 +392,7 @@ impl RingPool {
 
     /// Keeps a ring for the next call.
     pub fn give_back(&self, ring: Ring) {
-        if let Ok(mut idle) = self.idle.try_lock() {
+        if let Some(mut idle) = self.idle.try_lock() {
             if idle.len() < MAX_IDLE {
                 idle.push(ring);
             }

@@ -11,11 +11,11 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
-use std::sync::Mutex;
 
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
+use super::fork_lock::ForkLock;
 use super::mm::{check, last_errno};
 use super::places::{self, Outcome, Touch};
 use super::thread::send_segv;
@@ -23,8 +23,6 @@ use super::thread::send_segv;
 /// How often the handler is put back in front of another one than before until it gives up:
 /// each is kept, as a signal may be on its way to it.
 const INSTALL_LIMIT: u32 = 256;
-/// How often a thread looks whether another one has installed the handler.
-const INSTALL_TRIES: u32 = 1000;
 /// Threads that may be inside an older handler at once and be told apart.
 const NESTED_LIMIT: usize = 64;
 /// The largest `si_code` of a SIGBUS that an instruction caused (`BUS_MCEERR_AR`).
@@ -63,7 +61,7 @@ struct Nested {
 
 static NEWEST: AtomicPtr<Previous> = AtomicPtr::new(ptr::null_mut());
 static INSTALLED: AtomicU32 = AtomicU32::new(0);
-static INSTALLING: Mutex<()> = Mutex::new(());
+static INSTALLING: ForkLock<()> = ForkLock::new(());
 /// What a child that installs the handler needs, made before the fork.
 static PREPARED: AtomicPtr<Previous> = AtomicPtr::new(ptr::null_mut());
 static NESTED: [Nested; NESTED_LIMIT] = [const {
@@ -136,14 +134,8 @@ pub(super) fn ensure() -> Result<(), String> {
     if is_first()? {
         return Ok(());
     }
-    // Never waits for long: in a child of fork the lock's holder may not exist.
-    for _ in 0..INSTALL_TRIES {
-        if let Ok(_installing) = INSTALLING.try_lock() {
-            return install().map_err(|errno| describe("sigaction", errno));
-        }
-        std::thread::yield_now();
-    }
-    Err("another thread is installing the handler".into())
+    let _installing = INSTALLING.lock();
+    install().map_err(|errno| describe("sigaction", errno))
 }
 
 fn install() -> Result<(), Errno> {

@@ -307,10 +307,16 @@ impl<F: Frames> Cached<F> {
 
     /// What `of` says of the word of every page. Faults are served in between,
     /// so it is not one moment of a window that changes.
-    fn each_entry<T>(&self, operation: &'static str, of: impl Fn(Entry) -> T) -> Result<Vec<T>> {
+    fn each_entry<T>(
+        &self,
+        operation: &'static str,
+        of: impl Fn(Entry) -> T,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<T>> {
         let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut all = room_for(operation, page_count)?;
         for piece in pieces_of(page_count, STEP_PAGES) {
+            interrupt.check()?;
             let state = self.shared.state.lock();
             all.extend(piece.map(|page| of(state.get(WindowPage(page as u64)))));
         }
@@ -519,11 +525,12 @@ impl<F: Frames> Engine for Cached<F> {
         Self::reload_grown(self, had_bytes, interrupt)
     }
 
-    fn dirty(&self) -> Result<Vec<bool>> {
+    fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         let page_count = self.shared.state.lock().table.page_count() as usize;
         let mut dirty = room_for("dirty", page_count)?;
         dirty.resize(page_count, false);
         for piece in self.shared.used_pieces(&Pages::Range(0..page_count as u64)) {
+            interrupt.check()?;
             let mut state = self.shared.state.lock();
             let pages: Vec<WindowPage> = piece.iter().collect();
             let noted = self.shared.note_stores(&mut state, &pages, false);
@@ -544,12 +551,12 @@ impl<F: Frames> Engine for Cached<F> {
         self.unpin_pages(pages);
     }
 
-    fn present(&self) -> Result<Vec<bool>> {
-        self.each_entry("present", Entry::present)
+    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        self.each_entry("present", Entry::present, interrupt)
     }
 
-    fn entries(&self) -> Result<Vec<Entry>> {
-        self.each_entry("mapping", |entry| entry)
+    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
+        self.each_entry("mapping", |entry| entry, interrupt)
     }
 
     fn stats(&self) -> Stats {
