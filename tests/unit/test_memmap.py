@@ -365,7 +365,7 @@ def test_rows_in_any_order_within_the_budget(large: Path, mode: str) -> None:
     mask[rows] = True
     np.testing.assert_array_equal(array[mask][:, 0], np.flatnonzero(mask) * 512)
     # What rows are copied from is a part of the budget.
-    assert array.stats().budget_bytes == BUDGET - BUDGET // 4
+    assert BUDGET // 2 < array.stats().budget_bytes <= BUDGET - BUDGET // 4
 
 
 def test_gathered_rows_show_what_was_stored(large: Path) -> None:

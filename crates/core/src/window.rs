@@ -2,6 +2,7 @@
 
 mod choice;
 mod first;
+mod settings;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::plan::{self, Changes};
 use crate::room::room_for;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::sys::mm::{Region, Sharing};
+use crate::sys::mm::Sharing;
 use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::tell::tell;
@@ -27,6 +28,7 @@ use crate::trim::ReadAhead;
 use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use choice::choose_engine;
+pub use settings::{Budget, MappingOptions};
 
 /// Pages that are told of between two questions whether to stop.
 const INTERRUPT_PAGES: usize = 1 << 20;
@@ -73,17 +75,6 @@ pub struct WindowOptions {
     pub calibration: Calibration,
 }
 
-/// How much memory a window may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Budget {
-    /// A share of half of what the process may have.
-    Auto,
-    /// What it is asked to show.
-    Unlimited,
-    /// No more than so many bytes.
-    Bytes(u64),
-}
-
 /// `at=` of a remap.
 #[derive(Clone, Debug)]
 pub enum Target {
@@ -121,23 +112,6 @@ pub struct Window {
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
-}
-
-/// How a window is a mapping of its file, where it is one (engine `alias`).
-#[derive(Debug)]
-pub struct MappingOptions {
-    /// Who sees what is written to it; a private window needs no store that may be written.
-    pub sharing: Sharing,
-    /// How the kernel reads ahead; None if that is to follow how the window is touched.
-    pub advice: Option<ReadAhead>,
-    /// Where it is to be; else where the kernel finds room.
-    pub region: Option<Region>,
-}
-
-impl Default for MappingOptions {
-    fn default() -> Self {
-        Self { sharing: Sharing::Shared, advice: Some(ReadAhead::Normal), region: None }
-    }
 }
 
 impl Window {

@@ -15,7 +15,7 @@ use super::mappings;
 use super::turn::Turn;
 mod mapped;
 
-use self::mapped::Mapped;
+use self::mapped::{access, one_file_each, Mapped};
 use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
@@ -84,26 +84,6 @@ pub struct AliasOptions {
     pub advice: Option<ReadAhead>,
     /// Where to put it; else where the kernel finds room.
     pub region: Option<Region>,
-}
-
-fn access(entry: Entry) -> Access {
-    match (entry.shown(), entry.prot()) {
-        (Shown::Nothing, _) | (_, Prot::None) => Access::None,
-        (_, Prot::Read) => Access::Read,
-        (_, Prot::Write) => Access::Write,
-    }
-}
-
-/// The same extents, cut where one file of the store ends and the next begins.
-fn one_file_each(store: &Store, extents: impl IntoIterator<Item = Extent>) -> Vec<Extent> {
-    let cut = |extent: Extent| {
-        let run = Run { first: extent.file, count: extent.window.count };
-        store.cut(run).map(move |piece| {
-            let first = extent.window.first.offset(piece.first.0 - extent.file.0);
-            Extent { window: Run { first, count: piece.count }, file: piece.first }
-        })
-    };
-    extents.into_iter().flat_map(cut).collect()
 }
 
 impl Alias {

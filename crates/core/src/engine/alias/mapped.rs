@@ -6,16 +6,39 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use super::access;
 use crate::engine::lock;
+use crate::plan::Extent;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::reclaims_page_tables;
 use crate::sys::span::Span;
-use crate::table::{Shown, Table};
+use crate::table::{Entry, Shown, Table};
 use crate::trim::{ReadAhead, Trimmed};
-use crate::units::{PageIndex, PageSize, Run, WindowPage};
+use crate::units::{PageIndex, PageSize, Prot, Run, WindowPage};
+
+pub(super) fn access(entry: Entry) -> Access {
+    match (entry.shown(), entry.prot()) {
+        (Shown::Nothing, _) | (_, Prot::None) => Access::None,
+        (_, Prot::Read) => Access::Read,
+        (_, Prot::Write) => Access::Write,
+    }
+}
+
+/// The same extents, cut where one file of the store ends and the next begins.
+pub(super) fn one_file_each(
+    store: &Store,
+    extents: impl IntoIterator<Item = Extent>,
+) -> Vec<Extent> {
+    let cut = |extent: Extent| {
+        let run = Run { first: extent.file, count: extent.window.count };
+        store.cut(run).map(move |piece| {
+            let first = extent.window.first.offset(piece.first.0 - extent.file.0);
+            Extent { window: Run { first, count: piece.count }, file: piece.first }
+        })
+    };
+    extents.into_iter().flat_map(cut).collect()
+}
 
 /// A range of memory and what it shows.
 #[derive(Debug)]

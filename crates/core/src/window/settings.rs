@@ -1,0 +1,32 @@
+//! What a window may take, and how it is mapped where it is a mapping of its file.
+
+use crate::sys::mm::{Region, Sharing};
+use crate::trim::ReadAhead;
+
+/// How a window is a mapping of its file, where it is one (engine `alias`).
+#[derive(Debug)]
+pub struct MappingOptions {
+    /// Who sees what is written to it; a private window needs no store that may be written.
+    pub sharing: Sharing,
+    /// How the kernel reads ahead; None if that is to follow how the window is touched.
+    pub advice: Option<ReadAhead>,
+    /// Where it is to be; else where the kernel finds room.
+    pub region: Option<Region>,
+}
+
+impl Default for MappingOptions {
+    fn default() -> Self {
+        Self { sharing: Sharing::Shared, advice: Some(ReadAhead::Normal), region: None }
+    }
+}
+
+/// How much memory a window may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Budget {
+    /// A share of half of what the process may have.
+    Auto,
+    /// What it is asked to show.
+    Unlimited,
+    /// No more than so many bytes.
+    Bytes(u64),
+}
