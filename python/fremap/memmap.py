@@ -20,7 +20,7 @@ import numpy as np
 from fremap import _core, errors
 from fremap.errors import ArgumentError, UnsupportedError
 from fremap.layout import WRITING, Layout, found_at, numpys_filename
-from fremap.protection import Prot
+from fremap.protection import Prot, checked_prot
 from fremap.rowids import select, select_mask
 from fremap.settings import Advice, checked_budget, chosen
 from fremap.window import Window
@@ -50,6 +50,8 @@ _LEAST_TAKING_BYTES = (2 << 20) + 4096
 _MOST_TAKING = 32
 # Whole rows are taken, and columns of them copied, where rows are no longer than that.
 _WHOLE_ROW_BYTES = 16 << 10
+# Nothing is copied, so there is nothing that was to be measured.
+_UNMEASURED = {"alias_extent_pages": 1, "evict_gap_pages": 0, "batch_pages": 1}
 # Numbers on most machines; `mmap` has it from Python 3.12 on.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
@@ -227,7 +229,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         # The store stays open in the backing; a failure closes it with its last reference.
         layout.fit(store)
         memory = _memory(store, layout)
-        window = _window(store, layout, memory, budget, advice) if layout.nbytes else None
+        window = _ArrayWindow(store, layout, memory, budget, advice) if layout.nbytes else None
         self = np.ndarray.__new__(
             cls,
             layout.shape,
@@ -508,25 +510,39 @@ def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
         raise errors._system("system", message, number, None, None, 0) from error  # noqa: SLF001
 
 
-def _window(
-    store: FileStore, layout: Layout, memory: mmap.mmap, budget: Budget, advice: Advice
-) -> Window:
-    from fremap.calibration import Calibration  # `import fremap` does without it
+class _ArrayWindow(Window):
+    """The window of an array: in memory that is the array's, and private with mode "c"."""
 
-    return Window(
-        store,
-        len(memory) // store.page_bytes,
-        first_page=layout.offset // store.page_bytes,
-        prot=Prot.READ if layout.mode == "r" else Prot.WRITE,
-        coherent=True,
-        engine="alias",
-        budget=budget,
-        advice=advice,
-        # Nothing is copied, so there is nothing to measure.
-        calibration=Calibration(alias_extent_pages=1, evict_gap_pages=0, batch_pages=1),
-        _memory=memory,
-        _private=layout.mode == "c",
-    )
+    __slots__ = ()
+
+    def __new__(
+        cls, store: FileStore, layout: Layout, memory: mmap.mmap, budget: Budget, advice: Advice
+    ) -> Self:
+        prot = Prot.READ if layout.mode == "r" else Prot.WRITE
+        self = _core.WindowBase.__new__(
+            cls,
+            store._core,  # noqa: SLF001 - the core's half
+            len(memory) // store.page_bytes,
+            layout.offset // store.page_bytes,
+            "linear",
+            checked_prot(prot),
+            True,
+            "alias",
+            False,
+            False,
+            False,
+            budget,
+            "thread",
+            "auto",
+            _UNMEASURED,
+            advice,
+            memory,
+            layout.mode == "c",
+        )
+        self._store = store
+        self._settings = {"prot": prot, "budget": budget, "tracking": "auto", "advice": advice}
+        self._settings["calibration"] = None
+        return self
 
 
 def _faults() -> tuple[int, int]:

@@ -33,7 +33,6 @@ from fremap.stores import Store
 from fremap.views import Views
 
 if TYPE_CHECKING:
-    import mmap
     from types import TracebackType
     from typing import Self
 
@@ -173,10 +172,8 @@ class Window(Views):
         tracking: Tracking = "auto",
         advice: Advice = "auto",
         calibration: Calibration | None = None,
-        _memory: mmap.mmap | None = None,
-        _private: bool = False,
     ) -> Self:
-        """Map the window; see the class. `memmap` has it in memory of its own, also private."""
+        """Map the window; see the class."""
         if not isinstance(store, Store):
             raise PageTypeError(
                 f"Window: store must be a store, not {type(store).__name__}; fremap.open() makes "
@@ -203,13 +200,13 @@ class Window(Views):
             chosen("tracking", tracking),
             measured(calibration),
             chosen("advice", advice),
-            _memory,
-            _private,
+            None,
+            False,
         )
         self._store = store
         self._settings = {"prot": prot, "budget": budget, "tracking": tracking, "advice": advice}
         self._settings["calibration"] = calibration
-        if self.writable and not (self.coherent or _private):
+        if self.writable and not self.coherent:
             flush_at_exit(self)
         return self
 

@@ -32,7 +32,10 @@ def public_names() -> Iterator[str]:
             if name.startswith("__") or inspect.ismodule(thing) or not callable(thing):
                 continue
             # By the module that has it: a function or class may have the name of its module.
-            where = f"{getattr(thing, '__module__', module_name)}.{name}"
+            home = getattr(thing, "__module__", module_name)
+            if not home.startswith("fremap"):
+                home = thing.__new__.__module__  # `memmap` says that it is NumPy's
+            where = f"{home}.{name}"
             yield where
             if not inspect.isclass(thing):
                 continue
