@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
+from fremap.bench.memory import MemoryGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,3 +292,35 @@ def test_pickle_opens_the_file_that_the_descriptor_has(
     data = pickle.dumps(fremap.memmap("file", mode="r"))
     monkeypatch.chdir(tmp_path / "b")
     assert pickle.loads(data).tobytes() == b"a" * 64
+
+
+# Limits
+
+
+IN_A_GROUP = """
+import os, sys, fremap, numpy as np
+input()
+array = fremap.memmap(sys.argv[1], np.uint8, "r")
+assert array[::4096].sum() == array.sum() == 0
+print(array.stats().blocks_trimmed)
+"""
+
+
+@pytest.mark.needs("memory_cgroup")
+@pytest.mark.parametrize("parent", [False, True])
+def test_a_default_array_is_scanned_under_a_limit_of_memory(tmp_path: Path, parent: bool) -> None:
+    """In its own group's limit, and in a parent's."""
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    made = MemoryGroup.new("memmap")
+    assert made is not None
+    with made as group, ExitStack() as inner:
+        command = [sys.executable, "-c", IN_A_GROUP, path]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        group.limit_further(300 << 20)
+        where = inner.enter_context(group.child()) if parent else group
+        where.add(process.pid)
+        output, _ = process.communicate(b"\n", timeout=300)
+        assert process.returncode == 0
+        assert int(output) > 0

@@ -51,6 +51,12 @@ class MemoryGroup:
                     continue
             return
 
+    def child(self) -> "MemoryGroup":
+        """Make a group in this one, with no limit of its own."""
+        path = self._path / "child"
+        path.mkdir()
+        return MemoryGroup(path, version=1 if self._usage == "memory.usage_in_bytes" else 2)
+
     def add(self, pid: int) -> None:
         """Put a process into it."""
         (self._path / "cgroup.procs").write_text(str(pid), encoding="ascii")
