@@ -22,8 +22,9 @@ const BYTES_A_MICROSECOND: u64 = 64 << 10;
 /// The trimmer looks so often at least, while pages are mapped, and at most.
 const LONGEST: Duration = Duration::from_millis(20);
 const SHORTEST: Duration = Duration::from_micros(200);
-/// Looks that find nothing new before the trimmer sleeps until the process is busy.
-const QUIET_LOOKS: u32 = 8;
+/// So long nothing new is found before the trimmer sleeps until the process is busy: longer
+/// than a thread waits for a device.
+const QUIET: Duration = Duration::from_millis(30);
 /// Longest pause of a limit that cannot be kept because the kernel keeps the pages.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Blocks that are asked about at once where each page is an entry to be read.
@@ -75,7 +76,8 @@ pub(super) struct Watch {
     looked: Instant,
     /// What was mapped in a microsecond lately, in bytes.
     rate: u64,
-    quiet: u32,
+    /// When something new was found the last time.
+    grew: Instant,
     complained: bool,
     /// Faults that waited for a device, at the last look at how windows are touched.
     major_faults: u64,
@@ -99,7 +101,7 @@ impl Watch {
             last: 0,
             looked: Instant::now(),
             rate: BYTES_A_MICROSECOND,
-            quiet: 0,
+            grew: Instant::now(),
             complained: false,
             major_faults: process_major_faults(),
             next_shapes: Instant::now(),
@@ -137,7 +139,7 @@ impl Watch {
             return;
         }
         self.version = version;
-        self.quiet = 0;
+        self.grew = Instant::now();
         let current: Vec<Arc<Watched>> = trimmer.state().windows.clone();
         let gone: Vec<u64> = self
             .windows
@@ -193,7 +195,9 @@ impl Watch {
     /// Looks how much is mapped, and has some of it unmapped where that is too much.
     fn look(&mut self) -> Result<(), Errno> {
         let mapped = self.mapped.now()?;
-        self.quiet = if mapped > self.last { 0 } else { self.quiet.saturating_add(1) };
+        if mapped > self.last {
+            self.grew = Instant::now();
+        }
         let elapsed = self.looked.elapsed().as_micros().max(1) as u64;
         let rate = mapped.saturating_sub(self.last) / elapsed;
         // Falls slowly: what was fast once may be so again.
@@ -343,7 +347,7 @@ impl Watch {
         let growth = self.last.saturating_sub(self.base);
         let pause = Duration::from_micros(left.saturating_sub(growth) / (2 * self.rate));
         let pause = pause.clamp(SHORTEST, LONGEST);
-        if self.quiet < QUIET_LOOKS {
+        if self.grew.elapsed() < QUIET {
             self.timer.wait(Some(pause));
         } else {
             self.timer.wait_busy(pause);
