@@ -17,6 +17,7 @@ __all__ = [
     "Taken",
     "WindowBase",
     "__version__",
+    "available_memory",
     "calibrate",
     "capabilities",
     "clear_failures",
