@@ -90,7 +90,7 @@ class Calibration:
 
 # What windows of this process use, by the path it was read from. Two threads that begin
 # together may both read; no lock, which a fork could leave locked.
-_known: dict[Path | None, Calibration] = {}
+_known: dict[str | None, Calibration] = {}
 
 
 def cache_path() -> Path | None:
@@ -104,12 +104,18 @@ def cache_path() -> Path | None:
     """
     from pathlib import Path
 
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    path = _cache_file()
+    return None if path is None else Path(path)
+
+
+def _cache_file() -> str | None:
+    """Return the path by strings alone: a window imports nothing, as it may lack descriptors."""
+    root: str | None = os.environ.get("XDG_CACHE_HOME", "")
     # The specification of XDG says that a relative path is to be ignored.
-    root = Path(base) if base.startswith("/") else None
-    if root is None and (home := _home()) is not None:
-        root = Path(home) / ".cache"
-    return None if root is None else root / "fremap" / "calibration.json"
+    if not os.path.isabs(root or ""):
+        home = _home()
+        root = None if home is None else os.path.join(home, ".cache")
+    return None if root is None else os.path.join(root, "fremap", "calibration.json")
 
 
 def _home() -> str | None:
@@ -171,7 +177,7 @@ def load() -> Calibration:
     Reads one small file, once a process; measures and writes nothing. Any number of
     threads and processes.
     """
-    path = cache_path()
+    path = _cache_file()
     known = _known.get(path)
     if known is not None:
         return known
@@ -196,7 +202,7 @@ def kept() -> Calibration | None:
     Calibration or None
         None where nothing usable is kept.
     """
-    entries, _ = _read(cache_path())
+    entries, _ = _read(_cache_file())
     return entries.get(_machine())
 
 
@@ -226,7 +232,7 @@ def save(calibration: Calibration) -> None:
         )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries, _ = _read(path)
+        entries, _ = _read(os.fspath(path))
         key = _machine()
         entries.pop(key, None)  # so that it becomes the newest
         entries[key] = calibration
@@ -238,7 +244,7 @@ def save(calibration: Calibration) -> None:
             "pass Window(calibration=...)",
             str(path),
         ) from error
-    _known[path] = calibration
+    _known[os.fspath(path)] = calibration
 
 
 def _replace(path: Path, entries: dict[str, Calibration]) -> None:
@@ -256,13 +262,15 @@ def _replace(path: Path, entries: dict[str, Calibration]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _read(path: Path | None) -> tuple[dict[str, Calibration], str]:
+def _read(path: str | None) -> tuple[dict[str, Calibration], str]:
     """Return the kept calibrations by machine, and what is wrong with the file if it is damaged."""
-    import json
-
     try:
         text = None if path is None else _text(path)
-        return ({} if text is None else _parse(json.loads(text))), ""
+        if text is None:
+            return {}, ""
+        import json
+
+        return _parse(json.loads(text)), ""
     # A file that nests deeply is a RecursionError; what is no calibration at all, an ArgumentError.
     except (ValueError, RecursionError) as error:
         return {}, f"is damaged ({_short(error)})"
@@ -270,7 +278,7 @@ def _read(path: Path | None) -> tuple[dict[str, Calibration], str]:
         return {}, f"cannot be read ({error.strerror})"
 
 
-def _text(path: Path) -> str | None:
+def _text(path: str) -> str | None:
     """Return what the file holds, or None where there is none for this user."""
     try:
         # Nobody may write to a FIFO in its place, and a terminal is not to become this process's.

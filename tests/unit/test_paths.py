@@ -39,13 +39,13 @@ DOORS = [by_store, by_memmap, by_rows, by_list_of_rows]
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`work/link/../f` is `real/f` to the kernel, and `work/f` to `os.path.abspath`."""
+    """`tree/link/../f` is `real/f` to the kernel, and `tree/f` to `os.path.abspath`."""
     (tmp_path / "real" / "sub").mkdir(parents=True)
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "link").symlink_to(tmp_path / "real" / "sub")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "link").symlink_to(tmp_path / "real" / "sub")
     (tmp_path / "real" / "f").write_bytes(b"real")
-    (tmp_path / "work" / "f").write_bytes(b"work")
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "tree" / "f").write_bytes(b"tree")
+    monkeypatch.chdir(tmp_path / "tree")
     return tmp_path
 
 
@@ -55,8 +55,8 @@ def test_the_kernel_resolves_links_and_dots(
     tree: Path, door: Callable[[Any], bytes], kind: Callable[[str], Any]
 ) -> None:
     assert door(kind("link/../f")) == b"real"
-    assert door(kind(f"{tree}/work/link/../f")) == b"real"
-    assert door(kind("./f")) == b"work"
+    assert door(kind(f"{tree}/tree/link/../f")) == b"real"
+    assert door(kind("./f")) == b"tree"
 
 
 def test_a_new_file_is_made_where_the_kernel_says(tree: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_new_file_is_made_where_the_kernel_says(tree: Path) -> None:
     assert (tree / "real" / "f").stat().st_size == 4096
     fremap.memmap("link/../g", np.uint8, "w+", shape=4)
     assert (tree / "real" / "g").stat().st_size == 4
-    assert (tree / "work" / "f").read_bytes() == b"work"
+    assert (tree / "tree" / "f").read_bytes() == b"tree"
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -93,7 +93,7 @@ def test_relative_paths_survive_chdir_and_pickle(
 ) -> None:
     with fremap.open("link/../f") as store, fremap.rows("link/../f", np.uint8, 4) as rows:
         array = fremap.memmap("link/../f", np.uint8, "r")
-        assert store.path == f"{tree}/work/link/../f"
+        assert store.path == f"{tree}/tree/link/../f"
         pickles = [pickle.dumps(thing) for thing in (store, rows, array)]
         monkeypatch.chdir("/")
         assert bytes(rows[0]) == b"real"  # opened here for the first time
@@ -115,4 +115,4 @@ def test_a_current_directory_that_is_gone(tree: Path, monkeypatch: pytest.Monkey
     (tree / "gone").rmdir()
     with pytest.raises(fremap.StoreError, match="current directory"):
         fremap.open("f")
-    assert by_store(tree / "work" / "f") == b"work"
+    assert by_store(tree / "tree" / "f") == b"tree"
