@@ -630,10 +630,13 @@ def _bank(
         engine=engine,
         # Copies, where the choice is left: whether aliases pay is known by now.
         coherent=False if engine == "auto" else None,
-        budget=budget,
+        # The slots of engine "alias" are the page cache's, which is not the bank's to trim.
+        budget=None if engine == "alias" else budget,
         calibration=calibration,
     )
     limit = window.stats().budget_bytes
+    if engine == "alias" and isinstance(budget, int) and budget < page_count * store.page_bytes:
+        limit = budget
     if limit:
         window.close()
         raise BudgetError(

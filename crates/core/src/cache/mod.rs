@@ -212,6 +212,47 @@ impl Cache {
         }
     }
 
+    /// Appends up to `count` pages to `out` that are likely to leave next and are `wanted`.
+    /// They stay in.
+    pub fn next(
+        &self,
+        count: usize,
+        wanted: impl Fn(WindowPage) -> bool,
+        out: &mut Vec<WindowPage>,
+    ) {
+        let on_probation = (0..self.probation.len).map(|at| self.after(self.probation.start, at));
+        // As one that is drawn, and those behind it, which leave where it may not.
+        let drawn = below(mix(self.draws + 1), self.protected.len.max(1));
+        let protected = (0..self.protected.len).map(|at| {
+            let position = (drawn + at) % self.protected.len;
+            self.after(self.protected.start, position)
+        });
+        let page = |slot: usize| WindowPage(self.slots[slot].into());
+        if self.probation.len > self.capacity / PROBATION_PART {
+            let slots = on_probation.chain(protected);
+            out.extend(slots.map(page).filter(|&page| wanted(page)).take(count));
+        } else {
+            let slots = protected.chain(on_probation);
+            out.extend(slots.map(page).filter(|&page| wanted(page)).take(count));
+        }
+    }
+
+    /// A page leaves that is in; says whether it was. It is remembered as a ghost.
+    pub fn left(&mut self, page: WindowPage, file_page: FilePage) -> bool {
+        let was_in = self.removed(page);
+        if was_in {
+            self.ghosts.remember(file_page);
+        }
+        was_in
+    }
+
+    /// A victim stays after all, as it was changed: it is the last on probation.
+    pub fn stayed(&mut self, page: WindowPage, file_page: FilePage) {
+        self.ghosts.take(file_page);
+        self.reserve(1);
+        self.inserted(page, file_page);
+    }
+
     /// Makes the budget `capacity_pages` pages. Nothing leaves: [`excess`](Self::excess)
     /// says how many have to. Allocates; the ghosts are forgotten if their number
     /// is off by more than a factor of two (so they may be 4 bytes a page after it).

@@ -3,15 +3,19 @@
 //! Counted are the pages that are present, the page tables of the window, the staging
 //! memory and limbo, and what the store's source map has mapped. A fault that finds the
 //! budget full evicts a batch before it loads its page; a call evicts for each chunk, and
-//! never what it has brought itself. A fault cannot be refused: where nothing may leave
-//! (all is pinned, or cannot be written) it goes beyond the budget.
+//! never what it has brought itself. A fault cannot be refused, and never waits for a write
+//! to a file ([`Cleaner`]): where nothing may leave (all is pinned, or was changed and is not
+//! written yet) it goes beyond the budget.
 
+use std::collections::{HashSet, VecDeque};
+
+use super::cleaner::Cleaner;
 use super::frames::{Frames, Tracking};
 use super::limbo::{Limbo, LIMBO_BYTES};
 use super::page_tables::block_bytes;
 use super::{Cached, Shared, Spare, State};
 use crate::cache::Cache;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Uninterruptible};
 use crate::memory::{GiveBack, Reservation};
 use crate::plan::Members;
 use crate::store::{SourceLimit, Store};
@@ -32,6 +36,12 @@ const CLUSTER_BYTES: u64 = 256 << 10;
 /// Pages that a budget has to have room for: one batch of victims.
 const LEAST_PAGES: u64 = 64;
 
+/// Pages that are kept clean for faults, at most and at least.
+const MOST_CLEANED: u64 = 1024;
+const LEAST_CLEANED: u64 = 64;
+/// The part of a budget's pages that are kept clean.
+const CLEANED_PART: u64 = 8;
+
 /// What keeps a window within its budget.
 #[derive(Debug)]
 pub struct Room {
@@ -41,6 +51,10 @@ pub struct Room {
     /// Staging memory, limbo of calls and of faults.
     fixed_bytes: u64,
     cache: Cache,
+    /// Pages that were written lately, so that a fault can evict them; the oldest first.
+    cleaned: VecDeque<WindowPage>,
+    /// A fault has found no clean page, and none was written since.
+    all_changed: bool,
 }
 
 /// Pages that are read at once for faults that run forwards, at most.
@@ -140,8 +154,14 @@ impl Room {
     ) -> Self {
         let fixed_bytes = division.fixed_bytes;
         let source_limit = store.limit_source_map(budget.bytes() / SOURCE_PART);
-        let mut room =
-            Self { budget, _source_limit: source_limit, fixed_bytes, cache: Cache::new(0) };
+        let mut room = Self {
+            budget,
+            _source_limit: source_limit,
+            fixed_bytes,
+            cache: Cache::new(0),
+            cleaned: VecDeque::with_capacity(MOST_CLEANED as usize),
+            all_changed: false,
+        };
         room.follow(store.page_size(), page_count);
         room
     }
@@ -187,6 +207,13 @@ fn may_leave(entry: Entry) -> Option<FilePage> {
     }
 }
 
+impl Room {
+    /// Pages that are to be clean, so that faults find some to evict.
+    fn wanted_clean(&self) -> u64 {
+        (self.cache.capacity() / CLEANED_PART).clamp(LEAST_CLEANED, MOST_CLEANED / 2)
+    }
+}
+
 impl State {
     /// Notes that a page's word changes, before it does.
     pub(super) fn note_change(&mut self, page: WindowPage, new: Entry) {
@@ -210,6 +237,13 @@ impl State {
         Some((budget_bytes, page.index_of(budget_bytes.saturating_sub(taken))))
     }
 
+    /// How many pages have to leave for `coming` more; None if all fit.
+    fn excess(&self, coming: u64, source_bytes: u64) -> Option<u64> {
+        let (_, allowed) = self.allowed(source_bytes)?;
+        let excess = (self.table.counts().present + coming).saturating_sub(allowed);
+        (excess > 0).then_some(excess)
+    }
+
     /// The next victims, if `coming` more pages are too many.
     fn choose_victims(
         &mut self,
@@ -217,11 +251,7 @@ impl State {
         source_bytes: u64,
         keep: Option<&Members>,
     ) -> Option<Vec<WindowPage>> {
-        let (_, allowed) = self.allowed(source_bytes)?;
-        let excess = (self.table.counts().present + coming).saturating_sub(allowed);
-        if excess == 0 {
-            return None;
-        }
+        let excess = self.excess(coming, source_bytes)?;
         let (page_size, page_count) = (self.page_tables.page_size(), self.table.page_count());
         let room = self.room.as_mut()?;
         room.follow(page_size, page_count);
@@ -244,6 +274,75 @@ impl State {
         room.cache.victims(count, shows, &mut victims);
         victims.sort_unstable();
         Some(victims)
+    }
+
+    /// Up to `excess` victims, or a batch, that were not changed as far as the table knows:
+    /// first of all those that were written lately. `few` is set where more should be written.
+    fn choose_clean(&mut self, excess: u64, few: &mut bool) -> Vec<WindowPage> {
+        let (table, staying) = (&self.table, self.staying.as_ref());
+        let Some(room) = &mut self.room else { return Vec::new() };
+        let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
+        let mut victims = Vec::with_capacity(count);
+        let shows = |page: WindowPage| {
+            let entry = table.get(page);
+            let stays = entry.held()
+                || entry.unsaved()
+                || staying.is_some_and(|all: &Members| all.contains(page));
+            if stays {
+                None
+            } else {
+                may_leave(entry)
+            }
+        };
+        let wrote = !room.cleaned.is_empty();
+        while victims.len() < count {
+            let Some(page) = room.cleaned.pop_front() else { break };
+            if shows(page).is_some_and(|file_page| room.cache.left(page, file_page)) {
+                victims.push(page);
+            }
+        }
+        *few = wrote && (room.cleaned.len() as u64) < LEAST_CLEANED;
+        if victims.is_empty() && !room.all_changed {
+            room.cache.victims(count, shows, &mut victims);
+            room.all_changed = victims.is_empty();
+        }
+        victims.sort_unstable();
+        victims
+    }
+
+    /// Victims that were changed stay, and are not looked at again soon.
+    fn keep_changed(&mut self, victims: &[WindowPage]) {
+        let Some(room) = &mut self.room else { return };
+        for &page in victims {
+            if let Some(file_page) = may_leave(self.table.get(page)) {
+                room.cache.stayed(page, file_page);
+            }
+        }
+    }
+
+    /// Up to `most` of the pages that leave next, to be written if they were changed.
+    pub(super) fn leaving_next(&mut self, most: usize) -> Vec<WindowPage> {
+        let table = &self.table;
+        let Some(room) = &mut self.room else { return Vec::new() };
+        let mut pages = Vec::with_capacity(most);
+        let cleaned: HashSet<WindowPage> = room.cleaned.iter().copied().collect();
+        let wanted = |page: WindowPage| {
+            let entry = table.get(page);
+            let busy = entry.held() || entry.writing();
+            !busy && may_leave(entry).is_some() && !cleaned.contains(&page)
+        };
+        if (room.cleaned.len() as u64) < room.wanted_clean() {
+            room.cache.next(most, wanted, &mut pages);
+        }
+        pages
+    }
+
+    /// Notes that pages were written; says whether more should be.
+    pub(super) fn note_cleaned(&mut self, pages: &[WindowPage]) -> bool {
+        let Some(room) = &mut self.room else { return false };
+        room.cleaned.extend(pages);
+        room.all_changed = false;
+        (room.cleaned.len() as u64) < room.wanted_clean()
     }
 
     /// Victims that could not leave are candidates again.
@@ -296,6 +395,15 @@ impl<F: Frames> Shared<F> {
                 evicted.map_err(fail)?;
                 continue;
             }
+            drop(state);
+            // Nobody waits for a page while it is written. What is stored to it since is
+            // written below, if there is any.
+            let cleaned = self.clean(operation, &victims, &Uninterruptible);
+            let mut state = self.state.lock();
+            if cleaned.is_err() {
+                state.take_back(&victims);
+            }
+            cleaned?;
             for &page in &victims {
                 let entry = state.get(page);
                 state.set(page, entry.with_held(true));
@@ -312,6 +420,61 @@ impl<F: Frames> Shared<F> {
             drop(state);
             self.let_go(&victims);
             evicted?;
+        }
+    }
+
+    /// Evicts pages until `coming` more fit into the budget, but only such as need not be
+    /// written; says whether they fit. Has others be written where there are few.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn make_clean_room(
+        &self,
+        coming: u64,
+        limbo: &mut Option<Limbo>,
+        cleaner: &Cleaner,
+    ) -> Result<bool> {
+        let fail = |errno| Error::system("fault", errno);
+        loop {
+            let source_bytes = self.source_bytes();
+            let mut state = self.state.lock();
+            let Some(excess) = state.excess(coming, source_bytes) else { return Ok(true) };
+            let mut few = false;
+            let victims = state.choose_clean(excess, &mut few);
+            let mut changed = Vec::new();
+            let evicted = if self.frames.tracking() == Some(Tracking::Kernel) {
+                for &page in &victims {
+                    let entry = state.get(page);
+                    state.set(page, entry.with_held(true));
+                }
+                drop(state);
+                let taken = self.take_out_clean("fault", limbo, &victims);
+                state = self.state.lock();
+                changed.extend(victims.iter().copied().filter(|&page| state.get(page).present()));
+                let gone = victims.iter().copied().filter(|&page| !state.get(page).present());
+                let gone: Vec<WindowPage> = gone.collect();
+                let dropped = self.evict_locked(&mut state, gone.into_iter(), None).map_err(fail);
+                taken.and(dropped)
+            } else {
+                // What is stored to them is a fault, which waits for the lock.
+                self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
+            };
+            if evicted.is_err() {
+                state.take_back(&victims);
+            } else {
+                state.keep_changed(&changed);
+            }
+            drop(state);
+            if self.frames.tracking() == Some(Tracking::Kernel) {
+                self.let_go(&victims);
+            }
+            evicted?;
+            if few || !changed.is_empty() {
+                cleaner.ask();
+            }
+            if victims.is_empty() {
+                return Ok(false);
+            }
         }
     }
 

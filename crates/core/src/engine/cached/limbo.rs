@@ -160,6 +160,41 @@ impl<F: Frames> Shared<F> {
         outcome.map(|()| emptied)
     }
 
+    /// Takes pages out of the window that were not changed. `pages` are sorted, and held.
+    /// Afterwards they are absent and held, but for those that were changed, which are back.
+    ///
+    /// # Errors
+    /// The kernel's: all are back.
+    pub(super) fn take_out_clean(
+        &self,
+        operation: &'static str,
+        limbo: &mut Option<Limbo>,
+        pages: &[WindowPage],
+    ) -> Result<()> {
+        let fail = |errno| Error::system(operation, errno);
+        let pages = self.without_lost(pages.to_vec()).map_err(fail)?;
+        let mut rest = &pages[..];
+        while !rest.is_empty() {
+            let mut room = match limbo.take() {
+                Some(room) => room,
+                None => Limbo::new(&self.frames, self.store.page_size()).map_err(fail)?,
+            };
+            let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
+            rest = behind;
+            for (slot, &page) in some.iter().enumerate() {
+                self.content_of(page).copy_to(room.copy(slot));
+            }
+            let taken = self.move_to_limbo(&mut room, some);
+            if let Ok(taken) = &taken {
+                self.bring_back(&room, taken.iter().filter(|taken| taken.dirty));
+            }
+            // What could not be emptied is not used again.
+            *limbo = room.empty(&self.frames, false).is_ok().then_some(room);
+            taken.map_err(fail)?;
+        }
+        Ok(())
+    }
+
     fn move_to_limbo(&self, limbo: &mut Limbo, pages: &[WindowPage]) -> Result<Vec<Taken>, Errno> {
         let page_size = self.store.page_size();
         let mut state = self.state.lock();

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 mod access;
 mod budget;
+mod cleaner;
 mod frames;
 mod grown;
 mod limbo;
@@ -40,6 +41,7 @@ mod state;
 
 use budget::Room;
 pub use budget::{cluster_pages, divide, whole_bytes, Division};
+pub use cleaner::Cleaner;
 pub use frames::{Before, Filled, Frames, Tracking};
 pub use limbo::Limbo;
 use load::{Call, Step, STEP_PAGES};

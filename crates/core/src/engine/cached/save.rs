@@ -100,7 +100,16 @@ impl<F: Frames> Cached<F> {
         keep: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let held = self.hold(pages, interrupt)?;
+        let pages: Vec<WindowPage> = pages.collect();
+        if matches!(self.shared.frames.tracking(), Some(Tracking::Kernel | Tracking::Faults)) {
+            // Who holds a page while it is written would wait for a fault on it that has the
+            // file locked. What is stored to it after this is written below, if there is any.
+            let mut sorted = pages.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            self.shared.clean(operation, &sorted, interrupt)?;
+        }
+        let held = self.hold(pages.into_iter(), interrupt)?;
         // Locked by who has the turn alone.
         let mut limbo = lock(&self.limbo);
         self.shared.save(operation, &mut limbo, &held.pages, keep)?;
@@ -275,7 +284,10 @@ impl<F: Frames> Shared<F> {
 
     /// The pages that the kernel still has; the others are absent from now on, or whoever
     /// touches them here would wait for himself.
-    fn without_lost(&self, mut pages: Vec<WindowPage>) -> Result<Vec<WindowPage>, Errno> {
+    pub(super) fn without_lost(
+        &self,
+        mut pages: Vec<WindowPage>,
+    ) -> Result<Vec<WindowPage>, Errno> {
         let mut lost = Vec::new();
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
@@ -401,7 +413,7 @@ impl<F: Frames> Shared<F> {
 
     /// Marks what was stored to `pages` (each named once) as being written. Waits for
     /// others who write them.
-    fn begin_writing(
+    pub(super) fn begin_writing(
         &self,
         operation: &'static str,
         pages: &[WindowPage],
@@ -434,7 +446,7 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Writes pages that are marked so, in the order of the file.
-    fn write_pages(
+    pub(super) fn write_pages(
         &self,
         operation: &'static str,
         writing: &[Writing],
@@ -497,7 +509,7 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Ends the writing of pages: they are clean, or dirty as before.
-    fn end_writing(&self, writing: &[Writing], saved: bool) {
+    pub(super) fn end_writing(&self, writing: &[Writing], saved: bool) {
         let mut state = self.state.lock();
         for page in writing {
             let entry = state.get(page.window_page);

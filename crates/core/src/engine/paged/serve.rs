@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Frames, Limbo, ReadIndex, Shared, Spare, State};
+use crate::engine::cached::{offset_of, Cleaner, Frames, Limbo, ReadIndex, Shared, Spare, State};
 use crate::engine::lock;
 use crate::error::{self, Uninterruptible};
 use crate::fault::Serve;
@@ -18,6 +18,9 @@ use crate::sys::thread::send_segv;
 use crate::sys::uffd::{Fault, Partial, Uffd};
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, PageSize, Prot, Run, WindowPage};
+
+/// How often a fault waits for pages to be written until it goes beyond the budget.
+const MOST_WAITS: u32 = 32;
 
 /// A fault that is being served.
 #[derive(Clone, Copy, Debug)]
@@ -349,6 +352,9 @@ pub(super) struct Server {
     limbo: Mutex<Option<Limbo>>,
     /// and in one that is read.
     spare: Mutex<Option<Spare>>,
+    /// Writes changed pages before they have to leave, in a window that is written and has a
+    /// budget.
+    cleaner: Option<Cleaner>,
 }
 
 impl Server {
@@ -366,7 +372,9 @@ impl Server {
         let spare =
             recycles.then(|| Spare::new(frames, shared.page(), cluster_pages)).transpose()?;
         let (buffer, limbo, spare) = (Mutex::new(buffer), Mutex::new(None), Mutex::new(spare));
-        Ok(Self { shared, buffer, cluster_pages, limbo, spare })
+        let cleans = evicts && shared.frames.tracking.is_some();
+        let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
+        Ok(Self { shared, buffer, cluster_pages, limbo, spare, cleaner })
     }
 
     fn attempt(&self, attempt: &Attempt, fault: Fault) -> Served {
@@ -390,7 +398,7 @@ impl Server {
         // A fault cannot be refused: where nothing may leave, or a changed page cannot be
         // written, the window is larger than its budget by one page for a while.
         let mut attempt = *attempt;
-        if !self.has_room(&attempt) {
+        if !self.has_room(&attempt, true) {
             attempt.run.count = 1;
         }
         let page_count = shared.page().index_of(shared.frames.region.len() as u64);
@@ -406,10 +414,23 @@ impl Server {
     }
 
     /// Whether the pages of an attempt fit into the budget, now that others have left for them.
-    fn has_room(&self, attempt: &Attempt) -> bool {
+    /// `waits`: a moment, where others have to be written first.
+    fn has_room(&self, attempt: &Attempt, waits: bool) -> bool {
         let (mut limbo, mut spare) = (lock(&self.limbo), lock(&self.spare));
         let count = attempt.run.count;
-        self.shared.make_room("fault", count, None, &mut limbo, spare.as_mut()).is_ok()
+        let Some(cleaner) = &self.cleaner else {
+            return self.shared.make_room("fault", count, None, &mut limbo, spare.as_mut()).is_ok();
+        };
+        // While pages are written the fault waits for them: not for ever, as what is written
+        // can be changed again at once.
+        for _ in 0..if waits { MOST_WAITS } else { 1 } {
+            match self.shared.make_clean_room(count, &mut limbo, cleaner) {
+                Ok(true) => return true,
+                Ok(false) if waits && cleaner.wait() => {}
+                Ok(false) | Err(_) => return false,
+            }
+        }
+        false
     }
 
     /// Takes the faults that wait, but for those of pages of an attempt that are shown by
@@ -534,7 +555,7 @@ impl Serve for Server {
         let read = begun.is_some_and(|attempt| {
             // What cannot be read is said when it is touched.
             let then = |state: &mut State| self.take_waiting(state, &attempt, waiting);
-            let loaded = self.has_room(&attempt)
+            let loaded = self.has_room(&attempt, false)
                 && matches!(self.load(&attempt, Toucher::Nobody, then), Ok(Served::Ended));
             let mut state = shared.state.lock();
             state.reads.end(attempt.read);
