@@ -269,11 +269,14 @@ class Batches(ClosedOnExit):
 
     def _end_threads(self) -> None:
         """Begin no read any more, and wait for those under way."""
-        readers, self._readers = self._readers, None
-        self._reads = {}
+        readers = self._readers
         if readers is not None:
             readers.end()
+        self._reads = {}
+        if readers is not None:
             readers.join()
+        # Forgotten last: an interrupt before has the next call end them.
+        self._readers = None
 
     def state(self) -> State:
         """Return what it takes to go on from here, in another process or on another day.
@@ -298,12 +301,6 @@ class Batches(ClosedOnExit):
         self._closed = True
         with self._lock:
             self._end_threads()
-
-    def __del__(self) -> None:
-        """Let the threads go, without waiting for them."""
-        readers = getattr(self, "_readers", None)
-        if readers is not None and self._pid == os.getpid():
-            readers.end()
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import threading
 import weakref
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -78,13 +79,16 @@ class Readers:
         Threads at most.
     """
 
-    __slots__ = ("__weakref__", "_most", "_take", "_threads", "_waiting")
+    __slots__ = ("__weakref__", "_dropped", "_most", "_take", "_threads", "_waiting")
 
     def __init__(self, take: Callable[..., npt.NDArray[Any]], most: int) -> None:
         self._take = take
         self._most = most
         self._threads: list[threading.Thread] = []
         self._waiting: SimpleQueue[Read | None] = SimpleQueue()
+        # Ends the threads where this object is dropped, with no Python in it that a signal
+        # handler could interrupt. The threads keep it.
+        self._dropped = weakref.ref(self, partial(self._waiting.put, None))
         if not _all:
             atexit.register(_end_all)
         _all.add(self)
@@ -104,7 +108,10 @@ class Readers:
     def _start_thread(self) -> None:
         # Daemons, as one that waits for work must not keep the interpreter from its end.
         thread = threading.Thread(
-            target=_serve, args=(self._waiting, self._take), name="fremap-batches", daemon=True
+            target=_serve,
+            args=(self._waiting, self._take, self._dropped),
+            name="fremap-batches",
+            daemon=True,
         )
         # Noted first: an interrupt may come when it runs already.
         self._threads.append(thread)
@@ -128,8 +135,7 @@ class Readers:
                 self._waiting.get_nowait()
         except Empty:
             pass
-        for _ in self._threads:
-            self._waiting.put(None)
+        self._waiting.put(None)
 
     def join(self) -> None:
         """Wait for the reads under way, after `end`."""
@@ -140,11 +146,16 @@ _all: weakref.WeakSet[Readers] = weakref.WeakSet()
 _running: set[threading.Thread] = set()
 
 
-def _serve(waiting: SimpleQueue[Read | None], take: Callable[..., npt.NDArray[Any]]) -> None:
+def _serve(
+    waiting: SimpleQueue[Read | None],
+    take: Callable[..., npt.NDArray[Any]],
+    _dropped: weakref.ref[Readers],
+) -> None:
     """Read what is to be read, until there is no more."""
     while (read := waiting.get()) is not None:
         read.run(take)
         del read  # and its memory with it
+    waiting.put(None)  # for the next thread
     _running.discard(threading.current_thread())
 
 

@@ -7,35 +7,41 @@ without a system call; the others are read all in flight together.
 
 from __future__ import annotations
 
-import math
 import os
-import stat
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 
-from fremap import _core, formats
-from fremap.arguments import absolute_path, filled_memory, quantity
+from fremap import _core
+from fremap.arguments import filled_memory, quantity
 from fremap.closing import ClosedOnExit
 from fremap.errors import (
     ArgumentError,
     ClosedError,
-    FormatError,
     MemoryLimitError,
     PageTypeError,
-    StoreError,
 )
-from fremap.errors import _system as system_error
-from fremap.formats import MAX_AXES, Header, Table
+from fremap.formats import MAX_AXES
 from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import checked_budget
-from fremap.stores import FileStore, Store
+from fremap.shards import (
+    Asked,
+    Kind,
+    RowsSource,
+    Shard,
+    checked_shape,
+    found_again,
+    look,
+    name_of,
+    named_files,
+)
+from fremap.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import ThreadPoolExecutor
-    from typing import Self, Unpack
+    from typing import Unpack
 
     import numpy.typing as npt
 
@@ -46,34 +52,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
-PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-RowsSource: TypeAlias = "PathLike | Store | Sequence[PathLike | Store]"
-
 # Takes of `take_async` that one object has under way at once; more wait. One fills a
 # device's queue, and a processor is left to the event loop where there are several.
 _MOST_ASYNC_THREADS = 4
-
-
-class _Shard(NamedTuple):
-    """A file and where its rows lie; `identity` is (device, inode), of a store nothing."""
-
-    file: str | bytes | Store
-    identity: tuple[int, int]
-    size: int
-    data_offset: int
-    row_count: int
-
-
-class _Kind(NamedTuple):
-    """What all rows are."""
-
-    dtype: np.dtype[Any]
-    dtype_name: str
-    row_shape: tuple[int, ...]
-
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.row_shape) * self.dtype.itemsize
 
 
 class Rows(ClosedOnExit):
@@ -152,20 +133,20 @@ class Rows(ClosedOnExit):
         tensor: str | None = None,
         budget: Literal["auto"] | int | None = "auto",
     ) -> None:
-        asked = _Asked(
+        asked = Asked(
             None if dtype is None else np.dtype(dtype),
-            None if row_shape is None else _checked_shape(row_shape),
+            None if row_shape is None else checked_shape(row_shape),
             quantity("rows: offset", offset),
             tensor,
         )
-        kinds: list[_Kind] = []
-        shards: list[_Shard] = []
-        for file in _files(source):
-            shard, kind = _look(file, asked)
+        kinds: list[Kind] = []
+        shards: list[Shard] = []
+        for file in named_files(source):
+            shard, kind = look(file, asked)
             if kinds and kind != kinds[0]:
                 raise ArgumentError(
-                    f"rows: {_name(file)} has rows of {kind.dtype_name} {kind.row_shape}, "
-                    f"{_name(shards[0].file)} of {kinds[0].dtype_name} {kinds[0].row_shape}; "
+                    f"rows: {name_of(file)} has rows of {kind.dtype_name} {kind.row_shape}, "
+                    f"{name_of(shards[0].file)} of {kinds[0].dtype_name} {kinds[0].row_shape}; "
                     "all must be alike"
                 )
             kinds.append(kind)
@@ -173,7 +154,7 @@ class Rows(ClosedOnExit):
         self._begin(tuple(shards), kinds[0], checked_budget(budget, "rows"))
 
     def _begin(
-        self, shards: tuple[_Shard, ...], kind: _Kind, budget: Literal["auto"] | int | None
+        self, shards: tuple[Shard, ...], kind: Kind, budget: Literal["auto"] | int | None
     ) -> None:
         self._shards = shards
         self._kind = kind
@@ -467,7 +448,7 @@ class Rows(ClosedOnExit):
             executor.shutdown(wait=False)
 
     def __repr__(self) -> str:
-        files = _name(self._shards[0].file)
+        files = name_of(self._shards[0].file)
         if len(self._shards) > 1:
             files = f"{len(self._shards)} files from {files} on"
         state = "closed" if self.closed else f"{self._row_count} rows"
@@ -479,183 +460,15 @@ class Rows(ClosedOnExit):
         return _reopen, (type(self), self._shards, self._kind, self._budget)
 
 
-class _Asked(NamedTuple):
-    """What a caller says of the rows."""
-
-    dtype: np.dtype[Any] | None
-    row_shape: tuple[int, ...] | None
-    offset: int
-    tensor: str | None
-
-
 def _reopen(
     cls: type[Rows],
-    shards: tuple[_Shard, ...],
-    kind: _Kind,
+    shards: tuple[Shard, ...],
+    kind: Kind,
     budget: Literal["auto"] | int | None,
 ) -> Rows:
     rows = cls.__new__(cls)
-    rows._begin(tuple(map(_found_again, shards)), kind, budget)  # noqa: SLF001 - its own
+    rows._begin(tuple(map(found_again, shards)), kind, budget)  # noqa: SLF001 - its own
     return rows
-
-
-def _found_again(shard: _Shard) -> _Shard:
-    """Return a shard as it is here, which may be another machine."""
-    if isinstance(shard.file, Store):
-        return shard
-    try:
-        facts = os.stat(shard.file)
-    except OSError as error:
-        raise _store_error(error, shard.file) from error
-    if facts.st_size != shard.size:
-        raise FormatError(
-            f"rows: {_name(shard.file)} has {facts.st_size} bytes, and had {shard.size} where "
-            "these rows come from: it is another file"
-        )
-    return shard._replace(identity=(facts.st_dev, facts.st_ino))
-
-
-def _files(source: RowsSource) -> list[str | bytes | Store]:
-    many = isinstance(source, list | tuple)
-    files: Iterable[Any] = source if many else [source]  # type: ignore[assignment]
-    found: list[str | bytes | Store] = []
-    for file in files:
-        if isinstance(file, Store):
-            found.append(file)
-        elif isinstance(file, str | bytes | os.PathLike):
-            found.append(absolute_path("rows", file))
-        else:
-            raise PageTypeError(
-                f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
-            )
-    if not found:
-        raise ArgumentError("rows: an empty list of files has no rows")
-    return found
-
-
-def _name(file: str | bytes | Store) -> str:
-    if isinstance(file, Store):
-        return repr(file) if _path(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
-    return os.fsdecode(file)
-
-
-def _path(file: str | bytes | Store) -> str | None:
-    if isinstance(file, Store):
-        path = file.path if isinstance(file, FileStore) else None
-        return None if path is None else os.fsdecode(path)
-    return os.fsdecode(file)
-
-
-def _checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
-    lengths = (row_shape,) if hasattr(row_shape, "__index__") else tuple(row_shape)
-    if len(lengths) >= MAX_AXES:
-        raise ArgumentError(
-            f"rows: row_shape has {len(lengths)} axes; NumPy has {MAX_AXES} at most, that of the "
-            "rows among them"
-        )
-    return tuple(quantity("rows: row_shape", length) for length in lengths)
-
-
-def _store_error(error: OSError, file: str | bytes) -> StoreError:
-    text = f"rows: {os.strerror(error.errno or 0)}"
-    made = system_error("io", text, error.errno or 0, os.fsencode(file), None, 0)
-    assert isinstance(made, StoreError)  # noqa: S101 - of the kind "io"; tells mypy
-    return made
-
-
-def _look(file: str | bytes | Store, asked: _Asked) -> tuple[_Shard, _Kind]:
-    """Find out where the rows of a file lie."""
-    if isinstance(file, Store):
-        header = Header(file.fileno(), _name(file), file.size)
-        return _shard(file, (0, 0), header, asked)
-    name = os.fsdecode(file)
-    if name.lower().endswith(formats.INDEX_SUFFIX):
-        with _Opened(file) as index:
-            tensor, name = formats.shard_of(index.header, asked.tensor)
-        return _look(name, asked._replace(tensor=tensor))
-    with _Opened(file) as opened:
-        return _shard(file, opened.identity, opened.header, asked)
-
-
-class _Opened:
-    """A file that is open while its header is read."""
-
-    def __init__(self, file: str | bytes) -> None:
-        self._file = file
-
-    def __enter__(self) -> Self:
-        try:
-            # Opening a pipe by mistake must not wait for somebody who writes to it.
-            fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise _store_error(error, self._file) from error
-        except ValueError as error:  # a byte that no path has
-            raise ArgumentError(f"rows: {self._file!r} is no path: {error}") from error
-        facts = os.fstat(fd)
-        name = os.fsdecode(self._file)
-        if not stat.S_ISREG(facts.st_mode):
-            os.close(fd)
-            raise ArgumentError(
-                f"rows: {name} is no ordinary file; a block device can be given as a store "
-                "(fremap.open)"
-            )
-        self.header = Header(fd, name, facts.st_size)
-        self.identity = (facts.st_dev, facts.st_ino)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        os.close(self.header.fd)
-
-
-def _shard(
-    file: str | bytes | Store, identity: tuple[int, int], header: Header, asked: _Asked
-) -> tuple[_Shard, _Kind]:
-    read = formats.reader(_path(file) or "")
-    if read is None:
-        kind, row_count = _raw(header, asked)
-        data_offset = asked.offset
-    else:
-        table = read(header, asked.tensor)
-        kind = _checked_kind(header, table, asked)
-        row_count, data_offset = table.shape[0], table.data_offset
-    return _Shard(file, identity, header.size, data_offset, row_count), kind
-
-
-def _raw(header: Header, asked: _Asked) -> tuple[_Kind, int]:
-    """Return what rows of raw bytes are, and how many there are."""
-    if asked.tensor is not None:
-        raise header.wrong(f"raw bytes have no tensor named {asked.tensor!r}")
-    if asked.dtype is None:
-        raise ArgumentError(f"rows: {header.name} is raw bytes: say what they are by dtype=")
-    kind = _Kind(header.checked_dtype(asked.dtype), asked.dtype.name, asked.row_shape or ())
-    data_bytes = header.size - asked.offset
-    if data_bytes < 0:
-        raise header.wrong(f"offset is {asked.offset}, the file has {header.size} bytes")
-    if kind.row_bytes == 0:
-        raise ArgumentError(f"rows: raw rows of shape {kind.row_shape} have no bytes to count by")
-    if data_bytes % kind.row_bytes:
-        raise header.wrong(
-            f"{data_bytes} bytes from byte {asked.offset} on are no whole number of rows of "
-            f"{kind.row_bytes} bytes"
-        )
-    return kind, data_bytes // kind.row_bytes
-
-
-def _checked_kind(header: Header, table: Table, asked: _Asked) -> _Kind:
-    """Return what the rows of a table are, if that is what the caller says."""
-    kind = _Kind(table.dtype, table.dtype_name, table.shape[1:])
-    if asked.offset:
-        raise ArgumentError(f"rows: offset= is for raw bytes; {header.name} has a header")
-    if asked.row_shape is not None and asked.row_shape != kind.row_shape:
-        raise ArgumentError(
-            f"rows: {header.name} has rows of shape {kind.row_shape}, not {asked.row_shape}"
-        )
-    if asked.dtype is None or asked.dtype == kind.dtype:
-        return kind
-    # A type of somebody's own for what NumPy does not have.
-    if kind.dtype_name != kind.dtype.name and asked.dtype.itemsize == kind.dtype.itemsize:
-        return kind._replace(dtype=header.checked_dtype(asked.dtype))
-    raise ArgumentError(f"rows: {header.name} holds {kind.dtype_name}, not {asked.dtype}")
 
 
 def rows(

@@ -13,7 +13,6 @@ import numpy as np
 from fremap.arguments import BufferLike, bytes_of, counted, page_number
 from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
-from fremap.pins import Pin
 from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from fremap._core import Pin
     from fremap.calibration import Calibration
     from fremap.stats import WindowStats
 
@@ -542,8 +542,7 @@ class Window(Views):
         threads.
         """
         selection, _ = self._select("pin", pages)
-        self._pin(selection)
-        return Pin(self, selection)
+        return self._pin(selection)
 
     def flush(self, pages: PageSelection = None) -> None:
         """Write changed pages to the store and make them durable.

@@ -5,7 +5,7 @@ mod first;
 mod settings;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -112,6 +112,21 @@ pub struct Window {
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
+}
+
+/// Pages that stay in their window until this is dropped.
+#[derive(Debug)]
+pub struct Pin {
+    window: Weak<Window>,
+    pages: Pages<WindowPage>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some(window) = self.window.upgrade() {
+            window.engine.unpin(&self.pages);
+        }
+    }
 }
 
 impl Window {
@@ -577,26 +592,17 @@ impl Window {
         }
     }
 
-    /// Makes pages present and keeps them so until they are [unpinned](Self::unpin).
+    /// Makes pages present and keeps them so until the pin is dropped.
     ///
     /// # Errors
     /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
-    pub fn pin(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
+    pub fn pin(self: &Arc<Self>, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Pin> {
         let pages = self.select("pin", pages)?;
         self.check_faults("pin")?;
         self.engine.pin(&pages, interrupt)?;
-        let populated = self.engine.populate(&pages, Fill::All, interrupt);
-        populated.map(|_| ()).inspect_err(|_| self.engine.unpin(&pages))
-    }
-
-    /// Ends one [`pin`](Self::pin) of the same pages.
-    ///
-    /// # Errors
-    /// Pages outside.
-    pub fn unpin(&self, pages: &Selection) -> Result<()> {
-        let pages = self.select("unpin", pages)?;
-        self.engine.unpin(&pages);
-        Ok(())
+        let pin = Pin { window: Arc::downgrade(self), pages };
+        self.engine.populate(&pin.pages, Fill::All, interrupt)?;
+        Ok(pin)
     }
 
     /// The file page of each window page; -1 for none, -2 for a placed page.

@@ -34,7 +34,7 @@ mod _core {
     #[pymodule_export]
     use crate::store::Store;
     #[pymodule_export]
-    use crate::window::{remap_file_pages, WindowBase};
+    use crate::window::{remap_file_pages, Pin, WindowBase};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -12,11 +12,12 @@ use fremap_core::sys::mm::{self, Sharing};
 use fremap_core::trim::ReadAhead;
 use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{
-    Budget, Mapping, MappingOptions, RemapOptions, Target, Window, WindowOptions,
+    Budget, Mapping, MappingOptions, Pin as PinnedPages, RemapOptions, Target, Window,
+    WindowOptions,
 };
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict, PyInt, PyString};
+use pyo3::types::{PyByteArray, PyDict, PyInt, PyString, PyTuple};
 use rustix::io::Errno;
 
 use crate::call::{run, run_short};
@@ -70,6 +71,44 @@ impl WindowBase {
 impl Drop for WindowBase {
     fn drop(&mut self) {
         release(self.state().window.take());
+    }
+}
+
+/// Pages of a window that stay present until this is released, or dropped.
+///
+/// Made by `Window.pin`.
+// In one piece: a signal handler that raises finds it either made or not.
+#[pyclass(frozen, module = "fremap")]
+pub struct Pin {
+    // Held for a few instructions.
+    pinned: Mutex<Option<(Py<WindowBase>, PinnedPages)>>,
+}
+
+#[pymethods]
+impl Pin {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = pinned.as_ref().map(|(window, _)| window.clone_ref(py));
+        drop(pinned);
+        match window {
+            Some(window) => Ok(format!("<fremap.Pin, of {}>", window.bind(py).repr()?)),
+            None => Ok("<fremap.Pin, released>".into()),
+        }
+    }
+
+    fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, _exception: &Bound<'_, PyTuple>) {
+        self.release();
+    }
+
+    /// Let the pages leave again; later calls do nothing.
+    fn release(&self) {
+        let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(pinned);
     }
 }
 
@@ -354,16 +393,13 @@ impl WindowBase {
         })
     }
 
-    fn _pin(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
-        let window = self.window(py, "pin")?;
+    fn _pin(slf: &Bound<'_, Self>, pages: &Bound<'_, PyAny>) -> PyResult<Pin> {
+        let py = slf.py();
+        let window = slf.get().window(py, "pin")?;
         let pages = selection(pages)?;
-        run(py, |interrupt| window.pin(&pages, interrupt))
-    }
-
-    fn _unpin(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
-        let window = self.window(py, "unpin")?;
-        let pages = selection(pages)?;
-        run_short(py, || window.unpin(&pages))
+        // What a signal handler raises meanwhile drops the pin.
+        let pinned = run(py, |interrupt| window.pin(&pages, interrupt))?;
+        Ok(Pin { pinned: Mutex::new(Some((slf.clone().unbind(), pinned))) })
     }
 
     fn _flush(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {
