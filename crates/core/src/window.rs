@@ -25,7 +25,7 @@ use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::table::{Entry, Table};
 use crate::trim::ReadAhead;
-use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
+use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use choice::choose_engine;
 pub use settings::{Budget, MappingOptions};
@@ -387,7 +387,7 @@ impl Window {
 
     fn target(&self, at: &Target, count: usize) -> Result<Pages<WindowPage>> {
         match at {
-            Target::List(list) => Selection::List(list.clone()).resolve("remap", self.page_count),
+            Target::List(list) => units::resolve_list("remap", list, self.page_count),
             Target::From(first) if count == 0 => {
                 let at_end = u64::try_from(*first).is_ok_and(|first| first == self.page_count);
                 if !at_end {
@@ -582,7 +582,7 @@ impl Window {
     /// # Errors
     /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
     pub fn pin(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<()> {
-        let pages = self.select("pin", pages)?;
+        let pages = plan::distinct("pin", &self.select("pin", pages)?)?;
         self.check_faults("pin")?;
         self.engine.pin(&pages, interrupt)?;
         let populated = self.engine.populate(&pages, Fill::All, interrupt);
@@ -594,7 +594,7 @@ impl Window {
     /// # Errors
     /// Pages outside.
     pub fn unpin(&self, pages: &Selection) -> Result<()> {
-        let pages = self.select("unpin", pages)?;
+        let pages = plan::distinct("unpin", &self.select("unpin", pages)?)?;
         self.engine.unpin(&pages);
         Ok(())
     }
