@@ -73,3 +73,48 @@ def test_a_list_of_pages_near_the_limit_of_memory(
 ) -> None:
     done = run_script(NEAR, tmp_path / "pages", what)
     assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
+
+
+SWEEP = """
+    import os, resource, sys
+    import numpy as np
+    import fremap
+    path, what, engine = sys.argv[1:4]
+    steps = [int(step) for step in sys.argv[4:]]
+    with open(path, "wb") as file:
+        file.truncate(1 << 34)
+    store = fremap.open(path, mode="r+")
+    every = np.random.default_rng(0).permutation(store.page_count)
+    ids = every[:200_000]
+    operations = {
+        "evict": lambda window: window.evict(ids),
+        "flush": lambda window: window.flush(ids),
+        "protect": lambda window: window.protect(ids, fremap.Prot.READ),
+        "remap": lambda window: window.remap(ids, at=ids[::-1].copy(), populate=False),
+    }
+    ends = {}
+    for more in steps:
+        child = os.fork()
+        if child == 0:
+            # A writable one would refuse to show a page twice.
+            prot = fremap.Prot.READ if what == "remap" else fremap.Prot.WRITE
+            window = fremap.Window(store, prot=prot, coherent=False, engine=engine, budget=64 << 20)
+            used = int(open("/proc/self/statm").read().split()[0]) * 4096
+            resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
+            try:
+                operations[what](window)
+            except (fremap.FremapError, MemoryError):
+                pass
+            os._exit(0)
+        end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        ends.setdefault(end, []).append(more)
+    print(ends if set(ends) != {0} else "all ended by themselves")
+"""
+
+
+@pytest.mark.needs("uffd_wp")
+@pytest.mark.parametrize("what", ["evict", "flush", "protect", "remap"])
+def test_a_window_near_the_limit_of_memory(tmp_path: Path, what: str, run_script: Run) -> None:
+    steps = [0, 1 << 16, 1 << 20, 1 << 22]
+    done = run_script(SWEEP, tmp_path / "pages", what, "paged", *steps)
+    assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr

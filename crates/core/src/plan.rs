@@ -3,6 +3,7 @@
 //! Pure: no system call, no state. The engines carry the plans out.
 
 use crate::error::{Error, Result};
+use crate::room::room_for;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
@@ -17,7 +18,8 @@ impl Changes {
     /// Pairs the selections up.
     ///
     /// # Errors
-    /// [`Error::Argument`] if their lengths differ or a window page is named twice.
+    /// [`Error::Argument`] if their lengths differ or a window page is named twice;
+    /// [`Error::Memory`] where there is no room to find out.
     pub fn new(at: Pages<WindowPage>, file_pages: Pages<FilePage>) -> Result<Self> {
         if at.len() != file_pages.len() {
             return Err(Error::Argument(format!(
@@ -59,10 +61,10 @@ impl Changes {
 /// Fails if a window page is named twice.
 ///
 /// # Errors
-/// [`Error::Argument`] naming the page.
+/// [`Error::Argument`] naming the page; [`Error::Memory`] where there is no room to find out.
 pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
     let Pages::List(list) = pages else { return Ok(()) };
-    match first_repeat(list) {
+    match first_repeat(operation, list)? {
         Some(page) => Err(Error::Argument(format!(
             "{operation}: window page {} is named twice; a window page shows one content",
             page.0
@@ -72,28 +74,36 @@ pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> R
 }
 
 /// The smallest page that a list names twice.
-fn first_repeat(list: &[WindowPage]) -> Option<WindowPage> {
+fn first_repeat(operation: &'static str, list: &[WindowPage]) -> Result<Option<WindowPage>> {
     if list.windows(2).all(|pair| pair[0] < pair[1]) {
-        return None;
+        return Ok(None);
     }
-    let mut sorted = list.to_vec();
+    let mut sorted = copied(operation, list)?;
     sorted.sort_unstable();
-    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+    Ok(sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]))
 }
 
 /// The same pages, each once, sorted where they were a list: for operations
 /// that come to the same in any order.
-#[must_use]
-pub fn distinct<P: PageIndex>(pages: &Pages<P>) -> Pages<P> {
-    match pages {
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Pages<P>> {
+    Ok(match pages {
         Pages::Range(range) => Pages::Range(range.clone()),
         Pages::List(list) => {
-            let mut sorted = list.clone();
+            let mut sorted = copied(operation, list)?;
             sorted.sort_unstable();
             sorted.dedup();
             Pages::List(sorted)
         }
-    }
+    })
+}
+
+fn copied<P: Copy>(operation: &'static str, list: &[P]) -> Result<Vec<P>> {
+    let mut copy = room_for(operation, list.len())?;
+    copy.extend_from_slice(list);
+    Ok(copy)
 }
 
 /// Which pages a selection has, to be asked often.
@@ -106,12 +116,18 @@ pub enum Members {
 }
 
 /// The members of a selection.
-#[must_use]
-pub fn members<P: PageIndex>(pages: &Pages<P>) -> Members {
-    match distinct(pages) {
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn members<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Members> {
+    Ok(match distinct(operation, pages)? {
         Pages::Range(range) => Members::Range(range),
-        Pages::List(list) => Members::List(list.into_iter().map(PageIndex::get).collect()),
-    }
+        Pages::List(list) => {
+            let mut members = room_for(operation, list.len())?;
+            members.extend(list.into_iter().map(PageIndex::get));
+            Members::List(members)
+        }
+    })
 }
 
 impl Members {
@@ -295,8 +311,9 @@ mod tests {
 
     #[test]
     fn distinct_pages_are_sorted_and_named_once() {
-        assert_eq!(distinct(&list::<WindowPage>(&[5, 1, 5, 3])), list(&[1, 3, 5]));
-        assert_eq!(distinct(&Pages::<WindowPage>::Range(2..4)), Pages::Range(2..4));
+        assert_eq!(distinct("pin", &list::<WindowPage>(&[5, 1, 5, 3])).unwrap(), list(&[1, 3, 5]));
+        let range = Pages::<WindowPage>::Range(2..4);
+        assert_eq!(distinct("pin", &range).unwrap(), range);
     }
 
     #[test]

@@ -10,10 +10,15 @@ use crate::memory;
 /// catch: a failed allocation would end the process.
 pub(crate) fn room_for<T>(operation: &'static str, count: usize) -> Result<Vec<T>> {
     let mut room = Vec::new();
-    room.try_reserve_exact(count).map_err(|_| Error::Memory {
+    room.try_reserve_exact(count).map_err(|_| no_room::<T>(operation, count))?;
+    Ok(room)
+}
+
+/// What is said where there is no room for `count` items.
+pub(crate) fn no_room<T>(operation: &'static str, count: usize) -> Error {
+    Error::Memory {
         operation,
         wanted: (count as u64).saturating_mul(size_of::<T>() as u64),
         available: memory::available().unwrap_or(0),
-    })?;
-    Ok(room)
+    }
 }

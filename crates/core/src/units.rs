@@ -199,18 +199,31 @@ impl Selection {
                 }
                 Ok(Pages::Range(first..end))
             }
-            Self::List(list) => {
-                let mut pages: Vec<P> = room_for(operation, list.len())?;
-                for &index in list {
-                    match u64::try_from(index) {
-                        Ok(page) if page < limit => pages.push(P::new(page)),
-                        _ => return Err(outside(index)),
-                    }
-                }
-                Ok(Pages::List(pages))
+            Self::List(list) => resolve_list(operation, list, limit),
+        }
+    }
+}
+
+/// Checks every index of a list against `0..limit`.
+///
+/// # Errors
+/// [`Error::PageRange`] naming the first index outside; [`Error::Memory`].
+pub fn resolve_list<P: PageIndex>(
+    operation: &'static str,
+    list: &[i64],
+    limit: u64,
+) -> Result<Pages<P>> {
+    let mut pages: Vec<P> = room_for(operation, list.len())?;
+    for &index in list {
+        match u64::try_from(index) {
+            Ok(page) if page < limit => pages.push(P::new(page)),
+            _ => {
+                let coordinate = P::COORDINATE;
+                return Err(Error::PageRange { operation, coordinate, index, limit });
             }
         }
     }
+    Ok(Pages::List(pages))
 }
 
 /// What may be done with a page. `WRITE` includes reading.

@@ -2,10 +2,11 @@
 
 mod choice;
 mod first;
+mod pin;
 mod settings;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
@@ -25,9 +26,10 @@ use crate::sys::span::Span;
 use crate::sys::tell::tell;
 use crate::table::{Entry, Table};
 use crate::trim::ReadAhead;
-use crate::units::{FilePage, PageSize, Pages, Prot, Selection, WindowPage};
+use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use choice::choose_engine;
+pub use pin::Pin;
 pub use settings::{Budget, MappingOptions};
 
 /// Pages that are told of between two questions whether to stop.
@@ -112,21 +114,6 @@ pub struct Window {
     owner: u32,
     /// What was stored and not written is not wanted.
     given_up: AtomicBool,
-}
-
-/// Pages that stay in their window until this is dropped.
-#[derive(Debug)]
-pub struct Pin {
-    window: Weak<Window>,
-    pages: Pages<WindowPage>,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        if let Some(window) = self.window.upgrade() {
-            window.engine.unpin(&self.pages);
-        }
-    }
 }
 
 impl Window {
@@ -402,7 +389,7 @@ impl Window {
 
     fn target(&self, at: &Target, count: usize) -> Result<Pages<WindowPage>> {
         match at {
-            Target::List(list) => Selection::List(list.clone()).resolve("remap", self.page_count),
+            Target::List(list) => units::resolve_list("remap", list, self.page_count),
             Target::From(first) if count == 0 => {
                 let at_end = u64::try_from(*first).is_ok_and(|first| first == self.page_count);
                 if !at_end {
@@ -590,19 +577,6 @@ impl Window {
         } else {
             Ok(())
         }
-    }
-
-    /// Makes pages present and keeps them so until the pin is dropped.
-    ///
-    /// # Errors
-    /// Pages outside; more than the budget; I/O, after which nothing more is pinned.
-    pub fn pin(self: &Arc<Self>, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Pin> {
-        let pages = self.select("pin", pages)?;
-        self.check_faults("pin")?;
-        self.engine.pin(&pages, interrupt)?;
-        let pin = Pin { window: Arc::downgrade(self), pages };
-        self.engine.populate(&pin.pages, Fill::All, interrupt)?;
-        Ok(pin)
     }
 
     /// The file page of each window page; -1 for none, -2 for a placed page.

@@ -9,7 +9,7 @@ use common::{open, options, PAGE};
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::Store;
-use fremap_core::units::{FilePage, Pages};
+use fremap_core::units::{FilePage, Pages, Selection};
 
 /// Stops a call at the n-th question.
 struct StopAt {
@@ -65,5 +65,23 @@ fn what_a_window_shows_is_told_in_pieces() {
         stops(2, |interrupt| window.protection(interrupt));
         stops(1, |interrupt| window.present(interrupt));
         stops(1, |interrupt| window.dirty(interrupt));
+    }
+}
+
+#[test]
+fn a_pin_that_is_stopped_leaves_nothing_pinned() {
+    let store = std::sync::Arc::new(large_store());
+    let window = std::sync::Arc::new(open(&store, &options(EngineKind::Paged)));
+    let many = Selection::Range(0, 20_000);
+    for at in 1..=4 {
+        let interrupt = StopAt { asked: Cell::new(0), at };
+        let error = window.pin(&many, &interrupt).expect_err("interrupted");
+        assert!(matches!(error, Error::Interrupted { .. }), "{error}");
+        assert_eq!(interrupt.asked.get(), at, "asked again after it was to stop");
+        // The first pieces are of pinning: none has been loaded.
+        let present = window.present(&Uninterruptible).expect("present");
+        assert!(!present.contains(&true));
+        // What is pinned cannot be evicted.
+        window.evict(&many, false, &Uninterruptible).expect("nothing is pinned");
     }
 }

@@ -4,10 +4,11 @@ use std::ffi::OsStr;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use fremap_core::error::{Error, Result};
 use fremap_core::store::{OpenMode, Store as CoreStore};
+use fremap_core::sys::fork_lock::ForkLock;
 use fremap_core::units::{FilePage, Pages};
 use fremap_core::window::Window;
 use pyo3::prelude::*;
@@ -21,8 +22,9 @@ use crate::selection::{mask, selection};
 #[pyclass(frozen, module = "fremap._core")]
 pub struct Store {
     core: Arc<CoreStore>,
-    /// Windows on it that are written. Locked by who has the GIL, for a few instructions.
-    windows: Mutex<Vec<Weak<Window>>>,
+    /// Windows on it that are written. A child of fork may lose them: those of its parent
+    /// refuse every call there.
+    windows: ForkLock<Vec<Weak<Window>>>,
 }
 
 impl Store {
@@ -32,12 +34,12 @@ impl Store {
     }
 
     fn made(py: Python<'_>, make: impl FnOnce() -> Result<CoreStore> + Send) -> PyResult<Self> {
-        Ok(Self { core: Arc::new(run_short(py, make)?), windows: Mutex::default() })
+        Ok(Self { core: Arc::new(run_short(py, make)?), windows: ForkLock::default() })
     }
 
     /// Has `refresh` tell a window that the file has grown.
     pub fn add_window(&self, window: &Arc<Window>) {
-        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.windows.lock();
         windows.retain(|window| window.strong_count() > 0);
         windows.push(Arc::downgrade(window));
     }
@@ -206,7 +208,7 @@ impl Store {
     fn refresh(&self, py: Python<'_>) -> PyResult<()> {
         let had_bytes = self.core.size_bytes();
         run_short(py, || self.core.check_open("refresh").and_then(|()| self.core.refresh()))?;
-        let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let windows = self.windows.lock().clone();
         run(py, |interrupt| {
             let windows = windows.iter().filter_map(Weak::upgrade);
             windows

@@ -491,7 +491,7 @@ impl Engine for Alias {
         Self::check_placed(&table, "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
         let (mut placed, mut dropped) = (Vec::new(), Vec::new());
-        for page in plan::distinct(pages).iter() {
+        for page in plan::distinct("evict", pages)?.iter() {
             match table.get(page).shown() {
                 Shown::Placed => placed.push(page),
                 Shown::File(_) => dropped.push(page),
@@ -525,7 +525,7 @@ impl Engine for Alias {
     ) -> Result<()> {
         let _turn = self.turn.take(interrupt)?;
         let mut table = lock(&self.table);
-        let pages = plan::distinct(pages);
+        let pages = plan::distinct("protect", pages)?;
         let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
         let (shown, nothing): (Vec<_>, Vec<_>) =
             changed.partition(|page| table.get(*page).shown() != Shown::Nothing);

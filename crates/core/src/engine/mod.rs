@@ -166,7 +166,8 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Where nobody tells.
     fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
-    /// Keeps pages in the window, whatever its budget, until they are unpinned as often.
+    /// Keeps pages, each named once, in the window, whatever its budget, until they are
+    /// unpinned as often.
     ///
     /// # Errors
     /// Before any change: more than the budget, or an engine that cannot.

@@ -248,4 +248,38 @@ mod tests {
         assert_eq!(both, [0..6, 10..13, 20..21, 30..31]);
         assert_eq!(union(&[], &[1..2, 5..6]).expect("room"), [1..2, 5..6]);
     }
+
+    #[test]
+    fn requests_beyond_those_that_wait_are_joined_with_the_last() {
+        let store = Store::memory(1 << 30, None).expect("memory");
+        // As if each thread were at a long request: none is started, none takes what waits.
+        let owner = std::process::id();
+        *store.prefetches.lock() = Queue { threads: MAX_THREADS, owner, ..Queue::default() };
+        // Too many runs for the caller to ask for, and none shared by two requests.
+        let each = INLINE_CALLS + 8;
+        let beyond = 6;
+        for request in 0..MAX_WAITING as u64 + beyond {
+            let pages: Vec<u64> = (0..each).map(|run| 2 * (request * each + run)).collect();
+            store.prefetch(&list(&pages)).expect("noted");
+        }
+        let lens: Vec<usize> =
+            store.prefetches.lock().waiting.iter().map(|runs| runs.len()).collect();
+        let mut expected = vec![each as usize; MAX_WAITING - 1];
+        expected.push(((1 + beyond) * each) as usize);
+        assert_eq!(lens, expected);
+        // The same once more adds nothing; its neighbours close the gaps.
+        let first = 2 * (MAX_WAITING as u64 - 1) * each;
+        let again: Vec<u64> = (0..each).map(|run| first + 2 * run).collect();
+        store.prefetch(&list(&again)).expect("noted");
+        assert_eq!(store.prefetches.lock().waiting.back().map(Vec::len), expected.last().copied());
+        let gaps: Vec<u64> = again.iter().map(|page| page + 1).collect();
+        store.prefetch(&list(&gaps)).expect("noted");
+        let last = store.prefetches.lock().waiting.back().cloned().expect("waits");
+        assert_eq!(last.len() as u64, beyond * each);
+        assert_eq!(last[0], first..first + 2 * each + 1);
+        // Whoever serves empties it, and is then no longer counted.
+        serve(&store.prefetches, &store.files().expect("files"), store.page_size());
+        let queue = store.prefetches.lock();
+        assert_eq!((queue.waiting.len(), queue.threads), (0, MAX_THREADS - 1));
+    }
 }

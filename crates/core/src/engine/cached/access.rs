@@ -234,11 +234,11 @@ impl<F: Frames> Cached<F> {
                 page.0
             )));
         }
-        let keep = self.kept(pages);
+        let keep = self.kept("place", pages)?;
         self.check_budget("place", pages)?;
         // What is loaded here is made the page's own below. Evicted in between it would be a
         // page that nobody can bring again.
-        let _staying = self.stay(pages);
+        let _staying = self.stay("place", pages)?;
         let mut mask = vec![false; pages.len()];
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));

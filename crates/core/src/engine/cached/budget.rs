@@ -524,10 +524,14 @@ impl<F: Frames> Cached<F> {
 
     /// Has pages of a call stay in the window until the guard is dropped, also where a fault
     /// of another thread looks for victims.
-    pub(super) fn stay(&self, pages: &Pages<WindowPage>) -> Staying<'_, F> {
-        let staying = self.kept(pages);
+    pub(super) fn stay(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+    ) -> Result<Staying<'_, F>> {
+        let staying = self.kept(operation, pages)?;
         self.shared.state.lock().staying = staying;
-        Staying(&self.shared)
+        Ok(Staying(&self.shared))
     }
 
     /// Pages that the budget leaves for those of a call; None without a budget.

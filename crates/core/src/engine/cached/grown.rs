@@ -55,7 +55,7 @@ impl<F: Frames> Cached<F> {
         };
         let pages: Vec<WindowPage> = steps.iter().map(|step| step.window_page).collect();
         self.shared.save(OPERATION, &mut lock(&self.limbo), &pages, false)?;
-        let keep = self.kept(&Pages::List(pages));
+        let keep = self.kept(OPERATION, &Pages::List(pages))?;
         let interrupt = self.while_held(interrupt);
         let call = Call { operation: OPERATION, fill: Fill::All, keep: keep.as_ref(), interrupt };
         self.carry_out(&call, &mut control, &steps, &mut vec![false; steps.len()])

@@ -243,7 +243,7 @@ impl<F: Frames> Cached<F> {
         if self.page.bytes_of(pages.len() as u64) <= available {
             return Ok(());
         }
-        let pages = plan::distinct(pages);
+        let pages = plan::distinct(operation, pages)?;
         let mut wanted = 0;
         for piece in pieces_of(pages.len(), STEP_PAGES) {
             let state = self.shared.state.lock();
@@ -258,9 +258,9 @@ impl<F: Frames> Cached<F> {
     }
 
     /// The pages of a call, which it does not evict itself; None without a budget.
-    fn kept(&self, pages: &Pages<WindowPage>) -> Option<Members> {
+    fn kept(&self, operation: &'static str, pages: &Pages<WindowPage>) -> Result<Option<Members>> {
         let limited = self.shared.state.lock().room.is_some();
-        limited.then(|| plan::members(pages))
+        limited.then(|| plan::members(operation, pages)).transpose()
     }
 
     /// Who is asked whether to stop while pages are held: nobody, as asking may wait for
@@ -399,9 +399,9 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let mut control = self.control.take(interrupt)?;
-        let keep = self.kept(pages);
+        let keep = self.kept("populate", pages)?;
         if fill == Fill::All && keep.is_some() {
-            self.check_budget("populate", &plan::distinct(pages))?;
+            self.check_budget("populate", &plan::distinct("populate", pages)?)?;
         } else if fill == Fill::All {
             let loads =
                 |entry: Entry| entry.shown().file_page().is_some() && entry.prot() != Prot::None;
@@ -441,7 +441,7 @@ impl<F: Frames> Engine for Cached<F> {
         let _control = self.control.take(interrupt)?;
         self.check_placed("evict", pages, discard)?;
         self.check_unpinned("evict", pages)?;
-        let pages = plan::distinct(pages);
+        let pages = plan::distinct("evict", pages)?;
         for piece in pieces_of(pages.len(), self.piece_pages().min(STEP_PAGES)) {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
@@ -464,7 +464,7 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut control = self.control.take(interrupt)?;
-        let pages = plan::distinct(pages);
+        let pages = plan::distinct("protect", pages)?;
         if prot == Prot::Write {
             self.check_protect(&pages)?;
         }
@@ -546,7 +546,7 @@ impl<F: Frames> Engine for Cached<F> {
 
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
         let _control = self.control.take(interrupt)?;
-        self.pin_pages(pages)
+        self.pin_pages(pages, interrupt)
     }
 
     fn unpin(&self, pages: &Pages<WindowPage>) {

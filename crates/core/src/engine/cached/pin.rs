@@ -1,25 +1,39 @@
 //! Pages that stay in the window, whatever its budget.
 
+use std::ops::Range;
+
 use super::frames::Frames;
-use super::Cached;
-use crate::error::{Error, Result};
-use crate::plan;
+use super::load::STEP_PAGES;
+use super::{pieces_of, Cached};
+use crate::error::{Error, Interrupt, Result};
 use crate::units::{Pages, WindowPage};
 
 impl<F: Frames> Cached<F> {
-    /// Pins pages, once more if they are pinned already.
-    pub(super) fn pin_pages(&self, pages: &Pages<WindowPage>) -> Result<()> {
-        let pages = plan::distinct(pages);
-        self.check_budget("pin", &pages)?;
-        let mut state = self.shared.state.lock();
-        pages.iter().for_each(|page| state.change_pin(page, true));
+    /// Pins pages, each named once, once more if they are pinned already; all or none.
+    pub(super) fn pin_pages(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        self.check_budget("pin", pages)?;
+        self.shared.state.lock().reserve_pins(pages.len())?;
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
+            if let Err(error) = interrupt.check() {
+                self.change_pins(pages, 0..piece.start, false);
+                return Err(error);
+            }
+            self.change_pins(pages, piece, true);
+        }
         Ok(())
     }
 
     pub(super) fn unpin_pages(&self, pages: &Pages<WindowPage>) {
-        let pages = plan::distinct(pages);
+        pieces_of(pages.len(), STEP_PAGES).for_each(|piece| self.change_pins(pages, piece, false));
+    }
+
+    fn change_pins(&self, pages: &Pages<WindowPage>, positions: Range<usize>, pin: bool) {
         let mut state = self.shared.state.lock();
-        pages.iter().for_each(|page| state.change_pin(page, false));
+        positions.for_each(|position| state.change_pin(pages.at(position), pin));
     }
 
     /// Fails if a page is pinned.

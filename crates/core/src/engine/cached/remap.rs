@@ -23,7 +23,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<Vec<bool>> {
         self.check_placed("remap", changes.window_pages(), options.discard)?;
         let moves = self.check_remap(changes, options.prot)?;
-        let keep = self.kept(changes.window_pages());
+        let keep = self.kept("remap", changes.window_pages())?;
         if options.fill == Fill::All && keep.is_some() {
             self.check_budget("remap", changes.window_pages())?;
         } else if options.fill == Fill::All {
@@ -70,11 +70,13 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking().is_none() {
             return Ok(false);
         }
-        let replaced = plan::members(changes.window_pages());
+        let replaced = plan::members("remap", changes.window_pages())?;
         let prots: Vec<Prot> = {
+            let mut prots = room_for("remap", changes.len())?;
             let state = self.shared.state.lock();
             let of = |page| prot.unwrap_or_else(|| state.get(page).prot());
-            changes.window_pages().iter().map(of).collect()
+            prots.extend(changes.window_pages().iter().map(of));
+            prots
         };
         let shown = (0..changes.len()).map(|position| {
             let (window_page, file_page) = changes.pair(position);

@@ -160,7 +160,7 @@ impl<F: Frames> Cached<F> {
         let named = |error: Error| error.with_operation("flush");
         self.shared.store.check_synced().map_err(named)?;
         let failed_syncs = self.shared.store.failed_syncs();
-        let pages = plan::distinct(pages);
+        let pages = plan::distinct("flush", pages)?;
         let mut written = Vec::new();
         for piece in self.shared.used_pieces(&pages) {
             let piece: Vec<WindowPage> = piece.iter().collect();

@@ -6,7 +6,9 @@ use super::budget::Room;
 use super::frames::Tracking;
 use super::page_tables::PageTables;
 use super::reads::Reads;
+use crate::error::Result;
 use crate::plan::Members;
+use crate::room::no_room;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
 
@@ -143,6 +145,11 @@ impl State {
         self.pages_out += u64::from(old.present() && !entry.present());
         self.note_change(page, entry);
         self.table.set(page, entry);
+    }
+
+    /// Room to pin so many more pages.
+    pub(super) fn reserve_pins(&mut self, count: usize) -> Result<()> {
+        self.pins.try_reserve(count).map_err(|_| no_room::<(WindowPage, u32)>("pin", count))
     }
 
     /// Pins a page once more, or once less.
