@@ -247,6 +247,9 @@ fn writes_that_fail_say_how_far_they_came() {
     }
     inject(Call::Sync, 0, Errno::IO, 1);
     assert!(matches!(store.sync(), Err(Error::Io { errno: Errno::IO, .. })));
+    // What was written may be lost, and nobody can write it again but the caller.
+    store.sync().expect_err("not acknowledged");
+    store.refresh().expect("acknowledged");
     store.sync().expect("the retry");
     assert_pages(&read(&store, &pages).0, &pages, PAGE, store.size_bytes());
 }

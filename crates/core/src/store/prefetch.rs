@@ -263,7 +263,7 @@ mod tests {
             store.prefetch(&list(&pages)).expect("noted");
         }
         let lens: Vec<usize> =
-            store.prefetches.lock().waiting.iter().map(|runs| runs.len()).collect();
+            store.prefetches.lock().waiting.iter().map(Vec::len).collect();
         let mut expected = vec![each as usize; MAX_WAITING - 1];
         expected.push(((1 + beyond) * each) as usize);
         assert_eq!(lens, expected);

@@ -71,6 +71,7 @@ impl Cleaner {
     }
 
     /// Asks, and waits a moment until something was written; says whether it was.
+    #[must_use]
     pub fn wait(&self) -> bool {
         let mut asked = lock(&self.signal.asked);
         let before = asked.rounds;
