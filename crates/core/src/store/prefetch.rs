@@ -262,8 +262,7 @@ mod tests {
             let pages: Vec<u64> = (0..each).map(|run| 2 * (request * each + run)).collect();
             store.prefetch(&list(&pages)).expect("noted");
         }
-        let lens: Vec<usize> =
-            store.prefetches.lock().waiting.iter().map(Vec::len).collect();
+        let lens: Vec<usize> = store.prefetches.lock().waiting.iter().map(Vec::len).collect();
         let mut expected = vec![each as usize; MAX_WAITING - 1];
         expected.push(((1 + beyond) * each) as usize);
         assert_eq!(lens, expected);
