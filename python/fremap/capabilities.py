@@ -82,7 +82,7 @@ class Capabilities:
         Memory that can be had now: what the machine has, or what the memory cgroup
         leaves; None where the kernel does not tell.
     auto_budget_bytes : int or None
-        What ``budget="auto"`` comes to now; None where no budget can be kept.
+        What all ``budget="auto"`` come to together; None where the kernel does not tell.
     probes : Mapping of str to Probe
         Each capability by name.
     engines : Mapping of str to EngineStatus
@@ -151,9 +151,9 @@ class Capabilities:
         for name, limit in self.limits.items():
             lines += _row("", name, "none" if limit is None else str(limit))
         lines += _row("", "memory for this process", _bytes(self.available_bytes))
-        auto = 'cannot be kept here: only engine "paged" has budgets'
+        auto = _bytes(self.auto_budget_bytes)
         if self.auto_budget_bytes is not None:
-            auto = f"{_bytes(self.auto_budget_bytes)} (half of it, shared by all)"
+            auto += " (half of it, shared by all)"
         lines += _row("", 'budget="auto"', auto)
         return "\n".join(lines)
 
@@ -209,7 +209,7 @@ def capabilities() -> Capabilities:
     }
     chosen = found["chosen"]
     available = found["available_bytes"]
-    budget = available // 2 if available is not None and engines["paged"].available else None
+    budget = None if available is None else available // 2
     probes = {name: Probe(*found_, *facts) for name, (*found_, facts) in found["probes"].items()}
     return Capabilities(
         version=_core.__version__,

@@ -74,8 +74,8 @@ class Rows(ClosedOnExit):
     tensor : str, optional
         The tensor of a safetensors file; needed if there are several.
     budget : int, "auto" or None, default "auto"
-        Bytes that maps of the files and their page tables may take; "auto" is half of
-        what is available now.
+        Bytes that maps of the files and their page tables may take; "auto" is a share
+        of half of what is available.
 
     Raises
     ------
@@ -496,8 +496,8 @@ def rows(
     tensor : str, optional
         The tensor of a safetensors file; needed if there are several.
     budget : int, "auto" or None, default "auto"
-        Bytes that maps of the files and their page tables may take; "auto" is half of
-        what is available now.
+        Bytes that maps of the files and their page tables may take; "auto" is a share
+        of half of what is available.
 
     Returns
     -------

@@ -148,7 +148,8 @@ class Slots:
         else "paged" where this process may have it; else "eager".
     budget : "auto", int or None, default "auto"
         Bytes that the bank may take, for engines other than "alias": a bank that is
-        larger is refused. "auto" is half of what is available, None no limit.
+        larger is refused. "auto" is a share of half of what is available,
+        None no limit.
     calibration : fremap.calibration.Calibration, optional
         Crossover points; as for `Window` if not given.
 

@@ -80,8 +80,9 @@ class Window(Views):
         memory, and what the store has mapped of the file. Beyond it pages leave, changed
         ones after they were written; while that fails (a full disk) the window grows beyond
         it. Engine "alias": pages of the file that are mapped, and page tables; a thread
-        unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto" is half
-        of what is available at first (or of what the memory cgroup leaves), None no limit.
+        unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto": all
+        that say so share half of what the process may have, by the machine and by each
+        memory cgroup that it is in. None: no limit.
     fault : {"thread", "signal"}, default "thread"
         Who brings an absent page of engine "paged" that is touched. "thread": a thread of
         the window's. "signal": the touching thread, in a handler of SIGBUS, which

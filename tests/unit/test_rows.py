@@ -337,7 +337,11 @@ def test_a_cancelled_take_breaks_nothing(path: Path, table: np.ndarray) -> None:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(end, asyncio.CancelledError) for end in ended)
+            # One that had ended before it was cancelled (without a GIL) has its rows.
+            taken = [end for end in ended if not isinstance(end, asyncio.CancelledError)]
+            assert len(taken) < len(ended)
+            for rows_taken in taken:
+                np.testing.assert_array_equal(rows_taken, table)
             np.testing.assert_array_equal(await rows.take_async([7]), table[[7]])
 
     asyncio.run(main())

@@ -42,9 +42,9 @@ pub const FEATURES: [Feature; 13] = [
         name: "userfaultfd",
         since: "5.11 (4.3 with CAP_SYS_PTRACE)",
         kernel: (5, 11),
-        used_for: "engine \"paged\": one kernel mapping for any order of pages, and budgets",
-        without: "windows use \"alias\" (a mapping a piece) or \"eager\" (filled at once), and no \
-                  window and no memmap can keep to a budget",
+        used_for: "engine \"paged\": one kernel mapping for any order of pages",
+        without: "windows use \"alias\" (a mapping a piece), or \"eager\" (filled at once), which \
+                  keeps to no budget",
     },
     Feature {
         name: "userfaultfd_kernel_faults",
