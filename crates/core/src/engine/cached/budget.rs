@@ -404,6 +404,14 @@ impl<F: Frames> Shared<F> {
                 state.take_back(&victims);
             }
             cleaned?;
+            // Somebody else may hold one by now, whose it is.
+            let is_free = |page: &WindowPage| {
+                let entry = state.get(*page);
+                entry.present() && !entry.held() && !entry.writing() && may_leave(entry).is_some()
+            };
+            let (victims, others): (Vec<_>, Vec<_>) =
+                victims.iter().partition(|page| is_free(page));
+            state.take_back(&others);
             for &page in &victims {
                 let entry = state.get(page);
                 state.set(page, entry.with_held(true));
