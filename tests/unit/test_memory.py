@@ -144,8 +144,55 @@ pathlib.Path(sys.argv[1]).parent.parent.joinpath("cgroup.procs").write_text(str(
 """
 
 
-def limited_group() -> Path:
-    """A memory group without a limit in one that has 400 MiB, version 1 or 2."""
+@pytest.mark.needs("paged", "memory_cgroup")
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        pytest.param("sync", marks=pytest.mark.needs("uffd_wp")),
+        pytest.param("async", marks=pytest.mark.needs("uffd_wp_async", "uffd_move")),
+    ],
+)
+def test_more_is_written_through_a_window_than_the_group_may_have(
+    tracking: str, tmp_path: Path
+) -> None:
+    """It ends, where the kernel throttles who has many dirty pages, and all is written."""
+    group = limited_group(192 << 20)
+    path = sparse(tmp_path, 240 << 20)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITING, str(group), path, tracking],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert (done.returncode, done.stdout) == (0, "written\n"), done.stderr
+    finally:
+        group.rmdir()
+        group.parent.rmdir()
+    words = np.memmap(path, np.uint64, "r")[::512]
+    assert (words == np.arange(1, 240 * 256 + 1)).all()
+
+
+WRITING = """
+import os, pathlib, sys, numpy as np
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+import fremap
+with fremap.open(sys.argv[2], "r+") as store, fremap.Window(
+    store, engine="paged", prot=fremap.Prot.WRITE, coherent=False, tracking=sys.argv[3]
+) as window:
+    words = window.array(np.uint64, (-1, 512))
+    for first in range(0, len(words), 4096):
+        words[first : first + 4096] = np.arange(first + 1, first + 4097)[:, None]
+    window.flush()
+    del words
+print("written", flush=True)
+pathlib.Path(sys.argv[1]).parent.parent.joinpath("cgroup.procs").write_text(str(os.getpid()))
+"""
+
+
+def limited_group(limit_bytes: int = 400 << 20) -> Path:
+    """A memory group without a limit in one that has, version 1 or 2."""
     top = Path("/sys/fs/cgroup/memory")
     limit = "memory.limit_in_bytes"
     if not top.exists():
@@ -155,7 +202,7 @@ def limited_group() -> Path:
     parent.mkdir()
     if limit == "memory.max":
         (parent / "cgroup.subtree_control").write_text("+memory")
-    (parent / limit).write_text(str(400 << 20))
+    (parent / limit).write_text(str(limit_bytes))
     (parent / "child").mkdir()
     return parent / "child"
 
