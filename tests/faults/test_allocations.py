@@ -115,6 +115,7 @@ SWEEP = """
 @pytest.mark.needs("uffd_wp")
 @pytest.mark.parametrize("what", ["evict", "flush", "protect", "remap"])
 def test_a_window_near_the_limit_of_memory(tmp_path: Path, what: str, run_script: Run) -> None:
-    steps = [0, 1 << 16, 1 << 20, 1 << 22]
+    # With less glibc itself can end the process: it lacks memory for a thread's variables.
+    steps = [1 << 20, 1 << 22]
     done = run_script(SWEEP, tmp_path / "pages", what, "paged", *steps)
     assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr
