@@ -411,7 +411,9 @@ def test_what_another_window_was_told_is_no_success(make_store: Any) -> None:
     with make_store("file") as store:
         store.sync()
         windows = [
-            fremap.Window(store, 4, first_page=first, prot=Prot.WRITE, coherent=False)
+            fremap.Window(
+                store, 4, first_page=first, prot=Prot.WRITE, coherent=False, populate=True
+            )
             for first in (0, 4)
         ]
         for number, window in enumerate(windows):
