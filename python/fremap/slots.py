@@ -422,7 +422,7 @@ class Slots:
         --------
         >>> import fremap
         >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
-        >>> with fremap.Slots(store, extent_pages=1, slot_count=2, engine="paged") as bank:
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as bank:
         ...     slot = bank.ensure(7)
         ...     store.write(7, b"x" * 4096)
         ...     bank.evict(7), int(bank.array("u1")[bank.ensure(7)][0, 0])
