@@ -89,9 +89,9 @@ mod tests {
         let since = last.before(10, || Some(facts(10, 5))).expect("it is whole and old");
         assert!(!last.after(since, 10, Some(facts(10, 6))));
         assert!(last.before(10, || Some(facts(10, 6))).is_some());
-        for now in [Some(facts(9, 6)), None] {
+        for found in [Some(facts(9, 6)), None] {
             let since = last.before(10, || panic!("it is known")).expect("the same");
-            assert!(!last.after(since, 10, now));
+            assert!(!last.after(since, 10, found));
             assert!(last.before(10, || Some(facts(10, 6))).is_some());
         }
     }

@@ -34,7 +34,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 struct Asked {
     wanted: bool,
     ends: bool,
-    /// Rounds that have ended.
+    /// Rounds after which pages were clean that a fault may evict.
     rounds: u64,
 }
 
@@ -99,6 +99,13 @@ impl Drop for Cleaner {
     }
 }
 
+/// What a round has done.
+struct Round {
+    /// Pages that are clean by it.
+    pages: usize,
+    wants_more: bool,
+}
+
 /// Waits until the thread is wanted, or for `pause`; false at its end.
 fn wait(signal: &Signal, pause: Option<Duration>) -> bool {
     let mut asked = lock(&signal.asked);
@@ -124,8 +131,8 @@ fn run<F: Frames>(shared: &Shared<F>, signal: &Signal) {
     while wait(signal, pause) {
         // More than one round, until enough pages are clean.
         loop {
-            let more = shared.clean_ahead(ROUND_PAGES);
-            pause = match &more {
+            let round = shared.clean_ahead(ROUND_PAGES);
+            pause = match &round {
                 Ok(_) => None,
                 // The pages are changed as before, and whoever flushes them is told why.
                 Err(_) => {
@@ -134,11 +141,11 @@ fn run<F: Frames>(shared: &Shared<F>, signal: &Signal) {
             };
             let ends = {
                 let mut asked = lock(&signal.asked);
-                asked.rounds += u64::from(more.is_ok());
+                asked.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
                 asked.ends
             };
             signal.changed.notify_all();
-            if ends || !matches!(more, Ok(true)) {
+            if ends || !round.is_ok_and(|done| done.wants_more) {
                 break;
             }
         }
@@ -148,22 +155,21 @@ fn run<F: Frames>(shared: &Shared<F>, signal: &Signal) {
 impl<F: Frames> Shared<F> {
     /// Writes those of the pages that leave next which were changed, at most `most` at once.
     /// Nobody holds them meanwhile: what is stored to one then makes it a changed page again.
-    /// Says whether there are more.
     ///
     /// # Errors
     /// I/O: the pages are changed as before.
-    fn clean_ahead(&self, most: usize) -> Result<bool> {
+    fn clean_ahead(&self, most: usize) -> Result<Round> {
         let mut pages: Vec<WindowPage> = {
             let mut state = self.state.lock();
             state.leaving_next(most)
         };
         if pages.is_empty() {
-            return Ok(false);
+            return Ok(Round { pages: 0, wants_more: false });
         }
         pages.sort_unstable();
         self.clean("evict", &pages, &Uninterruptible)?;
         let mut state = self.state.lock();
-        Ok(state.note_cleaned(&pages))
+        Ok(Round { pages: pages.len(), wants_more: state.note_cleaned(&pages) })
     }
 
     /// Writes what was stored to `pages` (sorted, each named once), which nobody holds and

@@ -171,26 +171,42 @@ impl<F: Frames> Shared<F> {
         limbo: &mut Option<Limbo>,
         pages: &[WindowPage],
     ) -> Result<()> {
-        let fail = |errno| Error::system(operation, errno);
-        let pages = self.without_lost(pages.to_vec()).map_err(fail)?;
-        let mut rest = &pages[..];
+        let lost = self.without_lost(pages.to_vec());
+        let pages = lost.map_err(|errno| Error::system(operation, errno))?;
+        self.in_batches(operation, limbo, &pages, |limbo, some| {
+            for (slot, &page) in some.iter().enumerate() {
+                self.content_of(page).copy_to(limbo.copy(slot));
+            }
+            let taken = self.move_to_limbo(limbo, some);
+            if let Ok(taken) = &taken {
+                self.bring_back(limbo, taken.iter().filter(|taken| taken.dirty));
+            }
+            let emptied = limbo.empty(&self.frames, false);
+            taken.map(|_| emptied).map_err(|errno| Error::system(operation, errno))
+        })
+    }
+
+    /// Hands pages to `take`, as many at a time as limbo has room for. Limbo is made where there
+    /// is none, and not used again where it could not be emptied, the inner error of `take`.
+    pub(super) fn in_batches(
+        &self,
+        operation: &'static str,
+        limbo: &mut Option<Limbo>,
+        pages: &[WindowPage],
+        mut take: impl FnMut(&mut Limbo, &[WindowPage]) -> Result<Result<(), Errno>>,
+    ) -> Result<()> {
+        let mut rest = pages;
         while !rest.is_empty() {
             let mut room = match limbo.take() {
                 Some(room) => room,
-                None => Limbo::new(&self.frames, self.store.page_size()).map_err(fail)?,
+                None => Limbo::new(&self.frames, self.store.page_size())
+                    .map_err(|errno| Error::system(operation, errno))?,
             };
             let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
             rest = behind;
-            for (slot, &page) in some.iter().enumerate() {
-                self.content_of(page).copy_to(room.copy(slot));
+            if take(&mut room, some)?.is_ok() {
+                *limbo = Some(room);
             }
-            let taken = self.move_to_limbo(&mut room, some);
-            if let Ok(taken) = &taken {
-                self.bring_back(&room, taken.iter().filter(|taken| taken.dirty));
-            }
-            // What could not be emptied is not used again.
-            *limbo = room.empty(&self.frames, false).is_ok().then_some(room);
-            taken.map_err(fail)?;
         }
         Ok(())
     }

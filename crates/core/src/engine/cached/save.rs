@@ -259,27 +259,16 @@ impl<F: Frames> Shared<F> {
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<()> {
-        let fail = |errno| Error::system(operation, errno);
         let present: Vec<WindowPage> = {
             let state = self.state.lock();
             let of_file = |entry: Entry| entry.present() && entry.shown().file_page().is_some();
             pages.iter().copied().filter(|&page| of_file(state.get(page))).collect()
         };
-        let present = self.without_lost(present).map_err(fail)?;
-        let mut rest = &present[..];
-        while !rest.is_empty() {
-            let mut room = match limbo.take() {
-                Some(room) => room,
-                None => Limbo::new(&self.frames, self.store.page_size()).map_err(fail)?,
-            };
-            let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
-            rest = behind;
-            // What could not be emptied is not used again.
-            if self.take_out(operation, &mut room, some, keep)?.is_ok() {
-                *limbo = Some(room);
-            }
-        }
-        Ok(())
+        let present = self.without_lost(present);
+        let present = present.map_err(|errno| Error::system(operation, errno))?;
+        self.in_batches(operation, limbo, &present, |limbo, some| {
+            self.take_out(operation, limbo, some, keep)
+        })
     }
 
     /// The pages that the kernel still has; the others are absent from now on, or whoever
