@@ -528,13 +528,18 @@ def test_an_interrupt_does_not_wait_for_a_long_order(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(epochs, "_shuffled", shuffled)
     interrupter = threading.Thread(target=interrupt)
-    interrupter.start()
-    with Batches(Numbers(length), 3, seed=5, prefetch=0) as batches:
-        with pytest.raises(KeyboardInterrupt):
-            next(batches)
-        interrupter.join()
-        may_end.set()
-        assert next(batches)[:, 0].tolist() == [length - 1, length - 2, length - 3]
+    # A shell has what it runs in the background ignore the signal.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interrupter.start()
+        with Batches(Numbers(length), 3, seed=5, prefetch=0) as batches:
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+            interrupter.join()
+            may_end.set()
+            assert next(batches)[:, 0].tolist() == [length - 1, length - 2, length - 3]
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert made == [(length, 5, 0)]
 
 
