@@ -15,6 +15,7 @@ Examples
 b'cba'
 """
 
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,20 @@ from fremap._core import __version__
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
-    AliasError,
     ArgumentError,
+    ArgumentTypeError,
     BudgetError,
     ClosedError,
+    DuplicatePageError,
     ForkError,
     FormatError,
     FremapError,
     MappingLimitError,
     MemoryLimitError,
     PageRangeError,
-    PageTypeError,
     PlacedPageError,
     RemapError,
+    SlotsFullError,
     StoreError,
     StoreExistsError,
     StoreIsDirectoryError,
@@ -56,16 +58,16 @@ if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
     from fremap.npy import load, open_memmap
-    from fremap.slots import Hold, Slots, SlotsStats
+    from fremap.slots import Slots, SlotsPin, SlotsStats
     from fremap.stats import MemmapStats, RowsStats, WindowStats
 
 # Loaded when first asked for, from these modules: half of the time that `import fremap` took.
 _LATER = {
     "Batches": "batches",
-    "Hold": "slots",
     "MemmapStats": "stats",
     "RowsStats": "stats",
     "Slots": "slots",
+    "SlotsPin": "slots",
     "SlotsStats": "slots",
     "WindowStats": "stats",
     "calibration": "calibration",
@@ -73,28 +75,34 @@ _LATER = {
     "open_memmap": "npy",
 }
 
+# Names until 0.1 and what they are now; they go with 0.2.
+_RENAMED = {
+    "AliasError": "DuplicatePageError",
+    "Hold": "SlotsPin",
+    "PageTypeError": "ArgumentTypeError",
+}
+
 __all__ = [
     "MAP_NONBLOCK",
     "MAP_POPULATE",
-    "AliasError",
     "ArgumentError",
+    "ArgumentTypeError",
     "Batches",
     "BudgetError",
     "Capabilities",
     "ClosedError",
     "ConcatStore",
+    "DuplicatePageError",
     "EngineStatus",
     "FileStore",
     "ForkError",
     "FormatError",
     "FremapError",
-    "Hold",
     "MappingLimitError",
     "MemmapStats",
     "MemoryLimitError",
     "MemoryStore",
     "PageRangeError",
-    "PageTypeError",
     "PlacedPageError",
     "Probe",
     "Prot",
@@ -102,6 +110,8 @@ __all__ = [
     "Rows",
     "RowsStats",
     "Slots",
+    "SlotsFullError",
+    "SlotsPin",
     "SlotsStats",
     "Store",
     "StoreError",
@@ -128,11 +138,20 @@ __all__ = [
 ]
 
 
+def _renamed(name: str) -> Any:
+    """Return what `name` is called now; warn once a place that uses the old name."""
+    now = _RENAMED[name]
+    warnings.warn(f"fremap.{name} is fremap.{now} now", DeprecationWarning, stacklevel=3)
+    return getattr(import_module("fremap"), now)
+
+
 if not TYPE_CHECKING:  # or every name were there to who checks types
 
     def __getattr__(name: str) -> Any:
         if name == "torch":  # not among the others: without PyTorch it is an ImportError
             return import_module("fremap.torch")
+        if name in _RENAMED:
+            return _renamed(name)
         if name not in _LATER:
             raise AttributeError(f"module 'fremap' has no attribute {name!r}")
         module = import_module(f"fremap.{_LATER[name]}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.errors import _system as system_error
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ def page_number(pages: object) -> TypeGuard[SupportsIndex]:
 def quantity(what: str, value: SupportsIndex) -> int:
     """Return a count, size or position as an int that the core can take."""
     if isinstance(value, bool | np.bool_):
-        raise PageTypeError(f"{what} must be an integer, not a bool")
+        raise ArgumentTypeError(f"{what} must be an integer, not a bool")
     try:
         number = operator.index(value)
     except TypeError:
-        raise PageTypeError(f"{what} must be an integer, not {type(value).__name__}") from None
+        raise ArgumentTypeError(f"{what} must be an integer, not {type(value).__name__}") from None
     if number < 0:
         raise ArgumentError(f"{what} is {number}; it must not be negative")
     if number > _INT64_MAX:
@@ -86,7 +86,7 @@ def refuse_objects(operation: str, what: str, memory: memoryview | npt.NDArray[A
     else:
         objects = memory.dtype.hasobject
     if objects:
-        raise PageTypeError(
+        raise ArgumentTypeError(
             f"{operation}: {what} holds Python objects, which are no bytes; give memory of "
             "numbers or bytes"
         )
@@ -135,7 +135,7 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
             array = np.asarray(out)
         except (TypeError, ValueError, RuntimeError) as error:
             # It wants a gradient, is not in this memory, or of a type that NumPy has not.
-            raise PageTypeError(
+            raise ArgumentTypeError(
                 f"{operation}: out is a tensor that NumPy cannot write to ({error}); give one in "
                 "memory, without a gradient, and of a type that NumPy has: for bfloat16 "
                 "out.view(torch.uint16)"
@@ -149,11 +149,11 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
             view = memoryview(out)
             refuse_objects(operation, "out", view)
             return np.asarray(view)
-        except PageTypeError:
+        except ArgumentTypeError:
             raise
         except (TypeError, ValueError):
             pass
-    raise PageTypeError(f"{operation}: out must be memory, not {type(out).__name__}")
+    raise ArgumentTypeError(f"{operation}: out must be memory, not {type(out).__name__}")
 
 
 def bytes_of(operation: str, data: BufferLike, sizes: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -173,7 +173,7 @@ def _array(operation: str, data: Any) -> npt.NDArray[Any]:
     try:
         view = memoryview(data)
     except TypeError:
-        raise PageTypeError(
+        raise ArgumentTypeError(
             f"{operation}: data must be a buffer or an array, not {type(data).__name__}"
         ) from None
     refuse_objects(operation, "data", view)

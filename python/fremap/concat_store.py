@@ -9,7 +9,7 @@ import numpy as np
 
 from fremap import _core, errors
 from fremap.arguments import counted
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ConcatStore(Store):
         A page size differs, a file other than the last ends within a page, a file
         is there twice and may be written, or the data of an ``.npy`` file does not
         begin with a page.
-    PageTypeError
+    ArgumentTypeError
         Something in `stores` is no store.
     ClosedError
         One of them is closed.
@@ -61,7 +61,7 @@ class ConcatStore(Store):
         self._stores = tuple(stores)
         for store in self._stores:
             if not isinstance(store, Store):
-                raise PageTypeError(
+                raise ArgumentTypeError(
                     f"concat: stores must be stores, not {type(store).__name__}; fremap.open() "
                     "makes one of a path"
                 )
@@ -139,7 +139,7 @@ def concat(stores: Iterable[Store]) -> ConcatStore:
         A page size differs, a file other than the last ends within a page, a file
         is there twice and may be written, or the data of an ``.npy`` file does not
         begin with a page.
-    PageTypeError
+    ArgumentTypeError
         Something in `stores` is no store.
     ClosedError
         One of them is closed.

@@ -12,7 +12,7 @@ import numpy as np
 
 from fremap import errors
 from fremap.arguments import quantity
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -329,7 +329,7 @@ def _order(
     if len(given) == 0:
         return "array", np.empty(0, dtype=np.int64)
     if given.dtype.kind not in "iu":
-        raise PageTypeError(f"batches: order must be row numbers, not {given.dtype}")
+        raise ArgumentTypeError(f"batches: order must be row numbers, not {given.dtype}")
     # A copy: the caller may go on changing the array. By pieces, between which an interrupt
     # may come.
     ids: _RowNumbers = np.empty(len(given), _id_type(length))

@@ -11,19 +11,20 @@ import errno
 import os
 
 __all__ = [
-    "AliasError",
     "ArgumentError",
+    "ArgumentTypeError",
     "BudgetError",
     "ClosedError",
+    "DuplicatePageError",
     "ForkError",
     "FormatError",
     "FremapError",
     "MappingLimitError",
     "MemoryLimitError",
     "PageRangeError",
-    "PageTypeError",
     "PlacedPageError",
     "RemapError",
+    "SlotsFullError",
     "StoreError",
     "StoreExistsError",
     "StoreIsDirectoryError",
@@ -55,8 +56,8 @@ class PageRangeError(FremapError, IndexError):
     limit: int
 
 
-class PageTypeError(FremapError, TypeError):
-    """Pages or rows were named by something that is no integer."""
+class ArgumentTypeError(FremapError, TypeError):
+    """An argument has the wrong type: pages that are no integers, objects that are no store."""
 
 
 class ArgumentError(FremapError, ValueError):
@@ -71,8 +72,8 @@ class PlacedPageError(FremapError, ValueError):
     """A placed page, which has no file behind it, would be lost."""
 
 
-class AliasError(FremapError, ValueError):
-    """A file page that may be written would be shown by two pages of a window."""
+class DuplicatePageError(FremapError, ValueError):
+    """Two pages of a window would show one file page that can be written to."""
 
 
 class ClosedError(FremapError, ValueError):
@@ -130,6 +131,10 @@ class BudgetError(MemoryLimitError):
     """A window would need more memory than its budget."""
 
 
+class SlotsFullError(BudgetError):
+    """A call names more extents than there are slots that are not pinned."""
+
+
 class RemapError(FremapError, OSError):
     """`remap_file_pages` refused a call: on a window with the errno of 2002."""
 
@@ -170,13 +175,14 @@ for _name in __all__:
 del _name
 
 _BY_KIND: dict[str, type[FremapError]] = {
-    "alias": AliasError,
     "argument": ArgumentError,
+    "duplicate": DuplicatePageError,
     "placed": PlacedPageError,
     "budget": BudgetError,
     "closed": ClosedError,
     "fork": ForkError,
     "memory": MemoryLimitError,
+    "slots_full": SlotsFullError,
     "views_alive": ViewsAliveError,
     "unsupported": UnsupportedError,
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from fremap import errors
 from fremap.arguments import absolute_path, quantity
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.stores import FileStore
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Layout:
             raise ArgumentError(f'memmap: order is {order!r}; it must be "C" or "F"')
         self.dtype = np.dtype(dtype)
         if self.dtype.hasobject or self.dtype.itemsize == 0:
-            raise PageTypeError(f"memmap: elements of dtype {self.dtype} cannot lie in a file")
+            raise ArgumentTypeError(f"memmap: elements of dtype {self.dtype} cannot lie in a file")
         self.offset = quantity("memmap: offset", offset)
         self._dimensions = None if shape is None else _dimensions(shape)
         if self.mode == "w+" and self._dimensions is None:
@@ -105,7 +105,7 @@ def _dimensions(shape: Any) -> tuple[int, ...]:
     try:
         dimensions = tuple(operator.index(length) for length in shape)
     except TypeError:
-        raise PageTypeError(
+        raise ArgumentTypeError(
             f"memmap: shape must be an integer or integers, not {shape!r}"
         ) from None
     if any(length < 0 for length in dimensions):

@@ -178,7 +178,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
     ------
     ArgumentError
         The mode, shape or offset cannot be, or the file is too short.
-    PageTypeError
+    ArgumentTypeError
         The dtype holds Python objects or has no size.
     StoreError
         The file cannot be opened or made longer; a `FileNotFoundError` where it is missing.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.lib import format as npy
 
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.formats.npy import described
 from fremap.formats.table import Header
 from fremap.memmap import memmap
@@ -65,7 +65,7 @@ def open_memmap(
     ------
     FormatError
         The file has no header of an array, or one that cannot be read.
-    PageTypeError
+    ArgumentTypeError
         The elements are Python objects.
     ArgumentError
         The mode cannot be, or "w+" has no shape.
@@ -84,7 +84,7 @@ def open_memmap(
     array([1.5, 1.5], dtype=float32)
     """
     if hasattr(filename, "read"):
-        raise PageTypeError("open_memmap: filename must be a path, not a file object")
+        raise ArgumentTypeError("open_memmap: filename must be a path, not a file object")
     options: dict[str, Any] = {"budget": budget, "advice": advice}
     if mode in ("w+", "write"):
         return _created(filename, dtype, shape, fortran_order, version, options)
@@ -121,7 +121,7 @@ def load(
     ------
     FormatError
         The file has no header of an array, or one that cannot be read.
-    PageTypeError
+    ArgumentTypeError
         The elements are Python objects.
     ArgumentError
         The mode cannot be.
@@ -139,7 +139,7 @@ def _header(path: str | os.PathLike[str]) -> tuple[np.dtype[Any], tuple[int, ...
         header = Header(store.fileno(), os.fspath(path), store.size, "load")
         shape, fortran, kind, offset = described(header)
     if kind.hasobject:
-        raise PageTypeError(f"load: elements of dtype {kind} cannot lie in a file")
+        raise ArgumentTypeError(f"load: elements of dtype {kind} cannot lie in a file")
     return kind, shape, fortran, offset
 
 
@@ -156,7 +156,7 @@ def _created(
         raise ArgumentError('open_memmap: mode "w+" needs a shape')
     kind = np.dtype(dtype)
     if kind.hasobject:
-        raise PageTypeError(f"open_memmap: elements of dtype {kind} cannot lie in a file")
+        raise ArgumentTypeError(f"open_memmap: elements of dtype {kind} cannot lie in a file")
     dimensions = (shape,) if isinstance(shape, int) else tuple(shape)
     header = {
         "descr": npy.dtype_to_descr(kind),

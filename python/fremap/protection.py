@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import SupportsIndex
 
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Prot"]
 
@@ -31,11 +31,11 @@ class Prot(enum.IntFlag):
 def checked_prot(prot: SupportsIndex) -> Prot:
     """Return `prot` as one of the three; `mmap.PROT_WRITE` counts as `WRITE`."""
     if isinstance(prot, bool):
-        raise PageTypeError(f"prot must be a fremap.Prot, not {prot!r}")
+        raise ArgumentTypeError(f"prot must be a fremap.Prot, not {prot!r}")
     try:
         bits = prot.__index__()
     except AttributeError:
-        raise PageTypeError(f"prot must be a fremap.Prot, not {prot!r}") from None
+        raise ArgumentTypeError(f"prot must be a fremap.Prot, not {prot!r}") from None
     if bits == 0b10:
         return Prot.WRITE
     if bits not in (0, 1, 3):

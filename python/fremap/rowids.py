@@ -8,7 +8,7 @@ import numpy as np
 
 from fremap import errors
 from fremap.arguments import page_number
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -131,14 +131,14 @@ def _array(ids: object) -> npt.NDArray[Any]:
     try:
         return np.asarray(ids)
     except (ValueError, TypeError, OverflowError) as error:
-        raise PageTypeError(f"take: rows are chosen by integers; {error}") from error
+        raise ArgumentTypeError(f"take: rows are chosen by integers; {error}") from error
 
 
 def _check_types(ids: list[Any] | tuple[Any, ...]) -> None:
     """Refuse what NumPy would make an integer of, if it stands beside one."""
     for kind in set(map(type, ids)):
         if issubclass(kind, bool | np.bool_ | float | np.floating | str | bytes):
-            raise PageTypeError(
+            raise ArgumentTypeError(
                 f"take: a row must be an integer, not {kind.__name__}; a mask is an array of bool"
             )
         if issubclass(kind, list | tuple):
@@ -161,9 +161,11 @@ def _outside(number: int, count: int) -> errors.PageRangeError:
 def _wrong_type(ids: object, array: npt.NDArray[Any]) -> errors.FremapError:
     found = f"an array of {array.dtype}" if hasattr(ids, "dtype") else f"a {type(ids).__name__}"
     if array.dtype.kind == "b":
-        return PageTypeError(f"take: rows are chosen by integers, not by {found}; rows[mask] is")
+        return ArgumentTypeError(
+            f"take: rows are chosen by integers, not by {found}; rows[mask] is"
+        )
     if array.dtype.kind == "O" and array.size and isinstance(array.flat[0], int):
         return ArgumentError(f"take: {array.flat[0]} does not fit into 64 bits")
-    return PageTypeError(
+    return ArgumentTypeError(
         f"take: rows are chosen by an int, a slice, a range or integers in an array, not by {found}"
     )

@@ -18,9 +18,9 @@ from fremap.arguments import filled_memory, quantity
 from fremap.closing import ClosedOnExit
 from fremap.errors import (
     ArgumentError,
+    ArgumentTypeError,
     ClosedError,
     MemoryLimitError,
-    PageTypeError,
 )
 from fremap.formats import MAX_AXES
 from fremap.rowids import as_mask, select, select_mask
@@ -259,7 +259,7 @@ class Rows(ClosedOnExit):
         ------
         PageRangeError
             A row does not exist; also an `IndexError`.
-        PageTypeError
+        ArgumentTypeError
             `ids` are no integers.
         ArgumentError
             `out` has another type or shape, or is read-only.
@@ -292,7 +292,7 @@ class Rows(ClosedOnExit):
     def __getitem__(self, index: Any) -> Any:
         """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
         if isinstance(index, tuple | EllipsisType | None):
-            raise PageTypeError(
+            raise ArgumentTypeError(
                 f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
                 "integers or a mask; index the result for more"
             )

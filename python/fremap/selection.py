@@ -15,7 +15,7 @@ import numpy as np
 
 from fremap import errors
 from fremap.arguments import page_number
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +59,9 @@ class Numbering:
         where = f"{self.operation}: {self.coordinate} {index} is outside 0..{self.limit}"
         return errors._page_range(where, index, self.limit)  # noqa: SLF001 - one maker of messages
 
-    def wrong_type(self, found: object) -> PageTypeError:
+    def wrong_type(self, found: object) -> ArgumentTypeError:
         """Make the error for something that names no pages."""
-        return PageTypeError(
+        return ArgumentTypeError(
             f"{self.operation}: a {self.coordinate} must be an integer; pages are chosen by "
             f"None, an int, a slice, a range or integers in an array, not by {found}"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 import numpy as np
 
 from fremap.arguments import counted, page_number, quantity
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.selection import Numbering
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def elements_within(dtype: npt.DTypeLike, shape: Shape, available_bytes: int) ->
     """Return the elements of an array, if they fit into so many bytes."""
     kind = np.dtype(dtype)
     if kind.hasobject or kind.itemsize == 0:
-        raise PageTypeError(f"array: elements of dtype {kind} cannot lie in a window")
+        raise ArgumentTypeError(f"array: elements of dtype {kind} cannot lie in a window")
     dimensions = _shape_within(shape, available_bytes // kind.itemsize)
     return Elements(kind, dimensions, math.prod(dimensions) * kind.itemsize)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
 from fremap import formats
 from fremap.arguments import absolute_path, quantity
-from fremap.errors import ArgumentError, FormatError, PageTypeError, StoreError
+from fremap.errors import ArgumentError, ArgumentTypeError, FormatError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats import MAX_AXES, Header, Table
 from fremap.stores import FileStore, Store
@@ -84,7 +84,7 @@ def named_files(source: RowsSource) -> list[str | bytes | Store]:
         elif isinstance(file, str | bytes | os.PathLike):
             found.append(absolute_path("rows", file))
         else:
-            raise PageTypeError(
+            raise ArgumentTypeError(
                 f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
             )
     if not found:

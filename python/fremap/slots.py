@@ -6,6 +6,7 @@ the compiled core's to say; extents are found while others are brought in.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
@@ -16,9 +17,9 @@ from fremap import calibration as calibrations
 from fremap.arguments import quantity
 from fremap.errors import (
     ArgumentError,
+    ArgumentTypeError,
     BudgetError,
     FremapError,
-    PageTypeError,
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from fremap.calibration import Calibration
 
-__all__ = ["Hold", "Slots", "SlotsStats"]
+__all__ = ["Slots", "SlotsPin", "SlotsStats"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
@@ -62,8 +63,8 @@ class SlotsStats:
         that the store's end cuts short counts whole.
     filled_slots : int
         Slots that show an extent.
-    held_slots : int
-        Slots that are held.
+    pinned_slots : int
+        Slots that are pinned.
     """
 
     hits: int
@@ -71,30 +72,40 @@ class SlotsStats:
     evictions: int
     bytes_read: int
     filled_slots: int
-    held_slots: int
+    pinned_slots: int
+
+    @property
+    def held_slots(self) -> int:
+        """The name of `pinned_slots` until 0.1."""
+        _warn_renamed("SlotsStats.held_slots", "pinned_slots")
+        return self.pinned_slots
 
 
-class Hold:
+def _warn_renamed(old: str, new: str) -> None:
+    warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=3)
+
+
+class SlotsPin:
     """Slots that keep their extents until this is released, or dropped.
 
-    Made by `Slots.hold`. Entering it gives the slot numbers.
+    Made by `Slots.pin`. Entering it gives the slot numbers.
 
     Parameters
     ----------
     taken : fremap._core.Taken
-        The slots, held.
+        The slots, pinned.
     """
 
-    __slots__ = ("_held", "_taken")
+    __slots__ = ("_pinned", "_taken")
 
     def __init__(self, taken: _core.Taken) -> None:
         self._taken = taken
-        self._held = True
+        self._pinned = True
 
     def __repr__(self) -> str:
-        """Describe the hold in a line."""
-        state = "" if self._held else ", released"
-        return f"<fremap.Hold of slots {self.slots.tolist()}{state}>"
+        """Describe the pin in a line."""
+        state = "" if self._pinned else ", released"
+        return f"<fremap.SlotsPin of slots {self.slots.tolist()}{state}>"
 
     @property
     def slots(self) -> Numbers:
@@ -116,8 +127,8 @@ class Hold:
 
     def release(self) -> None:
         """Let the extents leave again; later calls do nothing."""
-        self._taken.let_go()
-        self._held = False
+        self._taken.unpin()
+        self._pinned = False
 
 
 class Slots:
@@ -129,7 +140,7 @@ class Slots:
 
     Any number of threads may use a bank. An extent stays in its slot until it has to
     make room: what a call has returned may be gone as soon as another call needs room,
-    by this thread or another, unless it is held (`hold`). While a call is under way
+    by this thread or another, unless it is pinned (`pin`). While a call is under way
     nothing that it names leaves.
 
     Parameters
@@ -192,12 +203,12 @@ class Slots:
 
     __slots__ = (
         "__weakref__",
-        "_bank",
         "_extent_pages",
         "_page_count",
         "_settings",
         "_slot_count",
         "_store",
+        "_table",
         "_window",
     )
 
@@ -212,7 +223,7 @@ class Slots:
         calibration: Calibration | None = None,
     ) -> None:
         if not isinstance(store, Store):
-            raise PageTypeError(f"Slots: store must be a store, not {type(store).__name__}")
+            raise ArgumentTypeError(f"Slots: store must be a store, not {type(store).__name__}")
         chosen("engine", engine)
         pages = quantity("Slots: extent_pages", extent_pages)
         count = quantity("Slots: slot_count", slot_count)
@@ -234,7 +245,7 @@ class Slots:
         self._slot_count = count
         #: As it was: extents do not change with the store's size.
         self._page_count = store.page_count
-        self._bank = _core.Bank(count, self.extent_count)
+        self._table = _core.SlotTable(count, self.extent_count)
 
     # What it is.
 
@@ -276,7 +287,7 @@ class Slots:
     @property
     def keys(self) -> Numbers:
         """Key of the extent that each slot shows, -1 if it is empty. A copy."""
-        return np.frombuffer(self._bank.keys(), np.int64)
+        return np.frombuffer(self._table.keys(), np.int64)
 
     def stats(self) -> SlotsStats:
         """Return what the bank holds and what it did so far.
@@ -291,7 +302,7 @@ class Slots:
         ForkError
             The bank was made by the parent process.
         """
-        counts = self._bank.stats()
+        counts = self._table.stats()
         arrivals = counts.pop("arrivals")
         return SlotsStats(bytes_read=arrivals * self.extent_bytes, **counts)
 
@@ -318,8 +329,8 @@ class Slots:
 
         Raises
         ------
-        BudgetError
-            There are not so many slots, or too many of them are held. Nothing has changed.
+        SlotsFullError
+            There are not so many slots, or too many of them are pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         StoreError
@@ -332,19 +343,19 @@ class Slots:
         Notes
         -----
         What is missing is one `Window.remap`: sorted, all reads in flight together.
-        Waits for calls of other threads that need the room, not for holds. A key that
+        Waits for calls of other threads that need the room, not for pins. A key that
         another thread is bringing in is waited for, not read twice.
         """
         wanted = self._wanted("ensure", keys)
-        found = self._bank.find("ensure", wanted)
+        found = self._table.find("ensure", wanted)
         if found is not None:
             return np.frombuffer(found, np.int64)
         taken = self._take("ensure", wanted)
         taken.release()
         return np.frombuffer(taken.slots(), np.int64)
 
-    def hold(self, keys: PageSelection) -> Hold:
-        """Do what `ensure` does, and have the extents stay where they are.
+    def pin(self, keys: PageSelection) -> SlotsPin:
+        """Do what `ensure` does, and keep the extents in their slots.
 
         Parameters
         ----------
@@ -353,18 +364,18 @@ class Slots:
 
         Returns
         -------
-        Hold
-            A context manager that gives the slot of each key, and lets them go at its
-            end; or call its `release`. Holds on one extent add up.
+        SlotsPin
+            A context manager that gives the slot of each key, and unpins them at its
+            end; or call its `release`. Pins of one extent add up.
 
         Raises
         ------
-        BudgetError
-            There are not so many slots, or too many of them are held. Nothing has changed.
+        SlotsFullError
+            There are not so many slots, or too many of them are pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         StoreError
-            As from `ensure`; nothing is held.
+            As from `ensure`; nothing is pinned.
         ClosedError, ForkError
             The bank is closed, or was made by the parent process.
 
@@ -377,14 +388,30 @@ class Slots:
         >>> import fremap
         >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
         >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as bank:
-        ...     with bank.hold([7]) as slots:
+        ...     with bank.pin([7]) as slots:
         ...         _ = bank.ensure(0), bank.ensure(1), bank.ensure(2)
         ...         int(bank.keys[slots[0]])
         7
         """
-        taken = self._take("hold", self._wanted("hold", keys))
-        taken.hold()
-        return Hold(taken)
+        taken = self._take("pin", self._wanted("pin", keys))
+        taken.pin()
+        return SlotsPin(taken)
+
+    def hold(self, keys: PageSelection) -> SlotsPin:
+        """Do what `pin` does: its name until 0.1.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None
+            As for `pin`.
+
+        Returns
+        -------
+        SlotsPin
+            As from `pin`.
+        """
+        _warn_renamed("Slots.hold", "pin")
+        return self.pin(keys)
 
     def evict(self, keys: PageSelection = None) -> int:
         """Empty the slots of extents, so that the next call that names them reads them again.
@@ -407,7 +434,7 @@ class Slots:
         Raises
         ------
         ArgumentError
-            One of the extents is held. Nothing has changed.
+            One of the extents is pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         ClosedError, ForkError
@@ -432,7 +459,7 @@ class Slots:
         if keys is None:
             shown = self.keys
             wanted = shown[shown >= 0]
-        taken = self._bank.evict(wanted)
+        taken = self._table.evict(wanted)
         try:
             slots = np.frombuffer(taken.slots(), np.int64)
             if len(slots):
@@ -449,10 +476,10 @@ class Slots:
             selection = (0, numbering.limit)
         return np.arange(*selection) if isinstance(selection, tuple) else selection
 
-    def _take(self, operation: Literal["ensure", "hold"], wanted: Numbers) -> _core.Taken:
+    def _take(self, operation: Literal["ensure", "pin"], wanted: Numbers) -> _core.Taken:
         """Bring extents in; none of them leaves before what is returned is released."""
         while True:
-            taken = self._bank.reserve(operation, wanted)
+            taken = self._table.reserve(operation, wanted)
             try:
                 keys, slots = (np.frombuffer(part, np.int64) for part in taken.missing())
                 if len(keys):
@@ -539,7 +566,7 @@ class Slots:
         ArgumentError
             The shape does not fit into an extent, or an element would lie in two files
             of a `ConcatStore`.
-        PageTypeError
+        ArgumentTypeError
             The dtype holds Python objects or has no size.
 
         Notes
@@ -575,7 +602,7 @@ class Slots:
     ) -> None:
         """Close for calls; the memory goes with its last view."""
         self._window.__exit__(kind, error, traceback)
-        self._bank.close()
+        self._table.close()
 
     def close(self) -> None:
         """Unmap the bank; later calls raise.
@@ -590,7 +617,7 @@ class Slots:
         ``munmap(2)``. Closing again does nothing.
         """
         self._window.close()
-        self._bank.close()
+        self._table.close()
 
     def __reduce__(self) -> tuple[Callable[..., Slots], tuple[object, ...]]:
         """Be made anew on the store, with nothing in it."""

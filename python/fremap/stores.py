@@ -15,7 +15,7 @@ import numpy as np
 from fremap import _core
 from fremap.arguments import BufferLike, absolute_path, bytes_of, counted, quantity, refuse_objects
 from fremap.closing import ClosedOnExit
-from fremap.errors import ArgumentError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.selection import CoreSelection, Numbering, PageSelection
 
 if TYPE_CHECKING:
@@ -375,7 +375,7 @@ class FileStore(Store):
         page_bytes = _checked_page("open", page_bytes)
         self._path: str | bytes | None
         if isinstance(file, bool):
-            raise PageTypeError("open: file must be a path or a descriptor, not a bool")
+            raise ArgumentTypeError("open: file must be a path or a descriptor, not a bool")
         if isinstance(file, int):
             if mode == "w+":
                 raise ArgumentError('open: mode "w+" needs a path; give a descriptor as "r+"')

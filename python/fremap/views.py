@@ -70,7 +70,7 @@ class Views(_core.WindowBase):
         ArgumentError
             The shape does not fit into the window, or an element would lie in two files
             of a `ConcatStore`.
-        PageTypeError
+        ArgumentTypeError
             The dtype holds Python objects or has no size.
 
         Notes

@@ -12,7 +12,7 @@ import numpy as np
 
 from fremap.arguments import BufferLike, bytes_of, counted, page_number
 from fremap.ending import flush_at_exit
-from fremap.errors import ArgumentError, ForkError, FremapError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError, ForkError, FremapError
 from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
 from fremap.selection import CoreSelection, Numbering, PageSelection
@@ -110,7 +110,7 @@ class Window(Views):
         Engine "alias" would need more kernel mappings than the process may have.
     BudgetError
         It is too small for one batch of pages, or, with `populate`, for the window.
-    AliasError
+    DuplicatePageError
         `mapping` shows a page twice in a window that is written and not coherent.
     StoreError
         Mapping, locking or populating failed.
@@ -176,7 +176,7 @@ class Window(Views):
     ) -> Self:
         """Map the window; see the class."""
         if not isinstance(store, Store):
-            raise PageTypeError(
+            raise ArgumentTypeError(
                 f"Window: store must be a store, not {type(store).__name__}; fremap.open() makes "
                 "one of a path"
             )
@@ -329,7 +329,7 @@ class Window(Views):
             file page is shown elsewhere by now show nothing (-1 in `mapping`).
         MappingLimitError
             Engine "alias": too many extents; nothing changed.
-        AliasError
+        DuplicatePageError
             A file page that may be written would be shown twice; nothing changed.
         UnsupportedError
             ``nonblock`` where the kernel does not tell what is resident.
@@ -363,7 +363,7 @@ class Window(Views):
     def _target(self, at: PageSelection, count: int) -> int | npt.NDArray[np.int64]:
         """Return where a remap goes: the first window page, or each of them."""
         if at is None:
-            raise PageTypeError("remap: at must be a window page or an array of them, not None")
+            raise ArgumentTypeError("remap: at must be a window page or an array of them, not None")
         if page_number(at):
             return Numbering("remap", "window page", self.page_count).index(at)
         window_pages, named = self._select("remap", at)
@@ -462,7 +462,7 @@ class Window(Views):
             The engine has no such protection, or the window is read-only.
         MappingLimitError
             Engine "alias": too many pieces; nothing changed.
-        AliasError
+        DuplicatePageError
             A page that is to be written shows what another page shows.
         StoreError
             NONE: a changed page could not be written.

@@ -20,7 +20,7 @@ CORE_FLOORS = {
     "memory": 1,
     "plan": 1,
     "cache": 1,
-    "bank": 2,
+    "slot_table": 2,
     "stats": 1,
     "calibrate": 2,
     "trim": 2,

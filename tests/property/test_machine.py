@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from fremap import Prot
-from fremap.errors import ClosedError, PageTypeError, PlacedPageError
+from fremap.errors import ArgumentTypeError, ClosedError, PlacedPageError
 from fremap.testing import NO_PAGE, PLACED, ModelStore, ModelWindow
 from fremap.testing.machine import WindowMachine
 from hypothesis import HealthCheck, Phase, settings
@@ -52,7 +52,7 @@ def numbers(pages: Any, limit: int) -> list[int]:
     if isinstance(pages, int | np.integer):
         return [int(pages)]
     if np.asarray(pages).dtype.kind not in "iu" and len(pages):
-        raise PageTypeError("not integers")
+        raise ArgumentTypeError("not integers")
     return [int(page) for page in pages]
 
 

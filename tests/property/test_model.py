@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from fremap import Prot
-from fremap.errors import AliasError, FremapError, PageRangeError, UnsupportedError
+from fremap.errors import DuplicatePageError, FremapError, PageRangeError, UnsupportedError
 from fremap.testing import NO_PAGE, PLACED, ModelStore, ModelWindow, numbered_page, numbered_words
 
 CACHED = pytest.mark.parametrize("engine", ["paged", "eager"])
@@ -165,7 +165,7 @@ def shown_twice(store: ModelStore, engine: str) -> Any:
 def test_a_file_page_that_may_be_written_appears_once(
     store: ModelStore, engine: str, how: str
 ) -> None:
-    with pytest.raises(AliasError) as caught:
+    with pytest.raises(DuplicatePageError) as caught:
         TWICE[how](store, engine)
     assert isinstance(caught.value, FremapError)
     assert isinstance(caught.value, ValueError)
@@ -177,7 +177,7 @@ def test_repeats_are_free_where_nobody_writes(store: ModelStore) -> None:
     window = open_window(store, "paged", tracking="sync")
     window.protect([0, 3], Prot.READ)
     window.remap([3], [0])
-    with pytest.raises(AliasError):
+    with pytest.raises(DuplicatePageError):
         window.protect([3], Prot.WRITE)
     window.remap([0, 3], [3, 0], prot=Prot.WRITE)  # judged on the mapping after the call
     assert window.mapping == [3, 1, 2, 0]
@@ -192,7 +192,7 @@ def test_a_refused_call_changes_nothing(store: ModelStore) -> None:
         lambda: window.flush([0, 4]),
         lambda: window.protect([0], Prot.READ),
     ):
-        with pytest.raises((AliasError, PageRangeError, UnsupportedError)):
+        with pytest.raises((DuplicatePageError, PageRangeError, UnsupportedError)):
             call()
     assert (store.content(), window.dirty[0], window.mapping) == (before, True, [0, 1, 2, 3])
 

@@ -1,4 +1,4 @@
-"""A bank beside a dict: whatever is named is there, and nothing that is held leaves."""
+"""A bank beside a dict: whatever is named is there, and nothing that is pinned leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 if TYPE_CHECKING:
-    from fremap.slots import Hold
+    from fremap.slots import SlotsPin
 
 PAGES = 50
 
@@ -39,15 +39,15 @@ class SlotsMachine(RuleBasedStateMachine):
         self.content = self.store.read(None).tobytes()
         self.bank = fremap.Slots(self.store, extent_pages, slot_count, engine=self.engine)
         self.shown: dict[int, int] = {}
-        self.holds: list[tuple[Hold, set[int]]] = []
+        self.pins: list[tuple[SlotsPin, set[int]]] = []
         self.named = self.brought = self.left = 0
 
     def extent(self, key: int) -> bytes:
         size = self.pages * 4096
         return self.content[key * size : (key + 1) * size].ljust(size, b"\0")
 
-    def held(self) -> set[int]:
-        return set().union(*(keys for _, keys in self.holds))
+    def pinned(self) -> set[int]:
+        return set().union(*(keys for _, keys in self.pins))
 
     def follow(self, wanted: list[int], slots: np.ndarray) -> None:
         """Which slots are right is the bank's to choose, within what must stay."""
@@ -57,7 +57,7 @@ class SlotsMachine(RuleBasedStateMachine):
             assert self.shown.get(slot, key) == key or self.shown[slot] not in wanted
             self.shown[slot] = key
         moved = {slot for slot, key in before.items() if self.shown[slot] != key}
-        assert not {before[slot] for slot in moved} & (set(wanted) | self.held())
+        assert not {before[slot] for slot in moved} & (set(wanted) | self.pinned())
         assert sorted(self.shown.values()) == sorted(set(self.shown.values()))
         empty = self.slot_count - len(before)
         assert len(moved) == max(0, len(missing) - empty)
@@ -65,28 +65,28 @@ class SlotsMachine(RuleBasedStateMachine):
         self.brought += len(missing)
         self.left += len(moved)
 
-    @rule(data=st.data(), hold=st.booleans())
-    def name(self, data: st.DataObject, hold: bool) -> None:
+    @rule(data=st.data(), pin=st.booleans())
+    def name(self, data: st.DataObject, pin: bool) -> None:
         limit = self.bank.extent_count
         wanted = data.draw(pages_of.page_lists(limit, max_size=12), "keys")
         spelt = data.draw(pages_of.spellings(wanted, limit), "spelt")
-        if len(set(wanted) | self.held()) > self.slot_count:
+        if len(set(wanted) | self.pinned()) > self.slot_count:
             before = self.bank.keys.tolist()
             with pytest.raises(fremap.BudgetError):
-                self.bank.hold(spelt) if hold else self.bank.ensure(spelt)
+                self.bank.pin(spelt) if pin else self.bank.ensure(spelt)
             assert self.bank.keys.tolist() == before
-        elif hold:
-            made = self.bank.hold(spelt)
+        elif pin:
+            made = self.bank.pin(spelt)
             self.follow(wanted, made.slots)
-            self.holds.append((made, set(wanted)))
+            self.pins.append((made, set(wanted)))
         else:
             self.follow(wanted, self.bank.ensure(spelt))
 
     @rule(data=st.data())
     def let_go(self, data: st.DataObject) -> None:
-        if self.holds:
-            hold, _ = self.holds.pop(data.draw(st.integers(0, len(self.holds) - 1), "which"))
-            hold.release()
+        if self.pins:
+            pin, _ = self.pins.pop(data.draw(st.integers(0, len(self.pins) - 1), "which"))
+            pin.release()
 
     @invariant()
     def agree(self) -> None:
@@ -99,7 +99,7 @@ class SlotsMachine(RuleBasedStateMachine):
         assert (stats.misses, stats.evictions) == (self.brought, self.left)
         assert stats.hits == self.named - self.brought
         assert stats.bytes_read == self.brought * self.bank.extent_bytes
-        assert (stats.filled_slots, stats.held_slots) == (len(self.shown), len(self.held()))
+        assert (stats.filled_slots, stats.pinned_slots) == (len(self.shown), len(self.pinned()))
 
     def teardown(self) -> None:
         if hasattr(self, "bank"):

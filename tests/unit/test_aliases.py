@@ -29,7 +29,7 @@ def window(
 
 def refused(call: Callable[[], object]) -> set[int]:
     """The numbers that the error names."""
-    with pytest.raises(fremap.AliasError) as caught:
+    with pytest.raises(fremap.DuplicatePageError) as caught:
         call()
     assert isinstance(caught.value, fremap.FremapError)
     assert isinstance(caught.value, ValueError)

@@ -189,7 +189,7 @@ def test_a_thousand_files(engine: str, make_files: Callable[..., list[Path]]) ->
 def test_no_stores() -> None:
     with pytest.raises(fremap.ArgumentError, match="at least one"):
         fremap.concat([])
-    with pytest.raises(fremap.PageTypeError, match="not str"):
+    with pytest.raises(fremap.ArgumentTypeError, match="not str"):
         fremap.concat(["table.bin"])  # type: ignore[list-item]
 
 

@@ -10,16 +10,17 @@ import pytest
 from fremap import _core, errors
 
 BUILTINS = {
-    "AliasError": ValueError,
+    "DuplicatePageError": ValueError,
     "ArgumentError": ValueError,
     "BudgetError": MemoryError,
+    "SlotsFullError": MemoryError,
     "ClosedError": ValueError,
     "ForkError": RuntimeError,
     "FormatError": ValueError,
     "MappingLimitError": OSError,
     "MemoryLimitError": MemoryError,
     "PageRangeError": IndexError,
-    "PageTypeError": TypeError,
+    "ArgumentTypeError": TypeError,
     "PlacedPageError": ValueError,
     "RemapError": OSError,
     "StoreError": OSError,
@@ -98,6 +99,21 @@ def test_a_failed_read_says_what_was_done(engine: str) -> None:
         with pytest.raises(fremap.PageRangeError) as raised:
             window.remap([1, 2, 8])
         assert (raised.value.index, raised.value.limit) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("AliasError", "DuplicatePageError"),
+        ("PageTypeError", "ArgumentTypeError"),
+        ("Hold", "SlotsPin"),
+    ],
+)
+def test_old_names_work_and_warn(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"fremap.{old} is fremap.{new} now") as caught:
+        assert getattr(fremap, old) is getattr(fremap, new)
+    assert caught[0].filename == __file__
+    assert old not in dir(fremap)
 
 
 def test_injecting_needs_a_known_call() -> None:

@@ -109,12 +109,12 @@ def test_holds(path: Path) -> None:
     with fremap.open(path) as store, fremap.Slots(store, 1, 4) as bank:
 
         def block() -> None:
-            with bank.hold([3, 5]):
+            with bank.pin([3, 5]):
                 pass
 
         for _ in each_place(block):
             gc.collect()
-            assert bank.stats().held_slots == 0
+            assert bank.stats().pinned_slots == 0
             bank.ensure([0, 1, 2, 6])  # needs every slot
 
 

@@ -54,14 +54,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fremap.FormatError, match="does not begin as"):
         fremap.load(path)
     np.save(path, np.array([None]), allow_pickle=True)
-    with pytest.raises(fremap.PageTypeError):
+    with pytest.raises(fremap.ArgumentTypeError):
         fremap.load(path)
     with pytest.raises(fremap.ArgumentError, match="mmap_mode is None"):
         fremap.load(path, None)  # type: ignore[arg-type]
     with pytest.raises(fremap.ArgumentError, match="needs a shape"):
         fremap.open_memmap(path, "w+")
-    with pytest.raises(fremap.PageTypeError):
+    with pytest.raises(fremap.ArgumentTypeError):
         fremap.open_memmap(path, "w+", object, 3)
-    with path.open("rb") as file, pytest.raises(fremap.PageTypeError, match="a path"):
+    with path.open("rb") as file, pytest.raises(fremap.ArgumentTypeError, match="a path"):
         fremap.open_memmap(file)  # type: ignore[arg-type]
     assert path.read_bytes()[:6] == b"\x93NUMPY"

@@ -9,7 +9,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap import _core
-from fremap.errors import PageTypeError
+from fremap.errors import ArgumentTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,13 +71,13 @@ def store() -> Iterator[Any]:
 
 @EACH
 def test_pages_are_not_read_into_objects(store: Any, name: str) -> None:
-    with pytest.raises(PageTypeError, match=r"read: out holds Python objects.* give memory of"):
+    with pytest.raises(ArgumentTypeError, match=r"read: out holds Python objects.* give memory of"):
         store.read([1], out=OBJECTS[name]())
 
 
 @EACH
 def test_objects_are_not_written(store: Any, name: str) -> None:
-    with pytest.raises(PageTypeError, match="write: data holds Python objects"):
+    with pytest.raises(ArgumentTypeError, match="write: data holds Python objects"):
         store.write([1], OBJECTS[name]())
     assert (store.read() == PAGES).all()
 
@@ -85,7 +85,7 @@ def test_objects_are_not_written(store: Any, name: str) -> None:
 @EACH
 def test_objects_are_not_placed(store: Any, name: str) -> None:
     with fremap.Window(store) as window:
-        with pytest.raises(PageTypeError, match="place: data holds Python objects"):
+        with pytest.raises(ArgumentTypeError, match="place: data holds Python objects"):
             window.place([1], OBJECTS[name]())
         assert window.mapping.tolist() == [0, 1]
 
@@ -95,7 +95,7 @@ def test_rows_are_not_taken_into_objects(tmp_path: Path, name: str) -> None:
     path = tmp_path / "rows"
     PAGES.tofile(path)
     with fremap.rows(path, dtype="u1", row_shape=(PAGE,)) as rows:
-        with pytest.raises(PageTypeError, match="take: out holds Python objects"):
+        with pytest.raises(ArgumentTypeError, match="take: out holds Python objects"):
             rows.take([0], out=OBJECTS[name]())
         assert (rows[[1]] == PAGES[1]).all()
 
@@ -104,7 +104,7 @@ def test_page_numbers_are_no_objects(store: Any) -> None:
     pages = np.array([0, 1], dtype=object)
     with fremap.Window(store) as window:
         for call in (store.read, window.remap, window.populate, window.evict):
-            with pytest.raises(PageTypeError):
+            with pytest.raises(ArgumentTypeError):
                 call(pages)
 
 

@@ -30,8 +30,8 @@ def test_pins() -> None:
 
 def test_holds(numbered_store: Callable[[int], fremap.Store]) -> None:
     with numbered_store(16) as store, fremap.Slots(store, 1, 4) as bank:
-        hold = bank.hold([3, 5])
-        slots = hold.slots.tolist()
-        assert repr(hold) == f"<fremap.Hold of slots {slots}>"
-        hold.release()
-        assert repr(hold) == f"<fremap.Hold of slots {slots}, released>"
+        pin = bank.pin([3, 5])
+        slots = pin.slots.tolist()
+        assert repr(pin) == f"<fremap.SlotsPin of slots {slots}>"
+        pin.release()
+        assert repr(pin) == f"<fremap.SlotsPin of slots {slots}, released>"

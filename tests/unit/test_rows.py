@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import fremap
 import numpy as np
 import pytest
-from fremap.errors import ArgumentError, ClosedError, PageRangeError, PageTypeError
+from fremap.errors import ArgumentError, ArgumentTypeError, ClosedError, PageRangeError
 from fremap.testing import counting, wait_until_settled
 
 if TYPE_CHECKING:
@@ -112,14 +112,14 @@ def test_a_mask(path: Path, table: np.ndarray) -> None:
         (range(4998, 5003, 2), PageRangeError, "is outside"),
         (np.array([2**63], dtype=np.uint64), PageRangeError, "is outside"),
         ([2**70], ArgumentError, "does not fit into 64 bits"),
-        (1.0, PageTypeError, "float"),
-        ([1, True], PageTypeError, "bool"),
-        ([[1], [2.0]], PageTypeError, "float"),
-        (True, PageTypeError, "bool"),
-        (np.ones(ROW_COUNT, dtype=bool), PageTypeError, "rows\\[mask\\]"),
-        ("3", PageTypeError, "str"),
-        (None, PageTypeError, "NoneType"),
-        ([[1, 2], [3]], PageTypeError, "integers"),
+        (1.0, ArgumentTypeError, "float"),
+        ([1, True], ArgumentTypeError, "bool"),
+        ([[1], [2.0]], ArgumentTypeError, "float"),
+        (True, ArgumentTypeError, "bool"),
+        (np.ones(ROW_COUNT, dtype=bool), ArgumentTypeError, "rows\\[mask\\]"),
+        ("3", ArgumentTypeError, "str"),
+        (None, ArgumentTypeError, "NoneType"),
+        ([[1, 2], [3]], ArgumentTypeError, "integers"),
     ],
     ids=str,
 )
@@ -177,8 +177,8 @@ def test_out_of_each_kind(path: Path, table: np.ndarray) -> None:
         (np.empty((3, 14), np.uint16)[:, ::2], ArgumentError),
         (bytearray(41), ArgumentError),
         (bytes(42), ArgumentError),
-        (Tensor(np.empty((3, 7), np.uint16), copies=True), PageTypeError),
-        ([0] * 21, PageTypeError),
+        (Tensor(np.empty((3, 7), np.uint16), copies=True), ArgumentTypeError),
+        ([0] * 21, ArgumentTypeError),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -444,7 +444,7 @@ def test_a_list_or_a_series_of_bools_is_a_mask(path: Path, table: np.ndarray) ->
             np.testing.assert_array_equal(rows[index], table[mask])
         with pytest.raises(fremap.PageRangeError, match="one bool a row"):
             rows[[True, False]]
-        with pytest.raises(fremap.PageTypeError, match="not bool"):
+        with pytest.raises(fremap.ArgumentTypeError, match="not bool"):
             rows[[True, 1]]
 
 

@@ -4,7 +4,7 @@ import array
 
 import numpy as np
 import pytest
-from fremap import ArgumentError, PageRangeError, PageTypeError
+from fremap import ArgumentError, ArgumentTypeError, PageRangeError
 from fremap.selection import Numbering
 
 LIMIT = 100
@@ -112,7 +112,7 @@ def test_beyond_the_limit_names_the_first_bad_one(pages: object, first_bad: int)
     ],
 )
 def test_what_names_no_pages_is_a_type_error(pages: object) -> None:
-    with pytest.raises(PageTypeError) as raised:
+    with pytest.raises(ArgumentTypeError) as raised:
         select(pages)
     assert isinstance(raised.value, TypeError)
 

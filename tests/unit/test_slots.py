@@ -1,4 +1,4 @@
-"""Banks of slots: what is where, who leaves, what is held, what is refused, and the end."""
+"""Banks of slots: what is where, who leaves, what is pinned, what is refused, and the end."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_ensure_says_where_extents_are(bank: fremap.Slots) -> None:
     assert keys_of(bank, range(3, 6)) == [3, 4, 5]
     assert bank.ensure([]).shape == (0,)
     assert bank.stats() == fremap.SlotsStats(
-        hits=1 + 2 + 1, misses=5, evictions=0, bytes_read=5 * 16384, filled_slots=5, held_slots=0
+        hits=1 + 2 + 1, misses=5, evictions=0, bytes_read=5 * 16384, filled_slots=5, pinned_slots=0
     )
 
 
@@ -139,36 +139,45 @@ def test_one_read_for_each_stretch(bank: fremap.Slots, path: Path) -> None:
     assert calls["io_uring_enter"] <= 3 * EXTENT_PAGES
 
 
-def test_a_slot_that_is_held_stays(bank: fremap.Slots) -> None:
-    with bank.hold([9, 2, 9]) as slots:
+def test_a_slot_that_is_pinned_stays(bank: fremap.Slots) -> None:
+    with bank.pin([9, 2, 9]) as slots:
         assert bank.keys[slots].tolist() == [9, 2, 9]
-        assert bank.stats().held_slots == 2
+        assert bank.stats().pinned_slots == 2
         for key in range(10, 20):
             bank.ensure(key)
             assert bank.keys[slots].tolist() == [9, 2, 9]
         bank.ensure([20, 21, 22, 23])
         before = bank.keys.tolist(), bank.stats()
-        with pytest.raises(fremap.BudgetError, match=r"ensure: 5 extents .* 6 slots 2 are held"):
+        with pytest.raises(
+            fremap.SlotsFullError, match=r"ensure: 5 extents .* 6 slots 2 are pinned"
+        ):
             bank.ensure([0, 1, 3, 4, 5])
-        with pytest.raises(fremap.BudgetError, match=r"hold: 7 extents .* 0 are held"):
-            bank.hold([0, 1, 3, 4, 5, 9, 2])
+        with pytest.raises(fremap.SlotsFullError, match=r"pin: 7 extents .* 0 are pinned"):
+            bank.pin([0, 1, 3, 4, 5, 9, 2])
         assert (bank.keys.tolist(), bank.stats()) == before
         bank.ensure([9, 2, 0, 1, 3, 4])
-    assert bank.stats().held_slots == 0
+    assert bank.stats().pinned_slots == 0
     bank.ensure(range(10, 16))
     assert sorted(bank.keys.tolist()) == list(range(10, 16))
 
 
-def test_holds_add_up_and_end_when_they_are_dropped(bank: fremap.Slots) -> None:
-    first, second = bank.hold(1), bank.hold([1, 2])
+def test_old_names_of_pins_work_and_warn(bank: fremap.Slots) -> None:
+    with pytest.warns(DeprecationWarning, match=r"Slots.hold is pin now"):
+        pin = bank.hold([1])
+    with pin, pytest.warns(DeprecationWarning, match=r"held_slots is pinned_slots now"):
+        assert bank.stats().held_slots == 1
+
+
+def test_pins_add_up_and_end_when_they_are_dropped(bank: fremap.Slots) -> None:
+    first, second = bank.pin(1), bank.pin([1, 2])
     assert (first.slots == second.slots[:1]).all()
     first.release()
     first.release()
-    assert bank.stats().held_slots == 2
+    assert bank.stats().pinned_slots == 2
     bank.ensure([3, 4, 5, 6])
     assert {1, 2} <= set(bank.keys.tolist())
     del second
-    assert bank.stats().held_slots == 0
+    assert bank.stats().pinned_slots == 0
 
 
 def test_arrays(bank: fremap.Slots) -> None:
@@ -185,7 +194,7 @@ def test_arrays(bank: fremap.Slots) -> None:
     for shape in ((16385,), (3, 3, 4096)):
         with pytest.raises(fremap.ArgumentError, match="does not fit"):
             bank.array(np.uint8, shape)
-    with pytest.raises(fremap.PageTypeError):
+    with pytest.raises(fremap.ArgumentTypeError):
         bank.array(object)
 
 
@@ -239,9 +248,9 @@ def test_arguments(store: fremap.FileStore) -> None:
     for extent_pages, slot_count in ((0, 1), (1, 0), (-1, 1), (1, 1 << 31)):
         with pytest.raises(fremap.ArgumentError):
             fremap.Slots(store, extent_pages, slot_count)
-    with pytest.raises(fremap.PageTypeError):
+    with pytest.raises(fremap.ArgumentTypeError):
         fremap.Slots("pages", 1, 1)  # type: ignore[arg-type]
-    with pytest.raises(fremap.PageTypeError):
+    with pytest.raises(fremap.ArgumentTypeError):
         fremap.Slots(store, 1.5, 1)  # type: ignore[arg-type]
     with pytest.raises(fremap.ArgumentError, match="engine is 'best'"):
         fremap.Slots(store, 1, 1, engine="best")  # type: ignore[arg-type]
@@ -252,7 +261,7 @@ def test_keys_outside_and_of_other_types(bank: fremap.Slots) -> None:
         with pytest.raises(fremap.PageRangeError, match=rf"ensure: key .* outside 0\.\.{EXTENTS}"):
             bank.ensure(wrong)
     for kind in ([1.0], [True], "ab", np.zeros(2)):
-        with pytest.raises(fremap.PageTypeError):
+        with pytest.raises(fremap.ArgumentTypeError):
             bank.ensure(kind)  # type: ignore[arg-type]
     assert bank.stats().misses == 0
 
@@ -269,8 +278,8 @@ def cold(path: Path) -> None:
 def test_a_file_that_is_cut(bank: fremap.Slots, path: Path, engine: str) -> None:
     bank.ensure(range(6))
     os.truncate(path, 10 * EXTENT_PAGES * 4096 + 4096)
-    with pytest.raises(fremap.TruncatedError, match="hold: key 10 cannot be brought in") as caught:
-        bank.hold([12, 9, 8, 10])
+    with pytest.raises(fremap.TruncatedError, match="pin: key 10 cannot be brought in") as caught:
+        bank.pin([12, 9, 8, 10])
     assert caught.value.filename == str(path)
     assert caught.value.completed == 2
     keys = bank.keys.tolist()
@@ -278,7 +287,7 @@ def test_a_file_that_is_cut(bank: fremap.Slots, path: Path, engine: str) -> None
     assert not {10, 12} & set(keys)
     assert keys.count(-1) == 2
     assert shown(bank) == keys
-    assert bank.stats().held_slots == 0
+    assert bank.stats().pinned_slots == 0
     assert keys_of(bank, [9, 7, 8]) == [9, 7, 8]
     assert shown(bank) == bank.keys.tolist()
 
@@ -322,12 +331,12 @@ def test_an_interrupted_call_leaves_its_slots_empty(bank: fremap.Slots) -> None:
     window = bank._window
     bank._window = Interrupted(window)  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt) as caught:
-        bank.hold([4, 9, 8, 7])
+        bank.pin([4, 9, 8, 7])
     assert caught.traceback  # keeps what the call had
     bank._window = window
     assert bank.keys.tolist().count(-1) == 3
     assert 4 in bank.keys
-    assert bank.stats().held_slots == 0
+    assert bank.stats().pinned_slots == 0
     assert shown(bank) == bank.keys.tolist()
     assert keys_of(bank, [9, 8, 7, 6, 5, 4]) == [9, 8, 7, 6, 5, 4]
 
@@ -353,7 +362,7 @@ def test_a_store_that_changes_its_size(
 # Threads.
 
 
-def test_threads_that_hold_see_what_they_asked_for(bank: fremap.Slots) -> None:
+def test_threads_that_pin_see_what_they_asked_for(bank: fremap.Slots) -> None:
     words = bank.array(np.uint64, (EXTENT_PAGES, 512))
     wrong: list[Any] = []
 
@@ -362,7 +371,7 @@ def test_threads_that_hold_see_what_they_asked_for(bank: fremap.Slots) -> None:
         try:
             for _ in range(120):
                 wanted = random.integers(0, EXTENTS - 1, 2)
-                with bank.hold(wanted) as slots:
+                with bank.pin(wanted) as slots:
                     first = page_numbers(words[slots, :, 0])
                     if not (first == wanted[:, None] * EXTENT_PAGES + np.arange(4)).all():
                         wrong.append((wanted, first))
@@ -375,7 +384,7 @@ def test_threads_that_hold_see_what_they_asked_for(bank: fremap.Slots) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert bank.stats().held_slots == 0
+    assert bank.stats().pinned_slots == 0
 
 
 def test_threads_that_need_the_room_wait(store: fremap.FileStore) -> None:
@@ -408,13 +417,13 @@ def test_closing(bank: fremap.Slots) -> None:
     with pytest.raises(fremap.ViewsAliveError):
         bank.close()
     bank.ensure(1)
-    hold = bank.hold(2)
+    pin = bank.pin(2)
     del view
     bank.close()
     bank.close()
     assert bank.closed
-    hold.release()
-    for call in (lambda: bank.ensure(1), lambda: bank.hold(1), lambda: bank.array(np.uint8)):
+    pin.release()
+    for call in (lambda: bank.ensure(1), lambda: bank.pin(1), lambda: bank.array(np.uint8)):
         with pytest.raises(fremap.ClosedError):
             call()
     assert repr(bank) == "<fremap.Slots, closed>"
@@ -444,25 +453,25 @@ def test_a_child_of_fork_is_refused(
     store: fremap.FileStore, engine: str, in_child: Callable[..., int]
 ) -> None:
     with fremap.Slots(store, EXTENT_PAGES, SLOTS, engine=engine) as bank:
-        hold = bank.hold([1, 2])
+        pin = bank.pin([1, 2])
         words = bank.array(np.uint64)
 
         def calls() -> None:
             for call in (
                 lambda: bank.ensure(1),
-                lambda: bank.hold(3),
+                lambda: bank.pin(3),
                 lambda: bank.keys,
                 bank.stats,
             ):
                 with pytest.raises(fremap.ForkError):
                     call()
-            assert page_numbers(words[hold.slots, 0]).tolist() == [4, 8]
-            hold.release()
+            assert page_numbers(words[pin.slots, 0]).tolist() == [4, 8]
+            pin.release()
 
         in_child(calls)
-        assert bank.stats().held_slots == 2
+        assert bank.stats().pinned_slots == 2
         assert keys_of(bank, [5, 1]) == [5, 1]
-        hold.release()
+        pin.release()
 
 
 # What others write.
@@ -507,12 +516,12 @@ def test_evict_everything(bank: fremap.Slots) -> None:
     assert sorted(shown(bank)) == list(range(SLOTS))
 
 
-def test_what_is_held_is_not_evicted(bank: fremap.Slots) -> None:
-    with bank.hold([4]):
+def test_what_is_pinned_is_not_evicted(bank: fremap.Slots) -> None:
+    with bank.pin([4]):
         bank.ensure([5])
-        with pytest.raises(fremap.ArgumentError, match="evict: key 4 is held"):
+        with pytest.raises(fremap.ArgumentError, match="evict: key 4 is pinned"):
             bank.evict([5, 4])
-        with pytest.raises(fremap.ArgumentError, match="key 4 is held"):
+        with pytest.raises(fremap.ArgumentError, match="key 4 is pinned"):
             bank.evict()
         assert sorted(set(bank.keys.tolist())) == [-1, 4, 5]
         assert bank.evict(5) == 1
@@ -527,7 +536,7 @@ def test_evict_beside_calls_of_other_threads(bank: fremap.Slots) -> None:
 
     def evict() -> None:
         while not stop.is_set():
-            with suppress(fremap.ArgumentError):  # one is held now
+            with suppress(fremap.ArgumentError):  # one is pinned now
                 bank.evict(range(4))
 
     evictor = threading.Thread(target=evict)
@@ -536,7 +545,7 @@ def test_evict_beside_calls_of_other_threads(bank: fremap.Slots) -> None:
         words = bank.array(np.uint64, (EXTENT_PAGES, 512))
         for round_number in range(200):
             key = round_number % 4
-            with bank.hold([key, 7]) as slots:
+            with bank.pin([key, 7]) as slots:
                 first = page_numbers(words[slots]).reshape(-1)[0]
                 assert first == key * EXTENT_PAGES
             bank.ensure([8 + round_number % 8])

@@ -106,9 +106,9 @@ def test_writing_never_makes_the_file_longer(numbered_file: MakeFile) -> None:
     ("data", "error"),
     [
         (b"short", fremap.ArgumentError),
-        (np.array([None] * 512), fremap.PageTypeError),
-        ("text", fremap.PageTypeError),
-        ([1, 2, 3], fremap.PageTypeError),
+        (np.array([None] * 512), fremap.ArgumentTypeError),
+        ("text", fremap.ArgumentTypeError),
+        ([1, 2, 3], fremap.ArgumentTypeError),
     ],
 )
 def test_data_that_is_no_page(
@@ -204,8 +204,8 @@ def test_impossible_arguments(numbered_file: MakeFile, arguments: dict[str, obje
         ({"size": 4096, "name": "a/b"}, fremap.ArgumentError),
         ({"size": 4096, "name": ""}, fremap.ArgumentError),
         ({"size": 4096, "name": "x", "create": False}, fremap.ArgumentError),
-        ({"size": True}, fremap.PageTypeError),
-        ({"size": 1.5}, fremap.PageTypeError),
+        ({"size": True}, fremap.ArgumentTypeError),
+        ({"size": 1.5}, fremap.ArgumentTypeError),
         ({"name": "fremap-nobody-made-this", "create": False}, FileNotFoundError),
     ],
 )

@@ -157,7 +157,7 @@ def test_tensors_that_numpy_cannot_show(rows: fremap.Rows) -> None:
         torch.empty((1, 3), device="meta"),
     ]
     for out in bad:
-        with pytest.raises(fremap.PageTypeError, match="take: out is a tensor"):
+        with pytest.raises(fremap.ArgumentTypeError, match="take: out is a tensor"):
             rows.take([0], out=out)
 
 
@@ -176,5 +176,5 @@ class Tensor:
 
 @pytest.mark.parametrize("error", [TypeError("BFloat16"), RuntimeError("requires grad")])
 def test_an_out_that_refuses_to_be_an_array(rows: fremap.Rows, error: Exception) -> None:
-    with pytest.raises(fremap.PageTypeError, match=f"take: out is a tensor .*{error}"):
+    with pytest.raises(fremap.ArgumentTypeError, match=f"take: out is a tensor .*{error}"):
         rows.take([0], out=Tensor(error))

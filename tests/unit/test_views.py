@@ -88,8 +88,8 @@ def test_array(
 @pytest.mark.parametrize(
     ("dtype", "shape", "error"),
     [
-        (object, None, fremap.PageTypeError),
-        ("V0", None, fremap.PageTypeError),
+        (object, None, fremap.ArgumentTypeError),
+        ("V0", None, fremap.ArgumentTypeError),
         (np.uint8, 16385, fremap.ArgumentError),
         (np.uint8, (5, 4096), fremap.ArgumentError),
         (np.uint8, (-1, -1), fremap.ArgumentError),

@@ -81,13 +81,13 @@ def test_initial_mappings(store: fremap.Store, engine: str, numbered_pages: Numb
         ({"mapping": [64]}, fremap.PageRangeError),
         ({"mapping": [-2]}, fremap.PageRangeError),
         ({"mapping": [1 << 70]}, fremap.PageRangeError),
-        ({"mapping": [1.5]}, fremap.PageTypeError),
-        ({"page_count": True}, fremap.PageTypeError),
-        ({"page_count": 1.0}, fremap.PageTypeError),
+        ({"mapping": [1.5]}, fremap.ArgumentTypeError),
+        ({"page_count": True}, fremap.ArgumentTypeError),
+        ({"page_count": 1.0}, fremap.ArgumentTypeError),
         ({"prot": Prot.NONE}, fremap.ArgumentError),
         ({"prot": 4}, fremap.ArgumentError),
-        ({"prot": "r"}, fremap.PageTypeError),
-        ({"prot": True}, fremap.PageTypeError),
+        ({"prot": "r"}, fremap.ArgumentTypeError),
+        ({"prot": True}, fremap.ArgumentTypeError),
         ({"prot": Prot.WRITE}, fremap.ArgumentError),
         ({"engine": "best"}, fremap.ArgumentError),
         ({"engine": "eager", "coherent": True}, fremap.UnsupportedError),
@@ -103,7 +103,7 @@ def test_impossible_windows(
 
 
 def test_a_path_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(fremap.PageTypeError, match=r"fremap\.open"):
+    with pytest.raises(fremap.ArgumentTypeError, match=r"fremap\.open"):
         Window(tmp_path)
 
 
@@ -139,12 +139,12 @@ def test_remap_forms(store: fremap.Store, engine: str, numbered_pages: Numbered)
         ([1], -1, fremap.PageRangeError),
         ([1], 1 << 70, fremap.PageRangeError),
         (None, 0, fremap.PageRangeError),
-        ([1], None, fremap.PageTypeError),
-        ([1], True, fremap.PageTypeError),
-        ([1], 0.0, fremap.PageTypeError),
-        ([True], 0, fremap.PageTypeError),
-        ([1.0], 0, fremap.PageTypeError),
-        (3.0, 0, fremap.PageTypeError),
+        ([1], None, fremap.ArgumentTypeError),
+        ([1], True, fremap.ArgumentTypeError),
+        ([1], 0.0, fremap.ArgumentTypeError),
+        ([True], 0, fremap.ArgumentTypeError),
+        ([1.0], 0, fremap.ArgumentTypeError),
+        (3.0, 0, fremap.ArgumentTypeError),
     ],
 )
 def test_impossible_remaps_change_nothing(
@@ -212,7 +212,7 @@ def test_protect(store: fremap.Store, engine: str, numbered_pages: Numbered) -> 
         expect(window, numbered_pages, list(range(6)))
         with pytest.raises(fremap.FremapError, match=r"^protect"):
             window.protect(0, Prot.WRITE)
-        with pytest.raises(fremap.PageTypeError):
+        with pytest.raises(fremap.ArgumentTypeError):
             window.protect(0, 1.0)
 
 

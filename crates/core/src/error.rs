@@ -117,20 +117,20 @@ pub enum Error {
         /// What keeps it from being enough.
         why: &'static str,
     },
-    /// More extents than a bank has slots for.
+    /// More extents than there are slots for.
     #[error(
-        "{operation}: {wanted} extents do not fit: of {slots} slots {held} are held for others; \
-         name fewer keys at a time, release holds, or make the bank with more slots"
+        "{operation}: {wanted} extents do not fit: of {slots} slots {pinned} are pinned for others; \
+         name fewer keys at a time, release pins, or make more slots"
     )]
     Slots {
         /// The operation that was asked for.
         operation: &'static str,
         /// Different extents that were named.
         wanted: usize,
-        /// Slots of the bank.
+        /// Slots there are.
         slots: usize,
-        /// Slots that are held for other extents.
-        held: usize,
+        /// Slots that are pinned for other extents.
+        pinned: usize,
     },
     /// A system call failed.
     #[error("{operation}{}: {}{hint}", place(*file_page), describe(*errno))]

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use crate::sys::tell::tell;
-use crate::sys::thread::{spawn_without_signals, Bell, Heard};
+use crate::sys::stderr_line::stderr_line;
+use crate::sys::thread::{spawn_without_signals, Wake, Waker};
 use crate::sys::uffd::{Fault, Uffd};
 
 /// Who resolves the faults of a window.
@@ -43,7 +43,7 @@ pub trait Serve: Send + Sync + 'static {
 /// A running fault thread; dropped, it ends.
 #[derive(Debug)]
 pub struct FaultThread {
-    bell: Arc<Bell>,
+    waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
     owner: u32,
 }
@@ -54,19 +54,19 @@ impl FaultThread {
     /// # Errors
     /// EAGAIN or EMFILE at the limits of threads and descriptors.
     pub fn start(server: Arc<impl Serve>) -> Result<Self, Errno> {
-        let bell = Arc::new(Bell::new()?);
-        let listener = Arc::clone(&bell);
+        let waker = Arc::new(Waker::new()?);
+        let listener = Arc::clone(&waker);
         let body = move || {
             let outcome = catch_unwind(AssertUnwindSafe(|| run(server.as_ref(), &listener)));
             if outcome.is_err() {
                 // Every thread that touches the window from now on would wait
                 // for ever: an end that says so is better.
-                tell(format_args!("the thread that serves faults panicked, which is a bug"));
+                stderr_line(format_args!("the thread that serves faults panicked, which is a bug"));
                 std::process::abort();
             }
         };
         let thread = spawn_without_signals("fremap-fault", body)?;
-        Ok(Self { bell, thread: Some(thread), owner: std::process::id() })
+        Ok(Self { waker, thread: Some(thread), owner: std::process::id() })
     }
 }
 
@@ -78,8 +78,8 @@ impl Drop for FaultThread {
             std::mem::forget(thread);
             return;
         }
-        if self.bell.ring().is_ok() && thread.join().is_err() {
-            tell(format_args!("the fault thread of a window that is closed had panicked"));
+        if self.waker.wake().is_ok() && thread.join().is_err() {
+            stderr_line(format_args!("the fault thread of a window that is closed had panicked"));
         }
     }
 }
@@ -119,40 +119,40 @@ impl Watch {
     }
 }
 
-/// Waits for faults or the bell, awake at first where that is worth it.
-fn wait(bell: &Bell, uffd: &Uffd, watch: &mut Watch) -> Result<Heard, Errno> {
+/// Waits for faults or the waker, awake at first where that is worth it.
+fn wait(waker: &Waker, uffd: &Uffd, watch: &mut Watch) -> Result<Wake, Errno> {
     if watch.looks() {
         let begin = Instant::now();
         while begin.elapsed() < LOOK {
-            let heard = bell.wait_for(uffd.fd(), true)?;
-            if heard != Heard::Nothing {
+            let wake = waker.wait_for(uffd.fd(), true)?;
+            if wake != Wake::Nothing {
                 watch.found();
-                return Ok(heard);
+                return Ok(wake);
             }
             // Who is about to touch a page may need this processor.
             std::thread::yield_now();
         }
         watch.missed();
     }
-    bell.wait_for(uffd.fd(), false)
+    waker.wait_for(uffd.fd(), false)
 }
 
-fn run(server: &impl Serve, bell: &Bell) {
+fn run(server: &impl Serve, waker: &Waker) {
     let mut faults = Vec::with_capacity(16);
     let mut watch = Watch::default();
     loop {
         faults.clear();
-        let heard = if server.plans_ahead() {
-            bell.wait_for(server.uffd().fd(), true)
+        let wake = if server.plans_ahead() {
+            waker.wait_for(server.uffd().fd(), true)
         } else {
-            wait(bell, server.uffd(), &mut watch)
+            wait(waker, server.uffd(), &mut watch)
         };
-        match heard {
-            Ok(Heard::Ready) => take_faults(server.uffd(), &mut faults),
-            Ok(Heard::Nothing) => server.read_ahead(&mut faults),
-            Ok(Heard::Bell) => return,
+        match wake {
+            Ok(Wake::Ready) => take_faults(server.uffd(), &mut faults),
+            Ok(Wake::Nothing) => server.read_ahead(&mut faults),
+            Ok(Wake::Asked) => return,
             Err(errno) => {
-                tell(format_args!("waiting for faults failed ({errno}); trying again"));
+                stderr_line(format_args!("waiting for faults failed ({errno}); trying again"));
                 std::thread::yield_now();
             }
         }
@@ -167,13 +167,13 @@ fn take_faults(uffd: &Uffd, faults: &mut Vec<Fault>) {
         Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
         Err(Errno::BADF) => {
             // Whoever touches an absent page would wait for ever.
-            tell(format_args!(
+            stderr_line(format_args!(
                 "the userfaultfd of a window was closed by somebody else: a descriptor \
                  was closed twice, or a range of them"
             ));
             std::process::abort();
         }
-        Err(errno) => tell(format_args!("reading faults failed ({errno}); trying again")),
+        Err(errno) => stderr_line(format_args!("reading faults failed ({errno}); trying again")),
     }
 }
 

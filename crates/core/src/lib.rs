@@ -4,7 +4,6 @@
 //! [`store`], in any order. `docs/architecture.md` draws the rooms and the way
 //! of a page; data flows from `window` to `engine` to `sys`, never back.
 
-pub mod bank;
 pub mod cache;
 pub mod calibrate;
 pub mod engine;
@@ -15,6 +14,7 @@ pub mod plan;
 mod room;
 pub mod rows;
 pub mod scatter;
+pub mod slot_table;
 pub mod stats;
 pub mod store;
 pub mod sys;

@@ -23,7 +23,7 @@ use crate::store::Store;
 use crate::sys::mm::Sharing;
 use crate::sys::pagemap;
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Table};
 use crate::trim::ReadAhead;
 use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
@@ -666,7 +666,7 @@ impl Drop for Window {
         }
         if let Err(error) = self.flush(&Selection::All, &Uninterruptible) {
             let pages = self.engine.stats().dirty_pages;
-            tell(format_args!(
+            stderr_line(format_args!(
                 "{pages} changed pages of a window on {} were not written: {error}",
                 self.store.describe()
             ));

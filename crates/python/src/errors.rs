@@ -28,8 +28,9 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         }
         Error::Argument(_) => simple(py, "argument", &message),
         Error::Placed { .. } => simple(py, "placed", &message),
-        Error::Alias { .. } => simple(py, "alias", &message),
-        Error::Budget { .. } | Error::Slots { .. } => simple(py, "budget", &message),
+        Error::Alias { .. } => simple(py, "duplicate", &message),
+        Error::Budget { .. } => simple(py, "budget", &message),
+        Error::Slots { .. } => simple(py, "slots_full", &message),
         Error::Memory { .. } => simple(py, "memory", &message),
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
         Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),

@@ -7,13 +7,13 @@
 
 #![deny(unsafe_code)]
 
-mod bank;
 mod call;
 mod errors;
 mod probe;
 mod raw;
 mod rows;
 mod selection;
+mod slot_table;
 mod store;
 mod window;
 
@@ -23,14 +23,14 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::bank::{Bank, Taken};
-    #[pymodule_export]
     use crate::probe::{
         available_memory, calibrate, capabilities, clear_failures, default_calibration,
         inject_failure, inject_short, system_calls,
     };
     #[pymodule_export]
     use crate::rows::Rows;
+    #[pymodule_export]
+    use crate::slot_table::{SlotTable, Taken};
     #[pymodule_export]
     use crate::store::Store;
     #[pymodule_export]

@@ -38,11 +38,11 @@ from hypothesis.stateful import (
 import fremap
 from fremap import Prot
 from fremap.errors import (
-    AliasError,
+    ArgumentTypeError,
     ClosedError,
+    DuplicatePageError,
     FremapError,
     PageRangeError,
-    PageTypeError,
     ViewsAliveError,
 )
 from fremap.testing import strategies as pages_of
@@ -216,7 +216,7 @@ class WindowMachine(RuleBasedStateMachine):
         usual = LOADS[:1] * 3 if self.writes_back else ()
         both |= data.draw(st.sampled_from(LOADS[::-1] + usual), "loads")
         if self.writes_back and _repeats(mapping):
-            _expect(AliasError, lambda: self.open_window(**options, **both))
+            _expect(DuplicatePageError, lambda: self.open_window(**options, **both))
             mapping = _without_repeats(mapping)
             options["mapping"] = np.array(mapping)
         before = self._resident()
@@ -393,8 +393,8 @@ class WindowMachine(RuleBasedStateMachine):
             "protect": (PageRangeError, lambda: window.protect([window_pages], Prot.NONE)),
             "flush": (PageRangeError, lambda: window.flush([0, window_pages])),
             "place": (PageRangeError, lambda: window.place([window_pages], bytes(self.page_bytes))),
-            "float": (PageTypeError, lambda: window.remap([0.0])),
-            "bool": (PageTypeError, lambda: window.populate(np.array([True]))),
+            "float": (ArgumentTypeError, lambda: window.remap([0.0])),
+            "bool": (ArgumentTypeError, lambda: window.populate(np.array([True]))),
             "lengths": (ValueError, lambda: window.remap([0, 0], at=[0])),
             "twice": (ValueError, lambda: window.remap([0, 0], at=[0, 0])),
             "data": (ValueError, lambda: window.place([0], b"short")),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from fremap import Prot
-from fremap.errors import AliasError, ArgumentError, PlacedPageError, UnsupportedError
+from fremap.errors import ArgumentError, DuplicatePageError, PlacedPageError, UnsupportedError
 from fremap.testing.model_store import ModelStore, check_pages
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class ModelWindow:
         For a file page outside the store.
     UnsupportedError
         If the engine is not what `coherent` asks for.
-    AliasError
+    DuplicatePageError
         For a file page shown twice that may be written in a window of its own.
     """
 
@@ -269,7 +269,7 @@ class ModelWindow:
             If a placed page would be lost.
         UnsupportedError
             For a protection that the engine does not have.
-        AliasError
+        DuplicatePageError
             If a file page would be shown twice that may be written.
         """
         check_pages("remap", "file page", file_pages, self.store.page_count)
@@ -368,7 +368,7 @@ class ModelWindow:
             If a page is outside the window.
         UnsupportedError
             For a protection that the engine does not have.
-        AliasError
+        DuplicatePageError
             If a file page that is shown twice could be written.
         """
         check_pages("protect", "window page", pages, self.page_count)
@@ -642,7 +642,7 @@ class ModelWindow:
             other = first.setdefault(then.shows, page)
             shared = then.shows >= 0 and other != page
             if shared and Prot.WRITE in (then.prot, after[other].prot):
-                raise AliasError(
+                raise DuplicatePageError(
                     f"{operation}: file page {then.shows} at window pages {other} and {page}"
                 )
 

@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
+use super::call_lock::CallLock;
 use super::mappings;
-use super::turn::Turn;
 mod mapped;
 
 use self::mapped::{access, one_file_each, Mapped};
@@ -24,7 +24,7 @@ use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
 use crate::sys::pagemap;
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -59,7 +59,7 @@ pub struct Alias {
     trimming: Option<Registration>,
     mapped: Arc<Mapped>,
     /// Held for a whole call: one call at a time changes the window.
-    turn: Turn<()>,
+    calls: CallLock<()>,
     counters: Counters,
 }
 
@@ -138,7 +138,7 @@ impl Alias {
         } else {
             None
         };
-        Ok(Self { trimming, mapped, turn: Turn::new(()), counters: Counters::default() })
+        Ok(Self { trimming, mapped, calls: CallLock::new(()), counters: Counters::default() })
     }
 
     /// Locks pages of a locked window again: `MAP_FIXED` drops the lock with the mapping.
@@ -228,11 +228,11 @@ impl Alias {
             unlocked += u64::from(result.is_ok() && self.lock_again(one).is_err());
         }
         if unlocked > 0 {
-            tell(format_args!("remap: {unlocked} window pages could not be locked again"));
+            stderr_line(format_args!("remap: {unlocked} window pages could not be locked again"));
         }
         if failed > 0 {
             // The table and the kernel agree on the new pages then.
-            tell(format_args!(
+            stderr_line(format_args!(
                 "remap: {failed} window pages could not be rolled back; `mapping` says which"
             ));
         }
@@ -416,7 +416,7 @@ impl Engine for Alias {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let _turn = self.turn.take(interrupt)?;
+        let _turn = self.calls.take(interrupt)?;
         let pages = changes.window_pages();
         let fail = |errno| Error::system("remap", errno);
         let (entries, extents, needed, replaced) = {
@@ -469,7 +469,7 @@ impl Engine for Alias {
         fill: Fill,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let _turn = self.turn.take(interrupt)?;
+        let _turn = self.calls.take(interrupt)?;
         let entries: Vec<Entry> = {
             let table = lock(&self.table);
             pages.iter().map(|page| table.get(page)).collect()
@@ -486,7 +486,7 @@ impl Engine for Alias {
         discard: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let _turn = self.turn.take(interrupt)?;
+        let _turn = self.calls.take(interrupt)?;
         let mut table = lock(&self.table);
         Self::check_placed(&table, "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
@@ -523,7 +523,7 @@ impl Engine for Alias {
         prot: Prot,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let _turn = self.turn.take(interrupt)?;
+        let _turn = self.calls.take(interrupt)?;
         let mut table = lock(&self.table);
         let pages = plan::distinct("protect", pages)?;
         let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
@@ -566,7 +566,7 @@ impl Engine for Alias {
         data: Option<&[u8]>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let _turn = self.turn.take(interrupt)?;
+        let _turn = self.calls.take(interrupt)?;
         let table = lock(&self.table);
         let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
         if let (None, Some(page)) = (data, pages.iter().find(nothing)) {

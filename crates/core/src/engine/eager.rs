@@ -105,7 +105,7 @@ impl Frames for EagerFrames {
         Err(Errno::OPNOTSUPP)
     }
 
-    fn adopt_limbo(&self, _limbo: &mut Region) -> Result<(), Errno> {
+    fn adopt_isolated(&self, _limbo: &mut Region) -> Result<(), Errno> {
         Err(Errno::OPNOTSUPP)
     }
 

@@ -7,9 +7,9 @@
 
 pub mod alias;
 pub mod cached;
+mod call_lock;
 pub mod eager;
 pub mod paged;
-mod turn;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};

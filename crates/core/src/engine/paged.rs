@@ -34,7 +34,7 @@ use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, 
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe;
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
 use crate::table::Table;
 use crate::units::PageSize;
@@ -267,13 +267,13 @@ impl Frames for PagedFrames {
         self.uffd.write_protect(self.region.span(offset, len), true)
     }
 
-    fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno> {
-        limbo.keep_from_children()?;
-        advise_if_built(limbo, Advice::NoHugePage)?;
+    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno> {
+        isolated.keep_from_children()?;
+        advise_if_built(isolated, Advice::NoHugePage)?;
         if self.locked {
-            limbo.lock_on_fault(0, limbo.len())?;
+            isolated.lock_on_fault(0, isolated.len())?;
         }
-        self.uffd.register_move_target(limbo)
+        self.uffd.register_move_target(isolated)
     }
 
     fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
@@ -320,7 +320,7 @@ impl Frames for PagedFrames {
     fn wake(&self, ranges: &[(usize, usize)]) {
         for &(at, len) in ranges {
             if let Err(errno) = self.uffd.wake(self.region.span(at, len)) {
-                tell(format_args!("waking those who wait for a page failed ({errno})"));
+                stderr_line(format_args!("waking those who wait for a page failed ({errno})"));
             }
         }
     }

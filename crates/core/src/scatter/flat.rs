@@ -7,8 +7,8 @@ use super::transfer::{read_one, scatter};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::Store;
+use crate::sys::fault_ranges;
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::places;
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -49,7 +49,7 @@ pub(crate) fn read_into(
         return read_one(store, *only, into);
     }
     let aligned = into.start().align_offset(system_page_bytes()) == 0;
-    if store.direct() && (!aligned || places::has_part_of(into)) {
+    if store.direct() && (!aligned || fault_ranges::has_part_of(into)) {
         return read_through_buffer(store, file_pages, into, interrupt);
     }
     let mut sink = Flat { into, page_bytes };

@@ -16,7 +16,7 @@ mod tests;
 use std::marker::PhantomData;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use routine::way_out;
+pub(super) use routine::fixup;
 
 #[cfg(target_arch = "x86_64")]
 use super::signal;

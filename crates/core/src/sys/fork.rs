@@ -4,7 +4,7 @@
 //! thing that the child allocates may land in it, under whatever pointers the
 //! child has from its parent. So the child maps memory that nobody may touch over each
 //! such range before `fork` returns there. Where somebody resolves faults
-//! ([`Resolve`](super::places::Resolve)) it becomes empty memory to be read, under a
+//! ([`Resolve`](super::fault_ranges::Resolve)) it becomes empty memory to be read, under a
 //! userfaultfd of the child's own, whose faults are resolved by the thread that has them.
 //!
 //! The handler in the child does nothing but raw system calls: it runs in a child of a
@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
+use super::fault_ranges::{FaultRange, FAULT_RANGES};
 use super::lock::{Guard, Lock};
-use super::places::{Place, PLACES};
 use super::thread::{block_all_signals, set_signal_mask};
 use super::{signal, uffd};
 
@@ -46,7 +46,7 @@ pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
     FORKING.lock()
 }
 
-impl Place {
+impl FaultRange {
     /// Puts memory that nobody may touch where a child has nothing; says whether it did.
     fn fill_hole(&self) -> bool {
         let Some((start, len)) = self.range() else { return false };
@@ -99,8 +99,8 @@ extern "C" fn before() {
     *forking = mask;
     forking.leave();
     let mut resolvers = 0;
-    for place in PLACES.iter() {
-        resolvers += usize::from(place.with_resolver(|all| all.before_fork()).is_some());
+    for range in FAULT_RANGES.iter() {
+        resolvers += usize::from(range.with_resolver(|all| all.before_fork()).is_some());
     }
     if resolvers > 0 {
         signal::prepare_child();
@@ -109,8 +109,8 @@ extern "C" fn before() {
 
 /// Ends what [`before`] has begun.
 fn after() {
-    PLACES.iter().for_each(|place| {
-        place.with_resolver(|resolver| resolver.after_fork());
+    FAULT_RANGES.iter().for_each(|range| {
+        range.with_resolver(|resolver| resolver.after_fork());
     });
 }
 
@@ -138,11 +138,11 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
     after();
     let mut revived = false;
-    for place in PLACES.iter() {
-        place.begin_child();
-        if place.fill_hole() && place.with_resolver(|_| ()).is_some() {
+    for range in FAULT_RANGES.iter() {
+        range.begin_child();
+        if range.fill_hole() && range.with_resolver(|_| ()).is_some() {
             // Where that fails the range stays what nobody may touch.
-            revived |= place.revive().is_ok();
+            revived |= range.revive().is_ok();
         }
     }
     if revived {
@@ -173,7 +173,7 @@ fn register() -> Result<(), Errno> {
 /// A range that stays empty in children, as long as this lives.
 #[derive(Debug)]
 pub(super) struct Kept {
-    place: &'static Place,
+    range: &'static FaultRange,
     owner: u32,
 }
 
@@ -184,11 +184,11 @@ impl Kept {
     /// ENOMEM when the handlers cannot be registered.
     pub(super) fn new(start: *mut c_void, len: usize) -> Result<Self, Errno> {
         register()?;
-        Ok(Self { place: PLACES.take(start, len), owner: std::process::id() })
+        Ok(Self { range: FAULT_RANGES.take(start, len), owner: std::process::id() })
     }
 
-    pub(super) fn place(&self) -> &'static Place {
-        self.place
+    pub(super) fn range(&self) -> &'static FaultRange {
+        self.range
     }
 
     /// Whether this process has the memory, and not the empty range.
@@ -202,7 +202,7 @@ impl Drop for Kept {
         // In a child the range stays as it is, for those who still point into it,
         // and its own children inherit it like any mapping.
         if self.is_own() {
-            self.place.free();
+            self.range.free();
         }
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
+use super::fault_ranges::{Resolve, Resolving};
 use super::fork::Kept;
-use super::places::{Resolve, Resolving};
 use super::span::Span;
 
 /// `MADV_POPULATE_READ` (Linux 5.14).
@@ -280,7 +280,7 @@ impl Region {
     /// If it is not.
     pub fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
         let kept = self.kept.as_ref().expect("a range that is kept from children");
-        Resolving::new(kept.place(), resolver)
+        Resolving::new(kept.range(), resolver)
     }
 
     /// Whether this process made the range; a child of fork did not.
@@ -293,7 +293,7 @@ impl Region {
     /// it if somebody [resolves](Self::resolved_by) its faults.
     #[must_use]
     pub fn is_here(&self) -> bool {
-        self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.place().is_in_child())
+        self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.range().is_in_child())
     }
 
     /// The first address.

@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize
 use rustix::io::Errno;
 
 use super::call::{enter, Call};
+use super::fault_ranges::{self, Outcome, Touch};
 use super::fork_lock::ForkLock;
 use super::mm::{check, last_errno};
-use super::places::{self, Outcome, Touch};
 use super::thread::send_segv;
 
 /// How often the handler is put back in front of another one than before until it gives up:
@@ -217,7 +217,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
         let errno = libc::__errno_location();
         let before = *errno;
         let touch = Touch { address, stores: processor::stores(frame) };
-        let outcome = if is_fault(info) { places::resolve(touch) } else { None };
+        let outcome = if is_fault(info) { fault_ranges::resolve(touch) } else { None };
         match outcome {
             Some(Outcome::Again) => {}
             Some(Outcome::Segv) => {
@@ -266,7 +266,7 @@ unsafe fn unblock(frame: &libc::ucontext_t, signal: i32) {
 /// What the handler reads in a processor's registers.
 #[cfg(target_arch = "x86_64")]
 mod processor {
-    use super::super::copy::way_out;
+    use super::super::copy::fixup;
 
     const R8: usize = libc::REG_R8.unsigned_abs() as usize;
     const R9: usize = libc::REG_R9.unsigned_abs() as usize;
@@ -280,10 +280,10 @@ mod processor {
     pub(super) fn leave_copy(frame: &mut libc::ucontext_t, address: usize) -> bool {
         let registers = &mut frame.uc_mcontext.gregs;
         let source = registers[R8] as usize..registers[R9] as usize;
-        let Some(way_out) = way_out(registers[RIP] as usize) else { return false };
+        let Some(fixup) = fixup(registers[RIP] as usize) else { return false };
         let lost = source.contains(&address);
         if lost {
-            registers[RIP] = way_out as i64;
+            registers[RIP] = fixup as i64;
         }
         lost
     }

@@ -113,9 +113,9 @@ fn major_faults_of(who: i32) -> u64 {
 
 /// What has ended a wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// The bell was rung.
-    Bell,
+pub enum Wake {
+    /// The waker was called.
+    Asked,
     /// The descriptor can be read.
     Ready,
     /// Neither, and the wait was not to last.
@@ -124,10 +124,10 @@ pub enum Heard {
 
 /// Something a thread can wait for beside a descriptor, and others can ring.
 #[derive(Debug)]
-pub struct Bell(OwnedFd);
+pub struct Waker(OwnedFd);
 
-impl Bell {
-    /// A bell that was not rung.
+impl Waker {
+    /// A waker that was not called.
     ///
     /// # Errors
     /// EMFILE at the limit of descriptors.
@@ -139,15 +139,15 @@ impl Bell {
     ///
     /// # Errors
     /// None that an eventfd is known to give.
-    pub fn ring(&self) -> Result<(), Errno> {
+    pub fn wake(&self) -> Result<(), Errno> {
         rustix::io::write(&self.0, &1_u64.to_ne_bytes()).map(|_| ())
     }
 
-    /// Waits until `fd` can be read or the bell was rung; only looks if `at_once`.
+    /// Waits until `fd` can be read or the waker was called; only looks if `at_once`.
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn wait_for(&self, fd: &OwnedFd, at_once: bool) -> Result<Heard, Errno> {
+    pub fn wait_for(&self, fd: &OwnedFd, at_once: bool) -> Result<Wake, Errno> {
         let timeout = at_once.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
         loop {
             let mut fds = [
@@ -155,9 +155,9 @@ impl Bell {
                 PollFd::new(&self.0, PollFlags::IN),
             ];
             match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) if !fds[1].revents().is_empty() => return Ok(Heard::Bell),
-                Ok(_) if !fds[0].revents().is_empty() => return Ok(Heard::Ready),
-                Ok(_) if at_once => return Ok(Heard::Nothing),
+                Ok(_) if !fds[1].revents().is_empty() => return Ok(Wake::Asked),
+                Ok(_) if !fds[0].revents().is_empty() => return Ok(Wake::Ready),
+                Ok(_) if at_once => return Ok(Wake::Nothing),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }

@@ -28,7 +28,7 @@ use crate::memory::{self, Ask, Reservation};
 use crate::sys::cputime::{MappedBytes, Waiter};
 use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
 use policy::Marks;
@@ -182,11 +182,11 @@ impl Running {
         self.stop.store(true, Ordering::SeqCst);
         // The thread is there until it is joined, so that the signal reaches it.
         if let Err(errno) = self.waiter.wake() {
-            tell(format_args!("the thread that trims windows cannot be woken: {errno}"));
+            stderr_line(format_args!("the thread that trims windows cannot be woken: {errno}"));
             return;
         }
         if self.thread.join().is_err() {
-            tell(format_args!("the thread that trims windows had panicked"));
+            stderr_line(format_args!("the thread that trims windows had panicked"));
         }
     }
 }
@@ -249,7 +249,7 @@ impl Trimmer {
             let mut watch = Watch::new(mapped, pagemap);
             let look = AssertUnwindSafe(|| watch.run(self, &stopped));
             if catch_unwind(look).is_err() {
-                tell(format_args!(
+                stderr_line(format_args!(
                     "the thread that keeps windows to their budgets panicked, which is a bug; \
                      they grow as plain mappings do from now on"
                 ));

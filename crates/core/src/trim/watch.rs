@@ -14,7 +14,7 @@ use super::{lock, Limit, ReadAhead, Trimmed, Trimmer, Watched};
 use crate::sys::cputime::{prefer_short_slices, BusyTimer, MappedBytes};
 use crate::sys::mm::system_page_bytes;
 use crate::sys::pagemap::PageMap;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::process_major_faults;
 
 /// What may be mapped in a microsecond, from the page cache, where nothing is known of it.
@@ -127,7 +127,9 @@ impl Watch {
 
     fn complain(&mut self, errno: Errno) {
         if !self.complained {
-            tell(format_args!("windows cannot be kept to their budgets at the moment: {errno}"));
+            stderr_line(format_args!(
+                "windows cannot be kept to their budgets at the moment: {errno}"
+            ));
         }
         self.complained = true;
     }

@@ -26,8 +26,8 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking() == Some(Tracking::Kernel) {
             // Nothing keeps a thread from storing to a page but that it is gone.
             let pages: Vec<WindowPage> = placed.clone().map(|(page, _)| *page).collect();
-            let shelved = self.shared.shelve(&mut lock(&self.limbo), &pages);
-            shelved.map_err(|errno| Error::system("protect", errno))?;
+            let kept = self.shared.keep_denied(&mut lock(&self.isolated), &pages);
+            kept.map_err(|errno| Error::system("protect", errno))?;
         }
         // Who stores to a placed page from now on waits, where stores are faults.
         let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
@@ -38,10 +38,10 @@ impl<F: Frames> Cached<F> {
             let state = self.shared.state.lock();
             placed.map(|(page, _)| *page).filter(|&page| present(&state, page)).collect()
         };
-        let shelved: Vec<_> = placed.into_iter().map(|page| (page, content(page))).collect();
+        let kept: Vec<_> = placed.into_iter().map(|page| (page, content(page))).collect();
 
         let mut state = self.shared.state.lock();
-        state.shelf.extend(shelved);
+        state.denied_content.extend(kept);
         let changed: Vec<_> =
             entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
         for (page, old) in &changed {
@@ -51,7 +51,7 @@ impl<F: Frames> Cached<F> {
         let ranges = self.ranges(changed.iter().map(|(page, _)| *page));
         let denied = self.shared.frames.deny(&ranges);
         for (page, old) in changed {
-            // What is on the shelf stays there, also where the kernel refused.
+            // What was kept stays kept, also where the kernel refused.
             if denied.is_ok() || old.shown() == Shown::Placed {
                 let entry = old.with_present(false).with_prot(Prot::None);
                 state.set(page, entry.with_withheld(old.present()));
@@ -92,7 +92,7 @@ impl<F: Frames> Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut loads = Vec::new();
-        let mut shelved = Vec::new();
+        let mut kept = Vec::new();
         {
             let mut state = self.shared.state.lock();
             let mut allowed = Vec::new();
@@ -103,7 +103,7 @@ impl<F: Frames> Cached<F> {
                 }
                 let entry = old.with_present(false).with_prot(prot);
                 if old.shown() == Shown::Placed {
-                    shelved.push((window_page, entry));
+                    kept.push((window_page, entry));
                 } else if self.comes_back(old) {
                     loads.push(Step { position, window_page, entry, load: true });
                 } else {
@@ -117,7 +117,7 @@ impl<F: Frames> Cached<F> {
                 state.set(page, entry);
             }
         }
-        for (page, entry) in shelved {
+        for (page, entry) in kept {
             self.unshelve(control, page, entry)?;
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
@@ -139,7 +139,7 @@ impl<F: Frames> Cached<F> {
         page: WindowPage,
         entry: Entry,
     ) -> Result<()> {
-        let Some(content) = self.shared.state.lock().shelf.get(&page).cloned() else {
+        let Some(content) = self.shared.state.lock().denied_content.get(&page).cloned() else {
             return Ok(());
         };
         self.put("protect", control, Run { first: page, count: 1 }, |_| entry, |_| &content)
@@ -201,7 +201,7 @@ impl<F: Frames> Cached<F> {
         }
         let mut state = self.shared.state.lock();
         for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
-            state.shelf.insert(page, content_of(index).to_vec());
+            state.denied_content.insert(page, content_of(index).to_vec());
             state.set(page, Entry::new(Shown::Placed, Prot::None));
         }
         Ok(())
@@ -288,7 +288,7 @@ impl<F: Frames> Cached<F> {
             let mut content = vec![0; self.page.bytes()];
             self.shared.store.read_page(file_page, Span::of(&mut content))?;
             let mut state = self.shared.state.lock();
-            state.shelf.insert(page, content);
+            state.denied_content.insert(page, content);
             state.set(page, placed);
         } else {
             self.shared.state.lock().set(page, placed.with_present(true));

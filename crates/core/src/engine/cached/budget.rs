@@ -1,7 +1,7 @@
 //! The memory budget of a window: what counts, and who leaves when it is full.
 //!
 //! Counted are the pages that are present, the page tables of the window, the staging
-//! memory and limbo, and what the store's source map has mapped. A fault that finds the
+//! memory and isolated frames, and what the store's source map has mapped. A fault that finds the
 //! budget full evicts a batch before it loads its page; a call evicts for each chunk, and
 //! never what it has brought itself. A fault cannot be refused, and never waits for a write
 //! to a file ([`Cleaner`]): where nothing may leave (all is pinned, or was changed and is not
@@ -11,9 +11,9 @@ use std::collections::{HashSet, VecDeque};
 
 use super::cleaner::Cleaner;
 use super::frames::{Frames, Tracking};
-use super::limbo::{Limbo, LIMBO_BYTES};
+use super::isolated::{IsolatedFrames, ISOLATED_BYTES};
 use super::page_tables::block_bytes;
-use super::{Cached, Shared, Spare, State};
+use super::{Cached, FreeFrames, Shared, State};
 use crate::cache::Cache;
 use crate::error::{Error, Result, Uninterruptible};
 use crate::memory::{GiveBack, Reservation};
@@ -44,11 +44,11 @@ const CLEANED_PART: u64 = 8;
 
 /// What keeps a window within its budget.
 #[derive(Debug)]
-pub struct Room {
-    budget: Reservation,
+pub struct Budget {
+    reservation: Reservation,
     /// What the store's source map may have of it.
     _source_limit: SourceLimit,
-    /// Staging memory, limbo of calls and of faults.
+    /// Staging memory, isolated frames of calls and of faults.
     fixed_bytes: u64,
     cache: Cache,
     /// Pages that were written lately, so that a fault can evict them; the oldest first.
@@ -131,47 +131,47 @@ impl Division {
         chunks: u64,
         tracking: Option<Tracking>,
     ) -> Self {
-        let limbo = if tracking == Some(Tracking::Kernel) {
+        let isolated = if tracking == Some(Tracking::Kernel) {
             // Of calls and of faults, each with its copies.
-            4 * page.bytes_of(1).max(LIMBO_BYTES as u64)
+            4 * page.bytes_of(1).max(ISOLATED_BYTES as u64)
         } else {
             0
         };
-        // The fault thread's own pages as well, and its spare frames.
+        // The fault thread's own pages as well, and its free frames.
         let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
         let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
-        let fixed_bytes = page.bytes_of(staging_pages) + limbo;
+        let fixed_bytes = page.bytes_of(staging_pages) + isolated;
         Self { chunk_pages, cluster_pages, fixed_bytes }
     }
 }
 
-impl Room {
+impl Budget {
     pub(super) fn new(
-        budget: Reservation,
+        reservation: Reservation,
         division: Division,
         store: &Store,
         page_count: u64,
     ) -> Self {
         let fixed_bytes = division.fixed_bytes;
-        let source_limit = store.limit_source_map(budget.bytes() / SOURCE_PART);
-        let mut room = Self {
-            budget,
+        let source_limit = store.limit_source_map(reservation.bytes() / SOURCE_PART);
+        let mut budget = Self {
+            reservation,
             _source_limit: source_limit,
             fixed_bytes,
             cache: Cache::new(0),
             cleaned: VecDeque::with_capacity(MOST_CLEANED as usize),
             all_changed: false,
         };
-        room.follow(store.page_size(), page_count);
-        room
+        budget.follow(store.page_size(), page_count);
+        budget
     }
 
-    pub(super) fn budget(&self) -> &Reservation {
-        &self.budget
+    pub(super) fn reservation(&self) -> &Reservation {
+        &self.reservation
     }
 
     pub(super) fn budget_bytes(&self) -> u64 {
-        self.budget.bytes()
+        self.reservation.bytes()
     }
 
     /// Adapts to a budget that has changed, as shares of "auto" budgets do.
@@ -207,7 +207,7 @@ fn may_leave(entry: Entry) -> Option<FilePage> {
     }
 }
 
-impl Room {
+impl Budget {
     /// Pages that are to be clean, so that faults find some to evict.
     fn wanted_clean(&self) -> u64 {
         (self.cache.capacity() / CLEANED_PART).clamp(LEAST_CLEANED, MOST_CLEANED / 2)
@@ -221,18 +221,18 @@ impl State {
         if new.present() != old.present() {
             self.page_tables.note(page, new.present());
         }
-        if let Some(room) = &mut self.room {
-            room.note(page, old, new);
+        if let Some(budget) = &mut self.budget {
+            budget.note(page, old, new);
         }
     }
 
     /// Budget and the pages that it allows, if there is one.
     fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
-        let room = self.room.as_ref()?;
+        let budget = self.budget.as_ref()?;
         // The source map's part is its own, so that it can grow while a call lasts.
-        let budget_bytes = room.budget_bytes();
+        let budget_bytes = budget.budget_bytes();
         let source_bytes = source_bytes.max(budget_bytes / SOURCE_PART);
-        let taken = room.fixed_bytes + self.page_tables.bytes() + source_bytes;
+        let taken = budget.fixed_bytes + self.page_tables.bytes() + source_bytes;
         let page = self.page_tables.page_size();
         Some((budget_bytes, page.index_of(budget_bytes.saturating_sub(taken))))
     }
@@ -253,9 +253,9 @@ impl State {
     ) -> Option<Vec<WindowPage>> {
         let excess = self.excess(coming, source_bytes)?;
         let (page_size, page_count) = (self.page_tables.page_size(), self.table.page_count());
-        let room = self.room.as_mut()?;
-        room.follow(page_size, page_count);
-        let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
+        let budget = self.budget.as_mut()?;
+        budget.follow(page_size, page_count);
+        let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
         let (table, staying) = (&self.table, self.staying.as_ref());
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
@@ -271,7 +271,7 @@ impl State {
                 may_leave(entry)
             }
         };
-        room.cache.victims(count, shows, &mut victims);
+        budget.cache.victims(count, shows, &mut victims);
         victims.sort_unstable();
         Some(victims)
     }
@@ -280,8 +280,8 @@ impl State {
     /// first of all those that were written lately. `few` is set where more should be written.
     fn choose_clean(&mut self, excess: u64, few: &mut bool) -> Vec<WindowPage> {
         let (table, staying) = (&self.table, self.staying.as_ref());
-        let Some(room) = &mut self.room else { return Vec::new() };
-        let count = excess.max(room.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
+        let Some(budget) = &mut self.budget else { return Vec::new() };
+        let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
             let entry = table.get(page);
@@ -294,17 +294,17 @@ impl State {
                 may_leave(entry)
             }
         };
-        let wrote = !room.cleaned.is_empty();
+        let wrote = !budget.cleaned.is_empty();
         while victims.len() < count {
-            let Some(page) = room.cleaned.pop_front() else { break };
-            if shows(page).is_some_and(|file_page| room.cache.left(page, file_page)) {
+            let Some(page) = budget.cleaned.pop_front() else { break };
+            if shows(page).is_some_and(|file_page| budget.cache.left(page, file_page)) {
                 victims.push(page);
             }
         }
-        *few = wrote && (room.cleaned.len() as u64) < LEAST_CLEANED;
-        if victims.is_empty() && !room.all_changed {
-            room.cache.victims(count, shows, &mut victims);
-            room.all_changed = victims.is_empty();
+        *few = wrote && (budget.cleaned.len() as u64) < LEAST_CLEANED;
+        if victims.is_empty() && !budget.all_changed {
+            budget.cache.victims(count, shows, &mut victims);
+            budget.all_changed = victims.is_empty();
         }
         victims.sort_unstable();
         victims
@@ -312,10 +312,10 @@ impl State {
 
     /// Victims that were changed stay, and are not looked at again soon.
     fn keep_changed(&mut self, victims: &[WindowPage]) {
-        let Some(room) = &mut self.room else { return };
+        let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
-                room.cache.stayed(page, file_page);
+                budget.cache.stayed(page, file_page);
             }
         }
     }
@@ -323,35 +323,35 @@ impl State {
     /// Up to `most` of the pages that leave next, to be written if they were changed.
     pub(super) fn leaving_next(&mut self, most: usize) -> Vec<WindowPage> {
         let table = &self.table;
-        let Some(room) = &mut self.room else { return Vec::new() };
+        let Some(budget) = &mut self.budget else { return Vec::new() };
         let mut pages = Vec::with_capacity(most);
-        let cleaned: HashSet<WindowPage> = room.cleaned.iter().copied().collect();
+        let cleaned: HashSet<WindowPage> = budget.cleaned.iter().copied().collect();
         let wanted = |page: WindowPage| {
             let entry = table.get(page);
             let busy = entry.held() || entry.writing();
             !busy && may_leave(entry).is_some() && !cleaned.contains(&page)
         };
-        if (room.cleaned.len() as u64) < room.wanted_clean() {
-            room.cache.next(most, wanted, &mut pages);
+        if (budget.cleaned.len() as u64) < budget.wanted_clean() {
+            budget.cache.next(most, wanted, &mut pages);
         }
         pages
     }
 
     /// Notes that pages were written; says whether more should be.
     pub(super) fn note_cleaned(&mut self, pages: &[WindowPage]) -> bool {
-        let Some(room) = &mut self.room else { return false };
-        room.cleaned.extend(pages);
-        room.all_changed = false;
-        (room.cleaned.len() as u64) < room.wanted_clean()
+        let Some(budget) = &mut self.budget else { return false };
+        budget.cleaned.extend(pages);
+        budget.all_changed = false;
+        (budget.cleaned.len() as u64) < budget.wanted_clean()
     }
 
     /// Victims that could not leave are candidates again.
     fn take_back(&mut self, victims: &[WindowPage]) {
-        let Some(room) = &mut self.room else { return };
+        let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
-                room.cache.reserve(1);
-                room.cache.inserted(page, file_page);
+                budget.cache.reserve(1);
+                budget.cache.inserted(page, file_page);
             }
         }
     }
@@ -363,7 +363,7 @@ impl<F: Frames> Shared<F> {
         self.store.source_mapped_bytes() + self.store.source_table_bytes()
     }
 
-    /// Evicts pages until `coming` more fit into the budget, but none of `keep`. `spare`
+    /// Evicts pages until `coming` more fit into the budget, but none of `keep`. `free`
     /// takes frames of theirs where stores are not noticed.
     ///
     /// # Errors
@@ -373,8 +373,8 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         coming: u64,
         keep: Option<&Members>,
-        limbo: &mut Option<Limbo>,
-        mut spare: Option<&mut Spare>,
+        isolated: &mut Option<IsolatedFrames>,
+        mut free: Option<&mut FreeFrames>,
     ) -> Result<()> {
         loop {
             let source_bytes = self.source_bytes();
@@ -388,7 +388,7 @@ impl<F: Frames> Shared<F> {
             let fail = |errno| Error::system(operation, errno);
             if self.frames.tracking().is_none() {
                 let evicted =
-                    self.evict_locked(&mut state, victims.iter().copied(), spare.as_deref_mut());
+                    self.evict_locked(&mut state, victims.iter().copied(), free.as_deref_mut());
                 if evicted.is_err() {
                     state.take_back(&victims);
                 }
@@ -417,7 +417,7 @@ impl<F: Frames> Shared<F> {
                 state.set(page, entry.with_held(true));
             }
             drop(state);
-            let saved = self.save(operation, limbo, &victims, false);
+            let saved = self.save(operation, isolated, &victims, false);
             let mut state = self.state.lock();
             let evicted = saved.and_then(|()| {
                 self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
@@ -439,7 +439,7 @@ impl<F: Frames> Shared<F> {
     pub fn make_clean_room(
         &self,
         coming: u64,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         cleaner: &Cleaner,
     ) -> Result<bool> {
         let fail = |errno| Error::system("fault", errno);
@@ -456,7 +456,7 @@ impl<F: Frames> Shared<F> {
                     state.set(page, entry.with_held(true));
                 }
                 drop(state);
-                let taken = self.take_out_clean("fault", limbo, &victims);
+                let taken = self.take_out_clean("fault", isolated, &victims);
                 state = self.state.lock();
                 changed.extend(victims.iter().copied().filter(|&page| state.get(page).present()));
                 let gone = victims.iter().copied().filter(|&page| !state.get(page).present());
@@ -561,7 +561,7 @@ impl<F: Frames> Cached<F> {
     }
 
     fn budget_bytes(&self) -> u64 {
-        self.shared.state.lock().room.as_ref().map_or(0, Room::budget_bytes)
+        self.shared.state.lock().budget.as_ref().map_or(0, Budget::budget_bytes)
     }
 }
 

@@ -16,7 +16,7 @@ use super::frames::Frames;
 use super::Shared;
 use crate::engine::lock;
 use crate::error::{Interrupt, Result, Uninterruptible};
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 use crate::units::WindowPage;
 
@@ -94,7 +94,7 @@ impl Drop for Cleaner {
         lock(&self.signal.asked).ends = true;
         self.signal.changed.notify_all();
         if thread.join().is_err() {
-            tell(format_args!("the thread that writes a window's pages had panicked"));
+            stderr_line(format_args!("the thread that writes a window's pages had panicked"));
         }
     }
 }

@@ -94,7 +94,7 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     ///
     /// # Errors
     /// The kernel's.
-    fn adopt_limbo(&self, limbo: &mut Region) -> Result<(), Errno>;
+    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno>;
 
     /// Whether the kernel has all of a range that should be present: somebody may have
     /// dropped it behind our back.
@@ -162,6 +162,6 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     }
 
     /// Moves what frames `from` has to empty [staging](Self::adopt_staging) memory or
-    /// [limbo](Self::adopt_limbo); says whether it could.
+    /// [isolated memory](Self::adopt_isolated); says whether it could.
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
 }

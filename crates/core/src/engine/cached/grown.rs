@@ -54,7 +54,7 @@ impl<F: Frames> Cached<F> {
                 .collect()
         };
         let pages: Vec<WindowPage> = steps.iter().map(|step| step.window_page).collect();
-        self.shared.save(OPERATION, &mut lock(&self.limbo), &pages, false)?;
+        self.shared.save(OPERATION, &mut lock(&self.isolated), &pages, false)?;
         let keep = self.kept(OPERATION, &Pages::List(pages))?;
         let interrupt = self.while_held(interrupt);
         let call = Call { operation: OPERATION, fill: Fill::All, keep: keep.as_ref(), interrupt };

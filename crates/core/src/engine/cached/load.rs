@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Before, Filled, Frames, Tracking};
-use super::limbo::Limbo;
+use super::isolated::IsolatedFrames;
 use super::staging::{Ring, Staging};
 use super::{Cached, State};
 use crate::engine::{lock, mappings, Fill};
@@ -135,14 +135,14 @@ impl<F: Frames> Cached<F> {
         frames.allow(&self.ranges(allowed))?;
         frames.deny(&self.ranges(denied))?;
         for step in steps {
-            state.shelf.remove(&step.window_page);
+            state.denied_content.remove(&step.window_page);
             state.set(step.window_page, step.entry);
         }
         Ok(())
     }
 
     /// Puts one run of staged pages, read when the store had `size_bytes`, into the
-    /// window and into the table. In frames of `limbo`, if that is given and it can be
+    /// window and into the table. In the frames of `isolated`, if that is given and it can be
     /// done: the pages are dirty then until they were [compared](Self::compare).
     /// Returns how it was done, or the pages done and why no more.
     pub(super) fn install(
@@ -152,7 +152,7 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         (from, size_bytes): (Span<'_>, u64),
         spare: Option<Span<'_>>,
-        limbo: Option<&mut Option<Limbo>>,
+        isolated: Option<&mut Option<IsolatedFrames>>,
     ) -> Result<Filled, (u64, Errno)> {
         let replaces = !state.table.any(run, |entry| !entry.present());
         let before = Before {
@@ -172,9 +172,9 @@ impl<F: Frames> Cached<F> {
         // To others no store may be let through for a moment.
         let stored = run.pages().zip(0..).all(|(_, index)| entry_of(index).prot() == Prot::Write);
         let untouched = !before.unreadable && (replaces || !before.present);
-        let reused = limbo
+        let reused = isolated
             .filter(|_| of_file && stored && untouched)
-            .and_then(|limbo| self.shared.fill_with_kept(limbo, run, from, replaces));
+            .and_then(|isolated| self.shared.fill_with_kept(isolated, run, from, replaces));
         let again = reused.is_some();
         let result =
             reused.unwrap_or_else(|| self.shared.frames.fill(offset, from, spare, before, track));
@@ -190,7 +190,7 @@ impl<F: Frames> Cached<F> {
         let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {
             let page = run.first.offset(index);
-            state.shelf.remove(&page);
+            state.denied_content.remove(&page);
             let entry = entry_of(index);
             if let (true, Some(file_page)) = (of_file, entry.shown().file_page()) {
                 let file_bytes = self.shared.store.bytes_within(file_page, size_bytes);
@@ -291,9 +291,9 @@ impl<F: Frames> Loader<'_, '_, F> {
             };
             requests.clone().filter(absent).count() as u64
         };
-        let mut limbo = lock(&self.cached.limbo);
+        let mut isolated = lock(&self.cached.isolated);
         let Call { operation, keep, .. } = self.call;
-        self.cached.shared.make_room(operation, coming, keep, &mut limbo, None)
+        self.cached.shared.make_room(operation, coming, keep, &mut isolated, None)
     }
 
     /// Finds out what was stored to pages that were put in by reused frames, before stores
@@ -316,7 +316,7 @@ impl<F: Frames> Loader<'_, '_, F> {
         let number = requests.start / self.ring.chunk_pages;
         let front = self.ring.front(self.region, number);
         let spare = self.ring.spare(self.region, number);
-        let mut limbo = lock(&cached.limbo);
+        let mut isolated = lock(&cached.isolated);
         let mut state = cached.shared.state.lock();
         let mut all_moved = true;
         let mut request = requests.start;
@@ -334,7 +334,7 @@ impl<F: Frames> Loader<'_, '_, F> {
                 |i| step_of(i).entry,
                 (from, self.size_bytes),
                 spare,
-                Some(&mut limbo),
+                Some(&mut isolated),
             );
             if filled == Ok(Filled::Reused) {
                 self.reused.push((run, from));

@@ -5,10 +5,10 @@
 //! that step alone ([`Frames`]).
 //!
 //! Two locks, always taken in this order:
-//! 1. *control*, a turn held for a whole call: one call at a time changes the
+//! 1. *control*, the call lock, held for a whole call: one call at a time changes the
 //!    window. It owns the staging memory. Nothing that serves a fault waits for it.
 //! 2. *state*, held for one step (microseconds to a millisecond): the table, the
-//!    shelf, and what the kernel shows change together under it. No page of a
+//!    content of denied pages, and what the kernel shows change together under it. No page of a
 //!    window and no memory of a caller is touched while it is held, so no fault
 //!    can wait for it on the thread that holds it.
 //!
@@ -27,31 +27,31 @@ mod access;
 mod budget;
 mod cleaner;
 mod frames;
+mod free_frames;
 mod grown;
-mod limbo;
+mod isolated;
 mod load;
 mod page_tables;
 mod pin;
 mod reads;
 mod remap;
 mod save;
-mod spare;
 mod staging;
 mod state;
 
-use budget::Room;
+use budget::Budget;
 pub use budget::{cluster_pages, divide, whole_bytes, Division};
 pub use cleaner::Cleaner;
 pub use frames::{Before, Filled, Frames, Tracking};
-pub use limbo::Limbo;
+pub use free_frames::FreeFrames;
+pub use isolated::IsolatedFrames;
 use load::{Call, Step, STEP_PAGES};
 pub use reads::{ReadIndex, MAX_READS};
-pub use spare::Spare;
 use staging::Staging;
 pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
 
-use super::turn::Turn;
+use super::call_lock::CallLock;
 use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
@@ -60,9 +60,9 @@ use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
+use crate::sys::fault_ranges::Resolving;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
-use crate::sys::places::Resolving;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
@@ -102,9 +102,9 @@ pub struct Cached<F> {
     page: PageSize,
     chunk_pages: usize,
     /// The staging memory, made when it is first needed; held for a whole call.
-    control: Turn<Option<Staging>>,
+    control: CallLock<Option<Staging>>,
     /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
-    limbo: Mutex<Option<Limbo>>,
+    isolated: Mutex<Option<IsolatedFrames>>,
     /// Its size, to be told without waiting for a call to end.
     staging_bytes: AtomicU64,
 }
@@ -125,15 +125,15 @@ impl<F: Frames> Cached<F> {
             || Self::chunk_pages(page, &table, frames.tracking(), calibration),
             |division| division.chunk_pages,
         );
-        let (room, reserved) = match budget {
+        let (budget, reserved) = match budget {
             Some((budget, Some(division))) => {
-                (Some(Room::new(budget, division, &store, table.page_count())), None)
+                (Some(Budget::new(budget, division, &store, table.page_count())), None)
             }
             Some((budget, None)) => (None, Some(budget)),
             None => (None, None),
         };
         let mut state = State::new(table, frames.tracking(), page);
-        state.room = room;
+        state.budget = budget;
         let state = Lock::new(state);
         let state = match fault {
             FaultMode::Thread => state,
@@ -148,9 +148,9 @@ impl<F: Frames> Cached<F> {
             _reserved: reserved,
         };
         let shared = Arc::new(shared);
-        if let Some(room) = &shared.state.lock().room {
+        if let Some(budget) = &shared.state.lock().budget {
             let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
-            room.budget().given_back_by(owner);
+            budget.reservation().given_back_by(owner);
         }
         Self {
             fault_thread: None,
@@ -158,8 +158,8 @@ impl<F: Frames> Cached<F> {
             shared,
             page,
             chunk_pages: chunk_pages as usize,
-            control: Turn::new(None),
-            limbo: Mutex::new(None),
+            control: CallLock::new(None),
+            isolated: Mutex::new(None),
             staging_bytes: 0.into(),
         }
     }
@@ -259,7 +259,7 @@ impl<F: Frames> Cached<F> {
 
     /// The pages of a call, which it does not evict itself; None without a budget.
     fn kept(&self, operation: &'static str, pages: &Pages<WindowPage>) -> Result<Option<Members>> {
-        let limited = self.shared.state.lock().room.is_some();
+        let limited = self.shared.state.lock().budget.is_some();
         limited.then(|| plan::members(operation, pages)).transpose()
     }
 
@@ -327,12 +327,12 @@ impl<F: Frames> Cached<F> {
 }
 
 impl<F: Frames> Shared<F> {
-    /// Drops pages; what was stored to them is written by now. `spare` takes frames of them.
+    /// Drops pages; what was stored to them is written by now. `free` takes frames of them.
     fn evict_locked(
         &self,
         state: &mut State,
         pages: impl Iterator<Item = WindowPage>,
-        spare: Option<&mut Spare>,
+        free: Option<&mut FreeFrames>,
     ) -> Result<(), Errno> {
         let (mut dropped, mut allowed, mut taken) = (Vec::new(), Vec::new(), 0);
         for page in pages {
@@ -342,7 +342,7 @@ impl<F: Frames> Shared<F> {
             } else if old.present() || old.lingering() {
                 dropped.push(page);
             } else if old.shown() == Shown::Placed {
-                state.shelf.remove(&page);
+                state.denied_content.remove(&page);
                 state.set(page, Entry::new(Shown::Nothing, old.prot()));
             } else {
                 taken += u64::from(old.held());
@@ -355,9 +355,9 @@ impl<F: Frames> Shared<F> {
             !entry.present() && !entry.unreadable() && entry.prot() != Prot::None
         };
         let mut runs = plan::runs(dropped.iter().copied());
-        if let Some(spare) = spare {
+        if let Some(free) = free {
             runs.retain_mut(|run| {
-                let taken_bytes = spare.take(&self.frames, self.bytes(*run));
+                let taken_bytes = free.take(&self.frames, self.bytes(*run));
                 let taken = self.store.page_size().index_of(taken_bytes as u64);
                 *run = Run { first: run.first.offset(taken), count: run.count - taken };
                 run.count > 0
@@ -571,7 +571,7 @@ impl<F: Frames> Engine for Cached<F> {
             dirty_pages: counts.unsaved,
             pinned_pages: counts.pinned,
             page_table_bytes: state.page_tables.bytes(),
-            budget_bytes: state.room.as_ref().map_or(0, Room::budget_bytes),
+            budget_bytes: state.budget.as_ref().map_or(0, Budget::budget_bytes),
             table_bytes: state.table.bytes(),
             staging_bytes: self.staging_bytes.load(Ordering::Relaxed),
             pages_in: state.pages_in,

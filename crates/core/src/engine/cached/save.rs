@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Frames, Tracking};
-use super::limbo::{free_kept, Limbo};
+use super::isolated::{free_kept, IsolatedFrames};
 use super::load::STEP_PAGES;
 use super::{Cached, Shared, State};
 use crate::engine::lock;
@@ -46,16 +46,16 @@ pub(super) struct Writing {
 }
 
 /// Pages that are about to change: who stores to them waits until this is dropped, and
-/// who touches one that is absent. What limbo keeps for them is freed then.
+/// who touches one that is absent. The isolated frames kept for them are freed then.
 pub(super) struct Held<'s, F: Frames> {
     shared: &'s Shared<F>,
-    limbo: &'s Mutex<Option<Limbo>>,
+    isolated: &'s Mutex<Option<IsolatedFrames>>,
     pages: Vec<WindowPage>,
 }
 
 impl<F: Frames> Drop for Held<'_, F> {
     fn drop(&mut self) {
-        free_kept(&self.shared.frames, &mut lock(self.limbo));
+        free_kept(&self.shared.frames, &mut lock(self.isolated));
         self.shared.let_go(&self.pages);
     }
 }
@@ -74,9 +74,9 @@ impl<F: Frames> Cached<F> {
         pages: impl Iterator<Item = WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let (shared, limbo) = (&*self.shared, &self.limbo);
+        let (shared, isolated) = (&*self.shared, &self.isolated);
         if shared.frames.tracking().is_none() {
-            return Ok(Held { shared, limbo, pages: Vec::new() });
+            return Ok(Held { shared, isolated, pages: Vec::new() });
         }
         let mut pages: Vec<WindowPage> = pages.collect();
         pages.sort_unstable();
@@ -87,11 +87,11 @@ impl<F: Frames> Cached<F> {
             let entry = state.get(page);
             state.set(page, entry.with_held(true));
         }
-        Ok(Held { shared, limbo, pages })
+        Ok(Held { shared, isolated, pages })
     }
 
     /// The same, after which the store has what was stored to them. Where the kernel
-    /// alone notes stores they are absent by then; `keep`: their frames are kept in limbo.
+    /// alone notes stores they are absent by then; `keep`: their frames stay isolated.
     /// `interrupt` is asked before anything is held, and not while it is.
     pub(super) fn save_and_hold(
         &self,
@@ -111,8 +111,8 @@ impl<F: Frames> Cached<F> {
         }
         let held = self.hold(pages.into_iter(), interrupt)?;
         // Locked by who has the turn alone.
-        let mut limbo = lock(&self.limbo);
-        self.shared.save(operation, &mut limbo, &held.pages, keep)?;
+        let mut isolated = lock(&self.isolated);
+        self.shared.save(operation, &mut isolated, &held.pages, keep)?;
         Ok(held)
     }
 
@@ -226,13 +226,13 @@ impl<F: Frames> Shared<F> {
     pub(super) fn save(
         &self,
         operation: &'static str,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<()> {
         match self.frames.tracking() {
             None => Ok(()),
-            Some(Tracking::Kernel) => self.save_through_limbo(operation, limbo, pages, keep),
+            Some(Tracking::Kernel) => self.save_isolated(operation, isolated, pages, keep),
             Some(Tracking::Faults | Tracking::Content) => self.save_in_place(operation, pages),
         }
     }
@@ -252,10 +252,10 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Takes pages out of the window, and writes them from where they are then.
-    fn save_through_limbo(
+    fn save_isolated(
         &self,
         operation: &'static str,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<()> {
@@ -266,8 +266,8 @@ impl<F: Frames> Shared<F> {
         };
         let present = self.without_lost(present);
         let present = present.map_err(|errno| Error::system(operation, errno))?;
-        self.in_batches(operation, limbo, &present, |limbo, some| {
-            self.take_out(operation, limbo, some, keep)
+        self.in_batches(operation, isolated, &present, |isolated, some| {
+            self.take_out(operation, isolated, some, keep)
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::budget::Room;
+use super::budget::Budget;
 use super::frames::Tracking;
 use super::page_tables::PageTables;
 use super::reads::Reads;
@@ -20,7 +20,7 @@ const MAX_CUT_PAGES: usize = 64;
 pub struct State {
     pub(super) table: Table,
     /// Content of placed pages to which access was taken away.
-    pub(super) shelf: HashMap<WindowPage, Vec<u8>>,
+    pub(super) denied_content: HashMap<WindowPage, Vec<u8>>,
     /// What is being read for faults.
     pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
@@ -37,7 +37,7 @@ pub struct State {
     pub(super) pages_in: u64,
     pub(super) pages_out: u64,
     /// Where there is a budget, and the window does not fit into it.
-    pub(super) room: Option<Room>,
+    pub(super) budget: Option<Budget>,
     /// Pages of the call under way that nobody evicts meanwhile, not even a fault: it acts on
     /// what it has loaded.
     pub(super) staying: Option<Members>,
@@ -48,11 +48,11 @@ impl State {
         let by_content = tracking == Some(Tracking::Content);
         // Zeros of the allocator's: memory that is never touched is never had.
         let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
-        let (shelf, cut) = (HashMap::new(), Vec::new());
+        let (denied_content, cut) = (HashMap::new(), Vec::new());
         let page_tables = PageTables::new(&table, page);
         Self {
             table,
-            shelf,
+            denied_content,
             reads: Reads::default(),
             cut,
             hashes,
@@ -61,7 +61,7 @@ impl State {
             page_tables,
             pages_in: 0,
             pages_out: 0,
-            room: None,
+            budget: None,
             staying: None,
         }
     }
@@ -123,7 +123,7 @@ impl State {
     }
 
     /// Marks a page absent before the kernel is asked to drop it. What is placed
-    /// and not on the shelf is lost with it.
+    /// and has no denied content is lost with it.
     pub(super) fn begin_drop(&mut self, page: WindowPage) -> Entry {
         let old = self.get(page);
         if old.present() {

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Cleaner, Frames, Limbo, ReadIndex, Shared, Spare, State};
+use crate::engine::cached::{
+    offset_of, Cleaner, Frames, FreeFrames, IsolatedFrames, ReadIndex, Shared, State,
+};
 use crate::engine::lock;
 use crate::error::{self, Uninterruptible};
 use crate::fault::Serve;
@@ -13,7 +15,7 @@ use crate::scatter;
 use crate::stats::Counters;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::send_segv;
 use crate::sys::uffd::{Fault, Partial, Uffd};
 use crate::table::{Entry, Shown};
@@ -98,16 +100,16 @@ pub(super) fn tell_why(
 ) {
     let page = page.0;
     match entry.shown() {
-        Shown::File(file) => tell(format_args!(
+        Shown::File(file) => stderr_line(format_args!(
             "window page {page} (file page {}): {reason}; the touch is {signal}",
             file.0
         )),
         Shown::Nothing => {
-            tell(format_args!(
+            stderr_line(format_args!(
                 "window page {page} (no file page): {reason}; the touch is {signal}"
             ));
         }
-        Shown::Placed => tell(format_args!(
+        Shown::Placed => stderr_line(format_args!(
             "window page {page} (placed content): {reason}; the touch is {signal}"
         )),
     }
@@ -197,7 +199,10 @@ impl Shared<PagedFrames> {
         drop(state);
         if let Err(errno) = denied {
             // The fault comes back and is served again.
-            tell(format_args!("window page {}: no signal could be set up ({errno})", page.0));
+            stderr_line(format_args!(
+                "window page {}: no signal could be set up ({errno})",
+                page.0
+            ));
         } else if forbidden != entry {
             Counters::add(&self.counters.pages_unreadable, 1);
         }
@@ -260,7 +265,7 @@ impl Shared<PagedFrames> {
         drop(state);
         if entry.present() && entry.prot() != Prot::Write {
             if let Err(errno) = send_segv(fault.thread, fault.address) {
-                tell(format_args!(
+                stderr_line(format_args!(
                     "window page {}: a store to a page that is only to be read cannot be made a \
                      signal ({errno})",
                     page.0
@@ -349,9 +354,9 @@ pub(super) struct Server {
     buffer: Mutex<Region>,
     cluster_pages: u64,
     /// Where pages are taken out to that make room, in a window that is written,
-    limbo: Mutex<Option<Limbo>>,
+    isolated: Mutex<Option<IsolatedFrames>>,
     /// and in one that is read.
-    spare: Mutex<Option<Spare>>,
+    free: Mutex<Option<FreeFrames>>,
     /// Writes changed pages before they have to leave, in a window that is written and has a
     /// budget.
     cleaner: Option<Cleaner>,
@@ -369,12 +374,12 @@ impl Server {
         buffer.keep_from_children()?;
         let frames = &shared.frames;
         let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
-        let spare =
-            recycles.then(|| Spare::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let (buffer, limbo, spare) = (Mutex::new(buffer), Mutex::new(None), Mutex::new(spare));
+        let free =
+            recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
+        let (buffer, isolated, free) = (Mutex::new(buffer), Mutex::new(None), Mutex::new(free));
         let cleans = evicts && shared.frames.tracking.is_some();
         let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
-        Ok(Self { shared, buffer, cluster_pages, limbo, spare, cleaner })
+        Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })
     }
 
     fn attempt(&self, attempt: &Attempt, fault: Fault) -> Served {
@@ -416,15 +421,18 @@ impl Server {
     /// Whether the pages of an attempt fit into the budget, now that others have left for them.
     /// `waits`: a moment, where others have to be written first.
     fn has_room(&self, attempt: &Attempt, waits: bool) -> bool {
-        let (mut limbo, mut spare) = (lock(&self.limbo), lock(&self.spare));
+        let (mut isolated, mut free) = (lock(&self.isolated), lock(&self.free));
         let count = attempt.run.count;
         let Some(cleaner) = &self.cleaner else {
-            return self.shared.make_room("fault", count, None, &mut limbo, spare.as_mut()).is_ok();
+            return self
+                .shared
+                .make_room("fault", count, None, &mut isolated, free.as_mut())
+                .is_ok();
         };
         // While pages are written the fault waits for them: not for ever, as what is written
         // can be changed again at once.
         for _ in 0..if waits { MOST_WAITS } else { 1 } {
-            match self.shared.make_clean_room(count, &mut limbo, cleaner) {
+            match self.shared.make_clean_room(count, &mut isolated, cleaner) {
                 Ok(true) => return true,
                 Ok(false) if waits && cleaner.wait() => {}
                 Ok(false) | Err(_) => return false,
@@ -472,9 +480,9 @@ impl Server {
             // A call has changed them.
             return Ok(Served::Anew);
         }
-        let (buffer, mut spare) = (lock(&self.buffer), lock(&self.spare));
+        let (buffer, mut free) = (lock(&self.buffer), lock(&self.free));
         let len = files.len() * shared.page().bytes();
-        let frames = spare.as_ref().and_then(|spare| spare.last(len));
+        let frames = free.as_ref().and_then(|free| free.last(len));
         let content = frames.unwrap_or_else(|| buffer.span(0, len));
         let size_bytes = shared.store.size_bytes();
         let contiguous = files.windows(2).all(|pair| pair[0].offset(1) == pair[1]);
@@ -494,9 +502,9 @@ impl Server {
             return Ok(Served::Anew);
         }
         let moved = frames.is_some();
-        let shown = if let Some(spare) = spare.as_mut().filter(|_| moved) {
+        let shown = if let Some(free) = free.as_mut().filter(|_| moved) {
             let offset = offset_of(shared.page(), attempt.run.first);
-            let put = spare.put(&shared.frames, offset, len);
+            let put = free.put(&shared.frames, offset, len);
             shared.note_shown(&mut state, attempt, put, size_bytes, toucher)
         } else {
             let content = (buffer.span(0, len), size_bytes);

@@ -315,7 +315,7 @@ pub(super) fn fence() {
 }
 
 /// Where a thread goes on that faulted at an instruction, if that is one of the routine's.
-pub(in crate::sys) fn way_out(instruction: usize) -> Option<usize> {
+pub(in crate::sys) fn fixup(instruction: usize) -> Option<usize> {
     let within = fremap_copy_start as *const () as usize..fremap_copy_end as *const () as usize;
     within.contains(&instruction).then_some(fremap_copy_lost as *const () as usize)
 }

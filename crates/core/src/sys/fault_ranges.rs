@@ -2,7 +2,7 @@
 //!
 //! The list is read by signal handlers and in children of a process with threads, where
 //! any lock may be held for ever and the allocator may not be used. So it has no lock,
-//! its places are never freed, and reading it does nothing else.
+//! its entries are never freed, and reading it does nothing else.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -58,7 +58,7 @@ pub trait Resolve: Send + Sync + fmt::Debug {
 
 /// One range, or none while `len` is 0.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct FaultRange {
     taken: AtomicBool,
     start: AtomicPtr<c_void>,
     len: AtomicUsize,
@@ -68,40 +68,40 @@ pub(super) struct Place {
     callers: AtomicUsize,
     /// The userfaultfd that a child of fork has for the range, or -1.
     child_uffd: AtomicI32,
-    next: AtomicPtr<Place>,
+    next: AtomicPtr<FaultRange>,
 }
 
-/// A list that only grows; places that are no longer needed are taken again.
+/// A list that only grows; entries of ranges that are gone are used again.
 #[derive(Debug)]
-pub(super) struct Places(AtomicPtr<Place>);
+pub(super) struct FaultRanges(AtomicPtr<FaultRange>);
 
-pub(super) static PLACES: Places = Places::new();
+pub(super) static FAULT_RANGES: FaultRanges = FaultRanges::new();
 
-impl Places {
+impl FaultRanges {
     const fn new() -> Self {
         Self(AtomicPtr::new(null_mut()))
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &'static Place> {
-        let follow = |link: &AtomicPtr<Place>| {
-            // SAFETY: null, or a place that `take` has leaked.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'static FaultRange> {
+        let follow = |link: &AtomicPtr<FaultRange>| {
+            // SAFETY: null, or a range that `take` has leaked.
             unsafe { link.load(Ordering::Acquire).as_ref::<'static>() }
         };
-        std::iter::successors(follow(&self.0), move |place| follow(&place.next))
+        std::iter::successors(follow(&self.0), move |range| follow(&range.next))
     }
 
-    /// A place for one range, of those that are free, or a new one.
-    pub(super) fn take(&self, start: *mut c_void, len: usize) -> &'static Place {
-        let free = |place: &&Place| !place.taken.swap(true, Ordering::Acquire);
-        let place = self.iter().find(free).unwrap_or_else(|| self.add());
-        place.start.store(start, Ordering::Relaxed);
+    /// Lists a range, in an entry that is free or a new one.
+    pub(super) fn take(&self, start: *mut c_void, len: usize) -> &'static FaultRange {
+        let free = |range: &&FaultRange| !range.taken.swap(true, Ordering::Acquire);
+        let range = self.iter().find(free).unwrap_or_else(|| self.add());
+        range.start.store(start, Ordering::Relaxed);
         // Last: a child that is forked here sees no range, or this one.
-        place.len.store(len, Ordering::Release);
-        place
+        range.len.store(len, Ordering::Release);
+        range
     }
 
-    fn add(&self) -> &'static Place {
-        let place: &'static Place = Box::leak(Box::new(Place {
+    fn add(&self) -> &'static FaultRange {
+        let range: &'static FaultRange = Box::leak(Box::new(FaultRange {
             taken: AtomicBool::new(true),
             start: AtomicPtr::new(null_mut()),
             len: AtomicUsize::new(0),
@@ -110,17 +110,17 @@ impl Places {
             child_uffd: AtomicI32::new(-1),
             next: AtomicPtr::new(null_mut()),
         }));
-        let link = |first: *mut Place| {
-            place.next.store(first, Ordering::Relaxed);
-            Some(std::ptr::from_ref(place).cast_mut())
+        let link = |first: *mut FaultRange| {
+            range.next.store(first, Ordering::Relaxed);
+            Some(std::ptr::from_ref(range).cast_mut())
         };
         // Never ends without success, as `link` refuses nothing.
         let _linked = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, link);
-        place
+        range
     }
 }
 
-impl Place {
+impl FaultRange {
     /// Nothing is to be kept any more.
     pub(super) fn free(&self) {
         self.len.store(0, Ordering::Relaxed);
@@ -146,7 +146,7 @@ impl Place {
     fn close_child_uffd(&self) {
         let uffd = self.child_uffd.swap(-1, Ordering::Relaxed);
         if uffd >= 0 {
-            // SAFETY: a descriptor that is this place's alone, and is not used again.
+            // SAFETY: a descriptor that is this range's alone, and is not used again.
             unsafe { libc::close(uffd) };
         }
     }
@@ -193,7 +193,7 @@ pub fn ensure_handler() -> Result<(), String> {
 #[must_use]
 pub fn has_part_of(span: Span<'_>) -> bool {
     let (first, end) = (span.start().addr(), span.start().addr() + span.len());
-    PLACES.iter().filter_map(Place::range).any(|(start, len)| {
+    FAULT_RANGES.iter().filter_map(FaultRange::range).any(|(start, len)| {
         let start = start.addr();
         start < end && first < start + len
     })
@@ -201,9 +201,9 @@ pub fn has_part_of(span: Span<'_>) -> bool {
 
 /// Ends the fault of a touch, in a signal handler; None if it is in nobody's range.
 pub(super) fn resolve(touch: Touch) -> Option<Outcome> {
-    let place = PLACES.iter().find(|place| place.contains(touch.address))?;
-    let child_uffd = place.child_uffd.load(Ordering::Acquire);
-    place.with_resolver(|resolver| match child_uffd {
+    let range = FAULT_RANGES.iter().find(|range| range.contains(touch.address))?;
+    let child_uffd = range.child_uffd.load(Ordering::Acquire);
+    range.with_resolver(|resolver| match child_uffd {
         ..0 => resolver.resolve(touch),
         uffd => resolver.resolve_in_child(touch, uffd),
     })
@@ -212,32 +212,32 @@ pub(super) fn resolve(touch: Touch) -> Option<Outcome> {
 /// The right to resolve the faults of a range, as long as this lives.
 #[derive(Debug)]
 pub struct Resolving {
-    place: &'static Place,
+    range: &'static FaultRange,
 }
 
 impl Resolving {
-    pub(super) fn new(place: &'static Place, resolver: Arc<dyn Resolve>) -> Self {
+    pub(super) fn new(range: &'static FaultRange, resolver: Arc<dyn Resolve>) -> Self {
         let boxed = Box::into_raw(Box::new(resolver));
         let _no_fork = fork::exclude();
-        place.child_uffd.store(-1, Ordering::Relaxed);
-        place.resolver.store(boxed, Ordering::SeqCst);
-        Self { place }
+        range.child_uffd.store(-1, Ordering::Relaxed);
+        range.resolver.store(boxed, Ordering::SeqCst);
+        Self { range }
     }
 }
 
 impl Drop for Resolving {
     fn drop(&mut self) {
         let no_fork = fork::exclude();
-        let boxed = self.place.resolver.swap(null_mut(), Ordering::SeqCst);
+        let boxed = self.range.resolver.swap(null_mut(), Ordering::SeqCst);
         drop(no_fork);
-        if self.place.is_in_child() {
+        if self.range.is_in_child() {
             // The range stays, so that nothing else comes there. Without a userfaultfd it
             // would read as zeros: from now on it cannot be read at all.
-            if self.place.forbid().is_ok() {
-                self.place.close_child_uffd();
+            if self.range.forbid().is_ok() {
+                self.range.close_child_uffd();
             }
         }
-        while self.place.callers.load(Ordering::SeqCst) > 0 {
+        while self.range.callers.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }
         // SAFETY: made by `new`, taken out once, and nobody looks at it any more.
@@ -251,36 +251,36 @@ mod tests {
 
     #[test]
     fn places_are_used_again() {
-        static LIST: Places = Places::new();
+        static LIST: FaultRanges = FaultRanges::new();
         let address = |number: usize| std::ptr::without_provenance_mut(number << 12);
-        let places: Vec<_> = (1..=3).map(|number| LIST.take(address(number), number)).collect();
+        let ranges: Vec<_> = (1..=3).map(|number| LIST.take(address(number), number)).collect();
         assert_eq!(LIST.iter().count(), 3);
-        places[1].free();
+        ranges[1].free();
         let again = LIST.take(address(9), 9);
-        assert!(std::ptr::eq(again, places[1]));
+        assert!(std::ptr::eq(again, ranges[1]));
         assert_eq!(LIST.iter().count(), 3);
-        let mut lens: Vec<_> = LIST.iter().map(|place| place.len.load(Ordering::Relaxed)).collect();
+        let mut lens: Vec<_> = LIST.iter().map(|range| range.len.load(Ordering::Relaxed)).collect();
         lens.sort_unstable();
         assert_eq!(lens, [1, 3, 9]);
     }
 
     #[test]
     fn threads_get_places_of_their_own() {
-        static LIST: Places = Places::new();
+        static LIST: FaultRanges = FaultRanges::new();
         std::thread::scope(|scope| {
             for thread in 1..=4_usize {
                 scope.spawn(move || {
                     for _ in 0..1000 {
                         let start = std::ptr::without_provenance_mut(thread << 12);
-                        let place = LIST.take(start, thread);
-                        assert_eq!(place.start.load(Ordering::Relaxed), start);
-                        assert_eq!(place.len.load(Ordering::Relaxed), thread);
-                        place.free();
+                        let range = LIST.take(start, thread);
+                        assert_eq!(range.start.load(Ordering::Relaxed), start);
+                        assert_eq!(range.len.load(Ordering::Relaxed), thread);
+                        range.free();
                     }
                 });
             }
         });
-        // A place that is freed while another thread looks past it is not found.
+        // A range that is freed while another thread looks past it is not found.
         assert!((1..=8).contains(&LIST.iter().count()));
     }
 }

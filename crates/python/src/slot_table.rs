@@ -1,9 +1,9 @@
-//! `Bank`: which extents are in the slots of a bank.
+//! `SlotTable`: which extents are in the slots of a table.
 
 use std::sync::Arc;
 
-use fremap_core::bank::{Call, Key, SharedBank, Slot};
 use fremap_core::error::Error;
+use fremap_core::slot_table::{Call, Key, SharedSlotTable, Slot};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict};
 
@@ -13,8 +13,8 @@ use crate::selection::{int64s, numbers};
 
 /// Which extent is in which slot, and who makes room.
 #[pyclass(frozen, module = "fremap._core")]
-pub struct Bank {
-    core: Arc<SharedBank>,
+pub struct SlotTable {
+    core: Arc<SharedSlotTable>,
 }
 
 /// Slots that a call has for the extents it names.
@@ -26,8 +26,8 @@ pub struct Taken {
 fn operation(name: &str) -> PyResult<&'static str> {
     match name {
         "ensure" => Ok("ensure"),
-        "hold" => Ok("hold"),
-        _ => Err(wrong_type("ensure or hold")),
+        "pin" => Ok("pin"),
+        _ => Err(wrong_type("ensure or pin")),
     }
 }
 
@@ -39,7 +39,7 @@ fn number_of_key(key: Key) -> i64 {
     i64::try_from(key.0).expect("a key below 2^63")
 }
 
-impl Bank {
+impl SlotTable {
     fn keys_of(&self, operation: &'static str, keys: &Bound<'_, PyAny>) -> PyResult<Vec<Key>> {
         let numbers = numbers(keys)?;
         self.core.keys(operation, &numbers).map_err(|error| python(keys.py(), &error))
@@ -47,11 +47,11 @@ impl Bank {
 }
 
 #[pymethods]
-impl Bank {
+impl SlotTable {
     #[new]
     fn new(py: Python<'_>, slot_count: u32, extent_count: u64) -> PyResult<Self> {
-        let made = SharedBank::new(slot_count, extent_count);
-        made.map(|bank| Self { core: Arc::new(bank) }).map_err(|error| python(py, &error))
+        let made = SharedSlotTable::new(slot_count, extent_count);
+        made.map(|table| Self { core: Arc::new(table) }).map_err(|error| python(py, &error))
     }
 
     /// The slots of the keys, if all are there.
@@ -86,23 +86,23 @@ impl Bank {
 
     /// The key of each slot, -1 for none.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        let keys = self.core.look("keys", fremap_core::bank::Bank::keys);
+        let keys = self.core.look("keys", fremap_core::slot_table::SlotTable::keys);
         let keys = keys.map_err(|error| python(py, &error))?;
         let numbers: Vec<i64> = keys.into_iter().map(|key| key.map_or(-1, number_of_key)).collect();
         int64s(py, &numbers)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let look = |bank: &fremap_core::bank::Bank| (bank.counters(), bank.counts());
+        let look = |table: &fremap_core::slot_table::SlotTable| (table.counters(), table.counts());
         let found: Result<_, Error> = self.core.look("stats", look);
-        let (counters, (filled, held)) = found.map_err(|error| python(py, &error))?;
+        let (counters, (filled, pinned)) = found.map_err(|error| python(py, &error))?;
         let dict = PyDict::new(py);
         dict.set_item("hits", counters.hits)?;
         dict.set_item("misses", counters.misses)?;
         dict.set_item("evictions", counters.evictions)?;
         dict.set_item("arrivals", counters.arrivals)?;
         dict.set_item("filled_slots", filled)?;
-        dict.set_item("held_slots", held)?;
+        dict.set_item("pinned_slots", pinned)?;
         Ok(dict)
     }
 
@@ -144,11 +144,11 @@ impl Taken {
         self.call.release();
     }
 
-    fn hold(&self) {
-        self.call.hold();
+    fn pin(&self) {
+        self.call.pin();
     }
 
-    fn let_go(&self) {
-        self.call.let_go();
+    fn unpin(&self) {
+        self.call.unpin();
     }
 }

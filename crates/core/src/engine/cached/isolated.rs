@@ -21,13 +21,13 @@ use crate::plan;
 use crate::store::Outgoing;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
-use crate::sys::tell::tell;
+use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::Partial;
 use crate::units::{PageSize, Run, WindowPage};
 
 /// Bytes of pages that are taken out together, unless a page is larger: they and their
 /// copies stay in the processor's cache until they are compared.
-pub(super) const LIMBO_BYTES: usize = 128 << 10;
+pub(super) const ISOLATED_BYTES: usize = 128 << 10;
 
 /// Bytes of frames that a call keeps at most to use them again.
 const KEPT_BYTES: usize = 256 << 20;
@@ -36,14 +36,14 @@ const KEPT_BYTES: usize = 256 << 20;
 /// have frames, which a call uses again; the rest is empty between two uses, and all of it
 /// between two calls.
 #[derive(Debug)]
-pub struct Limbo {
+pub struct IsolatedFrames {
     region: Region,
     copies: Vec<u8>,
     page: PageSize,
     kept: usize,
 }
 
-/// A page that is taken out, its place in limbo, and whether it has to be written.
+/// A page that is taken out, its slot among the isolated frames, and whether it has to be written.
 #[derive(Clone, Copy, Debug)]
 struct Taken {
     page: Writing,
@@ -51,18 +51,18 @@ struct Taken {
     dirty: bool,
 }
 
-impl Limbo {
-    /// Limbo for the pages of `frames`.
+impl IsolatedFrames {
+    /// Memory for the pages of `frames`.
     ///
     /// # Errors
     /// ENOMEM; the kernel's.
     pub fn new<F: Frames>(frames: &F, page: PageSize) -> Result<Self, Errno> {
-        let bytes = LIMBO_BYTES.max(page.bytes());
+        let bytes = ISOLATED_BYTES.max(page.bytes());
         let kept = if frames.reuses() { KEPT_BYTES.min(frames.region().len()) } else { 0 };
         let kept = kept.next_multiple_of(page.bytes());
         let total = bytes + kept;
         let mut region = Region::anonymous(total, system_page_bytes(), Access::Write)?;
-        frames.adopt_limbo(&mut region)?;
+        frames.adopt_isolated(&mut region)?;
         Ok(Self { region, copies: vec![0; bytes], page, kept: 0 })
     }
 
@@ -121,42 +121,42 @@ impl Limbo {
 }
 
 /// Frees the frames that a call has kept; what could not be emptied is not used again.
-pub(super) fn free_kept<F: Frames>(frames: &F, limbo: &mut Option<Limbo>) {
-    let failed = |room: &mut Limbo| room.kept > 0 && room.empty(frames, false).is_err();
-    if limbo.as_mut().is_some_and(failed) {
-        *limbo = None;
+pub(super) fn free_kept<F: Frames>(frames: &F, isolated: &mut Option<IsolatedFrames>) {
+    let failed = |room: &mut IsolatedFrames| room.kept > 0 && room.empty(frames, false).is_err();
+    if isolated.as_mut().is_some_and(failed) {
+        *isolated = None;
     }
 }
 
 impl<F: Frames> Shared<F> {
     /// Takes pages out of the window and writes what was stored to them. `pages` are
-    /// sorted, present, show file pages, are held, and no more than limbo has room for.
+    /// sorted, present, show file pages, are held, and no more than there is room to isolate.
     /// Afterwards they are absent and held; if writing fails, the dirty ones are back.
     /// `keep`: their frames are kept to be used again.
-    /// Limbo must not be used again if it could not be emptied, which is the inner error.
+    /// The isolated frames must not be used again if they could not be emptied, which is the inner error.
     ///
     /// # Errors
     /// I/O; the kernel's.
     pub(super) fn take_out(
         &self,
         operation: &'static str,
-        limbo: &mut Limbo,
+        isolated: &mut IsolatedFrames,
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<Result<(), Errno>> {
         for (slot, &page) in pages.iter().enumerate() {
-            self.content_of(page).copy_to(limbo.copy(slot));
+            self.content_of(page).copy_to(isolated.copy(slot));
         }
-        let moved = self.move_to_limbo(limbo, pages);
+        let moved = self.isolate(isolated, pages);
         let outcome = moved.map_err(|errno| Error::system(operation, errno)).and_then(|taken| {
-            let written = self.write_taken(limbo, &taken);
+            let written = self.write_taken(isolated, &taken);
             if written.is_err() {
-                self.bring_back(limbo, taken.iter().filter(|taken| taken.dirty));
+                self.bring_back(isolated, taken.iter().filter(|taken| taken.dirty));
             }
             written.map_err(|error| error.with_operation(operation))
         });
-        let kept = keep && outcome.is_ok() && limbo.keep(pages.len());
-        let emptied = if kept { Ok(()) } else { limbo.empty(&self.frames, true) };
+        let kept = keep && outcome.is_ok() && isolated.keep(pages.len());
+        let emptied = if kept { Ok(()) } else { isolated.empty(&self.frames, true) };
         outcome.map(|()| emptied)
     }
 
@@ -168,70 +168,74 @@ impl<F: Frames> Shared<F> {
     pub(super) fn take_out_clean(
         &self,
         operation: &'static str,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         pages: &[WindowPage],
     ) -> Result<()> {
         let lost = self.without_lost(pages.to_vec());
         let pages = lost.map_err(|errno| Error::system(operation, errno))?;
-        self.in_batches(operation, limbo, &pages, |limbo, some| {
+        self.in_batches(operation, isolated, &pages, |isolated, some| {
             for (slot, &page) in some.iter().enumerate() {
-                self.content_of(page).copy_to(limbo.copy(slot));
+                self.content_of(page).copy_to(isolated.copy(slot));
             }
-            let taken = self.move_to_limbo(limbo, some);
+            let taken = self.isolate(isolated, some);
             if let Ok(taken) = &taken {
-                self.bring_back(limbo, taken.iter().filter(|taken| taken.dirty));
+                self.bring_back(isolated, taken.iter().filter(|taken| taken.dirty));
             }
-            let emptied = limbo.empty(&self.frames, false);
+            let emptied = isolated.empty(&self.frames, false);
             taken.map(|_| emptied).map_err(|errno| Error::system(operation, errno))
         })
     }
 
-    /// Hands pages to `take`, as many at a time as limbo has room for. Limbo is made where there
+    /// Hands pages to `take`, as many at a time as can be isolated. Memory for them is mapped where there
     /// is none, and not used again where it could not be emptied, the inner error of `take`.
     pub(super) fn in_batches(
         &self,
         operation: &'static str,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         pages: &[WindowPage],
-        mut take: impl FnMut(&mut Limbo, &[WindowPage]) -> Result<Result<(), Errno>>,
+        mut take: impl FnMut(&mut IsolatedFrames, &[WindowPage]) -> Result<Result<(), Errno>>,
     ) -> Result<()> {
         let mut rest = pages;
         while !rest.is_empty() {
-            let mut room = match limbo.take() {
+            let mut room = match isolated.take() {
                 Some(room) => room,
-                None => Limbo::new(&self.frames, self.store.page_size())
+                None => IsolatedFrames::new(&self.frames, self.store.page_size())
                     .map_err(|errno| Error::system(operation, errno))?,
             };
             let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
             rest = behind;
             if take(&mut room, some)?.is_ok() {
-                *limbo = Some(room);
+                *isolated = Some(room);
             }
         }
         Ok(())
     }
 
-    fn move_to_limbo(&self, limbo: &mut Limbo, pages: &[WindowPage]) -> Result<Vec<Taken>, Errno> {
+    fn isolate(
+        &self,
+        isolated: &mut IsolatedFrames,
+        pages: &[WindowPage],
+    ) -> Result<Vec<Taken>, Errno> {
         let page_size = self.store.page_size();
         let mut state = self.state.lock();
         self.note_stores(&mut state, pages, false)?;
         let mut slot = 0;
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
-            let to = limbo.pages(limbo.kept + slot, run.count as usize);
+            let to = isolated.pages(isolated.kept + slot, run.count as usize);
             debug_assert_eq!(to.len(), len);
             if let Err(errno) = self.frames.move_out(offset, to) {
                 // What came out before goes back where it was, and is taken for dirty.
                 let all = self.taken(&state, pages, |_, _| true);
                 drop(state);
-                self.bring_back(limbo, all.iter());
+                self.bring_back(isolated, all.iter());
                 return Err(errno);
             }
             slot += run.count as usize;
         }
         let taken = self.taken(&state, pages, |slot, dirty| {
-            let copy = &limbo.copies[slot * page_size.bytes()..][..page_size.bytes()];
-            dirty || !limbo.content(slot).holds(copy)
+            let copy = &isolated.copies[slot * page_size.bytes()..][..page_size.bytes()];
+            dirty || !isolated.content(slot).holds(copy)
         });
         for &page in pages {
             let entry = state.get(page).with_present(false).with_held(true);
@@ -255,13 +259,13 @@ impl<F: Frames> Shared<F> {
         pages.iter().enumerate().filter_map(place).collect()
     }
 
-    fn write_taken(&self, limbo: &Limbo, taken: &[Taken]) -> Result<()> {
+    fn write_taken(&self, isolated: &IsolatedFrames, taken: &[Taken]) -> Result<()> {
         let mut dirty: Vec<&Taken> = taken.iter().filter(|taken| taken.dirty).collect();
         if dirty.is_empty() {
             return Ok(());
         }
         dirty.sort_unstable_by_key(|taken| taken.page.file_page);
-        let outgoing = |taken: &&Taken| taken.page.outgoing(limbo.content(taken.slot));
+        let outgoing = |taken: &&Taken| taken.page.outgoing(isolated.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
         self.state.lock().unsynced = true;
         self.store.note_passing();
@@ -271,19 +275,19 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Puts pages back into the window, dirty, and lets go of them.
-    fn bring_back<'t>(&self, limbo: &Limbo, taken: impl Iterator<Item = &'t Taken>) {
+    fn bring_back<'t>(&self, isolated: &IsolatedFrames, taken: impl Iterator<Item = &'t Taken>) {
         for taken in taken {
             let window_page = taken.page.window_page;
             let offset = offset_of(self.store.page_size(), window_page);
             let mut state = self.state.lock();
-            match self.frames.move_back(offset, limbo.content(taken.slot)) {
+            match self.frames.move_back(offset, isolated.content(taken.slot)) {
                 Ok(()) => {
                     let entry = state.get(window_page).with_present(true).with_dirty(true);
                     state.mark(window_page, entry);
                 }
                 Err(errno) => {
                     drop(state);
-                    tell(format_args!(
+                    stderr_line(format_args!(
                         "window page {}: what was stored to it is lost, as it could neither be \
                          written nor put back ({errno})",
                         window_page.0
@@ -294,17 +298,17 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Takes placed pages, which are held and present, out of the window and puts their
-    /// content on the shelf: what they hold then is what they held last. If that fails they
+    /// content with the table: what they hold then is what they held last. If that fails they
     /// are back.
-    pub(super) fn shelve(
+    pub(super) fn keep_denied(
         &self,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         pages: &[WindowPage],
     ) -> Result<(), Errno> {
         for &page in pages {
-            let mut room = match limbo.take() {
+            let mut room = match isolated.take() {
                 Some(room) => room,
-                None => Limbo::new(&self.frames, self.store.page_size())?,
+                None => IsolatedFrames::new(&self.frames, self.store.page_size())?,
             };
             let (offset, _) = self.bytes(Run { first: page, count: 1 });
             let mut state = self.state.lock();
@@ -313,12 +317,12 @@ impl<F: Frames> Shared<F> {
                 // A part of a page that is larger than the system's may have come out.
                 return self.frames.move_back(offset, content).and(Err(errno));
             }
-            state.shelf.insert(page, content.to_vec());
+            state.denied_content.insert(page, content.to_vec());
             let entry = state.get(page).with_present(false);
             state.mark(page, entry);
             drop(state);
             // What could not be emptied is not used again.
-            *limbo = room.empty(&self.frames, true).is_ok().then_some(room);
+            *isolated = room.empty(&self.frames, true).is_ok().then_some(room);
         }
         Ok(())
     }
@@ -329,15 +333,15 @@ impl<F: Frames> Shared<F> {
     /// lets go. None where it cannot be done so, and the run is to be filled otherwise.
     pub(super) fn fill_with_kept(
         &self,
-        limbo: &mut Option<Limbo>,
+        isolated: &mut Option<IsolatedFrames>,
         run: Run<WindowPage>,
         from: Span<'_>,
         replaces: bool,
     ) -> Option<Result<Filled, Partial>> {
-        if limbo.is_none() && replaces {
-            *limbo = Limbo::new(&self.frames, self.store.page_size()).ok();
+        if isolated.is_none() && replaces {
+            *isolated = IsolatedFrames::new(&self.frames, self.store.page_size()).ok();
         }
-        let room = limbo.as_mut()?;
+        let room = isolated.as_mut()?;
         let (count, (offset, _)) = (run.count as usize, self.bytes(run));
         let mut filled = None;
         let taken = !replaces || room.take(count, |to| self.frames.move_out(offset, to)).is_ok();
@@ -349,7 +353,7 @@ impl<F: Frames> Shared<F> {
         let clean = matches!(filled, Some(Ok(Filled::Moved))) || (filled.is_none() && !replaces);
         // What could not be emptied is not used again.
         if !clean && room.empty(&self.frames, true).is_err() {
-            *limbo = None;
+            *isolated = None;
         }
         filled
     }

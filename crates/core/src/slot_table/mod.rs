@@ -1,8 +1,8 @@
-//! A bank of slots, each of which shows an extent of a store, for several threads.
+//! A slot table, each of which shows an extent of a store, for several threads.
 //!
 //! [`slots`] says which extent is where and who makes room; here is the lock, which is
 //! held for that and no longer, and the waiting. Who brings extents is the caller: he
-//! [`reserve`](SharedBank::reserve)s slots, reads, and says what came of it.
+//! [`reserve`](SharedSlotTable::reserve)s slots, reads, and says what came of it.
 
 mod slots;
 #[cfg(test)]
@@ -11,7 +11,7 @@ mod tests;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use slots::{Arrival, Bank, BankCounters, Taken};
+pub use slots::{Arrival, SlotCounters, SlotTable, Taken};
 
 use crate::error::{Error, Interrupt, Result};
 
@@ -26,12 +26,12 @@ pub struct Key(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// A bank that any number of threads may use.
+/// A table that any number of threads may use.
 #[derive(Debug)]
-pub struct SharedBank {
+pub struct SharedSlotTable {
     extent_count: u64,
-    state: Mutex<(Bank, bool)>,
-    /// An extent has arrived or has not, slots may leave, or the bank is closed.
+    state: Mutex<(SlotTable, bool)>,
+    /// An extent has arrived or has not, slots may leave, or the table is closed.
     changed: Condvar,
     /// The process that made it: in a child of fork nobody may ever unlock.
     owner: u32,
@@ -45,15 +45,15 @@ enum Stage {
     /// The extents stay for the call.
     Named,
     /// They stay until they are let go of.
-    Held,
+    Pinned,
     Over,
 }
 
 /// A call that names extents, and what it was given. Dropped, it is over: what it has
-/// not brought counts as lost, and what it held is let go of.
+/// not brought counts as lost, and its pins end.
 #[derive(Debug)]
 pub struct Call {
-    bank: Arc<SharedBank>,
+    table: Arc<SharedSlotTable>,
     taken: Taken,
     stage: Mutex<Stage>,
 }
@@ -62,15 +62,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl SharedBank {
-    /// An empty bank for extents of a store that has so many.
+impl SharedSlotTable {
+    /// An empty table for extents of a store that has so many.
     ///
     /// # Errors
     /// [`Error::Memory`] where there is no room for so many slots.
     pub fn new(slot_count: u32, extent_count: u64) -> Result<Self> {
         Ok(Self {
             extent_count,
-            state: Mutex::new((Bank::new(slot_count)?, false)),
+            state: Mutex::new((SlotTable::new(slot_count)?, false)),
             changed: Condvar::new(),
             owner: std::process::id(),
         })
@@ -82,7 +82,7 @@ impl SharedBank {
         if self.owner == std::process::id() {
             return Ok(());
         }
-        Err(Error::Fork { operation, what: "bank of slots", owner: self.owner })
+        Err(Error::Fork { operation, what: "slot table", owner: self.owner })
     }
 
     /// Numbers as keys.
@@ -98,20 +98,24 @@ impl SharedBank {
         numbers.iter().map(key).collect()
     }
 
-    fn open(&self, operation: &'static str) -> Result<MutexGuard<'_, (Bank, bool)>> {
+    fn open(&self, operation: &'static str) -> Result<MutexGuard<'_, (SlotTable, bool)>> {
         self.check_process(operation)?;
         let state = lock(&self.state);
         if state.1 {
-            return Err(Error::Closed { operation, what: "bank of slots" });
+            return Err(Error::Closed { operation, what: "slot table" });
         }
         Ok(state)
     }
 
-    /// The bank as it is now.
+    /// The table as it is now.
     ///
     /// # Errors
     /// [`Error::Fork`].
-    pub fn look<T>(&self, operation: &'static str, look: impl FnOnce(&Bank) -> T) -> Result<T> {
+    pub fn look<T>(
+        &self,
+        operation: &'static str,
+        look: impl FnOnce(&SlotTable) -> T,
+    ) -> Result<T> {
         self.check_process(operation)?;
         Ok(look(&lock(&self.state).0))
     }
@@ -124,7 +128,7 @@ impl SharedBank {
         }
     }
 
-    /// See [`Bank::find`].
+    /// See [`SlotTable::find`].
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Fork`].
@@ -142,10 +146,10 @@ impl SharedBank {
         keys: &[Key],
         interrupt: &dyn Interrupt,
     ) -> Result<Call> {
-        self.once(operation, interrupt, |bank| bank.reserve(operation, keys))
+        self.once(operation, interrupt, |table| table.reserve(operation, keys))
     }
 
-    /// Forgets the extents of keys, once no other call names them; see [`Bank::evict`].
+    /// Forgets the extents of keys, once no other call names them; see [`SlotTable::evict`].
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Closed`], [`Error::Fork`], [`Error::Interrupted`].
@@ -155,7 +159,7 @@ impl SharedBank {
         keys: &[Key],
         interrupt: &dyn Interrupt,
     ) -> Result<Call> {
-        self.once(operation, interrupt, |bank| bank.evict(operation, keys))
+        self.once(operation, interrupt, |table| table.evict(operation, keys))
     }
 
     /// Tries until other calls have finished that are in the way.
@@ -163,14 +167,14 @@ impl SharedBank {
         self: &Arc<Self>,
         operation: &'static str,
         interrupt: &dyn Interrupt,
-        mut attempt: impl FnMut(&mut Bank) -> Result<Option<Taken>>,
+        mut attempt: impl FnMut(&mut SlotTable) -> Result<Option<Taken>>,
     ) -> Result<Call> {
         let mut state = self.open(operation)?;
         loop {
             if let Some(taken) = attempt(&mut state.0)? {
                 let whole = taken.missing.is_empty();
                 let first = if whole { Stage::Named } else { Stage::Bringing };
-                return Ok(Call { bank: Arc::clone(self), taken, stage: Mutex::new(first) });
+                return Ok(Call { table: Arc::clone(self), taken, stage: Mutex::new(first) });
             }
             // Who waits has taken nothing, so nobody waits for one that waits.
             drop(self.changed.wait_timeout(state, WAIT));
@@ -188,21 +192,21 @@ impl Call {
     }
 
     /// Goes from one stage to another, if it is at the first.
-    fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&mut Bank, &Taken)) {
-        if self.bank.owner != std::process::id() {
+    fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&mut SlotTable, &Taken)) {
+        if self.table.owner != std::process::id() {
             return; // the locks may be those of a thread that is not here
         }
         let mut stage = lock(&self.stage);
         if *stage == from {
             *stage = to;
-            then(&mut lock(&self.bank.state).0, &self.taken);
-            self.bank.changed.notify_all();
+            then(&mut lock(&self.table.state).0, &self.taken);
+            self.table.changed.notify_all();
         }
     }
 
     /// The first `done` of what was missing are in their slots, and the rest will not be.
     pub fn settle(&self, done: usize) {
-        self.go(Stage::Bringing, Stage::Named, |bank, taken| bank.settle(&taken.missing, done));
+        self.go(Stage::Bringing, Stage::Named, |table, taken| table.settle(&taken.missing, done));
     }
 
     /// Waits until all extents are there, also those that others bring. False if another
@@ -212,11 +216,11 @@ impl Call {
     /// [`Error::Interrupted`].
     pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
         loop {
-            let state = lock(&self.bank.state);
+            let state = lock(&self.table.state);
             match state.0.arrival(&self.taken) {
                 Arrival::Here => return Ok(true),
                 Arrival::Lost => return Ok(false),
-                Arrival::Coming => drop(self.bank.changed.wait_timeout(state, WAIT)),
+                Arrival::Coming => drop(self.table.changed.wait_timeout(state, WAIT)),
             }
             interrupt.check()?;
         }
@@ -224,17 +228,17 @@ impl Call {
 
     /// The extents may leave again.
     pub fn release(&self) {
-        self.go(Stage::Named, Stage::Over, Bank::release);
+        self.go(Stage::Named, Stage::Over, SlotTable::release);
     }
 
-    /// The extents stay until [`let_go`](Self::let_go).
-    pub fn hold(&self) {
-        self.go(Stage::Named, Stage::Held, Bank::hold);
+    /// The extents stay until [`unpin`](Self::unpin).
+    pub fn pin(&self) {
+        self.go(Stage::Named, Stage::Pinned, SlotTable::pin);
     }
 
-    /// What was held may leave again.
-    pub fn let_go(&self) {
-        self.go(Stage::Held, Stage::Over, Bank::let_go);
+    /// What was pinned may leave again.
+    pub fn unpin(&self) {
+        self.go(Stage::Pinned, Stage::Over, SlotTable::unpin);
     }
 }
 
@@ -242,6 +246,6 @@ impl Drop for Call {
     fn drop(&mut self) {
         self.settle(0);
         self.release();
-        self.let_go();
+        self.unpin();
     }
 }

@@ -14,20 +14,20 @@ const LEAST_RUN: usize = 8;
 /// Memory that runs of pages are moved out to, and in again with other content. Its first
 /// `kept_bytes` have frames, perhaps with holes; the rest is empty.
 #[derive(Debug)]
-pub struct Spare {
+pub struct FreeFrames {
     region: Region,
     kept_bytes: usize,
 }
 
-impl Spare {
-    /// Spare memory of `page_count` pages of a window in which stores are not noticed.
+impl FreeFrames {
+    /// Memory for the frames of `page_count` pages of a window in which stores are not noticed.
     ///
     /// # Errors
     /// ENOMEM; the kernel's.
     pub fn new<F: Frames>(frames: &F, page: PageSize, page_count: u64) -> Result<Self, Errno> {
         let bytes = page.bytes_of(page_count) as usize;
         let mut region = Region::anonymous(bytes, system_page_bytes(), Access::Write)?;
-        frames.adopt_limbo(&mut region)?;
+        frames.adopt_isolated(&mut region)?;
         Ok(Self { region, kept_bytes: 0 })
     }
 

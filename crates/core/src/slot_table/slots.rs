@@ -1,6 +1,6 @@
 //! Which extent is in which slot, who needs it, and who makes room.
 //!
-//! Pure: no lock, no system call. [`SharedBank`](super::SharedBank) has the lock.
+//! Pure: no lock, no system call. [`SharedSlotTable`](super::SharedSlotTable) has the lock.
 
 use std::collections::HashMap;
 
@@ -24,18 +24,18 @@ struct State {
     /// Calls under way that name the slot's extent.
     users: u32,
     /// Holds that outlast the call that made them.
-    holds: u32,
+    pins: u32,
 }
 
 impl State {
     fn may_leave(self) -> bool {
-        self.users == 0 && self.holds == 0
+        self.users == 0 && self.pins == 0
     }
 }
 
-/// What a bank did so far.
+/// What a table did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BankCounters {
+pub struct SlotCounters {
     /// Keys that were named and were there, repeats counted.
     pub hits: u64,
     /// Extents that had to be brought.
@@ -68,27 +68,27 @@ pub enum Arrival {
     Lost,
 }
 
-/// The slots of a bank.
+/// The slots of a table.
 ///
 /// Invariants: a key is in `slot_of` if and only if a slot has it, coming or here. A slot
 /// is in the cache if and only if its extent is here. An extent that comes has a user.
 #[derive(Debug)]
-pub struct Bank {
+pub struct SlotTable {
     slots: Vec<State>,
     slot_of: HashMap<Key, Slot>,
     /// Slots that are empty, perhaps with a user left over from a failure.
     empty: Vec<Slot>,
-    /// Slots with a hold.
-    held: usize,
+    /// Slots that are pinned.
+    pinned: usize,
     cache: Cache,
-    counters: BankCounters,
+    counters: SlotCounters,
 }
 
 fn page(slot: Slot) -> WindowPage {
     WindowPage(slot.0.into())
 }
 
-impl Bank {
+impl SlotTable {
     /// All slots are empty.
     ///
     /// # Errors
@@ -100,28 +100,28 @@ impl Bank {
         let mut empty = room_for("Slots", count)?;
         // The cache makes its own below, and cannot say that there is no room.
         drop(room_for::<[u64; 4]>("Slots", count)?);
-        slots.resize(count, State { content: Content::Empty, users: 0, holds: 0 });
+        slots.resize(count, State { content: Content::Empty, users: 0, pins: 0 });
         empty.extend((0..slot_count).rev().map(Slot));
         Ok(Self {
             slots,
             slot_of: HashMap::new(),
             empty,
-            held: 0,
+            pinned: 0,
             cache: Cache::new(slot_count.into()),
-            counters: BankCounters::default(),
+            counters: SlotCounters::default(),
         })
     }
 
     /// What was done so far.
     #[must_use]
-    pub fn counters(&self) -> BankCounters {
+    pub fn counters(&self) -> SlotCounters {
         self.counters
     }
 
-    /// Slots with an extent, and slots that are held.
+    /// Slots with an extent, and slots that are pinned.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
-        (self.cache.len() as usize, self.held)
+        (self.cache.len() as usize, self.pinned)
     }
 
     /// The key of the extent that each slot shows.
@@ -194,15 +194,15 @@ impl Bank {
     /// None if a call names one of them; nothing has changed then.
     ///
     /// # Errors
-    /// [`Error::Argument`] if one of them is held.
+    /// [`Error::Argument`] if one of them is pinned.
     pub fn evict(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Taken>> {
         let mut distinct: Vec<(Key, Slot)> =
             keys.iter().filter_map(|key| Some((*key, *self.slot_of.get(key)?))).collect();
         distinct.sort_unstable();
         distinct.dedup();
-        if let Some((key, _)) = distinct.iter().find(|(_, slot)| self.state(*slot).holds > 0) {
+        if let Some((key, _)) = distinct.iter().find(|(_, slot)| self.state(*slot).pins > 0) {
             return Err(Error::Argument(format!(
-                "{operation}: key {} is held; release its hold first",
+                "{operation}: key {} is pinned; release its pin first",
                 key.0
             )));
         }
@@ -212,7 +212,7 @@ impl Bank {
         for &(key, slot) in &distinct {
             self.slot_of.remove(&key);
             self.cache.removed(page(slot));
-            *self.state_mut(slot) = State { content: Content::Empty, users: 1, holds: 0 };
+            *self.state_mut(slot) = State { content: Content::Empty, users: 1, pins: 0 };
             self.empty.push(slot);
         }
         self.counters.evictions += distinct.len() as u64;
@@ -257,23 +257,23 @@ impl Bank {
     }
 
     /// The call is over, but its extents stay until they are let go of.
-    pub fn hold(&mut self, taken: &Taken) {
+    pub fn pin(&mut self, taken: &Taken) {
         for &(_, slot) in &taken.distinct {
             let state = self.state_mut(slot);
-            state.holds += 1;
-            let first = state.holds == 1;
-            self.held += usize::from(first);
+            state.pins += 1;
+            let first = state.pins == 1;
+            self.pinned += usize::from(first);
         }
         self.release(taken);
     }
 
-    /// A hold is over.
-    pub fn let_go(&mut self, taken: &Taken) {
+    /// A pin is over.
+    pub fn unpin(&mut self, taken: &Taken) {
         for &(_, slot) in &taken.distinct {
             let state = self.state_mut(slot);
-            state.holds -= 1;
-            let last = state.holds == 0;
-            self.held -= usize::from(last);
+            state.pins -= 1;
+            let last = state.pins == 0;
+            self.pinned -= usize::from(last);
         }
     }
 
@@ -297,14 +297,14 @@ impl Bank {
         }
     }
 
-    /// Fails where holds on others leave too few slots.
+    /// Fails where pins on others leave too few slots.
     fn check_room(&self, operation: &'static str, wanted: usize, own: &[Slot]) -> Result<()> {
-        let own_held = own.iter().filter(|&&slot| self.state(slot).holds > 0).count();
-        let held = self.held - own_held;
-        if wanted + held <= self.slots.len() {
+        let own_pinned = own.iter().filter(|&&slot| self.state(slot).pins > 0).count();
+        let pinned = self.pinned - own_pinned;
+        if wanted + pinned <= self.slots.len() {
             return Ok(());
         }
-        Err(Error::Slots { operation, wanted, slots: self.slots.len(), held })
+        Err(Error::Slots { operation, wanted, slots: self.slots.len(), pinned })
     }
 
     /// So many slots that are empty now, made so if need be; none if others have to

@@ -12,21 +12,21 @@ const WAIT: Duration = Duration::from_millis(25);
 
 /// A value that one call at a time has, for as long as the call takes.
 #[derive(Debug, Default)]
-pub(crate) struct Turn<T> {
+pub(crate) struct CallLock<T> {
     taken: Mutex<bool>,
     ended: Condvar,
-    /// Locked by who has the turn alone.
+    /// Only the call that holds the lock locks it.
     value: Mutex<T>,
 }
 
-/// The turn of the call that holds it.
-pub(crate) struct TurnGuard<'a, T> {
-    turn: &'a Turn<T>,
+/// A call under way; its end lets the next one go on.
+pub(crate) struct CallGuard<'a, T> {
+    lock: &'a CallLock<T>,
     owner: u32,
     value: MutexGuard<'a, T>,
 }
 
-impl<T> Turn<T> {
+impl<T> CallLock<T> {
     pub(crate) fn new(value: T) -> Self {
         Self { taken: Mutex::new(false), ended: Condvar::new(), value: Mutex::new(value) }
     }
@@ -35,7 +35,7 @@ impl<T> Turn<T> {
     ///
     /// # Errors
     /// [`Error::Interrupted`](crate::error::Error::Interrupted).
-    pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<TurnGuard<'_, T>> {
+    pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<CallGuard<'_, T>> {
         let mut taken = lock(&self.taken);
         while *taken {
             // Not with the lock held: asking Python can take long.
@@ -49,23 +49,23 @@ impl<T> Turn<T> {
         }
         *taken = true;
         drop(taken);
-        Ok(TurnGuard { turn: self, owner: std::process::id(), value: lock(&self.value) })
+        Ok(CallGuard { lock: self, owner: std::process::id(), value: lock(&self.value) })
     }
 }
 
-impl<T> Drop for TurnGuard<'_, T> {
+impl<T> Drop for CallGuard<'_, T> {
     fn drop(&mut self) {
-        // A handler has forked in the middle of the call: in the child the turn is its
+        // A handler has forked in the middle of the call: in the child the lock is its
         // parent's, and a thread that was waiting may hold the lock for ever.
         if self.owner != std::process::id() {
             return;
         }
-        *lock(&self.turn.taken) = false;
-        self.turn.ended.notify_one();
+        *lock(&self.lock.taken) = false;
+        self.lock.ended.notify_one();
     }
 }
 
-impl<T> Deref for TurnGuard<'_, T> {
+impl<T> Deref for CallGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -73,7 +73,7 @@ impl<T> Deref for TurnGuard<'_, T> {
     }
 }
 
-impl<T> DerefMut for TurnGuard<'_, T> {
+impl<T> DerefMut for CallGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }
