@@ -135,6 +135,134 @@ def test_package_room_knows_no_upper_room(path: Path) -> None:
     assert not upper, f"{room} is below {upper}"
 
 
+def circles(uses: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that all use one another, directly or not."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        ahead = [start]
+        while ahead:
+            new = uses.get(ahead.pop(), set()) - found
+            found |= new
+            ahead.extend(new)
+        return found
+
+    reach = {module: reached(module) for module in uses}
+    groups = {
+        frozenset(other for other in reach[module] if module in reach.get(other, set()))
+        for module in uses
+        if module in reach[module]
+    }
+    return [sorted(group) for group in groups]
+
+
+def rust_module(path: Path) -> str:
+    parts = path.relative_to(CORE).with_suffix("").parts
+    return "/".join(parts[:-1] if parts[-1] in {"mod", "lib"} else parts)
+
+
+def use_paths(tree: str) -> list[str]:
+    """The paths of a `use`, with its braces taken apart."""
+    start, brace, rest = tree.strip().partition("{")
+    if not brace:
+        return [start.partition(" as ")[0].strip()]
+    depth, parts = 0, [""]
+    for letter in rest.rpartition("}")[0]:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [start + path for part in parts if part.strip() for path in use_paths(part)]
+
+
+def rust_modules_used(module: str, source: str, modules: set[str]) -> set[str]:
+    """The modules whose items a module names; not those that it lies in.
+
+    A module is the sum of what lies in it, so a use of its own parent is none.
+    """
+    source = without_comments(source).partition("#[cfg(test)]\nmod tests {")[0]
+    paths = [path for tree in re.findall(r"\buse ([^;]+);", source) for path in use_paths(tree)]
+    paths += re.findall(r"\b(?:crate|super)(?:::\w+)+", re.sub(r"\buse [^;]+;", "", source))
+    used = set()
+    for path in paths:
+        first, *names = [name.strip() for name in path.split("::")]
+        at = [] if first == "crate" else module.split("/")
+        while first == "super":
+            at.pop()
+            first, *names = names or [""]
+        if first not in {"crate", "self"}:
+            names.insert(0, first)
+        for name in names:
+            if "/".join([*at, name]) not in modules:
+                break
+            at.append(name)
+        found = "/".join(at)
+        if found in modules and found != module and not module.startswith(found + "/"):
+            used.add(found)
+    return used - {""}
+
+
+def test_no_circle_of_rust_modules() -> None:
+    modules = {rust_module(path): path for path in RUST_FILES}
+    uses = {
+        module: rust_modules_used(module, path.read_text(), set(modules))
+        for module, path in modules.items()
+    }
+    assert uses["engine/paged"] >= {"engine/cached", "sys/uffd"}, "the reading works"
+    assert not circles(uses)
+
+
+def python_modules_used(source: str, modules: set[str]) -> set[str]:
+    """The modules of the package that a module needs at run time."""
+    used = set()
+    tree = ast.parse(source)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in node.body
+        for inner in ast.walk(part)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # `from package import module` needs the module; the package only for its own names.
+            names = {f"{node.module}.{alias.name}" for alias in node.names} - {"fremap._core"}
+            used |= (names & modules) | ({node.module} & modules if names - modules else set())
+        elif isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names if alias.name in modules}
+    return used
+
+
+def test_no_circle_of_python_modules() -> None:
+    def name(path: Path) -> str:
+        parts = ("fremap", *path.relative_to(PACKAGE).with_suffix("").parts)
+        return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+    modules = {name(path): path for path in PYTHON_FILES}
+    uses = {
+        module: python_modules_used(path.read_text(), set(modules)) - {module}
+        for module, path in modules.items()
+    }
+    assert uses["fremap.slots"] >= {"fremap.window", "fremap.stores"}, "the reading works"
+    assert not circles(uses)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+    modules = {"sys", "sys/mm", "sys/fork", "sys/ring", "sys/ring/pool", "units"}
+    source = "use super::{fork::exclude, ring::{self, pool::Pool}};\nuse crate::units::Run;"
+    assert rust_modules_used("sys/mm", source, modules) == {
+        "sys/fork",
+        "sys/ring",
+        "sys/ring/pool",
+        "units",
+    }
+    assert rust_modules_used("sys/ring/pool", "use super::Ring;", modules) == set()
+
+
 def test_every_room_has_a_floor() -> None:
     assert {room_of(path, CORE) for path in RUST_FILES} <= CORE_FLOORS.keys()
     assert {room_of(path, PACKAGE) for path in PYTHON_FILES} <= PACKAGE_FLOORS.keys()

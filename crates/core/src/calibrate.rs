@@ -131,9 +131,9 @@ fn copying_ns(
     let window = present_memory(PAGES, huge)?;
     let staging = present_memory(PAGES, huge)?;
     let spare = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::Write)?;
-    uffd.register_missing(&window)?;
-    uffd.register_move_target(&spare)?;
-    uffd.register_move_target(&staging)?;
+    uffd.register_missing(window.whole())?;
+    uffd.register_move_target(spare.whole())?;
+    uffd.register_move_target(staging.whole())?;
     let swap = || {
         let part = parts.next().unwrap_or(0) * PAGES * page;
         for first in (0..PAGES).step_by(batch) {

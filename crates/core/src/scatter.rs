@@ -7,19 +7,19 @@
 //! the device never waits for us. Chunks are completed in order.
 
 mod flat;
-mod pace;
 mod plan;
 mod transfer;
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Interrupt, Result};
+use crate::store::Store;
 use crate::sys::span::Span;
+use crate::units::{FilePage, Pages};
 
 pub(crate) use flat::read_into;
-pub(crate) use pace::Pace;
-pub(crate) use plan::Preference;
-pub(crate) use transfer::scatter;
+use plan::Preference;
+use transfer::scatter;
 
 /// Where the pages of a scattered read go, a chunk at a time.
 ///
@@ -47,4 +47,54 @@ pub trait Sink<'m> {
     /// # Errors
     /// Whatever keeps the sink from going on; it ends the read.
     fn complete(&mut self, requests: Range<usize>) -> Result<()>;
+}
+
+impl Store {
+    /// Reads pages into `into`, one after another.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Truncated`] or [`Error::Interrupted`], each with
+    /// the number of pages from the front that are in `into`.
+    pub fn read(
+        &self,
+        pages: &Pages<FilePage>,
+        into: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let wanted: Vec<FilePage> = pages.iter().collect();
+        read_into(self, &wanted, into, interrupt)
+    }
+
+    /// Reads any pages in any order, started together, a chunk at a time ([`Sink`]).
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and whatever `sink` returns.
+    pub fn scatter(
+        &self,
+        file_pages: &[FilePage],
+        sink: &mut dyn Sink<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        scatter(self, file_pages, sink, Preference::Speed, interrupt)
+    }
+
+    /// The same for pages that [`resident`](Self::resident) has just found in
+    /// the page cache: they are copied from there even where a read would be
+    /// cheaper, as a read may make the kernel read ahead. A page that was
+    /// reclaimed meanwhile is read.
+    ///
+    /// # Errors
+    /// As [`scatter`](Self::scatter).
+    pub fn scatter_resident(
+        &self,
+        file_pages: &[FilePage],
+        sink: &mut dyn Sink<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let outcome = scatter(self, file_pages, sink, Preference::NoDevice, interrupt);
+        if self.source_limit_bytes() < u64::MAX {
+            self.parts().all().iter().for_each(|part| part.source.unmap_pages());
+        }
+        outcome
+    }
 }

@@ -99,9 +99,9 @@ impl PagedFrames {
             advise_if_built(&region, Advice::NoHugePage)?;
         }
         if tracking.is_some() {
-            uffd.register_missing_and_protected(&region)?;
+            uffd.register_missing_and_protected(region.whole())?;
         } else {
-            uffd.register_missing(&region)?;
+            uffd.register_missing(region.whole())?;
         }
         let process = OwnProcess::open();
         let reclaims = small_pages && probe::reclaims_page_tables();
@@ -247,7 +247,7 @@ impl Frames for PagedFrames {
         if !moves {
             return Ok(false);
         }
-        self.uffd.register_move_target(staging)?;
+        self.uffd.register_move_target(staging.whole())?;
         Ok(true)
     }
 
@@ -273,7 +273,7 @@ impl Frames for PagedFrames {
         if self.locked {
             isolated.lock_on_fault(0, isolated.len())?;
         }
-        self.uffd.register_move_target(isolated)
+        self.uffd.register_move_target(isolated.whole())
     }
 
     fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {

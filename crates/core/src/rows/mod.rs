@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
 use crate::memory::{self, Ask, Reservation};
-use crate::scatter::Pace;
 use crate::store::source::CHUNK_BYTES;
+use crate::store::Pace;
 use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::{count, Rows, Wanted};
 use crate::error::{Error, Result, RowLoss};
-use crate::scatter::Pace;
+use crate::store::Pace;
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};

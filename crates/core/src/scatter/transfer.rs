@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::pace::Pace;
 use super::plan::{Maps, Plan, Preference};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::last_change::Unchanged;
 use crate::store::source::PIECE_PAGES;
-use crate::store::Store;
+use crate::store::{Pace, Store};
 use crate::sys::clock::coarse_ns;
 use crate::sys::copy::Recovery;
 use crate::sys::file::{self as sys_file, Facts, Parts};

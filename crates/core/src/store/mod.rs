@@ -14,6 +14,7 @@ mod file;
 pub(crate) mod last_change;
 mod memory;
 mod outgoing;
+mod pace;
 pub(crate) mod part;
 mod prefetch;
 mod resident;
@@ -28,19 +29,19 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Interrupt, Result};
-use crate::scatter::{self, Preference, Sink};
+use crate::error::{Error, Result};
 use crate::sys::file as sys_file;
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
-use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
+use crate::units::{FilePage, PageIndex, PageSize, Run};
 
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
 use durability::{Durability, Unsynced};
 pub use outgoing::Outgoing;
+pub(crate) use pace::Pace;
 use part::{File, Part, Parts};
 use source::Mapped;
 pub use source::SourceLimit;
@@ -300,54 +301,6 @@ impl Store {
     #[must_use]
     pub fn counters(&self) -> StoreCounters {
         self.counters.read()
-    }
-
-    /// Reads pages into `into`, one after another.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Truncated`] or [`Error::Interrupted`], each with
-    /// the number of pages from the front that are in `into`.
-    pub fn read(
-        &self,
-        pages: &Pages<FilePage>,
-        into: Span<'_>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let wanted: Vec<FilePage> = pages.iter().collect();
-        scatter::read_into(self, &wanted, into, interrupt)
-    }
-
-    /// Reads any pages in any order, started together, a chunk at a time ([`Sink`]).
-    ///
-    /// # Errors
-    /// As [`read`](Self::read), and whatever `sink` returns.
-    pub fn scatter(
-        &self,
-        file_pages: &[FilePage],
-        sink: &mut dyn Sink<'_>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        scatter::scatter(self, file_pages, sink, Preference::Speed, interrupt)
-    }
-
-    /// The same for pages that [`resident`](Self::resident) has just found in
-    /// the page cache: they are copied from there even where a read would be
-    /// cheaper, as a read may make the kernel read ahead. A page that was
-    /// reclaimed meanwhile is read.
-    ///
-    /// # Errors
-    /// As [`scatter`](Self::scatter).
-    pub fn scatter_resident(
-        &self,
-        file_pages: &[FilePage],
-        sink: &mut dyn Sink<'_>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let outcome = scatter::scatter(self, file_pages, sink, Preference::NoDevice, interrupt);
-        if self.source_limit_bytes() < u64::MAX {
-            self.parts.all().iter().for_each(|part| part.source.unmap_pages());
-        }
-        outcome
     }
 
     /// Bytes that the source maps may have mapped.

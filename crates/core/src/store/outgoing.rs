@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::pace::Pace;
 use super::write::completed_before;
 use super::Store;
 use crate::error::{Error, Interrupt, Result};
-use crate::scatter::Pace;
 use crate::sys::file::Parts;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};

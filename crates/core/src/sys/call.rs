@@ -152,3 +152,16 @@ pub fn clear() {
         countdown.store(-1, Ordering::SeqCst);
     }
 }
+/// The error of a call that returns 0 or sets `errno`.
+pub(super) fn check(result: i32) -> Result<(), Errno> {
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// This thread's `errno`.
+pub(super) fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
-use super::mm::{last_errno, system_page_bytes};
+use super::call::{enter, last_errno, Call};
+use super::span::system_page_bytes;
 
 /// Goes to the waiting thread alone, which blocks it: no handler ever sees it. Linux sends it
 /// for no reason of its own.

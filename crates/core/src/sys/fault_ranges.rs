@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::mm::check;
+use super::call::check;
+use super::fork;
 use super::span::Span;
-use super::{fork, signal};
 
 /// A touch of memory that faulted.
 #[derive(Clone, Copy, Debug)]
@@ -178,15 +178,6 @@ impl FaultRange {
         self.callers.fetch_sub(1, Ordering::SeqCst);
         result
     }
-}
-
-/// Makes sure that the faults of this thread come to who resolves them: the handler of
-/// SIGBUS is installed, again if another one has replaced it.
-///
-/// # Errors
-/// Why they do not, for people.
-pub fn ensure_handler() -> Result<(), String> {
-    signal::ensure()
 }
 
 /// Whether any of `span` lies in such a range, as the memory of every paged window does.

@@ -11,8 +11,8 @@ use rustix::fs::{Access, AtFlags, FileType, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use super::call::{check, last_errno};
 use super::call::{enter, enter_for, Call};
-use super::mm::{check, last_errno};
 use super::span::Span;
 
 /// The most that one `read` or `write` moves: the kernel stops there anyway.

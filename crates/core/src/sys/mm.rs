@@ -2,14 +2,14 @@
 
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
+use super::call::{check, enter, last_errno, Call};
+use super::children::Kept;
 use super::fault_ranges::{Resolve, Resolving};
-use super::fork::Kept;
+pub use super::span::system_page_bytes;
 use super::span::Span;
 
 /// `MADV_POPULATE_READ` (Linux 5.14).
@@ -22,34 +22,6 @@ const MADV_DONTNEED_LOCKED: i32 = 24;
 const MADV_GUARD_INSTALL: i32 = 102;
 /// `MADV_GUARD_REMOVE` (Linux 6.13).
 const MADV_GUARD_REMOVE: i32 = 103;
-
-/// Bytes of the system's page.
-#[must_use]
-pub fn system_page_bytes() -> usize {
-    /// Not a `Once`, which a child that is forked meanwhile would wait for: found out
-    /// twice, it is the same.
-    static BYTES: AtomicUsize = AtomicUsize::new(0);
-    match BYTES.load(Ordering::Relaxed) {
-        0 => {
-            let bytes = rustix::param::page_size();
-            BYTES.store(bytes, Ordering::Relaxed);
-            bytes
-        }
-        bytes => bytes,
-    }
-}
-
-pub(super) fn check(result: i32) -> Result<(), Errno> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(last_errno())
-    }
-}
-
-pub(super) fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
-}
 
 /// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
 /// only where it has not.
@@ -312,6 +284,12 @@ impl Region {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// All of the region.
+    #[must_use]
+    pub fn whole(&self) -> Span<'_> {
+        self.span(0, self.len)
     }
 
     /// `len` bytes from `offset`.

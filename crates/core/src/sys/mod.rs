@@ -1,6 +1,7 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
 pub mod call;
+mod children;
 pub mod clock;
 pub mod copy;
 pub mod cputime;
@@ -14,7 +15,7 @@ pub mod mm;
 pub mod pagemap;
 pub mod probe;
 pub mod ring;
-mod signal;
+pub mod signal;
 pub mod span;
 pub mod stderr_line;
 pub mod thread;

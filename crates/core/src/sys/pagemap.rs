@@ -8,8 +8,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
-use super::mm::{last_errno, system_page_bytes, Region};
+use super::call::{enter, last_errno, Call};
+use super::mm::{system_page_bytes, Region};
 use super::span::Span;
 
 /// `PAGEMAP_SCAN` (Linux 6.7).

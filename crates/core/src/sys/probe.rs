@@ -152,7 +152,7 @@ pub struct Probe {
 pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
     let uffd = Uffd::open(Stores::Fault, Delivery::Message, FaultScope::UserAndKernel)?;
     let region = Region::anonymous(system_page_bytes(), 1, Access::Write)?;
-    uffd.register_missing(&region)?;
+    uffd.register_missing(region.whole())?;
     Ok((uffd.features(), uffd.scope()))
 }
 

@@ -14,10 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize
 
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
+use super::call::{check, enter, last_errno, Call};
 use super::fault_ranges::{self, Outcome, Touch};
 use super::fork_lock::ForkLock;
-use super::mm::{check, last_errno};
 use super::thread::send_segv;
 
 /// How often the handler is put back in front of another one than before until it gives up:
@@ -129,8 +128,12 @@ pub(super) fn available() -> Result<(), String> {
     is_first().map(|_first| ())
 }
 
-/// Makes sure that our handler is the first to see SIGBUS.
-pub(super) fn ensure() -> Result<(), String> {
+/// Makes sure that our handler is the first to see SIGBUS: installs it, again if another one
+/// has replaced it.
+///
+/// # Errors
+/// Why it is not, for people.
+pub fn ensure() -> Result<(), String> {
     if is_first()? {
         return Ok(());
     }

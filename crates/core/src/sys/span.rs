@@ -4,6 +4,23 @@
 //! and by the copying functions of [`sys`](super), which work on raw bytes.
 
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of the system's page.
+#[must_use]
+pub fn system_page_bytes() -> usize {
+    /// Not a `Once`, which a child that is forked meanwhile would wait for: found out
+    /// twice, it is the same.
+    static BYTES: AtomicUsize = AtomicUsize::new(0);
+    match BYTES.load(Ordering::Relaxed) {
+        0 => {
+            let bytes = rustix::param::page_size();
+            BYTES.store(bytes, Ordering::Relaxed);
+            bytes
+        }
+        bytes => bytes,
+    }
+}
 
 /// `len` bytes of writable memory that stay mapped for `'a`.
 #[derive(Clone, Copy, Debug)]

@@ -6,8 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
-use super::mm::last_errno;
+use super::call::{enter, last_errno, Call};
 
 /// Starts a thread in which every signal is blocked, so that handlers run in the
 /// application's threads alone.

@@ -12,9 +12,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
-use super::mm::{check, last_errno, Region};
-use super::span::Span;
+use super::call::{check, enter, last_errno, Call};
+use super::span::{system_page_bytes, Span};
 
 const UFFD_API: u64 = 0xAA;
 const UFFD_USER_MODE_ONLY: i32 = 1;
@@ -306,7 +305,7 @@ pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, E
 /// # Errors
 /// EAGAIN while the mapping changes.
 pub fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
-    let page = super::mm::system_page_bytes();
+    let page = system_page_bytes();
     for at in (0..to.len()).step_by(page) {
         enter(Call::UffdCopy)?;
         let mut argument = TransferArgument {
@@ -380,34 +379,30 @@ impl Uffd {
         &self.fd
     }
 
-    fn register(&self, region: &Region, mode: u64) -> Result<(), Errno> {
-        register(&self.fd, range(region.span(0, region.len())), mode)
-    }
-
-    /// Has the faults of absent pages of `region` delivered here.
+    /// Has the faults of absent pages of `memory` delivered here.
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing(&self, region: &Region) -> Result<(), Errno> {
-        self.register(region, REGISTER_MODE_MISSING)
+    pub fn register_missing(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), REGISTER_MODE_MISSING)
     }
 
-    /// Has the faults of absent pages of `region` delivered here, and makes it a
+    /// Has the faults of absent pages of `memory` delivered here, and makes it a
     /// range whose pages can be write-protected (5.7).
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing_and_protected(&self, region: &Region) -> Result<(), Errno> {
-        self.register(region, REGISTER_MODE_MISSING | REGISTER_MODE_WP)
+    pub fn register_missing_and_protected(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), REGISTER_MODE_MISSING | REGISTER_MODE_WP)
     }
 
-    /// Makes `region` a place that [`move_pages`](Self::move_pages) may move to,
+    /// Makes `memory` a place that [`move_pages`](Self::move_pages) may move to,
     /// while its own faults stay the kernel's.
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_move_target(&self, region: &Region) -> Result<(), Errno> {
-        self.register(region, REGISTER_MODE_WP)
+    pub fn register_move_target(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), REGISTER_MODE_WP)
     }
 
     fn transfer(

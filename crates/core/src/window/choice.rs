@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::memory::Ask;
 use crate::sys::uffd::Uffd;
-use crate::sys::{fault_ranges, probe};
+use crate::sys::{probe, signal};
 use crate::trim::Limit;
 use crate::units::Prot;
 
@@ -158,7 +158,7 @@ pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
 
 /// Makes sure that the faults of this thread come to the handler that resolves them.
 pub(super) fn check_handler(operation: &'static str) -> Result<()> {
-    fault_ranges::ensure_handler().map_err(|reason| Error::Unsupported {
+    signal::ensure().map_err(|reason| Error::Unsupported {
         operation,
         reason: format!("fault=\"signal\" needs SIGBUS: {reason}; use fault=\"thread\""),
     })

@@ -4,24 +4,22 @@
 //! memory and isolated frames, and what the store's source map has mapped. A fault that finds the
 //! budget full evicts a batch before it loads its page; a call evicts for each chunk, and
 //! never what it has brought itself. A fault cannot be refused, and never waits for a write
-//! to a file ([`Cleaner`]): where nothing may leave (all is pinned, or was changed and is not
+//! to a file (`cleaner.rs`): where nothing may leave (all is pinned, or was changed and is not
 //! written yet) it goes beyond the budget.
 
 use std::collections::{HashSet, VecDeque};
 
-use super::cleaner::Cleaner;
-use super::frames::{Frames, Tracking};
-use super::isolated::{IsolatedFrames, ISOLATED_BYTES};
+use super::frames::Tracking;
 use super::page_tables::block_bytes;
-use super::{Cached, FreeFrames, Shared, State};
+use super::{State, ISOLATED_BYTES};
 use crate::cache::Cache;
-use crate::error::{Error, Result, Uninterruptible};
-use crate::memory::{GiveBack, Reservation};
+use crate::error::{Error, Result};
+use crate::memory::Reservation;
 use crate::plan::Members;
 use crate::store::{SourceLimit, Store};
 use crate::sys::mm::system_page_bytes;
 use crate::table::{Entry, Shown};
-use crate::units::{FilePage, PageSize, Pages, WindowPage};
+use crate::units::{FilePage, PageSize, WindowPage};
 
 /// Pages that one step evicts at most.
 const MAX_VICTIMS: u64 = 512;
@@ -200,7 +198,7 @@ impl Budget {
 }
 
 /// The file page of a page that is present and may leave the window.
-fn may_leave(entry: Entry) -> Option<FilePage> {
+pub(super) fn may_leave(entry: Entry) -> Option<FilePage> {
     match entry.shown() {
         Shown::File(page) if entry.present() && !entry.pinned() => Some(page),
         _ => None,
@@ -227,7 +225,7 @@ impl State {
     }
 
     /// Budget and the pages that it allows, if there is one.
-    fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
+    pub(super) fn allowed(&self, source_bytes: u64) -> Option<(u64, u64)> {
         let budget = self.budget.as_ref()?;
         // The source map's part is its own, so that it can grow while a call lasts.
         let budget_bytes = budget.budget_bytes();
@@ -238,14 +236,14 @@ impl State {
     }
 
     /// How many pages have to leave for `coming` more; None if all fit.
-    fn excess(&self, coming: u64, source_bytes: u64) -> Option<u64> {
+    pub(super) fn excess(&self, coming: u64, source_bytes: u64) -> Option<u64> {
         let (_, allowed) = self.allowed(source_bytes)?;
         let excess = (self.table.counts().present + coming).saturating_sub(allowed);
         (excess > 0).then_some(excess)
     }
 
     /// The next victims, if `coming` more pages are too many.
-    fn choose_victims(
+    pub(super) fn choose_victims(
         &mut self,
         coming: u64,
         source_bytes: u64,
@@ -278,7 +276,7 @@ impl State {
 
     /// Up to `excess` victims, or a batch, that were not changed as far as the table knows:
     /// first of all those that were written lately. `few` is set where more should be written.
-    fn choose_clean(&mut self, excess: u64, few: &mut bool) -> Vec<WindowPage> {
+    pub(super) fn choose_clean(&mut self, excess: u64, few: &mut bool) -> Vec<WindowPage> {
         let (table, staying) = (&self.table, self.staying.as_ref());
         let Some(budget) = &mut self.budget else { return Vec::new() };
         let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
@@ -311,7 +309,7 @@ impl State {
     }
 
     /// Victims that were changed stay, and are not looked at again soon.
-    fn keep_changed(&mut self, victims: &[WindowPage]) {
+    pub(super) fn keep_changed(&mut self, victims: &[WindowPage]) {
         let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
@@ -346,7 +344,7 @@ impl State {
     }
 
     /// Victims that could not leave are candidates again.
-    fn take_back(&mut self, victims: &[WindowPage]) {
+    pub(super) fn take_back(&mut self, victims: &[WindowPage]) {
         let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
@@ -354,225 +352,5 @@ impl State {
                 budget.cache.inserted(page, file_page);
             }
         }
-    }
-}
-
-impl<F: Frames> Shared<F> {
-    /// Bytes that the source map of the store has mapped, and its page tables.
-    fn source_bytes(&self) -> u64 {
-        self.store.source_mapped_bytes() + self.store.source_table_bytes()
-    }
-
-    /// Evicts pages until `coming` more fit into the budget, but none of `keep`. `free`
-    /// takes frames of theirs where stores are not noticed.
-    ///
-    /// # Errors
-    /// [`Error::Budget`] if nothing else may leave; I/O where changed pages are written.
-    pub fn make_room(
-        &self,
-        operation: &'static str,
-        coming: u64,
-        keep: Option<&Members>,
-        isolated: &mut Option<IsolatedFrames>,
-        mut free: Option<&mut FreeFrames>,
-    ) -> Result<()> {
-        loop {
-            let source_bytes = self.source_bytes();
-            let mut state = self.state.lock();
-            let Some(victims) = state.choose_victims(coming, source_bytes, keep) else {
-                return Ok(());
-            };
-            if victims.is_empty() {
-                return Err(self.no_room(operation, &state, coming));
-            }
-            let fail = |errno| Error::system(operation, errno);
-            if self.frames.tracking().is_none() {
-                let evicted =
-                    self.evict_locked(&mut state, victims.iter().copied(), free.as_deref_mut());
-                if evicted.is_err() {
-                    state.take_back(&victims);
-                }
-                evicted.map_err(fail)?;
-                continue;
-            }
-            drop(state);
-            // Nobody waits for a page while it is written. What is stored to it since is
-            // written below, if there is any.
-            let cleaned = self.clean(operation, &victims, &Uninterruptible);
-            let mut state = self.state.lock();
-            if cleaned.is_err() {
-                state.take_back(&victims);
-            }
-            cleaned?;
-            // Somebody else may hold one by now, whose it is.
-            let is_free = |page: &WindowPage| {
-                let entry = state.get(*page);
-                entry.present() && !entry.held() && !entry.writing() && may_leave(entry).is_some()
-            };
-            let (victims, others): (Vec<_>, Vec<_>) =
-                victims.iter().partition(|page| is_free(page));
-            state.take_back(&others);
-            for &page in &victims {
-                let entry = state.get(page);
-                state.set(page, entry.with_held(true));
-            }
-            drop(state);
-            let saved = self.save(operation, isolated, &victims, false);
-            let mut state = self.state.lock();
-            let evicted = saved.and_then(|()| {
-                self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
-            });
-            if evicted.is_err() {
-                state.take_back(&victims);
-            }
-            drop(state);
-            self.let_go(&victims);
-            evicted?;
-        }
-    }
-
-    /// Evicts pages until `coming` more fit into the budget, but only such as need not be
-    /// written; says whether they fit. Has others be written where there are few.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn make_clean_room(
-        &self,
-        coming: u64,
-        isolated: &mut Option<IsolatedFrames>,
-        cleaner: &Cleaner,
-    ) -> Result<bool> {
-        let fail = |errno| Error::system("fault", errno);
-        loop {
-            let source_bytes = self.source_bytes();
-            let mut state = self.state.lock();
-            let Some(excess) = state.excess(coming, source_bytes) else { return Ok(true) };
-            let mut few = false;
-            let victims = state.choose_clean(excess, &mut few);
-            let mut changed = Vec::new();
-            let evicted = if self.frames.tracking() == Some(Tracking::Kernel) {
-                for &page in &victims {
-                    let entry = state.get(page);
-                    state.set(page, entry.with_held(true));
-                }
-                drop(state);
-                let taken = self.take_out_clean("fault", isolated, &victims);
-                state = self.state.lock();
-                changed.extend(victims.iter().copied().filter(|&page| state.get(page).present()));
-                let gone = victims.iter().copied().filter(|&page| !state.get(page).present());
-                let gone: Vec<WindowPage> = gone.collect();
-                let dropped = self.evict_locked(&mut state, gone.into_iter(), None).map_err(fail);
-                taken.and(dropped)
-            } else {
-                // What is stored to them is a fault, which waits for the lock.
-                self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
-            };
-            if evicted.is_err() {
-                state.take_back(&victims);
-            } else {
-                state.keep_changed(&changed);
-            }
-            drop(state);
-            if self.frames.tracking() == Some(Tracking::Kernel) {
-                self.let_go(&victims);
-            }
-            evicted?;
-            if few || !changed.is_empty() {
-                cleaner.ask();
-            }
-            if victims.is_empty() {
-                return Ok(false);
-            }
-        }
-    }
-
-    fn no_room(&self, operation: &'static str, state: &State, coming: u64) -> Error {
-        let page = self.store.page_size();
-        let (budget, allowed) = state.allowed(self.source_bytes()).unwrap_or_default();
-        let present = state.table.counts().present + coming;
-        Error::Budget {
-            operation,
-            wanted: budget + page.bytes_of(present.saturating_sub(allowed)),
-            budget,
-            why: "what is pinned, placed or being changed may not leave",
-        }
-    }
-}
-
-impl<F: Frames> GiveBack for Shared<F> {
-    fn give_back(&self) {
-        // What cannot leave now (pinned, or not to be written) is asked for again, and the
-        // error told, when this window next makes room.
-        let _later = self.make_room("Window", 0, None, &mut None, None);
-    }
-}
-
-impl<F: Frames> Cached<F> {
-    /// Fails, before any change, if `pages`, all present at once, are beyond the budget
-    /// beside what may not leave.
-    pub(super) fn check_budget(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-    ) -> Result<()> {
-        let Some(left) = self.pages_left(pages) else { return Ok(()) };
-        let wanted = pages.len() as u64;
-        if wanted <= left {
-            return Ok(());
-        }
-        let budget = self.budget_bytes();
-        Err(Error::Budget {
-            operation,
-            wanted: budget + self.page.bytes_of(wanted - left),
-            budget,
-            why: "all of these pages are to be present at once; ask for fewer at a time, or for \
-                  populate=False",
-        })
-    }
-
-    /// Has pages of a call stay in the window until the guard is dropped, also where a fault
-    /// of another thread looks for victims.
-    pub(super) fn stay(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-    ) -> Result<Staying<'_, F>> {
-        let staying = self.kept(operation, pages)?;
-        self.shared.state.lock().staying = staying;
-        Ok(Staying(&self.shared))
-    }
-
-    /// Pages that the budget leaves for those of a call; None without a budget.
-    pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
-        let state = self.shared.state.lock();
-        let (_, allowed) = state.allowed(self.shared.source_bytes())?;
-        let counts = state.table.counts();
-        // Those that stay whatever comes, and are not among the call's own.
-        let stays = |page: &WindowPage| {
-            let entry = state.get(*page);
-            entry.present() && (entry.pinned() || entry.shown() == Shown::Placed)
-        };
-        let own =
-            if counts.pinned + counts.placed == 0 { 0 } else { pages.iter().filter(stays).count() };
-        // Page tables that the call may add.
-        let tables = state.page_tables.untouched().min(pages.len() as u64);
-        let tables = self.page.count_of(tables * system_page_bytes() as u64);
-        Some((allowed + own as u64).saturating_sub(counts.pinned + counts.placed + tables))
-    }
-
-    fn budget_bytes(&self) -> u64 {
-        self.shared.state.lock().budget.as_ref().map_or(0, Budget::budget_bytes)
-    }
-}
-
-/// Has the pages of a call stay in the window; see [`Cached::stay`].
-#[derive(Debug)]
-pub(super) struct Staying<'s, F: Frames>(&'s Shared<F>);
-
-impl<F: Frames> Drop for Staying<'_, F> {
-    fn drop(&mut self) {
-        // Freed without the lock, which a signal handler may want.
-        let staying = self.0.state.lock().staying.take();
-        drop(staying);
     }
 }

@@ -14,8 +14,8 @@
 use rustix::io::Errno;
 
 use super::frames::{Filled, Frames};
-use super::save::Writing;
-use super::{offset_of, Shared, State};
+use super::state::Writing;
+use super::{offset_of, Shared, State, ISOLATED_BYTES};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::plan;
 use crate::store::Outgoing;
@@ -24,10 +24,6 @@ use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::Partial;
 use crate::units::{PageSize, Run, WindowPage};
-
-/// Bytes of pages that are taken out together, unless a page is larger: they and their
-/// copies stay in the processor's cache until they are compared.
-pub(super) const ISOLATED_BYTES: usize = 128 << 10;
 
 /// Bytes of frames that a call keeps at most to use them again.
 const KEPT_BYTES: usize = 256 << 20;

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::frames::{Before, Filled, Frames, Tracking};
 use super::isolated::IsolatedFrames;
 use super::staging::{Ring, Staging};
-use super::{Cached, State};
+use super::{Cached, State, STEP_PAGES};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::Members;
@@ -19,9 +19,6 @@ use crate::sys::mm::Region;
 use crate::sys::span::Span;
 use crate::table::Entry;
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
-
-/// Pages that one step changes while it holds the state.
-pub(super) const STEP_PAGES: usize = 4096;
 
 /// One page of a call: what it is to be, and whether content is brought for it now.
 #[derive(Clone, Copy, Debug)]

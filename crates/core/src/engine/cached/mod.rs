@@ -26,6 +26,7 @@ use rustix::io::Errno;
 mod access;
 mod budget;
 mod cleaner;
+mod evict;
 mod frames;
 mod free_frames;
 mod grown;
@@ -45,7 +46,7 @@ pub use cleaner::Cleaner;
 pub use frames::{Before, Filled, Frames, Tracking};
 pub use free_frames::FreeFrames;
 pub use isolated::IsolatedFrames;
-use load::{Call, Step, STEP_PAGES};
+use load::{Call, Step};
 pub use reads::{ReadIndex, MAX_READS};
 use staging::Staging;
 pub use staging::CHUNKS_IN_FLIGHT;
@@ -68,6 +69,11 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
 /// Pages looked at between two questions whether to stop.
 const PIECE_PAGES: usize = 65_536;
+/// Pages that one step changes while it holds the state.
+const STEP_PAGES: usize = 4096;
+/// Bytes of pages that are taken out together, unless a page is larger: they and their
+/// copies stay in the processor's cache until they are compared.
+const ISOLATED_BYTES: usize = 128 << 10;
 /// Pages that are held together, during which nobody is asked whether to stop.
 const HELD_PAGES: usize = 4096;
 /// Bytes of a chunk of staging memory that pages are copied out of.

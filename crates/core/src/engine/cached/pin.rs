@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::frames::Frames;
-use super::load::STEP_PAGES;
+use super::STEP_PAGES;
 use super::{pieces_of, Cached};
 use crate::error::{Error, Interrupt, Result};
 use crate::units::{Pages, WindowPage};

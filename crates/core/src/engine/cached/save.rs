@@ -18,8 +18,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Frames, Tracking};
 use super::isolated::{free_kept, IsolatedFrames};
-use super::load::STEP_PAGES;
-use super::{Cached, Shared, State};
+use super::state::Writing;
+use super::{Cached, Shared, State, STEP_PAGES};
 use crate::engine::lock;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
@@ -27,7 +27,6 @@ use crate::stats::Counters;
 use crate::store::Outgoing;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::span::Span;
 use crate::table::Entry;
 use crate::units::{FilePage, Pages, Prot, Run, WindowPage};
 
@@ -35,15 +34,6 @@ use crate::units::{FilePage, Pages, Prot, Run, WindowPage};
 const WAIT: Duration = Duration::from_millis(25);
 /// Pages that are copied before they are written, where they have to be.
 const COPIED_PAGES: usize = 256;
-
-/// A page that is being written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Writing {
-    pub(super) window_page: WindowPage,
-    pub(super) file_page: FilePage,
-    /// Bytes of it that the file had when it was read.
-    file_bytes: usize,
-}
 
 /// Pages that are about to change: who stores to them waits until this is dropped, and
 /// who touches one that is absent. The isolated frames kept for them are freed then.
@@ -546,11 +536,5 @@ impl<F: Frames> Shared<F> {
         pages: impl IntoIterator<Item = WindowPage>,
     ) -> Vec<(usize, usize)> {
         plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
-    }
-}
-
-impl Writing {
-    pub(super) fn outgoing(self, content: Span<'_>) -> Outgoing<'_> {
-        Outgoing { page: self.file_page, content, file_bytes: self.file_bytes }
     }
 }

@@ -9,6 +9,8 @@ use super::reads::Reads;
 use crate::error::Result;
 use crate::plan::Members;
 use crate::room::no_room;
+use crate::store::Outgoing;
+use crate::sys::span::Span;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
 
@@ -163,5 +165,20 @@ impl State {
         let entry = self.get(page).with_pinned(pinned);
         self.note_change(page, entry);
         self.table.set(page, entry);
+    }
+}
+
+/// A page that is being written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Writing {
+    pub(super) window_page: WindowPage,
+    pub(super) file_page: FilePage,
+    /// Bytes of it that the file had when it was read.
+    pub(super) file_bytes: usize,
+}
+
+impl Writing {
+    pub(super) fn outgoing(self, content: Span<'_>) -> Outgoing<'_> {
+        Outgoing { page: self.file_page, content, file_bytes: self.file_bytes }
     }
 }
