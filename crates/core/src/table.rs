@@ -5,246 +5,18 @@
 //! call. Blocks of words exist only where a page was ever changed: a window that
 //! is linear, or shows nothing, costs a pointer every 512 pages.
 
+mod entry;
+
 use std::ops::Range;
 
 use hashbrown::HashTable;
+
+pub use entry::{Change, Entry, Residency, Shown};
 
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
 
 /// Words that are allocated together.
 const BLOCK_PAGES: usize = 512;
-
-/// What a window page shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shown {
-    /// A page of the store.
-    File(FilePage),
-    /// Nothing: a touch is SIGBUS or SIGSEGV.
-    Nothing,
-    /// Content of its own, with no file behind it.
-    Placed,
-}
-
-impl Shown {
-    /// The file page, if it is one.
-    #[must_use]
-    pub fn file_page(self) -> Option<FilePage> {
-        match self {
-            Self::File(page) => Some(page),
-            Self::Nothing | Self::Placed => None,
-        }
-    }
-
-    /// As users see it: the file page, -1 for nothing, -2 for a placed page.
-    #[must_use]
-    pub fn number(self) -> i64 {
-        match self {
-            Self::File(page) => page.0.cast_signed(),
-            Self::Nothing => -1,
-            Self::Placed => -2,
-        }
-    }
-}
-
-/// The word of one window page.
-///
-/// Invariants: a page that may not be touched ([`Prot::None`]) is not present;
-/// an unreadable page is not present; what is dirty or being written is present.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Entry(u64);
-
-impl Entry {
-    const FILE_PAGE: u64 = (1 << 40) - 1;
-    const NOTHING: u64 = Self::FILE_PAGE;
-    const PLACED: u64 = Self::FILE_PAGE - 1;
-    /// Store pages that a table can name.
-    pub const MAX_FILE_PAGES: u64 = Self::PLACED;
-
-    const PRESENT: u64 = 1 << 40;
-    const UNREADABLE: u64 = 1 << 41;
-    const WITHHELD: u64 = 1 << 42;
-    const LINGERING: u64 = 1 << 43;
-    const PROT_SHIFT: u32 = 44;
-    const PROT: u64 = 3 << Self::PROT_SHIFT;
-    const DIRTY: u64 = 1 << 46;
-    const WRITING: u64 = 1 << 47;
-    const HELD: u64 = 1 << 48;
-    const PINNED: u64 = 1 << 49;
-
-    /// A page that shows `shown`, absent.
-    ///
-    /// # Panics
-    /// If it is a file page that a table cannot name.
-    #[must_use]
-    pub fn new(shown: Shown, prot: Prot) -> Self {
-        let page = match shown {
-            Shown::File(page) => {
-                assert!(page.0 < Self::MAX_FILE_PAGES, "a file page that fits a word");
-                page.0
-            }
-            Shown::Nothing => Self::NOTHING,
-            Shown::Placed => Self::PLACED,
-        };
-        Self(page).with_prot(prot)
-    }
-
-    /// What it shows.
-    #[must_use]
-    pub fn shown(self) -> Shown {
-        match self.0 & Self::FILE_PAGE {
-            Self::NOTHING => Shown::Nothing,
-            Self::PLACED => Shown::Placed,
-            page => Shown::File(FilePage(page)),
-        }
-    }
-
-    /// What may be done with it.
-    #[must_use]
-    pub fn prot(self) -> Prot {
-        match (self.0 & Self::PROT) >> Self::PROT_SHIFT {
-            0 => Prot::None,
-            1 => Prot::Read,
-            _ => Prot::Write,
-        }
-    }
-
-    /// Whether its content is in the window: a touch does not fault.
-    #[must_use]
-    pub fn present(self) -> bool {
-        self.0 & Self::PRESENT != 0
-    }
-
-    /// Whether reading it failed, and a touch is SIGBUS until it is populated or evicted.
-    #[must_use]
-    pub fn unreadable(self) -> bool {
-        self.0 & Self::UNREADABLE != 0
-    }
-
-    /// Whether it was present when access was taken away, so that giving
-    /// access back has to bring the content back.
-    #[must_use]
-    pub fn withheld(self) -> bool {
-        self.0 & Self::WITHHELD != 0
-    }
-
-    /// Whether the kernel may still have what it showed before it became absent:
-    /// a call that was to drop it failed. The next one drops it.
-    #[must_use]
-    pub fn lingering(self) -> bool {
-        self.0 & Self::LINGERING != 0
-    }
-
-    /// Whether it was stored to since it was loaded or last written.
-    #[must_use]
-    pub fn dirty(self) -> bool {
-        self.0 & Self::DIRTY != 0
-    }
-
-    /// Whether what was stored before is on its way to the store.
-    #[must_use]
-    pub fn writing(self) -> bool {
-        self.0 & Self::WRITING != 0
-    }
-
-    /// Whether the store may not have all of its content.
-    #[must_use]
-    pub fn unsaved(self) -> bool {
-        self.0 & (Self::DIRTY | Self::WRITING) != 0
-    }
-
-    /// Whether somebody is about to change it: who stores to it waits.
-    #[must_use]
-    pub fn held(self) -> bool {
-        self.0 & Self::HELD != 0
-    }
-
-    /// Whether it may not leave the window for others.
-    #[must_use]
-    pub fn pinned(self) -> bool {
-        self.0 & Self::PINNED != 0
-    }
-
-    /// The same page with other protection.
-    #[must_use]
-    pub fn with_prot(self, prot: Prot) -> Self {
-        let bits = match prot {
-            Prot::None => 0,
-            Prot::Read => 1,
-            Prot::Write => 2,
-        };
-        Self(self.0 & !Self::PROT | bits << Self::PROT_SHIFT)
-    }
-
-    fn with(self, bit: u64, on: bool) -> Self {
-        Self(if on { self.0 | bit } else { self.0 & !bit })
-    }
-
-    /// The same page, present or absent; either way it can be read again.
-    #[must_use]
-    pub fn with_present(self, present: bool) -> Self {
-        let rest = Self::UNREADABLE
-            | Self::WITHHELD
-            | Self::LINGERING
-            | Self::DIRTY
-            | Self::WRITING
-            | Self::HELD;
-        self.with(Self::PRESENT, present).with(rest, false)
-    }
-
-    /// The same page, absent, a touch being SIGBUS.
-    #[must_use]
-    pub fn with_unreadable(self) -> Self {
-        self.with_present(false).with(Self::UNREADABLE, true)
-    }
-
-    /// The same page, absent, but perhaps not to the kernel.
-    #[must_use]
-    pub fn with_lingering(self) -> Self {
-        self.with_present(false).with(Self::LINGERING, true)
-    }
-
-    /// The same page, stored to or not.
-    #[must_use]
-    pub fn with_dirty(self, dirty: bool) -> Self {
-        self.with(Self::DIRTY, dirty)
-    }
-
-    /// The same page, its content on its way to the store or not.
-    #[must_use]
-    pub fn with_writing(self, writing: bool) -> Self {
-        self.with(Self::WRITING, writing)
-    }
-
-    /// The same page, held or let go.
-    #[must_use]
-    pub fn with_held(self, held: bool) -> Self {
-        self.with(Self::HELD, held)
-    }
-
-    /// The same page, pinned or not.
-    #[must_use]
-    pub fn with_pinned(self, pinned: bool) -> Self {
-        self.with(Self::PINNED, pinned)
-    }
-
-    /// The same page without access, its content to come back with it.
-    #[must_use]
-    pub fn with_withheld(self, withheld: bool) -> Self {
-        self.with(Self::WITHHELD, withheld)
-    }
-}
-
-impl std::fmt::Debug for Entry {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.debug_struct("Entry")
-            .field("shown", &self.shown())
-            .field("prot", &self.prot())
-            .field("present", &self.present())
-            .field("unreadable", &self.unreadable())
-            .field("unsaved", &self.unsaved())
-            .finish_non_exhaustive()
-    }
-}
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,8 +36,8 @@ pub struct Counts {
     pub placed: u64,
     /// Pages that may not be touched.
     pub denied: u64,
-    /// Pages that were stored to, as far as the table knows, and are not in the store.
-    pub unsaved: u64,
+    /// Pages that were written to, as far as the table knows, and are not in the store.
+    pub dirty: u64,
     /// Pages that may not leave the window.
     pub pinned: u64,
     /// Pages that somebody is about to change.
@@ -437,7 +209,7 @@ impl Table {
     #[must_use]
     pub fn used_ranges(&self, pages: Range<u64>, most: u64) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        let uses = |entry: &Entry| entry.present() || entry.held() || entry.unsaved();
+        let uses = |entry: &Entry| entry.present() || entry.held();
         let mut start = pages.start;
         while start < pages.end {
             let (block, slot) = split(WindowPage(start));
@@ -457,13 +229,21 @@ impl Table {
     /// Replaces the word of `page`.
     ///
     /// # Panics
-    /// If the page is outside the window, or is present without being accessible.
+    /// If the page is outside the window, or the word breaks an invariant of [`Entry`].
     pub fn set(&mut self, page: WindowPage, entry: Entry) {
         let old = self.get(page);
         if old == entry {
             return;
         }
-        assert!(!entry.present() || entry.prot() != Prot::None, "present without access");
+        assert!(
+            !entry.present() || entry.prot() != Prot::None,
+            "{entry:?}: present without access"
+        );
+        assert!(
+            entry.residency() != Residency::Denied || entry.prot() == Prot::None,
+            "{entry:?}: denied with access"
+        );
+        assert!(entry.clean() || entry.present(), "{entry:?}: changed without being there");
         let (block, slot) = split(page);
         if self.blocks[block].is_none() {
             self.add_block(block);
@@ -508,7 +288,7 @@ impl Table {
         counts.present = add(counts.present, u64::from(entry.present()));
         counts.placed = add(counts.placed, u64::from(entry.shown() == Shown::Placed));
         counts.denied = add(counts.denied, u64::from(entry.prot() == Prot::None));
-        counts.unsaved = add(counts.unsaved, u64::from(entry.unsaved()));
+        counts.dirty = add(counts.dirty, u64::from(!entry.clean()));
         counts.pinned = add(counts.pinned, u64::from(entry.pinned()));
         counts.held = add(counts.held, u64::from(entry.held()));
     }
@@ -543,140 +323,4 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shown(table: &Table, page: u64) -> i64 {
-        table.get(WindowPage(page)).shown().number()
-    }
-
-    #[test]
-    fn a_linear_window_costs_a_pointer_every_512_pages() {
-        let table = Table::new(1 << 22, Origin::Linear(FilePage(7)), Prot::Read);
-        assert_eq!(shown(&table, 0), 7);
-        assert_eq!(shown(&table, (1 << 22) - 1), 7 + (1 << 22) - 1);
-        assert_eq!(table.bytes(), (1 << 22) / 512 * 8);
-    }
-
-    #[test]
-    fn a_fully_remapped_window_stays_below_16_bytes_a_page() {
-        let mut table = Table::new(4096, Origin::Nothing, Prot::Read);
-        for page in 0..4096 {
-            table.set(WindowPage(page), Entry::new(Shown::File(FilePage(4095 - page)), Prot::Read));
-        }
-        assert!(table.bytes() <= 4096 * 16);
-        assert_eq!(shown(&table, 0), 4095);
-        assert_eq!(shown(&table, 4095), 0);
-    }
-
-    #[test]
-    fn changing_a_page_leaves_its_neighbours() {
-        let mut table = Table::new(700, Origin::Linear(FilePage(0)), Prot::Read);
-        table.set(WindowPage(513), Entry::new(Shown::Placed, Prot::Read));
-        assert_eq!([512, 513, 514, 699].map(|page| shown(&table, page)), [512, -2, 514, 699]);
-    }
-
-    #[test]
-    fn counts_follow_every_change() {
-        let mut table = Table::new(10, Origin::Linear(FilePage(0)), Prot::Read);
-        let page = WindowPage(3);
-        table.update(page, |entry| entry.with_present(true));
-        assert_eq!(table.counts(), Counts { present: 1, ..Counts::default() });
-        table.update(page, |entry| entry.with_present(false).with_prot(Prot::None));
-        assert_eq!(table.counts(), Counts { denied: 1, ..Counts::default() });
-        table.set(page, Entry::new(Shown::Placed, Prot::Read).with_present(true));
-        assert_eq!(table.counts(), Counts { present: 1, placed: 1, ..Counts::default() });
-        table.set(page, Entry::new(Shown::File(FilePage(3)), Prot::Write).with_present(true));
-        table.update(page, |entry| entry.with_dirty(true));
-        assert_eq!(table.counts(), Counts { present: 1, unsaved: 1, ..Counts::default() });
-        table.update(page, |entry| entry.with_dirty(false).with_writing(true));
-        assert_eq!(table.counts(), Counts { present: 1, unsaved: 1, ..Counts::default() });
-        table.update(page, |entry| entry.with_present(false));
-        assert_eq!(table.counts(), Counts::default());
-    }
-
-    #[test]
-    fn only_blocks_in_use_are_looked_at() {
-        let mut table = Table::new(5000, Origin::Linear(FilePage(0)), Prot::Write);
-        assert_eq!(table.used_ranges(0..5000, 4096), []);
-        table.allocate_ahead();
-        assert_eq!(table.used_ranges(0..5000, 4096), []);
-        table.update(WindowPage(600), |entry| entry.with_present(true));
-        table.update(WindowPage(1024), |entry| entry.with_held(true));
-        table.update(WindowPage(4999), |entry| entry.with_dirty(true).with_present(true));
-        assert_eq!(table.used_ranges(0..5000, 4096), [512..1536, 4608..5000]);
-        assert_eq!(table.used_ranges(700..4999, 512), [700..1024, 1024..1536, 4608..4999]);
-        table.update(WindowPage(600), |entry| entry.with_present(false));
-        assert_eq!(table.used_ranges(0..1024, 4096), []);
-    }
-
-    fn appearances(table: &Table, page: u64) -> Vec<u64> {
-        let mut found: Vec<u64> = table.appearances(FilePage(page)).map(|page| page.0).collect();
-        found.sort_unstable();
-        found
-    }
-
-    #[test]
-    fn a_file_page_is_found_where_it_is_shown() {
-        let mut table =
-            Table::new(2000, Origin::Linear(FilePage(10)), Prot::Write).with_appearances();
-        assert_eq!(appearances(&table, 1510), [1500], "nothing was changed there");
-        assert_eq!(appearances(&table, 9), []);
-        assert_eq!(appearances(&table, 2010), []);
-        table.set(WindowPage(3), Entry::new(Shown::File(FilePage(1510)), Prot::Read));
-        assert_eq!(appearances(&table, 1510), [3, 1500]);
-        assert_eq!(appearances(&table, 13), [], "it was shown there before");
-        assert_eq!(appearances(&table, 14), [4], "its block was changed, not its page");
-        table.set(WindowPage(1500), Entry::new(Shown::Placed, Prot::Write));
-        table.set(WindowPage(3), Entry::new(Shown::File(FilePage(1510)), Prot::Write));
-        assert_eq!(appearances(&table, 1510), [3]);
-    }
-
-    #[test]
-    fn appearances_follow_any_changes() {
-        const PAGES: u64 = 1500;
-        let mut table = Table::new(PAGES, Origin::Nothing, Prot::Write).with_appearances();
-        let mut state = 1_u64;
-        let mut random = move |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            (state >> 33) % below
-        };
-        for _ in 0..20_000 {
-            let shown = match random(8) {
-                0 => Shown::Nothing,
-                1 => Shown::Placed,
-                _ => Shown::File(FilePage(random(300))),
-            };
-            table.set(WindowPage(random(PAGES)), Entry::new(shown, Prot::Write));
-        }
-        for page in 0..300 {
-            let shows = |&index: &u64| shown(&table, index).cast_unsigned() == page;
-            assert_eq!(appearances(&table, page), (0..PAGES).filter(shows).collect::<Vec<_>>());
-        }
-        assert!(table.bytes() <= PAGES * 24);
-    }
-
-    #[test]
-    fn the_largest_file_page_is_neither_nothing_nor_placed() {
-        let last = FilePage(Entry::MAX_FILE_PAGES - 1);
-        let entry = Entry::new(Shown::File(last), Prot::Write);
-        assert_eq!(entry.shown(), Shown::File(last));
-        assert_eq!(entry.prot(), Prot::Write);
-        assert!(!entry.present() && !entry.unreadable() && !entry.withheld());
-    }
-
-    #[test]
-    fn becoming_present_or_absent_forgets_that_a_page_was_unreadable() {
-        let entry = Entry::new(Shown::File(FilePage(1)), Prot::Read).with_unreadable();
-        assert!(entry.unreadable() && !entry.present());
-        assert!(!entry.with_present(true).unreadable());
-        assert!(!entry.with_present(false).unreadable());
-    }
-
-    #[test]
-    #[should_panic(expected = "present without access")]
-    fn a_page_without_access_cannot_be_present() {
-        let mut table = Table::new(1, Origin::Nothing, Prot::Read);
-        table.set(WindowPage(0), Entry::new(Shown::Nothing, Prot::None).with_present(true));
-    }
-}
+mod tests;

@@ -8,11 +8,11 @@ use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::sys::span::Span;
-use crate::table::{Entry, Shown};
+use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
 
 impl<F: Frames> Cached<F> {
-    pub(super) fn withhold(&self, pages: impl Iterator<Item = WindowPage>) -> Result<()> {
+    pub(super) fn deny_pages(&self, pages: impl Iterator<Item = WindowPage>) -> Result<()> {
         // Calls change the table one at a time, so what is copied here, where a
         // fault could be served, is still so below.
         let entries: Vec<_> = {
@@ -45,7 +45,7 @@ impl<F: Frames> Cached<F> {
         let changed: Vec<_> =
             entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
         for (page, old) in &changed {
-            let left = if old.present() { old.with_lingering() } else { *old };
+            let left = if old.present() { old.begin_drop() } else { *old };
             state.set(*page, left);
         }
         let ranges = self.ranges(changed.iter().map(|(page, _)| *page));
@@ -53,8 +53,7 @@ impl<F: Frames> Cached<F> {
         for (page, old) in changed {
             // What was kept stays kept, also where the kernel refused.
             if denied.is_ok() || old.shown() == Shown::Placed {
-                let entry = old.with_present(false).with_prot(Prot::None);
-                state.set(page, entry.with_withheld(old.present()));
+                state.set(page, old.deny());
             }
         }
         denied.map_err(|errno| mappings::failed("protect", errno, 2 * ranges.len() as u64))
@@ -101,7 +100,7 @@ impl<F: Frames> Cached<F> {
                 if old.prot() != Prot::None {
                     continue;
                 }
-                let entry = old.with_present(false).with_prot(prot);
+                let entry = old.allow(prot);
                 if old.shown() == Shown::Placed {
                     kept.push((window_page, entry));
                 } else if self.comes_back(old) {
@@ -129,7 +128,7 @@ impl<F: Frames> Cached<F> {
     /// would, or the window is locked.
     fn comes_back(&self, old: Entry) -> bool {
         let locked = self.shared.frames.locked() && old.shown().file_page().is_some();
-        locked || (old.withheld() && !F::LAZY)
+        locked || (old.residency() == Residency::Denied && !F::LAZY)
     }
 
     /// Puts the content of a placed page back into the window.
@@ -291,7 +290,7 @@ impl<F: Frames> Cached<F> {
             state.denied_content.insert(page, content);
             state.set(page, placed);
         } else {
-            self.shared.state.lock().set(page, placed.with_present(true));
+            self.shared.state.lock().set(page, placed.finish_load());
         }
         Ok(())
     }

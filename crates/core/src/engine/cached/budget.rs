@@ -284,7 +284,7 @@ impl State {
         let shows = |page: WindowPage| {
             let entry = table.get(page);
             let stays = entry.held()
-                || entry.unsaved()
+                || !entry.clean()
                 || staying.is_some_and(|all: &Members| all.contains(page));
             if stays {
                 None

@@ -69,7 +69,7 @@ impl<F: Frames> Shared<F> {
             state.take_back(&others);
             for &page in &victims {
                 let entry = state.get(page);
-                state.set(page, entry.with_held(true));
+                state.set(page, entry.hold());
             }
             drop(state);
             let saved = self.save(operation, isolated, &victims, false);
@@ -108,7 +108,7 @@ impl<F: Frames> Shared<F> {
             let evicted = if self.frames.tracking() == Some(Tracking::Kernel) {
                 for &page in &victims {
                     let entry = state.get(page);
-                    state.set(page, entry.with_held(true));
+                    state.set(page, entry.hold());
                 }
                 drop(state);
                 let taken = self.take_out_clean("fault", isolated, &victims);

@@ -43,7 +43,7 @@ impl<F: Frames> Cached<F> {
                 entry.present() && file_page.is_some_and(|page| has_grown(&state, page))
             };
             let pages = held.pages().iter().copied().filter(is_grown).enumerate();
-            let entry = |page| state.get(page).with_present(false);
+            let entry = |page| state.get(page).finish_drop();
             pages
                 .map(|(position, window_page)| Step {
                     position,

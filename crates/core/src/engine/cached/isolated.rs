@@ -234,7 +234,7 @@ impl<F: Frames> Shared<F> {
             dirty || !isolated.content(slot).holds(copy)
         });
         for &page in pages {
-            let entry = state.get(page).with_present(false).with_held(true);
+            let entry = state.get(page).finish_drop().hold();
             state.mark(page, entry);
         }
         Ok(taken)
@@ -278,7 +278,7 @@ impl<F: Frames> Shared<F> {
             let mut state = self.state.lock();
             match self.frames.move_back(offset, isolated.content(taken.slot)) {
                 Ok(()) => {
-                    let entry = state.get(window_page).with_present(true).with_dirty(true);
+                    let entry = state.get(window_page).finish_drop().finish_load().note_write();
                     state.mark(window_page, entry);
                 }
                 Err(errno) => {
@@ -314,7 +314,7 @@ impl<F: Frames> Shared<F> {
                 return self.frames.move_back(offset, content).and(Err(errno));
             }
             state.denied_content.insert(page, content.to_vec());
-            let entry = state.get(page).with_present(false);
+            let entry = state.get(page).finish_drop();
             state.mark(page, entry);
             drop(state);
             // What could not be emptied is not used again.

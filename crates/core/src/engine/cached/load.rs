@@ -124,7 +124,7 @@ impl<F: Frames> Cached<F> {
                 (_, Prot::None) => denied.push(step.window_page),
                 (Prot::None, _) => allowed.push(step.window_page),
                 _ if old.unreadable() => allowed.push(step.window_page),
-                _ if old.present() || old.lingering() => dropped.push(step.window_page),
+                _ if old.occupied() => dropped.push(step.window_page),
                 _ => {}
             }
         }
@@ -153,7 +153,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<Filled, (u64, Errno)> {
         let replaces = !state.table.any(run, |entry| !entry.present());
         let before = Before {
-            present: state.table.any(run, |entry| entry.present() || entry.lingering()),
+            present: state.table.any(run, Entry::occupied),
             unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
         };
         for page in run.pages() {
@@ -199,8 +199,8 @@ impl<F: Frames> Cached<F> {
                 }
             }
             // Held until they were compared: else a store could be let through before.
-            let entry = entry.with_present(true).with_dirty(again).with_held(again);
-            state.set(page, entry);
+            let entry = entry.finish_load();
+            state.set(page, if again { entry.note_write().hold() } else { entry });
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
         let read = if first.shown().file_page().is_some() { done_bytes } else { 0 };
@@ -303,7 +303,10 @@ impl<F: Frames> Loader<'_, '_, F> {
             let mut state = shared.state.lock();
             for (page, stored) in run.pages().zip(stored) {
                 let entry = state.get(page);
-                state.mark(page, entry.with_dirty(stored).with_held(false));
+                // One that is not there any more was lost to somebody's `madvise`.
+                let written = stored || !entry.present();
+                let entry = if written { entry } else { entry.unnote_write() };
+                state.mark(page, entry.released());
             }
         }
     }

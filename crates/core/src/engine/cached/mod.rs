@@ -15,7 +15,7 @@
 //! Invariant: the table never calls a page present that the kernel does not show.
 //! So each step first marks pages absent, then calls the kernel, then marks what
 //! it shows. A page that the kernel may still show because such a call failed is
-//! *lingering*, and the next step that concerns it drops it.
+//! *stale*, and the next step that concerns it drops it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -306,7 +306,7 @@ impl<F: Frames> Cached<F> {
             Counters::add(&self.shared.counters.pages_hit, entry.present().into());
             let absent = !entry.present() && entry.prot() != Prot::None;
             if absent && entry.shown().file_page().is_some() {
-                let entry = entry.with_present(false);
+                let entry = entry.finish_drop();
                 steps.push(Step { position, window_page, entry, load: true });
             }
         }
@@ -345,21 +345,18 @@ impl<F: Frames> Shared<F> {
             let old = state.begin_drop(page);
             if old.unreadable() {
                 allowed.push(page);
-            } else if old.present() || old.lingering() {
+            } else if old.occupied() {
                 dropped.push(page);
             } else if old.shown() == Shown::Placed {
                 state.denied_content.remove(&page);
                 state.set(page, Entry::new(Shown::Nothing, old.prot()));
             } else {
                 taken += u64::from(old.held());
-                state.set(page, old.with_withheld(false));
+                state.set(page, old.forget_denied());
             }
         }
         let table = &state.table;
-        let absent = |page| {
-            let entry: Entry = table.get(page);
-            !entry.present() && !entry.unreadable() && entry.prot() != Prot::None
-        };
+        let absent = |page| table.get(page).loadable();
         let mut runs = plan::runs(dropped.iter().copied());
         if let Some(free) = free {
             runs.retain_mut(|run| {
@@ -375,7 +372,7 @@ impl<F: Frames> Shared<F> {
         self.frames.allow(&self.ranges(allowed.iter().copied()))?;
         for &page in dropped.iter().chain(&allowed) {
             let entry = state.get(page);
-            state.set(page, entry.with_present(false));
+            state.set(page, entry.finish_drop());
         }
         self.give_back_page_tables(state, &dropped);
         Counters::add(&self.counters.pages_evicted, dropped.len() as u64 + taken);
@@ -481,7 +478,7 @@ impl<F: Frames> Engine for Cached<F> {
             if prot == Prot::None {
                 let held = self.save_and_hold("protect", chosen.clone(), false, interrupt);
                 let _held = held.map_err(completed)?;
-                self.withhold(chosen).map_err(completed)?;
+                self.deny_pages(chosen).map_err(completed)?;
             } else {
                 let _held = self.hold(chosen.clone(), interrupt).map_err(completed)?;
                 self.change_access(chosen.clone(), prot).map_err(completed)?;
@@ -544,7 +541,7 @@ impl<F: Frames> Engine for Cached<F> {
             let noted = self.shared.note_stores(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
             for page in pages {
-                dirty[page.0 as usize] = state.get(page).unsaved();
+                dirty[page.0 as usize] = !state.get(page).clean();
             }
         }
         Ok(dirty)
@@ -574,7 +571,7 @@ impl<F: Frames> Engine for Cached<F> {
             present_pages: counts.present,
             placed_pages: counts.placed,
             denied_pages: counts.denied,
-            dirty_pages: counts.unsaved,
+            dirty_pages: counts.dirty,
             pinned_pages: counts.pinned,
             page_table_bytes: state.page_tables.bytes(),
             budget_bytes: state.budget.as_ref().map_or(0, Budget::budget_bytes),

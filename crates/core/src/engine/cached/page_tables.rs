@@ -103,7 +103,7 @@ impl State {
     fn may_drop_block(&self, block: usize) -> bool {
         self.pages_of_block(block).map(WindowPage).all(|page| {
             let entry = self.get(page);
-            let noted = entry.prot() == Prot::None || entry.unreadable() || entry.lingering();
+            let noted = entry.prot() == Prot::None || entry.unreadable() || entry.stale();
             !noted && !entry.present()
         })
     }

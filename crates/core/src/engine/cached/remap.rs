@@ -108,10 +108,10 @@ impl<F: Frames> Cached<F> {
             });
             if shown != wanted && twice {
                 state.begin_drop(window_page);
-                // Should the kernel refuse, the page lingers, and is dropped when touched.
+                // Should the kernel refuse, the page is stale, and is dropped when touched.
                 let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
                 let nothing = Entry::new(Shown::Nothing, entry.prot());
-                state.set(window_page, nothing.with_held(true));
+                state.set(window_page, nothing.hold());
             }
         }
     }

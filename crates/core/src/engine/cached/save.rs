@@ -75,7 +75,7 @@ impl<F: Frames> Cached<F> {
         for &page in &pages {
             // Also what the fault thread is reading for it is out of date by that.
             let entry = state.get(page);
-            state.set(page, entry.with_held(true));
+            state.set(page, entry.hold());
         }
         Ok(Held { shared, isolated, pages })
     }
@@ -285,7 +285,7 @@ impl<F: Frames> Shared<F> {
         }
         let mut state = self.state.lock();
         for &page in &lost {
-            let entry = state.get(page).with_present(false).with_held(true);
+            let entry = state.get(page).finish_drop().hold();
             state.mark(page, entry);
         }
         pages.retain(|page| !lost.contains(page));
@@ -339,7 +339,7 @@ impl<F: Frames> Shared<F> {
             if entry.present() && !entry.dirty() && entry.shown().file_page().is_some() {
                 self.content_of(page).copy_to(&mut content);
                 if xxh3_128(&content) != state.hashes[page.0 as usize] {
-                    state.mark(page, entry.with_dirty(true));
+                    state.mark(page, entry.note_write());
                 }
             }
         }
@@ -354,7 +354,7 @@ impl<F: Frames> Shared<F> {
             for page in present {
                 let entry = state.get(page);
                 if entry.shown().file_page().is_some() {
-                    state.mark(page, entry.with_dirty(true));
+                    state.mark(page, entry.note_write());
                 }
             }
         }
@@ -381,7 +381,7 @@ impl<F: Frames> Shared<F> {
                 for page in (first..end).map(WindowPage) {
                     let entry = state.get(page);
                     if entry.present() && entry.shown().file_page().is_some() {
-                        state.mark(page, entry.with_dirty(true));
+                        state.mark(page, entry.note_write());
                     }
                 }
             }
@@ -418,7 +418,7 @@ impl<F: Frames> Shared<F> {
         let ranges = self.ranges(writing.iter().map(|page| page.window_page));
         self.frames.protect_from_stores(&ranges).map_err(fail)?;
         for page in &writing {
-            let entry = state.get(page.window_page).with_dirty(false).with_writing(true);
+            let entry = state.get(page.window_page).begin_writeback();
             state.mark(page.window_page, entry);
         }
         Ok(writing)
@@ -493,8 +493,7 @@ impl<F: Frames> Shared<F> {
         for page in writing {
             let entry = state.get(page.window_page);
             if entry.writing() {
-                let dirty = entry.dirty() || !saved;
-                state.mark(page.window_page, entry.with_writing(false).with_dirty(dirty));
+                state.mark(page.window_page, entry.finish_writeback(saved));
             }
         }
         drop(state);
@@ -510,7 +509,7 @@ impl<F: Frames> Shared<F> {
         for &page in pages {
             let entry = state.get(page);
             if entry.held() {
-                state.mark(page, entry.with_held(false));
+                state.mark(page, entry.released());
             }
         }
         drop(state);

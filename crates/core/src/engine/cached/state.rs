@@ -79,7 +79,7 @@ impl State {
     pub fn has_room_for_cut(&mut self) -> bool {
         if self.cut.len() >= MAX_CUT_PAGES {
             let table = &self.table;
-            let needed = |entry: Entry| entry.present() || entry.unsaved() || entry.held();
+            let needed = |entry: Entry| entry.present() || entry.held();
             self.cut.retain(|&(page, _)| {
                 table.appearances(page).any(|window_page| needed(table.get(window_page)))
             });
@@ -129,9 +129,9 @@ impl State {
     pub(super) fn begin_drop(&mut self, page: WindowPage) -> Entry {
         let old = self.get(page);
         if old.present() {
-            let nothing = Entry::new(Shown::Nothing, old.prot());
-            let left = if old.shown() == Shown::Placed { nothing } else { old };
-            self.set(page, left.with_lingering());
+            let placed = old.shown() == Shown::Placed;
+            let left = if placed { old.with_shown(Shown::Nothing) } else { old };
+            self.set(page, left.begin_drop());
         } else {
             self.reads.outdate(page);
         }

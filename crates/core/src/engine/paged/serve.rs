@@ -78,8 +78,7 @@ enum Served {
 
 /// Whether a touch brings the page's content.
 fn loads(entry: Entry) -> bool {
-    let open = !entry.present() && !entry.unreadable() && entry.prot() != Prot::None;
-    open && !entry.held() && entry.shown().file_page().is_some()
+    entry.loadable() && !entry.held() && entry.shown().file_page().is_some()
 }
 
 /// Why a touch of an absent page that shows no file page is a signal.
@@ -143,7 +142,7 @@ impl Shared<PagedFrames> {
         let wanted = if loads(entry) { state.reads.length(page, most) } else { 1 };
         let run = self.run_from(state, page, wanted, layout, |state, page| {
             let entry = state.get(page);
-            loads(entry) && !entry.lingering() && !state.reads.reads(page)
+            loads(entry) && !entry.stale() && !state.reads.reads(page)
         });
         let read = state.reads.begin(run)?;
         Some(Attempt { page, entry, run, read })
@@ -182,7 +181,7 @@ impl Shared<PagedFrames> {
         // Before the signal, which may end the process, and outside the lock,
         // as whoever reads the pipe behind stderr may be slow.
         tell_why(attempt.page, attempt.entry, signal, format_args!("{reason}"));
-        self.forbid(attempt, attempt.entry.with_unreadable())
+        self.forbid(attempt, attempt.entry.fail_load())
     }
 
     /// Makes a touch of a page a signal, if the page still is as it was.
@@ -222,7 +221,7 @@ impl Shared<PagedFrames> {
     /// The kernel has lost a page that the table called present.
     pub(super) fn note_lost(state: &mut State, attempt: &Attempt) {
         if state.reads.is_current(attempt.read) {
-            state.mark(attempt.page, attempt.entry.with_present(false));
+            state.mark(attempt.page, attempt.entry.finish_drop());
         }
     }
 
@@ -242,7 +241,7 @@ impl Shared<PagedFrames> {
             return false;
         }
         if entry.shown() != Shown::Placed {
-            state.mark(page, entry.with_dirty(true));
+            state.mark(page, entry.note_write());
         }
         let (at, len) = self.range_of(page);
         // Wakes the thread. Should it fail the store is a fault once more.
@@ -258,7 +257,7 @@ impl Shared<PagedFrames> {
             // Whoever holds the page wakes the thread.
             return;
         }
-        if entry.lingering() {
+        if entry.stale() {
             // A call that failed has left it; it is dropped now, and served when touched again.
             let _dropped = self.frames.drop_pages(&[self.range_of(page)]);
         }
@@ -329,12 +328,13 @@ impl Shared<PagedFrames> {
                 let file_bytes = self.store.bytes_within(file_page, size_bytes);
                 state.note_loaded(file_page, file_bytes, self.page());
             }
-            state.mark(page, entry.with_present(true).with_dirty(dirty && index == 0));
+            let entry = entry.finish_load();
+            state.mark(page, if dirty && index == 0 { entry.note_write() } else { entry });
         }
         // The kernel may have a part of a page behind them.
         for page in run.pages().skip(done as usize) {
             let entry = state.get(page);
-            state.mark(page, entry.with_lingering());
+            state.mark(page, entry.load_in_part());
         }
         if done == 0 {
             return put.map_err(|partial| partial.errno);
@@ -557,7 +557,7 @@ impl Serve for Server {
             let mut state = shared.state.lock();
             let Some(Run { first, count }) = state.reads.ahead() else { return };
             let most = count.min(self.cluster_pages);
-            let loads = loads(state.get(first)) && !state.get(first).lingering();
+            let loads = loads(state.get(first)) && !state.get(first).stale();
             loads.then(|| shared.begin(&mut state, first, most, Layout::Scattered)).flatten()
         };
         let read = begun.is_some_and(|attempt| {

@@ -137,7 +137,7 @@ impl Responder {
             }
             Err(_) if attempt.run.count > 1 => Some(Loaded::InPart),
             Err(unread) => {
-                state.mark(attempt.page, attempt.entry.with_unreadable());
+                state.mark(attempt.page, attempt.entry.fail_load());
                 Some(Loaded::Unread(unread))
             }
         }
@@ -212,7 +212,7 @@ fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str>
     match entry.shown() {
         Shown::Nothing => Some("nothing is mapped there"),
         Shown::Placed => Some("its content is its own, in the process that forked this one"),
-        Shown::File(_) if entry.unsaved() || changing => Some(
+        Shown::File(_) if !entry.clean() || changing => Some(
             "it was changed in the process that forked this one, and the store does not have it; \
              flush() before the fork",
         ),
