@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::cached::{Before, Cached, Filled, Frames, Tracking};
+use super::cached::{Before, Cached, Filled, Frames, Tracking, Userfault};
 use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
@@ -61,8 +61,6 @@ impl EagerFrames {
 }
 
 impl Frames for EagerFrames {
-    const LAZY: bool = false;
-
     fn region(&self) -> &Region {
         &self.region
     }
@@ -71,12 +69,12 @@ impl Frames for EagerFrames {
         self.locked
     }
 
-    fn adopt_staging(&self, _staging: &mut Region, _chunk_bytes: usize) -> Result<bool, Errno> {
-        Ok(false)
-    }
-
     fn tracking(&self) -> Option<Tracking> {
         self.writable.then_some(Tracking::Content)
+    }
+
+    fn userfault(&self) -> Option<&dyn Userfault> {
+        None
     }
 
     fn fill(
@@ -92,50 +90,6 @@ impl Frames for EagerFrames {
         self.region.span(offset, from.len()).copy_span(from);
         Ok(Filled::Copied)
     }
-
-    fn reuses(&self) -> bool {
-        false
-    }
-
-    fn move_frames(&self, _offset: usize, _from: Span<'_>) -> Result<Filled, Partial> {
-        Err(Partial { done_bytes: 0, errno: Errno::OPNOTSUPP })
-    }
-
-    fn notice_stores(&self, _offset: usize, _len: usize) -> Result<(), Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
-
-    fn adopt_isolated(&self, _limbo: &mut Region) -> Result<(), Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
-
-    fn holds(&self, _offset: usize, _len: usize) -> Result<bool, Errno> {
-        Ok(true)
-    }
-
-    fn move_out(&self, _offset: usize, _to: Span<'_>) -> Result<(), Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
-
-    fn move_back(&self, _offset: usize, _from: Span<'_>) -> Result<(), Errno> {
-        Err(Errno::OPNOTSUPP)
-    }
-
-    fn protect_from_stores(&self, _ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn stores(
-        &self,
-        _offset: usize,
-        _len: usize,
-        _protect: bool,
-        _stored: &mut Vec<(usize, usize)>,
-    ) -> Result<(), Errno> {
-        Ok(())
-    }
-
-    fn wake(&self, _ranges: &[(usize, usize)]) {}
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         self.deny(ranges)
@@ -159,10 +113,6 @@ impl Frames for EagerFrames {
     fn allow(&self, _ranges: &[(usize, usize)]) -> Result<(), Errno> {
         // A page that may be touched and is absent is a hole all the same.
         Ok(())
-    }
-
-    fn shift(&self, _to: Span<'_>, _from: Span<'_>) -> bool {
-        false
     }
 }
 

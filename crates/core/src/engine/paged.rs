@@ -22,7 +22,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{
-    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Tracking, CHUNKS_IN_FLIGHT,
+    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Tracking, Userfault,
+    CHUNKS_IN_FLIGHT,
 };
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
@@ -224,8 +225,6 @@ fn advise_if_built(region: &Region, advice: Advice) -> Result<(), Errno> {
 }
 
 impl Frames for PagedFrames {
-    const LAZY: bool = true;
-
     fn region(&self) -> &Region {
         &self.region
     }
@@ -234,95 +233,12 @@ impl Frames for PagedFrames {
         self.locked
     }
 
-    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno> {
-        // Pages shared with a child cannot be moved.
-        staging.keep_from_children()?;
-        // What is moved arrives unprotected: a store to it would go unnoticed.
-        let moves = self.uffd.features().swap() && self.tracking.is_none();
-        let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
-        advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
-        if self.locked {
-            staging.lock_on_fault(0, staging.len())?;
-        }
-        if !moves {
-            return Ok(false);
-        }
-        self.uffd.register_move_target(staging.whole())?;
-        Ok(true)
-    }
-
     fn tracking(&self) -> Option<Tracking> {
         self.tracking
     }
 
-    fn reuses(&self) -> bool {
-        self.tracking.is_some() && !self.locked && self.uffd.features().swap()
-    }
-
-    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial> {
-        self.move_in(offset, self.region.span(offset, from.len()), from)
-    }
-
-    fn notice_stores(&self, offset: usize, len: usize) -> Result<(), Errno> {
-        self.uffd.write_protect(self.region.span(offset, len), true)
-    }
-
-    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno> {
-        isolated.keep_from_children()?;
-        advise_if_built(isolated, Advice::NoHugePage)?;
-        if self.locked {
-            isolated.lock_on_fault(0, isolated.len())?;
-        }
-        self.uffd.register_move_target(isolated.whole())
-    }
-
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
-        match &self.page_map {
-            Some(map) => map.has(self.region.span(offset, len)),
-            None => (offset..offset + len)
-                .step_by(system_page_bytes())
-                .try_fold(true, |all, at| Ok(all && is_present(self.region.span(at, 1))?)),
-        }
-    }
-
-    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno> {
-        self.relocate(to, self.region.span(offset, to.len()))
-    }
-
-    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno> {
-        self.relocate(self.region.span(offset, from.len()), from)
-    }
-
-    fn protect_from_stores(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        if self.tracking != Some(Tracking::Faults) {
-            return Ok(());
-        }
-        let protect =
-            |&(at, len): &(usize, usize)| self.uffd.write_protect(self.region.span(at, len), true);
-        ranges.iter().try_for_each(protect)
-    }
-
-    fn stores(
-        &self,
-        offset: usize,
-        len: usize,
-        protect: bool,
-        stored: &mut Vec<(usize, usize)>,
-    ) -> Result<(), Errno> {
-        match &self.page_map {
-            Some(map) if self.tracking == Some(Tracking::Kernel) => {
-                map.stores(self.region.span(offset, len), protect, stored)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn wake(&self, ranges: &[(usize, usize)]) {
-        for &(at, len) in ranges {
-            if let Err(errno) = self.uffd.wake(self.region.span(at, len)) {
-                stderr_line(format_args!("waking those who wait for a page failed ({errno})"));
-            }
-        }
+    fn userfault(&self) -> Option<&dyn Userfault> {
+        Some(self)
     }
 
     fn fill(
@@ -348,10 +264,6 @@ impl Frames for PagedFrames {
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         drop_ranges(self.process.as_ref(), &self.region, ranges, self.locked)
-    }
-
-    fn reclaims_page_tables(&self) -> bool {
-        self.reclaims
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -387,9 +299,102 @@ impl Frames for PagedFrames {
         }
         ranges.iter().try_for_each(|&(at, len)| self.region.protect(at, len, Access::Write))
     }
+}
+
+impl Userfault for PagedFrames {
+    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno> {
+        // Pages shared with a child cannot be moved.
+        staging.keep_from_children()?;
+        // What is moved arrives unprotected: a store to it would go unnoticed.
+        let moves = self.uffd.features().swap() && self.tracking.is_none();
+        let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
+        advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
+        if self.locked {
+            staging.lock_on_fault(0, staging.len())?;
+        }
+        if !moves {
+            return Ok(false);
+        }
+        self.uffd.register_move_target(staging.whole())?;
+        Ok(true)
+    }
+
+    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno> {
+        isolated.keep_from_children()?;
+        advise_if_built(isolated, Advice::NoHugePage)?;
+        if self.locked {
+            isolated.lock_on_fault(0, isolated.len())?;
+        }
+        self.uffd.register_move_target(isolated.whole())
+    }
+
+    fn reuses(&self) -> bool {
+        self.tracking.is_some() && !self.locked && self.uffd.features().swap()
+    }
+
+    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial> {
+        self.move_in(offset, self.region.span(offset, from.len()), from)
+    }
+
+    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno> {
+        self.relocate(to, self.region.span(offset, to.len()))
+    }
+
+    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno> {
+        self.relocate(self.region.span(offset, from.len()), from)
+    }
 
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool {
         self.uffd.move_present_pages(to, from).is_ok()
+    }
+
+    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
+        match &self.page_map {
+            Some(map) => map.has(self.region.span(offset, len)),
+            None => (offset..offset + len)
+                .step_by(system_page_bytes())
+                .try_fold(true, |all, at| Ok(all && is_present(self.region.span(at, 1))?)),
+        }
+    }
+
+    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno> {
+        self.uffd.write_protect(self.region.span(offset, len), true)
+    }
+
+    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        if self.tracking != Some(Tracking::Faults) {
+            return Ok(());
+        }
+        let protect =
+            |&(at, len): &(usize, usize)| self.uffd.write_protect(self.region.span(at, len), true);
+        ranges.iter().try_for_each(protect)
+    }
+
+    fn written(
+        &self,
+        offset: usize,
+        len: usize,
+        protect: bool,
+        written: &mut Vec<(usize, usize)>,
+    ) -> Result<(), Errno> {
+        match &self.page_map {
+            Some(map) if self.tracking == Some(Tracking::Kernel) => {
+                map.stores(self.region.span(offset, len), protect, written)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn wake(&self, ranges: &[(usize, usize)]) {
+        for &(at, len) in ranges {
+            if let Err(errno) = self.uffd.wake(self.region.span(at, len)) {
+                stderr_line(format_args!("waking those who wait for a page failed ({errno})"));
+            }
+        }
+    }
+
+    fn reclaims_page_tables(&self) -> bool {
+        self.reclaims
     }
 }
 

@@ -31,7 +31,7 @@ impl<F: Frames> Cached<F> {
         }
         // Who stores to a placed page from now on waits, where stores are faults.
         let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
-        let protected = self.shared.frames.protect_from_stores(&ranges);
+        let protected = self.shared.protect_from_writes(&ranges);
         protected.map_err(|errno| Error::system("protect", errno))?;
         let present = |state: &State, page| state.get(page).present();
         let placed: Vec<WindowPage> = {
@@ -73,7 +73,7 @@ impl<F: Frames> Cached<F> {
         if prot == Prot::Read {
             let present = changed.iter().filter(|(_, entry)| entry.present());
             let ranges = self.ranges(present.map(|(page, _)| *page));
-            let protected = self.shared.frames.protect_from_stores(&ranges);
+            let protected = self.shared.protect_from_writes(&ranges);
             protected.map_err(|errno| Error::system("protect", errno))?;
         }
         for (page, entry) in changed {
@@ -128,7 +128,7 @@ impl<F: Frames> Cached<F> {
     /// would, or the window is locked.
     fn comes_back(&self, old: Entry) -> bool {
         let locked = self.shared.frames.locked() && old.shown().file_page().is_some();
-        locked || (old.residency() == Residency::Denied && !F::LAZY)
+        locked || (old.residency() == Residency::Denied && self.shared.frames.userfault().is_none())
     }
 
     /// Puts the content of a placed page back into the window.

@@ -3,7 +3,7 @@
 use super::budget::{may_leave, Budget};
 use super::cleaner::Cleaner;
 use super::frames::{Frames, Tracking};
-use super::isolated::IsolatedFrames;
+use super::isolated::Isolation;
 use super::{Cached, FreeFrames, Shared, State};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::memory::GiveBack;
@@ -28,7 +28,7 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         coming: u64,
         keep: Option<&Members>,
-        isolated: &mut Option<IsolatedFrames>,
+        isolated: &mut Isolation,
         mut free: Option<&mut FreeFrames>,
     ) -> Result<()> {
         loop {
@@ -94,7 +94,7 @@ impl<F: Frames> Shared<F> {
     pub fn make_clean_room(
         &self,
         coming: u64,
-        isolated: &mut Option<IsolatedFrames>,
+        isolated: &mut Isolation,
         cleaner: &Cleaner,
     ) -> Result<bool> {
         let fail = |errno| Error::system("fault", errno);
@@ -158,7 +158,7 @@ impl<F: Frames> GiveBack for Shared<F> {
     fn give_back(&self) {
         // What cannot leave now (pinned, or not to be written) is asked for again, and the
         // error told, when this window next makes room.
-        let _later = self.make_room("Window", 0, None, &mut None, None);
+        let _later = self.make_room("Window", 0, None, &mut Isolation::default(), None);
     }
 }
 

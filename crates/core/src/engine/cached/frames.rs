@@ -27,10 +27,10 @@ pub enum Filled {
     Copied,
 }
 
-/// How stores to a window's pages are noticed.
+/// How writes to a window's pages are noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
-    /// The first store to a page is a fault that is served.
+    /// The first write to a page is a fault that is served.
     Faults,
     /// The kernel notes it.
     Kernel,
@@ -38,29 +38,24 @@ pub enum Tracking {
     Content,
 }
 
-/// How pages get into the window's memory and out of it. Ranges are (offset,
-/// length) in bytes. Each function is called with the state locked.
+/// How pages get into a window's memory and out of it: what every engine of copies can do.
+/// Ranges are (offset, length) in bytes. Each function is called with the state locked.
 pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
-    /// Whether an absent page is brought by a touch.
-    const LAZY: bool;
-
     /// The window's memory.
     fn region(&self) -> &Region;
-
-    /// Prepares staging memory of chunks of `chunk_bytes`, and says whether [`fill`](Self::fill) wants
-    /// spare memory of the same size.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno>;
 
     /// Whether the window's and staging memory are locked.
     fn locked(&self) -> bool;
 
-    /// How stores are noticed; None in a window that is only read.
+    /// How writes are noticed; None in a window that is only read.
     fn tracking(&self) -> Option<Tracking>;
 
-    /// Shows `from` at `offset` in place of what is there. `track`: stores to it are noticed.
+    /// What the memory can do besides because it is under a userfaultfd, where it is: there
+    /// a touch of an absent page brings it.
+    fn userfault(&self) -> Option<&dyn Userfault>;
+
+    /// Shows `from` at `offset` in place of what is there, whose frames go to `spare`.
+    /// `track`: writes to it are noticed.
     ///
     /// # Errors
     /// Where it stopped; pages behind that are absent.
@@ -72,71 +67,6 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
         before: Before,
         track: bool,
     ) -> Result<Filled, Partial>;
-
-    /// Whether frames that came out of a window in which stores are noticed can go back
-    /// into it with new content.
-    fn reuses(&self) -> bool;
-
-    /// Moves present frames into absent pages of the window, where stores to them go
-    /// unnoticed until [`notice_stores`](Self::notice_stores).
-    ///
-    /// # Errors
-    /// Where it stopped; pages behind that are absent.
-    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial>;
-
-    /// Notices stores to present pages from now on, and takes them for clean.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn notice_stores(&self, offset: usize, len: usize) -> Result<(), Errno>;
-
-    /// Prepares memory that pages are moved out to.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno>;
-
-    /// Whether the kernel has all of a range that should be present: somebody may have
-    /// dropped it behind our back.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno>;
-
-    /// Moves present pages out of the window to empty memory, as they are.
-    ///
-    /// # Errors
-    /// The kernel's; pages may be in either place then.
-    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno>;
-
-    /// Moves pages back that [`move_out`](Self::move_out) has moved, where they were:
-    /// they count as stored to. Those that never left stay.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno>;
-
-    /// Notices the next stores to pages anew, where a fault tells of them.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn protect_from_stores(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
-
-    /// Adds the ranges (from `offset` on) that were stored to, where the kernel notes
-    /// them. `protect`: notices stores anew.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn stores(
-        &self,
-        offset: usize,
-        len: usize,
-        protect: bool,
-        stored: &mut Vec<(usize, usize)>,
-    ) -> Result<(), Errno>;
-
-    /// Has those look again who wait for pages.
-    fn wake(&self, ranges: &[(usize, usize)]);
 
     /// Makes pages absent.
     ///
@@ -155,13 +85,86 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// The kernel's.
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+}
 
-    /// Whether the kernel gives page tables back of blocks that are dropped whole.
-    fn reclaims_page_tables(&self) -> bool {
-        false
-    }
+/// What memory under a userfaultfd can do: its frames move, and writes to it are noticed.
+pub trait Userfault: Frames {
+    /// Prepares staging memory of chunks of `chunk_bytes`, and says whether
+    /// [`fill`](Frames::fill) wants spare memory of the same size.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno>;
+
+    /// Prepares memory that pages are moved out to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno>;
+
+    /// Whether frames that came out of a window in which writes are noticed can go back
+    /// into it with new content.
+    fn reuses(&self) -> bool;
+
+    /// Moves present frames into absent pages of the window, where writes to them go
+    /// unnoticed until [`notice_writes`](Self::notice_writes).
+    ///
+    /// # Errors
+    /// Where it stopped; pages behind that are absent.
+    fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial>;
+
+    /// Moves present pages out of the window to empty memory, as they are.
+    ///
+    /// # Errors
+    /// The kernel's; pages may be in either place then.
+    fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno>;
+
+    /// Moves pages back that [`move_out`](Self::move_out) has moved, where they were:
+    /// they count as written to. Those that never left stay.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno>;
 
     /// Moves what frames `from` has to empty [staging](Self::adopt_staging) memory or
     /// [isolated memory](Self::adopt_isolated); says whether it could.
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
+
+    /// Whether the kernel has all of a range that should be present: somebody may have
+    /// dropped it behind our back.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno>;
+
+    /// Notices writes to present pages from now on, and takes them for clean.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno>;
+
+    /// Notices the next writes to pages anew, where a fault tells of them.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+
+    /// Adds the ranges (from `offset` on) that were written to, where the kernel notes
+    /// them. `protect`: notices writes anew.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn written(
+        &self,
+        offset: usize,
+        len: usize,
+        protect: bool,
+        written: &mut Vec<(usize, usize)>,
+    ) -> Result<(), Errno>;
+
+    /// Has those look again who wait for pages.
+    fn wake(&self, ranges: &[(usize, usize)]);
+
+    /// Whether the kernel gives page tables back of blocks that are dropped whole.
+    fn reclaims_page_tables(&self) -> bool;
 }

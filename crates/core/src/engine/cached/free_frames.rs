@@ -2,7 +2,7 @@
 
 use rustix::io::Errno;
 
-use super::frames::{Filled, Frames};
+use super::frames::{Filled, Userfault};
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
@@ -24,7 +24,7 @@ impl FreeFrames {
     ///
     /// # Errors
     /// ENOMEM; the kernel's.
-    pub fn new<F: Frames>(frames: &F, page: PageSize, page_count: u64) -> Result<Self, Errno> {
+    pub fn new(frames: &dyn Userfault, page: PageSize, page_count: u64) -> Result<Self, Errno> {
         let bytes = page.bytes_of(page_count) as usize;
         let mut region = Region::anonymous(bytes, system_page_bytes(), Access::Write)?;
         frames.adopt_isolated(&mut region)?;
@@ -33,7 +33,7 @@ impl FreeFrames {
 
     /// Takes what of a run of present pages there is room for, the run's front; says how
     /// many bytes. They are absent then.
-    pub(super) fn take<F: Frames>(&mut self, frames: &F, (offset, len): (usize, usize)) -> usize {
+    pub(super) fn take(&mut self, frames: &dyn Userfault, (offset, len): (usize, usize)) -> usize {
         let len = len.min(self.region.len() - self.kept_bytes);
         if len < LEAST_RUN * system_page_bytes() {
             return 0;
@@ -59,7 +59,12 @@ impl FreeFrames {
     ///
     /// # Errors
     /// Where it stopped; pages behind that are absent.
-    pub fn put<F: Frames>(&mut self, frames: &F, offset: usize, len: usize) -> Result<(), Partial> {
+    pub fn put(
+        &mut self,
+        frames: &dyn Userfault,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), Partial> {
         self.kept_bytes = self.kept_bytes.saturating_sub(len);
         let filled = frames.move_frames(offset, self.region.span(self.kept_bytes, len));
         if !matches!(filled, Ok(Filled::Moved)) {
@@ -69,7 +74,7 @@ impl FreeFrames {
     }
 
     /// Frees frames. Where that fails the next shift to there does, and pages are dropped.
-    fn free<F: Frames>(&self, frames: &F, at: usize, len: usize) {
+    fn free(&self, frames: &dyn Userfault, at: usize, len: usize) {
         let _freed = self.region.drop_pages(at, len, frames.locked());
     }
 }

@@ -13,7 +13,7 @@
 
 use rustix::io::Errno;
 
-use super::frames::{Filled, Frames};
+use super::frames::{Filled, Frames, Userfault};
 use super::state::Writing;
 use super::{offset_of, Shared, State, ISOLATED_BYTES};
 use crate::error::{Error, Result, Uninterruptible};
@@ -32,11 +32,43 @@ const KEPT_BYTES: usize = 256 << 20;
 /// have frames, which a call uses again; the rest is empty between two uses, and all of it
 /// between two calls.
 #[derive(Debug)]
-pub struct IsolatedFrames {
+struct IsolatedFrames {
     region: Region,
     copies: Vec<u8>,
     page: PageSize,
+    locked: bool,
     kept: usize,
+    /// It could not be emptied, and is not to be used again.
+    fouled: bool,
+}
+
+/// The memory that one thread at a time moves pages out to: mapped when it is first needed,
+/// and again after it could not be emptied.
+#[derive(Debug, Default)]
+pub struct Isolation(Option<IsolatedFrames>);
+
+impl Isolation {
+    fn ready(
+        &mut self,
+        frames: &dyn Userfault,
+        page: PageSize,
+    ) -> Result<&mut IsolatedFrames, Errno> {
+        if self.0.as_ref().is_none_or(|frames| frames.fouled) {
+            self.0 = Some(IsolatedFrames::new(frames, page)?);
+        }
+        Ok(self.0.as_mut().expect("made above"))
+    }
+
+    fn made(&mut self) -> Option<&mut IsolatedFrames> {
+        self.0.as_mut().filter(|frames| !frames.fouled)
+    }
+
+    /// Frees the frames that a call has kept.
+    pub(super) fn free_kept(&mut self) {
+        if let Some(frames) = self.made().filter(|frames| frames.kept > 0) {
+            frames.empty(false);
+        }
+    }
 }
 
 /// A page that is taken out, its slot among the isolated frames, and whether it has to be written.
@@ -52,19 +84,19 @@ impl IsolatedFrames {
     ///
     /// # Errors
     /// ENOMEM; the kernel's.
-    pub fn new<F: Frames>(frames: &F, page: PageSize) -> Result<Self, Errno> {
+    fn new(frames: &dyn Userfault, page: PageSize) -> Result<Self, Errno> {
         let bytes = ISOLATED_BYTES.max(page.bytes());
         let kept = if frames.reuses() { KEPT_BYTES.min(frames.region().len()) } else { 0 };
         let kept = kept.next_multiple_of(page.bytes());
         let total = bytes + kept;
         let mut region = Region::anonymous(total, system_page_bytes(), Access::Write)?;
         frames.adopt_isolated(&mut region)?;
-        Ok(Self { region, copies: vec![0; bytes], page, kept: 0 })
+        let (copies, locked) = (vec![0; bytes], frames.locked());
+        Ok(Self { region, copies, page, locked, kept: 0, fouled: false })
     }
 
     /// Pages that can be taken out together.
-    #[must_use]
-    pub fn page_count(&self) -> usize {
+    fn page_count(&self) -> usize {
         self.copies.len() / self.page.bytes()
     }
 
@@ -104,10 +136,11 @@ impl IsolatedFrames {
     }
 
     /// Frees all frames but those that are kept, or those as well.
-    fn empty<F: Frames>(&mut self, frames: &F, kept: bool) -> Result<(), Errno> {
+    fn empty(&mut self, kept: bool) {
         self.kept = if kept { self.kept } else { 0 };
         let start = self.kept * self.page.bytes();
-        self.region.drop_pages(start, self.region.len() - start, frames.locked())
+        let emptied = self.region.drop_pages(start, self.region.len() - start, self.locked);
+        self.fouled |= emptied.is_err();
     }
 
     fn copy(&mut self, slot: usize) -> &mut [u8] {
@@ -116,30 +149,37 @@ impl IsolatedFrames {
     }
 }
 
-/// Frees the frames that a call has kept; what could not be emptied is not used again.
-pub(super) fn free_kept<F: Frames>(frames: &F, isolated: &mut Option<IsolatedFrames>) {
-    let failed = |room: &mut IsolatedFrames| room.kept > 0 && room.empty(frames, false).is_err();
-    if isolated.as_mut().is_some_and(failed) {
-        *isolated = None;
-    }
-}
-
 impl<F: Frames> Shared<F> {
-    /// Takes pages out of the window and writes what was stored to them. `pages` are
-    /// sorted, present, show file pages, are held, and no more than there is room to isolate.
-    /// Afterwards they are absent and held; if writing fails, the dirty ones are back.
-    /// `keep`: their frames are kept to be used again.
-    /// The isolated frames must not be used again if they could not be emptied, which is the inner error.
+    /// The memory's userfaultfd, in a window whose pages are isolated.
+    pub(super) fn userfault(&self) -> &dyn Userfault {
+        self.frames.userfault().expect("the kernel notes writes under a userfaultfd alone")
+    }
+
+    /// Takes pages out of the window and writes the dirty ones back. `pages` are sorted,
+    /// present, show file pages and are held. Afterwards they are absent and held; if writing
+    /// fails, the dirty ones of a batch are back. `keep`: their frames are kept to be used again.
     ///
     /// # Errors
     /// I/O; the kernel's.
     pub(super) fn take_out(
         &self,
         operation: &'static str,
+        isolation: &mut Isolation,
+        pages: &[WindowPage],
+        keep: bool,
+    ) -> Result<()> {
+        self.in_batches(operation, isolation, pages, |isolated, some| {
+            self.take_out_batch(operation, isolated, some, keep)
+        })
+    }
+
+    fn take_out_batch(
+        &self,
+        operation: &'static str,
         isolated: &mut IsolatedFrames,
         pages: &[WindowPage],
         keep: bool,
-    ) -> Result<Result<(), Errno>> {
+    ) -> Result<()> {
         for (slot, &page) in pages.iter().enumerate() {
             self.content_of(page).copy_to(isolated.copy(slot));
         }
@@ -152,11 +192,13 @@ impl<F: Frames> Shared<F> {
             written.map_err(|error| error.with_operation(operation))
         });
         let kept = keep && outcome.is_ok() && isolated.keep(pages.len());
-        let emptied = if kept { Ok(()) } else { isolated.empty(&self.frames, true) };
-        outcome.map(|()| emptied)
+        if !kept {
+            isolated.empty(true);
+        }
+        outcome
     }
 
-    /// Takes pages out of the window that were not changed. `pages` are sorted, and held.
+    /// Takes clean pages out of the window. `pages` are sorted, and held.
     /// Afterwards they are absent and held, but for those that were changed, which are back.
     ///
     /// # Errors
@@ -164,12 +206,12 @@ impl<F: Frames> Shared<F> {
     pub(super) fn take_out_clean(
         &self,
         operation: &'static str,
-        isolated: &mut Option<IsolatedFrames>,
+        isolation: &mut Isolation,
         pages: &[WindowPage],
     ) -> Result<()> {
         let lost = self.without_lost(pages.to_vec());
         let pages = lost.map_err(|errno| Error::system(operation, errno))?;
-        self.in_batches(operation, isolated, &pages, |isolated, some| {
+        self.in_batches(operation, isolation, &pages, |isolated, some| {
             for (slot, &page) in some.iter().enumerate() {
                 self.content_of(page).copy_to(isolated.copy(slot));
             }
@@ -177,32 +219,26 @@ impl<F: Frames> Shared<F> {
             if let Ok(taken) = &taken {
                 self.bring_back(isolated, taken.iter().filter(|taken| taken.dirty));
             }
-            let emptied = isolated.empty(&self.frames, false);
-            taken.map(|_| emptied).map_err(|errno| Error::system(operation, errno))
+            isolated.empty(false);
+            taken.map(|_| ()).map_err(|errno| Error::system(operation, errno))
         })
     }
 
-    /// Hands pages to `take`, as many at a time as can be isolated. Memory for them is mapped where there
-    /// is none, and not used again where it could not be emptied, the inner error of `take`.
-    pub(super) fn in_batches(
+    /// Hands pages to `take`, as many at a time as can be isolated.
+    fn in_batches(
         &self,
         operation: &'static str,
-        isolated: &mut Option<IsolatedFrames>,
+        isolation: &mut Isolation,
         pages: &[WindowPage],
-        mut take: impl FnMut(&mut IsolatedFrames, &[WindowPage]) -> Result<Result<(), Errno>>,
+        mut take: impl FnMut(&mut IsolatedFrames, &[WindowPage]) -> Result<()>,
     ) -> Result<()> {
         let mut rest = pages;
         while !rest.is_empty() {
-            let mut room = match isolated.take() {
-                Some(room) => room,
-                None => IsolatedFrames::new(&self.frames, self.store.page_size())
-                    .map_err(|errno| Error::system(operation, errno))?,
-            };
-            let (some, behind) = rest.split_at(rest.len().min(room.page_count()));
+            let isolated = isolation.ready(self.userfault(), self.store.page_size());
+            let isolated = isolated.map_err(|errno| Error::system(operation, errno))?;
+            let (some, behind) = rest.split_at(rest.len().min(isolated.page_count()));
             rest = behind;
-            if take(&mut room, some)?.is_ok() {
-                *isolated = Some(room);
-            }
+            take(isolated, some)?;
         }
         Ok(())
     }
@@ -214,13 +250,13 @@ impl<F: Frames> Shared<F> {
     ) -> Result<Vec<Taken>, Errno> {
         let page_size = self.store.page_size();
         let mut state = self.state.lock();
-        self.note_stores(&mut state, pages, false)?;
+        self.note_writes(&mut state, pages, false)?;
         let mut slot = 0;
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
             let to = isolated.pages(isolated.kept + slot, run.count as usize);
             debug_assert_eq!(to.len(), len);
-            if let Err(errno) = self.frames.move_out(offset, to) {
+            if let Err(errno) = self.userfault().move_out(offset, to) {
                 // What came out before goes back where it was, and is taken for dirty.
                 let all = self.taken(&state, pages, |_, _| true);
                 drop(state);
@@ -276,7 +312,7 @@ impl<F: Frames> Shared<F> {
             let window_page = taken.page.window_page;
             let offset = offset_of(self.store.page_size(), window_page);
             let mut state = self.state.lock();
-            match self.frames.move_back(offset, isolated.content(taken.slot)) {
+            match self.userfault().move_back(offset, isolated.content(taken.slot)) {
                 Ok(()) => {
                     let entry = state.get(window_page).finish_drop().finish_load().note_write();
                     state.mark(window_page, entry);
@@ -298,27 +334,23 @@ impl<F: Frames> Shared<F> {
     /// are back.
     pub(super) fn keep_denied(
         &self,
-        isolated: &mut Option<IsolatedFrames>,
+        isolation: &mut Isolation,
         pages: &[WindowPage],
     ) -> Result<(), Errno> {
         for &page in pages {
-            let mut room = match isolated.take() {
-                Some(room) => room,
-                None => IsolatedFrames::new(&self.frames, self.store.page_size())?,
-            };
+            let isolated = isolation.ready(self.userfault(), self.store.page_size())?;
             let (offset, _) = self.bytes(Run { first: page, count: 1 });
             let mut state = self.state.lock();
-            let content = room.content(0);
-            if let Err(errno) = self.frames.move_out(offset, content) {
+            let content = isolated.content(0);
+            if let Err(errno) = self.userfault().move_out(offset, content) {
                 // A part of a page that is larger than the system's may have come out.
-                return self.frames.move_back(offset, content).and(Err(errno));
+                return self.userfault().move_back(offset, content).and(Err(errno));
             }
             state.denied_content.insert(page, content.to_vec());
             let entry = state.get(page).finish_drop();
             state.mark(page, entry);
             drop(state);
-            // What could not be emptied is not used again.
-            *isolated = room.empty(&self.frames, true).is_ok().then_some(room);
+            isolated.empty(true);
         }
         Ok(())
     }
@@ -329,27 +361,29 @@ impl<F: Frames> Shared<F> {
     /// lets go. None where it cannot be done so, and the run is to be filled otherwise.
     pub(super) fn fill_with_kept(
         &self,
-        isolated: &mut Option<IsolatedFrames>,
+        isolation: &mut Isolation,
         run: Run<WindowPage>,
         from: Span<'_>,
         replaces: bool,
     ) -> Option<Result<Filled, Partial>> {
-        if isolated.is_none() && replaces {
-            *isolated = IsolatedFrames::new(&self.frames, self.store.page_size()).ok();
-        }
-        let room = isolated.as_mut()?;
+        let userfault = self.frames.userfault()?;
+        let isolated = if replaces {
+            isolation.ready(userfault, self.store.page_size()).ok()?
+        } else {
+            isolation.made()?
+        };
         let (count, (offset, _)) = (run.count as usize, self.bytes(run));
         let mut filled = None;
-        let taken = !replaces || room.take(count, |to| self.frames.move_out(offset, to)).is_ok();
-        if let (true, Some(frames)) = (taken, room.last_kept(count)) {
+        let move_out = |to: Span<'_>| userfault.move_out(offset, to);
+        let taken = !replaces || isolated.take(count, move_out).is_ok();
+        if let (true, Some(frames)) = (taken, isolated.last_kept(count)) {
             frames.copy_span(from);
-            filled = Some(self.frames.move_frames(offset, frames));
-            room.kept -= count;
+            filled = Some(userfault.move_frames(offset, frames));
+            isolated.kept -= count;
         }
         let clean = matches!(filled, Some(Ok(Filled::Moved))) || (filled.is_none() && !replaces);
-        // What could not be emptied is not used again.
-        if !clean && room.empty(&self.frames, true).is_err() {
-            *isolated = None;
+        if !clean {
+            isolated.empty(true);
         }
         filled
     }
@@ -359,15 +393,5 @@ impl<F: Frames> Shared<F> {
         let page_bytes = self.store.page_size().bytes();
         let moved = (0..).step_by(page_bytes).map(|at| from.part(at, page_bytes));
         run.pages().zip(moved).map(|(page, moved)| !self.content_of(page).equals(moved)).collect()
-    }
-
-    pub(super) fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
-        let page_size = self.store.page_size();
-        (offset_of(page_size, run.first), offset_of(page_size, WindowPage(run.count)))
-    }
-
-    pub(super) fn content_of(&self, page: WindowPage) -> Span<'_> {
-        let page_size = self.store.page_size();
-        self.frames.region().span(offset_of(page_size, page), page_size.bytes())
     }
 }

@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::frames::{Before, Filled, Frames, Tracking};
-use super::isolated::IsolatedFrames;
+use super::frames::{Before, Filled, Frames, Tracking, Userfault};
+use super::isolated::Isolation;
 use super::staging::{Ring, Staging};
 use super::{Cached, State, STEP_PAGES};
 use crate::engine::{lock, mappings, Fill};
@@ -149,7 +149,7 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         (from, size_bytes): (Span<'_>, u64),
         spare: Option<Span<'_>>,
-        isolated: Option<&mut Option<IsolatedFrames>>,
+        isolated: Option<&mut Isolation>,
     ) -> Result<Filled, (u64, Errno)> {
         let replaces = !state.table.any(run, |entry| !entry.present());
         let before = Before {
@@ -180,9 +180,14 @@ impl<F: Frames> Cached<F> {
             Err(partial) => self.page.index_of(partial.done_bytes as u64),
         };
         let done_bytes = self.page.bytes_of(done) as usize;
-        let notice = || self.shared.frames.notice_stores(offset, done_bytes);
+        let notice = |frames: &dyn Userfault| frames.notice_writes(offset, done_bytes);
         // It can lack memory for a moment.
-        let noticed = again && notice().or_else(|_| notice()).is_ok();
+        let noticed = self
+            .shared
+            .frames
+            .userfault()
+            .filter(|_| again)
+            .is_some_and(|frames| notice(frames).or_else(|_| notice(frames)).is_ok());
         let hashed = of_file && tracking == Some(Tracking::Content);
         let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {

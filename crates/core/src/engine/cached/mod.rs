@@ -26,26 +26,28 @@ use rustix::io::Errno;
 mod access;
 mod budget;
 mod cleaner;
+mod dirty;
 mod evict;
 mod frames;
 mod free_frames;
 mod grown;
+mod hold;
 mod isolated;
 mod load;
 mod page_tables;
 mod pin;
 mod reads;
 mod remap;
-mod save;
 mod staging;
 mod state;
+mod write_back;
 
 use budget::Budget;
 pub use budget::{cluster_pages, divide, whole_bytes, Division};
 pub use cleaner::Cleaner;
-pub use frames::{Before, Filled, Frames, Tracking};
+pub use frames::{Before, Filled, Frames, Tracking, Userfault};
 pub use free_frames::FreeFrames;
-pub use isolated::IsolatedFrames;
+pub use isolated::Isolation;
 use load::{Call, Step};
 pub use reads::{ReadIndex, MAX_READS};
 use staging::Staging;
@@ -64,6 +66,7 @@ use crate::store::Store;
 use crate::sys::fault_ranges::Resolving;
 use crate::sys::lock::Lock;
 use crate::sys::mm::{system_page_bytes, Region};
+use crate::sys::span::Span;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 
@@ -110,7 +113,7 @@ pub struct Cached<F> {
     /// The staging memory, made when it is first needed; held for a whole call.
     control: CallLock<Option<Staging>>,
     /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
-    isolated: Mutex<Option<IsolatedFrames>>,
+    isolated: Mutex<Isolation>,
     /// Its size, to be told without waiting for a call to end.
     staging_bytes: AtomicU64,
 }
@@ -165,7 +168,7 @@ impl<F: Frames> Cached<F> {
             page,
             chunk_pages: chunk_pages as usize,
             control: CallLock::new(None),
-            isolated: Mutex::new(None),
+            isolated: Mutex::default(),
             staging_bytes: 0.into(),
         }
     }
@@ -333,6 +336,23 @@ impl<F: Frames> Cached<F> {
 }
 
 impl<F: Frames> Shared<F> {
+    pub(super) fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
+        let page_size = self.store.page_size();
+        (offset_of(page_size, run.first), offset_of(page_size, WindowPage(run.count)))
+    }
+
+    pub(super) fn content_of(&self, page: WindowPage) -> Span<'_> {
+        let page_size = self.store.page_size();
+        self.frames.region().span(offset_of(page_size, page), page_size.bytes())
+    }
+
+    pub(super) fn ranges(
+        &self,
+        pages: impl IntoIterator<Item = WindowPage>,
+    ) -> Vec<(usize, usize)> {
+        plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
+    }
+
     /// Drops pages; what was stored to them is written by now. `free` takes frames of them.
     fn evict_locked(
         &self,
@@ -358,9 +378,9 @@ impl<F: Frames> Shared<F> {
         let table = &state.table;
         let absent = |page| table.get(page).loadable();
         let mut runs = plan::runs(dropped.iter().copied());
-        if let Some(free) = free {
+        if let (Some(free), Some(frames)) = (free, self.frames.userfault()) {
             runs.retain_mut(|run| {
-                let taken_bytes = free.take(&self.frames, self.bytes(*run));
+                let taken_bytes = free.take(frames, self.bytes(*run));
                 let taken = self.store.page_size().index_of(taken_bytes as u64);
                 *run = Run { first: run.first.offset(taken), count: run.count - taken };
                 run.count > 0
@@ -538,7 +558,7 @@ impl<F: Frames> Engine for Cached<F> {
             interrupt.check()?;
             let mut state = self.shared.state.lock();
             let pages: Vec<WindowPage> = piece.iter().collect();
-            let noted = self.shared.note_stores(&mut state, &pages, false);
+            let noted = self.shared.note_writes(&mut state, &pages, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
             for page in pages {
                 dirty[page.0 as usize] = !state.get(page).clean();

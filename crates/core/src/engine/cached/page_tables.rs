@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::frames::Frames;
+use super::frames::{Frames, Userfault};
 use super::{Shared, State};
 use crate::sys::mm::system_page_bytes;
 use crate::table::Table;
@@ -113,7 +113,7 @@ impl<F: Frames> Shared<F> {
     /// Gives back the page tables of blocks that `pages`, which have just left, were the
     /// last in.
     pub(super) fn give_back_page_tables(&self, state: &mut State, pages: &[WindowPage]) {
-        if !self.frames.reclaims_page_tables() {
+        if !self.frames.userfault().is_some_and(Userfault::reclaims_page_tables) {
             return;
         }
         let mut blocks = state.page_tables.empty_blocks(pages);

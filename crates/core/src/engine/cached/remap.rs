@@ -11,7 +11,7 @@ use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
 use crate::stats::Counters;
 use crate::table::{Entry, Shown};
-use crate::units::{Pages, Prot, WindowPage};
+use crate::units::{FilePage, Pages, Prot, WindowPage};
 
 impl<F: Frames> Cached<F> {
     pub(super) fn remap_pages(
@@ -89,6 +89,41 @@ impl<F: Frames> Cached<F> {
             state.table.appearances(file_page).any(|other| other != window_page)
         };
         Ok((0..changes.len()).any(moves))
+    }
+
+    /// Fails, before any change, if a file page that may be written would be shown twice
+    /// once `shown` (window page, file page, new protection) is done. Window pages are
+    /// named once; `changes` says which are among them.
+    pub(super) fn check_appearances(
+        &self,
+        operation: &'static str,
+        shown: impl Iterator<Item = (WindowPage, FilePage, Prot)>,
+        changes: impl Fn(WindowPage) -> bool,
+    ) -> Result<()> {
+        let state = self.shared.state.lock();
+        let mut first = std::collections::HashMap::new();
+        for (window_page, file_page, prot) in shown {
+            let alias = |other: WindowPage| Error::Alias {
+                operation,
+                file_page: file_page.0,
+                window_page: other.0.min(window_page.0),
+                other_page: other.0.max(window_page.0),
+            };
+            let writable = prot == Prot::Write;
+            if let Some((other, other_writable)) = first.insert(file_page, (window_page, writable))
+            {
+                if writable || other_writable {
+                    return Err(alias(other));
+                }
+            }
+            let elsewhere = state.table.appearances(file_page);
+            for other in elsewhere.filter(|&other| other != window_page && !changes(other)) {
+                if writable || state.get(other).prot() == Prot::Write {
+                    return Err(alias(other));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// After a remap that failed: what it did not reach and is shown elsewhere by now, and

@@ -1,6 +1,6 @@
 //! Memory that content is read into before it goes into the window.
 
-use super::frames::Frames;
+use super::frames::{Frames, Userfault};
 use crate::error::{Error, Result};
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
@@ -36,7 +36,9 @@ impl Staging {
         let align = chunk_bytes.next_power_of_two().clamp(system_page_bytes(), 2 << 20);
         let fail = |errno| Error::system("staging memory", errno);
         let mut region = Region::anonymous(total, align, Access::Write).map_err(fail)?;
-        let with_spare = frames.adopt_staging(&mut region, chunk_bytes).map_err(fail)?;
+        let adopt = |frames: &dyn Userfault| frames.adopt_staging(&mut region, chunk_bytes);
+        let adopted = frames.userfault().map(adopt).transpose();
+        let with_spare = adopted.map_err(fail)?.unwrap_or(false);
         let chunks = std::array::from_fn(|index| {
             let front = 2 * index * chunk_bytes;
             Chunk { front, spare: with_spare.then_some(front + chunk_bytes) }
@@ -106,7 +108,9 @@ impl Ring<'_> {
             return;
         }
         let front = region.span(chunk.front, used_bytes);
-        if all_moved && frames.shift(front, region.span(spare, used_bytes)) {
+        let spare_frames = region.span(spare, used_bytes);
+        let shift = |frames: &dyn Userfault| frames.shift(front, spare_frames);
+        if all_moved && frames.userfault().is_some_and(shift) {
             return;
         }
         // Freeing them keeps the invariant of spare memory; if even that fails,

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::PagedFrames;
 use crate::engine::cached::{
-    offset_of, Cleaner, Frames, FreeFrames, IsolatedFrames, ReadIndex, Shared, State,
+    offset_of, Cleaner, Frames, FreeFrames, Isolation, ReadIndex, Shared, State, Userfault,
 };
 use crate::engine::lock;
 use crate::error::{self, Uninterruptible};
@@ -354,7 +354,7 @@ pub(super) struct Server {
     buffer: Mutex<Region>,
     cluster_pages: u64,
     /// Where pages are taken out to that make room, in a window that is written,
-    isolated: Mutex<Option<IsolatedFrames>>,
+    isolated: Mutex<Isolation>,
     /// and in one that is read.
     free: Mutex<Option<FreeFrames>>,
     /// Writes changed pages before they have to leave, in a window that is written and has a
@@ -376,7 +376,7 @@ impl Server {
         let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
         let free =
             recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let (buffer, isolated, free) = (Mutex::new(buffer), Mutex::new(None), Mutex::new(free));
+        let (buffer, isolated, free) = (Mutex::new(buffer), Mutex::default(), Mutex::new(free));
         let cleans = evicts && shared.frames.tracking.is_some();
         let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
         Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })

@@ -288,7 +288,7 @@ impl Resolve for Responder {
             while state.held_pages() > 0 && begin.elapsed() < FORK_PATIENCE {
                 state = shared.state.wait(state, Some(FORK_WAIT));
             }
-            shared.note_all_stores(&mut state);
+            shared.note_all_writes(&mut state);
         }
         state.leave();
     }

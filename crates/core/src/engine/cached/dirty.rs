@@ -1,0 +1,126 @@
+//! Finding dirty pages. How writes to a window's memory are noticed depends on the kernel:
+//!
+//! | [`Tracking`] | a write is noticed by | found here by |
+//! |---|---|---|
+//! | `Faults` (Linux 5.7) | a fault, the first time | nothing: `paged/serve.rs` has noted it |
+//! | `Kernel` (Linux 6.7) | a bit in the page table | `note_scanned`, one `PAGEMAP_SCAN` a run |
+//! | `Content` | nobody | `note_compared`, by the hash of each page |
+
+use rustix::io::Errno;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::frames::{Frames, Tracking};
+use super::{Shared, State, STEP_PAGES};
+use crate::plan;
+use crate::units::{Pages, WindowPage};
+
+impl<F: Frames> Shared<F> {
+    /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been written
+    /// to. A window that is large and little used is asked for little.
+    pub(super) fn used_pieces(&self, pages: &Pages<WindowPage>) -> Vec<Pages<WindowPage>> {
+        /// Pages that are looked through with the state locked.
+        const LOCKED_PAGES: u64 = 1 << 24;
+        match pages {
+            Pages::List(list) => {
+                list.chunks(STEP_PAGES).map(|piece| Pages::List(piece.to_vec())).collect()
+            }
+            Pages::Range(range) => {
+                let mut used = Vec::new();
+                let mut start = range.start;
+                while start < range.end {
+                    let end = range.end.min(start + LOCKED_PAGES);
+                    let state = self.state.lock();
+                    used.extend(state.table.used_ranges(start..end, STEP_PAGES as u64));
+                    start = end;
+                }
+                used.into_iter().map(Pages::Range).collect()
+            }
+        }
+    }
+
+    /// Has the table know which of `pages` were written to. `protect`: writes from now on
+    /// are noticed anew.
+    pub(super) fn note_writes(
+        &self,
+        state: &mut State,
+        pages: &[WindowPage],
+        protect: bool,
+    ) -> Result<(), Errno> {
+        match self.frames.tracking() {
+            // The fault that let a write through has noted it.
+            None | Some(Tracking::Faults) => Ok(()),
+            Some(Tracking::Kernel) => self.note_scanned(state, pages, protect),
+            Some(Tracking::Content) => {
+                self.note_compared(state, pages);
+                Ok(())
+            }
+        }
+    }
+
+    /// Compares the hash of each page's content with what was loaded.
+    fn note_compared(&self, state: &mut State, pages: &[WindowPage]) {
+        let mut content = vec![0; self.store.page_size().bytes()];
+        for &page in pages {
+            let entry = state.get(page);
+            if entry.present() && !entry.dirty() && entry.shown().file_page().is_some() {
+                self.content_of(page).copy_to(&mut content);
+                if xxh3_128(&content) != state.hashes[page.0 as usize] {
+                    state.mark(page, entry.note_write());
+                }
+            }
+        }
+    }
+
+    /// Protects pages, so that the next write to each is a fault, where faults note writes.
+    pub(super) fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
+        match (self.frames.tracking(), self.frames.userfault()) {
+            (Some(Tracking::Faults), Some(frames)) => frames.protect_from_writes(ranges),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the table know all writes to the window, where the kernel alone notes them. A page
+    /// of which it does not tell counts as written to.
+    pub fn note_all_writes(&self, state: &mut State) {
+        if self.frames.tracking() != Some(Tracking::Kernel) {
+            return;
+        }
+        let present = state.table.present_pages();
+        if self.note_scanned(state, &present, false).is_err() {
+            for page in present {
+                let entry = state.get(page);
+                if entry.shown().file_page().is_some() {
+                    state.mark(page, entry.note_write());
+                }
+            }
+        }
+    }
+
+    /// Asks the kernel which pages were written to (`PAGEMAP_SCAN`).
+    fn note_scanned(
+        &self,
+        state: &mut State,
+        pages: &[WindowPage],
+        protect: bool,
+    ) -> Result<(), Errno> {
+        let mut written = Vec::new();
+        for run in plan::runs(pages.iter().copied()) {
+            let (offset, len) = self.bytes(run);
+            written.clear();
+            // What was told before it failed is protected anew, and told once only.
+            let told = self.userfault().written(offset, len, protect, &mut written);
+            for &(at, len) in &written {
+                let first = self.store.page_size().index_of((offset + at) as u64);
+                let end = self.store.page_size().count_of((offset + at + len) as u64);
+                for page in (first..end).map(WindowPage) {
+                    let entry = state.get(page);
+                    if entry.present() && entry.shown().file_page().is_some() {
+                        state.mark(page, entry.note_write());
+                    }
+                }
+            }
+            told?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! Holding pages: what a call is about to change.
+//!
+//! A thread that writes to a held page waits until the call has changed it, and so does one
+//! that touches a held page which is absent. So no write falls between the write-back of a
+//! page and its replacement, and nothing is loaded that the call loads itself. Nobody is
+//! asked whether to stop while pages are held: the thread that waits for one may have
+//! Python's lock, or be this one in a signal handler.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::frames::{Frames, Tracking};
+use super::isolated::Isolation;
+use super::{Cached, Shared, State};
+use crate::engine::lock;
+use crate::error::{Interrupt, Result};
+use crate::sys::lock::Guard;
+use crate::table::Entry;
+use crate::units::WindowPage;
+
+/// How long a wait for a write-back may keep the caller's interrupt waiting.
+const WAIT: Duration = Duration::from_millis(25);
+
+/// Pages that a call is about to change, until this is dropped. The isolated frames that
+/// were kept for them are freed then.
+pub(super) struct Held<'s, F: Frames> {
+    shared: &'s Shared<F>,
+    isolated: &'s Mutex<Isolation>,
+    pages: Vec<WindowPage>,
+}
+
+impl<F: Frames> Drop for Held<'_, F> {
+    fn drop(&mut self) {
+        lock(self.isolated).free_kept();
+        self.shared.let_go(&self.pages);
+    }
+}
+
+impl<F: Frames> Held<'_, F> {
+    /// The pages, sorted, each once.
+    pub(super) fn pages(&self) -> &[WindowPage] {
+        &self.pages
+    }
+}
+
+impl<F: Frames> Cached<F> {
+    /// Holds pages, if anybody may write to the window. Waits for others that hold them.
+    pub(super) fn hold(
+        &self,
+        pages: impl Iterator<Item = WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let (shared, isolated) = (&*self.shared, &self.isolated);
+        if shared.frames.tracking().is_none() {
+            return Ok(Held { shared, isolated, pages: Vec::new() });
+        }
+        let mut pages: Vec<WindowPage> = pages.collect();
+        pages.sort_unstable();
+        pages.dedup();
+        let mut state = shared.settled_state(&pages, interrupt)?;
+        for &page in &pages {
+            // Also what the fault thread is reading for it is out of date by that.
+            let entry = state.get(page);
+            state.set(page, entry.hold());
+        }
+        Ok(Held { shared, isolated, pages })
+    }
+
+    /// The same, and writes the dirty ones back. Where the kernel alone notes writes they are
+    /// absent by then; `keep`: their frames stay isolated.
+    /// `interrupt` is asked before anything is held, and not while it is.
+    pub(super) fn save_and_hold(
+        &self,
+        operation: &'static str,
+        pages: impl Iterator<Item = WindowPage>,
+        keep: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Held<'_, F>> {
+        let pages: Vec<WindowPage> = pages.collect();
+        if matches!(self.shared.frames.tracking(), Some(Tracking::Kernel | Tracking::Faults)) {
+            // Who holds a page while it is written would wait for a fault on it that has the
+            // file locked. What is stored to it after this is written below, if there is any.
+            let mut sorted = pages.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            self.shared.clean(operation, &sorted, interrupt)?;
+        }
+        let held = self.hold(pages.into_iter(), interrupt)?;
+        // Only the call that has the call lock locks it.
+        let mut isolated = lock(&self.isolated);
+        self.shared.save(operation, &mut isolated, &held.pages, keep)?;
+        Ok(held)
+    }
+}
+
+impl<F: Frames> Shared<F> {
+    /// The state, when nobody else writes any of `pages` back or holds it.
+    pub(super) fn settled_state(
+        &self,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Guard<'_, State>> {
+        let busy = |state: &State| {
+            let busy = |entry: Entry| entry.writing() || entry.held();
+            pages.iter().any(|&page| busy(state.get(page)))
+        };
+        let mut state = self.state.lock();
+        while busy(&state) {
+            // Not with the lock held: asking Python can take long.
+            drop(state);
+            interrupt.check()?;
+            state = self.state.lock();
+            if busy(&state) {
+                state = self.state.wait(state, Some(WAIT));
+            }
+        }
+        Ok(state)
+    }
+
+    /// Lets threads that wait to write to pages go on.
+    pub(super) fn let_go(&self, pages: &[WindowPage]) {
+        if pages.is_empty() {
+            return;
+        }
+        let mut state = self.state.lock();
+        for &page in pages {
+            let entry = state.get(page);
+            if entry.held() {
+                state.mark(page, entry.released());
+            }
+        }
+        drop(state);
+        self.state.notify_all();
+        self.wake_all(pages);
+    }
+
+    /// Has those look again who wait for any of `pages`.
+    fn wake_all(&self, pages: &[WindowPage]) {
+        /// With more ranges than this one wake for the whole window costs less, even if
+        /// it lets others look who have to wait on.
+        const RANGES: usize = 16;
+        let Some(frames) = self.frames.userfault() else { return };
+        let ranges = self.ranges(pages.iter().copied());
+        if ranges.len() > RANGES {
+            frames.wake(&[(0, self.frames.region().len())]);
+        } else {
+            frames.wake(&ranges);
+        }
+    }
+}
