@@ -288,3 +288,17 @@ def test_reading_of_imports() -> None:
     assert "window" not in rust_rooms_used(rust)
     python = "import fremap\nfrom fremap import _core\nfrom fremap.cli.report import size"
     assert python_rooms_used(python) == {"__init__", "_core", "cli"}
+
+
+def test_the_places_that_the_architecture_names_are_there() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    table = page.partition("## Where to change what")[2].partition("\n## ")[0]
+    named = re.findall(r"`([a-z_/]+(?:\.rs|\.py|/))`", table)
+    assert len(named) >= 10
+    missing = [
+        name for name in named if not (CORE / name).exists() and not (REPOSITORY / name).exists()
+    ]
+    assert not missing
+    for room in re.findall(r"^\| `([a-z_/]+)` \|", page.partition("## Rooms")[2], re.MULTILINE):
+        found = (CORE / room, CORE / f"{room}.rs")
+        assert any(path.exists() for path in found), room
