@@ -26,7 +26,7 @@ from .conftest import (
 
 # System calls of a remap of a 16 KiB element (four pages that follow each other
 # in the file) into a window that is in use, stated in docs/origin.md.
-ELEMENT_CALLS = {"paged": 8, "alias": 5, "eager": 8}
+ELEMENT_CALLS = {"paged": 6, "alias": 5, "eager": 5}
 
 
 def system_calls() -> dict[str, int]:
@@ -53,6 +53,44 @@ def test_o4_one_call_for_a_cache_element_and_no_fault_after_it(
         assert costs_no_fault(memory, range(8, 12))
         assert window.stats().faults == faults_before
         np.testing.assert_array_equal(window.pages[8:12], numbered_pages(range(100, 104), PAGE))
+
+
+@pytest.mark.needs("paged", "uffd_move")
+@pytest.mark.parametrize("page_count", [1, 4, 16, 64])
+@pytest.mark.parametrize("window_pages", [300, 2048])
+def test_o4_elements_of_one_size_cost_two_moves_and_a_read(
+    page_count: int, window_pages: int, numbered_store: MakeStore, numbered_pages: Numbered
+) -> None:
+    store = numbered_store(4096)
+    with fremap.Window(store, window_pages, engine="paged") as window:
+        window.populate()
+        for first in (100, 200, 300):
+            before = system_calls()
+            pages = range(first, first + page_count)
+            assert window.remap(pages, at=window_pages - page_count).all()
+            calls = calls_since(before)
+            np.testing.assert_array_equal(
+                window.pages[window_pages - page_count :], numbered_pages(pages, PAGE)
+            )
+        assert (calls.pop("uffdio_move"), calls.pop("uffdio_move_answer")) == (2, 2)
+        assert (calls.pop("read"), calls.pop("stat", 0)) in {(1, 1), (1, 0)}
+        assert not calls
+
+
+@pytest.mark.needs("paged")
+def test_o4_elements_of_any_size_after_another(
+    numbered_store: MakeStore, numbered_pages: Numbered
+) -> None:
+    store = numbered_store(4096)
+    with fremap.Window(store, 1024, engine="paged") as window:
+        window.populate()
+        shown = np.arange(1024)
+        sizes = [1, 64, 3, 64, 65, 1, 200, 2, 1024, 7, 64, 600, 64]
+        for step, size in enumerate(sizes):
+            first, at = 11 * step + 1, (37 * step) % (1025 - size)
+            assert window.remap(range(first, first + size), at=at).all()
+            shown[at : at + size] = np.arange(first, first + size)
+            np.testing.assert_array_equal(window.pages[:], numbered_pages(shown, PAGE))
 
 
 def test_o4_no_faults_after_a_scattered_remap(

@@ -66,14 +66,14 @@ impl FaultThread {
             }
         };
         let thread = spawn_without_signals("fremap-fault", body)?;
-        Ok(Self { waker, thread: Some(thread), owner: std::process::id() })
+        Ok(Self { waker, thread: Some(thread), owner: crate::sys::process::id() })
     }
 }
 
 impl Drop for FaultThread {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        if self.owner != std::process::id() {
+        if self.owner != crate::sys::process::id() {
             // A child of fork has no such thread: there is nothing to join.
             std::mem::forget(thread);
             return;

@@ -186,7 +186,7 @@ impl Window {
             tracking,
             sharing,
             fault: options.fault,
-            owner: std::process::id(),
+            owner: crate::sys::process::id(),
             given_up: false.into(),
         };
         if options.populate || options.nonblock || options.lock {
@@ -345,7 +345,7 @@ impl Window {
     /// Whether this process made the window; a child of fork did not.
     #[must_use]
     pub fn is_own(&self) -> bool {
-        self.owner == std::process::id()
+        self.owner == crate::sys::process::id()
     }
 
     fn check_process(&self, operation: &'static str) -> Result<()> {

@@ -33,11 +33,11 @@ impl Interrupt for Signals {
             return Ok(());
         }
         // None while the interpreter shuts down: nobody is left to interrupt.
-        let process = std::process::id();
+        let process = fremap_core::sys::process::id();
         #[allow(clippy::redundant_closure_for_method_calls)] // a method is too narrow in lifetime
         let answer = Python::try_attach(|py| py.check_signals());
         self.asked.set(Instant::now());
-        if std::process::id() != process {
+        if fremap_core::sys::process::id() != process {
             // A handler has forked, and this is the child: the call is its parent's.
             return Err(Error::Fork { operation: "fork", what: "call", owner: process });
         }

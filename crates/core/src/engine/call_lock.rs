@@ -13,10 +13,17 @@ const WAIT: Duration = Duration::from_millis(25);
 /// A value that one call at a time has, for as long as the call takes.
 #[derive(Debug, Default)]
 pub(crate) struct CallLock<T> {
-    taken: Mutex<bool>,
+    queue: Mutex<Queue>,
     ended: Condvar,
     /// Only the call that holds the lock locks it.
     value: Mutex<T>,
+}
+
+/// Whether a call is under way, and how many wait for its end.
+#[derive(Debug, Default)]
+struct Queue {
+    taken: bool,
+    waiting: usize,
 }
 
 /// A call under way; its end lets the next one go on.
@@ -28,7 +35,7 @@ pub(crate) struct CallGuard<'a, T> {
 
 impl<T> CallLock<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { taken: Mutex::new(false), ended: Condvar::new(), value: Mutex::new(value) }
+        Self { queue: Mutex::default(), ended: Condvar::new(), value: Mutex::new(value) }
     }
 
     /// Waits until the calls before have ended.
@@ -36,20 +43,22 @@ impl<T> CallLock<T> {
     /// # Errors
     /// [`Error::Interrupted`](crate::error::Error::Interrupted).
     pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<CallGuard<'_, T>> {
-        let mut taken = lock(&self.taken);
-        while *taken {
+        let mut queue = lock(&self.queue);
+        while queue.taken {
             // Not with the lock held: asking Python can take long.
-            drop(taken);
+            drop(queue);
             interrupt.check()?;
-            taken = lock(&self.taken);
-            if *taken {
-                let waited = self.ended.wait_timeout(taken, WAIT);
-                taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+            queue = lock(&self.queue);
+            if queue.taken {
+                queue.waiting += 1;
+                let waited = self.ended.wait_timeout(queue, WAIT);
+                queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+                queue.waiting -= 1;
             }
         }
-        *taken = true;
-        drop(taken);
-        Ok(CallGuard { lock: self, owner: std::process::id(), value: lock(&self.value) })
+        queue.taken = true;
+        drop(queue);
+        Ok(CallGuard { lock: self, owner: crate::sys::process::id(), value: lock(&self.value) })
     }
 }
 
@@ -57,11 +66,15 @@ impl<T> Drop for CallGuard<'_, T> {
     fn drop(&mut self) {
         // A handler has forked in the middle of the call: in the child the lock is its
         // parent's, and a thread that was waiting may hold the lock for ever.
-        if self.owner != std::process::id() {
+        if self.owner != crate::sys::process::id() {
             return;
         }
-        *lock(&self.lock.taken) = false;
-        self.lock.ended.notify_one();
+        let mut queue = lock(&self.lock.queue);
+        queue.taken = false;
+        // Waking nobody is a system call too.
+        if queue.waiting > 0 {
+            self.lock.ended.notify_one();
+        }
     }
 }
 

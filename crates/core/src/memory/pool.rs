@@ -62,7 +62,7 @@ struct Account {
 
 impl Account {
     fn new(bytes: u64) -> Arc<Self> {
-        let process = std::process::id();
+        let process = crate::sys::process::id();
         Arc::new(Self { bytes: bytes.into(), owner: Lock::new(None), process })
     }
 }
@@ -94,7 +94,7 @@ impl Shares {
 
     /// Forgets what a parent of this process has reserved.
     fn forget_parents(&mut self) {
-        let process = std::process::id();
+        let process = crate::sys::process::id();
         self.settled.retain(|account| account.process == process);
         self.sharing.retain(|account| account.process == process);
     }

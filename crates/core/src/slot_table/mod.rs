@@ -72,14 +72,14 @@ impl SharedSlotTable {
             extent_count,
             state: Mutex::new((SlotTable::new(slot_count)?, false)),
             changed: Condvar::new(),
-            owner: std::process::id(),
+            owner: crate::sys::process::id(),
         })
     }
 
     /// # Errors
     /// [`Error::Fork`] in a child of fork.
     pub fn check_process(&self, operation: &'static str) -> Result<()> {
-        if self.owner == std::process::id() {
+        if self.owner == crate::sys::process::id() {
             return Ok(());
         }
         Err(Error::Fork { operation, what: "slot table", owner: self.owner })
@@ -193,7 +193,7 @@ impl Call {
 
     /// Goes from one stage to another, if it is at the first.
     fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&mut SlotTable, &Taken)) {
-        if self.table.owner != std::process::id() {
+        if self.table.owner != crate::sys::process::id() {
             return; // the locks may be those of a thread that is not here
         }
         let mut stage = lock(&self.stage);

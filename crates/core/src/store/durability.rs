@@ -73,7 +73,7 @@ impl Durability {
     /// Waits until nobody else syncs: the error is told to one of them, and all have to know
     /// of it before they call their own a success.
     pub(super) fn begin(&self) -> Syncing<'_> {
-        let own = std::process::id();
+        let own = crate::sys::process::id();
         loop {
             let free = match self.syncing.load(Ordering::Acquire) {
                 process if process == own => {
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn a_sync_of_the_parent_s_is_not_waited_for() {
         let file = Durability::default();
-        file.syncing.store(std::process::id() + 1, Ordering::Release);
+        file.syncing.store(crate::sys::process::id() + 1, Ordering::Release);
         assert_eq!(sync(&file, Ok(())), Ok(()));
     }
 }

@@ -114,7 +114,7 @@ impl Store {
     /// Has threads ask for the runs; gives them back where none can be started.
     fn enqueue(&self, runs: Runs, files: &Files) -> Result<Option<Runs>> {
         let mut queue = self.prefetches.lock();
-        let process = std::process::id();
+        let process = crate::sys::process::id();
         if queue.owner != process {
             *queue = Queue { owner: process, ..Queue::default() };
         }
@@ -253,7 +253,7 @@ mod tests {
     fn requests_beyond_those_that_wait_are_joined_with_the_last() {
         let store = Store::memory(1 << 30, None).expect("memory");
         // As if each thread were at a long request: none is started, none takes what waits.
-        let owner = std::process::id();
+        let owner = crate::sys::process::id();
         *store.prefetches.lock() = Queue { threads: MAX_THREADS, owner, ..Queue::default() };
         // Too many runs for the caller to ask for, and none shared by two requests.
         let each = INLINE_CALLS + 8;

@@ -109,7 +109,7 @@ impl Kept {
     /// ENOMEM when the handlers cannot be registered.
     pub(super) fn new(start: *mut c_void, len: usize) -> Result<Self, Errno> {
         fork::handle(&HANDLERS)?;
-        Ok(Self { range: FAULT_RANGES.take(start, len), owner: std::process::id() })
+        Ok(Self { range: FAULT_RANGES.take(start, len), owner: crate::sys::process::id() })
     }
 
     pub(super) fn range(&self) -> &'static FaultRange {
@@ -118,7 +118,7 @@ impl Kept {
 
     /// Whether this process has the memory, and not the empty range.
     pub(super) fn is_own(&self) -> bool {
-        self.owner == std::process::id()
+        self.owner == crate::sys::process::id()
     }
 }
 

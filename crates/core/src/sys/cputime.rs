@@ -42,8 +42,9 @@ impl Waiter {
     /// None that a thread that is there is known to give.
     pub fn wake(self) -> Result<(), Errno> {
         // SAFETY: the signal goes to a thread of this process that blocks it.
-        let sent =
-            unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), self.thread, SIGNAL) };
+        let sent = unsafe {
+            libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL)
+        };
         if sent == 0 {
             Ok(())
         } else {

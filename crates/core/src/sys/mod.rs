@@ -14,6 +14,7 @@ pub mod lock;
 pub mod mm;
 pub mod pagemap;
 pub mod probe;
+pub mod process;
 pub mod ring;
 pub mod signal;
 pub mod span;

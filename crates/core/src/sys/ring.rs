@@ -182,7 +182,7 @@ impl Ring {
         if !usable {
             return Err(Errno::NOSYS);
         }
-        Ok(Self { ring, owner: std::process::id() })
+        Ok(Self { ring, owner: crate::sys::process::id() })
     }
 
     /// The ring as a queue for as long as `body` runs. Also says whether the ring
@@ -220,7 +220,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     /// In a child of fork what is in flight is its parent's, and so is its end: both have
     /// the same ring.
     fn is_of_parent(&self) -> bool {
-        self.owner != std::process::id()
+        self.owner != crate::sys::process::id()
     }
 
     fn unsubmitted(&mut self) -> usize {
@@ -381,7 +381,7 @@ impl RingPool {
     pub fn take(&self) -> Result<Ring, Errno> {
         // Never waits, as a new ring is as good.
         if let Some(mut idle) = self.idle.try_lock() {
-            let owner = std::process::id();
+            let owner = crate::sys::process::id();
             idle.retain(|ring| ring.owner == owner);
             if let Some(ring) = idle.pop() {
                 return Ok(ring);

@@ -77,7 +77,7 @@ pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
             action = std::mem::zeroed();
             libc::sigaction(libc::SIGSEGV, &raw const action, std::ptr::null_mut());
         }
-        let process = std::process::id();
+        let process = crate::sys::process::id();
         let signal = libc::SIGSEGV;
         libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, &raw const info)
     };

@@ -212,7 +212,7 @@ static CURRENT: AtomicPtr<Trimmer> = AtomicPtr::new(std::ptr::null_mut());
 
 impl Trimmer {
     fn of_this_process() -> &'static Self {
-        let owner = std::process::id();
+        let owner = crate::sys::process::id();
         loop {
             let current = CURRENT.load(Ordering::Acquire);
             if let Some(trimmer) = crate::sys::forever::get(current) {
@@ -341,7 +341,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if self.trimmer.owner != std::process::id() {
+        if self.trimmer.owner != crate::sys::process::id() {
             // A child of fork: its parent's lock may be taken for ever here.
             return;
         }

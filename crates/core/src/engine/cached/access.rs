@@ -2,7 +2,7 @@
 
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
-use super::staging::Staging;
+use super::staging::StagingMemory;
 use super::{offset_of, pieces_of, Cached, State};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
@@ -85,7 +85,7 @@ impl<F: Frames> Cached<F> {
 
     pub(super) fn give_access(
         &self,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         pages: impl Iterator<Item = WindowPage>,
         prot: Prot,
         interrupt: &dyn Interrupt,
@@ -132,12 +132,7 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Puts the content of a placed page back into the window.
-    fn unshelve(
-        &self,
-        control: &mut Option<Staging>,
-        page: WindowPage,
-        entry: Entry,
-    ) -> Result<()> {
+    fn unshelve(&self, control: &mut StagingMemory, page: WindowPage, entry: Entry) -> Result<()> {
         let Some(content) = self.shared.state.lock().denied_content.get(&page).cloned() else {
             return Ok(());
         };
@@ -149,12 +144,12 @@ impl<F: Frames> Cached<F> {
     fn put<'d>(
         &self,
         operation: &'static str,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         run: Run<WindowPage>,
         entry_of: impl Fn(u64) -> Entry,
         content_of: impl Fn(u64) -> &'d [u8],
     ) -> Result<()> {
-        let (region, mut ring) = self.staging(control)?.parts();
+        let (region, mut ring) = self.staging(control, run.count as usize)?.parts();
         let (_, used) = self.bytes(run);
         let from = ring.front(region, 0).part(0, used);
         for index in 0..run.count {
@@ -167,13 +162,13 @@ impl<F: Frames> Cached<F> {
         let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
-        ring.recycle(&self.shared.frames, region, 0, used, moved);
+        ring.recycle(&self.shared.frames, region, 0, (used, used), moved);
         filled.map(|_| ()).map_err(|(_, errno)| Error::system(operation, errno))
     }
 
     pub(super) fn place_run<'d>(
         &self,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         run: Run<WindowPage>,
         content_of: impl Fn(usize) -> &'d [u8],
     ) -> Result<()> {
@@ -221,7 +216,7 @@ impl<F: Frames> Cached<F> {
     /// to the file.
     pub(super) fn place_shown(
         &self,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
@@ -261,7 +256,7 @@ impl<F: Frames> Cached<F> {
     /// Makes pages their own that were taken out of the window, and that the store has.
     fn place_saved(
         &self,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         pages: &Pages<WindowPage>,
         piece: std::ops::Range<usize>,
     ) -> Result<()> {

@@ -11,6 +11,7 @@ use std::collections::{HashSet, VecDeque};
 
 use super::frames::Tracking;
 use super::page_tables::block_bytes;
+use super::staging::ELEMENT_BYTES;
 use super::{State, ISOLATED_BYTES};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
@@ -138,7 +139,10 @@ impl Division {
         // The fault thread's own pages as well, and its free frames.
         let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
         let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
-        let fixed_bytes = page.bytes_of(staging_pages) + isolated;
+        let chunk_bytes = page.bytes_of(chunk_pages) as usize;
+        let elements = tracking.is_none() && chunk_bytes > ELEMENT_BYTES;
+        let element_bytes = if elements { 2 * ELEMENT_BYTES as u64 } else { 0 };
+        let fixed_bytes = page.bytes_of(staging_pages) + isolated + element_bytes;
         Self { chunk_pages, cluster_pages, fixed_bytes }
     }
 }

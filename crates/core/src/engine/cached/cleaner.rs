@@ -61,7 +61,7 @@ impl Cleaner {
         let signal = Arc::new(Signal::default());
         let listener = Arc::clone(&signal);
         let thread = spawn_without_signals("fremap-clean", move || run(&shared, &listener))?;
-        Ok(Self { signal, thread: Some(thread), owner: std::process::id() })
+        Ok(Self { signal, thread: Some(thread), owner: crate::sys::process::id() })
     }
 
     /// Has changed pages be written.
@@ -86,7 +86,7 @@ impl Cleaner {
 impl Drop for Cleaner {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        if self.owner != std::process::id() {
+        if self.owner != crate::sys::process::id() {
             // A child of fork has no such thread: there is nothing to join.
             std::mem::forget(thread);
             return;

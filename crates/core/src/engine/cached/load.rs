@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::frames::{Before, Filled, Frames, Tracking, Userfault};
 use super::isolated::Isolation;
-use super::staging::{Ring, Staging};
+use super::staging::{Ring, Staging, StagingMemory};
 use super::{Cached, State, STEP_PAGES};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
@@ -46,7 +46,7 @@ impl<F: Frames> Cached<F> {
     pub(super) fn carry_out(
         &self,
         call: &Call<'_>,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         steps: &[Step],
         mask: &mut [bool],
     ) -> Result<()> {
@@ -57,7 +57,7 @@ impl<F: Frames> Cached<F> {
                 .iter()
                 .map(|&step| steps[step].entry.shown().file_page().expect("loads have a file page"))
                 .collect();
-            let staging = self.staging(control);
+            let staging = self.staging(control, loads.len());
             let staging = staging.map_err(|error| error.with_completed(steps[0].position))?;
             let (region, ring) = staging.parts();
             let mut loader = Loader {
@@ -87,15 +87,19 @@ impl<F: Frames> Cached<F> {
         self.change_absent(call.operation, &steps[next_step..])
     }
 
-    pub(super) fn staging<'a>(&self, control: &'a mut Option<Staging>) -> Result<&'a mut Staging> {
-        match control {
-            Some(staging) => Ok(staging),
-            none => {
-                let staging = Staging::new(&self.shared.frames, self.page, self.chunk_pages)?;
-                self.staging_bytes.store(staging.bytes(), Ordering::Relaxed);
-                Ok(none.insert(staging))
-            }
+    /// The staging memory for a call that brings `count` pages.
+    pub(super) fn staging<'a>(
+        &self,
+        control: &'a mut StagingMemory,
+        count: usize,
+    ) -> Result<&'a mut Staging> {
+        let frames = &self.shared.frames;
+        let made = control.bytes();
+        control.ready(frames, self.page, self.chunk_pages, count)?;
+        if control.bytes() != made {
+            self.staging_bytes.store(control.bytes(), Ordering::Relaxed);
         }
+        control.ready(frames, self.page, self.chunk_pages, count)
     }
 
     /// Carries out steps that bring nothing: their pages become absent.
@@ -383,11 +387,14 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     fn complete(&mut self, requests: Range<usize>) -> Result<()> {
         let number = requests.start / self.ring.chunk_pages;
         let used = requests.len() * self.cached.page.bytes();
+        let asked = self.ring.chunk_pages.min(self.loads.len() - number * self.ring.chunk_pages);
+        let read = asked * self.cached.page.bytes();
         self.make_room(&requests)?;
         let result = self.put_chunk(requests);
         self.compare();
         let moved = result == Ok(true);
-        self.ring.recycle(&self.cached.shared.frames, self.region, number, used, moved);
+        let frames = &self.cached.shared.frames;
+        self.ring.recycle(frames, self.region, number, (used, read), moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))
     }
 }

@@ -50,7 +50,7 @@ pub use free_frames::FreeFrames;
 pub use isolated::Isolation;
 use load::{Call, Step};
 pub use reads::{ReadIndex, MAX_READS};
-use staging::Staging;
+use staging::StagingMemory;
 pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
 
@@ -111,7 +111,7 @@ pub struct Cached<F> {
     page: PageSize,
     chunk_pages: usize,
     /// The staging memory, made when it is first needed; held for a whole call.
-    control: CallLock<Option<Staging>>,
+    control: CallLock<StagingMemory>,
     /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
     isolated: Mutex<Isolation>,
     /// Its size, to be told without waiting for a call to end.
@@ -167,7 +167,7 @@ impl<F: Frames> Cached<F> {
             shared,
             page,
             chunk_pages: chunk_pages as usize,
-            control: CallLock::new(None),
+            control: CallLock::new(StagingMemory::default()),
             isolated: Mutex::default(),
             staging_bytes: 0.into(),
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::frames::Frames;
 use super::load::{Call, Step};
-use super::staging::Staging;
+use super::staging::StagingMemory;
 use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
@@ -16,7 +16,7 @@ use crate::units::{FilePage, Pages, Prot, WindowPage};
 impl<F: Frames> Cached<F> {
     pub(super) fn remap_pages(
         &self,
-        control: &mut Option<Staging>,
+        control: &mut StagingMemory,
         changes: &Changes,
         options: RemapOptions,
         interrupt: &dyn Interrupt,

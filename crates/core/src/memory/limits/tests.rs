@@ -21,8 +21,8 @@ impl Drop for Tree {
 impl Tree {
     /// A machine that has 1000 MiB available.
     fn new(name: &str, membership: &str, mounts: &str) -> Self {
-        let root =
-            std::env::temp_dir().join(format!("fremap-limits-{}-{name}", std::process::id()));
+        let root = std::env::temp_dir()
+            .join(format!("fremap-limits-{}-{name}", crate::sys::process::id()));
         let tree = Self(root);
         tree.file("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:    1024000 kB\nBuffers: 1 kB\n");
         tree.file("proc/self/cgroup", membership);

@@ -66,7 +66,7 @@ struct Crew<'s, 'f, 'm> {
 impl<'s, 'f, 'm> Crew<'s, 'f, 'm> {
     /// Starts as many threads as it can, up to `wanted`, with all signals blocked.
     fn start(shared: &'s Shared<'f, 'm>, wanted: usize) -> Result<Self, Errno> {
-        let owner = std::process::id();
+        let owner = crate::sys::process::id();
         let mut crew = Self { shared, threads: Vec::with_capacity(wanted), owner };
         let caller = block_all_signals()?;
         while crew.threads.len() < wanted {
@@ -86,7 +86,7 @@ impl<'s, 'f, 'm> Crew<'s, 'f, 'm> {
 
 impl Drop for Crew<'_, '_, '_> {
     fn drop(&mut self) {
-        if self.owner != std::process::id() {
+        if self.owner != crate::sys::process::id() {
             // A child of fork has none of them, and one may have held the lock.
             self.threads.drain(..).for_each(std::mem::forget);
             return;
@@ -145,7 +145,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     fn start(&mut self) {}
 
     fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
-        if self.owner != std::process::id() {
+        if self.owner != crate::sys::process::id() {
             // In a child of fork nobody serves: what was in flight is its parent's.
             self.held = 0;
             return;
