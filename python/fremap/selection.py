@@ -165,6 +165,15 @@ class Numbering:
             raise self.outside(first) from None
 
 
+def plain_run(pages: object) -> tuple[int, int] | None:
+    """Return the pages that an int or a rising range names, None for anything else."""
+    if type(pages) is int:
+        return (pages, pages + 1) if 0 <= pages < _INT64_MAX else None
+    if type(pages) is range and pages.step == 1 and 0 <= pages.start <= pages.stop <= _INT64_MAX:
+        return pages.start, pages.stop
+    return None
+
+
 def _describe(found: object) -> str:
     if isinstance(found, np.ndarray):
         return f"an array of {found.dtype}"

@@ -513,14 +513,16 @@ class Slots:
         at: int | Numbers
         if len(keys) == 1 and first + pages <= self._page_count:
             at = int(slots[0]) * pages
-            self._window.remap(range(first, first + pages), at=at, discard=True)
+            # Nobody reads a slot whose extent leaves.
+            pages_shown = range(first, first + pages)
+            self._window.remap(pages_shown, at=at, discard=True, in_place=True)
             return
         file_pages, at = self._pages(keys), self._pages(slots)
         # Keys rise: what lies behind the store's end is the end of the last extent.
         whole = int(np.searchsorted(file_pages, self._page_count))
         if whole < len(file_pages):
             self._window.place(at[whole:], bytes(self._store.page_bytes))
-        self._window.remap(file_pages[:whole], at=at[:whole], discard=True)
+        self._window.remap(file_pages[:whole], at=at[:whole], discard=True, in_place=True)
 
     def _pages(self, numbers: Numbers) -> Numbers:
         """Pages of extents or of slots, extent by extent."""

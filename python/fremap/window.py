@@ -15,7 +15,7 @@ from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ArgumentTypeError, ForkError, FremapError
 from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
-from fremap.selection import CoreSelection, Numbering, PageSelection
+from fremap.selection import CoreSelection, Numbering, PageSelection, plain_run
 from fremap.settings import (
     Advice,
     Engine,
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from fremap._core import Pin
     from fremap.calibration import Calibration
     from fremap.stats import WindowStats
+
+#: What the core takes for a page number at most.
+_INT64_MAX = (1 << 63) - 1
 
 __all__ = ["Engine", "Fault", "Tracking", "Window"]
 
@@ -288,6 +291,7 @@ class Window(Views):
         nonblock: bool = False,
         populate: bool = True,
         discard: bool = False,
+        in_place: bool = False,
     ) -> npt.NDArray[np.bool_]:
         """Show other pages of the store, in any order.
 
@@ -306,6 +310,9 @@ class Window(Views):
             Bring the pages in now; False leaves them to the first touch.
         discard : bool, default False
             Drop placed pages that lie in the range; else they are an error.
+        in_place : bool, default False
+            No thread reads these window pages during the call: pages that are present
+            may be overwritten, as a buffer pool does under its latch.
 
         Returns
         -------
@@ -343,6 +350,11 @@ class Window(Views):
         or the new; "eager" overwrites, so keep readers out. Any number of
         threads; calls on one window take turns.
 
+        With `in_place`, a window that is only read, all of whose pages named here are
+        present, reads each run of the file straight into its memory: one ``pread``.
+        Elsewhere it changes nothing. Pages that could not be read are absent then, and
+        show what they showed before.
+
         Examples
         --------
         >>> import fremap
@@ -351,13 +363,23 @@ class Window(Views):
         ...     window.remap([7, 3], at=[0, 2]).tolist(), window.mapping.tolist()
         ([True, True], [7, 1, 3, 3])
         """
+        if prot is None and type(at) is int and 0 <= at < _INT64_MAX:
+            # An element of a cache, at once: the core checks the numbers.
+            run = plain_run(file_pages)
+            if run is not None:
+                present = self._remap(
+                    run, at, None, bool(nonblock), bool(populate), bool(discard), bool(in_place)
+                )
+                return np.frombuffer(present, np.bool_)
         numbering = Numbering("remap", "file page", self._store.page_count)
         shown = numbering.selection(file_pages)
         if shown is None:
             shown = (0, numbering.limit)
         target = self._target(at, numbering.count(shown))
         bits = None if prot is None else checked_prot(prot)
-        present = self._remap(shown, target, bits, bool(nonblock), bool(populate), bool(discard))
+        present = self._remap(
+            shown, target, bits, bool(nonblock), bool(populate), bool(discard), bool(in_place)
+        )
         return np.frombuffer(present, dtype=np.bool_)
 
     def _target(self, at: PageSelection, count: int) -> int | npt.NDArray[np.int64]:

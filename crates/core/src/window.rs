@@ -88,6 +88,7 @@ pub enum Target {
 
 /// How to remap.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // the settings of the call, as users name them
 pub struct RemapOptions {
     /// New protection of the changed pages.
     pub prot: Option<Prot>,
@@ -97,6 +98,8 @@ pub struct RemapOptions {
     pub populate: bool,
     /// Placed pages may be lost.
     pub discard: bool,
+    /// Nobody reads the pages meanwhile, so present ones may be overwritten where they lie.
+    pub in_place: bool,
 }
 
 /// One contiguous window of memory whose pages show any pages of a store.
@@ -484,6 +487,7 @@ impl Window {
             prot: options.prot,
             fill: self.fill("remap", options.nonblock, options.populate)?,
             discard: options.discard,
+            in_place: options.in_place,
         };
         self.engine.remap(&changes, options, interrupt)
     }

@@ -332,7 +332,7 @@ impl WindowBase {
         run_short(py, || window.vma_count())
     }
 
-    #[allow(clippy::too_many_arguments)] // as many as remap has settings
+    #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)] // the settings of remap
     fn _remap<'py>(
         &self,
         py: Python<'py>,
@@ -342,12 +342,13 @@ impl WindowBase {
         nonblock: bool,
         populate: bool,
         discard: bool,
+        in_place: bool,
     ) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "remap")?;
         let file_pages = selection(file_pages)?;
         let at = target(at)?;
         let prot = prot.map(self::prot).transpose()?;
-        let options = RemapOptions { prot, nonblock, populate, discard };
+        let options = RemapOptions { prot, nonblock, populate, discard, in_place };
         let present = run(py, |interrupt| window.remap(&file_pages, &at, options, interrupt))?;
         mask(py, &present)
     }

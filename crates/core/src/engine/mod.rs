@@ -67,6 +67,8 @@ pub struct RemapOptions {
     pub fill: Fill,
     /// Placed pages may be lost.
     pub discard: bool,
+    /// Nobody reads the pages meanwhile: their frames may be overwritten.
+    pub in_place: bool,
 }
 
 /// What every engine does. Selections are checked against the window and the

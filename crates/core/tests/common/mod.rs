@@ -15,7 +15,7 @@ use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowO
 pub const PAGE: usize = 4096;
 pub const ENGINES: [EngineKind; 3] = [EngineKind::Alias, EngineKind::Paged, EngineKind::Eager];
 pub const NOW: RemapOptions =
-    RemapOptions { prot: None, nonblock: false, populate: true, discard: false };
+    RemapOptions { prot: None, nonblock: false, populate: true, discard: false, in_place: false };
 pub const LAZY: RemapOptions = RemapOptions { populate: false, ..NOW };
 
 /// A store whose page i is filled with the word i + 1.

@@ -11,7 +11,24 @@ use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
 use crate::stats::Counters;
 use crate::table::{Entry, Shown};
-use crate::units::{FilePage, Pages, Prot, WindowPage};
+use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
+
+/// Bytes that are read into present pages between two questions whether to stop.
+const OVERWRITTEN_BYTES: u64 = 1 << 20;
+
+/// The file pages of the steps at the front whose pages follow one another in the file and in
+/// the window, `most` of them; None where there is no step.
+fn file_run(steps: &[Step], most: u64) -> Option<Run<FilePage>> {
+    let file_page = |step: &Step| step.entry.shown().file_page();
+    let begin = steps.first()?;
+    let first = file_page(begin)?;
+    let follows = |(step, index): &(&Step, u64)| {
+        step.window_page == begin.window_page.offset(*index)
+            && file_page(step) == Some(first.offset(*index))
+    };
+    let count = steps.iter().zip(0..most).take_while(follows).count() as u64;
+    Some(Run { first, count })
+}
 
 impl<F: Frames> Cached<F> {
     pub(super) fn remap_pages(
@@ -58,10 +75,73 @@ impl<F: Frames> Cached<F> {
             let interrupt = self.while_held(interrupt);
             let keep = keep.as_ref();
             let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
-            self.carry_out(&call, control, &steps, &mut mask)
+            let done = if options.in_place { self.overwrite(&call, &steps, &mut mask)? } else { 0 };
+            self.carry_out(&call, control, &steps[done..], &mut mask)
                 .inspect_err(|_| self.forget_repeats(changes, piece.clone()))?;
         }
         Ok(mask)
+    }
+
+    /// Reads what steps bring into the frames that the window has, as no thread looks there:
+    /// one system call a run of the file. Does as many steps from the front as it can, says how
+    /// many, and leaves the others as they were.
+    ///
+    /// Only where writes are not noticed, all pages of the steps are present, and reads go
+    /// through the page cache.
+    fn overwrite(&self, call: &Call<'_>, steps: &[Step], mask: &mut [bool]) -> Result<usize> {
+        let shared = &self.shared;
+        if shared.frames.tracking().is_some() || shared.store.direct() {
+            return Ok(0);
+        }
+        // A fault of another thread must not evict what is read into.
+        let _staying = match call.keep {
+            Some(_) => {
+                let pages = steps.iter().map(|step| step.window_page).collect();
+                Some(self.stay(call.operation, &Pages::List(pages))?)
+            }
+            None => None,
+        };
+        let present = |step: &Step| {
+            let old = shared.state.lock().get(step.window_page);
+            step.load && old.present() && old.prot() == step.entry.prot()
+        };
+        if !steps.iter().all(present) {
+            return Ok(0);
+        }
+        let most = self.page.index_of(OVERWRITTEN_BYTES).max(1);
+        let mut done = 0;
+        while let Some(run) = file_run(&steps[done..], most) {
+            call.interrupt.check().map_err(|error| error.with_completed(steps[done].position))?;
+            let count = run.count as usize;
+            let window_run = Run { first: steps[done].window_page, count: run.count };
+            let (offset, len) = shared.bytes(window_run);
+            let into = shared.frames.region().span(offset, len);
+            let read = shared.store.read_run(run, into);
+            let mut state = shared.state.lock();
+            for step in &steps[done..done + count] {
+                state.begin_drop(step.window_page);
+            }
+            if read.is_err() {
+                // What is torn goes. A touch brings what the page showed before; the caller
+                // finds out what is wrong, page by page.
+                let ranges = shared.ranges(window_run.pages());
+                let dropped = shared.frames.drop_pages(&ranges);
+                for page in window_run.pages().filter(|_| dropped.is_ok()) {
+                    let entry = state.get(page).finish_drop();
+                    state.set(page, entry);
+                }
+                return Ok(done);
+            }
+            for step in &steps[done..done + count] {
+                state.denied_content.remove(&step.window_page);
+                state.set(step.window_page, step.entry.finish_load());
+                mask[step.position] = true;
+            }
+            Counters::add(&shared.counters.pages_loaded, run.count);
+            Counters::add(&shared.counters.bytes_read, len as u64);
+            done += count;
+        }
+        Ok(done)
     }
 
     /// Fails, before any change, if a remap would show a page twice that may be written.
