@@ -423,7 +423,9 @@ def test_counting_counts_no_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("paged")
-@pytest.mark.parametrize("suite", ["remap", "nonblock", "protect", "read", "fault", "dirty"])
+@pytest.mark.parametrize(
+    "suite", ["remap", "element", "nonblock", "protect", "read", "fault", "dirty"]
+)
 def test_suite_measures_and_keeps_its_counts(
     suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

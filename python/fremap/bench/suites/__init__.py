@@ -7,6 +7,7 @@ from fremap.bench.harness import Report
 from fremap.bench.suites import (
     batches,
     dirty,
+    element,
     event_loop,
     fault,
     imports,
@@ -24,6 +25,7 @@ from fremap.bench.suites import (
 
 SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "remap": (remap.warm, remap.cold),
+    "element": (element.warm,),
     "nonblock": (nonblock.populate, nonblock.half_cached),
     "protect": (protect.every_second,),
     "read": (read.present,),
