@@ -10,10 +10,9 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
 
-import numpy as np
-
 from fremap.arguments import quantity
 from fremap.closing import ClosedOnExit
+from fremap.dtypes import empty
 from fremap.epochs import Epoch, Order, Share, State
 from fremap.errors import ArgumentError, ClosedError
 from fremap.readers import Read, Readers
@@ -21,6 +20,7 @@ from fremap.readers import Read, Readers
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["BatchOptions", "Batches"]
@@ -53,8 +53,8 @@ class TakesRows(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
+    def dtype(self) -> Any:
+        """Type of the elements, NumPy's or torch's."""
         ...
 
     @property
@@ -62,7 +62,7 @@ class TakesRows(Protocol):
         """Shape of one row."""
         ...
 
-    def take(self, ids: _Ids, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def take(self, ids: _Ids, out: Any) -> Any:
         """Return these rows in `out`."""
         ...
 
@@ -231,7 +231,7 @@ class Batches(ClosedOnExit):
             self._remaining = rest  # last, so that an interrupt of what is above loses no batch
         return (ids, batch) if self._return_ids else batch
 
-    def _read(self, number: int) -> tuple[_Ids, npt.NDArray[Any]]:
+    def _read(self, number: int) -> tuple[_Ids, Any]:
         """Return a batch, which may have been read already."""
         if self._prefetch == 0:
             ids = self._epoch.ids(number)
@@ -259,13 +259,13 @@ class Batches(ClosedOnExit):
                 self._readers.begin(read)
                 self._reads[number] = read
 
-    def _memory(self, ids: _Ids) -> npt.NDArray[Any]:
+    def _memory(self, ids: _Ids) -> Any:
         """Return memory for a batch.
 
         From this thread, which drops the batches too: if each of those that read had its own
         from the allocator, every one would keep some.
         """
-        return np.empty((len(ids), *self._rows.row_shape), self._rows.dtype)
+        return empty((len(ids), *self._rows.row_shape), self._rows.dtype)
 
     def _end_threads(self) -> None:
         """Begin no read any more, and wait for those under way."""

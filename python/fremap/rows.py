@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory, quantity
+from fremap.arguments import filled_memory
 from fremap.closing import ClosedOnExit
+from fremap.dtypes import is_tensor, said_type, shown_as
 from fremap.errors import (
     ArgumentError,
-    ArgumentTypeError,
     ClosedError,
     MemoryLimitError,
 )
-from fremap.formats import MAX_AXES
+from fremap.formats import MAX_AXES, names_of, said_format
+from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import checked_budget
 from fremap.shards import (
     Asked,
     Kind,
-    RowsSource,
     Shard,
+    checked_offsets,
     checked_shape,
     found_again,
     look,
-    name_of,
-    named_files,
 )
+from fremap.sources import RowsSource, name_of
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fremap.batches import Batches, BatchOptions
+    from fremap.dtypes import TypeLike
     from fremap.epochs import Order
+    from fremap.formats import Format
     from fremap.rowids import RowIds
     from fremap.stats import RowsStats
 
@@ -62,17 +64,27 @@ class Rows(ClosedOnExit):
 
     Parameters
     ----------
-    source : path, Store or list of these
-        The files, in order. ``.npy``, ``.safetensors`` and an index of these
-        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    source : path, Store, h5py.Dataset, or several of these
+        The files, in order: a list or iterator, or a pattern as `glob` has it
+        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
+        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
+        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
+        their content; all else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes.
+        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
+        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
-    offset : int, default 0
-        Bytes before the first row of each raw file.
-    tensor : str, optional
-        The tensor of a safetensors file; needed if there are several.
+    offset : int or sequence of int, default 0
+        Bytes before the first row: of each raw file alike, or one number for each file.
+    tensor : str or list of str, optional
+        The tensor of safetensors files; needed if there are several. A list of names, or a
+        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
+        the order of the list or of the number, wherever among the files each of them is.
+    column : str, optional
+        The column of Arrow files; needed if there are several.
+    format : {"npy", "safetensors", "arrow", "raw"}, optional
+        What the files are, where that cannot be told, or is told wrongly.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
@@ -126,32 +138,24 @@ class Rows(ClosedOnExit):
     def __init__(
         self,
         source: RowsSource,
-        dtype: npt.DTypeLike | None = None,
+        dtype: TypeLike | None = None,
         row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
         *,
-        offset: SupportsIndex = 0,
-        tensor: str | None = None,
+        offset: SupportsIndex | Sequence[SupportsIndex] = 0,
+        tensor: str | Sequence[str] | None = None,
+        column: str | None = None,
+        format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
     ) -> None:
         asked = Asked(
-            None if dtype is None else np.dtype(dtype),
+            None if dtype is None else said_type("rows", dtype),
             None if row_shape is None else checked_shape(row_shape),
-            quantity("rows: offset", offset),
-            tensor,
+            checked_offsets(offset),
+            names_of(tensor),
+            said_format(format),
+            column,
         )
-        kinds: list[Kind] = []
-        shards: list[Shard] = []
-        for file in named_files(source):
-            shard, kind = look(file, asked)
-            if kinds and kind != kinds[0]:
-                raise ArgumentError(
-                    f"rows: {name_of(file)} has rows of {kind.dtype_name} {kind.row_shape}, "
-                    f"{name_of(shards[0].file)} of {kinds[0].dtype_name} {kinds[0].row_shape}; "
-                    "all must be alike"
-                )
-            kinds.append(kind)
-            shards.append(shard)
-        self._begin(tuple(shards), kinds[0], checked_budget(budget, "rows"))
+        self._begin(*look(source, asked), checked_budget(budget, "rows"))
 
     def _begin(
         self, shards: tuple[Shard, ...], kind: Kind, budget: Literal["auto"] | int | None
@@ -194,14 +198,14 @@ class Rows(ClosedOnExit):
         return self._row_count
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements, or of as many bytes where NumPy has none."""
-        return self._kind.dtype
+    def dtype(self) -> Any:
+        """Type of the elements: the one that was said; of as many bytes where NumPy has none."""
+        return self._kind.element.shown
 
     @property
     def dtype_name(self) -> str:
         """What the elements are: "float32", or "bfloat16" where `dtype` is uint16."""
-        return self._kind.dtype_name
+        return self._kind.element.name
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -238,7 +242,7 @@ class Rows(ClosedOnExit):
         """Whether `close` was called."""
         return self._core_now.closed
 
-    def take(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+    def take(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows, in any order.
 
         Parameters
@@ -247,13 +251,15 @@ class Rows(ClosedOnExit):
             Rows, repeats allowed; negative ones count from the end.
         out : writable memory, optional
             Where to put them: an array, tensor or buffer of this dtype and shape, or
-            plain bytes of the right length; C-contiguous. No mapping of the files themselves:
-            rows would be read while they are written.
+            plain bytes of the right length; C-contiguous. A tensor of torch's may be of any
+            type, bfloat16 and float8 too, and pinned. No mapping of the files themselves: rows
+            would be read while they are written.
 
         Returns
         -------
-        ndarray, shape ``ids.shape + row_shape``
-            The rows in the order asked for; `out`'s own memory if it was given.
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
+            The rows in the order asked for; `out` if that is an array or a tensor, else an
+            array over its memory.
 
         Raises
         ------
@@ -290,13 +296,12 @@ class Rows(ClosedOnExit):
         return self._take(*select(ids, self._row_count), out)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
-        if isinstance(index, tuple | EllipsisType | None):
-            raise ArgumentTypeError(
-                f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
-                "integers or a mask; index the result for more"
-            )
+        """Return rows as an array would: by ``3``, ``2:8``, integers, a mask, ``ids, 2:5``."""
         mask = as_mask(index)
+        if isinstance(index, tuple | EllipsisType | None) or (mask is not None and mask.ndim > 1):
+            chosen = choose(index, self.shape)
+            taken = self._filled("rows", *select(chosen.ids, self._row_count), None)
+            return shown_as(chosen.of(taken), self._kind.element.shown)
         if mask is not None:
             return self._take(*select_mask(mask, self._row_count), None)
         found = self.take(index)
@@ -306,35 +311,50 @@ class Rows(ClosedOnExit):
         """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
         return map(self.__getitem__, range(self._row_count))
 
+    def __getitems__(self, ids: RowIds) -> list[Any]:
+        """Return many rows as a list, read together: what a torch DataLoader asks for a batch."""
+        return list(self.take(ids))
+
     def __array__(
         self,
         dtype: npt.DTypeLike | None = None,
         copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
-    ) -> npt.NDArray[Any]:
+    ) -> Any:
         """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
         everything = self.take(slice(None))
         return everything if dtype is None else everything.astype(dtype, copy=False)
 
-    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
+    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
+        filled = self._filled("take", selection, leading, out)
+        if out is None:
+            return shown_as(filled, self._kind.element.shown)
+        return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
+
+    def _filled(
+        self, operation: str, selection: Any, leading: tuple[int, ...], out: Any
+    ) -> npt.NDArray[Any]:
+        """Return rows as an array, over the memory of `out` if it is given."""
         shape = leading + self._kind.row_shape
         if len(shape) > MAX_AXES:
             raise ArgumentError(
-                f"take: ids of {len(leading)} axes and rows of {len(self._kind.row_shape)} make an "
-                f"array of {len(shape)}; NumPy has {MAX_AXES} at most"
+                f"{operation}: ids of {len(leading)} axes and rows of "
+                f"{len(self._kind.row_shape)} make an array of {len(shape)}; NumPy has {MAX_AXES} "
+                "at most"
             )
+        element = self._kind.element
         if out is None:
-            filled = np.empty(shape, self._kind.dtype)
+            filled = np.empty(shape, element.dtype)
         else:
-            filled = filled_memory("take", out, self._kind.dtype, shape)
+            filled = filled_memory(operation, out, element, shape)
         # NumPy exports no buffer of times, nor of types that are not its own.
-        plain = self._kind.dtype.kind in "biufc" and self._kind.dtype.isnative
+        plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
         memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
         self._core().take(selection, memory)
         return filled
 
-    async def take_async(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+    async def take_async(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows as `take` does, while the event loop goes on.
 
         Parameters
@@ -346,7 +366,7 @@ class Rows(ClosedOnExit):
 
         Returns
         -------
-        ndarray, shape ``ids.shape + row_shape``
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
             The rows in the order asked for.
 
         Raises
@@ -449,8 +469,9 @@ class Rows(ClosedOnExit):
 
     def __repr__(self) -> str:
         files = name_of(self._shards[0].file)
-        if len(self._shards) > 1:
-            files = f"{len(self._shards)} files from {files} on"
+        count = len({shard.file for shard in self._shards})
+        if count > 1:
+            files = f"{count} files from {files} on"
         state = "closed" if self.closed else f"{self._row_count} rows"
         return f"<fremap.Rows {files}: {state} of {self.dtype_name} {self.row_shape}>"
 
@@ -473,28 +494,40 @@ def _reopen(
 
 def rows(
     source: RowsSource,
-    dtype: npt.DTypeLike | None = None,
+    dtype: TypeLike | None = None,
     row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
     *,
-    offset: SupportsIndex = 0,
-    tensor: str | None = None,
+    offset: SupportsIndex | Sequence[SupportsIndex] = 0,
+    tensor: str | Sequence[str] | None = None,
+    column: str | None = None,
+    format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
     Parameters
     ----------
-    source : path, Store or list of these
-        The files, in order. ``.npy``, ``.safetensors`` and an index of these
-        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    source : path, Store, h5py.Dataset, or several of these
+        The files, in order: a list or iterator, or a pattern as `glob` has it
+        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
+        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
+        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
+        their content; all else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes.
+        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
+        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
-    offset : int, default 0
-        Bytes before the first row of each raw file.
-    tensor : str, optional
-        The tensor of a safetensors file; needed if there are several.
+    offset : int or sequence of int, default 0
+        Bytes before the first row: of each raw file alike, or one number for each file.
+    tensor : str or list of str, optional
+        The tensor of safetensors files; needed if there are several. A list of names, or a
+        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
+        the order of the list or of the number, wherever among the files each of them is.
+    column : str, optional
+        The column of Arrow files; needed if there are several.
+    format : {"npy", "safetensors", "arrow", "raw"}, optional
+        What the files are, where that cannot be told, or is told wrongly.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
@@ -528,4 +561,7 @@ def rows(
     ...         table.shape, table[[5, 0, 3]][:, 0].tolist()
     ((6, 4), [2.0, 0.0, 1.0])
     """
-    return Rows(source, dtype, row_shape, offset=offset, tensor=tensor, budget=budget)
+    return Rows(
+        source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
+        budget=budget,
+    )  # fmt: skip

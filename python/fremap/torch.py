@@ -196,6 +196,8 @@ class BatchDataset(IterableDataset):
                     yield self._tensor(batch)
 
     def _tensor(self, batch: Any) -> torch.Tensor:
+        if isinstance(batch, torch.Tensor):  # of rows whose dtype is torch's
+            return batch
         tensor = torch.from_numpy(batch)
         name = self._rows.dtype_name
         # Of types that NumPy has not the rows are as many bytes.

@@ -1,0 +1,171 @@
+"""Which files a caller means: paths, patterns, folders, stores, and lists of these."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from fremap.arguments import absolute_path
+from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
+from fremap.errors import _system as system_error
+from fremap.stores import FileStore, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["File", "Files", "RowsSource", "name_of", "named_files", "path_of", "store_error"]
+
+PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | Any]"
+#: A path that is absolute, a store, or a data set of h5py's.
+File: TypeAlias = "str | bytes | Store | Any"
+
+_INDEX = ".safetensors.index.json"
+_NUMBERS = re.compile(r"(\d+)")
+
+
+class Files(NamedTuple):
+    """The files that a caller means, in order.
+
+    Attributes
+    ----------
+    files : list
+        Paths, stores and data sets.
+    together : bool
+        Whether they are one checkpoint, each tensor of which is in one of them.
+    name : str
+        What messages call them all.
+    """
+
+    files: Sequence[File]
+    together: bool
+    name: str
+
+
+def named_files(source: RowsSource) -> Files:
+    """Return the files of a source, their paths absolute."""
+    if is_single(source):
+        found = _named(source)
+        if isinstance(found, Files):
+            return found
+        return Files(found, together=False, name=_some(found))
+    if isinstance(source, set | frozenset | dict) or not hasattr(source, "__iter__"):
+        raise ArgumentTypeError(
+            "rows: a source is a path, a store, a data set of h5py's, or these in order (a list, "
+            f"an iterator), not {type(source).__name__}"
+        )
+    files: list[File] = []
+    for one in source:
+        if not is_single(one):
+            raise ArgumentTypeError(
+                f"rows: a file is a path, a store or a data set of h5py's, not {type(one).__name__}"
+            )
+        found = _named(one)
+        if isinstance(found, Files):
+            raise ArgumentError(
+                f"rows: {found.name} is a folder; a list has files, a folder is given alone"
+            )
+        files.extend(found)
+    if not files:
+        raise ArgumentError("rows: an empty list of files has no rows")
+    return Files(files, together=False, name=_some(files))
+
+
+def is_single(source: object) -> bool:
+    """Tell whether a source is one file or pattern, not several."""
+    return isinstance(source, str | bytes | os.PathLike | Store) or is_dataset(source)
+
+
+def is_dataset(source: object) -> bool:
+    """Tell whether something is a data set of h5py's."""
+    return any(
+        kind.__module__.startswith("h5py.") and kind.__name__ == "Dataset"
+        for kind in type(source).__mro__
+    )
+
+
+def _named(one: Any) -> Files | Sequence[File]:
+    if not isinstance(one, str | bytes | os.PathLike):
+        return [one]
+    path = absolute_path("rows", one)
+    name = os.fsdecode(path)
+    if not name or "\0" in name or os.path.isfile(name):
+        return [path]
+    if os.path.isdir(name):
+        return _folder(name)
+    import glob  # `import fremap` does without it
+
+    if not glob.has_magic(name) or os.path.exists(name):
+        return [path]
+    matching: list[str] = [
+        found for found in glob.glob(name, recursive=True) if not os.path.isdir(found)
+    ]
+    if not matching:
+        text = "rows: no file matches"
+        raise system_error("io", text, errno.ENOENT, os.fsencode(name), None, 0)
+    return sorted(matching, key=_numbers_in_order)
+
+
+def _folder(folder: str) -> Files:
+    """Return the files of a checkpoint: its index, or all that are of its format."""
+    try:
+        names = sorted(os.listdir(folder), key=_numbers_in_order)
+    except OSError as error:
+        raise store_error(error, folder) from error
+    shown = [name for name in names if not name.startswith(".")]
+    indexes = [name for name in shown if name.lower().endswith(_INDEX)]
+    if len(indexes) > 1:
+        raise ArgumentError(
+            f"rows: {folder} has {len(indexes)} indexes ({indexes[0]}, {indexes[1]}); give the "
+            "path of one"
+        )
+    chosen = indexes or [name for name in shown if name.lower().endswith(".safetensors")]
+    if not chosen:
+        raise ArgumentError(
+            f"rows: {folder} is a folder without safetensors; give its files, or a pattern such as "
+            f"{os.path.join(folder, '*.npy')}"
+        )
+    files = [os.path.join(folder, name) for name in chosen]
+    return Files(files, together=not indexes, name=folder)
+
+
+def _numbers_in_order(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names as people do: shard-2 before shard-10."""
+    parts = _NUMBERS.split(name)
+    return [
+        (int(part), part) if at % 2 and part.isascii() else (0, part)
+        for at, part in enumerate(parts)
+    ]
+
+
+def _some(files: Sequence[File]) -> str:
+    first = name_of(files[0])
+    return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
+
+
+def name_of(file: File) -> str:
+    """Return how messages call a file."""
+    if isinstance(file, Store):
+        return repr(file) if path_of(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
+    if is_dataset(file):
+        dataset: Any = file
+        return f"{dataset.file.filename}{dataset.name}"
+    return os.fsdecode(file)
+
+
+def path_of(file: File) -> str | None:
+    """Return the path of a file, if it has one."""
+    if isinstance(file, Store):
+        path = file.path if isinstance(file, FileStore) else None
+        return None if path is None else os.fsdecode(path)
+    return os.fsdecode(file)
+
+
+def store_error(error: OSError, file: str | bytes) -> StoreError:
+    """Return an error of the kernel's as one of fremap's."""
+    text = f"rows: {os.strerror(error.errno or 0)}"
+    made = system_error("io", text, error.errno or 0, os.fsencode(file), None, 0)
+    assert isinstance(made, StoreError)  # noqa: S101 - of the kind "io"; tells mypy
+    return made
