@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
-from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from fremap.arguments import quantity
@@ -22,12 +20,11 @@ from fremap.formats import (
     told_format,
 )
 from fremap.formats.naming import some_names
-from fremap.sources import name_of, named_files, store_error
+from fremap.sources import Opened, name_of, named_files, store_error
 from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from typing import Self
 
     import numpy as np
 
@@ -150,69 +147,32 @@ def _each_offset(found: Files, asked: Asked) -> tuple[int, ...]:
     return offsets
 
 
-class _Opened:
-    """A file that is open while its header is read."""
-
-    def __init__(self, file: File) -> None:
-        self._file = file
-        self._open: FileIO | None = None
-
-    def __enter__(self) -> Self:
-        file = self._file
-        if isinstance(file, Store):
-            self.header = Header(file.fileno(), name_of(file), file.size)
-            self.identity = (0, 0)
-            return self
-        try:
-            # Opening a pipe by mistake must not wait for somebody who writes to it.
-            regular = stat.S_ISREG(os.stat(file).st_mode)
-            # An object, which is closed also where a signal handler raises before it is kept.
-            self._open = FileIO(file) if regular else None
-        except OSError as error:
-            raise store_error(error, file) from error
-        except ValueError as error:  # a byte that no path has
-            raise ArgumentError(f"rows: {file!r} is no path: {error}") from error
-        name = os.fsdecode(file)
-        if self._open is None:
-            raise ArgumentError(
-                f"rows: {name} is no ordinary file; a block device can be given as a store "
-                "(fremap.open)"
-            )
-        facts = os.fstat(self._open.fileno())
-        self.header = Header(self._open.fileno(), name, facts.st_size)
-        self.identity = (facts.st_dev, facts.st_ino)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._open is not None:
-            self._open.close()
-
-    def piece(self, table: Table, asked: Asked, offset: int = 0) -> _Piece:
-        """Return where the rows of a table lie, if they are what the caller says."""
-        header = self.header
-        kind = _checked_kind(header, table, asked, offset)
-        name = f"{header.name}: tensor {table.name!r}" if table.name else header.name
-        shard = Shard(self._file, self.identity, header.size, table.data_offset, table.shape[0])
-        return _Piece(shard, kind, name)
+def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piece:
+    """Return where the rows of a table lie, if they are what the caller says."""
+    header = opened.header
+    kind = _checked_kind(header, table, asked, offset)
+    name = f"{header.name}: tensor {table.name!r}" if table.name else header.name
+    shard = Shard(opened.file, opened.identity, header.size, table.data_offset, table.shape[0])
+    return _Piece(shard, kind, name)
 
 
 def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
     """Find the rows of one file, in which there is one table only or one that is named."""
     names = asked.names
-    with _Opened(file) as opened:
+    with Opened(file) as opened:
         header = opened.header
         found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
         if found == "raw":
-            yield _raw(opened, file, offset, asked)
+            yield _raw(opened, offset, asked)
         elif found == "npy":
             if not names.any:
                 raise header.wrong(
                     f"an .npy file has one array, and no tensor named {names.exact[0]!r}"
                 )
-            yield opened.piece(npy.table(header), asked, offset)
+            yield _piece(opened, npy.table(header), asked, offset)
         elif found == "safetensors":
             for table in safetensors.tables(header, names):
-                yield opened.piece(table, asked, offset)
+                yield _piece(opened, table, asked, offset)
         else:
             ((name, path),) = safetensors.index(header, names).items()
             yield from _of_file(path, [name], asked)
@@ -225,7 +185,7 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
     pieces: dict[str, _Piece] = {}
     by_path: dict[str, list[str]] = {}
     for file, offset in zip(found.files, _each_offset(found, asked), strict=True):
-        with _Opened(file) as opened:
+        with Opened(file) as opened:
             header = opened.header
             kind = told_format(header, asked.format, typed=True, offset=offset)
             if kind == "index":
@@ -240,7 +200,7 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
             else:
                 for table in safetensors.tables(header, names._replace(many=True)):
                     places.setdefault(table.name, []).append(header.name)
-                    pieces[table.name] = opened.piece(table, asked, offset)
+                    pieces[table.name] = _piece(opened, table, asked, offset)
     if names.any:
         every = [(path, name) for path, within in by_path.items() for name in within]
         if len(every) != 1:
@@ -257,7 +217,7 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
 
 def _of_file(path: str, held: list[str], asked: Asked) -> list[_Piece]:
     """Find the tensors of a file that an index names, in that order."""
-    with _Opened(path) as opened:
+    with Opened(path) as opened:
         tables = {
             table.name: table
             for table in safetensors.tables(opened.header, Names(tuple(held), many=True))
@@ -267,10 +227,10 @@ def _of_file(path: str, held: list[str], asked: Asked) -> list[_Piece]:
             raise opened.header.wrong(
                 f"it has no tensor {some_names(missing)}, which the index says it has"
             )
-        return [opened.piece(tables[name], asked) for name in held]
+        return [_piece(opened, tables[name], asked) for name in held]
 
 
-def _raw(opened: _Opened, file: File, offset: int, asked: Asked) -> _Piece:
+def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
     """Return what rows of raw bytes are, and how many there are."""
     header = opened.header
     if not asked.names.any:
@@ -290,7 +250,9 @@ def _raw(opened: _Opened, file: File, offset: int, asked: Asked) -> _Piece:
             f"{kind.row_bytes} bytes"
         )
     count = data_bytes // kind.row_bytes
-    return _Piece(Shard(file, opened.identity, header.size, offset, count), kind, header.name)
+    return _Piece(
+        Shard(opened.file, opened.identity, header.size, offset, count), kind, header.name
+    )
 
 
 def _checked_kind(header: Header, table: Table, asked: Asked, offset: int) -> Kind:

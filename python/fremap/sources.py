@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
+from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fremap.arguments import absolute_path
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.errors import _system as system_error
+from fremap.formats.table import Header
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from typing import Self
 
-__all__ = ["File", "Files", "RowsSource", "name_of", "named_files", "path_of", "store_error"]
+__all__ = ["File", "Files", "Opened", "RowsSource", "name_of", "named_files", "store_error"]
 
 PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | Any]"
@@ -42,6 +46,55 @@ class Files(NamedTuple):
     files: Sequence[File]
     together: bool
     name: str
+
+
+class Opened:
+    """A file that is open while its header is read.
+
+    Attributes
+    ----------
+    file : path or Store
+        The file.
+    header : Header
+        Its front.
+    identity : tuple of int
+        Device and number of the file; of a store zeros.
+    """
+
+    def __init__(self, file: File, operation: str = "rows") -> None:
+        self.file = file
+        self._operation = operation
+        self._open: FileIO | None = None
+
+    def __enter__(self) -> Self:
+        file, operation = self.file, self._operation
+        if isinstance(file, Store):
+            self.header = Header(file.fileno(), name_of(file), file.size, operation)
+            self.identity = (0, 0)
+            return self
+        try:
+            # Opening a pipe by mistake must not wait for somebody who writes to it.
+            regular = stat.S_ISREG(os.stat(file).st_mode)
+            # An object, which is closed also where a signal handler raises before it is kept.
+            self._open = FileIO(file) if regular else None
+        except OSError as error:
+            raise store_error(error, file) from error
+        except ValueError as error:  # a byte that no path has
+            raise ArgumentError(f"{operation}: {file!r} is no path: {error}") from error
+        name = os.fsdecode(file)
+        if self._open is None:
+            raise ArgumentError(
+                f"{operation}: {name} is no ordinary file; a block device can be given as a store "
+                "(fremap.open)"
+            )
+        facts = os.fstat(self._open.fileno())
+        self.header = Header(self._open.fileno(), name, facts.st_size, operation)
+        self.identity = (facts.st_dev, facts.st_ino)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._open is not None:
+            self._open.close()
 
 
 def named_files(source: RowsSource) -> Files:

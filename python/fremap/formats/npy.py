@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import struct
 import tokenize
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy_format
 
-from fremap.formats.table import Table, shown
+from fremap.formats.table import Description, Table, shown
 
 if TYPE_CHECKING:
     import numpy as np
 
     from fremap.formats.table import Header
 
-__all__ = ["MAGIC", "described", "table"]
+__all__ = ["MAGIC", "described", "description", "table"]
 
 MAGIC = b"\x93NUMPY"
 # NumPy itself stops at 10 000, unless told otherwise; long lists of fields take more.
@@ -49,6 +50,24 @@ def table(header: Header) -> Table:
         )
     dtype = header.checked_dtype(dtype)
     return header.check_data(Table(dtype, dtype.name, checked, data_offset))
+
+
+def description(header: Header) -> Description:
+    """Read what the array of an .npy file is, whether it has rows or not.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    Description
+        The array.
+    """
+    shape, _, dtype, data_offset = described(header)
+    data_bytes = min(math.prod(shape) * dtype.itemsize, header.size - data_offset)
+    return Description("", dtype.name, shape, data_offset, data_bytes)
 
 
 def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

@@ -163,7 +163,7 @@ def described(header: Header) -> list[Description]:
 def _description(header: Header, name: str, entry: dict[str, Any], data_offset: int) -> Description:
     begin, end = entry["data_offsets"]
     code = entry.get("dtype")
-    dtype_name = _DTYPES[code][1] if isinstance(code, str) and code in _DTYPES else shown(code)
+    dtype_name = _DTYPES[code][1] if isinstance(code, str) and code in _DTYPES else str(code)
     shape = header.checked_shape(entry.get("shape"))
     return Description(name, dtype_name, shape, data_offset + begin, end - begin)
 

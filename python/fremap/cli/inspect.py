@@ -1,0 +1,104 @@
+"""What is in a file, an index or a folder of a checkpoint: tensors, types, shapes, places.
+
+Reads headers, and no data. Numbers of rows are what `fremap.rows` would have of a tensor.
+"""
+
+import argparse
+import os
+from typing import Any, NamedTuple
+
+from fremap.cli.report import Json, columns, print_json, show, size, thousands
+from fremap.formats import Description, npy, safetensors, told_format
+from fremap.sources import Opened, named_files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fremap inspect``."""
+    parser.add_argument("file", metavar="FILE")
+
+
+class Contents(NamedTuple):
+    """What is in one file."""
+
+    path: str
+    format: str
+    size: int
+    arrays: list[Description]
+
+
+def contents(source: str) -> list[Contents]:
+    """Return what is in each file that `source` names."""
+    found = []
+    paths: list[Any] = list(named_files(source).files)
+    waiting = list(map(os.fsdecode, paths))
+    for path in waiting:
+        with Opened(path, "inspect") as opened:
+            header = opened.header
+            kind = told_format(header, None, typed=False, offset=0)
+            arrays = []
+            if kind == "npy":
+                arrays = [npy.description(header)]
+            elif kind == "safetensors":
+                arrays = safetensors.described(header)
+            elif kind == "index":
+                waiting += safetensors.indexed(header)
+            found.append(Contents(path, kind, header.size, arrays))
+    return found
+
+
+def row_count(array: Description) -> int | None:
+    """Return how many rows an array has; None where it has no axis."""
+    return array.shape[0] if array.shape else None
+
+
+def described(array: Description) -> Json:
+    """Return what is known of an array, as for JSON."""
+    rows = row_count(array)
+    return {
+        "name": array.name,
+        "dtype": array.dtype_name,
+        "shape": list(array.shape),
+        "rows": rows,
+        "row_bytes": array.data_bytes // rows if rows else None,
+        "offset": array.data_offset,
+        "bytes": array.data_bytes,
+    }
+
+
+def lines(array: Description) -> tuple[str, ...]:
+    """Return an array as the cells of a line."""
+    rows = row_count(array)
+    return (
+        array.name or "(array)",
+        array.dtype_name,
+        str(array.shape),
+        "" if rows is None else thousands(rows),
+        f"{thousands(array.data_bytes // rows)} bytes" if rows else "",
+        thousands(array.data_offset),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    found = contents(arguments.file)
+    if arguments.json:
+        print_json(
+            {
+                "files": [
+                    {
+                        "file": file.path,
+                        "format": file.format,
+                        "bytes": file.size,
+                        "arrays": [described(array) for array in file.arrays],
+                    }
+                    for file in found
+                ]
+            }
+        )
+        return 0
+    for file in found:
+        show(f"{file.path}: {file.format}, {size(file.size)}")
+        if file.arrays:
+            head = ("name", "type", "shape", "rows", "a row", "at byte")
+            show(columns([head, *map(lines, file.arrays)], right=(3, 4, 5)))
+    return 0
