@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
 
 from fremap.arguments import quantity
@@ -143,6 +144,7 @@ class Batches(ClosedOnExit):
 
     __slots__ = (
         "__weakref__",
+        "_begin_epoch",
         "_closed",
         "_epoch",
         "_lock",
@@ -153,6 +155,7 @@ class Batches(ClosedOnExit):
         "_remaining",
         "_return_ids",
         "_rows",
+        "_seeded",
     )  # fmt: skip
 
     def __init__(
@@ -182,10 +185,12 @@ class Batches(ClosedOnExit):
             )
         if state is not None and seed is None and isinstance(order, str) and order == "shuffle":
             seed = state.get("seed")
-        self._epoch = Epoch(
-            len(rows), batch_size, order, seed=seed, epoch=epoch, drop_last=drop_last, pad=pad,
+        self._seeded = seed is not None
+        self._begin_epoch = partial(
+            Epoch, len(rows), batch_size, order, epoch=epoch, drop_last=drop_last, pad=pad,
             share=Share.of(rank, world_size, worker, worker_count),
         )  # fmt: skip
+        self._epoch = self._begin_epoch(seed=seed)
         self._remaining = self._epoch.numbers if state is None else self._epoch.restored(state)
         self._rows = rows
         self._return_ids = bool(return_ids)
@@ -293,6 +298,42 @@ class Batches(ClosedOnExit):
         65 536 of them.
         """
         return self._epoch.state(self._remaining)
+
+    def state_dict(self) -> State:
+        """Return `state`, by the name under which torchdata and other frameworks ask for it.
+
+        Returns
+        -------
+        dict
+            As `state`.
+        """
+        return self.state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on after a state, by the name under which frameworks load one.
+
+        Batches that were read ahead are forgotten. A seed that was drawn, not given, becomes
+        that of the state.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state` returned, of batches with the same arguments.
+
+        Raises
+        ------
+        ArgumentError
+            It is of other batches.
+        """
+        epoch = self._epoch if self._seeded else self._begin_epoch(seed=state_dict.get("seed"))
+        remaining = epoch.restored(state_dict)
+        if self._pid != os.getpid():
+            self._begin_here()
+        with self._lock:
+            if self._closed:
+                raise ClosedError("batches: the iterator is closed")
+            self._end_threads()
+            self._epoch, self._remaining = epoch, remaining
 
     def close(self) -> None:
         """End the threads, as soon as the reads under way are done; later calls do nothing."""

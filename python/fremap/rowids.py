@@ -22,8 +22,6 @@ __all__ = ["RowIds", "as_mask", "integers", "select", "select_mask", "wrapped"]
 RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
 
 _INT64_MAX = 2**63 - 1
-# What arrays of bools say that they are: NumPy's and pandas', pandas' that may lack some, torch's.
-_BOOLS = ("bool", "boolean", "torch.bool")
 
 
 def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
@@ -92,7 +90,7 @@ def integers(ids: object, count: int = _INT64_MAX) -> npt.NDArray[np.int64]:
         raise _wrong_type(ids, array)
     if array.dtype.kind == "u" and array.size and int(array.max()) > _INT64_MAX:
         raise _outside(int(array.ravel()[np.argmax(array.ravel() >= np.uint64(count))]), count)
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.asarray(array, dtype=np.int64, order="C")
 
 
 def wrapped(ids: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
@@ -132,12 +130,17 @@ def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
     if isinstance(index, list):
         if not index or not all(isinstance(part, bool | np.bool_) for part in index):
             return None
-    elif str(getattr(index, "dtype", "")) not in _BOOLS or getattr(index, "shape", ()) == ():
+    elif getattr(index, "shape", ()) == () or not _says_bool(index.dtype):  # type: ignore[attr-defined]
         return None
     try:
         return np.asarray(index, dtype=np.bool_)
     except (TypeError, ValueError) as error:  # a series that lacks some
         raise ArgumentTypeError(f"rows: a mask must be all bools; {error}") from error
+
+
+def _says_bool(dtype: object) -> bool:
+    """Tell whether a dtype is that of bools: NumPy's, torch's, or one of pandas' three."""
+    return str(dtype).removeprefix("torch.").startswith("bool")
 
 
 def _mixed(ids: Sequence[Any], count: int) -> npt.NDArray[np.int64]:

@@ -35,7 +35,7 @@ from fremap.shards import (
     found_again,
     look,
 )
-from fremap.sources import RowsSource, name_of
+from fremap.sources import RowsSource, as_it_is, name_of
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -306,6 +306,15 @@ class Rows(ClosedOnExit):
             return self._take(*select_mask(mask, self._row_count), None)
         found = self.take(index)
         return found if found.ndim else found[()]
+
+    def __dask_tokenize__(self) -> object:
+        """Return what dask names a graph by: the files as they are now, and where the rows lie."""
+        return (
+            "fremap.Rows",
+            str(self.dtype),
+            self._kind.row_shape,
+            [(*as_it_is(shard.file), shard.data_offset, shard.row_count) for shard in self._shards],
+        )
 
     def __iter__(self) -> Iterator[Any]:
         """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""

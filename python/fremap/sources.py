@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Self
 
-__all__ = ["File", "Files", "Opened", "RowsSource", "name_of", "named_files", "store_error"]
+__all__ = [
+    "File",
+    "Files",
+    "Opened",
+    "RowsSource",
+    "as_it_is",
+    "name_of",
+    "named_files",
+    "store_error",
+]
 
 PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | Any]"
@@ -214,6 +223,18 @@ def path_of(file: File) -> str | None:
         path = file.path if isinstance(file, FileStore) else None
         return None if path is None else os.fsdecode(path)
     return os.fsdecode(file)
+
+
+def as_it_is(file: File) -> tuple[object, ...]:
+    """Return what tells a file, as it is now, from any other; of a store the object alone."""
+    path = path_of(file)
+    if path is None:
+        return (os.getpid(), id(file))
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise store_error(error, path) from error
+    return (path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
 
 def store_error(error: OSError, file: str | bytes) -> StoreError:
