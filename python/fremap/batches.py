@@ -58,11 +58,6 @@ class TakesRows(Protocol):
         """Type of the elements, NumPy's or torch's."""
         ...
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        ...
-
     def take(self, ids: _Ids, out: Any) -> Any:
         """Return these rows in `out`."""
         ...
@@ -270,7 +265,10 @@ class Batches(ClosedOnExit):
         From this thread, which drops the batches too: if each of those that read had its own
         from the allocator, every one would keep some.
         """
-        return empty((len(ids), *self._rows.row_shape), self._rows.dtype)
+        memory_for = getattr(self._rows, "_memory_for", None)  # of rows of unequal length
+        if memory_for is not None:
+            return memory_for(ids)
+        return empty((len(ids), *self._rows.row_shape), self._rows.dtype)  # type: ignore[attr-defined]
 
     def _end_threads(self) -> None:
         """Begin no read any more, and wait for those under way."""

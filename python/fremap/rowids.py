@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fremap.selection import CoreSelection
 
-__all__ = ["RowIds", "as_mask", "integers", "select", "select_mask", "wrapped"]
+__all__ = ["RowIds", "as_mask", "integers", "mask_of", "select", "select_mask", "wrapped"]
 
 RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
 
@@ -151,6 +151,30 @@ def _mixed(ids: Sequence[Any], count: int) -> npt.NDArray[np.int64]:
     return numbers.astype(np.int64)
 
 
+def mask_of(mask: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """Return a mask that has one bool for each of `count` rows.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        The mask.
+    count : int
+        Rows that there are.
+
+    Returns
+    -------
+    ndarray of bool, shape (count,)
+        The same.
+    """
+    if mask.shape != (count,):
+        raise errors._page_range(  # noqa: SLF001 - one maker of messages
+            f"rows: a mask of shape {mask.shape} for {count} rows; it must have one bool a row",
+            len(mask) if mask.ndim else 0,
+            count,
+        )
+    return mask
+
+
 def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection, tuple[int, ...]]:
     """Return the rows at which `mask` is true.
 
@@ -166,13 +190,7 @@ def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection,
     tuple
         The selection, and the shape of it.
     """
-    if mask.shape != (count,):
-        raise errors._page_range(  # noqa: SLF001 - one maker of messages
-            f"rows: a mask of shape {mask.shape} for {count} rows; it must have one bool a row",
-            len(mask) if mask.ndim else 0,
-            count,
-        )
-    chosen = np.flatnonzero(mask)
+    chosen = np.flatnonzero(mask_of(mask, count))
     return chosen, chosen.shape
 
 

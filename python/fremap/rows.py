@@ -167,6 +167,12 @@ class Rows(ClosedOnExit):
         self._open()
         self._row_count = self._core_now.row_count
 
+    def _with(self, shards: tuple[Shard, ...], kind: Kind) -> Rows:
+        """Return other rows of these files, with the same options."""
+        made = type(self).__new__(type(self))
+        made._begin(shards, kind, self._budget)  # noqa: SLF001 - its own
+        return made
+
     def _open(self) -> None:
         places = [
             (
@@ -389,14 +395,18 @@ class Rows(ClosedOnExit):
         fewer than processors. When the awaiting task is cancelled the thread goes on to
         the end of its take: `out` is written until then.
         """
-        import asyncio
-
         selection, leading = select(ids, self._row_count)
         if not isinstance(selection, tuple):
             selection = np.array(selection)  # the caller's may change before the thread looks
+        return await self._in_thread(self._take, selection, leading, out)
+
+    async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a take in a thread of this object's own."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         try:
-            under_way = loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+            under_way = loop.run_in_executor(self._threads(), take, *arguments)
         except RuntimeError as error:
             if self.closed:
                 raise ClosedError("take: the file of rows is closed") from error

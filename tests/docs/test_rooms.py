@@ -64,6 +64,8 @@ PACKAGE_FLOORS = {
     "memmap": 5,
     "npy": 6,
     "rows": 5,
+    "runs": 6,
+    "ragged_rows": 6,
     "shards": 4,
     "sources": 4,
     "syscall": 5,
