@@ -38,7 +38,7 @@ __all__ = ["Ragged", "RaggedRows", "ragged"]
 class RaggedRows(NamedTuple):
     """Rows that were taken: row i is ``values[offsets[i]:offsets[i + 1]]``.
 
-    Attributes
+    Parameters
     ----------
     values : ndarray or torch.Tensor
         The elements of all rows, one row after another.

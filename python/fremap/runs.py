@@ -8,6 +8,7 @@ the file, so that none goes beyond it.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ __all__ = ["Runs"]
 _LEAST_BLOCK_BYTES = 512
 _MOST_BLOCK_BYTES = 8192
 _BLOCKS_OF_A_RUN = 4
+# Bytes of blocks that are read together.
+_STAGED_BYTES = 8 << 20
 # From so many elements a run on, a copy each costs less than a number for each element.
 _LONG_RUN = 48
 
@@ -38,8 +41,8 @@ class _Pieces(NamedTuple):
     length: npt.NDArray[np.int64]
     place: npt.NDArray[np.int64]
 
-    def chosen(self, mask: npt.NDArray[np.bool_]) -> _Pieces:
-        return _Pieces(*(numbers[mask] for numbers in self))
+    def chosen(self, which: npt.NDArray[np.bool_] | slice) -> _Pieces:
+        return _Pieces(*(numbers[which] for numbers in self))
 
 
 class _Level:
@@ -69,16 +72,34 @@ class _Level:
 
     def take(self, pieces: _Pieces, values: npt.NDArray[Any]) -> None:
         """Read pieces into their places in `values`, an item an element."""
+        first = pieces.first // self.block
+        blocks = (pieces.first + pieces.length - 1) // self.block - first + 1
+        if self.block == 1 and int(pieces.length.sum()) == len(values):
+            ids = ranges(self.base[pieces.file] + first, blocks)
+            self._read(pieces, ids, np.cumsum(blocks) - blocks, values)
+            return
+        # Some at a time, so that memory that the blocks are copied from is still in caches.
+        limit = max(1, _STAGED_BYTES // (self.block * self.element_bytes))
+        group = (np.cumsum(blocks) - 1) // limit
+        bounds = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]
+        totals = np.add.reduceat(blocks, bounds[:-1])
+        staged = np.empty(int(totals.max()) * self.block, values.dtype)
+        for begin, end in itertools.pairwise(bounds):
+            part = slice(begin, end)
+            self._take_some(pieces.chosen(part), first[part], blocks[part], staged, values)
+
+    def _take_some(
+        self,
+        pieces: _Pieces,
+        first: npt.NDArray[np.int64],
+        blocks: npt.NDArray[np.int64],
+        staged: npt.NDArray[Any],
+        values: npt.NDArray[Any],
+    ) -> None:
         block = self.block
-        first = pieces.first // block
-        blocks = (pieces.first + pieces.length - 1) // block - first + 1
         begins = np.cumsum(blocks) - blocks
         ids = ranges(self.base[pieces.file] + first, blocks)
-        if block == 1 and len(ids) == len(values):
-            self._read(pieces, ids, begins, values)
-            return
-        staged = np.empty(len(ids) * block, values.dtype)
-        self._read(pieces, ids, begins, staged)
+        self._read(pieces, ids, begins, staged[: len(ids) * block])
         if block > 1:
             self._align_ends(pieces, first + blocks - 1, begins + blocks - 1, staged)
         source = begins * block + pieces.first - first * block
