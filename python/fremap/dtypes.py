@@ -97,7 +97,7 @@ def said_type(operation: str, dtype: TypeLike) -> ElementType:
             ) from None
     if isinstance(dtype, str) and dtype in FOREIGN:
         try:
-            import ml_dtypes  # type: ignore[import-not-found, unused-ignore]
+            import ml_dtypes
         except ImportError as error:
             raise ArgumentError(
                 f"{operation}: NumPy has no type {dtype!r}; pip install ml_dtypes, or say "

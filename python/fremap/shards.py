@@ -15,12 +15,14 @@ from fremap.formats import (
     Header,
     Names,
     Table,
+    arrow,
+    hdf5,
     npy,
     safetensors,
     told_format,
 )
 from fremap.formats.naming import some_names
-from fremap.sources import Opened, name_of, named_files, store_error
+from fremap.sources import Opened, is_dataset, name_of, named_files, store_error
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -158,24 +160,42 @@ def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piec
 
 def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
     """Find the rows of one file, in which there is one table only or one that is named."""
-    names = asked.names
+    if is_dataset(file):
+        if not asked.names.any or asked.column is not None:
+            raise ArgumentError(
+                f"rows: {name_of(file)} is one array; tensor= and column= name none"
+            )
+        path, table = hdf5.located(file)
+        with Opened(path) as opened:
+            yield _piece(opened, opened.header.check_data(table), asked, offset)
+        return
     with Opened(file) as opened:
         header = opened.header
         found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
+        if asked.column is not None:
+            if found not in ("raw", "arrow"):
+                raise header.wrong("it is no Arrow file, and has no columns")
+            found = "arrow"  # a stream does not say so itself
+        if not asked.names.any and found not in ("safetensors", "index"):
+            what = {"npy": "an .npy file", "arrow": "an Arrow file", "raw": "raw bytes"}[found]
+            raise header.wrong(f"{what} has no tensor named {asked.names.exact[0]!r}")
         if found == "raw":
             yield _raw(opened, offset, asked)
-        elif found == "npy":
-            if not names.any:
-                raise header.wrong(
-                    f"an .npy file has one array, and no tensor named {names.exact[0]!r}"
-                )
-            yield _piece(opened, npy.table(header), asked, offset)
-        elif found == "safetensors":
-            for table in safetensors.tables(header, names):
-                yield _piece(opened, table, asked, offset)
-        else:
-            ((name, path),) = safetensors.index(header, names).items()
+        elif found == "index":
+            ((name, path),) = safetensors.index(header, asked.names).items()
             yield from _of_file(path, [name], asked)
+        else:
+            for table in _tables(found, header, asked):
+                yield _piece(opened, table, asked, offset)
+
+
+def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
+    """Return where in a file that knows what is in it the rows are."""
+    if found == "npy":
+        return [npy.table(header)]
+    if found == "arrow":
+        return arrow.tables(header, asked.column)
+    return safetensors.tables(header, asked.names)
 
 
 def _together(found: Files, asked: Asked) -> list[_Piece]:
@@ -185,6 +205,8 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
     pieces: dict[str, _Piece] = {}
     by_path: dict[str, list[str]] = {}
     for file, offset in zip(found.files, _each_offset(found, asked), strict=True):
+        if is_dataset(file):
+            raise ArgumentError(f"rows: {name_of(file)} is one array, and has no tensors by name")
         with Opened(file) as opened:
             header = opened.header
             kind = told_format(header, asked.format, typed=True, offset=offset)
@@ -233,8 +255,6 @@ def _of_file(path: str, held: list[str], asked: Asked) -> list[_Piece]:
 def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
     """Return what rows of raw bytes are, and how many there are."""
     header = opened.header
-    if not asked.names.any:
-        raise header.wrong(f"raw bytes have no tensor named {asked.names.exact[0]!r}")
     if asked.element is None:
         raise ArgumentError(f"rows: {header.name} is raw bytes: say what they are by dtype=")
     header.checked_dtype(asked.element.dtype)

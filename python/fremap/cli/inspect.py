@@ -8,7 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 from fremap.cli.report import Json, columns, print_json, show, size, thousands
-from fremap.formats import Description, npy, safetensors, told_format
+from fremap.formats import Description, arrow, npy, safetensors, told_format
 from fremap.sources import Opened, named_files
 
 
@@ -40,6 +40,8 @@ def contents(source: str) -> list[Contents]:
                 arrays = [npy.description(header)]
             elif kind == "safetensors":
                 arrays = safetensors.described(header)
+            elif kind == "arrow":
+                arrays = arrow.described(header)
             elif kind == "index":
                 waiting += safetensors.indexed(header)
             found.append(Contents(path, kind, header.size, arrays))
@@ -74,7 +76,7 @@ def lines(array: Description) -> tuple[str, ...]:
         str(array.shape),
         "" if rows is None else thousands(rows),
         f"{thousands(array.data_bytes // rows)} bytes" if rows else "",
-        thousands(array.data_offset),
+        "" if array.data_offset is None else thousands(array.data_offset),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from fremap.errors import ArgumentError, FormatError
-from fremap.formats import npy, safetensors
+from fremap.formats import arrow, npy, safetensors
 from fremap.formats.naming import Names, names_of
 from fremap.formats.table import MAX_AXES, Description, Header, Table
 
@@ -109,7 +109,7 @@ def told_format(header: Header, said: Format | None, *, typed: bool, offset: int
         return "safetensors"
     if safetensors.is_index(header, front):
         return "index"
-    if front.startswith(b"ARROW1\0\0"):
+    if front.startswith(arrow.MAGIC):
         return "arrow"
     if suffix is not None:
         return _BY_SUFFIX[suffix]

@@ -154,10 +154,8 @@ def described(header: Header) -> list[Description]:
     """
     text, data_offset = _front(header)
     entries = _entries(header, text, header.size - data_offset, empty=True)
-    return sorted(
-        (_description(header, name, entry, data_offset) for name, entry in entries.items()),
-        key=lambda tensor: (tensor.data_offset, tensor.data_bytes),
-    )
+    in_order = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+    return [_description(header, name, entry, data_offset) for name, entry in in_order]
 
 
 def _description(header: Header, name: str, entry: dict[str, Any], data_offset: int) -> Description:

@@ -84,8 +84,8 @@ class Description(NamedTuple):
         What its elements are; what the file says, where that is not known here.
     shape : tuple of int
         Its shape.
-    data_offset : int
-        Byte of the file where it begins.
+    data_offset : int or None
+        Byte of the file where it begins; None where it is in several pieces.
     data_bytes : int
         Its bytes.
     """
@@ -93,7 +93,7 @@ class Description(NamedTuple):
     name: str
     dtype_name: str
     shape: tuple[int, ...]
-    data_offset: int
+    data_offset: int | None
     data_bytes: int
 
 
