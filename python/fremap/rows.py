@@ -338,7 +338,7 @@ class Rows(ClosedOnExit):
         """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
-        everything = self.take(slice(None))
+        everything = self._filled("rows", *select(slice(None), self._row_count), None)
         return everything if dtype is None else everything.astype(dtype, copy=False)
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:

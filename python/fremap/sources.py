@@ -36,6 +36,8 @@ RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | An
 File: TypeAlias = "str | bytes | Store | Any"
 
 _INDEX = ".safetensors.index.json"
+# What patterns have, as `glob` has it.
+_HAS_MAGIC = re.compile(r"[*?[]").search
 _NUMBERS = re.compile(r"(\d+)")
 
 
@@ -91,6 +93,10 @@ class Opened:
         except ValueError as error:  # a byte that no path has
             raise ArgumentError(f"{operation}: {file!r} is no path: {error}") from error
         name = os.fsdecode(file)
+        if self._open is None and os.path.isdir(file):
+            raise ArgumentError(
+                f"{operation}: {name} is a folder; a list has files, a folder is given alone"
+            )
         if self._open is None:
             raise ArgumentError(
                 f"{operation}: {name} is no ordinary file; a block device can be given as a store "
@@ -109,10 +115,7 @@ class Opened:
 def named_files(source: RowsSource) -> Files:
     """Return the files of a source, their paths absolute."""
     if is_single(source):
-        found = _named(source)
-        if isinstance(found, Files):
-            return found
-        return Files(found, together=False, name=_some(found))
+        return _named(source)
     if isinstance(source, set | frozenset | dict) or not hasattr(source, "__iter__"):
         raise ArgumentTypeError(
             "rows: a source is a path, a store, a data set of h5py's, or these in order (a list, "
@@ -120,16 +123,15 @@ def named_files(source: RowsSource) -> Files:
         )
     files: list[File] = []
     for one in source:
-        if not is_single(one):
+        if isinstance(one, str | bytes | os.PathLike):
+            path = absolute_path("rows", one)
+            files.extend(_matching(path) if _HAS_MAGIC(os.fsdecode(path)) else [path])
+        elif is_single(one):
+            files.append(one)
+        else:
             raise ArgumentTypeError(
                 f"rows: a file is a path, a store or a data set of h5py's, not {type(one).__name__}"
             )
-        found = _named(one)
-        if isinstance(found, Files):
-            raise ArgumentError(
-                f"rows: {found.name} is a folder; a list has files, a folder is given alone"
-            )
-        files.extend(found)
     if not files:
         raise ArgumentError("rows: an empty list of files has no rows")
     return Files(files, together=False, name=_some(files))
@@ -148,26 +150,31 @@ def is_dataset(source: object) -> bool:
     )
 
 
-def _named(one: Any) -> Files | Sequence[File]:
-    if not isinstance(one, str | bytes | os.PathLike):
-        return [one]
-    path = absolute_path("rows", one)
-    name = os.fsdecode(path)
-    if not name or "\0" in name or os.path.isfile(name):
-        return [path]
-    if os.path.isdir(name):
-        return _folder(name)
+def _named(one: Any) -> Files:
+    """Return the files of a source that is one thing: a file, a pattern or a folder."""
+    files: list[File] = [one]
+    if isinstance(one, str | bytes | os.PathLike):
+        path = absolute_path("rows", one)
+        name = os.fsdecode(path)
+        if name and "\0" not in name and os.path.isdir(name):
+            return _folder(name)
+        files = _matching(path) if _HAS_MAGIC(name) else [path]
+    return Files(files, together=False, name=_some(files))
+
+
+def _matching(path: str | bytes) -> list[File]:
+    """Return the files that match a pattern; the file itself if there is one of that name."""
     import glob  # `import fremap` does without it
 
-    if not glob.has_magic(name) or os.path.exists(name):
+    name = os.fsdecode(path)
+    if "\0" in name or os.path.exists(name):
         return [path]
-    matching: list[str] = [
-        found for found in glob.glob(name, recursive=True) if not os.path.isdir(found)
-    ]
-    if not matching:
+    found: list[str] = glob.glob(name, recursive=True)
+    found = sorted((match for match in found if not os.path.isdir(match)), key=_numbers_in_order)
+    if not found:
         text = "rows: no file matches"
         raise system_error("io", text, errno.ENOENT, os.fsencode(name), None, 0)
-    return sorted(matching, key=_numbers_in_order)
+    return sorted(found, key=_numbers_in_order)
 
 
 def _folder(folder: str) -> Files:

@@ -1,6 +1,7 @@
 """Rows of unequal length: offsets of each kind, Megatron's files, memory that is given."""
 
 import asyncio
+import json
 import os
 import pickle
 import struct
@@ -283,6 +284,20 @@ def test_megatron(tmp_path: Path, code: int) -> None:
             assert rows.dtype == CODES[code]
             for row, document in zip(rows, documents, strict=True):
                 np.testing.assert_array_equal(row, document)
+
+
+def test_inspect_counts_sequences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fremap.cli import main
+
+    documents = documents_of(4)
+    write_megatron(tmp_path / "corpus", documents)
+    assert main(["inspect", str(tmp_path / "corpus.idx"), "--json"]) == 0
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert file["format"] == "megatron"
+    (array,) = file["arrays"]
+    assert array["shape"] == [len(documents)]
+    assert array["bytes"] == sum(document.nbytes for document in documents)
+    assert array["row_bytes"] is None
 
 
 def test_many_files_with_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def test_tensors_of_each_type(file_of: Callable[[str], Path], name: str) -> None
             assert taken.dtype is dtype
             assert taken.view(torch.uint8).numpy().tobytes() == BITS[IDS].tobytes()
         assert rows[3].shape == rows.row_shape
+        assert np.asarray(rows).tobytes() == BITS.tobytes()
         assert rows[3, 1].dtype is dtype
         batch = next(rows.batches(4, IDS))
         assert batch.dtype is dtype

@@ -8,7 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 from fremap.cli.report import Json, columns, print_json, show, size, thousands
-from fremap.formats import Description, arrow, npy, safetensors, told_format
+from fremap.formats import Description, arrow, megatron, npy, safetensors, told_format
 from fremap.sources import Opened, named_files
 
 
@@ -34,9 +34,11 @@ def contents(source: str) -> list[Contents]:
     for path in waiting:
         with Opened(path, "inspect") as opened:
             header = opened.header
-            kind = told_format(header, None, typed=False, offset=0)
-            arrays = []
-            if kind == "npy":
+            kind: str = told_format(header, None, typed=False, offset=0)
+            arrays: list[Description] = []
+            if header.read(0, min(header.size, len(megatron.MAGIC))) == megatron.MAGIC:
+                kind, arrays = "megatron", [sequences(megatron.index(header))]
+            elif kind == "npy":
                 arrays = [npy.description(header)]
             elif kind == "safetensors":
                 arrays = safetensors.described(header)
@@ -48,9 +50,21 @@ def contents(source: str) -> list[Contents]:
     return found
 
 
+def sequences(index: megatron.Index) -> Description:
+    """Return the sequences of an index of Megatron's: rows of unequal length, in the ``.bin``."""
+    size = int(index.lengths.sum()) * index.dtype.itemsize
+    return Description("sequences", index.dtype.name, (len(index.lengths),), None, size)
+
+
 def row_count(array: Description) -> int | None:
     """Return how many rows an array has; None where it has no axis."""
     return array.shape[0] if array.shape else None
+
+
+def row_bytes(array: Description) -> int | None:
+    """Return the bytes of a row; None where rows have no one size."""
+    rows = row_count(array)
+    return array.data_bytes // rows if rows and array.data_offset is not None else None
 
 
 def described(array: Description) -> Json:
@@ -61,7 +75,7 @@ def described(array: Description) -> Json:
         "dtype": array.dtype_name,
         "shape": list(array.shape),
         "rows": rows,
-        "row_bytes": array.data_bytes // rows if rows else None,
+        "row_bytes": row_bytes(array),
         "offset": array.data_offset,
         "bytes": array.data_bytes,
     }
@@ -69,13 +83,13 @@ def described(array: Description) -> Json:
 
 def lines(array: Description) -> tuple[str, ...]:
     """Return an array as the cells of a line."""
-    rows = row_count(array)
+    rows, of_row = row_count(array), row_bytes(array)
     return (
         array.name or "(array)",
         array.dtype_name,
         str(array.shape),
         "" if rows is None else thousands(rows),
-        f"{thousands(array.data_bytes // rows)} bytes" if rows else "",
+        "" if of_row is None else f"{thousands(of_row)} bytes",
         "" if array.data_offset is None else thousands(array.data_offset),
     )
 

@@ -37,6 +37,7 @@ _BY_SUFFIX: dict[str, _Found] = {
     ".safetensors.index.json": "index",
     ".arrow": "arrow",
 }
+_SUFFIXES = tuple(_BY_SUFFIX)
 _ARCHIVES = (".npz", ".gz", ".zip", ".bz2", ".xz", ".zst")
 _COMPRESSED = "is an archive or compressed, and has no rows at fixed places; unpack it first"
 # By what other files begin with: what they are, and what to do. Rows of raw bytes may begin so
@@ -53,6 +54,11 @@ _REFUSED_UNLESS_TYPED = {
     b"PAR1": "is a Parquet file, whose rows are encoded; write the column to an Arrow or .npy file",
     b"GGUF": "is a GGUF file, which fremap does not read; give dtype=, row_shape= and offset=",
 }
+# What a file that is more than raw bytes may begin with: most do not, and are told at once.
+_FIRST_BYTES = tuple(
+    {bytes([begin[0]]) for begin in (npy.MAGIC, arrow.MAGIC, *_REFUSED, *_REFUSED_UNLESS_TYPED)}
+    | {b"{", b" ", b"\t", b"\r", b"\n"}
+)
 
 
 def said_format(value: object) -> Format | None:
@@ -94,33 +100,41 @@ def told_format(header: Header, said: Format | None, *, typed: bool, offset: int
     str
         "raw" where nothing tells.
     """
-    if said is not None:
-        is_json = said == "safetensors" and header.read(0, min(header.size, 1)) == b"{"
-        # The length of a header, which it would be otherwise, is never as long as that.
-        return "index" if is_json and not _has_length(header) else said
     lower = header.name.lower()
-    suffix = next((suffix for suffix in _BY_SUFFIX if lower.endswith(suffix)), None)
-    if suffix is None and offset:
-        return "raw"
+    suffix = None
+    if lower.endswith(_SUFFIXES):
+        suffix = next(suffix for suffix in _SUFFIXES if lower.endswith(suffix))
+    elif said in ("raw", "npy", "arrow") or (said is None and offset):
+        return said or "raw"
     front = header.read(0, min(header.size, _FRONT_BYTES))
+    if said is not None:
+        is_json = said == "safetensors" and front.startswith(b"{")
+        return "index" if is_json and not safetensors.is_safetensors(header, front) else said
+    if front.startswith(_FIRST_BYTES) or front[8:9] == b"{":
+        found = _by_content(header, front)
+        if found is not None:
+            return found
+        _refuse(header, front, typed=typed or suffix is not None)
+    if suffix is not None:
+        return _BY_SUFFIX[suffix]
+    if lower.endswith(_ARCHIVES):
+        raise FormatError(f"rows: {header.name} {_COMPRESSED}")
+    return "raw"
+
+
+def _by_content(header: Header, front: bytes) -> _Found | None:
     if front.startswith(npy.MAGIC):
         return "npy"
     if safetensors.is_safetensors(header, front):
         return "safetensors"
     if safetensors.is_index(header, front):
         return "index"
-    if front.startswith(arrow.MAGIC):
-        return "arrow"
-    if suffix is not None:
-        return _BY_SUFFIX[suffix]
-    if lower.endswith(_ARCHIVES):
-        raise FormatError(f"rows: {header.name} {_COMPRESSED}")
+    return "arrow" if front.startswith(arrow.MAGIC) else None
+
+
+def _refuse(header: Header, front: bytes, *, typed: bool) -> None:
+    """Refuse a file that begins as one does that has no rows at fixed places."""
     refused = _REFUSED if typed else _REFUSED | _REFUSED_UNLESS_TYPED
     for begin, why in refused.items():
         if front.startswith(begin):
             raise FormatError(f"rows: {header.name} {why}")
-    return "raw"
-
-
-def _has_length(header: Header) -> bool:
-    return header.size >= 9 and header.read(8, 1) == b"{"
