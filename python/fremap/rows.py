@@ -240,7 +240,7 @@ class Rows(ClosedOnExit):
 
     @property
     def shard_rows(self) -> npt.NDArray[np.int64]:
-        """Rows of each file, in order."""
+        """Rows of each file, or of each tensor or record batch that was joined, in order."""
         return np.array([shard.row_count for shard in self._shards], dtype=np.int64)
 
     @property

@@ -291,6 +291,7 @@ def _checked_kind(header: Header, table: Table, asked: Asked, offset: int) -> Ki
     said = element if asked.element is None else element.said(asked.element)
     if said is None:
         assert asked.element is not None  # noqa: S101 - or it were `element`; tells mypy
-        raise ArgumentError(f"rows: {header.name} holds {element.name}, not {asked.element.shown}")
+        held = element.name if element.dtype.isbuiltin == 1 else element.dtype
+        raise ArgumentError(f"rows: {header.name} holds {held}, not {asked.element.shown}")
     header.checked_dtype(said.dtype)
     return Kind(said, row_shape)

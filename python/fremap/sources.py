@@ -170,11 +170,12 @@ def _matching(path: str | bytes) -> list[File]:
     if "\0" in name or os.path.exists(name):
         return [path]
     found: list[str] = glob.glob(name, recursive=True)
-    found = sorted((match for match in found if not os.path.isdir(match)), key=_numbers_in_order)
-    if not found:
+    files = [match for match in found if not os.path.isdir(match)]
+    if not files:
         text = "rows: no file matches"
         raise system_error("io", text, errno.ENOENT, os.fsencode(name), None, 0)
-    return sorted(found, key=_numbers_in_order)
+    files.sort(key=_numbers_in_order)
+    return [*files]
 
 
 def _folder(folder: str) -> Files:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from fremap.arguments import quantity
 from fremap.batches import Batches
 from fremap.errors import ArgumentError
+from fremap.ragged_rows import RaggedRows
 
 try:
     import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fremap.epochs import Order, State
+    from fremap.ragged_rows import Ragged
     from fremap.rows import Rows
 
 __all__ = ["BatchDataset"]
@@ -38,8 +40,8 @@ class BatchDataset(IterableDataset):
 
     Parameters
     ----------
-    rows : Rows
-        Where the rows come from.
+    rows : Rows or Ragged
+        Where the rows come from. Batches of unequal rows are values and offsets.
     batch_size : int
         Rows of a batch.
     order : {"shuffle", "sequential"} or array of int, default "shuffle"
@@ -73,7 +75,7 @@ class BatchDataset(IterableDataset):
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | Ragged,
         batch_size: SupportsIndex,
         order: Order = "shuffle",
         *,
@@ -188,9 +190,11 @@ class BatchDataset(IterableDataset):
         worker = get_worker_info()
         return {"worker": worker.id, "worker_count": worker.num_workers} if worker else {}
 
-    def _tensor(self, batch: Any) -> torch.Tensor:
+    def _tensor(self, batch: Any) -> Any:
         if isinstance(batch, torch.Tensor):  # of rows whose dtype is torch's
             return batch
+        if isinstance(batch, RaggedRows):
+            return RaggedRows(self._tensor(batch.values), torch.from_numpy(batch.offsets))
         tensor = torch.from_numpy(batch)
         name = self._rows.dtype_name
         # Of types that NumPy has not the rows are as many bytes.

@@ -193,6 +193,23 @@ def test_tensors(path: Path) -> None:
         assert batch.values.dtype is torch.bfloat16
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_tensors(path: Path, workers: int) -> None:
+    import torch
+    from fremap.torch import BatchDataset
+    from torch.utils.data import DataLoader
+
+    with fremap.ragged(path, OFFSETS, np.uint16) as rows:
+        dataset = BatchDataset(rows, 50, "sequential")
+        first = 0
+        for values, offsets in DataLoader(dataset, batch_size=None, num_workers=workers):
+            assert offsets.dtype is torch.int64
+            check(fremap.RaggedRows(values.numpy(), offsets.numpy()), range(first, first + 50))
+            first += 50
+        assert first == 300
+
+
 def test_batches(path: Path) -> None:
     with fremap.ragged(path, OFFSETS, np.uint16) as rows:
         with rows.batches(7, seed=3, return_ids=True) as batches:

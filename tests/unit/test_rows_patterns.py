@@ -147,6 +147,23 @@ def test_tensors_that_are_not_alike(tmp_path: Path) -> None:
     assert "tensor 't.0' of float8_e4m3fn (160,)" in str(caught.value)
 
 
+def test_files_without_tensors_and_stores(tmp_path: Path) -> None:
+    checkpoint(tmp_path, index=False)
+    write(tmp_path / "empty.safetensors", {})
+    with fremap.rows(tmp_path, tensor=PATTERN) as rows:
+        np.testing.assert_array_equal(rows[:], TABLE)
+    stores = [fremap.open(path) for path in sorted(tmp_path.glob("model*.safetensors"))]
+    with fremap.rows(stores, tensor=PATTERN) as rows:
+        np.testing.assert_array_equal(rows[:], TABLE)
+    with fremap.rows(stores[3], tensor=NAME.format(3)) as rows:
+        np.testing.assert_array_equal(rows[:], content(3))
+    with pytest.raises(FormatError, match="it holds no tensor"):
+        fremap.rows(tmp_path / "empty.safetensors", tensor="t")
+    np.save(tmp_path / "t.npy", TABLE)
+    with pytest.raises(FormatError, match="no safetensors file, and has no tensors by name"):
+        fremap.rows([tmp_path / "empty.safetensors", tmp_path / "t.npy"], tensor=PATTERN)
+
+
 def test_an_index_that_is_wrong(tmp_path: Path) -> None:
     write(tmp_path / "a.safetensors", {"t.0": content(0)})
     index = tmp_path / "model.safetensors.index.json"

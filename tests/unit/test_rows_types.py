@@ -1,6 +1,7 @@
 """Types that NumPy does not have, as torch's and as ml_dtypes': what is shown, what is filled."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,20 @@ def test_other_types_are_as_they_were(file_of: Callable[[str], Path]) -> None:
         out: Any = np.empty((4, 6), ">f4")
         with pytest.raises(ArgumentError, match="out is >f4"):
             rows.take(IDS, out=out)
+
+
+@needs_torch
+def test_numbers_of_the_other_byte_order_are_no_tensors(tmp_path: Path) -> None:
+    import torch
+
+    np.save(tmp_path / "big.npy", np.arange(4, dtype=">f4"))
+    with pytest.raises(ArgumentError, match=r"holds >f4, not torch\.float32"):
+        fremap.rows(tmp_path / "big.npy", torch.float32)
+
+
+def test_names_of_ml_dtypes_without_it(
+    file_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ArgumentError, match="pip install ml_dtypes, or say"):
+        fremap.rows(file_of("bfloat16"), "bfloat16")
