@@ -31,6 +31,9 @@ import pytest
 from hypothesis import settings
 
 ENGINES = ("alias", "paged", "eager")
+PACKAGES = (
+    "dask", "grain", "h5py", "ml_dtypes", "pandas", "pyarrow", "torch", "torchdata",
+)  # fmt: skip
 SKIP_PREFIX = "needs "
 RIGHT = pytest.StashKey[list[tuple[str, str]]]()
 WRONG = pytest.StashKey[list[tuple[str, str]]]()
@@ -78,8 +81,8 @@ def available() -> dict[str, bool]:
     names = {name: probe.available for name, probe in capabilities.probes.items()}
     names.update({name: engine.available for name, engine in capabilities.engines.items()})
     names["memory_cgroup"] = may_limit_memory()
-    # No part of fremap's tests, and large: what adapts to it is tested where it is.
-    names["torch"] = importlib.util.find_spec("torch") is not None
+    # Packages whose arrays and files fremap takes: tested where they are installed.
+    names.update({name: importlib.util.find_spec(name) is not None for name in PACKAGES})
     return names
 
 

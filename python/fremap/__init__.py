@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
     from fremap.npy import load, open_memmap
+    from fremap.ragged_rows import Ragged, RaggedRows, ragged
     from fremap.slots import Slots, SlotsPin, SlotsStats
     from fremap.stats import MemmapStats, RowsStats, WindowStats
 
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
 _LATER = {
     "Batches": "batches",
     "MemmapStats": "stats",
+    "Ragged": "ragged_rows",
+    "RaggedRows": "ragged_rows",
     "RowsStats": "stats",
     "Slots": "slots",
     "SlotsPin": "slots",
@@ -73,6 +76,7 @@ _LATER = {
     "calibration": "calibration",
     "load": "npy",
     "open_memmap": "npy",
+    "ragged": "ragged_rows",
 }
 
 # Names until 0.1 and what they are now; they go with 0.2.
@@ -106,6 +110,8 @@ __all__ = [
     "PlacedPageError",
     "Probe",
     "Prot",
+    "Ragged",
+    "RaggedRows",
     "RemapError",
     "Rows",
     "RowsStats",
@@ -133,6 +139,7 @@ __all__ = [
     "memmap",
     "open",
     "open_memmap",
+    "ragged",
     "remap_file_pages",
     "rows",
 ]

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
 
 import numpy as np
 
+from fremap.dtypes import FOREIGN, bits_of, is_tensor, type_name
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.errors import _system as system_error
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Buffer
+
+    from fremap.dtypes import ElementType
 
 # NumPy's own types say only from Python 3.12 on that arrays are buffers.
 BufferLike: TypeAlias = "Buffer | npt.NDArray[Any]"
@@ -104,9 +107,9 @@ def _has_objects(kind: type) -> bool:
 
 
 def filled_memory(
-    operation: str, out: Any, dtype: np.dtype[Any], shape: tuple[int, ...]
+    operation: str, out: Any, element: ElementType, shape: tuple[int, ...]
 ) -> npt.NDArray[Any]:
-    """Return the memory of `out` as an array of `dtype` and `shape`, which it must hold.
+    """Return the memory of `out` as an array of `element` and `shape`, which it must hold.
 
     What has a dtype must have this one, and this shape; plain bytes need the right length.
     """
@@ -114,13 +117,19 @@ def filled_memory(
     refuse_objects(operation, "out", array)
     if not array.flags.writeable or not array.flags.c_contiguous:
         raise ArgumentError(f"{operation}: out must be writable and C-contiguous")
-    if array.dtype == dtype and array.shape == shape:
-        return array
+    dtype = element.dtype
+    if array.shape == shape:
+        if array.dtype == dtype:
+            return array
+        if element.name in FOREIGN and type_name(out if is_tensor(out) else array) == element.name:
+            return array.view(dtype)
     expected = math.prod(shape) * dtype.itemsize
     if array.dtype == np.uint8 and array.shape == (expected,):
         return array.view(dtype).reshape(shape)
+    found = type_name(out) if is_tensor(out) else array.dtype
+    wanted = element.name if element.foreign else dtype
     raise ArgumentError(
-        f"{operation}: out is {array.dtype} of shape {array.shape}; it must be {dtype} of shape "
+        f"{operation}: out is {found} of shape {array.shape}; it must be {wanted} of shape "
         f"{shape}, or {expected} bytes"
     )
 
@@ -129,16 +138,16 @@ def _shared_array(operation: str, out: Any) -> npt.NDArray[Any]:
     """Return an array over the memory of `out`, never over a copy of it."""
     if isinstance(out, np.ndarray):
         return out
+    if is_tensor(out):
+        return bits_of(operation, out)
     if hasattr(out, "__array__") and hasattr(out, "data_ptr"):
-        # A tensor: its own array shows its memory, if it can have one at all.
+        # A tensor of another library: its own array shows its memory, if it can have one.
         try:
             array = np.asarray(out)
         except (TypeError, ValueError, RuntimeError) as error:
-            # It wants a gradient, is not in this memory, or of a type that NumPy has not.
             raise ArgumentTypeError(
                 f"{operation}: out is a tensor that NumPy cannot write to ({error}); give one in "
-                "memory, without a gradient, and of a type that NumPy has: for bfloat16 "
-                "out.view(torch.uint16)"
+                "memory, and of a type that NumPy has"
             ) from error
         if array.size == 0 or array.ctypes.data == out.data_ptr():
             return array

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, SupportsIndex, TypeAlias, TypedDict
-
-import numpy as np
 
 from fremap.arguments import quantity
 from fremap.closing import ClosedOnExit
+from fremap.dtypes import empty
 from fremap.epochs import Epoch, Order, Share, State
 from fremap.errors import ArgumentError, ClosedError
 from fremap.readers import Read, Readers
@@ -21,6 +21,7 @@ from fremap.readers import Read, Readers
 if TYPE_CHECKING:
     from typing import Self
 
+    import numpy as np
     import numpy.typing as npt
 
 __all__ = ["BatchOptions", "Batches"]
@@ -53,16 +54,11 @@ class TakesRows(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements."""
+    def dtype(self) -> Any:
+        """Type of the elements, NumPy's or torch's."""
         ...
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        ...
-
-    def take(self, ids: _Ids, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def take(self, ids: _Ids, out: Any) -> Any:
         """Return these rows in `out`."""
         ...
 
@@ -143,6 +139,7 @@ class Batches(ClosedOnExit):
 
     __slots__ = (
         "__weakref__",
+        "_begin_epoch",
         "_closed",
         "_epoch",
         "_lock",
@@ -153,6 +150,7 @@ class Batches(ClosedOnExit):
         "_remaining",
         "_return_ids",
         "_rows",
+        "_seeded",
     )  # fmt: skip
 
     def __init__(
@@ -182,10 +180,12 @@ class Batches(ClosedOnExit):
             )
         if state is not None and seed is None and isinstance(order, str) and order == "shuffle":
             seed = state.get("seed")
-        self._epoch = Epoch(
-            len(rows), batch_size, order, seed=seed, epoch=epoch, drop_last=drop_last, pad=pad,
+        self._seeded = seed is not None
+        self._begin_epoch = partial(
+            Epoch, len(rows), batch_size, order, epoch=epoch, drop_last=drop_last, pad=pad,
             share=Share.of(rank, world_size, worker, worker_count),
         )  # fmt: skip
+        self._epoch = self._begin_epoch(seed=seed)
         self._remaining = self._epoch.numbers if state is None else self._epoch.restored(state)
         self._rows = rows
         self._return_ids = bool(return_ids)
@@ -231,7 +231,7 @@ class Batches(ClosedOnExit):
             self._remaining = rest  # last, so that an interrupt of what is above loses no batch
         return (ids, batch) if self._return_ids else batch
 
-    def _read(self, number: int) -> tuple[_Ids, npt.NDArray[Any]]:
+    def _read(self, number: int) -> tuple[_Ids, Any]:
         """Return a batch, which may have been read already."""
         if self._prefetch == 0:
             ids = self._epoch.ids(number)
@@ -259,13 +259,16 @@ class Batches(ClosedOnExit):
                 self._readers.begin(read)
                 self._reads[number] = read
 
-    def _memory(self, ids: _Ids) -> npt.NDArray[Any]:
+    def _memory(self, ids: _Ids) -> Any:
         """Return memory for a batch.
 
         From this thread, which drops the batches too: if each of those that read had its own
         from the allocator, every one would keep some.
         """
-        return np.empty((len(ids), *self._rows.row_shape), self._rows.dtype)
+        memory_for = getattr(self._rows, "_memory_for", None)  # of rows of unequal length
+        if memory_for is not None:
+            return memory_for(ids)
+        return empty((len(ids), *self._rows.row_shape), self._rows.dtype)  # type: ignore[attr-defined]
 
     def _end_threads(self) -> None:
         """Begin no read any more, and wait for those under way."""
@@ -293,6 +296,42 @@ class Batches(ClosedOnExit):
         65 536 of them.
         """
         return self._epoch.state(self._remaining)
+
+    def state_dict(self) -> State:
+        """Return `state`, by the name under which torchdata and other frameworks ask for it.
+
+        Returns
+        -------
+        dict
+            As `state`.
+        """
+        return self.state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on after a state, by the name under which frameworks load one.
+
+        Batches that were read ahead are forgotten. A seed that was drawn, not given, becomes
+        that of the state.
+
+        Parameters
+        ----------
+        state_dict : dict
+            What `state` returned, of batches with the same arguments.
+
+        Raises
+        ------
+        ArgumentError
+            It is of other batches.
+        """
+        epoch = self._epoch if self._seeded else self._begin_epoch(seed=state_dict.get("seed"))
+        remaining = epoch.restored(state_dict)
+        if self._pid != os.getpid():
+            self._begin_here()
+        with self._lock:
+            if self._closed:
+                raise ClosedError("batches: the iterator is closed")
+            self._end_threads()
+            self._epoch, self._remaining = epoch, remaining
 
     def close(self) -> None:
         """End the threads, as soon as the reads under way are done; later calls do nothing."""

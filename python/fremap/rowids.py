@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fremap.selection import CoreSelection
 
-__all__ = ["RowIds", "select", "select_mask"]
+__all__ = ["RowIds", "as_mask", "integers", "mask_of", "select", "select_mask", "wrapped"]
 
 RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
 
@@ -54,7 +54,6 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
             return (ids.start, ids.stop), (len(ids),)
         return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64), (len(ids),)
     if isinstance(ids, list | tuple):
-        _check_types(ids)
         if not len(ids):
             return (0, 0), (0,)
     elif page_number(ids) and not isinstance(ids, bool | np.bool_):
@@ -62,6 +61,27 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
         if not -count <= number < count:
             raise _outside(number, count)
         return (number % count, number % count + 1), ()
+    array = integers(ids, count)
+    return array.reshape(-1), array.shape
+
+
+def integers(ids: object, count: int = _INT64_MAX) -> npt.NDArray[np.int64]:
+    """Return integers as an array that the core takes. Limits are checked where they have to be.
+
+    Parameters
+    ----------
+    ids : sequence or array of int
+        The numbers.
+    count : int
+        How many things they choose of, as an error says it.
+
+    Returns
+    -------
+    ndarray of int64
+        C-contiguous.
+    """
+    if isinstance(ids, list | tuple):
+        _check_types(ids)
     array = _array(ids)
     if array.dtype.kind == "f" and isinstance(ids, list | tuple):
         # All are integers: NumPy has no type for an unsigned one beside a negative one.
@@ -70,7 +90,28 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
         raise _wrong_type(ids, array)
     if array.dtype.kind == "u" and array.size and int(array.max()) > _INT64_MAX:
         raise _outside(int(array.ravel()[np.argmax(array.ravel() >= np.uint64(count))]), count)
-    return np.ascontiguousarray(array, dtype=np.int64).reshape(-1), array.shape
+    return np.asarray(array, dtype=np.int64, order="C")
+
+
+def wrapped(ids: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return numbers of which negative ones count from the end, as ones that do not.
+
+    Parameters
+    ----------
+    ids : ndarray of int64
+        The numbers.
+    count : int
+        How many things they choose of.
+
+    Returns
+    -------
+    ndarray of int64
+        From 0 to below `count`.
+    """
+    outside = (ids < -count) | (ids >= count)
+    if outside.any():
+        raise _outside(int(ids[outside][0]), count)
+    return np.where(ids < 0, ids + count, ids)
 
 
 def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
@@ -89,17 +130,49 @@ def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
     if isinstance(index, list):
         if not index or not all(isinstance(part, bool | np.bool_) for part in index):
             return None
-    elif getattr(index, "dtype", None) != np.bool_ or getattr(index, "shape", ()) == ():
+    elif getattr(index, "shape", ()) == () or not _says_bool(index.dtype):  # type: ignore[attr-defined]
         return None
-    return np.asarray(index, dtype=np.bool_)
+    try:
+        return np.asarray(index, dtype=np.bool_)
+    except (TypeError, ValueError) as error:  # a series that lacks some
+        raise ArgumentTypeError(f"rows: a mask must be all bools; {error}") from error
 
 
-def _mixed(ids: Sequence[Any], count: int) -> tuple[CoreSelection, tuple[int, ...]]:
+def _says_bool(dtype: object) -> bool:
+    """Tell whether a dtype is that of bools: NumPy's, torch's, or one of pandas' three."""
+    return str(dtype).removeprefix("torch.").startswith("bool")
+
+
+def _mixed(ids: Sequence[Any], count: int) -> npt.NDArray[np.int64]:
     numbers = np.array(ids, dtype=object)
     for number in numbers.flat:
         if not -count <= number < count:
             raise _outside(int(number), count)
-    return numbers.astype(np.int64).reshape(-1), numbers.shape
+    return numbers.astype(np.int64)
+
+
+def mask_of(mask: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
+    """Return a mask that has one bool for each of `count` rows.
+
+    Parameters
+    ----------
+    mask : ndarray of bool
+        The mask.
+    count : int
+        Rows that there are.
+
+    Returns
+    -------
+    ndarray of bool, shape (count,)
+        The same.
+    """
+    if mask.shape != (count,):
+        raise errors._page_range(  # noqa: SLF001 - one maker of messages
+            f"rows: a mask of shape {mask.shape} for {count} rows; it must have one bool a row",
+            len(mask) if mask.ndim else 0,
+            count,
+        )
+    return mask
 
 
 def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection, tuple[int, ...]]:
@@ -117,13 +190,7 @@ def select_mask(mask: npt.NDArray[np.bool_], count: int) -> tuple[CoreSelection,
     tuple
         The selection, and the shape of it.
     """
-    if mask.shape != (count,):
-        raise errors._page_range(  # noqa: SLF001 - one maker of messages
-            f"rows: a mask of shape {mask.shape} for {count} rows; it must have one bool a row",
-            len(mask) if mask.ndim else 0,
-            count,
-        )
-    chosen = np.flatnonzero(mask)
+    chosen = np.flatnonzero(mask_of(mask, count))
     return chosen, chosen.shape
 
 

@@ -14,28 +14,28 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory, quantity
+from fremap.arguments import filled_memory
 from fremap.closing import ClosedOnExit
+from fremap.dtypes import is_tensor, said_type, shown_as
 from fremap.errors import (
     ArgumentError,
-    ArgumentTypeError,
     ClosedError,
     MemoryLimitError,
 )
-from fremap.formats import MAX_AXES
+from fremap.formats import MAX_AXES, names_of, said_format
+from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import checked_budget
 from fremap.shards import (
     Asked,
     Kind,
-    RowsSource,
     Shard,
+    checked_offsets,
     checked_shape,
     found_again,
     look,
-    name_of,
-    named_files,
 )
+from fremap.sources import RowsSource, as_it_is, name_of
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fremap.batches import Batches, BatchOptions
+    from fremap.dtypes import TypeLike
     from fremap.epochs import Order
+    from fremap.formats import Format
     from fremap.rowids import RowIds
     from fremap.stats import RowsStats
 
@@ -62,17 +64,27 @@ class Rows(ClosedOnExit):
 
     Parameters
     ----------
-    source : path, Store or list of these
-        The files, in order. ``.npy``, ``.safetensors`` and an index of these
-        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    source : path, Store, h5py.Dataset, or several of these
+        The files, in order: a list or iterator, or a pattern as `glob` has it
+        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
+        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
+        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
+        their content; all else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes.
+        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
+        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
-    offset : int, default 0
-        Bytes before the first row of each raw file.
-    tensor : str, optional
-        The tensor of a safetensors file; needed if there are several.
+    offset : int or sequence of int, default 0
+        Bytes before the first row: of each raw file alike, or one number for each file.
+    tensor : str or list of str, optional
+        The tensor of safetensors files; needed if there are several. A list of names, or a
+        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
+        the order of the list or of the number, wherever among the files each of them is.
+    column : str, optional
+        The column of Arrow files; needed if there are several.
+    format : {"npy", "safetensors", "arrow", "raw"}, optional
+        What the files are, where that cannot be told, or is told wrongly.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
@@ -126,32 +138,24 @@ class Rows(ClosedOnExit):
     def __init__(
         self,
         source: RowsSource,
-        dtype: npt.DTypeLike | None = None,
+        dtype: TypeLike | None = None,
         row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
         *,
-        offset: SupportsIndex = 0,
-        tensor: str | None = None,
+        offset: SupportsIndex | Sequence[SupportsIndex] = 0,
+        tensor: str | Sequence[str] | None = None,
+        column: str | None = None,
+        format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
     ) -> None:
         asked = Asked(
-            None if dtype is None else np.dtype(dtype),
+            None if dtype is None else said_type("rows", dtype),
             None if row_shape is None else checked_shape(row_shape),
-            quantity("rows: offset", offset),
-            tensor,
+            checked_offsets(offset),
+            names_of(tensor),
+            said_format(format),
+            column,
         )
-        kinds: list[Kind] = []
-        shards: list[Shard] = []
-        for file in named_files(source):
-            shard, kind = look(file, asked)
-            if kinds and kind != kinds[0]:
-                raise ArgumentError(
-                    f"rows: {name_of(file)} has rows of {kind.dtype_name} {kind.row_shape}, "
-                    f"{name_of(shards[0].file)} of {kinds[0].dtype_name} {kinds[0].row_shape}; "
-                    "all must be alike"
-                )
-            kinds.append(kind)
-            shards.append(shard)
-        self._begin(tuple(shards), kinds[0], checked_budget(budget, "rows"))
+        self._begin(*look(source, asked), checked_budget(budget, "rows"))
 
     def _begin(
         self, shards: tuple[Shard, ...], kind: Kind, budget: Literal["auto"] | int | None
@@ -162,6 +166,12 @@ class Rows(ClosedOnExit):
         self._executor: ThreadPoolExecutor | None = None
         self._open()
         self._row_count = self._core_now.row_count
+
+    def _with(self, shards: tuple[Shard, ...], kind: Kind) -> Rows:
+        """Return other rows of these files, with the same options."""
+        made = type(self).__new__(type(self))
+        made._begin(shards, kind, self._budget)  # noqa: SLF001 - its own
+        return made
 
     def _open(self) -> None:
         places = [
@@ -194,14 +204,14 @@ class Rows(ClosedOnExit):
         return self._row_count
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the elements, or of as many bytes where NumPy has none."""
-        return self._kind.dtype
+    def dtype(self) -> Any:
+        """Type of the elements: the one that was said; of as many bytes where NumPy has none."""
+        return self._kind.element.shown
 
     @property
     def dtype_name(self) -> str:
         """What the elements are: "float32", or "bfloat16" where `dtype` is uint16."""
-        return self._kind.dtype_name
+        return self._kind.element.name
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -230,7 +240,7 @@ class Rows(ClosedOnExit):
 
     @property
     def shard_rows(self) -> npt.NDArray[np.int64]:
-        """Rows of each file, in order."""
+        """Rows of each file, or of each tensor or record batch that was joined, in order."""
         return np.array([shard.row_count for shard in self._shards], dtype=np.int64)
 
     @property
@@ -238,7 +248,7 @@ class Rows(ClosedOnExit):
         """Whether `close` was called."""
         return self._core_now.closed
 
-    def take(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+    def take(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows, in any order.
 
         Parameters
@@ -247,13 +257,15 @@ class Rows(ClosedOnExit):
             Rows, repeats allowed; negative ones count from the end.
         out : writable memory, optional
             Where to put them: an array, tensor or buffer of this dtype and shape, or
-            plain bytes of the right length; C-contiguous. No mapping of the files themselves:
-            rows would be read while they are written.
+            plain bytes of the right length; C-contiguous. A tensor of torch's may be of any
+            type, bfloat16 and float8 too, and pinned. No mapping of the files themselves: rows
+            would be read while they are written.
 
         Returns
         -------
-        ndarray, shape ``ids.shape + row_shape``
-            The rows in the order asked for; `out`'s own memory if it was given.
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
+            The rows in the order asked for; `out` if that is an array or a tensor, else an
+            array over its memory.
 
         Raises
         ------
@@ -290,51 +302,74 @@ class Rows(ClosedOnExit):
         return self._take(*select(ids, self._row_count), out)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return rows as an array would: by ``3``, ``2:8``, integers or a mask."""
-        if isinstance(index, tuple | EllipsisType | None):
-            raise ArgumentTypeError(
-                f"rows[{index!r}]: rows are chosen along the first axis alone, by an int, a slice, "
-                "integers or a mask; index the result for more"
-            )
+        """Return rows as an array would: by ``3``, ``2:8``, integers, a mask, ``ids, 2:5``."""
         mask = as_mask(index)
+        if isinstance(index, tuple | EllipsisType | None) or (mask is not None and mask.ndim > 1):
+            chosen = choose(index, self.shape)
+            taken = self._filled("rows", *select(chosen.ids, self._row_count), None)
+            return shown_as(chosen.of(taken), self._kind.element.shown)
         if mask is not None:
             return self._take(*select_mask(mask, self._row_count), None)
         found = self.take(index)
         return found if found.ndim else found[()]
 
+    def __dask_tokenize__(self) -> object:
+        """Return what dask names a graph by: the files as they are now, and where the rows lie."""
+        return (
+            "fremap.Rows",
+            str(self.dtype),
+            self._kind.row_shape,
+            [(*as_it_is(shard.file), shard.data_offset, shard.row_count) for shard in self._shards],
+        )
+
     def __iter__(self) -> Iterator[Any]:
         """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
         return map(self.__getitem__, range(self._row_count))
+
+    def __getitems__(self, ids: RowIds) -> list[Any]:
+        """Return many rows as a list, read together: what a torch DataLoader asks for a batch."""
+        return list(self.take(ids))
 
     def __array__(
         self,
         dtype: npt.DTypeLike | None = None,
         copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
-    ) -> npt.NDArray[Any]:
+    ) -> Any:
         """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
-        everything = self.take(slice(None))
+        everything = self._filled("rows", *select(slice(None), self._row_count), None)
         return everything if dtype is None else everything.astype(dtype, copy=False)
 
-    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> npt.NDArray[Any]:
+    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
+        filled = self._filled("take", selection, leading, out)
+        if out is None:
+            return shown_as(filled, self._kind.element.shown)
+        return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
+
+    def _filled(
+        self, operation: str, selection: Any, leading: tuple[int, ...], out: Any
+    ) -> npt.NDArray[Any]:
+        """Return rows as an array, over the memory of `out` if it is given."""
         shape = leading + self._kind.row_shape
         if len(shape) > MAX_AXES:
             raise ArgumentError(
-                f"take: ids of {len(leading)} axes and rows of {len(self._kind.row_shape)} make an "
-                f"array of {len(shape)}; NumPy has {MAX_AXES} at most"
+                f"{operation}: ids of {len(leading)} axes and rows of "
+                f"{len(self._kind.row_shape)} make an array of {len(shape)}; NumPy has {MAX_AXES} "
+                "at most"
             )
+        element = self._kind.element
         if out is None:
-            filled = np.empty(shape, self._kind.dtype)
+            filled = np.empty(shape, element.dtype)
         else:
-            filled = filled_memory("take", out, self._kind.dtype, shape)
+            filled = filled_memory(operation, out, element, shape)
         # NumPy exports no buffer of times, nor of types that are not its own.
-        plain = self._kind.dtype.kind in "biufc" and self._kind.dtype.isnative
+        plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
         memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
         self._core().take(selection, memory)
         return filled
 
-    async def take_async(self, ids: RowIds, out: Any = None) -> npt.NDArray[Any]:
+    async def take_async(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows as `take` does, while the event loop goes on.
 
         Parameters
@@ -346,7 +381,7 @@ class Rows(ClosedOnExit):
 
         Returns
         -------
-        ndarray, shape ``ids.shape + row_shape``
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
             The rows in the order asked for.
 
         Raises
@@ -360,14 +395,18 @@ class Rows(ClosedOnExit):
         fewer than processors. When the awaiting task is cancelled the thread goes on to
         the end of its take: `out` is written until then.
         """
-        import asyncio
-
         selection, leading = select(ids, self._row_count)
         if not isinstance(selection, tuple):
             selection = np.array(selection)  # the caller's may change before the thread looks
+        return await self._in_thread(self._take, selection, leading, out)
+
+    async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a take in a thread of this object's own."""
+        import asyncio
+
         loop = asyncio.get_running_loop()
         try:
-            under_way = loop.run_in_executor(self._threads(), self._take, selection, leading, out)
+            under_way = loop.run_in_executor(self._threads(), take, *arguments)
         except RuntimeError as error:
             if self.closed:
                 raise ClosedError("take: the file of rows is closed") from error
@@ -449,8 +488,9 @@ class Rows(ClosedOnExit):
 
     def __repr__(self) -> str:
         files = name_of(self._shards[0].file)
-        if len(self._shards) > 1:
-            files = f"{len(self._shards)} files from {files} on"
+        count = len({shard.file for shard in self._shards})
+        if count > 1:
+            files = f"{count} files from {files} on"
         state = "closed" if self.closed else f"{self._row_count} rows"
         return f"<fremap.Rows {files}: {state} of {self.dtype_name} {self.row_shape}>"
 
@@ -473,28 +513,40 @@ def _reopen(
 
 def rows(
     source: RowsSource,
-    dtype: npt.DTypeLike | None = None,
+    dtype: TypeLike | None = None,
     row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
     *,
-    offset: SupportsIndex = 0,
-    tensor: str | None = None,
+    offset: SupportsIndex | Sequence[SupportsIndex] = 0,
+    tensor: str | Sequence[str] | None = None,
+    column: str | None = None,
+    format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
     Parameters
     ----------
-    source : path, Store or list of these
-        The files, in order. ``.npy``, ``.safetensors`` and an index of these
-        (``.safetensors.index.json``) know what is in them; all else is raw bytes.
+    source : path, Store, h5py.Dataset, or several of these
+        The files, in order: a list or iterator, or a pattern as `glob` has it
+        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
+        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
+        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
+        their content; all else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes.
+        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
+        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
-    offset : int, default 0
-        Bytes before the first row of each raw file.
-    tensor : str, optional
-        The tensor of a safetensors file; needed if there are several.
+    offset : int or sequence of int, default 0
+        Bytes before the first row: of each raw file alike, or one number for each file.
+    tensor : str or list of str, optional
+        The tensor of safetensors files; needed if there are several. A list of names, or a
+        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
+        the order of the list or of the number, wherever among the files each of them is.
+    column : str, optional
+        The column of Arrow files; needed if there are several.
+    format : {"npy", "safetensors", "arrow", "raw"}, optional
+        What the files are, where that cannot be told, or is told wrongly.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
@@ -528,4 +580,7 @@ def rows(
     ...         table.shape, table[[5, 0, 3]][:, 0].tolist()
     ((6, 4), [2.0, 0.0, 1.0])
     """
-    return Rows(source, dtype, row_shape, offset=offset, tensor=tensor, budget=budget)
+    return Rows(
+        source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
+        budget=budget,
+    )  # fmt: skip

@@ -1,28 +1,38 @@
-"""Which files rows lie in, and where: what is found out before any row is read."""
+"""Where rows lie in the files of a source: what is found out before any row is read."""
 
 from __future__ import annotations
 
 import math
 import os
-import stat
-from io import FileIO
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
-from fremap import formats
-from fremap.arguments import absolute_path, quantity
-from fremap.errors import ArgumentError, ArgumentTypeError, FormatError, StoreError
-from fremap.errors import _system as system_error
-from fremap.formats import MAX_AXES, Header, Table
-from fremap.stores import FileStore, Store
+from fremap.arguments import quantity
+from fremap.dtypes import ElementType
+from fremap.errors import ArgumentError, FormatError
+from fremap.formats import (
+    MAX_AXES,
+    Format,
+    Header,
+    Names,
+    Table,
+    arrow,
+    hdf5,
+    npy,
+    safetensors,
+    told_format,
+)
+from fremap.formats.naming import some_names
+from fremap.sources import Opened, is_dataset, name_of, named_files, store_error
+from fremap.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Self
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
-PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-RowsSource: TypeAlias = "PathLike | Store | Sequence[PathLike | Store]"
+    from fremap.sources import File, Files, RowsSource
+
+__all__ = ["Asked", "Kind", "Shard", "checked_offsets", "checked_shape", "found_again", "look"]
 
 
 class Shard(NamedTuple):
@@ -38,23 +48,59 @@ class Shard(NamedTuple):
 class Kind(NamedTuple):
     """What all rows are."""
 
-    dtype: np.dtype[Any]
-    dtype_name: str
+    element: ElementType
     row_shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What arrays of rows have."""
+        return self.element.dtype
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return math.prod(self.row_shape) * self.dtype.itemsize
+        return math.prod(self.row_shape) * self.element.dtype.itemsize
 
 
 class Asked(NamedTuple):
     """What a caller says of the rows."""
 
-    dtype: np.dtype[Any] | None
+    element: ElementType | None
     row_shape: tuple[int, ...] | None
-    offset: int
-    tensor: str | None
+    offsets: int | tuple[int, ...]
+    names: Names
+    format: Format | None
+    column: str | None
+
+
+class _Piece(NamedTuple):
+    """Some rows, what they are, and what messages call them."""
+
+    shard: Shard
+    kind: Kind
+    name: str
+
+
+def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
+    """Find out where the rows of a source lie, and what they are."""
+    found = named_files(source)
+    if found.together or asked.names.many:
+        pieces = _together(found, asked)
+    else:
+        pieces = [
+            piece
+            for file, offset in zip(found.files, _each_offset(found, asked), strict=True)
+            for piece in _pieces(file, offset, asked)
+        ]
+    first = pieces[0]
+    for piece in pieces:
+        if piece.kind != first.kind:
+            raise ArgumentError(
+                f"rows: {piece.name} has rows of {piece.kind.element.name} "
+                f"{piece.kind.row_shape}, {first.name} of {first.kind.element.name} "
+                f"{first.kind.row_shape}; all must be alike"
+            )
+    return tuple(piece.shard for piece in pieces), first.kind
 
 
 def found_again(shard: Shard) -> Shard:
@@ -64,46 +110,13 @@ def found_again(shard: Shard) -> Shard:
     try:
         facts = os.stat(shard.file)
     except OSError as error:
-        raise _store_error(error, shard.file) from error
+        raise store_error(error, shard.file) from error
     if facts.st_size != shard.size:
         raise FormatError(
             f"rows: {name_of(shard.file)} has {facts.st_size} bytes, and had {shard.size} where "
             "these rows come from: it is another file"
         )
     return shard._replace(identity=(facts.st_dev, facts.st_ino))
-
-
-def named_files(source: RowsSource) -> list[str | bytes | Store]:
-    """Return the files of a source, their paths absolute."""
-    many = isinstance(source, list | tuple)
-    files: Iterable[Any] = source if many else [source]  # type: ignore[assignment]
-    found: list[str | bytes | Store] = []
-    for file in files:
-        if isinstance(file, Store):
-            found.append(file)
-        elif isinstance(file, str | bytes | os.PathLike):
-            found.append(absolute_path("rows", file))
-        else:
-            raise ArgumentTypeError(
-                f"rows: a source is a path, a store or a list of these, not {type(file).__name__}"
-            )
-    if not found:
-        raise ArgumentError("rows: an empty list of files has no rows")
-    return found
-
-
-def name_of(file: str | bytes | Store) -> str:
-    """Return how messages call a file."""
-    if isinstance(file, Store):
-        return repr(file) if _path(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
-    return os.fsdecode(file)
-
-
-def _path(file: str | bytes | Store) -> str | None:
-    if isinstance(file, Store):
-        path = file.path if isinstance(file, FileStore) else None
-        return None if path is None else os.fsdecode(path)
-    return os.fsdecode(file)
 
 
 def checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
@@ -117,106 +130,168 @@ def checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[i
     return tuple(quantity("rows: row_shape", length) for length in lengths)
 
 
-def _store_error(error: OSError, file: str | bytes) -> StoreError:
-    text = f"rows: {os.strerror(error.errno or 0)}"
-    made = system_error("io", text, error.errno or 0, os.fsencode(file), None, 0)
-    assert isinstance(made, StoreError)  # noqa: S101 - of the kind "io"; tells mypy
-    return made
+def checked_offsets(offset: SupportsIndex | Sequence[SupportsIndex]) -> int | tuple[int, ...]:
+    """Return where rows begin as a caller gives it: in all files alike, or in each."""
+    if isinstance(offset, list | tuple) or getattr(offset, "ndim", 0) == 1:
+        return tuple(quantity("rows: offset", one) for one in offset)  # type: ignore[union-attr]
+    return quantity("rows: offset", offset)  # type: ignore[arg-type]
 
 
-def look(file: str | bytes | Store, asked: Asked) -> tuple[Shard, Kind]:
-    """Find out where the rows of a file lie."""
-    if isinstance(file, Store):
-        header = Header(file.fileno(), name_of(file), file.size)
-        return _shard(file, (0, 0), header, asked)
-    name = os.fsdecode(file)
-    if name.lower().endswith(formats.INDEX_SUFFIX):
-        with _Opened(file) as index:
-            tensor, name = formats.shard_of(index.header, asked.tensor)
-        return look(name, asked._replace(tensor=tensor))
-    with _Opened(file) as opened:
-        return _shard(file, opened.identity, opened.header, asked)
+def _each_offset(found: Files, asked: Asked) -> tuple[int, ...]:
+    offsets = asked.offsets
+    if isinstance(offsets, int):
+        return (offsets,) * len(found.files)
+    if len(offsets) != len(found.files):
+        raise ArgumentError(
+            f"rows: {len(offsets)} offsets for {len(found.files)} files; give one for all, or one "
+            "for each"
+        )
+    return offsets
 
 
-class _Opened:
-    """A file that is open while its header is read."""
+def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piece:
+    """Return where the rows of a table lie, if they are what the caller says."""
+    header = opened.header
+    kind = _checked_kind(header, table, asked, offset)
+    name = f"{header.name}: tensor {table.name!r}" if table.name else header.name
+    shard = Shard(opened.file, opened.identity, header.size, table.data_offset, table.shape[0])
+    return _Piece(shard, kind, name)
 
-    def __init__(self, file: str | bytes) -> None:
-        self._file = file
-        self._open: FileIO | None = None
 
-    def __enter__(self) -> Self:
-        try:
-            # Opening a pipe by mistake must not wait for somebody who writes to it.
-            regular = stat.S_ISREG(os.stat(self._file).st_mode)
-            # An object, which is closed also where a signal handler raises before it is kept.
-            self._open = FileIO(self._file) if regular else None
-        except OSError as error:
-            raise _store_error(error, self._file) from error
-        except ValueError as error:  # a byte that no path has
-            raise ArgumentError(f"rows: {self._file!r} is no path: {error}") from error
-        name = os.fsdecode(self._file)
-        if self._open is None:
+def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
+    """Find the rows of one file, in which there is one table only or one that is named."""
+    if is_dataset(file):
+        if not asked.names.any or asked.column is not None:
             raise ArgumentError(
-                f"rows: {name} is no ordinary file; a block device can be given as a store "
-                "(fremap.open)"
+                f"rows: {name_of(file)} is one array; tensor= and column= name none"
             )
-        facts = os.fstat(self._open.fileno())
-        self.header = Header(self._open.fileno(), name, facts.st_size)
-        self.identity = (facts.st_dev, facts.st_ino)
-        return self
+        path, table = hdf5.located(file)
+        with Opened(path) as opened:
+            yield _piece(opened, opened.header.check_data(table), asked, offset)
+        return
+    with Opened(file) as opened:
+        header = opened.header
+        found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
+        if asked.column is not None:
+            if found not in ("raw", "arrow"):
+                raise header.wrong("it is no Arrow file, and has no columns")
+            found = "arrow"  # a stream does not say so itself
+        if not asked.names.any and found not in ("safetensors", "index"):
+            what = {"npy": "an .npy file", "arrow": "an Arrow file", "raw": "raw bytes"}[found]
+            raise header.wrong(f"{what} has no tensor named {asked.names.exact[0]!r}")
+        if found == "raw":
+            yield _raw(opened, offset, asked)
+        elif found == "index":
+            ((name, path),) = safetensors.index(header, asked.names).items()
+            yield from _of_file(path, [name], asked)
+        else:
+            for table in _tables(found, header, asked):
+                yield _piece(opened, table, asked, offset)
 
-    def __exit__(self, *exception: object) -> None:
-        if self._open is not None:
-            self._open.close()
+
+def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
+    """Return where in a file that knows what is in it the rows are."""
+    if found == "npy":
+        return [npy.table(header)]
+    if found == "arrow":
+        return arrow.tables(header, asked.column)
+    return safetensors.tables(header, asked.names)
 
 
-def _shard(
-    file: str | bytes | Store, identity: tuple[int, int], header: Header, asked: Asked
-) -> tuple[Shard, Kind]:
-    read = formats.reader(_path(file) or "")
-    if read is None:
-        kind, row_count = _raw(header, asked)
-        data_offset = asked.offset
-    else:
-        table = read(header, asked.tensor)
-        kind = _checked_kind(header, table, asked)
-        row_count, data_offset = table.shape[0], table.data_offset
-    return Shard(file, identity, header.size, data_offset, row_count), kind
+def _together(found: Files, asked: Asked) -> list[_Piece]:
+    """Find tensors in many files, each of which is in one of them."""
+    names = asked.names
+    places: dict[str, list[str]] = {}
+    pieces: dict[str, _Piece] = {}
+    by_path: dict[str, list[str]] = {}
+    for file, offset in zip(found.files, _each_offset(found, asked), strict=True):
+        if is_dataset(file):
+            raise ArgumentError(f"rows: {name_of(file)} is one array, and has no tensors by name")
+        with Opened(file) as opened:
+            header = opened.header
+            kind = told_format(header, asked.format, typed=True, offset=offset)
+            if kind == "index":
+                for name, path in safetensors.index(header, names).items():
+                    places.setdefault(name, []).append(path)
+                    by_path.setdefault(path, []).append(name)
+            elif kind != "safetensors":
+                raise header.wrong("it is no safetensors file, and has no tensors by name")
+            elif names.any:
+                for tensor in safetensors.described(header):
+                    by_path.setdefault(header.name, []).append(tensor.name)
+            else:
+                for table in safetensors.tables(header, names._replace(many=True)):
+                    places.setdefault(table.name, []).append(header.name)
+                    pieces[table.name] = _piece(opened, table, asked, offset)
+    if names.any:
+        every = [(path, name) for path, within in by_path.items() for name in within]
+        if len(every) != 1:
+            raise FormatError(
+                f"rows: {found.name} has {len(every)} tensors; say which by tensor=: "
+                f"{some_names(name for _, name in every)}"
+            )
+        return _of_file(every[0][0], [every[0][1]], asked)
+    order = names.in_order(places, found.name)
+    for path, held in by_path.items():
+        pieces.update(zip(held, _of_file(path, held, asked), strict=True))
+    return [pieces[name] for name in order]
 
 
-def _raw(header: Header, asked: Asked) -> tuple[Kind, int]:
+def _of_file(path: str, held: list[str], asked: Asked) -> list[_Piece]:
+    """Find the tensors of a file that an index names, in that order."""
+    with Opened(path) as opened:
+        tables = {
+            table.name: table
+            for table in safetensors.tables(opened.header, Names(tuple(held), many=True))
+        }
+        missing = [name for name in held if name not in tables]
+        if missing:
+            raise opened.header.wrong(
+                f"it has no tensor {some_names(missing)}, which the index says it has"
+            )
+        return [_piece(opened, tables[name], asked) for name in held]
+
+
+def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
     """Return what rows of raw bytes are, and how many there are."""
-    if asked.tensor is not None:
-        raise header.wrong(f"raw bytes have no tensor named {asked.tensor!r}")
-    if asked.dtype is None:
+    header = opened.header
+    if asked.element is None:
         raise ArgumentError(f"rows: {header.name} is raw bytes: say what they are by dtype=")
-    kind = Kind(header.checked_dtype(asked.dtype), asked.dtype.name, asked.row_shape or ())
-    data_bytes = header.size - asked.offset
+    header.checked_dtype(asked.element.dtype)
+    kind = Kind(asked.element, asked.row_shape or ())
+    data_bytes = header.size - offset
     if data_bytes < 0:
-        raise header.wrong(f"offset is {asked.offset}, the file has {header.size} bytes")
+        raise header.wrong(f"offset is {offset}, the file has {header.size} bytes")
     if kind.row_bytes == 0:
         raise ArgumentError(f"rows: raw rows of shape {kind.row_shape} have no bytes to count by")
     if data_bytes % kind.row_bytes:
         raise header.wrong(
-            f"{data_bytes} bytes from byte {asked.offset} on are no whole number of rows of "
+            f"{data_bytes} bytes from byte {offset} on are no whole number of rows of "
             f"{kind.row_bytes} bytes"
         )
-    return kind, data_bytes // kind.row_bytes
+    count = data_bytes // kind.row_bytes
+    return _Piece(
+        Shard(opened.file, opened.identity, header.size, offset, count), kind, header.name
+    )
 
 
-def _checked_kind(header: Header, table: Table, asked: Asked) -> Kind:
+def _checked_kind(header: Header, table: Table, asked: Asked, offset: int) -> Kind:
     """Return what the rows of a table are, if that is what the caller says."""
-    kind = Kind(table.dtype, table.dtype_name, table.shape[1:])
-    if asked.offset:
-        raise ArgumentError(f"rows: offset= is for raw bytes; {header.name} has a header")
-    if asked.row_shape is not None and asked.row_shape != kind.row_shape:
+    if offset:
         raise ArgumentError(
-            f"rows: {header.name} has rows of shape {kind.row_shape}, not {asked.row_shape}"
+            f'rows: offset= is for raw bytes; {header.name} has a header (format="raw" reads it '
+            "as raw bytes)"
         )
-    if asked.dtype is None or asked.dtype == kind.dtype:
-        return kind
-    # A type of somebody's own for what NumPy does not have.
-    if kind.dtype_name != kind.dtype.name and asked.dtype.itemsize == kind.dtype.itemsize:
-        return kind._replace(dtype=header.checked_dtype(asked.dtype))
-    raise ArgumentError(f"rows: {header.name} holds {kind.dtype_name}, not {asked.dtype}")
+    element = ElementType(table.dtype, table.dtype_name, table.dtype)
+    row_shape = table.shape[1:]
+    if asked.row_shape is not None and asked.row_shape != row_shape:
+        raise ArgumentError(
+            f"rows: {header.name} has rows of shape {row_shape}, not {asked.row_shape}"
+        )
+    said = element if asked.element is None else element.said(asked.element)
+    if said is None:
+        assert asked.element is not None  # noqa: S101 - or it were `element`; tells mypy
+        held = element.name if element.dtype.isbuiltin == 1 else element.dtype
+        raise ArgumentError(f"rows: {header.name} holds {held}, not {asked.element.shown}")
+    header.checked_dtype(said.dtype)
+    return Kind(said, row_shape)

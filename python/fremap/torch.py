@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from fremap.arguments import quantity
 from fremap.batches import Batches
 from fremap.errors import ArgumentError
+from fremap.ragged_rows import RaggedRows
 
 try:
     import torch
@@ -21,8 +22,10 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from fremap.epochs import Order, State
+    from fremap.ragged_rows import Ragged
     from fremap.rows import Rows
 
 __all__ = ["BatchDataset"]
@@ -37,8 +40,8 @@ class BatchDataset(IterableDataset):
 
     Parameters
     ----------
-    rows : Rows
-        Where the rows come from.
+    rows : Rows or Ragged
+        Where the rows come from. Batches of unequal rows are values and offsets.
     batch_size : int
         Rows of a batch.
     order : {"shuffle", "sequential"} or array of int, default "shuffle"
@@ -72,7 +75,7 @@ class BatchDataset(IterableDataset):
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | Ragged,
         batch_size: SupportsIndex,
         order: Order = "shuffle",
         *,
@@ -104,7 +107,7 @@ class BatchDataset(IterableDataset):
         self._batches()  # what is wrong is told here, not by a worker
 
     def _batches(self, **more: Any) -> Batches:
-        return Batches(self._rows, epoch=int(self._epoch), **self._batching, **more)
+        return Batches(self._rows, epoch=int(self._epoch), **{**self._batching, **more})
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Have the next iteration be that of another epoch.
@@ -180,26 +183,56 @@ class BatchDataset(IterableDataset):
                 "BatchDataset: the DataLoader makes batches of these batches; say "
                 "DataLoader(dataset, batch_size=None)"
             )
-        return self._read()
+        return _Reading(self)
 
-    def _read(self) -> Iterator[Any]:
+    def _share(self) -> dict[str, int]:
+        """Return which of the loader's workers this is."""
         worker = get_worker_info()
-        share = {"worker": worker.id, "worker_count": worker.num_workers} if worker else {}
-        resumed = self._resumed
-        if resumed is not None and resumed["epoch"] != int(self._epoch):
-            resumed = None  # that was an epoch ago
-        with self._batches(state=resumed, **share) as batches:
-            for batch in batches:
-                if self._batching["return_ids"]:
-                    yield torch.from_numpy(batch[0]), self._tensor(batch[1])
-                else:
-                    yield self._tensor(batch)
+        return {"worker": worker.id, "worker_count": worker.num_workers} if worker else {}
 
-    def _tensor(self, batch: Any) -> torch.Tensor:
+    def _tensor(self, batch: Any) -> Any:
+        if isinstance(batch, torch.Tensor):  # of rows whose dtype is torch's
+            return batch
+        if isinstance(batch, RaggedRows):
+            return RaggedRows(self._tensor(batch.values), torch.from_numpy(batch.offsets))
         tensor = torch.from_numpy(batch)
         name = self._rows.dtype_name
         # Of types that NumPy has not the rows are as many bytes.
         return tensor if name == self._rows.dtype.name else tensor.view(getattr(torch, name))
+
+
+class _Reading:
+    """An iterator over a worker's batches, whose state torchdata's StatefulDataLoader keeps."""
+
+    def __init__(self, dataset: BatchDataset) -> None:
+        self._dataset = dataset
+        resumed = dataset._resumed  # noqa: SLF001 - its own
+        if resumed is not None and resumed["epoch"] != int(dataset._epoch):  # noqa: SLF001
+            resumed = None  # that was an epoch ago
+        self._batches = dataset._batches(state=resumed, **dataset._share())  # noqa: SLF001
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        dataset, batch = self._dataset, next(self._batches)
+        if dataset._batching["return_ids"]:  # noqa: SLF001
+            return torch.from_numpy(batch[0]), dataset._tensor(batch[1])  # noqa: SLF001
+        return dataset._tensor(batch)  # noqa: SLF001
+
+    def state_dict(self) -> State:
+        """Return what it takes to go on from here."""
+        return self._batches.state()
+
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on after a state, in the epoch that it is of."""
+        dataset = self._dataset
+        if state_dict["epoch"] != int(dataset._epoch):  # noqa: SLF001
+            dataset.set_epoch(state_dict["epoch"])
+        settings = {"seed": state_dict["seed"]} if dataset._drawn else {}  # noqa: SLF001
+        batches = dataset._batches(state=state_dict, **dataset._share(), **settings)  # noqa: SLF001
+        self._batches.close()
+        self._batches = batches
 
 
 def _rank_and_world_size() -> tuple[int, int]:

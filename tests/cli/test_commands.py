@@ -285,3 +285,52 @@ def test_checks_find_a_single_changed_byte(numbered_file: Callable[..., Path]) -
     pages[5000, 4095] ^= 1
     assert first_wrong_page(pages, order) == 5000
     assert np.flatnonzero(page_checksums(pages) != file_checksums(str(path), order, 4096)) == [5000]
+
+
+def test_inspect_lists_what_is_in_a_checkpoint(
+    tmp_path: Path, run_json: RunJson, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import safetensors.numpy
+
+    table = np.arange(40, dtype=np.float32).reshape(10, 4)
+    safetensors.numpy.save_file({"t.0": table, "one": np.array(3.0)}, tmp_path / "a.safetensors")
+    safetensors.numpy.save_file({"t.1": table[:2].astype("i2")}, tmp_path / "b.safetensors")
+    weights = {"t.0": "a.safetensors", "one": "a.safetensors", "t.1": "b.safetensors"}
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": weights}))
+    code, result = run_json("inspect", tmp_path)
+    assert code == 0
+    assert [Path(file["file"]).name for file in result["files"]] == [
+        "x.safetensors.index.json", "a.safetensors", "b.safetensors",
+    ]  # fmt: skip
+    assert [file["format"] for file in result["files"]] == ["index", "safetensors", "safetensors"]
+    arrays = {array["name"]: array for file in result["files"] for array in file["arrays"]}
+    assert arrays["t.1"] == {
+        "name": "t.1", "dtype": "int16", "shape": [2, 4], "rows": 2, "row_bytes": 8,
+        "offset": arrays["t.1"]["offset"], "bytes": 16,
+    }  # fmt: skip
+    assert arrays["one"]["rows"] is None
+    for name, path in (("t.0", "a.safetensors"), ("t.1", "b.safetensors")):
+        array = arrays[name]
+        data = (tmp_path / path).read_bytes()[array["offset"] :][: array["bytes"]]
+        expected = table if name == "t.0" else table[:2].astype("i2")
+        assert data == expected.tobytes()
+
+    np.save(tmp_path / "array.npy", table)
+    (tmp_path / "raw").write_bytes(bytes(100))
+    assert main(["inspect", str(tmp_path / "array.npy")]) == 0
+    assert main(["inspect", str(tmp_path / "raw")]) == 0
+    text = capsys.readouterr().out
+    assert "float32  (10, 4)    10  16 bytes" in text
+    assert "raw: raw, 100 bytes" in text
+    assert main(["inspect", str(tmp_path / "gone")]) == 1
+    assert "fremap inspect: " in capsys.readouterr().err
+
+
+def test_inspect_tells_of_types_that_are_not_known(tmp_path: Path, run_json: RunJson) -> None:
+    entries = {"four": {"dtype": "F4", "shape": [6], "data_offsets": [0, 3]}}
+    header = json.dumps(entries).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3))
+    code, result = run_json("inspect", path)
+    assert code == 0
+    assert result["files"][0]["arrays"][0]["dtype"] == "F4"

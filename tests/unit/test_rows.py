@@ -128,12 +128,6 @@ def test_ids_that_are_none(path: Path, ids: Any, error: type[Exception], text: s
         rows.take(ids)
 
 
-@pytest.mark.parametrize("index", [..., None, (1, 2), (slice(None), 3)], ids=str)
-def test_indexes_of_more_than_the_first_axis(path: Path, index: Any) -> None:
-    with fremap.rows(path) as rows, pytest.raises(TypeError, match="along the first axis alone"):
-        rows[index]
-
-
 class Tensor:
     """What a tensor of another library shows of itself."""
 

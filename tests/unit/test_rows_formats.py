@@ -352,7 +352,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         fremap.rows(tmp_path / "none.npy")
     assert isinstance(caught.value, FileNotFoundError)
     assert caught.value.filename == str(tmp_path / "none.npy")
-    with pytest.raises(ArgumentError, match="no ordinary file"):
+    with pytest.raises(ArgumentError, match="a folder without safetensors; give its files, or a"):
         fremap.rows(tmp_path, "u1")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ArgumentError, match="no ordinary file"):

@@ -152,7 +152,6 @@ def test_tensors_that_numpy_cannot_show(rows: fremap.Rows) -> None:
     import torch
 
     bad = [
-        torch.empty((1, 3), dtype=torch.bfloat16),
         torch.empty((1, 3), requires_grad=True),
         torch.empty((1, 3), device="meta"),
     ]

@@ -1,4 +1,4 @@
-"""The command `fremap`: doctor, calibrate, demo, selftest, bench, resident, prefault.
+"""The command `fremap`: doctor, calibrate, demo, selftest, bench, inspect, resident, prefault.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments)`,
 which returns the exit code. All take ``--json``: one JSON object on standard
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fremap._core import __version__
-from fremap.cli import calibrate, demo, doctor, prefault, resident, selftest
+from fremap.cli import calibrate, demo, doctor, inspect, prefault, resident, selftest
 from fremap.errors import FremapError
 
 __all__ = ["main"]
@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
     "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "selftest": (selftest, "number pages, remap them backwards, check each: every engine"),
+    "inspect": (inspect, "what is in a file or a checkpoint: tensors, types, shapes, places"),
     "resident": (resident, "which pages of a file are in the kernel's page cache"),
     "prefault": (prefault, "bring a file into the kernel's page cache"),
 }

@@ -1,4 +1,4 @@
-"""Files that know what is in them: where the data of an array lies, and what it is.
+"""Files that know what is in them: where the data of arrays lies, and what it is.
 
 Each format reads a header and checks it against the size of its file. Nothing here
 reads data.
@@ -6,64 +6,135 @@ reads data.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal, TypeAlias
 
-from fremap.errors import FormatError
-from fremap.formats import npy, safetensors
-from fremap.formats.table import MAX_AXES, Header, Table
+from fremap.errors import ArgumentError, FormatError
+from fremap.formats import arrow, npy, safetensors
+from fremap.formats.naming import Names, names_of
+from fremap.formats.table import MAX_AXES, Description, Header, Table
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = [
+    "MAX_AXES",
+    "Description",
+    "Format",
+    "Header",
+    "Names",
+    "Table",
+    "names_of",
+    "said_format",
+    "told_format",
+]
 
-__all__ = ["INDEX_SUFFIX", "MAX_AXES", "Header", "Table", "reader", "shard_of"]
+#: What a caller may say that a file is.
+Format: TypeAlias = Literal["npy", "safetensors", "arrow", "raw"]
+#: What a file is. An index is JSON that names files of safetensors.
+_Found: TypeAlias = Literal["npy", "safetensors", "index", "arrow", "raw"]
 
-INDEX_SUFFIX = ".safetensors.index.json"
-
-_BY_SUFFIX: dict[str, Callable[[Header, str | None], Table]] = {
-    ".npy": npy.table,
-    ".safetensors": safetensors.table,
+_FRONT_BYTES = 64
+_BY_SUFFIX: dict[str, _Found] = {
+    ".npy": "npy",
+    ".safetensors": "safetensors",
+    ".safetensors.index.json": "index",
+    ".arrow": "arrow",
 }
+_SUFFIXES = tuple(_BY_SUFFIX)
 _ARCHIVES = (".npz", ".gz", ".zip", ".bz2", ".xz", ".zst")
+_COMPRESSED = "is an archive or compressed, and has no rows at fixed places; unpack it first"
+# By what other files begin with: what they are, and what to do. Rows of raw bytes may begin so
+# by chance where that is short, so it is looked at only where nobody says what the bytes are.
+_REFUSED = {
+    b"\x89HDF\r\n\x1a\n": "is an HDF5 file; give a data set of it, as h5py opens it",
+}
+_REFUSED_UNLESS_TYPED = {
+    b"PK\x03\x04": _COMPRESSED,
+    b"\x1f\x8b": _COMPRESSED,
+    b"\x28\xb5\x2f\xfd": _COMPRESSED,
+    b"\xfd7zXZ\x00": _COMPRESSED,
+    b"BZh": _COMPRESSED,
+    b"PAR1": "is a Parquet file, whose rows are encoded; write the column to an Arrow or .npy file",
+    b"GGUF": "is a GGUF file, which fremap does not read; give dtype=, row_shape= and offset=",
+}
+# What a file that is more than raw bytes may begin with: most do not, and are told at once.
+_FIRST_BYTES = tuple(
+    {bytes([begin[0]]) for begin in (npy.MAGIC, arrow.MAGIC, *_REFUSED, *_REFUSED_UNLESS_TYPED)}
+    | {b"{", b" ", b"\t", b"\r", b"\n"}
+)
 
 
-def reader(name: str) -> Callable[[Header, str | None], Table] | None:
-    """Return what reads the header of a file of this name; None for raw bytes.
+def said_format(value: object) -> Format | None:
+    """Return `format=` as a caller gives it.
 
     Parameters
     ----------
-    name : str
-        Path of the file.
+    value : object
+        One of the names, or None.
 
     Returns
     -------
-    callable or None
-        Takes the header and the name of a tensor, and returns its table.
+    str or None
+        The name.
     """
-    lower = name.lower()
-    for suffix, table in _BY_SUFFIX.items():
-        if lower.endswith(suffix):
-            return table
-    if lower.endswith(_ARCHIVES):
-        raise FormatError(
-            f"rows: {name} is an archive or compressed, and has no rows at fixed places; "
-            "unpack it first"
-        )
-    return None
+    if value is None or value in ("npy", "safetensors", "arrow", "raw"):
+        return value
+    raise ArgumentError(
+        f'rows: format is {value!r}; it must be "npy", "safetensors", "arrow" or "raw"'
+    )
 
 
-def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
-    """Return the name of the tensor that an index of safetensors means, and its file's path.
+def told_format(header: Header, said: Format | None, *, typed: bool, offset: int) -> _Found:
+    """Return what a file is: by what a caller says, by its content, by its name.
 
     Parameters
     ----------
     header : Header
-        The index.
-    tensor : str or None
-        The tensor that was asked for.
+        The file.
+    said : str or None
+        What the caller says that it is.
+    typed : bool
+        Whether the caller says what elements it has.
+    offset : int
+        Where the caller says that its rows begin.
 
     Returns
     -------
-    tuple of str
-        Tensor and path.
+    str
+        "raw" where nothing tells.
     """
-    return safetensors.shard_of(header, tensor)
+    lower = header.name.lower()
+    suffix = None
+    if lower.endswith(_SUFFIXES):
+        suffix = next(suffix for suffix in _SUFFIXES if lower.endswith(suffix))
+    elif said in ("raw", "npy", "arrow") or (said is None and offset):
+        return said or "raw"
+    front = header.read(0, min(header.size, _FRONT_BYTES))
+    if said is not None:
+        is_json = said == "safetensors" and front.startswith(b"{")
+        return "index" if is_json and not safetensors.is_safetensors(header, front) else said
+    if front.startswith(_FIRST_BYTES) or front[8:9] == b"{":
+        found = _by_content(header, front)
+        if found is not None:
+            return found
+        _refuse(header, front, typed=typed or suffix is not None)
+    if suffix is not None:
+        return _BY_SUFFIX[suffix]
+    if lower.endswith(_ARCHIVES):
+        raise FormatError(f"rows: {header.name} {_COMPRESSED}")
+    return "raw"
+
+
+def _by_content(header: Header, front: bytes) -> _Found | None:
+    if front.startswith(npy.MAGIC):
+        return "npy"
+    if safetensors.is_safetensors(header, front):
+        return "safetensors"
+    if safetensors.is_index(header, front):
+        return "index"
+    return "arrow" if front.startswith(arrow.MAGIC) else None
+
+
+def _refuse(header: Header, front: bytes, *, typed: bool) -> None:
+    """Refuse a file that begins as one does that has no rows at fixed places."""
+    refused = _REFUSED if typed else _REFUSED | _REFUSED_UNLESS_TYPED
+    for begin, why in refused.items():
+        if front.startswith(begin):
+            raise FormatError(f"rows: {header.name} {why}")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import ast
 import io
+import math
 import struct
 import tokenize
 from typing import TYPE_CHECKING, Any
 
 from numpy.lib import format as npy_format
 
-from fremap.formats.table import Table, shown
+from fremap.formats.table import Description, Table, shown
 
 if TYPE_CHECKING:
     import numpy as np
 
     from fremap.formats.table import Header
 
-__all__ = ["described", "table"]
+__all__ = ["MAGIC", "described", "description", "table"]
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 # NumPy itself stops at 10 000, unless told otherwise; long lists of fields take more.
 _MAX_HEADER_BYTES = 1 << 20
 # What reading a header that is none can raise: the last two of a text nested too deep.
@@ -28,23 +29,19 @@ _MISREAD = (
 )  # fmt: skip
 
 
-def table(header: Header, tensor: str | None) -> Table:
+def table(header: Header) -> Table:
     """Read the header of an .npy file.
 
     Parameters
     ----------
     header : Header
         The file.
-    tensor : str or None
-        Must be None: there is one array.
 
     Returns
     -------
     Table
         Where the array is.
     """
-    if tensor is not None:
-        raise header.wrong(f"an .npy file has one array, and no tensor named {tensor!r}")
     checked, fortran, dtype, data_offset = described(header)
     if fortran and sum(length > 1 for length in checked) > 1:
         raise header.wrong(
@@ -53,6 +50,24 @@ def table(header: Header, tensor: str | None) -> Table:
         )
     dtype = header.checked_dtype(dtype)
     return header.check_data(Table(dtype, dtype.name, checked, data_offset))
+
+
+def description(header: Header) -> Description:
+    """Read what the array of an .npy file is, whether it has rows or not.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    Description
+        The array.
+    """
+    shape, _, dtype, data_offset = described(header)
+    data_bytes = min(math.prod(shape) * dtype.itemsize, header.size - data_offset)
+    return Description("", dtype.name, shape, data_offset, data_bytes)
 
 
 def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -69,8 +84,8 @@ def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
         The shape, whether it is in Fortran order, the type of the elements, and the byte at
         which they begin.
     """
-    front = header.read(0, len(_MAGIC) + 2)
-    if not front.startswith(_MAGIC):
+    front = header.read(0, len(MAGIC) + 2)
+    if not front.startswith(MAGIC):
         raise header.wrong("it does not begin as .npy files do")
     version = (front[-2], front[-1])
     if version not in ((1, 0), (2, 0), (3, 0)):

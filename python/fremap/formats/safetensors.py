@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import posixpath
+import re
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,17 +12,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fremap.errors import FormatError
-from fremap.formats.table import Table, shown
+from fremap.formats.naming import some_names
+from fremap.formats.table import Description, Table, shown
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fremap.formats.naming import Names
     from fremap.formats.table import Header
 
-__all__ = ["shard_of", "table"]
+__all__ = ["described", "index", "indexed", "is_index", "is_safetensors", "tables"]
 
 # The format's own limit.
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
-_NAMES_SHOWN = 8
+# Within which an index names its map of weights; only a few numbers stand before it.
+_INDEX_FRONT_BYTES = 1 << 16
+# What the library of the format writes: no spaces, fields in this order. Group 1 ends where the
+# tensors begin.
+_CANONICAL = re.compile(
+    rb'(\{(?:"__metadata__":\{(?:"(?:[^"\\]|\\.)*+":"(?:[^"\\]|\\.)*+",?+)*+\},?+)?+)'
+    rb'(?:"[^"\\\x00-\x1f]*+":\{"dtype":"[A-Z0-9_]++","shape":\[(?:[0-9]{1,18}+,?+)*+\],'
+    rb'"data_offsets":\[[0-9]{1,18}+,[0-9]{1,18}+\]\}(?:,(?=")|(?=\})))*+\} *+'
+)
+_OFFSETS = re.compile(rb'"data_offsets":\[([0-9]++,[0-9]++)\]')
 # Digits of a number: enough for 2**63, and few enough to be reckoned with.
 _MAX_DIGITS = 20
 # Name in the file: (what NumPy has of as many bytes, what it is). All are little endian.
@@ -48,64 +62,214 @@ _DTYPES = {
 }
 
 
-def table(header: Header, tensor: str | None) -> Table:
-    """Read the header of a safetensors file.
+def is_safetensors(header: Header, front: bytes) -> bool:
+    """Tell by its content whether a file is of this format.
 
     Parameters
     ----------
     header : Header
         The file.
-    tensor : str or None
-        The tensor; None if there is one only.
+    front : bytes
+        Its first bytes.
 
     Returns
     -------
-    Table
-        Where the tensor is.
+    bool
+        Whether it begins with a header, or may be said to.
     """
+    if len(front) < _LENGTH_BYTES + 2:
+        return False
+    (length,) = struct.unpack_from("<Q", front)
+    end = _LENGTH_BYTES + length
+    return (
+        2 <= length <= min(_MAX_HEADER_BYTES, header.size - _LENGTH_BYTES)
+        and front[_LENGTH_BYTES : _LENGTH_BYTES + 1] == b"{"
+        and front[_LENGTH_BYTES + 1 : _LENGTH_BYTES + 2] in b'"} \t\r\n'
+        and header.read(end - 1, 1) in b"} \t\r\n"
+    )
+
+
+def is_index(header: Header, front: bytes) -> bool:
+    """Tell by its content whether a file is an index of such files.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+    front : bytes
+        Its first bytes.
+
+    Returns
+    -------
+    bool
+        Whether it is JSON with a map of weights.
+    """
+    if not front.lstrip().startswith(b"{") or header.size > _MAX_HEADER_BYTES:
+        return False
+    begin = header.read(0, min(header.size, _INDEX_FRONT_BYTES))
+    return b'"weight_map"' in begin
+
+
+def tables(header: Header, names: Names) -> list[Table]:
+    """Read where tensors are from the header of a safetensors file.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+    names : Names
+        Which tensors. One that is named alone must be there; of several this may be the file of
+        some, or of none.
+
+    Returns
+    -------
+    list of Table
+        Where they are, in no order that matters.
+    """
+    text, data_offset = _front(header)
+    entries = None if names.any else _scanned(text, names, header.size - data_offset)
+    if not entries and (entries is None or not names.many):
+        every = _entries(header, text, header.size - data_offset, empty=names.many)
+        chosen = names.chosen(every) if names.many else [_chosen(header, list(every), names)]
+        entries = {name: every[name] for name in chosen}
+    # The others may be of types that are not known here.
+    return [
+        header.check_data(_table(header, name, entry, data_offset))
+        for name, entry in entries.items()
+    ]
+
+
+def described(header: Header) -> list[Description]:
+    """Read what all tensors of a file are, those of unknown types too.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    list of Description
+        In the order of the file.
+    """
+    text, data_offset = _front(header)
+    entries = _entries(header, text, header.size - data_offset, empty=True)
+    in_order = sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+    return [_description(header, name, entry, data_offset) for name, entry in in_order]
+
+
+def _description(header: Header, name: str, entry: dict[str, Any], data_offset: int) -> Description:
+    begin, end = entry["data_offsets"]
+    code = entry.get("dtype")
+    dtype_name = _DTYPES[code][1] if isinstance(code, str) and code in _DTYPES else str(code)
+    shape = header.checked_shape(entry.get("shape"))
+    return Description(name, dtype_name, shape, data_offset + begin, end - begin)
+
+
+def _front(header: Header) -> tuple[bytes, int]:
+    """Return the header's text, and the byte of the file at which data begins."""
     (length,) = struct.unpack("<Q", header.read(0, _LENGTH_BYTES))
     if length > _MAX_HEADER_BYTES:
         raise header.wrong(
             f"it claims a header of {length} bytes; safetensors allows {_MAX_HEADER_BYTES}"
         )
-    entries = _object(header, header.read(_LENGTH_BYTES, length))
+    return header.read(_LENGTH_BYTES, length), _LENGTH_BYTES + length
+
+
+def _entries(header: Header, text: bytes, data_bytes: int, *, empty: bool) -> dict[str, Any]:
+    """Return what the header says of each tensor; all of it is checked."""
+    entries = _object(header, text)
     entries.pop("__metadata__", None)
-    data_offset = _LENGTH_BYTES + length
-    _check_cover(header, entries, header.size - data_offset)
-    # The others may be of types that are not known here.
-    return header.check_data(
-        _entry(header, _chosen(header, list(entries), tensor), entries, data_offset)
-    )
+    if not entries and not empty:
+        raise header.wrong("it holds no tensor")
+    _check_cover(header, entries, data_bytes)
+    return entries
 
 
-def shard_of(header: Header, tensor: str | None) -> tuple[str, str]:
-    """Return the tensor that is meant, and the path of its file beside the index.
+def _scanned(text: bytes, names: Names, data_bytes: int) -> dict[str, Any] | None:
+    """Return what the header says of the tensors that are meant; None if JSON has to tell.
+
+    A model has tens of thousands of tensors, and Python objects for all of them take three
+    times as long as this. It reads what the library of the format writes, and checks as
+    much as JSON does, save that two tensors that nobody asked for may have one name.
+    """
+    prefix = posixpath.commonprefix(names.exact) if names.exact else names.before
+    grammar = _CANONICAL.fullmatch(text)
+    if grammar is None or re.search(r'["\\\x00-\x1f]', prefix):
+        return None
+    try:
+        text.decode("utf-8")
+        meant = prefix.encode("utf-8")
+    except UnicodeError:
+        return None
+    begin = grammar.end(1)
+    places = np.fromstring(b",".join(_OFFSETS.findall(text, begin)), np.int64, sep=",")
+    first, last = places[::2], places[1::2]
+    if _break_of_cover(first, last, data_bytes) is not None:
+        return None
+    found = re.compile(b'"(' + re.escape(meant) + rb'[^"]*+)":(\{[^{}]*+\})').findall(text, begin)
+    described = {name.decode(): body for name, body in found}
+    if len(described) != len(found):
+        return None
+    import json  # `import fremap` does without it
+
+    return {name: json.loads(described[name]) for name in names.chosen(described)}
+
+
+def index(header: Header, names: Names) -> dict[str, str]:
+    """Return which file beside an index has each tensor that is meant.
 
     Parameters
     ----------
     header : Header
         The index, a JSON file.
-    tensor : str or None
-        The tensor; None if there is one only.
+    names : Names
+        Which tensors.
 
     Returns
     -------
-    tuple of str
-        Tensor and path.
+    dict of str to str
+        Paths by the names of tensors.
     """
+    files = _weight_map(header)
+    chosen = names.chosen(files) if names.many else [_chosen(header, list(files), names)]
+    return {name: _beside(header, name, files[name]) for name in chosen}
+
+
+def indexed(header: Header) -> list[str]:
+    """Return the paths of all files that an index names, each once.
+
+    Parameters
+    ----------
+    header : Header
+        The index.
+
+    Returns
+    -------
+    list of str
+        In the order in which the index names them.
+    """
+    files = _weight_map(header)
+    return list(dict.fromkeys(_beside(header, name, file) for name, file in files.items()))
+
+
+def _weight_map(header: Header) -> dict[str, Any]:
     if header.size > _MAX_HEADER_BYTES:
         raise header.wrong(f"an index of {header.size} bytes; it may have {_MAX_HEADER_BYTES}")
     files = _object(header, header.read(0, header.size)).get("weight_map")
     if not isinstance(files, dict):
         raise header.wrong("it has no weight_map, as an index of safetensors has")
-    name = _chosen(header, list(files), tensor)
-    file = files[name]
+    return files
+
+
+def _beside(header: Header, name: str, file: object) -> str:
+    """Return the path of a file that an index names, which must be beside it."""
     parts = file.split("/") if isinstance(file, str) else [""]
-    if "" in (parts[0], parts[-1]) or ".." in parts or not file.isprintable():
+    if "" in (parts[0], parts[-1]) or ".." in parts or not "".join(parts).isprintable():
         raise header.wrong(
             f"tensor {shown(name)} is in {shown(file)}, which is no file beside the index"
         )
-    return name, posixpath.join(posixpath.dirname(header.name), *parts)
+    return posixpath.join(posixpath.dirname(header.name), *parts)
 
 
 def _object(header: Header, text: bytes) -> dict[str, Any]:
@@ -169,9 +333,8 @@ def _names_each_once(text: bytes, value: object) -> bool:
     )
 
 
-def _entry(header: Header, name: str, entries: dict[str, Any], data_offset: int) -> Table:
+def _table(header: Header, name: str, fields: dict[str, Any], data_offset: int) -> Table:
     """Return where a tensor is whose place is known to be in the file."""
-    fields = entries[name]
     kind = fields.get("dtype")
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise header.wrong(
@@ -187,13 +350,11 @@ def _entry(header: Header, name: str, entries: dict[str, Any], data_offset: int)
             f"tensor {shown(name)} has {end - begin} bytes; {shown(shape)} of {kind} is "
             f"{data_bytes if data_bytes <= sys.maxsize else 'more than any memory has'}"
         )
-    return Table(dtype, dtype_name, shape, data_offset + begin)
+    return Table(dtype, dtype_name, shape, data_offset + begin, name)
 
 
 def _check_cover(header: Header, entries: dict[str, Any], data_bytes: int) -> None:
     """Fail unless the tensors follow each other and fill the file."""
-    if not entries:
-        raise header.wrong("it holds no tensor")
     begins, ends = [], []
     for name, entry in entries.items():
         at = entry.get("data_offsets") if type(entry) is dict else None
@@ -209,35 +370,54 @@ def _check_cover(header: Header, entries: dict[str, Any], data_bytes: int) -> No
             )
         begins.append(at[0])
         ends.append(at[1])
-    if max(ends) != data_bytes:
+    end = max(ends, default=0)
+    if end != data_bytes:
         raise header.wrong(
-            f"its tensors take {max(ends)} bytes, the file has {data_bytes} for them: "
+            f"its tensors take {end} bytes, the file has {data_bytes} for them: "
             "it is cut short, or something was added"
         )
     # They fit into an int64, as the size of a file does.
-    first, last = np.array(begins, np.int64), np.array(ends, np.int64)
-    order = np.lexsort((last, first))
-    before = np.concatenate([[0], last[order[:-1]]])
-    after = first[order]
-    wrong = np.flatnonzero(before != after)
-    if len(wrong):
-        place = int(wrong[0])
+    found = _break_of_cover(np.array(begins, np.int64), np.array(ends, np.int64), data_bytes)
+    if found is not None:
+        before, after = found
         names = list(entries)
-        one = "the header" if place == 0 else shown(names[order[place - 1]])
-        how = "overlap" if after[place] < before[place] else "have a hole between them"
+        one = "the header" if before < 0 else shown(names[before])
+        end = 0 if before < 0 else ends[before]
+        how = "overlap" if begins[after] < end else "have a hole between them"
         raise header.wrong(
-            f"{one} ends at byte {before[place]} of the data and {shown(names[order[place]])} "
-            f"begins at {after[place]}: they {how}"
+            f"{one} ends at byte {end} of the data and {shown(names[after])} begins at "
+            f"{begins[after]}: they {how}"
         )
 
 
-def _chosen(header: Header, names: list[str], tensor: str | None) -> str:
-    if tensor is not None and tensor in names:
-        return tensor
-    if tensor is None and len(names) == 1:
-        return names[0]
-    some = ", ".join(map(shown, sorted(names)[:_NAMES_SHOWN]))
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    if tensor is None:
-        raise header.wrong(f"it has {len(names)} tensors; say which by tensor=: {some}{more}")
-    raise header.wrong(f"it has no tensor {shown(tensor)}; it has {some}{more}")
+def _break_of_cover(
+    first: npt.NDArray[np.int64], last: npt.NDArray[np.int64], data_bytes: int
+) -> tuple[int, int] | None:
+    """Return the tensor after which bytes do not go on with the next one, and that next one.
+
+    -1 stands for the header before, or for the end of the file behind.
+    """
+    if not len(first):
+        return None if data_bytes == 0 else (-1, -1)
+    if not (first[1:] == last[:-1]).all():  # or they stand in the order of the file
+        order = np.lexsort((last, first))
+    else:
+        order = np.arange(len(first))
+    before = np.concatenate([[0], last[order[:-1]]])
+    wrong = np.flatnonzero(before != first[order])
+    if len(wrong):
+        at = int(wrong[0])
+        return (int(order[at - 1]) if at else -1, int(order[at]))
+    return None if last[order[-1]] == data_bytes else (int(order[-1]), -1)
+
+
+def _chosen(header: Header, held: list[str], names: Names) -> str:
+    """Return the one tensor that is meant."""
+    if names.any:
+        if len(held) == 1:
+            return held[0]
+        raise header.wrong(f"it has {len(held)} tensors; say which by tensor=: {some_names(held)}")
+    (name,) = names.exact
+    if name not in held:
+        raise header.wrong(f"it has no tensor {shown(name)}; it has {some_names(held)}")
+    return name

@@ -11,7 +11,7 @@ import numpy as np
 
 from fremap.errors import FormatError
 
-__all__ = ["MAX_AXES", "Header", "Table", "shown"]
+__all__ = ["MAX_AXES", "Description", "Header", "Table", "shown"]
 
 #: Axes of an array, as NumPy has them.
 MAX_AXES = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
@@ -62,12 +62,39 @@ class Table(NamedTuple):
         Its shape; the rows are along the first axis.
     data_offset : int
         Byte of the file where it begins.
+    name : str
+        What the file calls it; empty where it has one array only.
     """
 
     dtype: np.dtype
     dtype_name: str
     shape: tuple[int, ...]
     data_offset: int
+    name: str = ""
+
+
+class Description(NamedTuple):
+    """What a file says of an array in it, of any type.
+
+    Attributes
+    ----------
+    name : str
+        What the file calls it; empty where it has one array only.
+    dtype_name : str
+        What its elements are; what the file says, where that is not known here.
+    shape : tuple of int
+        Its shape.
+    data_offset : int or None
+        Byte of the file where it begins; None where it is in several pieces.
+    data_bytes : int
+        Its bytes.
+    """
+
+    name: str
+    dtype_name: str
+    shape: tuple[int, ...]
+    data_offset: int | None
+    data_bytes: int
 
 
 class Header(NamedTuple):

@@ -1,0 +1,120 @@
+"""What is in a file, an index or a folder of a checkpoint: tensors, types, shapes, places.
+
+Reads headers, and no data. Numbers of rows are what `fremap.rows` would have of a tensor.
+"""
+
+import argparse
+import os
+from typing import Any, NamedTuple
+
+from fremap.cli.report import Json, columns, print_json, show, size, thousands
+from fremap.formats import Description, arrow, megatron, npy, safetensors, told_format
+from fremap.sources import Opened, named_files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fremap inspect``."""
+    parser.add_argument("file", metavar="FILE")
+
+
+class Contents(NamedTuple):
+    """What is in one file."""
+
+    path: str
+    format: str
+    size: int
+    arrays: list[Description]
+
+
+def contents(source: str) -> list[Contents]:
+    """Return what is in each file that `source` names."""
+    found = []
+    paths: list[Any] = list(named_files(source).files)
+    waiting = list(map(os.fsdecode, paths))
+    for path in waiting:
+        with Opened(path, "inspect") as opened:
+            header = opened.header
+            kind: str = told_format(header, None, typed=False, offset=0)
+            arrays: list[Description] = []
+            if header.read(0, min(header.size, len(megatron.MAGIC))) == megatron.MAGIC:
+                kind, arrays = "megatron", [sequences(megatron.index(header))]
+            elif kind == "npy":
+                arrays = [npy.description(header)]
+            elif kind == "safetensors":
+                arrays = safetensors.described(header)
+            elif kind == "arrow":
+                arrays = arrow.described(header)
+            elif kind == "index":
+                waiting += safetensors.indexed(header)
+            found.append(Contents(path, kind, header.size, arrays))
+    return found
+
+
+def sequences(index: megatron.Index) -> Description:
+    """Return the sequences of an index of Megatron's: rows of unequal length, in the ``.bin``."""
+    size = int(index.lengths.sum()) * index.dtype.itemsize
+    return Description("sequences", index.dtype.name, (len(index.lengths),), None, size)
+
+
+def row_count(array: Description) -> int | None:
+    """Return how many rows an array has; None where it has no axis."""
+    return array.shape[0] if array.shape else None
+
+
+def row_bytes(array: Description) -> int | None:
+    """Return the bytes of a row; None where rows have no one size."""
+    rows = row_count(array)
+    return array.data_bytes // rows if rows and array.data_offset is not None else None
+
+
+def described(array: Description) -> Json:
+    """Return what is known of an array, as for JSON."""
+    rows = row_count(array)
+    return {
+        "name": array.name,
+        "dtype": array.dtype_name,
+        "shape": list(array.shape),
+        "rows": rows,
+        "row_bytes": row_bytes(array),
+        "offset": array.data_offset,
+        "bytes": array.data_bytes,
+    }
+
+
+def lines(array: Description) -> tuple[str, ...]:
+    """Return an array as the cells of a line."""
+    rows, of_row = row_count(array), row_bytes(array)
+    return (
+        array.name or "(array)",
+        array.dtype_name,
+        str(array.shape),
+        "" if rows is None else thousands(rows),
+        "" if of_row is None else f"{thousands(of_row)} bytes",
+        "" if array.data_offset is None else thousands(array.data_offset),
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    found = contents(arguments.file)
+    if arguments.json:
+        print_json(
+            {
+                "files": [
+                    {
+                        "file": file.path,
+                        "format": file.format,
+                        "bytes": file.size,
+                        "arrays": [described(array) for array in file.arrays],
+                    }
+                    for file in found
+                ]
+            }
+        )
+        return 0
+    for file in found:
+        show(f"{file.path}: {file.format}, {size(file.size)}")
+        if file.arrays:
+            head = ("name", "type", "shape", "rows", "a row", "at byte")
+            show(columns([head, *map(lines, file.arrays)], right=(3, 4, 5)))
+    return 0

@@ -1,0 +1,163 @@
+"""Columns of Arrow's files and streams, by pyarrow: where in the file the elements lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fremap.formats.naming import some_names
+from fremap.formats.table import Description, Table, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fremap.formats.table import Header
+
+__all__ = ["MAGIC", "described", "tables"]
+
+#: What a file begins with; a stream has nothing of the kind.
+MAGIC = b"ARROW1\0\0"
+
+
+def tables(header: Header, column: str | None) -> list[Table]:
+    """Return where a column lies, one table for each record batch.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+    column : str or None
+        The column; None if there is one only.
+
+    Returns
+    -------
+    list of Table
+        In the order of the file; a single one without rows if there are none.
+    """
+    schema, batches, base = _read(header)
+    names = list(schema.names)
+    if column is None and len(names) != 1:
+        raise header.wrong(
+            f"it has {len(names)} columns; say which by column=: {some_names(names)}"
+        )
+    name = names[0] if column is None else column
+    if names.count(name) != 1:
+        raise header.wrong(f"it has no column {shown(name)}; it has {some_names(names)}")
+    dtype, row_shape = _element(header, name, schema.field(name).type)
+    found = []
+    for batch in batches:
+        if len(batch):
+            offset = _place(header, name, batch.column(names.index(name)), dtype, base)
+            found.append(Table(dtype, dtype.name, (len(batch), *row_shape), offset, name))
+    return [header.check_data(table) for table in found] or [
+        Table(dtype, dtype.name, (0, *row_shape), 0, name)
+    ]
+
+
+def described(header: Header) -> list[Description]:
+    """Return what the columns of a file are.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    list of Description
+        In their order; without places, as each record batch has its own.
+    """
+    schema, batches, _ = _read(header)
+    every = list(batches)
+    rows = sum(map(len, every))
+    return [
+        Description(
+            field.name,
+            str(field.type),
+            (rows,),
+            None,
+            sum(batch.column(at).nbytes for batch in every),
+        )
+        for at, field in enumerate(schema)
+    ]
+
+
+def _read(header: Header) -> tuple[Any, Iterator[Any], int]:
+    """Return the schema, the record batches, and the address at which the file is mapped."""
+    try:
+        import pyarrow as pa
+        from pyarrow import ipc
+    except ImportError:
+        raise header.wrong(
+            "Arrow files are read by pyarrow, which is missing: pip install pyarrow"
+        ) from None
+    try:
+        mapped = pa.memory_map(f"/proc/self/fd/{header.fd}")
+        base = mapped.read_buffer(1).address if header.size else 0
+        mapped.seek(0)
+        if header.read(0, min(header.size, len(MAGIC))) == MAGIC:
+            file = ipc.open_file(mapped)
+            batches = map(file.get_batch, range(file.num_record_batches))
+            return file.schema, _each(header, batches), base
+        stream = ipc.open_stream(mapped)
+        return stream.schema, _each(header, iter(stream)), base
+    except (pa.ArrowInvalid, OSError) as error:
+        raise header.wrong(f"it is no Arrow file or stream: {error}") from error
+
+
+def _each(header: Header, batches: Iterator[Any]) -> Iterator[Any]:
+    """Return record batches one by one; what is wrong with one is told as of this file."""
+    import pyarrow as pa
+
+    try:
+        yield from batches
+    except (pa.ArrowInvalid, OSError) as error:
+        raise header.wrong(f"a record batch of it is damaged: {error}") from error
+
+
+def _element(header: Header, name: str, kind: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return the type of the elements, and the shape of a row."""
+    import pyarrow as pa
+
+    types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return _element(header, name, kind.storage_type)
+    if types.is_fixed_size_list(kind):
+        dtype, shape = _element(header, name, kind.value_type)
+        return dtype, (kind.list_size, *shape)
+    if types.is_integer(kind) or types.is_floating(kind):
+        return np.dtype(kind.to_pandas_dtype()), ()
+    if types.is_timestamp(kind) or types.is_duration(kind):
+        return np.dtype(f"{'M' if types.is_timestamp(kind) else 'm'}8[{kind.unit}]"), ()
+    if types.is_fixed_size_binary(kind) and not types.is_decimal(kind):
+        return np.dtype(f"V{kind.byte_width}"), ()
+    raise header.wrong(
+        f"column {shown(name)} is of type {kind}, whose rows are not of one size in bytes; cast "
+        "it to numbers or to lists of a fixed size (pyarrow.list_(type, length))"
+    )
+
+
+def _place(header: Header, name: str, array: Any, dtype: np.dtype[Any], base: int) -> int:
+    """Return the byte of the file where the elements of a column's part begin."""
+    import pyarrow as pa
+
+    before = 0
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if array.null_count:
+            raise header.wrong(f"column {shown(name)} lacks values (null); fill them in first")
+        if not pa.types.is_fixed_size_list(array.type):
+            break
+        before = (before + array.offset) * array.type.list_size
+        array = array.values
+    buffer = array.buffers()[1]
+    if buffer is None:  # of rows without elements
+        return 0
+    begin = buffer.address - base
+    if begin < 0 or begin + buffer.size > header.size:  # decompressed into other memory
+        raise header.wrong(
+            f"column {shown(name)} is compressed; write the file without compression"
+        )
+    return int(begin + (before + array.offset) * dtype.itemsize)

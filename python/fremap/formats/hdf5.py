@@ -1,0 +1,79 @@
+"""Data sets of HDF5 files, as h5py has them: where in the file their elements lie."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from fremap.errors import FormatError
+from fremap.formats.table import Table
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["located"]
+
+# By which HDF5 reads and writes the file itself.
+_PLAIN_DRIVERS = ("sec2", "stdio")
+
+
+def located(dataset: Any) -> tuple[str, Table]:
+    """Return the path of a data set's file, and where in it the elements are.
+
+    Parameters
+    ----------
+    dataset : h5py.Dataset
+        Open; what was written to it is flushed to the file.
+
+    Returns
+    -------
+    tuple of str and Table
+        The path, and the place. That it lies within the file is not checked.
+    """
+    name = f"{dataset.file.filename}: data set {dataset.name!r}"
+    dtype: np.dtype[Any] = dataset.dtype
+    if dtype.hasobject:
+        raise FormatError(
+            f"rows: {name} has elements of unequal length or references; write them as numbers, or "
+            "as values and offsets (fremap.ragged)"
+        )
+    how = _scattered(dataset)
+    if how is not None:
+        raise FormatError(
+            f"rows: {name} is {how}, so its rows are not in one piece in the file; copy it to one "
+            "that is contiguous: create_dataset(name, data=dataset[:])"
+        )
+    if dataset.file.driver not in _PLAIN_DRIVERS:
+        raise FormatError(
+            f"rows: {name} is opened by the driver {dataset.file.driver!r}, which is not the file "
+            "itself; open it by its path"
+        )
+    if dataset.file.mode != "r":
+        dataset.flush()
+    shape = tuple(map(int, dataset.shape))
+    size = int(dataset.size) * dtype.itemsize
+    held = dataset.id.get_storage_size()
+    if held != size:
+        what = (
+            "nothing was written to it yet" if held == 0 else f"it takes {held} bytes, not {size}"
+        )
+        raise FormatError(f"rows: {name} cannot be read where it lies: {what}")
+    offset = int(dataset.id.get_offset() or 0) if size else 0
+    return os.path.abspath(os.fsdecode(dataset.file.filename)), Table(
+        dtype, dtype.name, shape, offset, str(dataset.name)
+    )
+
+
+def _scattered(dataset: Any) -> str | None:
+    """Return why elements are not in one piece of the file, if they are not."""
+    if dataset.shape is None:
+        return "empty"
+    if dataset.is_virtual:
+        return "virtual"
+    if dataset.external:
+        return "in external files"
+    if dataset.chunks is not None:
+        return "chunked and compressed" if dataset.compression else "chunked"
+    if dataset.size and dataset.id.get_offset() is None and dataset.id.get_storage_size():
+        return "compact (in the object's header)"
+    return None

@@ -1,0 +1,523 @@
+"""Rows of unequal length: documents of tokens, sparse rows, lists; many in one call."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from fremap import errors
+from fremap.arguments import filled_memory
+from fremap.closing import ClosedOnExit
+from fremap.dtypes import empty, is_tensor, shown_as
+from fremap.errors import ArgumentError, ArgumentTypeError
+from fremap.formats import megatron
+from fremap.rowids import as_mask, mask_of, select
+from fremap.rows import Rows
+from fremap.runs import Runs
+from fremap.sources import Opened, is_single, name_of, named_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Unpack
+
+    import numpy.typing as npt
+
+    from fremap.batches import Batches, BatchOptions
+    from fremap.dtypes import TypeLike
+    from fremap.epochs import Order
+    from fremap.rowids import RowIds
+    from fremap.sources import RowsSource
+    from fremap.stats import RowsStats
+
+__all__ = ["Ragged", "RaggedRows", "ragged"]
+
+
+class RaggedRows(NamedTuple):
+    """Rows that were taken: row i is ``values[offsets[i]:offsets[i + 1]]``.
+
+    Parameters
+    ----------
+    values : ndarray or torch.Tensor
+        The elements of all rows, one row after another.
+    offsets : ndarray of int64
+        Where each row begins, and behind the last where it ends.
+    """
+
+    values: Any
+    offsets: npt.NDArray[np.int64]
+
+
+class Ragged(ClosedOnExit):
+    """Rows of unequal length, numbered through one file or several; what `ragged` returns.
+
+    Parameters
+    ----------
+    source : path, Store, h5py.Dataset, several of these, or Rows
+        The elements, as `rows` has them.
+    offsets : array of int or path, optional
+        Where each row begins, and behind the last where it ends, in elements: an array, or
+        the path of an ``.npy`` file. Left out for Megatron's files, which have an index.
+    dtype : dtype, optional
+        Of the elements, as `rows` has it.
+    row_shape : int or tuple of int, optional
+        Shape of an element that is more than a number, as `rows` has it.
+    **options
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+
+    Raises
+    ------
+    FormatError
+        A header is wrong, a file is cut short, or the offsets are not of these elements.
+    StoreError
+        A file cannot be opened.
+    ArgumentError
+        The offsets are none, or an argument is impossible.
+
+    Notes
+    -----
+    The offsets are in memory: 16 bytes a row. Files are opened, mapped and closed as those of
+    `Rows` are, and so are threads, children of fork and pickles treated.
+
+    Rows are read as the blocks of elements that cover them, about a quarter of their mean length
+    (512 bytes to 8 KiB), all of them in flight together; a second copy, in memory, lays them one
+    after another.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     np.arange(10, dtype=np.int16).tofile(file.name)
+    ...     with fremap.ragged(file.name, [0, 3, 3, 10], np.int16) as documents:
+    ...         values, offsets = documents.take([2, 1, 0])
+    >>> values
+    array([3, 4, 5, 6, 7, 8, 9, 0, 1, 2], dtype=int16)
+    >>> offsets
+    array([ 0,  7,  7, 10])
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_element",
+        "_element_shape",
+        "_lengths",
+        "_name",
+        "_runs",
+        "_starts",
+    )
+
+    def __init__(
+        self,
+        source: RowsSource | Rows,
+        offsets: Any = None,
+        dtype: TypeLike | None = None,
+        row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+        **options: Any,
+    ) -> None:
+        if offsets is None:
+            table, starts, lengths = _indexed(source, dtype, options)
+        else:
+            bounds = _bounds(offsets)
+            starts, lengths = bounds[:-1], np.diff(bounds)
+            if isinstance(source, Rows):
+                table = source
+            else:
+                table = Rows(source, dtype, row_shape, **options)
+        try:
+            self._begin(table, starts, lengths)
+        finally:
+            if table is not source:  # one that somebody else has stays open
+                table.close()
+
+    def _begin(
+        self, table: Rows, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+    ) -> None:
+        count = len(table)
+        wrong = np.flatnonzero((lengths < 0) | (starts < 0) | (starts + lengths > count))
+        if len(wrong):
+            at = int(wrong[0])
+            raise ArgumentError(
+                f"ragged: row {at} goes from element {starts[at]} to {starts[at] + lengths[at]}; "
+                f"offsets must not fall, and {_named(table)} has {count} elements"
+            )
+        self._name = _named(table)
+        self._element = table._kind.element  # noqa: SLF001 - made of it
+        self._element_shape = table.row_shape
+        self._starts = starts
+        self._lengths = lengths
+        self._runs = Runs(table, float(lengths.mean()) if len(lengths) else 1.0)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements, as `Rows.dtype`."""
+        return self._element.shown
+
+    @property
+    def dtype_name(self) -> str:
+        """What the elements are, as `Rows.dtype_name`."""
+        return self._element.name
+
+    @property
+    def element_shape(self) -> tuple[int, ...]:
+        """Shape of an element: ``()`` for numbers."""
+        return self._element_shape
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many elements each row has."""
+        return self._lengths.copy()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._runs.rows[0].closed
+
+    def take(self, ids: RowIds, out: Any = None) -> RaggedRows:
+        """Return rows, in any order, one after another.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end. More axes than one are
+            taken as one.
+        out : writable memory, optional
+            Where to put the elements: an array or tensor of this dtype with at least as many,
+            or a buffer of at least as many bytes; C-contiguous.
+
+        Returns
+        -------
+        RaggedRows
+            The elements and the offsets. The elements are the front of `out` if it was given.
+
+        Raises
+        ------
+        PageRangeError
+            A row does not exist; also an `IndexError`.
+        ArgumentTypeError
+            `ids` are no integers.
+        ArgumentError
+            `out` has another type or shape, is too short, or is read-only.
+        TruncatedError
+            A file is shorter than it was.
+        StoreError
+            A row cannot be read.
+        ClosedError
+            `close` was called.
+
+        See Also
+        --------
+        Rows.take : Rows of one size.
+        """
+        return self._take(self._ids(ids), out)
+
+    def _ids(self, ids: object) -> npt.NDArray[np.int64]:
+        selection, _ = select(ids, len(self))
+        if isinstance(selection, tuple):
+            return np.arange(*selection)
+        numbers = np.array(selection, np.int64)
+        outside = np.flatnonzero((numbers < -len(self)) | (numbers >= len(self)))
+        if len(outside):
+            number = int(numbers[outside[0]])
+            raise errors._page_range(  # noqa: SLF001 - one maker of messages
+                f"take: row {number} is outside 0..{len(self)}", number, len(self)
+            )
+        numbers[numbers < 0] += len(self)
+        return numbers
+
+    def _take(self, ids: npt.NDArray[np.int64], out: Any) -> RaggedRows:
+        counts = self._lengths[ids]
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        shape = (int(offsets[-1]), *self._element_shape)
+        if out is None:
+            values: Any = np.empty(shape, self._element.dtype)
+            array = values
+        else:
+            values = _front(out, shape, self._element.dtype.itemsize)
+            array = filled_memory("take", values, self._element, shape)
+        memory = array.reshape(-1).view(np.uint8)
+        self._runs.take(ids, self._starts[ids], counts, offsets[:-1], memory)
+        if out is None:
+            values = shown_as(array, self._element.shown)
+        elif not isinstance(values, np.ndarray) and not is_tensor(values):
+            values = array
+        return RaggedRows(values, offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a row as an array for an int; for a slice, integers or a mask as `take` does."""
+        if isinstance(index, tuple) or index is None or index is Ellipsis:
+            raise ArgumentTypeError(
+                f"ragged[{index!r}]: rows of unequal length are chosen by an int, a slice, "
+                "integers or a mask alone"
+            )
+        mask = as_mask(index)
+        if mask is not None:
+            return self.take(np.flatnonzero(mask_of(mask, len(self))))
+        _, leading = select(index, len(self))
+        taken = self.take(index)
+        return taken.values if leading == () else taken
+
+    def __getitems__(self, ids: RowIds) -> list[Any]:
+        """Return many rows as a list of arrays, read together."""
+        values, offsets = self.take(ids)
+        return [values[begin:end] for begin, end in itertools.pairwise(offsets.tolist())]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
+        return map(self.__getitem__, range(len(self)))
+
+    async def take_async(self, ids: RowIds, out: Any = None) -> RaggedRows:
+        """Return rows as `take` does, while the event loop goes on.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end.
+        out : writable memory, optional
+            Where to put the elements; see `take`.
+
+        Returns
+        -------
+        RaggedRows
+            The elements and the offsets.
+
+        Raises
+        ------
+        FremapError
+            As `take`.
+        """
+        taken: RaggedRows = await self._runs.rows[0]._in_thread(  # noqa: SLF001
+            self._take, self._ids(ids), out
+        )
+        return taken
+
+    def batches(
+        self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
+    ) -> Batches:
+        """Return an iterator over the batches of an epoch, which reads ahead.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of a batch.
+        order : {"shuffle", "sequential"} or array of int, default "shuffle"
+            All rows in random order, all as they stand, or these rows.
+        **options
+            As `Batches` has them.
+
+        Returns
+        -------
+        Batches
+            The iterator, of `RaggedRows`; it is a context manager.
+
+        Raises
+        ------
+        ArgumentError
+            An argument is impossible, or the state is of other batches.
+        PageRangeError
+            `order` names a row that there is not.
+        """
+        from fremap.batches import Batches
+
+        return Batches(self, batch_size, order, **options)
+
+    def _memory_for(self, ids: npt.NDArray[np.int64]) -> Any:
+        """Return memory for a batch, which `take` then fills."""
+        return empty((int(self._lengths[ids].sum()), *self._element_shape), self._element.shown)
+
+    def stats(self) -> RowsStats:
+        """Return what is held now, and what was done since it was opened, in blocks.
+
+        Returns
+        -------
+        RowsStats
+            Counts, which threads that take meanwhile may be changing.
+        """
+        from fremap.stats import RowsStats
+
+        parts = [rows.stats() for rows in self._runs.rows]
+        return RowsStats(*map(sum, zip(*map(_values, parts), strict=True)))
+
+    def close(self) -> None:
+        """Close the files and unmap them; a second time does nothing."""
+        for rows in self._runs.rows:
+            rows.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self)} rows"
+        return f"<fremap.Ragged {self._name}: {state} of {self.dtype_name}>"
+
+    def __reduce__(self) -> tuple[Callable[..., Ragged], tuple[object, ...]]:
+        if self.closed:
+            raise TypeError("closed Ragged cannot be pickled")
+        return _reopen, (
+            type(self),
+            self._runs,
+            self._name,
+            self._element,
+            self._element_shape,
+            self._starts,
+            self._lengths,
+        )
+
+
+def _reopen(cls: type[Ragged], runs: Runs, *state: Any) -> Ragged:
+    made = cls.__new__(cls)
+    made._runs = runs  # noqa: SLF001 - its own
+    made._name, made._element, made._element_shape, made._starts, made._lengths = state  # noqa: SLF001
+    return made
+
+
+def _values(stats: RowsStats) -> tuple[int, ...]:
+    import dataclasses
+
+    return dataclasses.astuple(stats)
+
+
+def _named(table: Rows) -> str:
+    return name_of(table._shards[0].file)  # noqa: SLF001 - made of it
+
+
+def _front(out: Any, shape: tuple[int, ...], item_bytes: int) -> Any:
+    """Return as much of the front of `out` as is filled."""
+    if hasattr(out, "shape") and hasattr(out, "dtype"):
+        if tuple(out.shape[1:]) != shape[1:] or not len(out.shape) or out.shape[0] < shape[0]:
+            raise ArgumentError(
+                f"take: out has shape {tuple(out.shape)}; it must have {shape[0]} elements or "
+                f"more, each of shape {shape[1:]}"
+            )
+        return out[: shape[0]]
+    try:
+        plain = memoryview(out).cast("B")
+    except TypeError as error:
+        raise ArgumentTypeError(f"take: out must be memory, not {type(out).__name__}") from error
+    wanted = int(np.prod(shape)) * item_bytes
+    if len(plain) < wanted:
+        raise ArgumentError(f"take: out has {len(plain)} bytes; it must have {wanted} or more")
+    return plain[:wanted]
+
+
+def _bounds(offsets: Any) -> npt.NDArray[np.int64]:
+    """Return where rows begin and the last one ends."""
+    if isinstance(offsets, Rows):
+        offsets = offsets[:]
+    elif isinstance(offsets, str | bytes | os.PathLike):
+        with Rows(offsets) as file:
+            offsets = file[:]
+    bounds = np.asarray(offsets)
+    if bounds.ndim != 1 or bounds.dtype.kind not in "iu":
+        raise ArgumentTypeError(
+            f"ragged: offsets must be integers along one axis, not {bounds.dtype} of shape "
+            f"{bounds.shape}"
+        )
+    if len(bounds) == 0:
+        raise ArgumentError("ragged: offsets are empty; there is one more of them than of rows")
+    if bounds.dtype.kind == "u" and int(bounds.max()) >= 1 << 63:
+        raise ArgumentError(f"ragged: offset {bounds.max()} does not fit into 64 bits")
+    return bounds.astype(np.int64)
+
+
+def _indexed(
+    source: Any, dtype: TypeLike | None, options: dict[str, Any]
+) -> tuple[Rows, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the elements of Megatron's files, and where in them rows lie."""
+    if isinstance(source, Rows):
+        raise ArgumentError("ragged: offsets are missing; rows do not tell where others begin")
+    sources = [source] if is_single(source) else list(source)
+    found: list[tuple[str, megatron.Index]] = []
+    for one in sources:
+        for data in _data_files(one):
+            with Opened(data.removesuffix(".bin") + ".idx", "ragged") as opened:
+                found.append((data, megatron.index(opened.header)))
+    kinds = {index.dtype for _, index in found}
+    if len(kinds) > 1:
+        other = next(data for data, index in found if index.dtype != found[0][1].dtype)
+        raise ArgumentError(
+            f"ragged: {found[0][0]} has elements of {found[0][1].dtype}, {other} of others; all "
+            "must be alike"
+        )
+    table = Rows([data for data, _ in found], dtype or kinds.pop(), format="raw", **options)
+    bases = np.cumsum(table.shard_rows) - table.shard_rows
+    for (data, index), elements in zip(found, table.shard_rows.tolist(), strict=True):
+        beyond = np.flatnonzero(index.starts + index.lengths > elements)
+        if len(beyond):
+            raise errors.FormatError(
+                f"ragged: {data} has {elements} elements, and its index says that row "
+                f"{beyond[0]} ends behind them: it is cut short"
+            )
+    starts = [index.starts + base for (_, index), base in zip(found, bases.tolist(), strict=True)]
+    return table, np.concatenate(starts), np.concatenate([index.lengths for _, index in found])
+
+
+def _data_files(source: Any) -> list[str]:
+    """Return the ``.bin`` files that a path or pattern of Megatron's means."""
+    if not isinstance(source, str | bytes | os.PathLike):
+        raise ArgumentError(
+            f"ragged: offsets are missing, and {type(source).__name__} has no index; give them"
+        )
+    name = os.fsdecode(source)
+    if not name.endswith((".bin", ".idx")) and not os.path.exists(name):
+        name += ".bin"  # Megatron's way of naming both
+    files: list[Any] = list(named_files(name).files)
+    paths = list(map(os.fsdecode, files))
+    return [path.removesuffix(".idx") + ".bin" if path.endswith(".idx") else path for path in paths]
+
+
+def ragged(
+    source: RowsSource | Rows,
+    offsets: Any = None,
+    dtype: TypeLike | None = None,
+    row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+    **options: Any,
+) -> Ragged:
+    """Open rows of unequal length, in one file or several.
+
+    Parameters
+    ----------
+    source : path, Store, h5py.Dataset, several of these, or Rows
+        The elements, as `rows` has them. Megatron's files by the path of the ``.bin``, of the
+        ``.idx``, or what both begin with; a pattern or a list names many.
+    offsets : array of int or path, optional
+        Where each row begins, and behind the last where it ends, in elements: an array (CSR's
+        ``indptr``), the path of an ``.npy`` file, or `Rows`. Left out for Megatron's files.
+    dtype : dtype, optional
+        Of the elements, as `rows` has it.
+    row_shape : int or tuple of int, optional
+        Shape of an element that is more than a number, as `rows` has it.
+    **options
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+
+    Returns
+    -------
+    Ragged
+        The rows; it is a context manager.
+
+    Raises
+    ------
+    FormatError
+        A header is wrong, a file is cut short, or the offsets are not of these elements.
+    StoreError
+        A file cannot be opened.
+    ArgumentError
+        The offsets are none, or an argument is impossible.
+
+    See Also
+    --------
+    rows : Rows of one size.
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/values.npy", np.arange(100, 106))
+    ...     np.save(f"{folder}/indptr.npy", np.array([0, 2, 2, 6]))
+    ...     with fremap.ragged(f"{folder}/values.npy", f"{folder}/indptr.npy") as lists:
+    ...         lists[0].tolist(), lists[-1].tolist(), lists.lengths.tolist()
+    ([100, 101], [102, 103, 104, 105], [2, 0, 4])
+    """
+    return Ragged(source, offsets, dtype, row_shape, **options)

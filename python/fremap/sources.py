@@ -1,0 +1,253 @@
+"""Which files a caller means: paths, patterns, folders, stores, and lists of these."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from io import FileIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from fremap.arguments import absolute_path
+from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
+from fremap.errors import _system as system_error
+from fremap.formats.table import Header
+from fremap.stores import FileStore, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Self
+
+__all__ = [
+    "File",
+    "Files",
+    "Opened",
+    "RowsSource",
+    "as_it_is",
+    "name_of",
+    "named_files",
+    "store_error",
+]
+
+PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
+RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | Any]"
+#: A path that is absolute, a store, or a data set of h5py's.
+File: TypeAlias = "str | bytes | Store | Any"
+
+_INDEX = ".safetensors.index.json"
+# What patterns have, as `glob` has it.
+_HAS_MAGIC = re.compile(r"[*?[]").search
+_NUMBERS = re.compile(r"(\d+)")
+
+
+class Files(NamedTuple):
+    """The files that a caller means, in order.
+
+    Attributes
+    ----------
+    files : list
+        Paths, stores and data sets.
+    together : bool
+        Whether they are one checkpoint, each tensor of which is in one of them.
+    name : str
+        What messages call them all.
+    """
+
+    files: Sequence[File]
+    together: bool
+    name: str
+
+
+class Opened:
+    """A file that is open while its header is read.
+
+    Attributes
+    ----------
+    file : path or Store
+        The file.
+    header : Header
+        Its front.
+    identity : tuple of int
+        Device and number of the file; of a store zeros.
+    """
+
+    def __init__(self, file: File, operation: str = "rows") -> None:
+        self.file = file
+        self._operation = operation
+        self._open: FileIO | None = None
+
+    def __enter__(self) -> Self:
+        file, operation = self.file, self._operation
+        if isinstance(file, Store):
+            self.header = Header(file.fileno(), name_of(file), file.size, operation)
+            self.identity = (0, 0)
+            return self
+        try:
+            # Opening a pipe by mistake must not wait for somebody who writes to it.
+            regular = stat.S_ISREG(os.stat(file).st_mode)
+            # An object, which is closed also where a signal handler raises before it is kept.
+            self._open = FileIO(file) if regular else None
+        except OSError as error:
+            raise store_error(error, file) from error
+        except ValueError as error:  # a byte that no path has
+            raise ArgumentError(f"{operation}: {file!r} is no path: {error}") from error
+        name = os.fsdecode(file)
+        if self._open is None and os.path.isdir(file):
+            raise ArgumentError(
+                f"{operation}: {name} is a folder; a list has files, a folder is given alone"
+            )
+        if self._open is None:
+            raise ArgumentError(
+                f"{operation}: {name} is no ordinary file; a block device can be given as a store "
+                "(fremap.open)"
+            )
+        facts = os.fstat(self._open.fileno())
+        self.header = Header(self._open.fileno(), name, facts.st_size, operation)
+        self.identity = (facts.st_dev, facts.st_ino)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._open is not None:
+            self._open.close()
+
+
+def named_files(source: RowsSource) -> Files:
+    """Return the files of a source, their paths absolute."""
+    if is_single(source):
+        return _named(source)
+    if isinstance(source, set | frozenset | dict) or not hasattr(source, "__iter__"):
+        raise ArgumentTypeError(
+            "rows: a source is a path, a store, a data set of h5py's, or these in order (a list, "
+            f"an iterator), not {type(source).__name__}"
+        )
+    files: list[File] = []
+    for one in source:
+        if isinstance(one, str | bytes | os.PathLike):
+            path = absolute_path("rows", one)
+            files.extend(_matching(path) if _HAS_MAGIC(os.fsdecode(path)) else [path])
+        elif is_single(one):
+            files.append(one)
+        else:
+            raise ArgumentTypeError(
+                f"rows: a file is a path, a store or a data set of h5py's, not {type(one).__name__}"
+            )
+    if not files:
+        raise ArgumentError("rows: an empty list of files has no rows")
+    return Files(files, together=False, name=_some(files))
+
+
+def is_single(source: object) -> bool:
+    """Tell whether a source is one file or pattern, not several."""
+    return isinstance(source, str | bytes | os.PathLike | Store) or is_dataset(source)
+
+
+def is_dataset(source: object) -> bool:
+    """Tell whether something is a data set of h5py's."""
+    return any(
+        kind.__module__.startswith("h5py.") and kind.__name__ == "Dataset"
+        for kind in type(source).__mro__
+    )
+
+
+def _named(one: Any) -> Files:
+    """Return the files of a source that is one thing: a file, a pattern or a folder."""
+    files: list[File] = [one]
+    if isinstance(one, str | bytes | os.PathLike):
+        path = absolute_path("rows", one)
+        name = os.fsdecode(path)
+        if name and "\0" not in name and os.path.isdir(name):
+            return _folder(name)
+        files = _matching(path) if _HAS_MAGIC(name) else [path]
+    return Files(files, together=False, name=_some(files))
+
+
+def _matching(path: str | bytes) -> list[File]:
+    """Return the files that match a pattern; the file itself if there is one of that name."""
+    import glob  # `import fremap` does without it
+
+    name = os.fsdecode(path)
+    if "\0" in name or os.path.exists(name):
+        return [path]
+    found: list[str] = glob.glob(name, recursive=True)
+    files = [match for match in found if not os.path.isdir(match)]
+    if not files:
+        text = "rows: no file matches"
+        raise system_error("io", text, errno.ENOENT, os.fsencode(name), None, 0)
+    files.sort(key=_numbers_in_order)
+    return [*files]
+
+
+def _folder(folder: str) -> Files:
+    """Return the files of a checkpoint: its index, or all that are of its format."""
+    try:
+        names = sorted(os.listdir(folder), key=_numbers_in_order)
+    except OSError as error:
+        raise store_error(error, folder) from error
+    shown = [name for name in names if not name.startswith(".")]
+    indexes = [name for name in shown if name.lower().endswith(_INDEX)]
+    if len(indexes) > 1:
+        raise ArgumentError(
+            f"rows: {folder} has {len(indexes)} indexes ({indexes[0]}, {indexes[1]}); give the "
+            "path of one"
+        )
+    chosen = indexes or [name for name in shown if name.lower().endswith(".safetensors")]
+    if not chosen:
+        raise ArgumentError(
+            f"rows: {folder} is a folder without safetensors; give its files, or a pattern such as "
+            f"{os.path.join(folder, '*.npy')}"
+        )
+    files = [os.path.join(folder, name) for name in chosen]
+    return Files(files, together=not indexes, name=folder)
+
+
+def _numbers_in_order(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names as people do: shard-2 before shard-10."""
+    parts = _NUMBERS.split(name)
+    return [
+        (int(part), part) if at % 2 and part.isascii() else (0, part)
+        for at, part in enumerate(parts)
+    ]
+
+
+def _some(files: Sequence[File]) -> str:
+    first = name_of(files[0])
+    return first if len(files) == 1 else f"{first} and {len(files) - 1} more"
+
+
+def name_of(file: File) -> str:
+    """Return how messages call a file."""
+    if isinstance(file, Store):
+        return repr(file) if path_of(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
+    if is_dataset(file):
+        dataset: Any = file
+        return f"{dataset.file.filename}{dataset.name}"
+    return os.fsdecode(file)
+
+
+def path_of(file: File) -> str | None:
+    """Return the path of a file, if it has one."""
+    if isinstance(file, Store):
+        path = file.path if isinstance(file, FileStore) else None
+        return None if path is None else os.fsdecode(path)
+    return os.fsdecode(file)
+
+
+def as_it_is(file: File) -> tuple[object, ...]:
+    """Return what tells a file, as it is now, from any other; of a store the object alone."""
+    path = path_of(file)
+    if path is None:
+        return (os.getpid(), id(file))
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise store_error(error, path) from error
+    return (path, facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+def store_error(error: OSError, file: str | bytes) -> StoreError:
+    """Return an error of the kernel's as one of fremap's."""
+    text = f"rows: {os.strerror(error.errno or 0)}"
+    made = system_error("io", text, error.errno or 0, os.fsencode(file), None, 0)
+    assert isinstance(made, StoreError)  # noqa: S101 - of the kind "io"; tells mypy
+    return made
