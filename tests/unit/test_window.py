@@ -133,10 +133,13 @@ def test_remap_forms(store: fremap.Store, engine: str, numbered_pages: Numbered)
         (range(3), range(2), fremap.ArgumentError),
         ([1, 2], [3, 3], fremap.ArgumentError),
         ([64], 0, fremap.PageRangeError),
-        ([0, -1], 0, fremap.PageRangeError),
+        ([0, -65], 0, fremap.PageRangeError),
         ([1], 8, fremap.PageRangeError),
         ([1, 2], 7, fremap.PageRangeError),
-        ([1], -1, fremap.PageRangeError),
+        ([1], -9, fremap.PageRangeError),
+        ([1, 2], -1, fremap.PageRangeError),
+        ([1, 2], [0, -9], fremap.PageRangeError),
+        ([1, 2], [7, -1], fremap.ArgumentError),
         ([1], 1 << 70, fremap.PageRangeError),
         (None, 0, fremap.PageRangeError),
         ([1], None, fremap.ArgumentTypeError),
@@ -170,8 +173,8 @@ def test_populate_and_evict(store: fremap.Store, engine: str, numbered_pages: Nu
         expect(window, numbered_pages, list(range(8)))
         with pytest.raises(fremap.PageRangeError, match=r"^evict: window page 8"):
             window.evict([3, 8])
-        with pytest.raises(fremap.PageRangeError, match=r"^populate: window page -1"):
-            window.populate(-1)
+        with pytest.raises(fremap.PageRangeError, match=r"^populate: window page -9"):
+            window.populate(-9)
 
 
 @pytest.mark.parametrize("engine", ["alias", "paged"], indirect=True)
