@@ -106,9 +106,10 @@ class Window(Views):
     Raises
     ------
     ArgumentError
-        The window is empty or beyond the store, or the settings contradict each other.
+        The window is empty or beyond the store, or two options contradict each other (see
+        the notes): the error names both.
     UnsupportedError
-        The engine, or this kernel, cannot do what is asked for.
+        This kernel or process cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
     BudgetError
@@ -124,6 +125,23 @@ class Window(Views):
     the store by `flush` and `close`, and before a changed page is remapped, evicted (also
     by the budget), placed over or protected with `Prot.NONE`; at no other time. One that is
     dropped or alive when the interpreter ends is flushed; a failure is told on stderr.
+
+    Some options need certain engines; "auto" chooses among those that all of them leave.
+    Others exclude each other whatever the engine:
+
+    ============================  ==================================================
+    option                        goes with
+    ============================  ==================================================
+    ``coherent=True``             engine "alias"
+    ``coherent=False``            engine "paged" or "eager"
+    ``fault="signal"``            engine "paged"; no `budget` in bytes
+    ``tracking``                  engine "paged", and ``prot=Prot.WRITE``
+    ``advice``                    engine "alias"
+    ``lock=True``                 neither `nonblock` nor a `budget` in bytes
+    ``nonblock=True``             ``populate=True``
+    `first_page`                  ``mapping="linear"``
+    `budget` in bytes             with engine "eager", at least the window's bytes
+    ============================  ==================================================
 
     Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are swapped in whole
     by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one kernel mapping whatever it

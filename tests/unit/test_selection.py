@@ -1,14 +1,17 @@
 """Every way to name pages, and every way to name them wrongly."""
 
 import array
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fremap
 import numpy as np
 import pytest
 from fremap import ArgumentError, ArgumentTypeError, PageRangeError
 from fremap.selection import Numbering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT = 100
 

@@ -4,6 +4,7 @@ mod choice;
 mod first;
 mod pin;
 mod settings;
+mod together;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage}
 pub use choice::choose_engine;
 pub use pin::Pin;
 pub use settings::{Budget, MappingOptions};
+pub use together::ANY_ENGINE;
 
 /// Pages that are told of between two questions whether to stop.
 const INTERRUPT_PAGES: usize = 1 << 20;
@@ -145,13 +147,9 @@ impl Window {
     ) -> Result<Self> {
         store.check_open("Window")?;
         options.calibration.check()?;
-        let kind = choose_engine(options.engine, options.prot, options.coherent)?;
-        if options.lock && options.nonblock {
-            return Err(Error::Argument(
-                "Window: lock=True makes every page present, so nonblock=True cannot be had with it"
-                    .to_owned(),
-            ));
-        }
+        let engines = together::engines(options, mapping.advice)?;
+        choice::check_prot(options)?;
+        let kind = choose_engine(&engines, options.prot)?;
         let sharing = mapping.sharing;
         if options.prot == Prot::Write && !store.writable() && sharing == Sharing::Shared {
             return Err(Error::Io {
@@ -170,12 +168,6 @@ impl Window {
             EngineKind::Eager if options.prot == Prot::Write => Some(Tracking::Content),
             EngineKind::Alias | EngineKind::Eager => None,
         };
-        if options.tracking.is_some() && options.tracking != tracking {
-            return Err(Error::Argument(format!(
-                "Window: tracking is for windows of engine \"paged\" that may be written; leave it \
-                 out with engine \"{kind}\" or a window that is only read"
-            )));
-        }
         choice::check_fault(options.fault, kind)?;
         choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
         let engine = Self::make_engine(kind, &store, table, tracking, options, mapping)?;
@@ -192,7 +184,7 @@ impl Window {
             owner: crate::sys::process::id(),
             given_up: false.into(),
         };
-        if options.populate || options.nonblock || options.lock {
+        if options.populate || options.lock {
             window.populate(&Selection::All, options.nonblock, interrupt)?;
         }
         Ok(window)
