@@ -15,7 +15,7 @@ from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ArgumentTypeError, ForkError, FremapError
 from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
-from fremap.selection import CoreSelection, Numbering, PageSelection, plain_run
+from fremap.selection import Numbering, PageSelection, plain_run
 from fremap.settings import (
     Advice,
     Engine,
@@ -294,11 +294,6 @@ class Window(Views):
     def store(self) -> Store:
         """The store whose pages the window shows."""
         return self._store
-
-    def _select(self, operation: str, pages: PageSelection) -> tuple[CoreSelection, int]:
-        numbering = Numbering(operation, "window page", self.page_count)
-        selection = numbering.selection(pages)
-        return selection, numbering.count(selection)
 
     def remap(
         self,
@@ -613,56 +608,6 @@ class Window(Views):
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
-
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Tell which pages are in the window, so that touching them costs no fault.
-
-        Returns
-        -------
-        ndarray of bool, shape (page_count,)
-            A snapshot.
-
-        Raises
-        ------
-        StoreError
-            The kernel's page map cannot be read (engine "alias").
-
-        Notes
-        -----
-        Engine "alias" reads ``/proc/self/pagemap``.
-        """
-        return np.frombuffer(self._present(), dtype=np.bool_)
-
-    def dirty(self) -> npt.NDArray[np.bool_]:
-        """Tell which pages have content that is not in the store yet.
-
-        Returns
-        -------
-        ndarray of bool, shape (page_count,)
-            A snapshot.
-
-        Raises
-        ------
-        UnsupportedError
-            The window is coherent: its stores are the file's at once.
-
-        Notes
-        -----
-        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7) or the faults that were served; a page
-        that was stored to is dirty whatever was stored. Engine "eager": the content is
-        hashed and compared with what was loaded, a quarter of a microsecond a page.
-        """
-        return np.frombuffer(self._dirty(), dtype=np.bool_)
-
-    def protection(self) -> npt.NDArray[np.uint8]:
-        """Tell what may be done with each page.
-
-        Returns
-        -------
-        ndarray of uint8, shape (page_count,)
-            Values of `Prot`.
-        """
-        return np.frombuffer(self._protection(), dtype=np.uint8)
 
     def stats(self) -> WindowStats:
         """Return what the window holds and what it did so far.

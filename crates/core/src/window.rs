@@ -575,33 +575,44 @@ impl Window {
         }
     }
 
-    /// The file page of each window page; -1 for none, -2 for a placed page.
+    /// The file page that each of `pages` shows; -1 for none, -2 for a placed page.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child that does not show the same.
-    pub fn mapping(&self, interrupt: &dyn Interrupt) -> Result<Vec<i64>> {
+    /// Pages outside; [`Error::Fork`] in a child that does not show the same.
+    pub fn mapping(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<i64>> {
         if self.kind != EngineKind::Paged {
             self.check_process("mapping")?;
         }
-        self.of_entries("mapping", |entry| entry.shown().number(), interrupt)
+        self.of_entries("mapping", pages, |entry| entry.shown().number(), interrupt)
     }
 
-    /// What may be done with each page.
+    /// What may be done with each of `pages`.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child.
-    pub fn protection(&self, interrupt: &dyn Interrupt) -> Result<Vec<Prot>> {
-        self.check_process("protect")?;
-        self.of_entries("protection", Entry::prot, interrupt)
+    /// Pages outside; [`Error::Fork`] in a child.
+    pub fn protection(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<Prot>> {
+        self.check_process("protection")?;
+        self.of_entries("protection", pages, Entry::prot, interrupt)
+    }
+
+    /// Which of `pages` are pinned.
+    ///
+    /// # Errors
+    /// Pages outside; [`Error::Fork`] in a child.
+    pub fn pinned(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        self.check_process("pinned")?;
+        self.of_entries("pinned", pages, Entry::pinned, interrupt)
     }
 
     fn of_entries<T>(
         &self,
         operation: &'static str,
+        pages: &Selection,
         of: impl Fn(Entry) -> T,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<T>> {
-        let entries = self.engine.entries(interrupt)?;
+        let pages = pages.resolve(operation, self.page_count)?;
+        let entries = self.engine.entries(&pages, interrupt)?;
         let mut result = room_for(operation, entries.len())?;
         for piece in entries.chunks(INTERRUPT_PAGES) {
             interrupt.check()?;
@@ -610,29 +621,28 @@ impl Window {
         Ok(result)
     }
 
-    /// Which pages can be touched without a fault.
+    /// Which of `pages` can be touched without a fault.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
-    pub fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.check_process("present")?;
-        self.engine.present(interrupt)
+    /// Pages outside; where the kernel does not tell.
+    pub fn present(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let pages = self.select("present", pages)?;
+        self.engine.present(&pages, interrupt)
     }
 
-    /// Which pages have changes that the store does not have.
+    /// Which of `pages` have changes that the store does not have.
     ///
     /// # Errors
-    /// A writable coherent window has none of its own to tell.
-    pub fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.check_process("dirty")?;
+    /// Pages outside; a writable coherent window has none of its own to tell.
+    pub fn dirty(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let pages = self.select("dirty", pages)?;
         if self.prot == Prot::Write {
-            return self.engine.dirty(interrupt);
+            return self.engine.dirty(&pages, interrupt);
         }
-        let page_count = self.page_count as usize;
-        let mut dirty = room_for("dirty", page_count)?;
-        while dirty.len() < page_count {
+        let mut dirty = room_for("dirty", pages.len())?;
+        while dirty.len() < pages.len() {
             interrupt.check()?;
-            dirty.resize(page_count.min(dirty.len() + INTERRUPT_PAGES), false);
+            dirty.resize(pages.len().min(dirty.len() + INTERRUPT_PAGES), false);
         }
         Ok(dirty)
     }
