@@ -41,6 +41,10 @@ class Views(_core.WindowBase):
         """File page that each window page shows; -1 none, -2 placed. A copy."""
         return np.frombuffer(self._mapping(None), dtype=np.int64)
 
+    def _shown(self, pages: CoreSelection) -> npt.NDArray[np.int64]:
+        """Return the file page that each of these window pages shows, as in `mapping`."""
+        return np.frombuffer(self._mapping(pages), dtype=np.int64)
+
     @property
     def pages(self) -> npt.NDArray[np.uint8]:
         """The window's memory as uint8, shape (page_count, page_bytes), without a copy."""

@@ -288,7 +288,35 @@ class Window(Views):
         if self.closed:
             return "<fremap.Window, closed>"
         size = f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
-        return f"<fremap.Window, {size}, engine {self.engine!r}>"
+        written = ", writable" if self.writable else ""
+        store = self._store._named  # noqa: SLF001 - its other half
+        return f"<fremap.Window, {size}, engine {self.engine!r}{written}, of {store}>"
+
+    def _repr_html_(self) -> str:
+        """Draw which pages are present, dirty, pinned, placed and denied, for notebooks."""
+        from fremap.pictures import PAGE_STATES, grid_picture
+
+        count = 0 if self.closed else self.page_count
+        return grid_picture(repr(self), count, "page", PAGE_STATES, self._looked)
+
+    def _looked(self, pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int8], Any, str]:
+        """Return the state of each of these pages, as its place in `PAGE_STATES`."""
+        mapping = self._shown(pages)
+        state = np.where(mapping == -1, 0, 1).astype(np.int8)
+        state[self.present(pages)] = 2
+        if self.writable and not self.coherent:
+            state[self.dirty(pages)] = 3
+        state[self.pinned(pages)] = 4
+        state[mapping == -2] = 5
+        state[self.protection(pages) == Prot.NONE] = 6
+        stats = self.stats()
+        counts = {
+            "present": stats.present_pages,
+            "pinned": stats.pinned_pages,
+            "placed": stats.placed_pages,
+            "denied": stats.denied_pages,
+        }
+        return state, counts, ""
 
     @property
     def store(self) -> Store:

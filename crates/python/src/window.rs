@@ -88,10 +88,16 @@ pub struct Pin {
 impl Pin {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        let window = pinned.as_ref().map(|(window, _)| window.clone_ref(py));
+        let found =
+            pinned.as_ref().map(|(window, pages)| (window.clone_ref(py), pages.page_count()));
         drop(pinned);
-        match window {
-            Some(window) => Ok(format!("<fremap.Pin, of {}>", window.bind(py).repr()?)),
+        match found {
+            Some((window, 1)) => {
+                Ok(format!("<fremap.Pin of 1 page of {}>", window.bind(py).repr()?))
+            }
+            Some((window, count)) => {
+                Ok(format!("<fremap.Pin of {count} pages of {}>", window.bind(py).repr()?))
+            }
             None => Ok("<fremap.Pin, released>".into()),
         }
     }
