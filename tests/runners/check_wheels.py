@@ -109,7 +109,7 @@ def run_emulated(wheel: Path, emulator: str, folder: Path) -> str:
     fits = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 27, 28)]
     run(
         sys.executable, "-m", "pip", "install", "--quiet", "--only-binary=:all:", *fits,
-        f"--python-version={python.name.removeprefix('python')}", "--target", folder / "site", wheel,
+        f"--python-version={python.name[6:]}", "--target", folder / "site", wheel,
         **pip_settings(),
     )  # fmt: skip
     engines = selftest(
