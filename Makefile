@@ -109,6 +109,10 @@ check-python: .venv/built
 	$(BIN)/stubtest fremap._core
 	$(BIN)/python tests/docs/validate_docstrings.py
 
+# The documentation as a site, in site/. A link that leads nowhere is an error.
+docs: .venv/built .venv/made-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Everything that a release uploads, in dist/: the sdist, wheels of the stable ABI for Python 3.11
 # and later, and wheels for free-threaded Python, on both processors. zig is the linker: it knows
 # the symbols of the oldest glibc that a manylinux tag promises. The wheels are then checked,
