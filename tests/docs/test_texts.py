@@ -88,8 +88,8 @@ def on_the_web(link: str) -> Path | None:
         return None
     if match["file"]:
         return REPOSITORY / match["file"]
-    page = REPOSITORY / "docs" / match["page"]
-    return page / "index.md" if page.is_dir() else page.with_suffix(".md")
+    page = (REPOSITORY / "docs" / match["page"]).with_suffix(".md")
+    return page if page.exists() else page.with_suffix("") / "index.md"
 
 
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
