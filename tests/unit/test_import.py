@@ -84,4 +84,5 @@ def test_who_checks_types_is_not_told_that_every_name_is_there() -> None:
     """A `__getattr__` that they see makes any misspelt name one of type Any."""
     tree = ast.parse(Path(fremap.__file__).read_text())
     functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
-    assert functions == ["__dir__"]
+    assert "__dir__" in functions
+    assert "__getattr__" not in functions
