@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp \
 	test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
-	check check-rust check-python wheels docs clean
+	check check-rust check-python kernels wheels docs clean
 
 all: .venv/built
 
@@ -95,6 +95,10 @@ test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
 
 test-long: .venv/built
 	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800
+
+# The kernels of four Debians, in QEMU: hours where they are emulated. docs/kernels.md has the table.
+kernels: .venv/built
+	$(BIN)/python tests/kernels/boot.py --write
 
 check: check-rust check-python
 

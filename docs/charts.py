@@ -18,7 +18,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
-SUITES = ("take", "batches", "remap", "scan", "slots")
+SUITES = ("take", "batches", "remap", "fault", "dirty", "protect", "scan", "slots")
 
 WIDTH, SIDE = 500, 10
 BAR_LEFT, BAR_RIGHT = SIDE, WIDTH - 70
