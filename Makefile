@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp \
 	test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
-	check check-rust check-python kernels wheels docs clean
+	check check-rust check-python check-workflows kernels wheels docs clean
 
 all: .venv/built
 
@@ -100,7 +100,7 @@ test-long: .venv/built
 kernels: .venv/built
 	$(BIN)/python tests/kernels/boot.py --write
 
-check: check-rust check-python
+check: check-rust check-python check-workflows
 
 check-rust: .venv/made
 	cargo fmt --all --check
@@ -112,6 +112,12 @@ check-python: .venv/built
 	$(BIN)/mypy --strict python/fremap tests/typing
 	$(BIN)/stubtest fremap._core
 	$(BIN)/python tests/docs/validate_docstrings.py
+
+# GitHub's schema, and what is dangerous in a workflow.
+check-workflows: .venv/made
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
 
 # The documentation as a site, in site/. A link that leads nowhere is an error.
 docs: .venv/built .venv/made-docs
