@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp \
 	test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
-	check check-rust check-python clean
+	check check-rust check-python check-workflows kernels wheels docs clean
 
 all: .venv/built
 
@@ -25,6 +25,18 @@ extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-depende
 print(*(r for r in extras["test"] + extras["dev"] if not r.startswith("fremap")), sep="\n")
 endef
 export REQUIREMENTS
+
+# What one of pyproject.toml's dependency groups lists, for `make wheels` and `make docs`.
+define GROUP
+import sys, tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"][sys.argv[1]], sep="\n")
+endef
+export GROUP
+
+.venv/made-%: .venv/made pyproject.toml
+	@$(BIN)/python -c "$$GROUP" $* >.venv/requirements-$*.txt
+	$(BIN)/pip install --quiet -r .venv/requirements-$*.txt
+	@touch $@
 
 .venv/made: pyproject.toml
 	@command -v cargo >/dev/null || { echo "fremap needs Rust: https://rustup.rs"; exit 1; }
@@ -84,7 +96,11 @@ test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
 test-long: .venv/built
 	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800
 
-check: check-rust check-python
+# The kernels of four Debians, in QEMU: hours where they are emulated. docs/kernels.md has the table.
+kernels: .venv/built
+	$(BIN)/python tests/kernels/boot.py --write
+
+check: check-rust check-python check-workflows
 
 check-rust: .venv/made
 	cargo fmt --all --check
@@ -96,6 +112,33 @@ check-python: .venv/built
 	$(BIN)/mypy --strict python/fremap tests/typing
 	$(BIN)/stubtest fremap._core
 	$(BIN)/python tests/docs/validate_docstrings.py
+
+# GitHub's schema, and what is dangerous in a workflow.
+check-workflows: .venv/made
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/zizmor --offline --quiet .github
+
+# The documentation as a site, in site/. A link that leads nowhere is an error.
+docs: .venv/built .venv/made-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Everything that a release uploads, in dist/: the sdist, wheels of the stable ABI for Python 3.11
+# and later, and wheels for free-threaded Python, on both processors. zig is the linker: it knows
+# the symbols of the oldest glibc that a manylinux tag promises. The wheels are then checked,
+# installed in bare environments, and run.
+WHEEL_TARGETS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu
+FREE_THREADED := python3.14t
+MATURIN_WHEEL = $(BIN)/maturin build --release --zig --compatibility manylinux_2_17 --quiet --out dist
+
+wheels: .venv/built .venv/made-wheels
+	rm -rf dist
+	$(BIN)/maturin sdist --out dist
+	$(foreach target,$(WHEEL_TARGETS),PATH=$(CURDIR)/$(BIN):$$PATH $(MATURIN_WHEEL) --target $(target) \
+		--interpreter $(BIN)/python && \
+		PATH=$(CURDIR)/$(BIN):$$PATH $(MATURIN_WHEEL) --target $(target) \
+		--interpreter $(FREE_THREADED) &&) true
+	$(BIN)/python tests/runners/check_wheels.py dist
 
 clean:
 	rm -rf .venv target .pytest_cache .mypy_cache .ruff_cache .hypothesis

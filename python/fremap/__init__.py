@@ -1,18 +1,25 @@
-"""Nonlinear file mappings: one window of memory, any pages of a file, in any order.
+"""Scattered reads and nonlinear mappings of files larger than memory, as NumPy arrays.
 
-`open` or `MemoryStore` make a store of pages, `concat` makes one of several;
-`Window` shows its pages in one contiguous range of memory, remapped page by page
-without a kernel mapping a piece.
+`rows` reads rows by their numbers, many at a time, from one file or thousands; its
+`~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
+budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
+extents in one array. `Window` is contiguous memory whose pages show any pages of a
+store, in any order; `open`, `MemoryStore` and `concat` make stores. `capabilities` says
+what this machine can do, and so does the command ``fremap doctor``.
+
+Documentation: https://fremap.github.io/fremap/
 
 Examples
 --------
->>> import fremap
->>> store = fremap.MemoryStore(3 * 4096, page_bytes=4096)
->>> store.write([0, 1, 2], b"a" * 4096 + b"b" * 4096 + b"c" * 4096)
->>> with store, fremap.Window(store) as window:
-...     here = window.remap([2, 1, 0])
-...     bytes(window.pages[:, 0])
-b'cba'
+>>> import fremap, numpy as np, tempfile
+>>> with tempfile.TemporaryDirectory() as folder:
+...     np.save(f"{folder}/table.npy", np.arange(40_000).reshape(10_000, 4))
+...     with fremap.rows(f"{folder}/table.npy") as table:
+...         table.take([7, 9_999, -2])[:, 0]
+...     array = fremap.load(f"{folder}/table.npy", budget=64 << 20)
+...     array[[7, 9_999], 1].tolist()
+array([   28, 39996, 39992])
+[29, 39997]
 """
 
 import warnings

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from fremap.bench.options import byte_size
 from fremap.cli import main
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.numbered import first_wrong_page, numbered_pages
+from safetensors.numpy import save_file
 
 RunJson = Callable[..., tuple[int, Any]]
 
@@ -334,3 +336,114 @@ def test_inspect_tells_of_types_that_are_not_known(tmp_path: Path, run_json: Run
     code, result = run_json("inspect", path)
     assert code == 0
     assert result["files"][0]["arrays"][0]["dtype"] == "F4"
+
+
+def terminal(*words: str, **environment: str) -> str:
+    """Run a command on a terminal; return all that it wrote there."""
+    reading, writing = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "fremap", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=writing,
+        stderr=writing,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment},
+    ) as running:
+        os.close(writing)
+        said = b""
+        while True:
+            try:
+                said += os.read(reading, 65536)
+            except OSError:  # EIO: the other end is closed
+                break
+        assert running.wait() == 0
+    os.close(reading)
+    return said.decode()
+
+
+def test_resident_watches_a_file(numbered_file: Callable[..., Path]) -> None:
+    path = numbered_file(512)
+    drop_from_cache(path)
+    words = ("resident", str(path), "--watch", "0.001", "--count", "3")
+    looks = [json.loads(line) for line in process(*words, "--json").stdout.splitlines()]
+    assert [look["resident_page_count"] for look in looks] == [0, 0, 0]
+    assert set(looks[0]) == {"file", "page_bytes", "page_count", "resident_page_count", "runs"}
+    assert process(*words).stdout.count(str(path)) == 3
+    assert terminal(*words).count("\x1b[5F\x1b[J") == 2  # drawn over the look before
+    assert process("resident", str(path), "--count", "2").stdout.count(str(path)) == 2
+    for wrong in ("0", "-1", "inf", "soon"):
+        assert process("resident", str(path), "--watch", wrong).returncode == 2
+
+
+def test_watch_follows_a_file_that_grows_and_ends_with_ctrl_c(
+    numbered_file: Callable[..., Path],
+) -> None:
+    path = numbered_file(8)
+    with subprocess.Popen(
+        [sys.executable, "-m", "fremap", "resident", str(path), "--watch", "0.01", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Who runs the tests in the background may have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as running:
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["page_count"] == 8
+        with path.open("ab") as file:
+            file.write(bytes(8 * 4096))
+        while json.loads(running.stdout.readline())["page_count"] != 16:
+            pass
+        running.send_signal(signal.SIGINT)
+        running.stdout.read()
+        assert running.wait() == 0
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_prefault_draws_progress_on_a_terminal_alone(
+    numbered_file: Callable[..., Path], tmp_path: Path, rich: bool
+) -> None:
+    path = numbered_file(9000)
+    without = tmp_path / "without"
+    without.mkdir()
+    (without / "sitecustomize.py").write_text(
+        ""
+        if rich
+        else "import sys, importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'rich' else find(name, *rest)\n"
+    )
+    said = terminal("prefault", str(path), PYTHONPATH=str(without))
+    assert "35.2 MiB" in said
+    assert "%" in said
+    done = process("prefault", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "%" not in done.stdout
+
+
+def test_shells_complete_the_command(tmp_path: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        done = process("completion", shell)
+        assert done.returncode == 0
+        assert "fremap" in done.stdout
+    words = {
+        "doc": "doctor",
+        "bench ta": "take",
+        "resident --wa": "--watch",
+        "selftest --j": "--json",
+    }
+    for typed, wanted in words.items():
+        line = f"fremap {typed}"
+        done = process(
+            _ARGCOMPLETE="1",
+            _ARGCOMPLETE_STDOUT_FILENAME=str(tmp_path / "found"),
+            _ARGCOMPLETE_IFS="\n",
+            COMP_LINE=line,
+            COMP_POINT=str(len(line)),
+            COMP_TYPE="9",
+        )
+        assert done.returncode == 0
+        assert (tmp_path / "found").read_text().strip() == wanted
+
+
+def test_exit_codes_are_told_and_kept(numbered_file: Callable[..., Path]) -> None:
+    for words in (("--help",), ("resident", "--help")):
+        assert "130  Ctrl-C" in process(*words).stdout
+    assert process("resident").returncode == 2
+    assert process("resident", "/nowhere").returncode == 1

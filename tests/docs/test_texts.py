@@ -5,14 +5,20 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NOT_OURS = {".git", ".venv", "target", "dist", "__pycache__", ".hypothesis"}
+NOT_OURS = {".git", ".venv", "target", "dist", "site", "__pycache__", ".hypothesis"}
 TEXTS = {".md", ".toml", ".py", ".pyi", ".rs", ".c", ".h", ".yml", ".sh", ""}
 MAX_LINES = 700
-ON_THE_WEB = "https://github.com/fremap/fremap/blob/main/"
+# Where the files of this repository are on the web, and what a page of the documentation is there.
+ON_THE_WEB = re.compile(
+    r"https://(?:github\.com/fremap/fremap/(?:blob|tree)|raw\.githubusercontent\.com/fremap/fremap)"
+    r"/main/(?P<file>[^#?]+)"
+    r"|https://fremap\.github\.io/fremap/(?P<page>[^#?]*)"
+)
 # Written in two parts, so that this file does not match.
 MACHINE_PATHS = re.compile(r"/(?:root|work|home/\w+|Users)" + "/")
 
@@ -34,10 +40,15 @@ def code_blocks(path: Path, language: str) -> list[str]:
 MARKDOWN = [path for path in files() if path.suffix == ".md"]
 
 
+def executed(path: Path) -> Any:
+    """A text as a parameter; one that imports torch needs it."""
+    torch = any("import torch" in block for block in code_blocks(path, "python"))
+    marks = [pytest.mark.needs("torch")] if torch else []
+    return pytest.param(path, id=str(path.relative_to(REPOSITORY)), marks=marks)
+
+
 @pytest.mark.parametrize(
-    "path",
-    [path for path in MARKDOWN if code_blocks(path, "python")],
-    ids=lambda path: str(path.relative_to(REPOSITORY)),
+    "path", [executed(path) for path in MARKDOWN if code_blocks(path, "python")]
 )
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of one text, one after the other, in an empty folder."""
@@ -50,12 +61,15 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_commands_exist(path: Path) -> None:
     """Each `fremap ...` and `make ...` in a shell block is one there is."""
-    from fremap.cli import COMMANDS
+    from fremap.cli import COMMANDS, parser
 
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for block in code_blocks(path, "sh"):
-        for command in re.findall(r"^fremap (\w+)", block, re.MULTILINE):
+        for command, rest in re.findall(r"^fremap (\w+)(.*)$", block, re.MULTILINE):
             assert command in {*COMMANDS, "bench"}
+            words = re.split(r"#|>>?", rest)[0].split()
+            if words and "--help" not in words:
+                parser(bench=True).parse_args([command, *words])
         for target in re.findall(r"^make ([\w-]+)", block, re.MULTILINE):
             assert target in targets
 
@@ -67,13 +81,29 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / link).exists(), link
 
 
+def on_the_web(link: str) -> Path | None:
+    """The file of this repository that a link to the web shows, or None."""
+    match = ON_THE_WEB.fullmatch(link)
+    if match is None:
+        return None
+    if match["file"]:
+        return REPOSITORY / match["file"]
+    page = (REPOSITORY / "docs" / match["page"]).with_suffix(".md")
+    return page if page.exists() else page.with_suffix("") / "index.md"
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_to_our_own_pages_on_the_web_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"https://[^\s)>\"'`]+", path.read_text()):
+        file = on_the_web(link.partition("#")[0])
+        assert file is None or file.exists(), link
+
+
 def test_links_of_the_readme_are_whole() -> None:
     """An index of packages shows the README without the files beside it."""
     text = (REPOSITORY / "README.md").read_text()
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert link.startswith("https://"), link
-        if link.startswith(ON_THE_WEB):
-            assert (REPOSITORY / link.removeprefix(ON_THE_WEB)).exists(), link
 
 
 def test_the_wheel_has_licences_in_its_metadata_alone() -> None:

@@ -323,10 +323,17 @@ def test_an_interrupt_loses_no_batch() -> None:
                 signal.pthread_kill(main, signal.SIGINT)
                 interrupted.wait(0.05)
 
+    def interrupt(number: int, frame: object) -> None:
+        # A second signal may be on its way when the first one is handled.
+        if not interrupted.is_set():
+            interrupted.set()
+            raise KeyboardInterrupt
+
     batches = Batches(Numbers(6, wait), 2, "sequential", prefetch=1)
     taken = []
     # Who runs the tests in the background may have it ignored.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, interrupt)
+    interrupts = 0
     try:
         while True:
             try:
@@ -334,10 +341,10 @@ def test_an_interrupt_loses_no_batch() -> None:
                     taken.append(batch[:, 0].tolist())  # noqa: PERF401 - what was taken stays
                 break
             except KeyboardInterrupt:
-                interrupted.set()
+                interrupts += 1
     finally:
         signal.signal(signal.SIGINT, before)
-    assert interrupted.is_set()
+    assert interrupts == 1
     assert taken == [[0, 1], [2, 3], [4, 5]]
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import fremap
 from fremap.bench import plot
 from fremap.bench.bench import Bench
-from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report
+from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report, Watcher, watched
 from fremap.bench.machine import Machine
 from fremap.bench.options import byte_size, positive
 from fremap.bench.render import as_json, as_text
@@ -48,10 +49,12 @@ def _run(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments.rounds, arguments.pages, arguments.file_size, arguments.dir)
     machine = Machine.this()
     reports: list[Report] = []
+    suites = [(name, suite) for name in names for suite in SUITES[name]]
     with bench:
-        for name in names:
-            for suite in SUITES[name]:
-                bench.say(f"{name} ...")
+        for number, (name, suite) in enumerate(suites, 1):
+            what = f"{name}, report {number} of {len(suites)}"
+            bench.say(f"{what} ...")
+            with watched(_progress(what)):
                 reports.append(suite(bench))
     print(
         as_json(machine, reports)
@@ -63,11 +66,30 @@ def _run(arguments: argparse.Namespace) -> None:
         bench.say(f"the chart is in {chart}")
 
 
+def _progress(what: str) -> Watcher:
+    """Return what draws the state of a report on a terminal, and how long its rounds will take."""
+    begin = time.monotonic()
+
+    def draw(done: int, total: int) -> None:
+        left = (time.monotonic() - begin) / done * (total - done)
+        state = f"{what}: round {done} of {total}, about {left:.0f} s left"
+        # The last round leaves an empty line to whatever is said next.
+        print("\r\033[K" + (state if done < total else ""), end="", file=sys.stderr, flush=True)
+
+    return draw if sys.stderr.isatty() else lambda _done, _total: None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fremap bench",
         description="Measure fremap beside what it is compared with, in paired rounds.",
     )
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fremap bench``."""
     parser.add_argument(
         "suites",
         nargs="+",
@@ -112,7 +134,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dir", help="where the data file goes (default: the system's temporary directory)"
     )
-    return parser
 
 
 def _rounds(text: str) -> int:

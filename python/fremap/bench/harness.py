@@ -9,7 +9,8 @@ sides of it.
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -47,6 +48,20 @@ class Timing:
 
 
 Contender: TypeAlias = Callable[[int], Mapping[str, float]]
+#: Is told how many rounds of how many are over.
+Watcher: TypeAlias = Callable[[int, int], None]
+
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Have `watcher` told of each round that ends meanwhile."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 def paired(
@@ -66,6 +81,8 @@ def paired(
             if number >= warm_ups:
                 for name, elapsed in taken.items():
                     seconds.setdefault(name, []).append(elapsed)
+        for watcher in _watchers:
+            watcher(number + 1, warm_ups + rounds)
     return {name: Timing(name, tuple(taken), operations) for name, taken in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""The command `fremap`: doctor, calibrate, demo, selftest, bench, inspect, resident, prefault.
+"""The command `fremap`: doctor, selftest, demo, inspect, resident, prefault, calibrate, bench.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments)`,
 which returns the exit code. All take ``--json``: one JSON object on standard
@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fremap._core import __version__
-from fremap.cli import calibrate, demo, doctor, inspect, prefault, resident, selftest
+from fremap.cli import (
+    calibrate,
+    completion,
+    demo,
+    doctor,
+    inspect,
+    prefault,
+    resident,
+    selftest,
+)
 from fremap.errors import FremapError
 
 __all__ = ["main"]
@@ -30,29 +39,71 @@ class Command(Protocol):
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (doctor, "what this kernel and process can do, and what to do about the rest"),
-    "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
-    "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "selftest": (selftest, "number pages, remap them backwards, check each: every engine"),
+    "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "inspect": (inspect, "what is in a file or a checkpoint: tensors, types, shapes, places"),
     "resident": (resident, "which pages of a file are in the kernel's page cache"),
     "prefault": (prefault, "bring a file into the kernel's page cache"),
+    "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
+    "completion": (completion, "print the lines that complete this command in a shell"),
 }
 
+EXIT_CODES = """exit codes:
+  0    it worked
+  1    it did not; standard error says why
+  2    the arguments are wrong
+  130  Ctrl-C"""
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line of all commands but ``bench``, which has its own."""
+
+def parser(*, bench: bool = False) -> argparse.ArgumentParser:
+    """Return the command line of all commands.
+
+    Parameters
+    ----------
+    bench : bool, default False
+        Have the arguments of ``bench`` in it, too; else that is parsed by its own parser.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+        The parser.
+    """
     top = argparse.ArgumentParser(
-        prog="fremap", description="Nonlinear file mappings: one window, any pages, in any order."
+        prog="fremap",
+        description="Scattered reads and nonlinear mappings of files larger than memory.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"fremap {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=module.__doc__)
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    commands.add_parser("bench", help="measure; `fremap bench --help` says what", add_help=False)
+    measure = "measure fremap beside what it is compared with; `fremap bench --help` says what"
+    benching = commands.add_parser("bench", help=measure, add_help=False)
+    if bench:
+        from fremap.bench.command import add_arguments
+
+        add_arguments(benching)
     return top
+
+
+def complete() -> None:
+    """Answer a shell that asks for completions (argcomplete), and end; else do nothing."""
+    if "_ARGCOMPLETE" not in os.environ:
+        return
+    try:
+        import argcomplete
+    except ImportError:  # a shell that asks has the lines; somebody took the package away
+        return
+    argcomplete.autocomplete(parser(bench=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 when it worked, 1 when it did not, 2 for wrong arguments, 130 after Ctrl-C.
     """
+    complete()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if words[:1] == ["bench"]:

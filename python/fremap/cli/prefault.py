@@ -4,9 +4,12 @@ import argparse
 import time
 
 import fremap
+from fremap.cli.progress import Advance, byte_progress
 from fremap.cli.report import print_json, show, size, thousands
+from fremap.cli.resident import resident_count
 
 CHUNK_BYTES = 256 << 20  # page tables of one chunk at a time, whatever the size of the file
+STEP_BYTES = 16 << 20  # what is read between two looks at the progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,22 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE")
 
 
-def resident_count(store: fremap.Store) -> int | None:
-    """Return how many pages are in the page cache, or None where the kernel does not tell."""
-    try:
-        return int(store.resident().sum())
-    except fremap.UnsupportedError:
-        return None
-
-
-def prefault(store: fremap.Store) -> None:
+def prefault(store: fremap.Store, advance: Advance) -> None:
     """Populate windows over the whole of `store`, one chunk after the other."""
     chunk = CHUNK_BYTES // store.page_bytes
+    step = STEP_BYTES // store.page_bytes
     for first in range(0, store.page_count, chunk):
         count = min(chunk, store.page_count - first)
         store.prefetch(range(first, first + count))
-        with fremap.Window(store, count, first_page=first, engine="alias", populate=True):
-            pass
+        with fremap.Window(store, count, first_page=first, engine="alias") as window:
+            for part in range(0, count, step):
+                pages = range(part, min(part + step, count))
+                window.populate(pages)
+                advance(len(pages) * store.page_bytes)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     with fremap.open(arguments.file) as store:
         before = resident_count(store)
         begin = time.perf_counter()
-        prefault(store)
+        with byte_progress(arguments.file, store.page_count * store.page_bytes) as advance:
+            prefault(store, advance)
         seconds = time.perf_counter() - begin
         after = resident_count(store)
         page_count, bytes_ = store.page_count, store.size
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(
             {
                 "file": arguments.file,
+                "file_bytes": bytes_,
                 "page_count": page_count,
                 "resident_before": before,
                 "resident_after": after,
