@@ -111,6 +111,7 @@ class Rows:
         shards: Iterable[tuple[tuple[bytes, int, int, int] | Store, int, int]],
         row_bytes: int,
         budget: Literal["auto"] | int | None,
+        direct: bool,
     ) -> Self: ...
     @property
     def row_count(self) -> int: ...

@@ -88,6 +88,11 @@ class Rows(ClosedOnExit):
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
+    direct : bool, default False
+        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
+        and are hardly ever asked for the same row twice: nothing of them stays in the page
+        cache, and nothing else is evicted for them. Rows of a store that is direct are always
+        read so; one among several makes all of them direct.
 
     Raises
     ------
@@ -128,6 +133,7 @@ class Rows(ClosedOnExit):
         "__weakref__",
         "_budget",
         "_core_now",
+        "_direct",
         "_executor",
         "_kind",
         "_owner",
@@ -146,6 +152,7 @@ class Rows(ClosedOnExit):
         column: str | None = None,
         format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
+        direct: bool = False,
     ) -> None:
         asked = Asked(
             None if dtype is None else said_type("rows", dtype),
@@ -155,14 +162,19 @@ class Rows(ClosedOnExit):
             said_format(format),
             column,
         )
-        self._begin(*look(source, asked), checked_budget(budget, "rows"))
+        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct))
 
     def _begin(
-        self, shards: tuple[Shard, ...], kind: Kind, budget: Literal["auto"] | int | None
+        self,
+        shards: tuple[Shard, ...],
+        kind: Kind,
+        budget: Literal["auto"] | int | None,
+        direct: bool,  # noqa: FBT001 - as the constructor was told
     ) -> None:
         self._shards = shards
         self._kind = kind
         self._budget = budget
+        self._direct = direct
         self._executor: ThreadPoolExecutor | None = None
         self._open()
         self._row_count = self._core_now.row_count
@@ -184,7 +196,7 @@ class Rows(ClosedOnExit):
             )
             for shard in self._shards
         ]
-        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget)
+        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget, self._direct)
         self._owner = os.getpid()
 
     def _core(self) -> _core.Rows:
@@ -511,7 +523,9 @@ class Rows(ClosedOnExit):
     def __reduce__(self) -> tuple[Callable[..., Rows], tuple[object, ...]]:
         if self.closed:
             raise TypeError("closed Rows cannot be pickled")
-        return _reopen, (type(self), self._shards, self._kind, self._budget)
+        return _reopen, (
+            type(self), self._shards, self._kind, self._budget, self._direct,
+        )  # fmt: skip
 
 
 def _reopen(
@@ -519,9 +533,10 @@ def _reopen(
     shards: tuple[Shard, ...],
     kind: Kind,
     budget: Literal["auto"] | int | None,
+    direct: bool,  # noqa: FBT001 - as the constructor was told
 ) -> Rows:
     rows = cls.__new__(cls)
-    rows._begin(tuple(map(found_again, shards)), kind, budget)  # noqa: SLF001 - its own
+    rows._begin(tuple(map(found_again, shards)), kind, budget, direct)  # noqa: SLF001 - its own
     return rows
 
 
@@ -535,6 +550,7 @@ def rows(
     column: str | None = None,
     format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
+    direct: bool = False,
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
@@ -564,6 +580,11 @@ def rows(
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
+    direct : bool, default False
+        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
+        and are hardly ever asked for the same row twice: nothing of them stays in the page
+        cache, and nothing else is evicted for them. Rows of a store that is direct are always
+        read so; one among several makes all of them direct.
 
     Returns
     -------
@@ -596,5 +617,5 @@ def rows(
     """
     return Rows(
         source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
-        budget=budget,
+        budget=budget, direct=direct,
     )  # fmt: skip

@@ -50,6 +50,7 @@ impl Rows {
         shards: &Bound<'_, PyAny>,
         row_bytes: usize,
         budget: &Bound<'_, PyAny>,
+        direct: bool,
     ) -> PyResult<Self> {
         let mut places = Vec::new();
         for shard in shards.try_iter()? {
@@ -58,7 +59,7 @@ impl Rows {
             places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
         }
         let budget = ask(budget)?;
-        let core = run_short(py, || CoreRows::new(places, row_bytes, budget))?;
+        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct))?;
         Ok(Self { core })
     }
 

@@ -191,17 +191,75 @@ pub fn read_unchanged(
     into: Span<'_>,
     offset: u64,
 ) -> Result<(usize, Facts), Errno> {
+    unchanged(fd, || read_at(fd, into, offset))
+}
+
+/// The same past the page cache, of whole blocks: in one `pread`, as what would go on after a
+/// short count is not aligned.
+///
+/// # Errors
+/// The kernel's own.
+pub fn read_blocks_unchanged(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    let mut again = 0;
+    unchanged(fd, || loop {
+        enter(Call::Read)?;
+        let offset = file_offset(offset)?;
+        // SAFETY: a span is mapped and writable, and nothing refers into it.
+        let read = unsafe { libc::pread(fd.as_raw_fd(), into.start().cast(), into.len(), offset) };
+        match moved(read) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if again < AGAIN_LIMIT => again += 1,
+            outcome => return outcome,
+        }
+    })
+}
+
+fn unchanged(
+    fd: BorrowedFd<'_>,
+    mut read: impl FnMut() -> Result<usize, Errno>,
+) -> Result<(usize, Facts), Errno> {
     let mut before = facts(fd)?;
     let mut made = 0;
     loop {
-        let read = read_at(fd, into, offset)?;
+        let count = read()?;
         let after = facts(fd)?;
         made += 1;
         if after.changed_ns == before.changed_ns || made == CHANGED_LIMIT {
-            return Ok((read, after));
+            return Ok((count, after));
         }
         before = after;
     }
+}
+
+/// What offsets and lengths of direct reads, and the addresses that they go to, are multiples
+/// of: what the kernel says (`STATX_DIOALIGN`, 6.1), or 4096, which every device takes. None
+/// where the file cannot be read past the page cache.
+#[must_use]
+pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
+    /// Older headers lack it.
+    const STATX_DIOALIGN: u32 = 0x2000;
+    const ANY: u32 = 4096;
+    // SAFETY: statx is plain data, for which zero is valid.
+    let mut told = unsafe { std::mem::zeroed::<libc::statx>() };
+    // SAFETY: the path is an empty string, the structure outlives the call.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_DIOALIGN,
+            &raw mut told,
+        )
+    };
+    if result != 0 || told.stx_mask & STATX_DIOALIGN == 0 {
+        return Some(ANY);
+    }
+    let align = told.stx_dio_offset_align.max(told.stx_dio_mem_align);
+    (told.stx_dio_offset_align != 0).then_some(align)
 }
 
 /// `stat`: the same for a path, which need not be opened. Of a block device the size is 0.

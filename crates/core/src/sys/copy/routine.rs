@@ -309,6 +309,16 @@ pub(super) fn copy(
     }
 }
 
+/// The same by the processor's own copy, which fetches ahead by itself.
+pub(super) fn copy_long(into: Span<'_>, from: Span<'_>) -> Result<(), SourceLost> {
+    // SAFETY: both spans are mapped for the length given; a source that the kernel cannot
+    // bring raises SIGBUS, which `signal` turns into a return of 1.
+    match unsafe { fremap_copy_bytes(into.start(), from.start(), from.len()) } {
+        0 => Ok(()),
+        _ => Err(SourceLost),
+    }
+}
+
 pub(super) fn fence() {
     // SAFETY: every x86-64 has SSE.
     unsafe { std::arch::x86_64::_mm_sfence() }
