@@ -49,13 +49,14 @@ if TYPE_CHECKING:
     from fremap.dtypes import TypeLike
     from fremap.epochs import Order
     from fremap.formats import Format
+    from fremap.pending import Pending
     from fremap.rowids import RowIds
     from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
-# Takes of `take_async` that one object has under way at once; more wait. One fills a
-# device's queue, and a processor is left to the event loop where there are several.
+# Takes of unequal rows by `take_async` that one object has under way at once; more wait. One
+# fills a device's queue, and a processor is left to the event loop where there are several.
 _MOST_ASYNC_THREADS = 4
 
 
@@ -354,7 +355,10 @@ class Rows(ClosedOnExit):
         return everything if dtype is None else everything.astype(dtype, copy=False)
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
-        filled = self._filled("take", selection, leading, out)
+        return self._shown(self._filled("take", selection, leading, out), out)
+
+    def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
+        """Return what a call gives for an array that it has filled, or fills."""
         if out is None:
             return shown_as(filled, self._kind.element.shown)
         return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
@@ -363,6 +367,14 @@ class Rows(ClosedOnExit):
         self, operation: str, selection: Any, leading: tuple[int, ...], out: Any
     ) -> npt.NDArray[Any]:
         """Return rows as an array, over the memory of `out` if it is given."""
+        filled, memory = self._memory(operation, leading, out)
+        self._core().take(selection, memory)
+        return filled
+
+    def _memory(
+        self, operation: str, leading: tuple[int, ...], out: Any
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return an array for the rows, over `out` if it is given, and what the core fills."""
         shape = leading + self._kind.row_shape
         if len(shape) > MAX_AXES:
             raise ArgumentError(
@@ -377,9 +389,54 @@ class Rows(ClosedOnExit):
             filled = filled_memory(operation, out, element, shape)
         # NumPy exports no buffer of times, nor of types that are not its own.
         plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
-        memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
-        self._core().take(selection, memory)
-        return filled
+        return filled, filled if plain and shape else filled.reshape(-1).view(np.uint8)
+
+    def submit(self, ids: RowIds, out: Any = None) -> Pending:
+        """Begin to take rows and return at once.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end. They are copied: the
+            caller may change them as soon as this returns.
+        out : writable memory, optional
+            Where to put them; see `take`. Not to be read before the take has ended.
+
+        Returns
+        -------
+        Pending
+            The take, to be waited for or awaited. Where `out` was not given and the object is
+            dropped, the take ends early.
+
+        Raises
+        ------
+        FremapError
+            As `take` for what is wrong with the arguments; what goes wrong with the rows is
+            raised by `Pending.result`.
+        MemoryLimitError
+            No thread can be started.
+
+        Notes
+        -----
+        Up to four threads of the core's, of which Python knows nothing, do the takes of the
+        whole process, one each after another. `close` lets those under way end.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np, tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     np.arange(10, dtype=np.int16).tofile(file.name)
+        ...     with fremap.rows(file.name, np.int16, 2) as pairs:
+        ...         first, second = pairs.submit([4]), pairs.submit([0])
+        ...         first.result().tolist(), second.result().tolist()
+        ([[8, 9]], [[0, 1]])
+        """
+        from fremap.pending import Pending
+
+        selection, leading = select(ids, self._row_count)
+        filled, memory = self._memory("take", leading, out)
+        core = self._core().submit(selection, memory, out is None)
+        return Pending(core, self._shown(filled, out))
 
     async def take_async(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows as `take` does, while the event loop goes on.
@@ -403,14 +460,10 @@ class Rows(ClosedOnExit):
 
         Notes
         -----
-        A take in a thread of this object's own, of which there are four at most, and
-        fewer than processors. When the awaiting task is cancelled the thread goes on to
-        the end of its take: `out` is written until then.
+        ``await rows.submit(ids, out)``. When the awaiting task is cancelled the take ends
+        early: `out` may be written until what is in flight has ended.
         """
-        selection, leading = select(ids, self._row_count)
-        if not isinstance(selection, tuple):
-            selection = np.array(selection)  # the caller's may change before the thread looks
-        return await self._in_thread(self._take, selection, leading, out)
+        return await self.submit(ids, out)
 
     async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
         """Run a take in a thread of this object's own."""

@@ -17,6 +17,7 @@ mod files;
 mod maps;
 mod ranges;
 mod read;
+mod submit;
 mod wanted;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ use budget::MapBudget;
 use files::{Files, Shard};
 use ranges::MAX_FETCHED_BYTES;
 use wanted::Wanted;
+
+pub use submit::{Memory, Pending};
 
 /// Rows that are copied, and then read, together: what a take needs to remember of each
 /// is bounded by that.
@@ -248,6 +251,12 @@ impl Rows {
     /// [`Error::Row`] naming the row and its file, [`Error::Interrupted`]. What of `into` was
     /// written by then is not said.
     pub fn take(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+        self.check_take(ids, into)?;
+        self.take_all(ids, into, interrupt)
+    }
+
+    /// Fails where a take cannot begin.
+    fn check_take(&self, ids: &Pages<Row>, into: Span<'_>) -> Result<()> {
         self.check_open("take")?;
         let wanted = ids.len().checked_mul(self.row_bytes);
         if wanted != Some(into.len()) {
@@ -258,6 +267,11 @@ impl Rows {
                 into.len()
             )));
         }
+        Ok(())
+    }
+
+    /// A take that was begun while the rows were open, and ends as it would have then.
+    fn take_all(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
         count(&self.counters.takes, 1);
         if into.is_empty() {
             return Ok(());

@@ -15,6 +15,7 @@ use crate::error::{Error, Result, RowLoss};
 use crate::store::Pace;
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
+use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH};
 use crate::sys::span::Span;
 
@@ -184,6 +185,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
         for &(from, to) in &self.repeats {
             self.into.part(to, from.len as usize).copy_span(from.into_memory(self.into));
+            self.pace.check((from.len as usize / system_page_bytes()).max(1))?;
         }
         Ok(())
     }
