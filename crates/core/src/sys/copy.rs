@@ -102,7 +102,7 @@ impl Recovery {
 }
 
 impl Recovery {
-    /// Copies `from` into `into` as a copy of the system's would, however long it is.
+    /// Copies many bytes of `from` into `into`, past the processor's caches.
     ///
     /// # Errors
     /// [`SourceLost`].

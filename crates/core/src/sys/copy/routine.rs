@@ -309,14 +309,16 @@ pub(super) fn copy(
     }
 }
 
-/// The same by the processor's own copy, which fetches ahead by itself.
+/// The same of any length and alignment: past the caches but for both ends. Nothing is fetched
+/// ahead, as the processor sees by itself that a long copy goes on.
 pub(super) fn copy_long(into: Span<'_>, from: Span<'_>) -> Result<(), SourceLost> {
-    // SAFETY: both spans are mapped for the length given; a source that the kernel cannot
-    // bring raises SIGBUS, which `signal` turns into a return of 1.
-    match unsafe { fremap_copy_bytes(into.start(), from.start(), from.len()) } {
-        0 => Ok(()),
-        _ => Err(SourceLost),
+    let head = into.start().align_offset(STORE_ALIGN).min(from.len());
+    let lines = (from.len() - head) / LINE_BYTES * LINE_BYTES;
+    let end = head + lines;
+    for (start, end) in [(0, head), (head, end), (end, from.len())] {
+        copy(into.part(start, end - start), from.part(start, end - start), None, false)?;
     }
+    Ok(())
 }
 
 pub(super) fn fence() {
