@@ -111,7 +111,7 @@ class Rows(ClosedOnExit):
     changes, and some milliseconds longer, its rows are read by system calls.
 
     Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
-    and 512 at a time, and closed when others are. If another file takes the place of one of
+    and 4096 at a time, and closed when others are. If another file takes the place of one of
     them (a rename, as an atomic save does it), rows go on coming from the file that was
     there first as long as that is open, and taking them is an error (``ESTALE``) once it had
     to be opened again; never are they rows of the new file. Make a new object for these.

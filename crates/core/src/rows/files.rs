@@ -18,8 +18,9 @@ use crate::sys::file::{self as sys_file, Facts, OpenFlags};
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 
 /// Descriptors that are kept open at most; a quarter of what the process may have if
-/// that is less.
-const MAX_OPEN: u64 = 512;
+/// that is less. As many as files that are mapped: looking whether one has changed costs
+/// eight times as much by its path.
+const MAX_OPEN: u64 = 4096;
 
 /// What direct reads of any file may be aligned to, where nothing else is told.
 pub(super) const ANY_ALIGN: u32 = 4096;
@@ -55,6 +56,11 @@ pub(super) struct Shard {
     last_change: LastChange,
     /// Rows read by system calls while there is no map.
     reads: AtomicUsize,
+}
+
+/// When the file at a path was made; 0 where that is not told.
+fn birth_ns(path: &Path) -> u64 {
+    sys_file::path_facts(path).map_or(0, |(_facts, born_ns)| born_ns)
 }
 
 /// What is known of a file once it was open.
@@ -108,7 +114,7 @@ impl Shard {
         Ok(Self {
             rows: first_row..end_row,
             data_offset,
-            born_ns: path.as_deref().map_or(0, sys_file::birth_ns),
+            born_ns: path.as_deref().map_or(0, birth_ns),
             path,
             identity,
             size_bytes,
@@ -168,10 +174,9 @@ impl Shard {
 
     /// Fails for a file that is not the one that was looked at first. One that has lost
     /// some of its rows still has the others.
-    fn check(&self, facts: Facts) -> Result<Facts, RowLoss> {
+    fn check(&self, (facts, born_ns): (Facts, u64)) -> Result<Facts, RowLoss> {
         // The number of a file that was removed is given to the next one.
-        let same_birth = || self.path.as_deref().map_or(0, sys_file::birth_ns) == self.born_ns;
-        if facts.identity == self.identity && same_birth() {
+        if facts.identity == self.identity && born_ns == self.born_ns {
             Ok(facts)
         } else {
             Err(RowLoss::Replaced)
@@ -182,7 +187,7 @@ impl Shard {
         let path = self.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
         let flags = OpenFlags { direct: self.direct, ..OpenFlags::default() };
         let fd = sys_file::open(path, flags).map_err(RowLoss::Io)?;
-        self.check(sys_file::facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
+        self.check(sys_file::born_facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
         Ok(Arc::new(fd))
     }
 }

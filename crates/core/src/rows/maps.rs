@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{count, Rows};
 use crate::store::last_change::Unchanged;
-use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
+use crate::store::source::{Query, SourceMap, CHUNK_BYTES, POPULATE_READS};
 use crate::sys::mm::system_page_bytes;
 use crate::sys::thread::major_faults;
 
@@ -84,8 +84,12 @@ impl Rows {
         }
         let from = bytes.start.max((chunk * CHUNK_BYTES) as u64);
         let end = bytes.end.min(((chunk + 1) * CHUNK_BYTES) as u64);
+        let whole = from == (chunk * CHUNK_BYTES) as u64
+            && end == map.size_bytes().min(((chunk + 1) * CHUNK_BYTES) as u64);
         let pages = (end - from) as usize / system_page_bytes();
-        if !map.note_reads(chunk, pages.max(1)) || !self.budget.claim(&self.files) {
+        // All of a chunk is much of it, also where that is the short one at the file's end.
+        let reads = if whole { pages.max(POPULATE_READS) } else { pages.max(1) };
+        if !map.note_reads(chunk, reads) || !self.budget.claim(&self.files) {
             return false;
         }
         let populated = map.populate_around(from, query);

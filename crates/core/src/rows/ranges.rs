@@ -102,6 +102,10 @@ impl Rows {
         }
         let maps = Maps::of(self, stretches.len());
         let mut copier = Copier::new(self, into, wanted);
+        let bytes: usize = stretches.iter().map(|stretch| stretch.len).sum();
+        if bytes > FIRST_STEP_BYTES {
+            copier.faults = Some(major_faults());
+        }
         for stretch in stretches {
             copier.stretch(stretch, maps.find(self, stretch.shard), pace)?;
         }
@@ -125,7 +129,7 @@ struct Copier<'c, 'r> {
     /// Had once there is something to copy from.
     recovery: Option<Recovery>,
     query: Query,
-    /// The thread's major faults so far.
+    /// The thread's major faults so far, where there is more than one step.
     faults: Option<u64>,
     /// Bytes that were copied since they were looked at, and how many may be.
     copied: usize,
@@ -217,9 +221,6 @@ impl<'c, 'r> Copier<'c, 'r> {
     fn copy(&mut self, found: &'c Found, chunk: usize, at: u64, to: Span<'_>) -> bool {
         let Some(from) = found.map.bytes(at, to.len()) else { return false };
         let Some(recovery) = &self.recovery else { return false };
-        if self.faults.is_none() {
-            self.faults = Some(major_faults());
-        }
         if !found.touched.replace(true) {
             self.touched.push(found);
         }

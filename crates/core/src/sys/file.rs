@@ -262,26 +262,52 @@ pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
     (told.stx_dio_offset_align != 0).then_some(align)
 }
 
-/// `stat`: the same for a path, which need not be opened. Of a block device the size is 0.
+/// The same for a path, which need not be opened, and when the file was made, in nanoseconds
+/// (`statx`, 4.11); 0 where that is not told. The number of a file that is gone is given to
+/// another one at once; its birth is not. Of a block device the size is 0.
 ///
 /// # Errors
 /// The kernel's own.
-pub fn path_facts(path: &Path) -> Result<Facts, Errno> {
-    enter(Call::Stat)?;
-    rustix::fs::stat(path).map(|stat| facts_of(&stat))
+pub fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
+    born(rustix::fs::CWD, path, AtFlags::empty(), || rustix::fs::stat(path))
 }
 
-/// When the file at a path was made, in nanoseconds (`statx`, 4.11); 0 where that is not told.
-/// The number of a file that is gone is given to another one at once; its birth is not.
-#[must_use]
-pub fn birth_ns(path: &Path) -> u64 {
-    use rustix::fs::{statx, StatxFlags, CWD};
-    let Ok(told) = statx(CWD, path, AtFlags::empty(), StatxFlags::BTIME) else { return 0 };
-    if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        return 0;
-    }
-    let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
+/// The same of a file that is open.
+///
+/// # Errors
+/// The kernel's own.
+pub fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
+    born(fd, Path::new(""), AtFlags::EMPTY_PATH, || rustix::fs::fstat(fd))
+}
+
+fn born(
+    at: BorrowedFd<'_>,
+    path: &Path,
+    flags: AtFlags,
+    plain: impl FnOnce() -> Result<rustix::fs::Stat, Errno>,
+) -> Result<(Facts, u64), Errno> {
+    use rustix::fs::{makedev, statx, StatxFlags};
+    enter(Call::Stat)?;
+    let told = match statx(at, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
+        // Older, or a filter that does not know it.
+        Err(Errno::NOSYS | Errno::PERM) => return plain().map(|stat| (facts_of(&stat), 0)),
+        told => told?,
+    };
+    let changed_ns = told.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
+    let facts = Facts {
+        size_bytes: told.stx_size,
+        file_type: FileType::from_raw_mode(told.stx_mode.into()),
+        owner: told.stx_uid,
+        identity: (makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino),
+        changed_ns: changed_ns.saturating_add(told.stx_ctime.tv_nsec.into()),
+    };
+    let birth = if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
+        0
+    } else {
+        let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
+    };
+    Ok((facts, birth))
 }
 
 fn facts_of(stat: &rustix::fs::Stat) -> Facts {
