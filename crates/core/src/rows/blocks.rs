@@ -36,7 +36,7 @@ impl Blocks {
         let region = Region::anonymous(STRIDE * (DEPTH + 1), 1 << 16, Access::Write)?;
         // A huge page would hold a few blocks of which a take touches the front.
         let _kept = region.advise(0, region.len(), Advice::NoHugePage);
-        Ok(Self { region, depth: 0, longest_bytes: 0, owner: std::process::id() })
+        Ok(Self { region, depth: 0, longest_bytes: 0, owner: crate::sys::process::id() })
     }
 
     /// Readies it for requests of so many bytes each.
@@ -80,7 +80,7 @@ impl BlockPool {
     /// Blocks for requests of so many bytes each.
     pub(super) fn take(&self, request_bytes: usize) -> Result<Blocks, Errno> {
         let idle = self.idle.lock().pop();
-        let owner = std::process::id();
+        let owner = crate::sys::process::id();
         let mut blocks = match idle.filter(|blocks| blocks.owner == owner) {
             Some(blocks) => blocks,
             None => Blocks::new()?,

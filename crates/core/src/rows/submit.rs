@@ -85,7 +85,7 @@ impl Pending {
     /// # Errors
     /// [`Error::Fork`] in a child of the process that does it.
     pub fn check_owner(&self) -> Result<()> {
-        if self.owner == std::process::id() || self.outcome().is_some() {
+        if self.owner == crate::sys::process::id() || self.outcome().is_some() {
             return Ok(());
         }
         Err(Error::Fork { operation: "take", what: "pending take", owner: self.owner })
@@ -162,7 +162,7 @@ impl Rows {
             rows: Arc::clone(self),
             ids,
             memory,
-            owner: std::process::id(),
+            owner: crate::sys::process::id(),
             state: AtomicU32::new(UNDER_WAY),
             cancelled: AtomicBool::new(false),
             outcome: OnceLock::new(),
