@@ -183,7 +183,7 @@ class Rows(ClosedOnExit):
     def _with(self, shards: tuple[Shard, ...], kind: Kind) -> Rows:
         """Return other rows of these files, with the same options."""
         made = type(self).__new__(type(self))
-        made._begin(shards, kind, self._budget)  # noqa: SLF001 - its own
+        made._begin(shards, kind, self._budget, self._direct)  # noqa: SLF001 - its own
         return made
 
     def _open(self) -> None:

@@ -1,8 +1,8 @@
 //! `Rows`: rows of fixed size in many files, behind Python's methods.
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::fd::{IntoRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -168,7 +168,7 @@ impl Pending {
     /// Waits for `seconds`, or without a limit; whether it is done.
     fn wait(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<bool> {
         let timeout = seconds
-            .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX));
+            .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX));
         run(py, |interrupt| self.core.wait(timeout, interrupt))
     }
 

@@ -105,10 +105,17 @@ class ShardedTable:
         """Return how many rows each file has."""
         return self.shard_bytes // row_bytes
 
-    def rows(self, row_bytes: int, shards: int | None = None, *, direct: bool = False) -> fremap.Rows:
+    def rows(
+        self, row_bytes: int, shards: int | None = None, *, direct: bool = False
+    ) -> fremap.Rows:
         """Open the table, or its first `shards` files, as rows of this size."""
         paths = self.paths[:shards]
         return fremap.rows(paths, np.uint8, row_bytes, offset=self.offset, direct=direct)
+
+    def map(self, shard: int, row_bytes: int) -> Bytes:
+        """Map the rows of one file as NumPy does."""
+        shape = (self.shard_rows(row_bytes), row_bytes)
+        return np.memmap(self.paths[shard], np.uint8, "r", self.offset, shape)
 
     def drop(self) -> None:
         """Drop all of it from the page cache."""

@@ -180,7 +180,8 @@ impl<'c, 'r> Copier<'c, 'r> {
             let (map, shard) = (&*found.map, self.current.shard);
             let whole = map.whole();
             let first = position;
-            while let Some(row) = ids[..positions.end].get(position).filter(|row| shard.has(row.0)) {
+            while let Some(row) = ids[..positions.end].get(position).filter(|row| shard.has(row.0))
+            {
                 let offset = shard.offset_of(row.0, row_bytes) as usize;
                 let last = offset + row_bytes - 1;
                 let (first_chunk, last_chunk) = (offset / CHUNK_BYTES, last / CHUNK_BYTES);

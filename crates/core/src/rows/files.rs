@@ -12,8 +12,8 @@ use super::blocks::MAX_ALIGN;
 use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
 use crate::store::last_change::{LastChange, Unchanged};
-use crate::store::Store;
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
+use crate::store::Store;
 use crate::sys::file::{self as sys_file, Facts, OpenFlags};
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 

@@ -50,19 +50,19 @@ impl Rows {
         wanted: &mut Vec<Wanted>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let mut piece = Vec::new();
-        let (mut row, mut place, mut bytes) = (range.start, 0, 0);
+        let mut stretches = Vec::new();
+        let (mut row, mut done, mut bytes) = (range.start, 0, 0);
         while row < range.end {
             let (number, offset) = self.locate(row);
             let most = ((PIECE_BYTES - bytes) / self.row_bytes).max(1) as u64;
             let end = self.files.shard(number).rows().end.min(range.end).min(row + most);
             let len = (end - row) as usize * self.row_bytes;
-            piece.push(Stretch { shard: number, offset, len, place });
-            (row, place, bytes) = (end, place + len, bytes + len);
-            if row == range.end || bytes >= PIECE_BYTES || piece.len() == PIECE_ROWS {
-                self.take_stretches(&piece, into, wanted, pace)?;
+            stretches.push(Stretch { shard: number, offset, len, place: done });
+            (row, done, bytes) = (end, done + len, bytes + len);
+            if row == range.end || bytes >= PIECE_BYTES || stretches.len() == PIECE_ROWS {
+                self.take_stretches(&stretches, into, wanted, pace)?;
                 self.read_rest(bytes / self.row_bytes, wanted, into, pace)?;
-                piece.clear();
+                stretches.clear();
                 bytes = 0;
             }
         }
@@ -97,7 +97,9 @@ impl Rows {
             self.want(wanted, s.shard, s.offset, s.len, s.place);
         };
         if self.direct {
-            stretches.iter().for_each(|stretch| want(wanted, stretch));
+            for stretch in stretches {
+                want(wanted, stretch);
+            }
             return Ok(());
         }
         let maps = Maps::of(self, stretches.len());
@@ -115,8 +117,9 @@ impl Rows {
         if !changed.is_empty() {
             // Reading them says what is wrong, if something is.
             wanted.retain(|part| !changed.contains(&part.shard));
-            let anew = stretches.iter().filter(|stretch| changed.contains(&stretch.shard));
-            anew.for_each(|stretch| want(wanted, stretch));
+            for stretch in stretches.iter().filter(|stretch| changed.contains(&stretch.shard)) {
+                want(wanted, stretch);
+            }
         }
         Ok(())
     }

@@ -16,7 +16,9 @@ use crate::store::Pace;
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH};
+use crate::sys::ring::{
+    Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
+};
 use crate::sys::span::Span;
 
 /// How long a wait for the device may keep the caller's interrupt waiting.
@@ -174,9 +176,10 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     fn all(&mut self) -> Result<()> {
         let first = self.next_read()?;
-        let in_memory = self.stretches.last().and_then(Option::as_ref).is_some_and(|stretch| {
-            self.rows.files.is_memory_backed(stretch.shard, &stretch.file)
-        });
+        let in_memory =
+            self.stretches.last().and_then(Option::as_ref).is_some_and(|stretch| {
+                self.rows.files.is_memory_backed(stretch.shard, &stretch.file)
+            });
         if in_memory || self.next == self.wanted.len() {
             self.run(&mut Inline::default(), first)?;
         } else {
@@ -184,7 +187,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             RINGS.together(wanted, |queue| self.run(queue, first))?;
         }
         for &(from, to) in &self.repeats {
-            self.into.part(to, from.len as usize).copy_span(from.into_memory(self.into));
+            self.into.part(to, from.len as usize).copy_span(from.memory_in(self.into));
             self.pace.check((from.len as usize / system_page_bytes()).max(1))?;
         }
         Ok(())
@@ -292,8 +295,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         let stretch = self.stretches[number].as_mut().expect("it was just looked at");
         stretch.end = next;
         stretch.in_flight += 1;
-        stretch.planned =
-            self.wanted.get(next).is_none_or(|behind| behind.shard != stretch.shard);
+        stretch.planned = self.wanted.get(next).is_none_or(|behind| behind.shard != stretch.shard);
         let offset_bytes = match self.way {
             Way::Cached(_) => first.offset,
             Way::Direct(_) => first.offset / stretch.align * stretch.align,
@@ -333,7 +335,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         let mut rows = 0;
         let mut next = self.next;
         loop {
-            parts.push(last.into_memory(self.into));
+            parts.push(last.memory_in(self.into));
             rows += 1;
             next += 1;
             // Places of the same bytes.
@@ -404,7 +406,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
                     let block = blocks.of(read.id);
                     for row in &self.wanted[wanted] {
                         let at = (row.offset - read.offset_bytes) as usize;
-                        row.into_memory(self.into).copy_span(block.part(at, row.len as usize));
+                        row.memory_in(self.into).copy_span(block.part(at, row.len as usize));
                     }
                 }
             }

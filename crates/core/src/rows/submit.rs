@@ -134,9 +134,8 @@ impl Pending {
 
     /// What a thread does.
     fn run(&self) {
-        let outcome = self
-            .check()
-            .and_then(|()| self.rows.take_all(&self.ids, self.memory.span(), self));
+        let outcome =
+            self.check().and_then(|()| self.rows.take_all(&self.ids, self.memory.span(), self));
         let _first = self.outcome.set(outcome);
         self.state.store(DONE, Ordering::Release);
         futex::wake_all(&self.state);

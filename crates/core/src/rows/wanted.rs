@@ -20,7 +20,7 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    pub(super) fn into_memory<'m>(&self, into: Span<'m>) -> Span<'m> {
+    pub(super) fn memory_in<'m>(&self, into: Span<'m>) -> Span<'m> {
         into.part(self.place, self.len as usize)
     }
 

@@ -145,12 +145,7 @@ pub trait Queue<'f, 'm> {
     }
     /// The same, waiting for `least` requests to end where the queue can wait for several:
     /// fewer waits are cheaper, where nothing can be done before.
-    fn wait_for(
-        &mut self,
-        least: usize,
-        timeout: Duration,
-        ended: &mut Vec<Completion<'f, 'm>>,
-    );
+    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
 /// A ring with nothing in flight.
@@ -356,12 +351,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         }
     }
 
-    fn wait_for(
-        &mut self,
-        least: usize,
-        timeout: Duration,
-        ended: &mut Vec<Completion<'f, 'm>>,
-    ) {
+    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if self.failed || self.is_of_parent() {
             self.give_up(ended);
             return;
