@@ -11,6 +11,7 @@ import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
 __all__ = [
+    "Pending",
     "Pin",
     "Rows",
     "SlotTable",

@@ -10,8 +10,6 @@ from fremap.errors import TakeCancelledError, TakeTimeoutError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    import numpy.typing as npt
-
     from fremap import _core
 
 __all__ = ["Pending"]
@@ -22,6 +20,13 @@ class Pending:
 
     It owns the memory of `out` until the last read into it has ended, also where the take was
     cancelled or this object is gone. No thread of Python's serves it.
+
+    Parameters
+    ----------
+    core : object
+        The core's half; `Rows.submit` has it.
+    taken : ndarray or torch.Tensor
+        What `result` returns.
 
     See Also
     --------
@@ -48,12 +53,18 @@ class Pending:
 
     __slots__ = ("_core", "_taken")
 
-    def __init__(self, core: _core.Pending, taken: npt.NDArray[Any]) -> None:
+    def __init__(self, core: _core.Pending, taken: Any) -> None:
         self._core = core
         self._taken = taken
 
     def done(self) -> bool:
-        """Return whether the take has ended: with its rows, an error, or cancelled."""
+        """Return whether the take has ended: with its rows, an error, or cancelled.
+
+        Returns
+        -------
+        bool
+            False while it is under way.
+        """
         return self._core.done()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -71,7 +82,7 @@ class Pending:
         """
         return self._core.wait(timeout)
 
-    def result(self, timeout: float | None = None) -> npt.NDArray[Any]:
+    def result(self, timeout: float | None = None) -> Any:
         """Return the rows, once they have come.
 
         Parameters
@@ -81,7 +92,7 @@ class Pending:
 
         Returns
         -------
-        ndarray
+        ndarray or torch.Tensor
             As `Rows.take` returns it: `out`'s own memory if it was given.
 
         Raises
@@ -111,13 +122,19 @@ class Pending:
         self._core.cancel()
 
     def cancelled(self) -> bool:
-        """Return whether the take has ended because of `cancel`."""
+        """Return whether the take has ended because of `cancel`.
+
+        Returns
+        -------
+        bool
+            False also while it is under way.
+        """
         return self._core.cancelled()
 
-    def __await__(self) -> Generator[Any, None, npt.NDArray[Any]]:
+    def __await__(self) -> Generator[Any, None, Any]:
         return self._ended().__await__()
 
-    async def _ended(self) -> npt.NDArray[Any]:
+    async def _ended(self) -> Any:
         import asyncio
 
         if not self._core.done():
