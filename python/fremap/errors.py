@@ -31,6 +31,8 @@ __all__ = [
     "StoreNotDirectoryError",
     "StoreNotFoundError",
     "StorePermissionError",
+    "TakeCancelledError",
+    "TakeTimeoutError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",

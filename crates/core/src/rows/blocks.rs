@@ -12,6 +12,8 @@ use crate::sys::span::Span;
 pub(super) const MAX_BLOCK_BYTES: usize = 256 << 10;
 /// The coarsest alignment that there is room for.
 pub(super) const MAX_ALIGN: u32 = 64 << 10;
+/// What alignment is as a rule at most.
+const COMMON_ALIGN: usize = 4096;
 /// Bytes between two requests' blocks: what is asked for, and what lies before and behind it.
 const STRIDE: usize = MAX_BLOCK_BYTES + 2 * MAX_ALIGN as usize;
 /// Bytes that are in flight together at most.
@@ -62,7 +64,7 @@ impl Blocks {
 
     /// What it may take of memory.
     fn bytes(&self) -> usize {
-        (self.longest_bytes + 2 * super::files::ANY_ALIGN as usize) * DEPTH
+        (self.longest_bytes + 2 * COMMON_ALIGN) * DEPTH
     }
 }
 

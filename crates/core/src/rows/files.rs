@@ -22,9 +22,6 @@ use crate::sys::fork_lock::{ForkGuard, ForkLock};
 /// eight times as much by its path.
 const MAX_OPEN: u64 = 4096;
 
-/// What direct reads of any file may be aligned to, where nothing else is told.
-pub(super) const ANY_ALIGN: u32 = 4096;
-
 /// A file that is open.
 pub(super) struct Opened {
     pub(super) file: Arc<OwnedFd>,

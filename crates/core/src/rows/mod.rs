@@ -183,7 +183,8 @@ impl Rows {
             row_count = shard.rows().end;
             made.push(shard);
         }
-        let budget = budget.map(|ask| reserve(ask, &made)).transpose()?;
+        // Direct reads map nothing.
+        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &made)).transpose()?;
         Ok(Self {
             row_bytes,
             row_count,
