@@ -31,6 +31,8 @@ __all__ = [
     "StoreNotDirectoryError",
     "StoreNotFoundError",
     "StorePermissionError",
+    "TakeCancelledError",
+    "TakeTimeoutError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",
@@ -91,6 +93,14 @@ class ViewsAliveError(FremapError, BufferError):
 
 class UnsupportedError(FremapError, NotImplementedError):
     """The engine, the kernel or the file cannot do this."""
+
+
+class TakeCancelledError(FremapError):
+    """A submitted take was cancelled before all of its rows had come."""
+
+
+class TakeTimeoutError(FremapError, TimeoutError):
+    """A submitted take is not done yet."""
 
 
 class StoreError(FremapError, OSError):
