@@ -85,12 +85,12 @@ class Ragged(ClosedOnExit):
 
     Notes
     -----
-    The offsets are in memory: 16 bytes a row. Files are opened, mapped and closed as those of
-    `Rows` are, and so are threads, children of fork and pickles treated.
+    fremap keeps the offsets in memory: 16 bytes a row. It opens, maps and closes the files as
+    `Rows` does; threads, children of fork and pickles work alike.
 
-    Rows are read as the blocks of elements that cover them, about a quarter of their mean length
-    (512 bytes to 8 KiB), all of them in flight together; a second copy, in memory, lays them one
-    after another.
+    `take` reads the blocks of elements that cover the rows, 8 MiB of them at a time, and then
+    copies the rows from these. A block has about a quarter of the mean length of a row, 512 bytes
+    to 8 KiB.
 
     Examples
     --------
