@@ -109,6 +109,27 @@ def test_data_sets_that_are_not_in_one_piece(tmp_path: Path) -> None:
 
 
 @needs_h5py
+def test_data_sets_of_a_file_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 keeps the name that it was given, which another directory may have too."""
+    import h5py
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with h5py.File(tmp_path / folder / "x.h5", "w") as file:
+            file["t"] = TABLE + len(folder) + ord(folder)
+    monkeypatch.chdir(tmp_path / "a")
+    with h5py.File("x.h5") as file:
+        with fremap.rows(file["t"]) as rows:
+            np.testing.assert_array_equal(rows[:], file["t"][:])
+        monkeypatch.chdir(tmp_path / "b")
+        with pytest.raises(FormatError, match=r"no longer at .*b/x\.h5"):
+            fremap.rows(file["t"])
+        os.unlink(tmp_path / "b" / "x.h5")
+        with pytest.raises(FormatError, match="open it by its whole path"):
+            fremap.rows(file["t"])
+
+
+@needs_h5py
 def test_sparse_rows_of_a_file(tmp_path: Path) -> None:
     """As anndata keeps them: data, indices and indptr."""
     import h5py

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["located"]
 
-# By which HDF5 reads and writes the file itself.
-_PLAIN_DRIVERS = ("sec2", "stdio")
+# By which HDF5 reads and writes the file itself, through a descriptor.
+_PLAIN_DRIVER = "sec2"
 
 
 def located(dataset: Any) -> tuple[str, Table]:
@@ -43,7 +43,7 @@ def located(dataset: Any) -> tuple[str, Table]:
             f"rows: {name} is {how}, so its rows are not in one piece in the file; copy it to one "
             "that is contiguous: create_dataset(name, data=dataset[:])"
         )
-    if dataset.file.driver not in _PLAIN_DRIVERS:
+    if dataset.file.driver != _PLAIN_DRIVER:
         raise FormatError(
             f"rows: {name} is opened by the driver {dataset.file.driver!r}, which is not the file "
             "itself; open it by its path"
@@ -59,9 +59,20 @@ def located(dataset: Any) -> tuple[str, Table]:
         )
         raise FormatError(f"rows: {name} cannot be read where it lies: {what}")
     offset = int(dataset.id.get_offset() or 0) if size else 0
-    return os.path.abspath(os.fsdecode(dataset.file.filename)), Table(
-        dtype, dtype.name, shape, offset, str(dataset.name)
-    )
+    path = os.path.abspath(os.fsdecode(dataset.file.filename))
+    if not _is_at(path, dataset.file.id.get_vfd_handle()):
+        raise FormatError(
+            f"rows: {name} is in a file that is no longer at {path}; open it by its whole path"
+        )
+    return path, Table(dtype, dtype.name, shape, offset, str(dataset.name))
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Tell whether the file that is open is the one at a path, which may be a relative one's."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _scattered(dataset: Any) -> str | None:
