@@ -6,15 +6,55 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fremap.errors import FormatError
-from fremap.formats.table import Table
+from fremap.formats.table import Description, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["located"]
+__all__ = ["MAGIC", "described", "located"]
+
+#: What a file begins with, unless it has a block of its user's before.
+MAGIC = b"\x89HDF\r\n\x1a\n"
 
 # By which HDF5 reads and writes the file itself, through a descriptor.
 _PLAIN_DRIVER = "sec2"
+
+
+def described(path: str) -> list[Description]:
+    """Return what the data sets of a file are; those that are not in one piece without a place.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    list of Description
+        By name.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise FormatError(
+            f"rows: {path}: HDF5 files are read by h5py, which is missing: pip install h5py"
+        ) from None
+    found: list[Description] = []
+
+    def visit(name: str, node: Any) -> None:
+        if not isinstance(node, h5py.Dataset):
+            return
+        try:
+            _, table = located(node)
+            place: int | None = table.data_offset
+        except FormatError:  # what it is can be told all the same
+            place = None
+        shape = tuple(node.shape or ())
+        found.append(Description(name, str(node.dtype), shape, place, int(node.nbytes)))
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found
 
 
 def located(dataset: Any) -> tuple[str, Table]:
