@@ -72,7 +72,7 @@ class Ragged(ClosedOnExit):
     row_shape : int or tuple of int, optional
         Shape of an element that is more than a number, as `rows` has it.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Raises
     ------
@@ -540,7 +540,7 @@ def ragged(
     row_shape : int or tuple of int, optional
         Shape of an element that is more than a number, as `rows` has it.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Returns
     -------

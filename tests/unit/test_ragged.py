@@ -91,6 +91,15 @@ def test_little_is_read_and_all_of_it_together(tmp_path: Path) -> None:
     assert stats.reads <= len(ids) + 1
 
 
+def test_past_the_page_cache(path: Path) -> None:
+    with fremap.ragged(path, OFFSETS, np.uint16, direct=True) as rows:
+        for _ in range(3):
+            check(rows.take(slice(None, None, -1)), range(299, -1, -1))
+        stats = rows.stats()
+    assert stats.rows_copied == 0  # from maps of the page cache
+    assert stats.rows_read > 0
+
+
 @pytest.mark.parametrize("kind", ["list", "array", "npy", "rows", "uint8"])
 def test_offsets_of_each_kind(path: Path, tmp_path: Path, kind: str) -> None:
     offsets: Any = OFFSETS
