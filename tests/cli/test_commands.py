@@ -17,7 +17,6 @@ from fremap.bench.options import byte_size
 from fremap.cli import main
 from fremap.cli.checksums import file_checksums, page_checksums
 from fremap.cli.numbered import first_wrong_page, numbered_pages
-from safetensors.numpy import save_file
 
 RunJson = Callable[..., tuple[int, Any]]
 
