@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from fremap.batches import Batches
     from fremap.npy import load, open_memmap
     from fremap.ragged_rows import Ragged, RaggedRows, ragged
-    from fremap.slots import Slots, SlotsPin, SlotsStats
-    from fremap.stats import MemmapStats, RowsStats, WindowStats
+    from fremap.slots import Slots, SlotsPin
+    from fremap.stats import MemmapStats, RowsStats, SlotsStats, WindowStats
 
 # Loaded when first asked for, from these modules: half of the time that `import fremap` took.
 _LATER = {
@@ -78,7 +78,7 @@ _LATER = {
     "RowsStats": "stats",
     "Slots": "slots",
     "SlotsPin": "slots",
-    "SlotsStats": "slots",
+    "SlotsStats": "stats",
     "WindowStats": "stats",
     "calibration": "calibration",
     "load": "npy",

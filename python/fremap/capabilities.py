@@ -60,7 +60,7 @@ class EngineStatus:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Capabilities:
     """What works here; `str()` of it is a table to read.
 
@@ -132,6 +132,16 @@ class Capabilities:
             "chosen": self.chosen,
             "reason": self.reason,
         }
+
+    def __repr__(self) -> str:
+        """Describe it in a line."""
+        engines = [name for name, engine in self.engines.items() if engine.available]
+        missing = [name for name, probe in self.probes.items() if not probe.available]
+        lacking = f", without {', '.join(missing)}" if missing else ""
+        return (
+            f"<fremap.Capabilities of Linux {self.kernel}: engines {', '.join(engines) or 'none'}"
+            f"{lacking}; print() shows a table>"
+        )
 
     def __str__(self) -> str:
         """Return a table of what works, what is chosen, and what to do about the rest."""

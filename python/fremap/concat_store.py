@@ -107,12 +107,10 @@ class ConcatStore(Store):
             )
 
     def __repr__(self) -> str:
-        state = (
-            "closed"
-            if self.closed
-            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
-        )
-        return f"<fremap.ConcatStore of {len(self._stores)} stores, {state}>"
+        return f"<fremap.ConcatStore {self._called()}, {self._described()}>"
+
+    def _called(self) -> str:
+        return f"of {counted(len(self._stores), 'store')}"
 
     def __reduce__(self) -> tuple[Callable[..., ConcatStore], tuple[object, ...]]:
         if self.closed:

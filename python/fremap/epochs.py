@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 
 import numpy as np
 
-from fremap import errors
 from fremap.arguments import quantity
 from fremap.errors import ArgumentError, ArgumentTypeError
+from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -348,8 +348,7 @@ def _refuse_outside(ids: _RowNumbers, length: int) -> None:
         return
     outside = (ids >= length) if lowest >= -length else (ids < -length) | (ids >= length)
     first = int(ids[np.argmax(outside)])
-    message = f"batches: order names row {first} of {length} rows"
-    raise errors._page_range(message, first, length)  # noqa: SLF001 - one maker of messages
+    raise Numbering("batches", "row", length).outside(first)
 
 
 def _id_type(length: int) -> type[np.int32 | np.int64]:

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 import numpy as np
 
 from fremap import _core, errors
+from fremap.arguments import page_number
 from fremap.errors import ArgumentError, UnsupportedError
 from fremap.layout import WRITING, Layout, found_at, numpys_filename
 from fremap.protection import Prot, checked_prot
 from fremap.rowids import select, select_mask
+from fremap.selection import Numbering
 from fremap.settings import Advice, checked_budget, chosen
 from fremap.window import Window
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from fremap.selection import CoreSelection
     from fremap.stats import MemmapStats
     from fremap.stores import FileStore
 
@@ -378,7 +381,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         `Window.populate`: absent pages are read all in flight together. What exceeds the
         budget leaves again.
         """
-        window, pages = self._pages(rows)
+        window, pages = self._pages("populate", rows)
         if window is not None:
             window.populate(pages)
 
@@ -402,7 +405,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         `Window.evict`. Pages leave the process's memory and stay in the page cache, which
         the kernel reclaims as it needs. Rows that share a page leave with it.
         """
-        window, pages = self._pages(rows)
+        window, pages = self._pages("evict", rows)
         if window is None:
             return
         if self._backing is not None and self._backing.mode == "c":
@@ -412,7 +415,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
             )
         window.evict(pages)
 
-    def _pages(self, rows: Any) -> tuple[Window | None, Any]:
+    def _pages(self, operation: str, rows: Any) -> tuple[Window | None, Any]:
         """Return the window and the pages of it in which rows lie."""
         backing, window = self._backing, self.window
         if backing is None or window is None or self.size == 0:
@@ -424,7 +427,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
             return window, range(
                 (low - base) // window.page_bytes, -(-(high - base) // window.page_bytes)
             )
-        ids = _numbers(rows, len(self))
+        ids = _numbers(operation, rows, len(self))
         begins = ids * self.strides[0] + (low - base)
         return window, _pages_of(begins, high - low, window.page_bytes)
 
@@ -562,20 +565,19 @@ def _read_ahead(store: FileStore, first_bytes: npt.NDArray[np.int64], row_bytes:
     store.prefetch(pages)
 
 
-def _numbers(rows: Any, count: int) -> npt.NDArray[np.int64]:
+def _numbers(operation: str, rows: Any, count: int) -> npt.NDArray[np.int64]:
     """Return the numbers of rows, from 0 on."""
-    if isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
+    numbering = Numbering(operation, "row", count)
+    chosen: CoreSelection
+    if isinstance(rows, slice | range) or page_number(rows):
+        chosen = numbering.selection(rows)
+    elif isinstance(rows, np.ndarray) and rows.dtype == np.bool_:
         chosen, _ = select_mask(rows, count)
     else:
         chosen, _ = select(rows, count)
     if isinstance(chosen, tuple):
         return np.arange(*chosen, dtype=np.int64)
-    ids = np.asarray(chosen, np.int64)
-    outside = ids[(ids < -count) | (ids >= count)]
-    if outside.size:
-        where = f"memmap: row {outside[0]} is outside 0..{count}"
-        raise errors._page_range(where, int(outside[0]), count)  # noqa: SLF001
-    return np.where(ids < 0, ids + count, ids)
+    return numbering.resolved(np.asarray(chosen, np.int64))
 
 
 def _pages_of(

@@ -9,6 +9,7 @@ import numpy as np
 from fremap import errors
 from fremap.arguments import page_number
 from fremap.errors import ArgumentError, ArgumentTypeError
+from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -221,8 +222,7 @@ def _check_range(ids: range, count: int) -> None:
 
 
 def _outside(number: int, count: int) -> errors.PageRangeError:
-    where = f"take: row {number} is outside 0..{count}"
-    return errors._page_range(where, number, count)  # noqa: SLF001 - one maker of messages
+    return Numbering("take", "row", count).outside(number)
 
 
 def _wrong_type(ids: object, array: npt.NDArray[Any]) -> errors.FremapError:

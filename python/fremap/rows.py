@@ -494,6 +494,20 @@ class Rows(ClosedOnExit):
         state = "closed" if self.closed else f"{self._row_count} rows"
         return f"<fremap.Rows {files}: {state} of {self.dtype_name} {self.row_shape}>"
 
+    def _repr_html_(self) -> str:
+        """Draw which rows lie in which file, for notebooks."""
+        from fremap.pictures import files_picture
+
+        held = ""
+        if not self.closed:
+            stats = self.stats()
+            held = (
+                f"{stats.mapped_bytes} bytes mapped, {stats.open_files} files open; "
+                f"{stats.rows_copied} rows copied from the page cache, {stats.rows_read} read"
+            )
+        names = (name_of(shard.file) for shard in self._shards)
+        return files_picture(repr(self), names, self.shard_rows, held)
+
     def __reduce__(self) -> tuple[Callable[..., Rows], tuple[object, ...]]:
         if self.closed:
             raise TypeError("closed Rows cannot be pickled")

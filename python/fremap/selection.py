@@ -1,9 +1,9 @@
-"""Which pages a call means.
+"""Which pages, keys or rows a call means.
 
-Users name pages by None (all), an int, a slice, a range or integers in an
-array or list. The core wants None, a run ``(start, stop)``, or an array of
-int64. Runs are never spelt out as arrays. Limits are checked in the core, save
-where a number does not fit into an int64: there the same error is raised here.
+Users name them by None (all), an int, a slice, a range or integers in an array or list;
+negative numbers count from the end. The core wants None, a run ``(start, stop)``, or an
+array of int64. Runs are never spelt out as arrays. The core checks arrays, and counts their
+negative numbers from the end; ints and ranges are checked here, with the same error.
 """
 
 from __future__ import annotations
@@ -42,27 +42,35 @@ class Numbering:
     operation : str
         The operation, as messages name it.
     coordinate : str
-        "file page" or "window page".
+        What is numbered: "file page", "window page", "key" or "row".
     limit : int
-        The number of pages there are.
+        How many there are.
+    least : int, optional
+        The least number that means something: ``-limit``, which counts from the end, if not
+        given.
     """
 
-    __slots__ = ("coordinate", "limit", "operation")
+    __slots__ = ("coordinate", "least", "limit", "operation")
 
-    def __init__(self, operation: str, coordinate: str, limit: int) -> None:
+    def __init__(
+        self, operation: str, coordinate: str, limit: int, least: int | None = None
+    ) -> None:
         self.operation = operation
         self.coordinate = coordinate
         self.limit = limit
+        self.least = -limit if least is None else least
 
     def outside(self, index: int) -> errors.PageRangeError:
-        """Make the error for an index beyond the limit."""
-        where = f"{self.operation}: {self.coordinate} {index} is outside 0..{self.limit}"
-        return errors._page_range(where, index, self.limit)  # noqa: SLF001 - one maker of messages
+        """Make the error for an index that names nothing."""
+        where = f"{self.least}..{self.limit}"
+        message = f"{self.operation}: {self.coordinate} {index} is outside {where}"
+        return errors._page_range(message, index, self.limit)  # noqa: SLF001 - one maker
 
     def wrong_type(self, found: object) -> ArgumentTypeError:
         """Make the error for something that names no pages."""
+        things = self.coordinate.rpartition(" ")[2] + "s"
         return ArgumentTypeError(
-            f"{self.operation}: a {self.coordinate} must be an integer; pages are chosen by "
+            f"{self.operation}: a {self.coordinate} must be an integer; {things} are chosen by "
             f"None, an int, a slice, a range or integers in an array, not by {found}"
         )
 
@@ -90,16 +98,27 @@ class Numbering:
         return len(pages)
 
     def index(self, page: SupportsIndex) -> int:
-        """Return one page as an int that fits the core; it may be beyond the limit."""
+        """Return one page, counted from the front."""
         if isinstance(page, bool | np.bool_):
             raise self.wrong_type("a bool")
         try:
             number = operator.index(page)
         except TypeError:
             raise self.wrong_type(_describe(page)) from None
-        if not 0 <= number < self.limit:
+        if not self.has(number):
             raise self.outside(number)
-        return number
+        return number + self.limit if number < 0 else number
+
+    def has(self, number: int) -> bool:
+        """Tell whether a number names something, from the front or from the end."""
+        return self.least <= number < self.limit
+
+    def resolved(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return numbers counted from the front, for those that the core does not see."""
+        outside = (numbers < -self.limit) | (numbers >= self.limit)
+        if outside.any():
+            raise self.outside(int(numbers[np.argmax(outside)]))
+        return np.where(numbers < 0, numbers + self.limit, numbers)
 
     def array(self, pages: object) -> npt.NDArray[np.int64]:
         """Return integers of any kind as a contiguous array of int64."""
@@ -137,20 +156,21 @@ class Numbering:
     def _range(self, pages: range) -> CoreSelection:
         if not pages:
             return 0, 0
-        if not 0 <= pages[0] < self.limit:
+        if not self.has(pages[0]):
             raise self.outside(pages[0])
-        if not 0 <= pages[-1] < self.limit:
+        if not self.has(pages[-1]):
             raise self.outside(self._first_outside(pages))
-        if pages.step == 1:
-            return pages.start, pages.stop
+        if pages.step == 1 and (pages[0] >= 0 or pages[-1] < 0):
+            start = self.index(pages[0])
+            return start, start + len(pages)
         return np.arange(pages.start, pages.stop, pages.step, dtype=np.int64)
 
     def _first_outside(self, pages: range) -> int:
-        """Return the first member beyond the limit, of a range that begins within."""
+        """Return the first member that names nothing, of a range that begins within."""
         if pages.step > 0:
             steps = -(-(self.limit - pages.start) // pages.step)
         else:
-            steps = pages.start // -pages.step + 1
+            steps = (pages.start + self.limit) // -pages.step + 1
         return pages.start + steps * pages.step
 
     def _sequence(self, pages: list[Any] | tuple[Any, ...]) -> npt.NDArray[np.int64]:
@@ -161,7 +181,7 @@ class Numbering:
         try:
             return np.array(pages, dtype=np.int64)
         except OverflowError:
-            first = next(int(page) for page in pages if not 0 <= page < self.limit)
+            first = next(int(page) for page in pages if not self.has(int(page)))
             raise self.outside(first) from None
 
 

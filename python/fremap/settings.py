@@ -108,7 +108,8 @@ def first_mapping(
         raise ArgumentError(
             f'Window: mapping is {mapping!r}; it must be "linear", "none" or an array of file pages'
         )
-    return Numbering("Window", "file page", store.page_count).array(mapping)
+    numbering = Numbering("Window", "file page", store.page_count, least=-1)
+    return numbering.array(mapping)
 
 
 def measured(chosen: Calibration | None) -> dict[str, int]:

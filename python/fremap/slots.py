@@ -6,15 +6,13 @@ the compiled core's to say; extents are found while others are brought in.
 
 from __future__ import annotations
 
-import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeAlias, TypeVar, overload
 
 import numpy as np
 
 from fremap import _core
 from fremap import calibration as calibrations
-from fremap.arguments import quantity
+from fremap.arguments import counted, quantity
 from fremap.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -24,6 +22,7 @@ from fremap.errors import (
 )
 from fremap.selection import Numbering, PageSelection
 from fremap.settings import Engine, Shape, chosen, elements_within
+from fremap.stats import SlotsStats, warn_renamed
 from fremap.stores import Store
 from fremap.window import Window
 
@@ -36,53 +35,15 @@ if TYPE_CHECKING:
 
     from fremap.calibration import Calibration
 
-__all__ = ["Slots", "SlotsPin", "SlotsStats"]
+__all__ = ["Slots", "SlotsPin"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
 #: The part of the process's kernel mappings that a bank of aliased extents may take.
 _MAPPINGS_PART = 4
-
-
-@dataclass(frozen=True, slots=True)
-class SlotsStats:
-    """What a bank holds now, and what it did since it was made.
-
-    Attributes
-    ----------
-    hits : int
-        Keys named by calls whose extents had slots already: by an earlier call, by another
-        thread's that is bringing them, or by the same key before.
-    misses : int
-        Extents that calls had to bring in.
-    evictions : int
-        Extents that left for others.
-    bytes_read : int
-        Bytes of the extents that were brought in, from the device or the page cache; one
-        that the store's end cuts short counts whole.
-    filled_slots : int
-        Slots that show an extent.
-    pinned_slots : int
-        Slots that are pinned.
-    """
-
-    hits: int
-    misses: int
-    evictions: int
-    bytes_read: int
-    filled_slots: int
-    pinned_slots: int
-
-    @property
-    def held_slots(self) -> int:
-        """The name of `pinned_slots` until 0.1."""
-        _warn_renamed("SlotsStats.held_slots", "pinned_slots")
-        return self.pinned_slots
-
-
-def _warn_renamed(old: str, new: str) -> None:
-    warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=3)
+# Slots that the repr of a pin names.
+_MOST_SHOWN = 8
 
 
 class SlotsPin:
@@ -105,7 +66,10 @@ class SlotsPin:
     def __repr__(self) -> str:
         """Describe the pin in a line."""
         state = "" if self._pinned else ", released"
-        return f"<fremap.SlotsPin of slots {self.slots.tolist()}{state}>"
+        slots = self.slots
+        shown = ", ".join(map(str, slots[:_MOST_SHOWN].tolist()))
+        more = f", … {len(slots) - _MOST_SHOWN} more" if len(slots) > _MOST_SHOWN else ""
+        return f"<fremap.SlotsPin of slots [{shown}{more}]{state}>"
 
     @property
     def slots(self) -> Numbers:
@@ -309,8 +273,25 @@ class Slots:
     def __repr__(self) -> str:
         if self.closed:
             return "<fremap.Slots, closed>"
-        size = f"{self.slot_count} slots of {self.extent_bytes} bytes"
-        return f"<fremap.Slots, {size}, engine {self.engine!r}>"
+        size = f"{counted(self.slot_count, 'slot')} of {self.extent_bytes} bytes"
+        store = self._store._named  # noqa: SLF001 - its other half
+        return f"<fremap.Slots, {size}, engine {self.engine!r}, of {store}>"
+
+    def _repr_html_(self) -> str:
+        """Draw which slots are filled and pinned, for notebooks."""
+        from fremap.pictures import SLOT_STATES, grid_picture
+
+        count = 0 if self.closed else self.slot_count
+        return grid_picture(repr(self), count, "slot", SLOT_STATES, self._looked)
+
+    def _looked(self, slots: Numbers) -> tuple[npt.NDArray[np.int8], dict[str, int], str]:
+        """Return the state of each of these slots, as its place in `SLOT_STATES`."""
+        keys, pinned = self._table.at(slots)
+        state = (np.frombuffer(keys, np.int64) >= 0).astype(np.int8)
+        state[np.frombuffer(pinned, np.bool_)] = 2
+        stats = self.stats()
+        done = f"{stats.hits} hits, {stats.misses} misses, {stats.evictions} evictions"
+        return state, {"filled": stats.filled_slots, "pinned": stats.pinned_slots}, done
 
     # Extents in and out.
 
@@ -410,7 +391,7 @@ class Slots:
         SlotsPin
             As from `pin`.
         """
-        _warn_renamed("Slots.hold", "pin")
+        warn_renamed("Slots.hold", "pin")
         return self.pin(keys)
 
     def evict(self, keys: PageSelection = None) -> int:

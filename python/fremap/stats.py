@@ -1,10 +1,16 @@
-"""What windows and rows count."""
+"""What windows, slots, rows and memmaps count."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
-__all__ = ["MemmapStats", "RowsStats", "WindowStats"]
+__all__ = ["MemmapStats", "RowsStats", "SlotsStats", "WindowStats"]
+
+
+def warn_renamed(old: str, new: str) -> None:
+    """Warn of a name that goes with 0.2."""
+    warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +161,39 @@ class MemmapStats:
     advice: str
     minor_faults: int
     major_faults: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsStats:
+    """What slots hold now, and what they did since they were made.
+
+    Attributes
+    ----------
+    hits : int
+        Keys named by calls whose extents had slots already: by an earlier call, by another
+        thread's that is bringing them, or by the same key before.
+    misses : int
+        Extents that calls had to bring in.
+    evictions : int
+        Extents that left for others.
+    bytes_read : int
+        Bytes of the extents that were brought in, from the device or the page cache; one
+        that the store's end cuts short counts whole.
+    filled_slots : int
+        Slots that show an extent.
+    pinned_slots : int
+        Slots that are pinned.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    bytes_read: int
+    filled_slots: int
+    pinned_slots: int
+
+    @property
+    def held_slots(self) -> int:
+        """The name of `pinned_slots` until 0.1."""
+        warn_renamed("SlotsStats.held_slots", "pinned_slots")
+        return self.pinned_slots

@@ -93,6 +93,23 @@ class Store(ClosedOnExit):
         """Whether `close` was called."""
         return self._core.closed
 
+    def _called(self) -> str:
+        """Return what tells the store from others, for reprs."""
+        raise NotImplementedError
+
+    @property
+    def _named(self) -> str:
+        """What reprs of windows and slots call the store."""
+        return f"{type(self).__name__} {self._called()}"
+
+    def _described(self) -> str:
+        """Return what the repr of every store says of it."""
+        if self.closed:
+            return "closed"
+        state = f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
+        state += ", writable" if self.writable else ""
+        return state + (", direct" if self.direct else "")
+
     def fileno(self) -> int:
         """Return the descriptor that the store uses; it stays the store's.
 
@@ -393,15 +410,12 @@ class FileStore(Store):
         return self._path
 
     def __repr__(self) -> str:
-        name = (
-            f"descriptor {self.fileno()}" if self._path is None and not self.closed else self._path
-        )
-        state = (
-            "closed"
-            if self.closed
-            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
-        )
-        return f"<fremap.FileStore {name!r}, {state}>"
+        return f"<fremap.FileStore {self._called()}, {self._described()}>"
+
+    def _called(self) -> str:
+        if self._path is None and not self.closed:
+            return f"of descriptor {self.fileno()}"
+        return repr(self._path)
 
     def __reduce__(self) -> tuple[Callable[..., FileStore], tuple[object, ...]]:
         if self._path is None:
@@ -574,13 +588,10 @@ class MemoryStore(Store):
         _core.Store.unlink_shared_memory(self._name)
 
     def __repr__(self) -> str:
-        name = "anonymous" if self._name is None else repr(self._name)
-        state = (
-            "closed"
-            if self.closed
-            else f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
-        )
-        return f"<fremap.MemoryStore {name}, {state}>"
+        return f"<fremap.MemoryStore {self._called()}, {self._described()}>"
+
+    def _called(self) -> str:
+        return "anonymous" if self._name is None else repr(self._name)
 
     def __reduce__(self) -> tuple[Callable[..., MemoryStore], tuple[object, ...]]:
         if self._name is None:

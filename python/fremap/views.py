@@ -1,4 +1,4 @@
-"""What a window shows, as arrays."""
+"""What a window shows and in which state its pages are, as arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 
 from fremap import _core
+from fremap.selection import CoreSelection, Numbering, PageSelection
 from fremap.settings import Shape, elements_within
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
 class Views(_core.WindowBase):
-    """A window's mapping, and its memory without a copy."""
+    """A window's mapping, the state of its pages, and its memory without a copy."""
 
     __slots__ = ()
 
@@ -30,10 +31,19 @@ class Views(_core.WindowBase):
         # The compiled class exports its memory; Python shows that as a method from 3.12 on.
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
+    def _select(self, operation: str, pages: PageSelection) -> tuple[CoreSelection, int]:
+        numbering = Numbering(operation, "window page", self.page_count)
+        selection = numbering.selection(pages)
+        return selection, numbering.count(selection)
+
     @property
     def mapping(self) -> npt.NDArray[np.int64]:
         """File page that each window page shows; -1 none, -2 placed. A copy."""
-        return np.frombuffer(self._mapping(), dtype=np.int64)
+        return np.frombuffer(self._mapping(None), dtype=np.int64)
+
+    def _shown(self, pages: CoreSelection) -> npt.NDArray[np.int64]:
+        """Return the file page that each of these window pages shows, as in `mapping`."""
+        return np.frombuffer(self._mapping(pages), dtype=np.int64)
 
     @property
     def pages(self) -> npt.NDArray[np.uint8]:
@@ -91,3 +101,101 @@ class Views(_core.WindowBase):
         memory = np.frombuffer(memoryview(self), dtype=np.uint8)
         view: npt.NDArray[Any] = memory[: elements.used_bytes].view(elements.dtype)
         return view.reshape(elements.shape)
+
+    def present(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
+        """Tell which pages are in the window, so that touching them costs no fault.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            For each page asked for; a snapshot.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        StoreError
+            The kernel's page map cannot be read (engine "alias").
+
+        Notes
+        -----
+        Engine "alias" reads ``/proc/self/pagemap``.
+        """
+        selection, _ = self._select("present", pages)
+        return np.frombuffer(self._present(selection), dtype=np.bool_)
+
+    def dirty(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
+        """Tell which pages have content that is not in the store yet.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            For each page asked for; a snapshot.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        UnsupportedError
+            The window is coherent: its stores are the file's at once.
+
+        Notes
+        -----
+        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7) or the faults that were served; a page
+        that was stored to is dirty whatever was stored. Engine "eager": the content is
+        hashed and compared with what was loaded, a quarter of a microsecond a page.
+        """
+        selection, _ = self._select("dirty", pages)
+        return np.frombuffer(self._dirty(selection), dtype=np.bool_)
+
+    def protection(self, pages: PageSelection = None) -> npt.NDArray[np.uint8]:
+        """Tell what may be done with each page.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+
+        Returns
+        -------
+        ndarray of uint8, shape (n,)
+            For each page asked for, a value of `Prot`.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        """
+        selection, _ = self._select("protection", pages)
+        return np.frombuffer(self._protection(selection), dtype=np.uint8)
+
+    def pinned(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
+        """Tell which pages are pinned.
+
+        Parameters
+        ----------
+        pages : int, slice, range, array of int or None, optional
+            Window pages; None means all.
+
+        Returns
+        -------
+        ndarray of bool, shape (n,)
+            For each page asked for; a snapshot.
+
+        Raises
+        ------
+        PageRangeError
+            A page is outside the window.
+        """
+        selection, _ = self._select("pinned", pages)
+        return np.frombuffer(self._pinned(selection), dtype=np.bool_)

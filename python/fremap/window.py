@@ -15,7 +15,7 @@ from fremap.ending import flush_at_exit
 from fremap.errors import ArgumentError, ArgumentTypeError, ForkError, FremapError
 from fremap.protection import Prot, checked_prot
 from fremap.reopening import Reduced, reduced
-from fremap.selection import CoreSelection, Numbering, PageSelection, plain_run
+from fremap.selection import Numbering, PageSelection, plain_run
 from fremap.settings import (
     Advice,
     Engine,
@@ -106,9 +106,10 @@ class Window(Views):
     Raises
     ------
     ArgumentError
-        The window is empty or beyond the store, or the settings contradict each other.
+        The window is empty or beyond the store, or two options contradict each other (see
+        the notes): the error names both.
     UnsupportedError
-        The engine, or this kernel, cannot do what is asked for.
+        This kernel or process cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
     BudgetError
@@ -124,6 +125,23 @@ class Window(Views):
     the store by `flush` and `close`, and before a changed page is remapped, evicted (also
     by the budget), placed over or protected with `Prot.NONE`; at no other time. One that is
     dropped or alive when the interpreter ends is flushed; a failure is told on stderr.
+
+    Some options need certain engines; "auto" chooses among those that all of them leave.
+    Others exclude each other whatever the engine:
+
+    ============================  ==================================================
+    option                        goes with
+    ============================  ==================================================
+    ``coherent=True``             engine "alias"
+    ``coherent=False``            engine "paged" or "eager"
+    ``fault="signal"``            engine "paged"; no `budget` in bytes
+    ``tracking``                  engine "paged", and ``prot=Prot.WRITE``
+    ``advice``                    engine "alias"
+    ``lock=True``                 neither `nonblock` nor a `budget` in bytes
+    ``nonblock=True``             ``populate=True``
+    `first_page`                  ``mapping="linear"``
+    `budget` in bytes             with engine "eager", at least the window's bytes
+    ============================  ==================================================
 
     Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are swapped in whole
     by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one kernel mapping whatever it
@@ -270,17 +288,40 @@ class Window(Views):
         if self.closed:
             return "<fremap.Window, closed>"
         size = f"{counted(self.page_count, 'page')} of {self.page_bytes} bytes"
-        return f"<fremap.Window, {size}, engine {self.engine!r}>"
+        written = ", writable" if self.writable else ""
+        store = self._store._named  # noqa: SLF001 - its other half
+        return f"<fremap.Window, {size}, engine {self.engine!r}{written}, of {store}>"
+
+    def _repr_html_(self) -> str:
+        """Draw which pages are present, dirty, pinned, placed and denied, for notebooks."""
+        from fremap.pictures import PAGE_STATES, grid_picture
+
+        count = 0 if self.closed else self.page_count
+        return grid_picture(repr(self), count, "page", PAGE_STATES, self._looked)
+
+    def _looked(self, pages: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int8], Any, str]:
+        """Return the state of each of these pages, as its place in `PAGE_STATES`."""
+        mapping = self._shown(pages)
+        state = np.where(mapping == -1, 0, 1).astype(np.int8)
+        state[self.present(pages)] = 2
+        if self.writable and not self.coherent:
+            state[self.dirty(pages)] = 3
+        state[self.pinned(pages)] = 4
+        state[mapping == -2] = 5
+        state[self.protection(pages) == Prot.NONE] = 6
+        stats = self.stats()
+        counts = {
+            "present": stats.present_pages,
+            "pinned": stats.pinned_pages,
+            "placed": stats.placed_pages,
+            "denied": stats.denied_pages,
+        }
+        return state, counts, ""
 
     @property
     def store(self) -> Store:
         """The store whose pages the window shows."""
         return self._store
-
-    def _select(self, operation: str, pages: PageSelection) -> tuple[CoreSelection, int]:
-        numbering = Numbering(operation, "window page", self.page_count)
-        selection = numbering.selection(pages)
-        return selection, numbering.count(selection)
 
     def remap(
         self,
@@ -595,56 +636,6 @@ class Window(Views):
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
-
-    def present(self) -> npt.NDArray[np.bool_]:
-        """Tell which pages are in the window, so that touching them costs no fault.
-
-        Returns
-        -------
-        ndarray of bool, shape (page_count,)
-            A snapshot.
-
-        Raises
-        ------
-        StoreError
-            The kernel's page map cannot be read (engine "alias").
-
-        Notes
-        -----
-        Engine "alias" reads ``/proc/self/pagemap``.
-        """
-        return np.frombuffer(self._present(), dtype=np.bool_)
-
-    def dirty(self) -> npt.NDArray[np.bool_]:
-        """Tell which pages have content that is not in the store yet.
-
-        Returns
-        -------
-        ndarray of bool, shape (page_count,)
-            A snapshot.
-
-        Raises
-        ------
-        UnsupportedError
-            The window is coherent: its stores are the file's at once.
-
-        Notes
-        -----
-        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7) or the faults that were served; a page
-        that was stored to is dirty whatever was stored. Engine "eager": the content is
-        hashed and compared with what was loaded, a quarter of a microsecond a page.
-        """
-        return np.frombuffer(self._dirty(), dtype=np.bool_)
-
-    def protection(self) -> npt.NDArray[np.uint8]:
-        """Tell what may be done with each page.
-
-        Returns
-        -------
-        ndarray of uint8, shape (page_count,)
-            Values of `Prot`.
-        """
-        return np.frombuffer(self._protection(), dtype=np.uint8)
 
     def stats(self) -> WindowStats:
         """Return what the window holds and what it did so far.

@@ -57,6 +57,7 @@ PACKAGE_FLOORS = {
     "capabilities": 3,
     "reopening": 4,
     "settings": 4,
+    "pictures": 3,
     "views": 4,
     "window": 4,
     "slots": 5,

@@ -50,10 +50,10 @@ def numbers(pages: Any, limit: int) -> list[int]:
     if pages is None or isinstance(pages, slice):
         return list(range(limit))[pages or slice(None)]
     if isinstance(pages, int | np.integer):
-        return [int(pages)]
+        pages = [pages]
     if np.asarray(pages).dtype.kind not in "iu" and len(pages):
         raise ArgumentTypeError("not integers")
-    return [int(page) for page in pages]
+    return [int(page) + limit if -limit <= page < 0 else int(page) for page in pages]
 
 
 class FakeWindow:

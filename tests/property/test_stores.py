@@ -136,7 +136,7 @@ class StoreMachine(RuleBasedStateMachine):
         page = bytes(self.model.page_bytes)
         for call in (
             lambda: self.store.read([0, beyond]),
-            lambda: self.store.read([-1]),
+            lambda: self.store.read([-1 - self.model.page_count]),
             lambda: self.store.write([beyond], page),
             lambda: self.store.resident([beyond]),
             lambda: self.store.prefetch([beyond]),

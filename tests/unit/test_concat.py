@@ -63,7 +63,7 @@ def test_what_a_row_is(row: fremap.ConcatStore) -> None:
     assert (row.page_count, row.page_bytes, row.size) == (TOTAL, 4096, TOTAL * 4096)
     assert row.writable
     assert len(row.stores) == len(COUNTS)
-    assert repr(row) == "<fremap.ConcatStore of 5 stores, 16 pages of 4096 bytes>"
+    assert repr(row) == "<fremap.ConcatStore of 5 stores, 16 pages of 4096 bytes, writable>"
     with pytest.raises(fremap.UnsupportedError, match="ask the stores"):
         row.fileno()
 

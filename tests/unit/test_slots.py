@@ -257,8 +257,10 @@ def test_arguments(store: fremap.FileStore) -> None:
 
 
 def test_keys_outside_and_of_other_types(bank: fremap.Slots) -> None:
-    for wrong in ([0, EXTENTS], [0, -1], EXTENTS, np.array([2**63], np.uint64)):
-        with pytest.raises(fremap.PageRangeError, match=rf"ensure: key .* outside 0\.\.{EXTENTS}"):
+    before = -EXTENTS - 1
+    for wrong in ([0, EXTENTS], [0, before], before, EXTENTS, np.array([2**63], np.uint64)):
+        outside = rf"ensure: key .* outside -{EXTENTS}\.\.{EXTENTS}$"
+        with pytest.raises(fremap.PageRangeError, match=outside):
             bank.ensure(wrong)
     for kind in ([1.0], [True], "ab", np.zeros(2)):
         with pytest.raises(fremap.ArgumentTypeError):

@@ -1,5 +1,6 @@
 """Windows as Python sees them: making them, changing them, seeing them. On every engine."""
 
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,9 +91,6 @@ def test_initial_mappings(store: fremap.Store, engine: str, numbered_pages: Numb
         ({"prot": True}, fremap.ArgumentTypeError),
         ({"prot": Prot.WRITE}, fremap.ArgumentError),
         ({"engine": "best"}, fremap.ArgumentError),
-        ({"engine": "eager", "coherent": True}, fremap.UnsupportedError),
-        ({"engine": "alias", "coherent": False}, fremap.UnsupportedError),
-        ({"lock": True, "nonblock": True}, fremap.ArgumentError),
     ],
 )
 def test_impossible_windows(
@@ -100,6 +98,61 @@ def test_impossible_windows(
 ) -> None:
     with pytest.raises(error, match=r"^Window|^prot"):
         Window(store, **arguments)
+
+
+WRITE = {"prot": Prot.WRITE, "coherent": False}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "one", "other"),
+    [
+        ({"engine": "alias", "coherent": False}, 'engine="alias"', "coherent=False"),
+        ({"engine": "paged", "coherent": True}, 'engine="paged"', "coherent=True"),
+        ({"engine": "eager", "coherent": True}, 'engine="eager"', "coherent=True"),
+        ({"engine": "alias", "fault": "signal"}, 'engine="alias"', 'fault="signal"'),
+        ({"engine": "eager", "fault": "signal"}, 'engine="eager"', 'fault="signal"'),
+        ({"coherent": True, "fault": "signal"}, "coherent=True", 'fault="signal"'),
+        ({**WRITE, "engine": "eager", "tracking": "sync"}, 'engine="eager"', 'tracking="sync"'),
+        (
+            {"prot": Prot.WRITE, "coherent": True, "tracking": "async"},
+            "coherent=True",
+            'tracking="async"',
+        ),
+        ({"tracking": "sync"}, 'tracking="sync"', "prot=Prot.READ"),
+        ({"engine": "paged", "advice": "random"}, 'engine="paged"', 'advice="random"'),
+        ({"engine": "eager", "advice": "normal"}, 'engine="eager"', 'advice="normal"'),
+        ({"coherent": False, "advice": "random"}, "coherent=False", 'advice="random"'),
+        ({"fault": "signal", "advice": "sequential"}, 'fault="signal"', 'advice="sequential"'),
+        ({"fault": "signal", "budget": 1 << 40}, 'fault="signal"', f"budget={1 << 40}"),
+        ({"lock": True, "budget": 1 << 40}, "lock=True", f"budget={1 << 40}"),
+        ({"lock": True, "nonblock": True}, "lock=True", "nonblock=True"),
+        ({"nonblock": True}, "nonblock=True", "populate=False"),
+        ({"mapping": "none", "page_count": 1, "first_page": 3}, "first_page=3", 'mapping="none"'),
+        ({"mapping": [1, 2], "first_page": 1}, "first_page=1", "a mapping of file pages"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    store: fremap.Store, arguments: dict[str, object], one: str, other: str
+) -> None:
+    """One error names both, whatever this kernel can do, and what to do about it."""
+    text = f"^Window: {re.escape(one)} and {re.escape(other)} contradict each other: .*; .+"
+    with pytest.raises(fremap.ArgumentError, match=text):
+        Window(store, **arguments)
+
+
+def test_the_engine_is_chosen_by_all_that_is_asked(store: fremap.Store) -> None:
+    with Window(store, advice="random") as window:
+        assert (window.engine, window.advice) == ("alias", "random")
+    with Window(store, coherent=True) as window:
+        assert window.engine == "alias"
+    with Window(store, coherent=False) as window:
+        assert window.engine in ("paged", "eager")
+
+
+@pytest.mark.needs("paged")
+def test_options_of_engine_paged_choose_it(store: fremap.Store) -> None:
+    with Window(store, fault="signal") as window:
+        assert (window.engine, window.fault) == ("paged", "signal")
 
 
 def test_a_path_is_no_store(tmp_path: Path) -> None:
@@ -133,10 +186,13 @@ def test_remap_forms(store: fremap.Store, engine: str, numbered_pages: Numbered)
         (range(3), range(2), fremap.ArgumentError),
         ([1, 2], [3, 3], fremap.ArgumentError),
         ([64], 0, fremap.PageRangeError),
-        ([0, -1], 0, fremap.PageRangeError),
+        ([0, -65], 0, fremap.PageRangeError),
         ([1], 8, fremap.PageRangeError),
         ([1, 2], 7, fremap.PageRangeError),
-        ([1], -1, fremap.PageRangeError),
+        ([1], -9, fremap.PageRangeError),
+        ([1, 2], -1, fremap.PageRangeError),
+        ([1, 2], [0, -9], fremap.PageRangeError),
+        ([1, 2], [7, -1], fremap.ArgumentError),
         ([1], 1 << 70, fremap.PageRangeError),
         (None, 0, fremap.PageRangeError),
         ([1], None, fremap.ArgumentTypeError),
@@ -170,8 +226,8 @@ def test_populate_and_evict(store: fremap.Store, engine: str, numbered_pages: Nu
         expect(window, numbered_pages, list(range(8)))
         with pytest.raises(fremap.PageRangeError, match=r"^evict: window page 8"):
             window.evict([3, 8])
-        with pytest.raises(fremap.PageRangeError, match=r"^populate: window page -1"):
-            window.populate(-1)
+        with pytest.raises(fremap.PageRangeError, match=r"^populate: window page -9"):
+            window.populate(-9)
 
 
 @pytest.mark.parametrize("engine", ["alias", "paged"], indirect=True)

@@ -14,14 +14,16 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A page index outside its limit.
-    #[error("{operation}: {coordinate} {index} is outside 0..{limit}")]
+    #[error("{operation}: {coordinate} {index} is outside {least}..{limit}")]
     PageRange {
         /// The operation that was asked for.
         operation: &'static str,
-        /// "file page" or "window page".
+        /// "file page", "window page", "row" or "key".
         coordinate: &'static str,
         /// The first index that is outside.
         index: i64,
+        /// The least index that may be given: negative ones count from the end.
+        least: i64,
         /// The number of pages there are.
         limit: u64,
     },

@@ -178,13 +178,13 @@ pub enum Selection {
 }
 
 impl Selection {
-    /// Checks every index against `0..limit`.
+    /// Checks every index against the `limit` of pages there are. Negative numbers of a list
+    /// count from the end; those of a range are outside.
     ///
     /// # Errors
-    /// [`Error::PageRange`] naming the first index outside.
+    /// [`Error::PageRange`] naming the first index outside; [`Error::Memory`].
     pub fn resolve<P: PageIndex>(&self, operation: &'static str, limit: u64) -> Result<Pages<P>> {
-        let outside =
-            |index: i64| Error::PageRange { operation, coordinate: P::COORDINATE, index, limit };
+        let outside = |index: i64| outside(operation, P::COORDINATE, index, limit);
         match self {
             Self::All => Ok(Pages::Range(0..limit)),
             Self::Range(start, stop) if start >= stop => Ok(Pages::Range(0..0)),
@@ -204,7 +204,8 @@ impl Selection {
     }
 }
 
-/// Checks every index of a list against `0..limit`.
+/// Checks every index of a list against the `limit` of pages there are; negative ones count
+/// from the end.
 ///
 /// # Errors
 /// [`Error::PageRange`] naming the first index outside; [`Error::Memory`].
@@ -215,15 +216,25 @@ pub fn resolve_list<P: PageIndex>(
 ) -> Result<Pages<P>> {
     let mut pages: Vec<P> = room_for(operation, list.len())?;
     for &index in list {
-        match u64::try_from(index) {
-            Ok(page) if page < limit => pages.push(P::new(page)),
-            _ => {
-                let coordinate = P::COORDINATE;
-                return Err(Error::PageRange { operation, coordinate, index, limit });
-            }
-        }
+        let page = resolve_index(index, limit)
+            .ok_or_else(|| outside(operation, P::COORDINATE, index, limit))?;
+        pages.push(P::new(page));
     }
     Ok(Pages::List(pages))
+}
+
+/// The number that an index means, counted from the end if it is negative, if there are so many.
+#[must_use]
+pub fn resolve_index(index: i64, limit: u64) -> Option<u64> {
+    let number = u64::try_from(index).ok().or_else(|| limit.checked_add_signed(index))?;
+    (number < limit).then_some(number)
+}
+
+/// The error for an index that means nothing.
+#[must_use]
+pub fn outside(operation: &'static str, coordinate: &'static str, index: i64, limit: u64) -> Error {
+    let least = 0_i64.saturating_sub_unsigned(limit);
+    Error::PageRange { operation, coordinate, index, least, limit }
 }
 
 /// What may be done with a page. `WRITE` includes reading.

@@ -4,6 +4,7 @@ mod choice;
 mod first;
 mod pin;
 mod settings;
+mod together;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage}
 pub use choice::choose_engine;
 pub use pin::Pin;
 pub use settings::{Budget, MappingOptions};
+pub use together::ANY_ENGINE;
 
 /// Pages that are told of between two questions whether to stop.
 const INTERRUPT_PAGES: usize = 1 << 20;
@@ -145,13 +147,9 @@ impl Window {
     ) -> Result<Self> {
         store.check_open("Window")?;
         options.calibration.check()?;
-        let kind = choose_engine(options.engine, options.prot, options.coherent)?;
-        if options.lock && options.nonblock {
-            return Err(Error::Argument(
-                "Window: lock=True makes every page present, so nonblock=True cannot be had with it"
-                    .to_owned(),
-            ));
-        }
+        let engines = together::engines(options, mapping.advice)?;
+        choice::check_prot(options)?;
+        let kind = choose_engine(&engines, options.prot)?;
         let sharing = mapping.sharing;
         if options.prot == Prot::Write && !store.writable() && sharing == Sharing::Shared {
             return Err(Error::Io {
@@ -170,12 +168,6 @@ impl Window {
             EngineKind::Eager if options.prot == Prot::Write => Some(Tracking::Content),
             EngineKind::Alias | EngineKind::Eager => None,
         };
-        if options.tracking.is_some() && options.tracking != tracking {
-            return Err(Error::Argument(format!(
-                "Window: tracking is for windows of engine \"paged\" that may be written; leave it \
-                 out with engine \"{kind}\" or a window that is only read"
-            )));
-        }
         choice::check_fault(options.fault, kind)?;
         choice::check_budget(options, kind, store.page_size().bytes_of(page_count))?;
         let engine = Self::make_engine(kind, &store, table, tracking, options, mapping)?;
@@ -192,7 +184,7 @@ impl Window {
             owner: crate::sys::process::id(),
             given_up: false.into(),
         };
-        if options.populate || options.nonblock || options.lock {
+        if options.populate || options.lock {
             window.populate(&Selection::All, options.nonblock, interrupt)?;
         }
         Ok(window)
@@ -583,33 +575,44 @@ impl Window {
         }
     }
 
-    /// The file page of each window page; -1 for none, -2 for a placed page.
+    /// The file page that each of `pages` shows; -1 for none, -2 for a placed page.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child that does not show the same.
-    pub fn mapping(&self, interrupt: &dyn Interrupt) -> Result<Vec<i64>> {
+    /// Pages outside; [`Error::Fork`] in a child that does not show the same.
+    pub fn mapping(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<i64>> {
         if self.kind != EngineKind::Paged {
             self.check_process("mapping")?;
         }
-        self.of_entries("mapping", |entry| entry.shown().number(), interrupt)
+        self.of_entries("mapping", pages, |entry| entry.shown().number(), interrupt)
     }
 
-    /// What may be done with each page.
+    /// What may be done with each of `pages`.
     ///
     /// # Errors
-    /// [`Error::Fork`] in a child.
-    pub fn protection(&self, interrupt: &dyn Interrupt) -> Result<Vec<Prot>> {
-        self.check_process("protect")?;
-        self.of_entries("protection", Entry::prot, interrupt)
+    /// Pages outside; [`Error::Fork`] in a child.
+    pub fn protection(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<Prot>> {
+        self.check_process("protection")?;
+        self.of_entries("protection", pages, Entry::prot, interrupt)
+    }
+
+    /// Which of `pages` are pinned.
+    ///
+    /// # Errors
+    /// Pages outside; [`Error::Fork`] in a child.
+    pub fn pinned(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        self.check_process("pinned")?;
+        self.of_entries("pinned", pages, Entry::pinned, interrupt)
     }
 
     fn of_entries<T>(
         &self,
         operation: &'static str,
+        pages: &Selection,
         of: impl Fn(Entry) -> T,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<T>> {
-        let entries = self.engine.entries(interrupt)?;
+        let pages = pages.resolve(operation, self.page_count)?;
+        let entries = self.engine.entries(&pages, interrupt)?;
         let mut result = room_for(operation, entries.len())?;
         for piece in entries.chunks(INTERRUPT_PAGES) {
             interrupt.check()?;
@@ -618,29 +621,28 @@ impl Window {
         Ok(result)
     }
 
-    /// Which pages can be touched without a fault.
+    /// Which of `pages` can be touched without a fault.
     ///
     /// # Errors
-    /// Where the kernel does not tell.
-    pub fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.check_process("present")?;
-        self.engine.present(interrupt)
+    /// Pages outside; where the kernel does not tell.
+    pub fn present(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let pages = self.select("present", pages)?;
+        self.engine.present(&pages, interrupt)
     }
 
-    /// Which pages have changes that the store does not have.
+    /// Which of `pages` have changes that the store does not have.
     ///
     /// # Errors
-    /// A writable coherent window has none of its own to tell.
-    pub fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.check_process("dirty")?;
+    /// Pages outside; a writable coherent window has none of its own to tell.
+    pub fn dirty(&self, pages: &Selection, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let pages = self.select("dirty", pages)?;
         if self.prot == Prot::Write {
-            return self.engine.dirty(interrupt);
+            return self.engine.dirty(&pages, interrupt);
         }
-        let page_count = self.page_count as usize;
-        let mut dirty = room_for("dirty", page_count)?;
-        while dirty.len() < page_count {
+        let mut dirty = room_for("dirty", pages.len())?;
+        while dirty.len() < pages.len() {
             interrupt.check()?;
-            dirty.resize(page_count.min(dirty.len() + INTERRUPT_PAGES), false);
+            dirty.resize(pages.len().min(dirty.len() + INTERRUPT_PAGES), false);
         }
         Ok(dirty)
     }

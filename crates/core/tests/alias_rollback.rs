@@ -32,7 +32,7 @@ fn placed_pages_survive_a_remap_that_fails() {
         );
         clear();
         assert_eq!(outcome.expect_err("no memory").completed(), 0);
-        let mapping = window.mapping(&Uninterruptible).unwrap();
+        let mapping = window.mapping(&Selection::All, &Uninterruptible).unwrap();
         assert_eq!(
             [10, 11, 20].map(|page: usize| mapping[page]),
             [10, -2, -2],

@@ -111,9 +111,15 @@ fn asking_for_a_windows_state_waits_for_nobodys_turn() {
     for engine in ENGINES {
         let window = Arc::new(open(&store, &options(engine)));
         during_a_remap(&window, |window| {
-            assert_eq!(window.mapping(&Uninterruptible).unwrap().len(), PAGES as usize);
-            assert_eq!(window.protection(&Uninterruptible).unwrap()[0], Prot::Read);
-            window.present(&Uninterruptible).unwrap();
+            assert_eq!(
+                window.mapping(&Selection::All, &Uninterruptible).unwrap().len(),
+                PAGES as usize
+            );
+            assert_eq!(
+                window.protection(&Selection::All, &Uninterruptible).unwrap()[0],
+                Prot::Read
+            );
+            window.present(&Selection::All, &Uninterruptible).unwrap();
             window.stats().unwrap();
         });
         window.remap(&one(), &Target::From(0), NOW, &Uninterruptible).unwrap();

@@ -43,13 +43,21 @@ fn a_later_remap_or_evict_drops_what_a_failed_one_left() {
             if engine != EngineKind::Alias {
                 let error = outcome.expect_err("the kernel refused");
                 assert_eq!(error.completed(), 0, "{engine}");
-                assert_eq!(window.mapping(&Uninterruptible).unwrap()[10], 10, "{engine}");
+                assert_eq!(
+                    window.mapping(&Selection::All, &Uninterruptible).unwrap()[10],
+                    10,
+                    "{engine}"
+                );
             }
             remap_lazily(&window).unwrap();
-            assert_eq!(window.mapping(&Uninterruptible).unwrap()[10], 40, "{engine}");
+            assert_eq!(
+                window.mapping(&Selection::All, &Uninterruptible).unwrap()[10],
+                40,
+                "{engine}"
+            );
             if engine == EngineKind::Eager {
                 assert!(
-                    !window.present(&Uninterruptible).unwrap()[10],
+                    !window.present(&Selection::All, &Uninterruptible).unwrap()[10],
                     "what is there is out of date"
                 );
                 window.populate(&ONE, false, &Uninterruptible).unwrap();

@@ -23,7 +23,7 @@ fn pages_beyond_what_a_table_can_name_are_refused_and_nothing_changes() {
             let refused = window.remap(&pages, &at, NOW, &Uninterruptible);
             assert!(matches!(refused, Err(Error::PageRange { .. })), "{engine}: {refused:?}");
         }
-        assert_eq!(window.mapping(&Uninterruptible).unwrap()[3], 3, "{engine}");
+        assert_eq!(window.mapping(&Selection::All, &Uninterruptible).unwrap()[3], 3, "{engine}");
         assert_eq!(number(&window, 3), 4, "{engine}");
     }
 }

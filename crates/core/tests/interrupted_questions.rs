@@ -61,10 +61,10 @@ fn what_a_window_shows_is_told_in_pieces() {
     for engine in [EngineKind::Alias, EngineKind::Paged] {
         let store = std::sync::Arc::new(large_store());
         let window = open(&store, &options(engine));
-        stops(2, |interrupt| window.mapping(interrupt));
-        stops(2, |interrupt| window.protection(interrupt));
-        stops(1, |interrupt| window.present(interrupt));
-        stops(1, |interrupt| window.dirty(interrupt));
+        stops(2, |interrupt| window.mapping(&Selection::All, interrupt));
+        stops(2, |interrupt| window.protection(&Selection::All, interrupt));
+        stops(1, |interrupt| window.present(&Selection::All, interrupt));
+        stops(1, |interrupt| window.dirty(&Selection::All, interrupt));
     }
 }
 
@@ -79,7 +79,7 @@ fn a_pin_that_is_stopped_leaves_nothing_pinned() {
         assert!(matches!(error, Error::Interrupted { .. }), "{error}");
         assert_eq!(interrupt.asked.get(), at, "asked again after it was to stop");
         // The first pieces are of pinning: none has been loaded.
-        let present = window.present(&Uninterruptible).expect("present");
+        let present = window.present(&Selection::All, &Uninterruptible).expect("present");
         assert!(!present.contains(&true));
         // What is pinned cannot be evicted.
         window.evict(&many, false, &Uninterruptible).expect("nothing is pinned");

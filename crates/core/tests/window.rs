@@ -58,9 +58,17 @@ fn a_lazy_remap_is_brought_by_a_touch_and_never_shows_the_old_page() {
         let window = open(&store, &WindowOptions { populate: true, ..options(engine) });
         let mask = remap(&window, &[30, 31, 5], 10, LAZY);
         assert_eq!(mask, [false; 3]);
-        assert_eq!(window.present(&Uninterruptible).unwrap()[10..13], [false; 3], "{engine}");
+        assert_eq!(
+            window.present(&Selection::All, &Uninterruptible).unwrap()[10..13],
+            [false; 3],
+            "{engine}"
+        );
         assert_eq!(shown(&window, 10..13), [31, 32, 6], "{engine}");
-        assert_eq!(window.present(&Uninterruptible).unwrap()[10..13], [true; 3], "{engine}");
+        assert_eq!(
+            window.present(&Selection::All, &Uninterruptible).unwrap()[10..13],
+            [true; 3],
+            "{engine}"
+        );
     }
 }
 
@@ -98,7 +106,11 @@ fn placed_pages_are_kept_until_discarded() {
         window.place(&Selection::Range(2, 4), Some(&content), &Uninterruptible).unwrap();
         window.place(&Selection::Range(5, 6), None, &Uninterruptible).unwrap();
         assert_eq!(shown(&window, 1..6), [2, 200, 200, 5, 6], "{engine}");
-        assert_eq!(window.mapping(&Uninterruptible).unwrap()[1..6], [1, -2, -2, 4, -2], "{engine}");
+        assert_eq!(
+            window.mapping(&Selection::All, &Uninterruptible).unwrap()[1..6],
+            [1, -2, -2, 4, -2],
+            "{engine}"
+        );
         let refused =
             window.remap(&Selection::Range(0, 4), &Target::From(0), NOW, &Uninterruptible);
         assert!(matches!(refused, Err(Error::Placed { window_page: 2, .. })), "{engine}");
@@ -108,7 +120,7 @@ fn placed_pages_are_kept_until_discarded() {
         remap(&window, &[9, 8], 2, RemapOptions { discard: true, ..NOW });
         assert_eq!(shown(&window, 2..4), [10, 9], "{engine}");
         window.evict(&Selection::Range(5, 6), true, &Uninterruptible).unwrap();
-        assert_eq!(window.mapping(&Uninterruptible).unwrap()[5], -1, "{engine}");
+        assert_eq!(window.mapping(&Selection::All, &Uninterruptible).unwrap()[5], -1, "{engine}");
     }
 }
 
@@ -121,7 +133,7 @@ fn pages_without_access_stay_so_when_they_are_remapped() {
         let mask = remap(&window, &[9, 8, 7, 6], 2, NOW);
         assert_eq!(mask, [true, false, false, true], "{engine}");
         assert_eq!(
-            window.protection(&Uninterruptible).unwrap()[2..6],
+            window.protection(&Selection::All, &Uninterruptible).unwrap()[2..6],
             [Prot::Read, Prot::None, Prot::None, Prot::Read]
         );
         let given = RemapOptions { prot: Some(Prot::Read), ..NOW };
@@ -189,7 +201,10 @@ fn a_locked_window_is_populated_and_refuses_to_drop() {
     let store = numbered(64);
     for engine in ENGINES {
         let window = open(&store, &WindowOptions { lock: true, ..options(engine) });
-        assert!(window.present(&Uninterruptible).unwrap().iter().all(|&here| here), "{engine}");
+        assert!(
+            window.present(&Selection::All, &Uninterruptible).unwrap().iter().all(|&here| here),
+            "{engine}"
+        );
         remap(&window, &(0..64).rev().collect::<Vec<_>>(), 0, NOW);
         assert_eq!(number(&window, 0), 64, "{engine}");
         assert!(window.evict(&Selection::All, false, &Uninterruptible).is_err());
@@ -207,6 +222,10 @@ fn a_page_that_loads_nothing_between_two_of_one_run_is_changed_too() {
         window.protect(&Selection::Range(0, 1), Prot::None, &Uninterruptible).unwrap();
         let at = Target::List(vec![1, 0, 2]);
         window.remap(&Selection::Range(5, 8), &at, NOW, &Uninterruptible).unwrap();
-        assert_eq!(window.mapping(&Uninterruptible).unwrap(), [6, 5, 7], "{engine}");
+        assert_eq!(
+            window.mapping(&Selection::All, &Uninterruptible).unwrap(),
+            [6, 5, 7],
+            "{engine}"
+        );
     }
 }

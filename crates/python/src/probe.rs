@@ -1,13 +1,12 @@
 //! What the kernel can do, what things cost here, and how many calls were made.
 
 use fremap_core::calibrate::Calibration;
-use fremap_core::engine::EngineKind;
 use fremap_core::error::Error;
 use fremap_core::memory;
 use fremap_core::sys::call::{self, Call};
 use fremap_core::sys::probe;
 use fremap_core::units::Prot;
-use fremap_core::window::choose_engine;
+use fremap_core::window::{choose_engine, ANY_ENGINE};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -24,11 +23,11 @@ pub fn capabilities(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         probes.set_item(feature.name, (probe.available, probe.detail, probe.remedy, facts))?;
     }
     let engines = PyDict::new(py);
-    for kind in [EngineKind::Paged, EngineKind::Alias, EngineKind::Eager] {
-        let refusal = py.detach(|| choose_engine(Some(kind), Prot::Read, None)).err();
+    for &kind in ANY_ENGINE {
+        let refusal = py.detach(|| choose_engine(&[kind], Prot::Read)).err();
         engines.set_item(kind.to_string(), refusal.map(|error| error.to_string()))?;
     }
-    let chosen = run_short(py, || match choose_engine(None, Prot::Read, None) {
+    let chosen = run_short(py, || match choose_engine(ANY_ENGINE, Prot::Read) {
         Err(Error::Unsupported { .. }) => Ok("none".to_owned()),
         found => found.map(|kind| kind.to_string()),
     })?;

@@ -9,7 +9,7 @@ use pyo3::types::{PyByteArray, PyDict};
 
 use crate::call::run;
 use crate::errors::{python, wrong_type};
-use crate::selection::{int64s, numbers};
+use crate::selection::{int64s, mask, numbers};
 
 /// Which extent is in which slot, and who makes room.
 #[pyclass(frozen, module = "fremap._core")]
@@ -90,6 +90,24 @@ impl SlotTable {
         let keys = keys.map_err(|error| python(py, &error))?;
         let numbers: Vec<i64> = keys.into_iter().map(|key| key.map_or(-1, number_of_key)).collect();
         int64s(py, &numbers)
+    }
+
+    /// The key of each of these slots, -1 for none, and whether it is pinned.
+    fn at<'py>(
+        &self,
+        py: Python<'py>,
+        slots: &Bound<'py, PyAny>,
+    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+        let slots = numbers(slots)?;
+        let at = |table: &fremap_core::slot_table::SlotTable| {
+            let slot = |&number: &i64| table.at(Slot(u32::try_from(number).ok()?));
+            slots.iter().map(slot).collect::<Option<Vec<_>>>()
+        };
+        let found = self.core.look("slots", at).map_err(|error| python(py, &error))?;
+        let Some(found) = found else { return Err(wrong_type("numbers of slots")) };
+        let (keys, pinned): (Vec<i64>, Vec<bool>) =
+            found.into_iter().map(|(key, pinned)| (key.map_or(-1, number_of_key), pinned)).unzip();
+        Ok((int64s(py, &keys)?, mask(py, &pinned)?))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

@@ -88,10 +88,16 @@ pub struct Pin {
 impl Pin {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        let window = pinned.as_ref().map(|(window, _)| window.clone_ref(py));
+        let found =
+            pinned.as_ref().map(|(window, pages)| (window.clone_ref(py), pages.page_count()));
         drop(pinned);
-        match window {
-            Some(window) => Ok(format!("<fremap.Pin, of {}>", window.bind(py).repr()?)),
+        match found {
+            Some((window, 1)) => {
+                Ok(format!("<fremap.Pin of 1 page of {}>", window.bind(py).repr()?))
+            }
+            Some((window, count)) => {
+                Ok(format!("<fremap.Pin of {count} pages of {}>", window.bind(py).repr()?))
+            }
             None => Ok("<fremap.Pin, released>".into()),
         }
     }
@@ -409,27 +415,58 @@ impl WindowBase {
         run(py, |interrupt| window.flush(&pages, interrupt))
     }
 
-    fn _mapping<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+    fn _mapping<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "mapping")?;
-        let mapping = run(py, |interrupt| window.mapping(interrupt))?;
+        let pages = selection(pages)?;
+        let mapping = run(py, |interrupt| window.mapping(&pages, interrupt))?;
         int64s(py, &mapping)
     }
 
-    fn _present<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+    fn _present<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "present")?;
-        let present = run(py, |interrupt| window.present(interrupt))?;
+        let pages = selection(pages)?;
+        let present = run(py, |interrupt| window.present(&pages, interrupt))?;
         mask(py, &present)
     }
 
-    fn _dirty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+    fn _dirty<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "dirty")?;
-        let dirty = run(py, |interrupt| window.dirty(interrupt))?;
+        let pages = selection(pages)?;
+        let dirty = run(py, |interrupt| window.dirty(&pages, interrupt))?;
         mask(py, &dirty)
     }
 
-    fn _protection<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
+    fn _pinned<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, "pinned")?;
+        let pages = selection(pages)?;
+        let pinned = run(py, |interrupt| window.pinned(&pages, interrupt))?;
+        mask(py, &pinned)
+    }
+
+    fn _protection<'py>(
+        &self,
+        py: Python<'py>,
+        pages: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyByteArray>> {
         let window = self.window(py, "protection")?;
-        let protection = run(py, |interrupt| window.protection(interrupt))?;
+        let pages = selection(pages)?;
+        let protection = run(py, |interrupt| window.protection(&pages, interrupt))?;
         let bits: Vec<u8> = protection.into_iter().map(bits).collect();
         Ok(PyByteArray::new(py, &bits))
     }

@@ -385,7 +385,7 @@ class WindowMachine(RuleBasedStateMachine):
         window = self.window
         refused: dict[str, tuple[type[Exception], Callable[[], object]]] = {
             "file page": (PageRangeError, lambda: window.remap([0, store_pages])),
-            "negative": (PageRangeError, lambda: window.remap([-1])),
+            "negative": (PageRangeError, lambda: window.remap([-store_pages - 1])),
             "at": (PageRangeError, lambda: window.remap([0], at=window_pages)),
             "beyond": (PageRangeError, lambda: window.remap([0, 0], at=window_pages - 1)),
             "populate": (PageRangeError, lambda: window.populate([0, window_pages])),

@@ -182,13 +182,17 @@ def spellings(draw: DrawFn, pages: list[int], limit: int) -> Any:
     forms: list[Any] = [pages, tuple(pages)]
     forms += [np.array(pages, dtype=kind) for kind in _PAGE_TYPES if limit <= np.iinfo(kind).max]
     forms.append(np.repeat(np.array(pages, dtype=np.int64), 2)[::2])
+    # Counted from the end, all of them and every second one.
+    behind = [page - limit for page in pages]
+    forms += [behind, np.array(behind, dtype=np.int64), np.array(behind, dtype=np.int32)]
+    forms.append([pair[number % 2] for number, pair in enumerate(zip(behind, pages, strict=True))])
     if len(pages) == 1:
-        forms += [pages[0], np.int32(pages[0])]
+        forms += [pages[0], np.int32(pages[0]), behind[0]]
     if pages == list(range(limit)):
         forms += [None, slice(None)]
     run = _as_range(pages)
     if run is not None:
-        forms.append(run)
+        forms += [run, range(run.start - limit, run.stop - limit, run.step)]
         if run.step > 0:
             forms.append(slice(run.start, run.stop, run.step))
     return draw(st.sampled_from(forms))

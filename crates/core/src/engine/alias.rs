@@ -618,7 +618,7 @@ impl Engine for Alias {
         Ok(())
     }
 
-    fn dirty(&self, _interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+    fn dirty(&self, _pages: &Pages<WindowPage>, _interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         Err(Error::unsupported(
             "dirty",
             "alias",
@@ -638,25 +638,38 @@ impl Engine for Alias {
 
     fn unpin(&self, _pages: &Pages<WindowPage>) {}
 
-    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        interrupt.check()?;
-        let table = lock(&self.table);
-        let present = pagemap::present_pages(&self.region)
-            .map_err(|errno| Error::system("present", errno))?;
+    fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let mut present = room_for("present", pages.len())?;
         let system_pages = self.page.bytes() / system_page_bytes();
-        let whole_pages = present.chunks(system_pages).map(|pages| pages.iter().all(|&here| here));
-        let accessible = table.entries().map(|entry| access(entry) != Access::None);
-        Ok(whole_pages.zip(accessible).map(|(present, accessible)| present && accessible).collect())
-    }
-
-    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        let page_count = lock(&self.table).page_count();
-        let mut entries = room_for("mapping", page_count as usize)?;
-        for first in (0..page_count).step_by(ENTRIES_STEP) {
+        let fail = |errno| Error::system("present", errno);
+        let pagemap = pagemap::PageMap::open().map_err(fail)?;
+        let mut look = |run: Run<WindowPage>| {
             interrupt.check()?;
             let table = lock(&self.table);
-            let pages = first..page_count.min(first + ENTRIES_STEP as u64);
-            entries.extend(pages.map(|page| table.get(WindowPage(page))));
+            let (offset, len) = self.bytes(run);
+            let here = pagemap.present(&self.region, offset, len).map_err(fail)?;
+            let whole_pages = here.chunks(system_pages).map(|pages| pages.iter().all(|&here| here));
+            let accessible = run.pages().map(|page| access(table.get(page)) != Access::None);
+            present.extend(whole_pages.zip(accessible).map(|(here, allowed)| here && allowed));
+            Ok(())
+        };
+        match pages {
+            Pages::Range(range) if range.is_empty() => {}
+            Pages::Range(range) => {
+                look(Run { first: WindowPage(range.start), count: range.end - range.start })?;
+            }
+            Pages::List(list) => plan::runs(list.iter().copied()).into_iter().try_for_each(look)?,
+        }
+        Ok(present)
+    }
+
+    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
+        let mut entries = room_for("mapping", pages.len())?;
+        for first in (0..pages.len()).step_by(ENTRIES_STEP) {
+            interrupt.check()?;
+            let table = lock(&self.table);
+            let positions = first..pages.len().min(first + ENTRIES_STEP);
+            entries.extend(positions.map(|position| table.get(pages.at(position))));
         }
         Ok(entries)
     }

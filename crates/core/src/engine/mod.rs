@@ -162,11 +162,11 @@ pub trait Engine: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Which pages have content that the store does not have.
+    /// Which of `pages` have content that the store does not have.
     ///
     /// # Errors
     /// Where nobody tells.
-    fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
+    fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// Keeps pages, each named once, in the window, whatever its budget, until they are
     /// unpinned as often.
@@ -178,17 +178,17 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Ends a [`pin`](Self::pin).
     fn unpin(&self, pages: &Pages<WindowPage>);
 
-    /// Which pages can be touched without a fault.
+    /// Which of `pages` can be touched without a fault.
     ///
     /// # Errors
     /// Where the kernel does not tell.
-    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
+    fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
-    /// The word of every page.
+    /// The word of each of `pages`.
     ///
     /// # Errors
     /// Where there is no memory for so many.
-    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
+    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
 
     /// Counters and state.
     fn stats(&self) -> Stats;

@@ -28,7 +28,7 @@ use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
-use crate::units::{Pages, Row, Selection};
+use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
 use files::{Files, Shard};
@@ -204,12 +204,9 @@ impl Rows {
         let Selection::List(list) = selection else {
             return selection.resolve(operation, limit);
         };
-        let row_of = |index: i64| {
-            let row = u64::try_from(index).ok().or_else(|| limit.checked_add_signed(index));
-            row.filter(|&row| row < limit)
-        };
+        let row_of = |index: i64| units::resolve_index(index, limit);
         if let Some(&index) = list.iter().find(|&&index| row_of(index).is_none()) {
-            return Err(Error::PageRange { operation, coordinate: "row", index, limit });
+            return Err(units::outside(operation, Row::COORDINATE, index, limit));
         }
         Ok(Pages::List(list.into_iter().filter_map(row_of).map(Row).collect()))
     }

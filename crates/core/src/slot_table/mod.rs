@@ -14,6 +14,7 @@ use std::time::Duration;
 pub use slots::{Arrival, SlotCounters, SlotTable, Taken};
 
 use crate::error::{Error, Interrupt, Result};
+use crate::units;
 
 /// How long a wait may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(25);
@@ -85,15 +86,15 @@ impl SharedSlotTable {
         Err(Error::Fork { operation, what: "slot table", owner: self.owner })
     }
 
-    /// Numbers as keys.
+    /// Numbers as keys; negative ones count from the end.
     ///
     /// # Errors
     /// [`Error::PageRange`] naming the first that is outside.
     pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
         let limit = self.extent_count;
-        let key = |&number: &i64| match u64::try_from(number) {
-            Ok(key) if key < limit => Ok(Key(key)),
-            _ => Err(Error::PageRange { operation, coordinate: "key", index: number, limit }),
+        let key = |&number: &i64| {
+            let key = units::resolve_index(number, limit).map(Key);
+            key.ok_or_else(|| units::outside(operation, "key", number, limit))
         };
         numbers.iter().map(key).collect()
     }

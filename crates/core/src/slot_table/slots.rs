@@ -31,6 +31,14 @@ impl State {
     fn may_leave(self) -> bool {
         self.users == 0 && self.pins == 0
     }
+
+    /// The extent that is there.
+    fn key(self) -> Option<Key> {
+        match self.content {
+            Content::Here(key) => Some(key),
+            Content::Empty | Content::Coming(_) => None,
+        }
+    }
 }
 
 /// What a table did so far.
@@ -127,11 +135,14 @@ impl SlotTable {
     /// The key of the extent that each slot shows.
     #[must_use]
     pub fn keys(&self) -> Vec<Option<Key>> {
-        let key = |state: &State| match state.content {
-            Content::Here(key) => Some(key),
-            Content::Empty | Content::Coming(_) => None,
-        };
-        self.slots.iter().map(key).collect()
+        self.slots.iter().map(|state| state.key()).collect()
+    }
+
+    /// The key of the extent that a slot shows, and whether it is pinned; None for a slot that
+    /// is not there.
+    #[must_use]
+    pub fn at(&self, slot: Slot) -> Option<(Option<Key>, bool)> {
+        self.slots.get(slot.0 as usize).map(|state| (state.key(), state.pins > 0))
     }
 
     /// The slots of these keys if all of them are there. They may leave at any time.

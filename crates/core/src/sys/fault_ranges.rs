@@ -28,7 +28,7 @@ pub struct Touch {
 
 /// What becomes of a touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Touched {
     /// It is tried again.
     Again,
     /// It is the SIGBUS that it was.
@@ -43,11 +43,11 @@ pub enum Outcome {
 /// [`Lock`](super::lock::Lock) that is held without signals, and never panics.
 pub trait Resolve: Send + Sync + fmt::Debug {
     /// In a signal handler: ends a fault of this process.
-    fn resolve(&self, touch: Touch) -> Outcome;
+    fn resolve(&self, touch: Touch) -> Touched;
 
     /// In a signal handler of a child of fork, where the range is empty memory under the
     /// userfaultfd `uffd` of the child's own.
-    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Outcome;
+    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Touched;
 
     /// Before a fork: takes what a child has to find at rest.
     fn before_fork(&self);
@@ -191,7 +191,7 @@ pub fn has_part_of(span: Span<'_>) -> bool {
 }
 
 /// Ends the fault of a touch, in a signal handler; None if it is in nobody's range.
-pub(super) fn resolve(touch: Touch) -> Option<Outcome> {
+pub(super) fn resolve(touch: Touch) -> Option<Touched> {
     let range = FAULT_RANGES.iter().find(|range| range.contains(touch.address))?;
     let child_uffd = range.child_uffd.load(Ordering::Acquire);
     range.with_resolver(|resolver| match child_uffd {

@@ -113,6 +113,26 @@ impl PageMap {
         File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
     }
 
+    /// Which system pages of `len` bytes of `region` are mapped, one bool each.
+    ///
+    /// # Errors
+    /// EIO and its like.
+    pub fn present(&self, region: &Region, offset: usize, len: usize) -> Result<Vec<bool>, Errno> {
+        let page_count = len / system_page_bytes();
+        let first = (region.start() as usize + offset) / system_page_bytes();
+        let mut present = Vec::with_capacity(page_count);
+        let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
+        while present.len() < page_count {
+            let batch = BATCH_PAGES.min(page_count - present.len());
+            let bytes = &mut bytes[..batch * 8];
+            let offset = (first + present.len()) as u64 * 8;
+            self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
+            let (entries, _) = bytes.as_chunks::<8>();
+            present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
+        }
+        Ok(present)
+    }
+
     /// Whether the kernel has the content of all system pages of `span`, in memory or in
     /// swap.
     ///
@@ -282,27 +302,6 @@ impl PageMap {
         }
         Ok(())
     }
-}
-
-/// Which system pages of `region` are mapped (`/proc/self/pagemap`), one bool each.
-///
-/// # Errors
-/// ENOENT where `/proc` is not mounted.
-pub fn present_pages(region: &Region) -> Result<Vec<bool>, Errno> {
-    let pagemap = File::open("/proc/self/pagemap").map_err(|error| errno(&error))?;
-    let page_count = region.len() / system_page_bytes();
-    let first = region.start() as usize / system_page_bytes();
-    let mut present = Vec::with_capacity(page_count);
-    let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
-    while present.len() < page_count {
-        let batch = BATCH_PAGES.min(page_count - present.len());
-        let bytes = &mut bytes[..batch * 8];
-        let offset = (first + present.len()) as u64 * 8;
-        pagemap.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
-        let (entries, _) = bytes.as_chunks::<8>();
-        present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
-    }
-    Ok(present)
 }
 
 /// Bytes of page tables that this process has (`VmPTE`).

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize
 use rustix::io::Errno;
 
 use super::call::{check, enter, last_errno, Call};
-use super::fault_ranges::{self, Outcome, Touch};
+use super::fault_ranges::{self, Touch, Touched};
 use super::fork_lock::ForkLock;
 use super::thread::send_segv;
 
@@ -222,8 +222,8 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
         let touch = Touch { address, stores: processor::stores(frame) };
         let outcome = if is_fault(info) { fault_ranges::resolve(touch) } else { None };
         match outcome {
-            Some(Outcome::Again) => {}
-            Some(Outcome::Segv) => {
+            Some(Touched::Again) => {}
+            Some(Touched::Segv) => {
                 // Delivered when this handler returns. Where it cannot be, the store is the
                 // SIGBUS that it came as, or the thread would store for ever.
                 let thread = libc::gettid().cast_unsigned();
@@ -232,7 +232,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
                     chain(signal, info, context);
                 }
             }
-            Some(Outcome::Bus) | None => {
+            Some(Touched::Bus) | None => {
                 unblock(frame, signal);
                 chain(signal, info, context);
             }

@@ -15,58 +15,48 @@ use crate::sys::{probe, signal};
 use crate::trim::Limit;
 use crate::units::Prot;
 
-/// The engine that does what is asked, or why none does.
+/// Refuses a window that nobody may touch, and one whose writes nobody said where to go.
+pub(super) fn check_prot(options: &WindowOptions) -> Result<()> {
+    match (options.prot, options.coherent) {
+        (Prot::None, _) => Err(Error::Argument(
+            "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
+                .to_owned(),
+        )),
+        (Prot::Write, None) => Err(Error::Argument(
+            "Window: a window that may be written must say coherent=True (others see each write \
+             at once) or coherent=False (writes reach the store on flush)"
+                .to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The first of these engines that works here, or why the only one does not.
 ///
 /// # Errors
-/// [`Error::Unsupported`] and [`Error::Argument`] with what to ask for instead.
-pub fn choose_engine(
-    asked: Option<EngineKind>,
-    prot: Prot,
-    coherent: Option<bool>,
-) -> Result<EngineKind> {
+/// [`Error::Unsupported`] with what to ask for instead.
+///
+/// # Panics
+/// If there is none among them.
+pub fn choose_engine(engines: &[EngineKind], prot: Prot) -> Result<EngineKind> {
     let unsupported = |reason: String| Err(Error::Unsupported { operation: "Window", reason });
-    match (prot, coherent) {
-        (Prot::None, _) => {
-            return Err(Error::Argument(
-                "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
-                    .to_owned(),
-            ))
-        }
-        (Prot::Write, None) => {
-            return Err(Error::Argument(
-                "Window: a window that may be written must say coherent=True (others see each \
-                 write at once) or coherent=False (writes reach the store on flush)"
-                    .to_owned(),
-            ))
-        }
-        _ => {}
-    }
     probe::check_kernel("Window")?;
     let paged =
         |prot| Ok::<_, Error>(has_userfaultfd()? && (prot == Prot::Read || notices_stores()?));
-    match (asked, coherent) {
-        (Some(EngineKind::Alias), Some(false)) => unsupported(
-            "engine \"alias\" is coherent; pass coherent=True or leave it out".to_owned(),
-        ),
-        (Some(kind @ (EngineKind::Paged | EngineKind::Eager)), Some(true)) => unsupported(format!(
-            "engine \"{kind}\" shows copies and is not coherent, and no engine has one mapping \
-             and coherence; use engine=\"alias\""
-        )),
-        (Some(EngineKind::Paged), _) if !paged(Prot::Read)? => unsupported(format!(
+    let kind = *engines.first().expect("an engine to choose");
+    match engines.get(1) {
+        _ if kind != EngineKind::Paged || paged(prot)? => Ok(kind),
+        Some(&other) => Ok(other),
+        None if !paged(Prot::Read)? => unsupported(format!(
             "engine \"paged\" needs userfaultfd, which this process may not use; to get it: {}; \
              else use engine=\"alias\" or \"eager\"",
             probe::userfaultfd_remedy()
         )),
-        (Some(EngineKind::Paged), _) if !paged(prot)? => unsupported(format!(
+        None => unsupported(format!(
             "engine \"paged\" needs write protection by userfaultfd for a window that may be \
              written; to get it: {}; else use engine=\"eager\", or coherent=True",
             probe::userfaultfd_feature_remedy("uffd_wp")
         )),
-        (Some(kind), _) => Ok(kind),
-        (None, Some(true)) => Ok(EngineKind::Alias),
-        (None, _) if paged(prot)? => Ok(EngineKind::Paged),
-        (None, Some(false)) => Ok(EngineKind::Eager),
-        (None, None) => Ok(EngineKind::Alias),
     }
 }
 
@@ -137,14 +127,6 @@ pub(super) fn check_fault(fault: FaultMode, kind: EngineKind) -> Result<()> {
     if fault == FaultMode::Thread {
         return Ok(());
     }
-    if kind != EngineKind::Paged {
-        return Err(Error::unsupported(
-            "Window",
-            kind,
-            "has no faults that fremap resolves, so fault=\"signal\" cannot be had; leave it out, \
-             or use engine=\"paged\" (`fremap doctor` says what it needs)",
-        ));
-    }
     let features = Uffd::supported().map_err(|errno| Error::system("Window", errno))?;
     if !features.signals() {
         return Err(Error::unsupported(
@@ -164,7 +146,7 @@ pub(super) fn check_handler(operation: &'static str) -> Result<()> {
     })
 }
 
-/// Fails for a budget that the engine, or a locked window, cannot keep to.
+/// Fails for a budget that the engine cannot keep to.
 pub(super) fn check_budget(
     options: &WindowOptions,
     kind: EngineKind,
@@ -172,7 +154,6 @@ pub(super) fn check_budget(
 ) -> Result<()> {
     let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
     let reason = match kind {
-        _ if options.lock => "lock=True keeps every page in memory: leave the budget out",
         EngineKind::Eager if window_bytes > bytes => {
             "engine \"eager\" serves no faults, so no page may leave unasked: leave the budget out \
              and evict(), or use engine=\"paged\""

@@ -25,6 +25,7 @@ pub(super) fn first_table(
         operation: "Window",
         coordinate: "first_page",
         index,
+        least: 0,
         limit: file_pages,
     };
     let first = u64::try_from(options.first_page).map_err(|_| range(options.first_page))?;
@@ -103,6 +104,7 @@ fn listed_table(list: &[i64], mut table: Table, file_pages: u64, prot: Prot) -> 
                     operation: "Window",
                     coordinate: FilePage::COORDINATE,
                     index,
+                    least: -1,
                     limit: file_pages,
                 })
             }

@@ -30,6 +30,14 @@ impl Window {
     }
 }
 
+impl Pin {
+    /// How many pages it keeps.
+    #[must_use]
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         if let Some(window) = self.window.upgrade() {

@@ -16,7 +16,7 @@ pub struct MappingOptions {
 
 impl Default for MappingOptions {
     fn default() -> Self {
-        Self { sharing: Sharing::Shared, advice: Some(ReadAhead::Normal), region: None }
+        Self { sharing: Sharing::Shared, advice: None, region: None }
     }
 }
 

@@ -321,15 +321,15 @@ impl<F: Frames> Cached<F> {
     fn each_entry<T>(
         &self,
         operation: &'static str,
+        pages: &Pages<WindowPage>,
         of: impl Fn(Entry) -> T,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<T>> {
-        let page_count = self.shared.state.lock().table.page_count() as usize;
-        let mut all = room_for(operation, page_count)?;
-        for piece in pieces_of(page_count, STEP_PAGES) {
+        let mut all = room_for(operation, pages.len())?;
+        for piece in pieces_of(pages.len(), STEP_PAGES) {
             interrupt.check()?;
             let state = self.shared.state.lock();
-            all.extend(piece.map(|page| of(state.get(WindowPage(page as u64)))));
+            all.extend(piece.map(|position| of(state.get(pages.at(position)))));
         }
         Ok(all)
     }
@@ -550,18 +550,24 @@ impl<F: Frames> Engine for Cached<F> {
         Self::reload_grown(self, had_bytes, interrupt)
     }
 
-    fn dirty(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        let page_count = self.shared.state.lock().table.page_count() as usize;
-        let mut dirty = room_for("dirty", page_count)?;
-        dirty.resize(page_count, false);
-        for piece in self.shared.used_pieces(&Pages::Range(0..page_count as u64)) {
+    fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        let mut dirty = room_for("dirty", pages.len())?;
+        dirty.resize(pages.len(), false);
+        let mut looked_at = 0;
+        for piece in self.shared.used_pieces(pages) {
             interrupt.check()?;
             let mut state = self.shared.state.lock();
-            let pages: Vec<WindowPage> = piece.iter().collect();
-            let noted = self.shared.note_writes(&mut state, &pages, false);
+            let piece: Vec<WindowPage> = piece.iter().collect();
+            let noted = self.shared.note_writes(&mut state, &piece, false);
             noted.map_err(|errno| Error::system("dirty", errno))?;
-            for page in pages {
-                dirty[page.0 as usize] = !state.get(page).clean();
+            for page in piece {
+                // Of a range whole blocks are left out; of a list nothing is.
+                let position = match pages {
+                    Pages::Range(range) => (page.0 - range.start) as usize,
+                    Pages::List(_) => looked_at,
+                };
+                dirty[position] = !state.get(page).clean();
+                looked_at += 1;
             }
         }
         Ok(dirty)
@@ -576,12 +582,12 @@ impl<F: Frames> Engine for Cached<F> {
         self.unpin_pages(pages);
     }
 
-    fn present(&self, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.each_entry("present", Entry::present, interrupt)
+    fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
+        self.each_entry("present", pages, Entry::present, interrupt)
     }
 
-    fn entries(&self, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        self.each_entry("mapping", |entry| entry, interrupt)
+    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
+        self.each_entry("mapping", pages, |entry| entry, interrupt)
     }
 
     fn stats(&self) -> Stats {

@@ -13,6 +13,7 @@ use crate::error::{self, Uninterruptible};
 use crate::fault::Serve;
 use crate::scatter;
 use crate::stats::Counters;
+use crate::sys::fault_ranges::Touched;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
@@ -44,36 +45,38 @@ pub(super) enum Layout {
     Contiguous,
 }
 
-/// Who waits for the pages of an attempt.
+/// The thread that waits for the first page of an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Toucher {
-    /// Whoever has touched the first of them to load from it.
-    Loads,
-    /// Whoever is about to store to it.
-    Stores,
-    /// They are read ahead.
+pub(super) enum Waiter {
+    /// It reads the page.
+    Reader,
+    /// It is about to write to it.
+    Writer,
+    /// There is none: the pages are read ahead.
     Nobody,
 }
 
-impl Toucher {
-    pub(super) fn of(stores: bool) -> Self {
-        if stores {
-            Self::Stores
+impl Waiter {
+    pub(super) fn of(writes: bool) -> Self {
+        if writes {
+            Self::Writer
         } else {
-            Self::Loads
+            Self::Reader
         }
     }
 }
 
-/// What has become of an attempt.
+/// What has become of an attempt to resolve a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Served {
+pub(super) enum FaultOutcome {
     /// The fault is over, or comes again by itself.
-    Ended,
-    /// A call has changed the page: it has to be served anew.
-    Anew,
-    /// The pages cannot all be read: the first has to be tried alone.
-    Alone,
+    Resolved,
+    /// A call has changed the page: it needs another attempt.
+    Changed,
+    /// The pages cannot all be read: the first needs an attempt alone.
+    Partial,
+    /// The touch is this signal, in a thread that resolves its own faults.
+    Fatal(Touched),
 }
 
 /// Whether a touch brings the page's content.
@@ -173,9 +176,9 @@ impl Shared<PagedFrames> {
 
     /// Makes a touch of a page a signal, after saying why, if the page still
     /// shows what could not be read.
-    fn give_up(&self, attempt: &Attempt, reason: &str) -> Served {
+    fn give_up(&self, attempt: &Attempt, reason: &str) -> FaultOutcome {
         if !self.state.lock().reads.is_current(attempt.read) {
-            return Served::Anew;
+            return FaultOutcome::Changed;
         }
         let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
         // Before the signal, which may end the process, and outside the lock,
@@ -185,11 +188,11 @@ impl Shared<PagedFrames> {
     }
 
     /// Makes a touch of a page a signal, if the page still is as it was.
-    fn forbid(&self, attempt: &Attempt, forbidden: Entry) -> Served {
+    fn forbid(&self, attempt: &Attempt, forbidden: Entry) -> FaultOutcome {
         let Attempt { page, entry, read, .. } = *attempt;
         let mut state = self.state.lock();
         if !state.reads.is_current(read) {
-            return Served::Anew;
+            return FaultOutcome::Changed;
         }
         let denied = self.frames.deny(&[self.range_of(page)]);
         if denied.is_ok() {
@@ -206,7 +209,7 @@ impl Shared<PagedFrames> {
             Counters::add(&self.counters.pages_unreadable, 1);
         }
         self.wake(page);
-        Served::Ended
+        FaultOutcome::Resolved
     }
 
     /// Whether the kernel has a page that the table calls present. Where it has lost it
@@ -281,11 +284,11 @@ impl Shared<PagedFrames> {
         state: &mut State,
         attempt: &Attempt,
         (content, size_bytes): (Span<'_>, u64),
-        toucher: Toucher,
+        waiter: Waiter,
     ) -> Result<(), Errno> {
         let offset = offset_of(self.page(), attempt.run.first);
         let tracked = self.frames.tracking.is_some();
-        let first = if self.dirties(attempt, toucher) { self.page().bytes() } else { 0 };
+        let first = if self.dirties(attempt, waiter) { self.page().bytes() } else { 0 };
         let (left, right) = (content.part(0, first), content.part(first, content.len() - first));
         let copy = |offset, content: Span<'_>, protect| {
             if content.is_empty() {
@@ -296,14 +299,14 @@ impl Shared<PagedFrames> {
         let copied = copy(offset, left, false).and_then(|()| {
             copy(offset + first, right, tracked).map_err(|partial: Partial| partial.after(first))
         });
-        self.note_shown(state, attempt, copied, size_bytes, toucher)
+        self.note_shown(state, attempt, copied, size_bytes, waiter)
     }
 
     /// Whether the first page of an attempt is dirty from the start, so that who is about to
     /// store to it need not fault a second time.
-    fn dirties(&self, attempt: &Attempt, toucher: Toucher) -> bool {
+    fn dirties(&self, attempt: &Attempt, waiter: Waiter) -> bool {
         let tracked = self.frames.tracking.is_some();
-        tracked && toucher == Toucher::Stores && attempt.entry.prot() == Prot::Write
+        tracked && waiter == Waiter::Writer && attempt.entry.prot() == Prot::Write
     }
 
     /// Notes that the pages of an attempt are present, or those in front of where their
@@ -314,11 +317,11 @@ impl Shared<PagedFrames> {
         attempt: &Attempt,
         put: Result<(), Partial>,
         size_bytes: u64,
-        toucher: Toucher,
+        waiter: Waiter,
     ) -> Result<(), Errno> {
         let run = attempt.run;
         let tracked = self.frames.tracking.is_some();
-        let dirty = self.dirties(attempt, toucher);
+        let dirty = self.dirties(attempt, waiter);
         let done_bytes = |partial: Partial| partial.done_bytes as u64;
         let done =
             put.map_or_else(|partial| self.page().index_of(done_bytes(partial)), |()| run.count);
@@ -340,7 +343,7 @@ impl Shared<PagedFrames> {
             return put.map_err(|partial| partial.errno);
         }
         state.reads.note(Run { count: done, ..run });
-        Counters::add(&self.counters.faults, u64::from(toucher != Toucher::Nobody));
+        Counters::add(&self.counters.faults, u64::from(waiter != Waiter::Nobody));
         Counters::add(&self.counters.bytes_read, self.page().bytes_of(done));
         Ok(())
     }
@@ -382,16 +385,16 @@ impl Server {
         Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })
     }
 
-    fn attempt(&self, attempt: &Attempt, fault: Fault) -> Served {
+    fn attempt(&self, attempt: &Attempt, fault: Fault) -> FaultOutcome {
         let shared = &self.shared;
         let Attempt { entry, page, .. } = *attempt;
         if entry.present() {
             if shared.recheck(fault.address) {
                 shared.wake(page);
-                return Served::Ended;
+                return FaultOutcome::Resolved;
             }
             Shared::note_lost(&mut shared.state.lock(), attempt);
-            return Served::Anew;
+            return FaultOutcome::Changed;
         }
         if entry.prot() == Prot::None || entry.unreadable() {
             // Forbidden since, or a call that failed has left it open.
@@ -411,9 +414,9 @@ impl Server {
         let plan = |state: &mut State| {
             state.reads.plan_ahead(attempt.run, self.cluster_pages, page_count);
         };
-        match self.load(&attempt, Toucher::of(fault.stores), plan) {
-            Ok(served) => served,
-            Err(_) if attempt.run.count > 1 => Served::Alone,
+        match self.load(&attempt, Waiter::of(fault.stores), plan) {
+            Ok(outcome) => outcome,
+            Err(_) if attempt.run.count > 1 => FaultOutcome::Partial,
             Err(error) => shared.give_up(&attempt, &error.to_string()),
         }
     }
@@ -467,9 +470,9 @@ impl Server {
     fn load(
         &self,
         attempt: &Attempt,
-        toucher: Toucher,
+        waiter: Waiter,
         then: impl FnOnce(&mut State),
-    ) -> error::Result<Served> {
+    ) -> error::Result<FaultOutcome> {
         let shared = &self.shared;
         let files: Vec<FilePage> = {
             let state = shared.state.lock();
@@ -478,7 +481,7 @@ impl Server {
         };
         if files.len() as u64 != attempt.run.count {
             // A call has changed them.
-            return Ok(Served::Anew);
+            return Ok(FaultOutcome::Changed);
         }
         let (buffer, mut free) = (lock(&self.buffer), lock(&self.free));
         let len = files.len() * shared.page().bytes();
@@ -492,31 +495,31 @@ impl Server {
             [first, ..] if contiguous => {
                 let run = Run { first: *first, count: files.len() as u64 };
                 if shared.store.read_run(run, content).is_err() {
-                    return Ok(Served::Alone);
+                    return Ok(FaultOutcome::Partial);
                 }
             }
             _ => scatter::read_into(&shared.store, &files, content, &Uninterruptible)?,
         }
         let mut state = shared.state.lock();
         if !state.reads.is_current(attempt.read) {
-            return Ok(Served::Anew);
+            return Ok(FaultOutcome::Changed);
         }
         let moved = frames.is_some();
         let shown = if let Some(free) = free.as_mut().filter(|_| moved) {
             let offset = offset_of(shared.page(), attempt.run.first);
             let put = free.put(&shared.frames, offset, len);
-            shared.note_shown(&mut state, attempt, put, size_bytes, toucher)
+            shared.note_shown(&mut state, attempt, put, size_bytes, waiter)
         } else {
             let content = (buffer.span(0, len), size_bytes);
-            shared.show(&mut state, attempt, content, toucher)
+            shared.show(&mut state, attempt, content, waiter)
         };
         then(&mut state);
         drop(state);
         if shown.is_err() {
-            // The toucher tries again, and is served again.
+            // The waiter tries again, and is served again.
             shared.wake(attempt.page);
         }
-        Ok(Served::Ended)
+        Ok(FaultOutcome::Resolved)
     }
 }
 
@@ -537,12 +540,13 @@ impl Serve for Server {
             let begun = shared.begin(&mut shared.state.lock(), page, most, Layout::Scattered);
             // Whoever holds the page wakes the thread.
             let Some(attempt) = begun else { return };
-            let served = self.attempt(&attempt, fault);
+            let outcome = self.attempt(&attempt, fault);
             shared.state.lock().reads.end(attempt.read);
-            match served {
-                Served::Ended => return,
-                Served::Anew => {}
-                Served::Alone => most = 1,
+            match outcome {
+                // The kernel delivers the signal that this thread has set up.
+                FaultOutcome::Resolved | FaultOutcome::Fatal(_) => return,
+                FaultOutcome::Changed => {}
+                FaultOutcome::Partial => most = 1,
             }
         }
     }
@@ -564,7 +568,7 @@ impl Serve for Server {
             // What cannot be read is said when it is touched.
             let then = |state: &mut State| self.take_waiting(state, &attempt, waiting);
             let loaded = self.has_room(&attempt, false)
-                && matches!(self.load(&attempt, Toucher::Nobody, then), Ok(Served::Ended));
+                && matches!(self.load(&attempt, Waiter::Nobody, then), Ok(FaultOutcome::Resolved));
             let mut state = shared.state.lock();
             state.reads.end(attempt.read);
             state.reads.advance(attempt.run.count);

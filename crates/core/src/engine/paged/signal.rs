@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{nothing_to_bring, tell_why, Attempt, Layout, Toucher};
+use super::serve::{nothing_to_bring, tell_why, Attempt, FaultOutcome, Layout, Waiter};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ use crate::fault::FaultMode;
 use crate::memory;
 use crate::stats::Counters;
 use crate::store::Unread;
-use crate::sys::fault_ranges::{Outcome, Resolve, Touch};
+use crate::sys::fault_ranges::{Resolve, Touch, Touched};
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
@@ -94,80 +94,67 @@ impl Responder {
     }
 
     /// A touch of a page that the table calls present.
-    fn resolve_present(&self, state: &mut State, attempt: &Attempt, touch: Touch) -> Outcome {
+    fn resolve_present(&self, state: &mut State, attempt: &Attempt, touch: Touch) -> FaultOutcome {
         let shared = &self.shared;
         if !state.reads.is_current(attempt.read) {
-            // A call holds the page, or has changed it: a store would be lost with it.
-            return Outcome::Again;
+            // A call holds the page, or has changed it: a write would be lost with it.
+            return FaultOutcome::Resolved;
         }
         if !shared.recheck(touch.address as u64) {
             Shared::note_lost(state, attempt);
-            return Outcome::Again;
+            return FaultOutcome::Resolved;
         }
         let protected = touch.stores && shared.frames.tracking == Some(Tracking::Faults);
         if !protected || attempt.entry.prot() == Prot::Write {
-            // It has come since, or is to be stored to, which may have been allowed since.
+            // It has come since, or is to be written to, which may have been allowed since.
             if protected {
                 shared.allow_store(state, attempt.page);
             }
-            return Outcome::Again;
+            return FaultOutcome::Resolved;
         }
-        Outcome::Segv
+        FaultOutcome::Fatal(Touched::Segv)
     }
 
-    /// Reads the pages of an attempt and shows them; None if a call has changed one.
-    fn load(&self, buffers: &Region, attempt: &Attempt, toucher: Toucher) -> Option<Loaded> {
+    fn attempt(&self, buffers: &Region, attempt: &Attempt, touch: Touch) -> FaultOutcome {
         let shared = &self.shared;
-        let Shown::File(first) = attempt.entry.shown() else { return Some(Loaded::Nothing) };
+        let entry = attempt.entry;
+        if entry.present() {
+            let mut state = shared.state.lock_in_handler();
+            return self.resolve_present(&mut state, attempt, touch);
+        }
+        if entry.prot() == Prot::None || entry.unreadable() {
+            return FaultOutcome::Fatal(Touched::Bus);
+        }
+        let Shown::File(first) = entry.shown() else {
+            let reason = nothing_to_bring(entry);
+            tell_why(attempt.page, entry, "SIGBUS", format_args!("{reason}"));
+            return FaultOutcome::Fatal(Touched::Bus);
+        };
         let content = self.buffer(buffers, attempt);
         let size_bytes = shared.store.size_bytes();
         let read = shared.store.read_run(Run { first, count: attempt.run.count }, content);
         let mut state = shared.state.lock_in_handler();
         if !state.reads.is_current(attempt.read) {
-            return None;
+            return FaultOutcome::Changed;
         }
-        match read {
-            Ok(()) if !state.has_room_for_cut() => {
-                Some(Loaded::Unread(Unread::Failed(Errno::NOMEM)))
-            }
-            Ok(()) => {
+        let unread = match read {
+            Ok(()) if state.has_room_for_cut() => {
                 // Should it fail the touch comes again.
-                let _shown = shared.show(&mut state, attempt, (content, size_bytes), toucher);
-                Some(Loaded::Shown)
+                let waiter = Waiter::of(touch.stores);
+                let _shown = shared.show(&mut state, attempt, (content, size_bytes), waiter);
+                return FaultOutcome::Resolved;
             }
-            Err(_) if attempt.run.count > 1 => Some(Loaded::InPart),
+            Ok(()) => Unread::Failed(Errno::NOMEM),
+            Err(_) if attempt.run.count > 1 => return FaultOutcome::Partial,
             Err(unread) => {
-                state.mark(attempt.page, attempt.entry.fail_load());
-                Some(Loaded::Unread(unread))
+                state.mark(attempt.page, entry.fail_load());
+                unread
             }
-        }
-    }
-
-    fn attempt(&self, buffers: &Region, attempt: &Attempt, touch: Touch) -> Next {
-        let shared = &self.shared;
-        let entry = attempt.entry;
-        if entry.present() {
-            let mut state = shared.state.lock_in_handler();
-            return Next::Ends(self.resolve_present(&mut state, attempt, touch));
-        }
-        if entry.prot() == Prot::None || entry.unreadable() {
-            return Next::Ends(Outcome::Bus);
-        }
-        match self.load(buffers, attempt, Toucher::of(touch.stores)) {
-            None => Next::Tries(self.cluster_pages),
-            Some(Loaded::Shown) => Next::Ends(Outcome::Again),
-            Some(Loaded::InPart) => Next::Tries(1),
-            Some(Loaded::Nothing) => {
-                let reason = nothing_to_bring(entry);
-                tell_why(attempt.page, entry, "SIGBUS", format_args!("{reason}"));
-                Next::Ends(Outcome::Bus)
-            }
-            Some(Loaded::Unread(unread)) => {
-                Counters::add(&shared.counters.pages_unreadable, 1);
-                tell_why(attempt.page, entry, "SIGBUS", format_args!("{unread}"));
-                Next::Ends(Outcome::Bus)
-            }
-        }
+        };
+        drop(state);
+        Counters::add(&shared.counters.pages_unreadable, 1);
+        tell_why(attempt.page, entry, "SIGBUS", format_args!("{unread}"));
+        FaultOutcome::Fatal(Touched::Bus)
     }
 
     /// Reads a page of the store, and as many behind it as run forwards, into a child.
@@ -189,22 +176,6 @@ impl Responder {
     }
 }
 
-/// What has become of a read.
-enum Loaded {
-    Shown,
-    /// Not all pages can be read.
-    InPart,
-    Nothing,
-    Unread(Unread),
-}
-
-/// What comes after an attempt.
-enum Next {
-    Ends(Outcome),
-    /// Another one, with so many pages at most.
-    Tries(u64),
-}
-
 /// Why a child of fork cannot have what the parent has on a page; None if it can.
 fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str> {
     // What a call was changing at the fork may have been stored to.
@@ -221,10 +192,10 @@ fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str>
 }
 
 impl Resolve for Responder {
-    fn resolve(&self, touch: Touch) -> Outcome {
+    fn resolve(&self, touch: Touch) -> Touched {
         let shared = &self.shared;
-        let Some(buffers) = &self.buffers else { return Outcome::Bus };
-        let Some(page) = shared.page_at(touch.address as u64) else { return Outcome::Bus };
+        let Some(buffers) = &self.buffers else { return Touched::Bus };
+        let Some(page) = shared.page_at(touch.address as u64) else { return Touched::Bus };
         let mut most = self.cluster_pages;
         loop {
             let mut state = shared.state.lock_in_handler();
@@ -235,30 +206,32 @@ impl Resolve for Responder {
                 }
             };
             drop(state);
-            let next = self.attempt(buffers, &attempt, touch);
+            let outcome = self.attempt(buffers, &attempt, touch);
             shared.state.lock_in_handler().reads.end(attempt.read);
             // Who waits for the page, or for a read to begin, looks again.
             shared.state.notify_all();
-            match next {
-                Next::Ends(outcome) => return outcome,
-                Next::Tries(pages) => most = pages,
+            match outcome {
+                FaultOutcome::Resolved => return Touched::Again,
+                FaultOutcome::Changed => most = self.cluster_pages,
+                FaultOutcome::Partial => most = 1,
+                FaultOutcome::Fatal(touched) => return touched,
             }
         }
     }
 
-    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Outcome {
+    fn resolve_in_child(&self, touch: Touch, uffd: RawFd) -> Touched {
         let shared = &self.shared;
         let tracking = shared.frames.tracking;
-        let Some(page) = shared.page_at(touch.address as u64) else { return Outcome::Bus };
+        let Some(page) = shared.page_at(touch.address as u64) else { return Touched::Bus };
         let mut state = shared.state.lock_in_handler();
         let entry = state.get(page);
         if entry.prot() == Prot::None {
-            return Outcome::Bus;
+            return Touched::Bus;
         }
         if let Some(reason) = parents_own(entry, tracking) {
             drop(state);
             tell_why(page, entry, "SIGBUS", format_args!("{reason}"));
-            return Outcome::Bus;
+            return Touched::Bus;
         }
         let wanted = state.reads.length(page, self.cluster_pages);
         let run = shared.run_from(&state, page, wanted, Layout::Contiguous, |state, page| {
@@ -270,10 +243,10 @@ impl Resolve for Responder {
         let alone = Run { count: 1, ..run };
         let loaded = self.load_in_child(uffd, run, entry);
         match loaded.or_else(|_| self.load_in_child(uffd, alone, entry)) {
-            Ok(()) => Outcome::Again,
+            Ok(()) => Touched::Again,
             Err(unread) => {
                 tell_why(page, entry, "SIGBUS", format_args!("{unread}"));
-                Outcome::Bus
+                Touched::Bus
             }
         }
     }
@@ -346,13 +319,13 @@ mod tests {
             outcome
         };
         let unchanged = begin();
-        assert_eq!(end(&unchanged), Outcome::Segv);
+        assert_eq!(end(&unchanged), FaultOutcome::Fatal(Touched::Segv));
         let changed = begin();
         cached.protect(&first, Prot::Write, &Uninterruptible).expect("a sync window");
-        assert_eq!(end(&changed), Outcome::Again);
+        assert_eq!(end(&changed), FaultOutcome::Resolved);
         assert!(!shared.state.lock().get(WindowPage(0)).dirty(), "nothing was let through");
         let anew = begin();
-        assert_eq!(end(&anew), Outcome::Again);
+        assert_eq!(end(&anew), FaultOutcome::Resolved);
         assert!(shared.state.lock().get(WindowPage(0)).dirty());
     }
 }
