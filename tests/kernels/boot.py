@@ -174,7 +174,7 @@ def boot(kernel: Kernel, root: Path, busybox: Path, command: str) -> str:
             "-cpu", "host,arch-capabilities=off" if kvm else emulated,
             "-smp", "2", "-m", "3G", "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", "stdio", "-kernel", str(kernel.image), "-initrd", str(initrd),
-            "-append", f"console={console} quiet panic=-1 mitigations=off",
+            "-append", f"console={console} quiet panic=-1 mitigations=off no_timer_check",
             "-virtfs", f"local,path={root},mount_tag=host,{SHARED}",
             "-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe",
             "-device", "virtio-blk-pci,drive=disk",

@@ -12,7 +12,7 @@ step() {
 summary() {
     awk '/^passed +/ { engines = engines " " $2 "/" $3 } { last = $0 }
         /^unavailable/ || /^failed/ { why = $0 }
-        /needs Linux/ { match($0, /needs Linux.*/); needs = substr($0, RSTART, 60) }
+        match($0, /windows need Linux [0-9.]+ or later/) { needs = substr($0, RSTART, RLENGTH) }
         END { print engines ? substr(engines, 2) : needs ? needs : why ? why : last }'
 }
 
