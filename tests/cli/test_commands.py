@@ -408,7 +408,8 @@ def test_prefault_draws_progress_on_a_terminal_alone(
         else "import sys, importlib.util as u\nfind = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'rich' else find(name, *rest)\n"
     )
-    said = terminal("prefault", str(path), PYTHONPATH=str(without))
+    path_of_modules = os.pathsep.join([str(without), os.environ.get("PYTHONPATH", "")])
+    said = terminal("prefault", str(path), PYTHONPATH=path_of_modules)
     assert "35.2 MiB" in said
     assert "%" in said
     done = process("prefault", str(path))

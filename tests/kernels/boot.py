@@ -42,7 +42,7 @@ for module in $($b cat /modules/order); do $b insmod /modules/$module; done
 $b mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 host /lower
 $b mount -t tmpfs -o size=60% tmpfs /upper; $b mkdir /upper/u /upper/w
 $b mount -t overlay -o lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w overlay /new
-$b mkdir -p /new/scratch; $b cp /command /new/command
+$b mkdir -p /new/proc /new/sys /new/dev /new/tmp /new/scratch; $b cp /command /new/command
 $b mount -t ext4 /dev/vda /new/scratch; $b chmod 1777 /new/scratch
 for folder in proc sys dev; do $b mount --move /$folder /new/$folder; done
 $b mkdir -p /new/dev/shm /new/dev/pts
@@ -174,7 +174,7 @@ def boot(kernel: Kernel, root: Path, busybox: Path, command: str) -> str:
             "-cpu", "host,arch-capabilities=off" if kvm else emulated,
             "-smp", "2", "-m", "3G", "-nodefaults", "-no-reboot", "-display", "none",
             "-serial", "stdio", "-kernel", str(kernel.image), "-initrd", str(initrd),
-            "-append", f"console={console} quiet panic=-1 mitigations=off",
+            "-append", f"console={console} quiet panic=-1 mitigations=off no_timer_check",
             "-virtfs", f"local,path={root},mount_tag=host,{SHARED}",
             "-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe",
             "-device", "virtio-blk-pci,drive=disk",
@@ -207,6 +207,9 @@ def on_arm64(kernel: Kernel) -> str:
         packages = "--include=python3-minimal,libpython3-stdlib,libstdc++6,busybox-static"
         settings = ("--variant=extract", "--arch=arm64", "--mode=root")
         run("mmdebstrap", *settings, packages, "bookworm", root)
+        for name in ("sh", "awk", "tail", "cat", "env"):
+            (root / "bin" / name).unlink(missing_ok=True)
+            (root / "bin" / name).symlink_to("busybox")
     shutil.rmtree(root / "site", ignore_errors=True)
     python = next((root / "usr/bin").glob("python3.*"))
     fits = [f"--platform=manylinux_2_{minor}_aarch64" for minor in (17, 27, 28)]

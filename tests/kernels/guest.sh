@@ -10,10 +10,16 @@ step() {
 
 # Of the self-test the engines that passed, or why there is none; of pytest its last line.
 summary() {
-    awk '/^passed +/ { engines = engines " " $2 "/" $3 } { last = $0 }
+    awk '/^passed +/ && !seen[$2]++ { engines = engines ", " $2 } { last = $0 }
         /^unavailable/ || /^failed/ { why = $0 }
-        /needs Linux/ { match($0, /needs Linux.*/); needs = substr($0, RSTART, 60) }
-        END { print engines ? substr(engines, 2) : needs ? needs : why ? why : last }'
+        match($0, /windows need Linux [0-9.]+ or later/) { needs = substr($0, RSTART, RLENGTH) }
+        END { print engines ? substr(engines, 3) : needs ? needs : why ? why : last }'
+}
+
+as_nobody() {
+    env HOME=/scratch "$1" -c "import os, sys
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])" "$2" "$3" "$4"
 }
 
 ran() {
@@ -23,16 +29,14 @@ ran() {
     step tests-root .venv/bin/pytest -q -p no:cacheprovider --timeout 300 --examples 4 \
         -k "not leaves_memory_flat" \
         tests/origin tests/unit/test_window.py tests/unit/test_rows.py tests/unit/test_memmap.py
-    step selftest-user setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/scratch \
-        .venv/bin/fremap selftest
+    step selftest-user as_nobody .venv/bin/python -m fremap selftest
     step tests-user .venv/bin/python tests/runners/as_ordinary_user.py -q -p no:cacheprovider \
         --timeout 300 --examples 4 tests/origin tests/unit/test_window.py
 }
 
 if [ "$1" = selftest-alone ]; then
     step selftest-root "$PYTHON" -m fremap selftest
-    step selftest-user setpriv --reuid 65534 --regid 65534 --clear-groups \
-        "$PYTHON" -m fremap selftest
+    step selftest-user as_nobody "$PYTHON" -m fremap selftest
 else
     ran
 fi

@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 import fremap
 from fremap.cli.progress import Advance, byte_progress
@@ -35,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     with fremap.open(arguments.file) as store:
         before = resident_count(store)
+        total = store.page_count * store.page_bytes
         begin = time.perf_counter()
-        with byte_progress(arguments.file, store.page_count * store.page_bytes) as advance:
+        with byte_progress(Path(arguments.file).name, total) as advance:
             prefault(store, advance)
         seconds = time.perf_counter() - begin
         after = resident_count(store)
