@@ -59,6 +59,7 @@ PACKAGE_FLOORS = {
     "reopening": 4,
     "settings": 4,
     "pictures": 3,
+    "pending": 3,
     "views": 4,
     "window": 4,
     "slots": 5,
