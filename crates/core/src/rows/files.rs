@@ -67,6 +67,8 @@ struct Kind {
     memory_backed: bool,
     /// `mincore` tells the truth about it.
     told: bool,
+    /// The kernel reads ahead what it is asked to.
+    advised: bool,
 }
 
 /// What a child of fork finds held is closed here, as if it had not been opened.
@@ -163,6 +165,7 @@ impl Shard {
             let found = Kind {
                 memory_backed: sys_file::is_memory_backed(fd.as_fd()).unwrap_or(false),
                 told: sys_file::tells_residency(fd.as_fd()).unwrap_or(false),
+                advised: sys_file::reads_when_advised(fd.as_fd()).unwrap_or(false),
             };
             *lock(&self.kind) = Some(found);
             found
@@ -354,6 +357,11 @@ impl Files {
     /// Whether reading the shard never waits for a device; known once it was open.
     pub(super) fn is_memory_backed(&self, number: u32, file: &Arc<OwnedFd>) -> bool {
         self.shard(number).learn(file).memory_backed
+    }
+
+    /// Whether the kernel reads of the shard ahead what it is asked to; known once it was open.
+    pub(super) fn reads_when_advised(&self, number: u32, file: &Arc<OwnedFd>) -> bool {
+        self.shard(number).learn(file).advised
     }
 
     /// Notes rows that are read by system calls.

@@ -17,7 +17,7 @@ use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::{
-    Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
+    Advised, Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
 };
 use crate::sys::span::Span;
 
@@ -34,6 +34,10 @@ const AGAIN_LIMIT: u8 = 8;
 const EARLY: usize = 4;
 /// The same once it is busy: each telling costs a system call.
 const LATER: usize = 16;
+/// Reads through the page cache that are so few that the kernel is asked to read each ahead,
+/// and then waited for in their order. A ring wakes the thread for each page that comes, to
+/// copy from it.
+const FEW: usize = 64;
 /// Requests in flight from which on a device is busy.
 const BUSY: usize = 32;
 /// Requests that a wait is for, while others are to follow.
@@ -176,12 +180,17 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     fn all(&mut self) -> Result<()> {
         let first = self.next_read()?;
+        let files = &self.rows.files;
+        let stretch = self.stretches.last().and_then(Option::as_ref);
         let in_memory =
-            self.stretches.last().and_then(Option::as_ref).is_some_and(|stretch| {
-                self.rows.files.is_memory_backed(stretch.shard, &stretch.file)
-            });
+            stretch.is_some_and(|stretch| files.is_memory_backed(stretch.shard, &stretch.file));
+        let advised =
+            stretch.is_some_and(|stretch| files.reads_when_advised(stretch.shard, &stretch.file));
+        let few = self.wanted.len() <= FEW && matches!(self.way, Way::Cached(_));
         if in_memory || self.next == self.wanted.len() {
             self.run(&mut Inline::default(), first)?;
+        } else if few && advised {
+            self.run(&mut Advised::new(FEW), first)?;
         } else {
             let wanted = self.wanted.len();
             RINGS.together(wanted, |queue| self.run(queue, first))?;

@@ -369,6 +369,19 @@ pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(u64::try_from(stat.f_type).is_ok_and(|magic| magic == TMPFS_MAGIC))
 }
 
+/// Whether `posix_fadvise(WILLNEED)` makes the file system read ahead at once. Others may take
+/// it for a hint that they do not follow.
+///
+/// # Errors
+/// The kernel's own.
+pub fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    /// `f_type` of ext4 (and its forerunners), XFS, Btrfs and F2FS.
+    const THAT_DO: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+    enter(Call::Stat)?;
+    let stat = rustix::fs::fstatfs(fd)?;
+    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| THAT_DO.contains(&magic)))
+}
+
 /// `ftruncate`.
 ///
 /// # Errors

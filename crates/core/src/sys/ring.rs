@@ -6,6 +6,7 @@
 //! ([`Ring::session`]) and waits for whatever is in flight before that returns, by
 //! whichever way.
 
+mod advised;
 mod inline;
 mod pool;
 
@@ -21,6 +22,7 @@ use super::call::{enter, enter_for, Call};
 use super::file::{read_parts_at, write_parts_at, Parts};
 use super::fork_lock::ForkLock;
 
+pub use advised::Advised;
 pub use inline::Inline;
 use pool::with_threads;
 
