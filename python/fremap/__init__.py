@@ -50,6 +50,8 @@ from fremap.errors import (
     StoreNotDirectoryError,
     StoreNotFoundError,
     StorePermissionError,
+    TakeCancelledError,
+    TakeTimeoutError,
     TruncatedError,
     UnsupportedError,
     ViewsAliveError,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
     from fremap.npy import load, open_memmap
+    from fremap.pending import Pending
     from fremap.ragged_rows import Ragged, RaggedRows, ragged
     from fremap.slots import Slots, SlotsPin
     from fremap.stats import MemmapStats, RowsStats, SlotsStats, WindowStats
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
 _LATER = {
     "Batches": "batches",
     "MemmapStats": "stats",
+    "Pending": "pending",
     "Ragged": "ragged_rows",
     "RaggedRows": "ragged_rows",
     "RowsStats": "stats",
@@ -114,6 +118,7 @@ __all__ = [
     "MemoryLimitError",
     "MemoryStore",
     "PageRangeError",
+    "Pending",
     "PlacedPageError",
     "Probe",
     "Prot",
@@ -133,6 +138,8 @@ __all__ = [
     "StoreNotDirectoryError",
     "StoreNotFoundError",
     "StorePermissionError",
+    "TakeCancelledError",
+    "TakeTimeoutError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",

@@ -203,6 +203,11 @@ class Batches(ClosedOnExit):
         """Return the number of batches of this worker in the whole epoch."""
         return len(self._epoch.numbers)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
     def __repr__(self) -> str:
         """Describe the iterator in a line."""
         if self._closed:

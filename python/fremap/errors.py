@@ -31,6 +31,8 @@ __all__ = [
     "StoreNotDirectoryError",
     "StoreNotFoundError",
     "StorePermissionError",
+    "TakeCancelledError",
+    "TakeTimeoutError",
     "TruncatedError",
     "UnsupportedError",
     "ViewsAliveError",
@@ -42,14 +44,15 @@ class FremapError(Exception):
 
 
 class PageRangeError(FremapError, IndexError):
-    """A page or row is outside the store, the window or the rows.
+    """A page, key or row is outside the store, the window, the slots or the rows.
 
     Attributes
     ----------
     index : int
         The first index that is outside.
     limit : int
-        The number of pages or rows there are: indexes go from 0 to below this.
+        The number of pages, extents or rows there are: indexes go from ``-limit``, which
+        counts from the end, to below `limit`.
     """
 
     index: int
@@ -92,6 +95,14 @@ class UnsupportedError(FremapError, NotImplementedError):
     """The engine, the kernel or the file cannot do this."""
 
 
+class TakeCancelledError(FremapError):
+    """A submitted take was cancelled before all of its rows had come."""
+
+
+class TakeTimeoutError(FremapError, TimeoutError):
+    """A submitted take is not done yet."""
+
+
 class StoreError(FremapError, OSError):
     """A system call failed.
 
@@ -103,16 +114,20 @@ class StoreError(FremapError, OSError):
     Attributes
     ----------
     completed : int
-        Pages, from the front of the request, that were done before the failure.
+        Pages, from the front of the request, that were done before the failure; of `Slots`
+        the extents that were brought in before it.
     file_page : int or None
         The file page at fault, where one is known.
     row : int or None
         The row at fault, of `fremap.rows`.
+    key : int or None
+        The key of the extent at fault, of `fremap.Slots`.
     """
 
     completed: int = 0
     file_page: int | None = None
     row: int | None = None
+    key: int | None = None
 
 
 class TruncatedError(StoreError):

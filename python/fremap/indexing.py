@@ -14,7 +14,8 @@ import numpy as np
 
 from fremap import errors
 from fremap.errors import ArgumentError, ArgumentTypeError
-from fremap.rowids import as_mask, integers, wrapped
+from fremap.rowids import as_mask, integers
+from fremap.selection import Numbering
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,7 +74,7 @@ def choose(index: object, shape: tuple[int, ...]) -> Chosen:
     # Other axes are chosen by numbers too, and NumPy pairs these with those of the rows.
     if not isinstance(part, np.ndarray):
         return Chosen([part], (*before, 0, *after))
-    rows, places = np.unique(wrapped(part, shape[0]), return_inverse=True)
+    rows, places = np.unique(Numbering("take", "row", shape[0]).resolved(part), return_inverse=True)
     return Chosen(rows, (*before, places.reshape(part.shape), *after))
 
 
@@ -125,11 +126,8 @@ def _check_limits(parts: list[Any], shape: tuple[int, ...]) -> None:
             isinstance(part, int | np.integer)
             or (isinstance(part, np.ndarray) and part.dtype == np.int64)
         ):
-            try:
-                wrapped(np.asarray(part, np.int64), shape[axis])
-            except errors.PageRangeError as error:
-                message = f"rows: index {error.index} is outside 0..{shape[axis]} of axis {axis}"
-                raise errors._page_range(message, error.index, shape[axis]) from None  # noqa: SLF001
+            numbering = Numbering(f"rows, axis {axis}", "index", shape[axis])
+            numbering.resolved(np.asarray(part, np.int64))
         axis += consumed
 
 

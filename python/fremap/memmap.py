@@ -458,7 +458,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
             return MemmapStats(0, 0, 0, 0, "normal", **faults)
         stats = window.stats()
         return MemmapStats(
-            resident_bytes=stats.present_pages * window.page_bytes,
+            mapped_bytes=stats.present_pages * window.page_bytes,
             page_table_bytes=stats.page_table_bytes,
             budget_bytes=stats.budget_bytes,
             blocks_trimmed=stats.blocks_trimmed,

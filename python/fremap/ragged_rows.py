@@ -17,6 +17,7 @@ from fremap.formats import megatron
 from fremap.rowids import as_mask, mask_of, select
 from fremap.rows import Rows
 from fremap.runs import Runs
+from fremap.selection import Numbering
 from fremap.sources import Opened, is_single, name_of, named_files
 
 if TYPE_CHECKING:
@@ -219,15 +220,7 @@ class Ragged(ClosedOnExit):
         selection, _ = select(ids, len(self))
         if isinstance(selection, tuple):
             return np.arange(*selection)
-        numbers = np.array(selection, np.int64)
-        outside = np.flatnonzero((numbers < -len(self)) | (numbers >= len(self)))
-        if len(outside):
-            number = int(numbers[outside[0]])
-            raise errors._page_range(  # noqa: SLF001 - one maker of messages
-                f"take: row {number} is outside 0..{len(self)}", number, len(self)
-            )
-        numbers[numbers < 0] += len(self)
-        return numbers
+        return Numbering("take", "row", len(self)).resolved(np.asarray(selection, np.int64))
 
     def _take(self, ids: npt.NDArray[np.int64], out: Any) -> RaggedRows:
         counts = self._lengths[ids]

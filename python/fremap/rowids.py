@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fremap.selection import CoreSelection
 
-__all__ = ["RowIds", "as_mask", "integers", "mask_of", "select", "select_mask", "wrapped"]
+__all__ = ["RowIds", "as_mask", "integers", "mask_of", "select", "select_mask"]
 
 RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
 
@@ -44,24 +44,16 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
     """
     if isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
         return np.ascontiguousarray(ids), ids.shape
-    if isinstance(ids, slice):
-        start, stop, step = ids.indices(count)
-        ids = range(start, stop, step)
-    if isinstance(ids, range):
-        if not ids:
-            return (0, 0), (0,)
-        _check_range(ids, count)
-        if ids.step == 1 and ids.start >= 0:
-            return (ids.start, ids.stop), (len(ids),)
-        return np.arange(ids.start, ids.stop, ids.step, dtype=np.int64), (len(ids),)
+    numbering = Numbering("take", "row", count)
+    if isinstance(ids, slice | range):
+        chosen = numbering.selection(ids)
+        return chosen, (numbering.count(chosen),)
     if isinstance(ids, list | tuple):
         if not len(ids):
             return (0, 0), (0,)
     elif page_number(ids) and not isinstance(ids, bool | np.bool_):
-        number = int(ids)
-        if not -count <= number < count:
-            raise _outside(number, count)
-        return (number % count, number % count + 1), ()
+        number = numbering.index(ids)
+        return (number, number + 1), ()
     array = integers(ids, count)
     return array.reshape(-1), array.shape
 
@@ -92,27 +84,6 @@ def integers(ids: object, count: int = _INT64_MAX) -> npt.NDArray[np.int64]:
     if array.dtype.kind == "u" and array.size and int(array.max()) > _INT64_MAX:
         raise _outside(int(array.ravel()[np.argmax(array.ravel() >= np.uint64(count))]), count)
     return np.asarray(array, dtype=np.int64, order="C")
-
-
-def wrapped(ids: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return numbers of which negative ones count from the end, as ones that do not.
-
-    Parameters
-    ----------
-    ids : ndarray of int64
-        The numbers.
-    count : int
-        How many things they choose of.
-
-    Returns
-    -------
-    ndarray of int64
-        From 0 to below `count`.
-    """
-    outside = (ids < -count) | (ids >= count)
-    if outside.any():
-        raise _outside(int(ids[outside][0]), count)
-    return np.where(ids < 0, ids + count, ids)
 
 
 def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
@@ -213,12 +184,6 @@ def _check_types(ids: list[Any] | tuple[Any, ...]) -> None:
             for part in ids:
                 if isinstance(part, kind):
                     _check_types(part)
-
-
-def _check_range(ids: range, count: int) -> None:
-    for end in (ids[0], ids[-1]) if ids else ():
-        if not -count <= end < count:
-            raise _outside(end, count)
 
 
 def _outside(number: int, count: int) -> errors.PageRangeError:

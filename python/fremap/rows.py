@@ -49,13 +49,14 @@ if TYPE_CHECKING:
     from fremap.dtypes import TypeLike
     from fremap.epochs import Order
     from fremap.formats import Format
+    from fremap.pending import Pending
     from fremap.rowids import RowIds
     from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
-# Takes of `take_async` that one object has under way at once; more wait. One fills a
-# device's queue, and a processor is left to the event loop where there are several.
+# Takes of unequal rows by `take_async` that one object has under way at once; more wait. One
+# fills a device's queue, and a processor is left to the event loop where there are several.
 _MOST_ASYNC_THREADS = 4
 
 
@@ -88,6 +89,11 @@ class Rows(ClosedOnExit):
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
+    direct : bool, default False
+        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
+        and are hardly ever asked for the same row twice: nothing of them stays in the page
+        cache, and nothing else is evicted for them. Rows of a store that is direct are always
+        read so; one among several makes all of them direct.
 
     Raises
     ------
@@ -105,7 +111,7 @@ class Rows(ClosedOnExit):
     changes, and some milliseconds longer, its rows are read by system calls.
 
     Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
-    and 512 at a time, and closed when others are. If another file takes the place of one of
+    and 4096 at a time, and closed when others are. If another file takes the place of one of
     them (a rename, as an atomic save does it), rows go on coming from the file that was
     there first as long as that is open, and taking them is an error (``ESTALE``) once it had
     to be opened again; never are they rows of the new file. Make a new object for these.
@@ -128,6 +134,7 @@ class Rows(ClosedOnExit):
         "__weakref__",
         "_budget",
         "_core_now",
+        "_direct",
         "_executor",
         "_kind",
         "_owner",
@@ -146,6 +153,7 @@ class Rows(ClosedOnExit):
         column: str | None = None,
         format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
+        direct: bool = False,
     ) -> None:
         asked = Asked(
             None if dtype is None else said_type("rows", dtype),
@@ -155,14 +163,19 @@ class Rows(ClosedOnExit):
             said_format(format),
             column,
         )
-        self._begin(*look(source, asked), checked_budget(budget, "rows"))
+        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct))
 
     def _begin(
-        self, shards: tuple[Shard, ...], kind: Kind, budget: Literal["auto"] | int | None
+        self,
+        shards: tuple[Shard, ...],
+        kind: Kind,
+        budget: Literal["auto"] | int | None,
+        direct: bool,  # noqa: FBT001 - as the constructor was told
     ) -> None:
         self._shards = shards
         self._kind = kind
         self._budget = budget
+        self._direct = direct
         self._executor: ThreadPoolExecutor | None = None
         self._open()
         self._row_count = self._core_now.row_count
@@ -170,7 +183,7 @@ class Rows(ClosedOnExit):
     def _with(self, shards: tuple[Shard, ...], kind: Kind) -> Rows:
         """Return other rows of these files, with the same options."""
         made = type(self).__new__(type(self))
-        made._begin(shards, kind, self._budget)  # noqa: SLF001 - its own
+        made._begin(shards, kind, self._budget, self._direct)  # noqa: SLF001 - its own
         return made
 
     def _open(self) -> None:
@@ -184,7 +197,7 @@ class Rows(ClosedOnExit):
             )
             for shard in self._shards
         ]
-        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget)
+        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget, self._direct)
         self._owner = os.getpid()
 
     def _core(self) -> _core.Rows:
@@ -342,7 +355,10 @@ class Rows(ClosedOnExit):
         return everything if dtype is None else everything.astype(dtype, copy=False)
 
     def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
-        filled = self._filled("take", selection, leading, out)
+        return self._shown(self._filled("take", selection, leading, out), out)
+
+    def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
+        """Return what a call gives for an array that it has filled, or fills."""
         if out is None:
             return shown_as(filled, self._kind.element.shown)
         return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
@@ -351,6 +367,14 @@ class Rows(ClosedOnExit):
         self, operation: str, selection: Any, leading: tuple[int, ...], out: Any
     ) -> npt.NDArray[Any]:
         """Return rows as an array, over the memory of `out` if it is given."""
+        filled, memory = self._memory(operation, leading, out)
+        self._core().take(selection, memory)
+        return filled
+
+    def _memory(
+        self, operation: str, leading: tuple[int, ...], out: Any
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return an array for the rows, over `out` if it is given, and what the core fills."""
         shape = leading + self._kind.row_shape
         if len(shape) > MAX_AXES:
             raise ArgumentError(
@@ -365,9 +389,54 @@ class Rows(ClosedOnExit):
             filled = filled_memory(operation, out, element, shape)
         # NumPy exports no buffer of times, nor of types that are not its own.
         plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
-        memory = filled if plain and shape else filled.reshape(-1).view(np.uint8)
-        self._core().take(selection, memory)
-        return filled
+        return filled, filled if plain and shape else filled.reshape(-1).view(np.uint8)
+
+    def submit(self, ids: RowIds, out: Any = None) -> Pending:
+        """Begin to take rows and return at once.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end. They are copied: the
+            caller may change them as soon as this returns.
+        out : writable memory, optional
+            Where to put them; see `take`. Not to be read before the take has ended.
+
+        Returns
+        -------
+        Pending
+            The take, to be waited for or awaited. Where `out` was not given and the object is
+            dropped, the take ends early.
+
+        Raises
+        ------
+        FremapError
+            As `take` for what is wrong with the arguments; what goes wrong with the rows is
+            raised by `Pending.result`.
+        MemoryLimitError
+            No thread can be started.
+
+        Notes
+        -----
+        Up to four threads of the core's, of which Python knows nothing, do the takes of the
+        whole process, one each after another. `close` lets those under way end.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np, tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     np.arange(10, dtype=np.int16).tofile(file.name)
+        ...     with fremap.rows(file.name, np.int16, 2) as pairs:
+        ...         first, second = pairs.submit([4]), pairs.submit([0])
+        ...         first.result().tolist(), second.result().tolist()
+        ([[8, 9]], [[0, 1]])
+        """
+        from fremap.pending import Pending
+
+        selection, leading = select(ids, self._row_count)
+        filled, memory = self._memory("take", leading, out)
+        core = self._core().submit(selection, memory, out is None)
+        return Pending(core, self._shown(filled, out))
 
     async def take_async(self, ids: RowIds, out: Any = None) -> Any:
         """Return rows as `take` does, while the event loop goes on.
@@ -391,14 +460,10 @@ class Rows(ClosedOnExit):
 
         Notes
         -----
-        A take in a thread of this object's own, of which there are four at most, and
-        fewer than processors. When the awaiting task is cancelled the thread goes on to
-        the end of its take: `out` is written until then.
+        ``await rows.submit(ids, out)``. When the awaiting task is cancelled the take ends
+        early: `out` may be written until what is in flight has ended.
         """
-        selection, leading = select(ids, self._row_count)
-        if not isinstance(selection, tuple):
-            selection = np.array(selection)  # the caller's may change before the thread looks
-        return await self._in_thread(self._take, selection, leading, out)
+        return await self.submit(ids, out)
 
     async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
         """Run a take in a thread of this object's own."""
@@ -511,7 +576,9 @@ class Rows(ClosedOnExit):
     def __reduce__(self) -> tuple[Callable[..., Rows], tuple[object, ...]]:
         if self.closed:
             raise TypeError("closed Rows cannot be pickled")
-        return _reopen, (type(self), self._shards, self._kind, self._budget)
+        return _reopen, (
+            type(self), self._shards, self._kind, self._budget, self._direct,
+        )  # fmt: skip
 
 
 def _reopen(
@@ -519,9 +586,10 @@ def _reopen(
     shards: tuple[Shard, ...],
     kind: Kind,
     budget: Literal["auto"] | int | None,
+    direct: bool,  # noqa: FBT001 - as the constructor was told
 ) -> Rows:
     rows = cls.__new__(cls)
-    rows._begin(tuple(map(found_again, shards)), kind, budget)  # noqa: SLF001 - its own
+    rows._begin(tuple(map(found_again, shards)), kind, budget, direct)  # noqa: SLF001 - its own
     return rows
 
 
@@ -535,6 +603,7 @@ def rows(
     column: str | None = None,
     format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
+    direct: bool = False,
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
@@ -564,6 +633,11 @@ def rows(
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
+    direct : bool, default False
+        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
+        and are hardly ever asked for the same row twice: nothing of them stays in the page
+        cache, and nothing else is evicted for them. Rows of a store that is direct are always
+        read so; one among several makes all of them direct.
 
     Returns
     -------
@@ -596,5 +670,5 @@ def rows(
     """
     return Rows(
         source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
-        budget=budget,
+        budget=budget, direct=direct,
     )  # fmt: skip

@@ -117,7 +117,7 @@ class Numbering:
         """Return numbers counted from the front, for those that the core does not see."""
         outside = (numbers < -self.limit) | (numbers >= self.limit)
         if outside.any():
-            raise self.outside(int(numbers[np.argmax(outside)]))
+            raise self.outside(int(numbers.ravel()[np.argmax(outside)]))
         return np.where(numbers < 0, numbers + self.limit, numbers)
 
     def array(self, pages: object) -> npt.NDArray[np.int64]:

@@ -1,7 +1,7 @@
-"""A bank of slots: extents of a store, kept in memory as long as they are wanted.
+"""Slots: memory for a number of extents of a store, which keeps those that are in use.
 
-The memory is one window. Which extent is in which slot, who holds it and who leaves is
-the compiled core's to say; extents are found while others are brought in.
+The memory is one window. The compiled core decides which extent is in which slot, which are
+pinned, and which one makes room; other threads find extents while some are read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Slots", "SlotsPin"]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
-#: The part of the process's kernel mappings that a bank of aliased extents may take.
+#: The part of the process's kernel mappings that aliased extents may take.
 _MAPPINGS_PART = 4
 # Slots that the repr of a pin names.
 _MOST_SHOWN = 8
@@ -96,13 +96,13 @@ class SlotsPin:
 
 
 class Slots:
-    """A bank of slots, each of which shows one extent of a store.
+    """A fixed number of slots in memory, each of which shows one extent of a store.
 
     Extent `k` is the file pages ``k * extent_pages`` to ``(k + 1) * extent_pages``; its
     key is `k`. `ensure` says in which slots extents are, and brings in those that are
     in none. The memory is one contiguous read-only array, see `array`.
 
-    Any number of threads may use a bank. An extent stays in its slot until it has to
+    Any number of threads may use the slots. An extent stays in its slot until it has to
     make room: what a call has returned may be gone as soon as another call needs room,
     by this thread or another, unless it is pinned (`pin`). While a call is under way
     nothing that it names leaves.
@@ -115,25 +115,24 @@ class Slots:
         Pages of an extent. The last extent may be cut short by the end of the store,
         and is zeros behind it.
     slot_count : int
-        Extents that the bank has room for.
+        Extents that there is room for.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
-        How the bank's window is done. "auto": "alias" if extents are at least as long
+        How the window of the slots is done. "auto": "alias" if extents are at least as long
         as ``calibration.alias_extent_pages``, the store is read through the page cache,
         and the slots take no more than a quarter of the process's kernel mappings;
         else "paged" where this process may have it; else "eager".
     budget : "auto", int or None, default "auto"
-        Bytes that the bank may take, for engines other than "alias": a bank that is
-        larger is refused. "auto" is a share of half of what is available,
-        None no limit.
+        Bytes that the slots may take, with engines other than "alias"; slots that do not fit
+        are refused. "auto" is a share of half of what is available, None no limit.
     calibration : fremap.calibration.Calibration, optional
         Crossover points; as for `Window` if not given.
 
     Raises
     ------
     ArgumentError
-        A number is zero, or the bank is larger than the address space.
+        A number is zero, or the slots are larger than the address space.
     BudgetError
-        The bank does not fit into the budget.
+        The slots do not fit into the budget.
     UnsupportedError
         The engine cannot be had, or does not go with the store.
     StoreError
@@ -145,21 +144,21 @@ class Slots:
     SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
     mapping a slot; the kernel may take pages back, and a touch reads them again. What
     leaves is chosen by the policy of windows with a budget, which here sees hits too.
-    Extents are those of the store when the bank was made, also after a `Store.refresh`.
+    Extents are those of the store when the slots were made, also after a `Store.refresh`.
     With engine "alias" a slot shows what others write to the store at once; with the other
     engines, which copy, it shows what was there when the extent was brought in, until
     `evict` has it read again.
     In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
-    `Window` shows there. Pickling makes an empty bank on the store, re-opened.
+    `Window` shows there. Pickling makes empty slots on the store, re-opened.
 
     Examples
     --------
     >>> import fremap, numpy as np
     >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
     >>> store.write(None, np.repeat(np.arange(8, dtype=np.uint8), 4096))
-    >>> with fremap.Slots(store, extent_pages=2, slot_count=2) as bank:
-    ...     tiles = bank.array(np.uint8)
-    ...     first = tiles[bank.ensure([3, 1, 3])][:, 0].tolist()
+    >>> with fremap.Slots(store, extent_pages=2, slot_count=2) as slots:
+    ...     tiles = slots.array(np.uint8)
+    ...     first = tiles[slots.ensure([3, 1, 3])][:, 0].tolist()
     ...     del tiles
     >>> first
     [6, 2, 6]
@@ -205,7 +204,7 @@ class Slots:
             engine = "alias"
         self._store = store
         self._extent_pages = pages
-        self._window = _bank(store, pages * count, engine, budget, calibration)
+        self._window = _slots_window(store, pages * count, engine, budget, calibration)
         self._slot_count = count
         #: As it was: extents do not change with the store's size.
         self._page_count = store.page_count
@@ -215,7 +214,7 @@ class Slots:
 
     @property
     def store(self) -> Store:
-        """The store whose extents the bank shows."""
+        """The store whose extents the slots show."""
         return self._store
 
     @property
@@ -240,7 +239,7 @@ class Slots:
 
     @property
     def engine(self) -> str:
-        """How the bank's window is done."""
+        """How the window of the slots is done."""
         return self._window.engine
 
     @property
@@ -254,7 +253,7 @@ class Slots:
         return np.frombuffer(self._table.keys(), np.int64)
 
     def stats(self) -> SlotsStats:
-        """Return what the bank holds and what it did so far.
+        """Return what the slots hold and what they did so far.
 
         Returns
         -------
@@ -264,7 +263,7 @@ class Slots:
         Raises
         ------
         ForkError
-            The bank was made by the parent process.
+            The slots were made by the parent process.
         """
         counts = self._table.stats()
         arrivals = counts.pop("arrivals")
@@ -319,7 +318,7 @@ class Slots:
             their slots, it and those after it are not, and their slots are empty. What
             left for them is gone.
         ClosedError, ForkError
-            The bank is closed, or was made by the parent process.
+            The slots are closed, or were made by the parent process.
 
         Notes
         -----
@@ -358,7 +357,7 @@ class Slots:
         StoreError
             As from `ensure`; nothing is pinned.
         ClosedError, ForkError
-            The bank is closed, or was made by the parent process.
+            The slots are closed, or were made by the parent process.
 
         Notes
         -----
@@ -368,10 +367,10 @@ class Slots:
         --------
         >>> import fremap
         >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
-        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as bank:
-        ...     with bank.pin([7]) as slots:
-        ...         _ = bank.ensure(0), bank.ensure(1), bank.ensure(2)
-        ...         int(bank.keys[slots[0]])
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as slots:
+        ...     with slots.pin([7]) as pinned:
+        ...         _ = slots.ensure(0), slots.ensure(1), slots.ensure(2)
+        ...         int(slots.keys[pinned[0]])
         7
         """
         taken = self._take("pin", self._wanted("pin", keys))
@@ -419,7 +418,7 @@ class Slots:
         PageRangeError
             A key is outside the store.
         ClosedError, ForkError
-            The bank is closed, or was made by the parent process.
+            The slots are closed, or were made by the parent process.
 
         Notes
         -----
@@ -430,10 +429,10 @@ class Slots:
         --------
         >>> import fremap
         >>> store = fremap.MemoryStore(8 * 4096, page_bytes=4096)
-        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as bank:
-        ...     slot = bank.ensure(7)
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=2) as slots:
+        ...     slot = slots.ensure(7)
         ...     store.write(7, b"x" * 4096)
-        ...     bank.evict(7), int(bank.array("u1")[bank.ensure(7)][0, 0])
+        ...     slots.evict(7), int(slots.array("u1")[slots.ensure(7)][0, 0])
         (1, 120)
         """
         wanted = self._wanted("evict", keys)
@@ -528,7 +527,7 @@ class Slots:
     def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]: ...
 
     def array(self, dtype: npt.DTypeLike, shape: Shape = None) -> npt.NDArray[Any]:
-        """Show the bank as an array whose item `i` is slot `i`, without a copy.
+        """Show the memory as an array whose item `i` is slot `i`, without a copy.
 
         Parameters
         ----------
@@ -542,7 +541,7 @@ class Slots:
         -------
         ndarray, shape (slot_count, *shape)
             A read-only view, contiguous if the shape fills the extents. While it lives
-            the bank cannot be closed.
+            the slots cannot be closed.
 
         Raises
         ------
@@ -560,8 +559,8 @@ class Slots:
         --------
         >>> import fremap, numpy as np
         >>> store = fremap.MemoryStore(64 * 4096, page_bytes=4096)
-        >>> with fremap.Slots(store, extent_pages=4, slot_count=8) as bank:
-        ...     bank.array(np.float16, (64, -1)).shape
+        >>> with fremap.Slots(store, extent_pages=4, slot_count=8) as slots:
+        ...     slots.array(np.float16, (64, -1)).shape
         (8, 64, 128)
         """
         elements = elements_within(dtype, shape, self.extent_bytes)
@@ -574,7 +573,7 @@ class Slots:
     # The end.
 
     def __enter__(self) -> Self:
-        """Return the bank itself."""
+        """Return the slots themselves."""
         return self
 
     def __exit__(
@@ -588,7 +587,7 @@ class Slots:
         self._table.close()
 
     def close(self) -> None:
-        """Unmap the bank; later calls raise.
+        """Unmap the memory; later calls raise.
 
         Raises
         ------
@@ -627,7 +626,7 @@ def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Cali
     return long and slot_count <= most
 
 
-def _bank(
+def _slots_window(
     store: Store,
     page_count: int,
     engine: Engine,
@@ -641,7 +640,7 @@ def _bank(
         engine=engine,
         # Copies, where the choice is left: whether aliases pay is known by now.
         coherent=False if engine == "auto" else None,
-        # The slots of engine "alias" are the page cache's, which is not the bank's to trim.
+        # The slots of engine "alias" are the page cache's, which is not fremap's to trim.
         budget=None if engine == "alias" else budget,
         calibration=calibration,
     )
@@ -651,9 +650,9 @@ def _bank(
     if limit:
         window.close()
         raise BudgetError(
-            f"Slots: the bank has {page_count * store.page_bytes} bytes and, with the memory that "
-            "reads go through and page tables, which every bank needs besides, does not fit into "
-            f"the budget of {limit}; use fewer slots, a larger budget, or budget=None"
+            f"Slots: the slots take {page_count * store.page_bytes} bytes and, with page tables "
+            f"and the memory that reads go through, do not fit into the budget of {limit}; use "
+            "fewer slots, a larger budget, or budget=None"
         )
     return window
 
@@ -668,4 +667,5 @@ def _naming(error: StoreError, operation: str, key: int, done: int) -> StoreErro
         named = type(error)(number, text, error.filename)
     named.completed = done
     named.file_page = error.file_page
+    named.key = key
     return named

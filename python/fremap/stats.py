@@ -138,7 +138,7 @@ class MemmapStats:
 
     Attributes
     ----------
-    resident_bytes : int
+    mapped_bytes : int
         Bytes of the file that are mapped.
     page_table_bytes : int
         The kernel's page tables for that.
@@ -154,13 +154,19 @@ class MemmapStats:
         device: the kernel does not count them by mapping.
     """
 
-    resident_bytes: int
+    mapped_bytes: int
     page_table_bytes: int
     budget_bytes: int
     blocks_trimmed: int
     advice: str
     minor_faults: int
     major_faults: int
+
+    @property
+    def resident_bytes(self) -> int:
+        """The name of `mapped_bytes` until 0.1."""
+        warn_renamed("MemmapStats.resident_bytes", "mapped_bytes")
+        return self.mapped_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,12 +168,12 @@ class Store(ClosedOnExit):
         selection, _ = self._select("resident", pages)
         return np.frombuffer(self._core.resident(selection), dtype=np.bool_)
 
-    def prefetch(self, pages: PageSelection) -> None:
+    def prefetch(self, pages: PageSelection = None) -> None:
         """Start reading pages into the page cache and return at once.
 
         Parameters
         ----------
-        pages : int, slice, range, array of int or None
+        pages : int, slice, range, array of int or None, optional
             File pages; None means all.
 
         Raises

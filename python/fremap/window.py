@@ -476,12 +476,12 @@ class Window(Views):
         selection, _ = self._select("populate", pages)
         return np.frombuffer(self._populate(selection, bool(nonblock)), dtype=np.bool_)
 
-    def evict(self, pages: PageSelection, *, discard: bool = False) -> None:
+    def evict(self, pages: PageSelection = None, *, discard: bool = False) -> None:
         """Drop pages; the next touch brings them back.
 
         Parameters
         ----------
-        pages : int, slice, range, array of int or None
+        pages : int, slice, range, array of int or None, optional
             Window pages; None means all.
         discard : bool, default False
             Drop placed pages too; else they are an error.

@@ -79,11 +79,11 @@ def test_masks_of_more_than_one_axis(rows: fremap.Rows, mask: np.ndarray, index:
 @pytest.mark.parametrize(
     ("index", "error", "text"),
     [
-        ((0, 4), IndexError, "index 4 is outside 0..4 of axis 1"),
-        ((..., -4), IndexError, "index -4 is outside 0..3 of axis 2"),
-        ((0, [1, 9]), IndexError, "index 9 is outside 0..4 of axis 1"),
-        ((11, 0), IndexError, "row 11 is outside 0..11"),
-        (([3, 12], [0, 1]), IndexError, "row 12 is outside 0..11"),
+        ((0, 4), IndexError, "axis 1: index 4 is outside -4..4"),
+        ((..., -4), IndexError, "axis 2: index -4 is outside -3..3"),
+        ((0, [1, 9]), IndexError, "axis 1: index 9 is outside -4..4"),
+        ((11, 0), IndexError, "row 11 is outside -11..11"),
+        (([3, 12], [0, 1]), IndexError, "row 12 is outside -11..11"),
         ((0, 0, 0, 0), IndexError, "4 indexes for rows of 3 axes"),
         ((0, 1.0), TypeError, "not by a float"),
         ((True, 1), TypeError, "a single bool chooses no rows"),

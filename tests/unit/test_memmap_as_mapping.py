@@ -40,7 +40,7 @@ def opened(path: Path, mode: str = "r", **options: Any) -> fremap.memmap:
 
 def resident(array: fremap.memmap) -> int:
     stats = array.stats()
-    return stats.resident_bytes + stats.page_table_bytes
+    return stats.mapped_bytes + stats.page_table_bytes
 
 
 def until(condition: Callable[[], bool]) -> bool:
@@ -94,15 +94,15 @@ def test_copies_on_write_outlive_what_is_trimmed(large: Path) -> None:
 
 def test_populate_and_evict(large: Path) -> None:
     array = opened(large, budget=None, advice="random")
-    assert array.stats().resident_bytes == 0
+    assert array.stats().mapped_bytes == 0
     array.populate(range(100, 200))
-    assert array.stats().resident_bytes >= 100 * 4096
+    assert array.stats().mapped_bytes >= 100 * 4096
     array.populate([3, -1])
     array[5000:5003].populate()
     present = array.window.present()
     assert present[[3, -1, 100, 199, 5000, 5002]].all()
     array.evict()
-    assert array.stats().resident_bytes == array.stats().page_table_bytes == 0
+    assert array.stats().mapped_bytes == array.stats().page_table_bytes == 0
     array.populate(np.arange(ROWS) == 77)
     assert array.window.present()[77]
     array.evict(77)
@@ -110,6 +110,8 @@ def test_populate_and_evict(large: Path) -> None:
     for rows in ([ROWS], -ROWS - 1, [0, 1 << 40]):
         with pytest.raises(fremap.PageRangeError, match="outside"):
             array.populate(rows)
+    with pytest.warns(DeprecationWarning, match="MemmapStats.resident_bytes is mapped_bytes now"):
+        assert array.stats().resident_bytes == array.stats().mapped_bytes
     stats = array.stats()
     assert stats.minor_faults + stats.major_faults > 0
     with pytest.raises(fremap.ArgumentError, match="no view"):

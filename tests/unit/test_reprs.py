@@ -20,7 +20,9 @@ def test_batches(tmp_path: Path) -> None:
         assert repr(batches) == "<fremap.Batches, 3 of 3 batches left>"
         next(batches)
         assert repr(batches) == "<fremap.Batches, 2 of 3 batches left>"
+        assert not batches.closed
         batches.close()
+        assert batches.closed
         assert repr(batches) == "<fremap.Batches, closed>"
 
 

@@ -175,6 +175,56 @@ def test_negative_numbers_count_from_the_end_everywhere(pages: object, engine: s
         assert store.read(7)[0, 0] == 9
 
 
+def test_a_part_of_a_window_is_asked_about(engine: str) -> None:
+    """In the order of the selection, repeats and all."""
+    with (
+        fremap.MemoryStore(2048 * 4096, page_bytes=4096) as store,
+        fremap.Window(
+            store, engine=engine, prot=fremap.Prot.WRITE, coherent=engine == "alias"
+        ) as window,
+    ):
+        window.populate([3, 1500, 1501])
+        window.place(7, bytes(4096))
+        window.protect([9, 1600], fremap.Prot.NONE)
+        chosen = [-1, 1501, 3, 9, 3, 1500, 7, 1600]
+        array = np.array(chosen)
+        for pages in (None, slice(1490, 1510), range(0, 2048, 3), chosen, -548, [], range(5, 5)):
+            of = slice(None) if pages is None else [pages] if isinstance(pages, int) else pages
+            of = np.array(of, dtype=np.int64) if isinstance(of, list | range) else of
+            for ask in (window.present, window.protection, window.pinned):
+                assert ask(pages).tolist() == ask()[of].tolist()
+        assert window.present(array)[[1, 2, 4, 5, 6]].all()
+        assert window.protection(array).tolist() == [3, 3, 3, 0, 3, 3, 3, 0]
+        if engine == "alias":
+            return
+        window.populate(range(1490, 1510))
+        window.pages[[3, 1500], 0] = 1
+        assert window.dirty(array).tolist() == [p in (3, 1500) for p in chosen]
+        assert np.flatnonzero(window.dirty(slice(1490, 1510))).tolist() == [10]
+        assert np.flatnonzero(window.dirty()).tolist() == [3, 1500]
+        assert window.dirty([]).shape == (0,)
+
+
+def test_what_is_left_out_means_all(engine: str) -> None:
+    with (
+        fremap.MemoryStore(8 * 4096, page_bytes=4096) as store,
+        fremap.Window(store, engine=engine, populate=True) as window,
+    ):
+        store.prefetch()
+        assert window.present().all()
+        window.evict()
+        assert not window.present().any()
+
+
+@pytest.mark.needs("paged")
+def test_pinned_pages_are_named() -> None:
+    with fremap.MemoryStore(8 * 4096) as store, fremap.Window(store, engine="paged") as window:
+        with window.pin([1, -1]):
+            assert np.flatnonzero(window.pinned()).tolist() == [1, 7]
+            assert window.pinned([-1, 0, 1]).tolist() == [True, False, True]
+        assert not window.pinned().any()
+
+
 @pytest.mark.needs("paged")
 def test_negative_numbers_are_pinned_from_the_end() -> None:
     with fremap.MemoryStore(8 * 4096) as store, fremap.Window(store, engine="paged") as window:

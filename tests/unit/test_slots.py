@@ -81,7 +81,8 @@ def test_what_a_bank_is(bank: fremap.Slots, engine: str) -> None:
     assert (bank.slot_count, bank.extent_pages, bank.extent_bytes) == (SLOTS, 4, 16384)
     assert (bank.extent_count, bank.engine, bank.closed) == (EXTENTS, engine, False)
     assert bank.keys.tolist() == [-1] * SLOTS
-    assert repr(bank) == f"<fremap.Slots, 6 slots of 16384 bytes, engine '{engine}'>"
+    what = f"6 slots of 16384 bytes, engine '{engine}'"
+    assert repr(bank) == f"<fremap.Slots, {what}, of FileStore {bank.store.path!r}>"
     assert bank.stats() == fremap.SlotsStats(0, 0, 0, 0, 0, 0)
 
 
@@ -237,7 +238,7 @@ def test_extents_are_aliased_where_that_pays(store: fremap.FileStore, path: Path
 
 @pytest.mark.needs("paged")
 def test_a_bank_keeps_to_its_budget(store: fremap.FileStore) -> None:
-    with pytest.raises(fremap.BudgetError, match=r"Slots: the bank has \d+ bytes .*12582912"):
+    with pytest.raises(fremap.BudgetError, match=r"Slots: the slots take \d+ bytes .*12582912"):
         fremap.Slots(store, 512, 8, engine="paged", budget=12 << 20)
 
 
@@ -283,7 +284,7 @@ def test_a_file_that_is_cut(bank: fremap.Slots, path: Path, engine: str) -> None
     with pytest.raises(fremap.TruncatedError, match="pin: key 10 cannot be brought in") as caught:
         bank.pin([12, 9, 8, 10])
     assert caught.value.filename == str(path)
-    assert caught.value.completed == 2
+    assert (caught.value.completed, caught.value.key) == (2, 10)
     keys = bank.keys.tolist()
     assert {8, 9} <= set(keys)
     assert not {10, 12} & set(keys)

@@ -216,6 +216,18 @@ pub enum Error {
         /// The process that made it.
         owner: u32,
     },
+    /// No thread of fremap's own can be started.
+    #[error(
+        "{operation}: no thread can be started ({}): a limit on processes or memory is reached \
+         (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take",
+        describe(*errno)
+    )]
+    NoThread {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
     /// The caller's interrupt (Ctrl-C) stopped the operation.
     #[error("interrupted after {completed} pages")]
     Interrupted {

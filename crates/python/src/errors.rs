@@ -31,7 +31,7 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Alias { .. } => simple(py, "duplicate", &message),
         Error::Budget { .. } => simple(py, "budget", &message),
         Error::Slots { .. } => simple(py, "slots_full", &message),
-        Error::Memory { .. } => simple(py, "memory", &message),
+        Error::Memory { .. } | Error::NoThread { .. } => simple(py, "memory", &message),
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
         Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),
         Error::Fork { .. } => simple(py, "fork", &message),

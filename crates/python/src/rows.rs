@@ -1,16 +1,21 @@
 //! `Rows`: rows of fixed size in many files, behind Python's methods.
 
 use std::ffi::OsStr;
+use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use fremap_core::error::Result;
 use fremap_core::memory::Ask;
-use fremap_core::rows::{Rows as CoreRows, ShardFile, ShardPlace};
+use fremap_core::rows::{Memory, Pending as CorePending, Rows as CoreRows, ShardFile, ShardPlace};
+use fremap_core::sys::span::Span;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::call::{run, run_short};
+use crate::errors;
 use crate::raw::Bytes;
 use crate::selection::selection;
 use crate::store::Store;
@@ -18,7 +23,7 @@ use crate::store::Store;
 /// Rows of fixed size, numbered through all files.
 #[pyclass(frozen, module = "fremap._core")]
 pub struct Rows {
-    core: CoreRows,
+    core: Arc<CoreRows>,
 }
 
 /// A file as Python tells it: an open store, or (path, device, inode, size).
@@ -45,11 +50,13 @@ fn ask(budget: &Bound<'_, PyAny>) -> PyResult<Option<Ask>> {
 #[pymethods]
 impl Rows {
     #[new]
+    #[pyo3(signature = (shards, row_bytes, budget, direct=false))]
     fn new(
         py: Python<'_>,
         shards: &Bound<'_, PyAny>,
         row_bytes: usize,
         budget: &Bound<'_, PyAny>,
+        direct: bool,
     ) -> PyResult<Self> {
         let mut places = Vec::new();
         for shard in shards.try_iter()? {
@@ -58,8 +65,8 @@ impl Rows {
             places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
         }
         let budget = ask(budget)?;
-        let core = run_short(py, || CoreRows::new(places, row_bytes, budget))?;
-        Ok(Self { core })
+        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct))?;
+        Ok(Self { core: Arc::new(core) })
     }
 
     #[getter]
@@ -87,6 +94,25 @@ impl Rows {
         })
     }
 
+    /// Begins a take and returns at once. One that `abandons` ends early once nobody has the
+    /// object that is returned.
+    fn submit(
+        &self,
+        py: Python<'_>,
+        rows: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        abandons: bool,
+    ) -> PyResult<Pending> {
+        let rows = selection(rows)?;
+        let out = Bytes::writable(out)?;
+        let core = run_short(py, || {
+            self.core.check_open("take")?;
+            let rows = self.core.resolve("take", rows)?;
+            self.core.submit(rows, Box::new(out))
+        })?;
+        Ok(Pending { core, abandons })
+    }
+
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let stats = self.core.stats();
         let dict = PyDict::new(py);
@@ -98,5 +124,64 @@ impl Rows {
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.core.close());
+    }
+}
+
+impl Memory for Bytes {
+    fn span(&self) -> Span<'_> {
+        Self::span(self)
+    }
+}
+
+/// A take that was submitted.
+#[pyclass(frozen, module = "fremap._core")]
+pub struct Pending {
+    core: Arc<CorePending>,
+    /// Nobody sees its rows once this is dropped.
+    abandons: bool,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        // The memory is kept until what is in flight has ended, by whoever does the take.
+        if self.abandons {
+            self.core.cancel();
+        }
+    }
+}
+
+#[pymethods]
+impl Pending {
+    fn done(&self, py: Python<'_>) -> PyResult<bool> {
+        self.core.check_owner().map_err(|error| errors::python(py, &error))?;
+        Ok(self.core.outcome().is_some())
+    }
+
+    fn cancel(&self) {
+        self.core.cancel();
+    }
+
+    fn cancelled(&self) -> bool {
+        self.core.is_cancelled()
+    }
+
+    /// Waits for `seconds`, or without a limit; whether it is done.
+    fn wait(&self, py: Python<'_>, seconds: Option<f64>) -> PyResult<bool> {
+        let timeout = seconds
+            .map(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX));
+        run(py, |interrupt| self.core.wait(timeout, interrupt))
+    }
+
+    /// Raises what went wrong with a take that is done.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        match self.core.outcome() {
+            Some(Err(error)) => Err(errors::python(py, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A descriptor that can be read once it is done; the caller closes it.
+    fn event(&self, py: Python<'_>) -> PyResult<RawFd> {
+        run_short(py, || self.core.event()).map(IntoRawFd::into_raw_fd)
     }
 }

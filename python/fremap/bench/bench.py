@@ -15,9 +15,11 @@ from fremap.bench import loops
 from fremap.bench.datafile import DataFile, PageDraw, SparseFile, largest_file_bytes
 from fremap.bench.harness import BenchError, Report
 from fremap.bench.loops import Loop
+from fremap.bench.sharded import ShardedTable
 
 DEFAULT_FILE_BYTES = 4 << 30
 # Several files, one a side, each of which has to be written.
+DEFAULT_TABLE_BYTES = 1 << 30
 DEFAULT_SPARSE_BYTES = 512 << 20
 _WARM_TRIES = 3
 
@@ -35,12 +37,16 @@ class Bench:
         the size of its data; None for 512 MiB.
     directory
         Where the file goes; None for the system's temporary directory.
+    shards
+        Files of the table whose rows lie in many; together they have `file_bytes`, or 1 GiB.
     """
 
     rounds: int
     pages: int
     file_bytes: int | None = None
     directory: str | None = None
+    shards: int = 128
+    _table: ShardedTable | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _file: DataFile | None = None
     _sparse_files: dict[str, SparseFile] = field(default_factory=dict)
@@ -73,6 +79,16 @@ class Bench:
             file = self._stack.enter_context(SparseFile(self.directory, size))
             self._sparse_files[name] = file
         return self._sparse_files[name]
+
+    @property
+    def table(self) -> ShardedTable:
+        """The table in many files, written at the first use."""
+        if self._table is None:
+            size = self.file_bytes or DEFAULT_TABLE_BYTES
+            self.say(f"writing {size >> 20} MiB into {self.shards} files ...")
+            made = ShardedTable(self.directory, size, self.shards)
+            self._table = self._stack.enter_context(made)
+        return self._table
 
     def warm_file(self, report: Report) -> DataFile:
         """Return the data file, in the page cache; what is not (a hundredth at most) is noted."""

@@ -46,7 +46,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if chart is not None:
         plot.check(chart)
     names = list(SUITES) if "all" in arguments.suites else list(dict.fromkeys(arguments.suites))
-    bench = Bench(arguments.rounds, arguments.pages, arguments.file_size, arguments.dir)
+    bench = Bench(
+        arguments.rounds, arguments.pages, arguments.file_size, arguments.dir, arguments.shards
+    )
     machine = Machine.this()
     reports: list[Report] = []
     suites = [(name, suite) for name in names for suite in SUITES[name]]
@@ -130,6 +132,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         metavar="BYTES",
         help="the data file, e.g. 512M (default 4G, or a quarter of memory)",
+    )
+    parser.add_argument(
+        "--shards",
+        type=positive,
+        default=128,
+        metavar="N",
+        help="files of the table of suite shards, which --file-size is the size of (default 128, "
+        "of 1G together)",
     )
     parser.add_argument(
         "--dir", help="where the data file goes (default: the system's temporary directory)"

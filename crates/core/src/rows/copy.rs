@@ -1,20 +1,19 @@
 //! The rows that are copied from maps, and what is mapped for the next ones.
 
-use std::cell::{Cell, OnceCell};
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::files::Shard;
-use super::{count, Rows, Wanted};
+use super::maps::{chunks_of, Found, Maps};
+use super::wanted::Wanted;
+use super::Rows;
 use crate::error::Result;
-use crate::store::last_change::Unchanged;
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
 use crate::store::Pace;
 use crate::sys::copy::{Recovery, RowCopies};
 use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;
 use crate::sys::thread::major_faults;
-use crate::units::{Pages, Row};
+use crate::units::Row;
 
 /// Rows that are copied before the thread's major faults are looked at: few at first, as
 /// each may be one, then twice as many each time.
@@ -27,75 +26,50 @@ const MOST_FILLER_BYTES: usize = 512;
 /// Rows that are asked about one by one once a row was not in the page cache.
 const ASKED_ROWS: usize = 1024;
 
-/// A map that a take has found, since when its file has not changed, and whether it was
-/// copied from.
-struct Found {
-    map: Arc<SourceMap>,
-    since: Unchanged,
-    touched: Cell<bool>,
-}
-
-type Maps = [OnceCell<Option<Found>>];
-
 impl Rows {
-    /// Copies the rows at `positions` that are mapped into `into`, and returns the others.
+    /// Copies the rows at `positions` that are mapped into `into`, and adds the others to `rest`.
     pub(super) fn copy(
         &self,
-        ids: &Pages<Row>,
-        positions: Range<usize>,
+        ids: &[Row],
         into: Span<'_>,
+        rest: &mut Vec<Wanted>,
         pace: &mut Pace<'_>,
-    ) -> Result<Vec<Wanted>> {
-        if let 1 = self.files.len() {
-            self.files.note_reads(0, positions.len());
+    ) -> Result<()> {
+        if self.files.len() == 1 {
+            // Mapped at once, if that are enough.
+            self.files.note_reads(0, ids.len());
         }
-        let recovery = Recovery::begin().ok();
-        let maps: Vec<OnceCell<Option<Found>>> =
-            std::iter::repeat_with(OnceCell::new).take(self.files.len()).collect();
-        let mut copier = Copier::new(self, &maps, into, recovery);
-        let wanted = positions.len();
-        match ids {
-            Pages::List(list) => {
-                let list = &list[positions.clone()];
-                copier.all(wanted, |position| list[position].0, pace)?;
-            }
-            Pages::Range(range) => {
-                let first = range.start + positions.start as u64;
-                copier.all(wanted, |position| first + position as u64, pace)?;
-            }
-        }
-        let Copier { mut rest, touched, recovery, .. } = copier;
+        let maps = Maps::of(self, ids.len());
+        let mut copier = Copier::new(self, &maps, into, rest);
+        copier.all(ids, pace)?;
+        let Copier { touched, recovery, .. } = copier;
         drop(recovery);
-        self.recheck(&touched, ids, positions, &mut rest);
-        count(&self.counters.rows_copied, (wanted - rest.len()) as u64);
-        Ok(rest)
+        self.recheck(&touched, ids, rest);
+        Ok(())
     }
 
     /// Adds rows to the `rest` that were copied from files which have changed meanwhile:
     /// reading them says what is wrong, if something is.
-    fn recheck(
-        &self,
-        touched: &[(u32, Unchanged)],
-        ids: &Pages<Row>,
-        positions: Range<usize>,
-        rest: &mut Vec<Wanted>,
-    ) {
-        let changed: Vec<u32> = touched
-            .iter()
-            .filter(|&&(shard, since)| !self.files.after_copies(shard, since))
-            .map(|&(shard, _)| shard)
-            .collect();
+    fn recheck(&self, touched: &[&Found], ids: &[Row], rest: &mut Vec<Wanted>) {
+        let changed = self.changed(touched);
         if changed.is_empty() {
             return;
         }
         let known = std::mem::take(rest);
-        for (position, index) in (0_u32..).zip(positions) {
-            let (shard, offset) = self.locate(ids.at(index).0);
-            let wanted = known.binary_search_by_key(&position, |row| row.position).is_ok();
-            if wanted || changed.contains(&shard) {
-                rest.push(Wanted { shard, offset, position });
+        for (position, row) in ids.iter().enumerate() {
+            let wanted = self.row_at(row.0, position);
+            let read = known.binary_search_by_key(&wanted.place, |row| row.place).is_ok();
+            if read || changed.contains(&wanted.shard) {
+                rest.push(wanted);
             }
         }
+    }
+
+    /// A row of a take.
+    fn row_at(&self, row: u64, position: usize) -> Wanted {
+        let (shard, offset) = self.locate(row);
+        let len = self.row_bytes as u32;
+        Wanted { shard, len, offset, place: position * self.row_bytes }
     }
 }
 
@@ -107,10 +81,11 @@ struct Current<'c> {
 }
 
 /// The copies of one piece of a take.
-struct Copier<'c> {
+struct Copier<'c, 'r> {
     rows: &'c Rows,
     maps: &'c Maps,
     into: Span<'c>,
+    /// Had once there is something to copy from.
     recovery: Option<Recovery>,
     current: Current<'c>,
     /// Rows that go one after another to `begin` and the places behind it. In the place of
@@ -125,20 +100,20 @@ struct Copier<'c> {
     asked: usize,
     query: Query,
     /// Rows that are to be read, by position.
-    rest: Vec<Wanted>,
-    /// Shards that were copied from.
-    touched: Vec<(u32, Unchanged)>,
+    rest: &'r mut Vec<Wanted>,
+    /// Maps that were copied from.
+    touched: Vec<&'c Found>,
     /// Unmappings that had ended when the rows that are copied next were begun to be added.
     unmapped: u64,
 }
 
-impl<'c> Copier<'c> {
-    fn new(rows: &'c Rows, maps: &'c Maps, into: Span<'c>, recovery: Option<Recovery>) -> Self {
-        let mut copier = Self {
+impl<'c, 'r> Copier<'c, 'r> {
+    fn new(rows: &'c Rows, maps: &'c Maps, into: Span<'c>, rest: &'r mut Vec<Wanted>) -> Self {
+        Self {
             rows,
             maps,
             into,
-            recovery,
+            recovery: None,
             current: Current { number: 0, shard: rows.files.shard(0), found: None },
             copies: RowCopies::new(rows.row_bytes),
             begin: 0,
@@ -146,35 +121,30 @@ impl<'c> Copier<'c> {
             faults: 0,
             asked: 0,
             query: Query::default(),
-            rest: Vec::new(),
+            rest,
             touched: Vec::new(),
             unmapped: rows.budget.ended(),
-        };
-        copier.turn_to(0);
-        copier
+        }
     }
 
-    /// Copies `count` rows to their places in `into`, save those that are left in `rest`.
-    fn all(
-        &mut self,
-        count: usize,
-        row_at: impl Fn(usize) -> u64,
-        pace: &mut Pace<'_>,
-    ) -> Result<()> {
+    /// Copies rows to their places in `into`, save those that are left in `rest`.
+    fn all(&mut self, ids: &[Row], pace: &mut Pace<'_>) -> Result<()> {
+        let count = ids.len();
         let most_rows = (MOST_BYTES / self.rows.row_bytes).max(1);
         if count > self.limit.min(most_rows) {
             self.faults = major_faults();
         }
+        self.turn_to(self.rows.files.shard_of(ids[0].0));
         let mut position = 0;
         while position < count {
             let end = count.min(self.begin + self.limit.min(most_rows));
-            position = self.add_ready(position..end, &row_at);
+            position = self.add_ready(position..end, ids);
             if position < end {
-                self.add(row_at(position), position, &row_at);
+                self.add(position, ids);
                 position += 1;
             }
             if position >= end {
-                let added = self.flush(&row_at);
+                let added = self.flush(ids);
                 if position < count {
                     self.note_faults();
                     pace.check(added)?;
@@ -184,65 +154,63 @@ impl<'c> Copier<'c> {
         Ok(())
     }
 
+    #[inline]
     fn turn_to(&mut self, number: u32) {
-        let find = || {
-            let map = self.rows.files.map(number)?;
-            let since = self.rows.files.before_copies(number)?;
-            Some(Found { map, since, touched: Cell::new(false) })
-        };
-        let found = match self.recovery {
-            Some(_) => self.maps[number as usize].get_or_init(find).as_ref(),
-            None => None,
-        };
+        let found = self.maps.find(self.rows, number);
+        if found.is_some() && self.recovery.is_none() {
+            self.recovery = Recovery::begin().ok();
+        }
+        let found = found.filter(|_| self.recovery.is_some());
         self.current = Current { number, shard: self.rows.files.shard(number), found };
     }
 
-    /// Adds rows of the current shard that are known to be mapped, up to the first that is
-    /// not, whose position it returns.
-    fn add_ready(&mut self, positions: Range<usize>, row_at: &impl Fn(usize) -> u64) -> usize {
-        let Some(found) = self.current.found.filter(|_| self.asked == 0) else {
+    /// Adds rows that are known to be mapped, up to the first that is not, whose position it
+    /// returns.
+    fn add_ready(&mut self, positions: Range<usize>, ids: &[Row]) -> usize {
+        if self.asked > 0 {
             return positions.start;
-        };
-        let (map, shard, row_bytes) = (&*found.map, self.current.shard, self.rows.row_bytes);
-        let whole = map.whole();
+        }
+        let row_bytes = self.rows.row_bytes;
         let mut position = positions.start;
         while position < positions.end {
-            let row = row_at(position);
-            if !shard.has(row) {
-                break;
+            if !self.current.shard.has(ids[position].0) {
+                self.turn_to(self.rows.files.shard_of(ids[position].0));
             }
-            let offset = shard.offset_of(row, row_bytes) as usize;
-            let last = offset + row_bytes - 1;
-            let (first_chunk, last_chunk) = (offset / CHUNK_BYTES, last / CHUNK_BYTES);
-            if !map.is_in_use(first_chunk)
-                || (last_chunk != first_chunk
-                    && !(first_chunk + 1..=last_chunk).all(|chunk| map.is_in_use(chunk)))
+            let Some(found) = self.current.found else { return position };
+            let (map, shard) = (&*found.map, self.current.shard);
+            let whole = map.whole();
+            let first = position;
+            while let Some(row) = ids[..positions.end].get(position).filter(|row| shard.has(row.0))
             {
-                break;
+                let offset = shard.offset_of(row.0, row_bytes) as usize;
+                let last = offset + row_bytes - 1;
+                let (first_chunk, last_chunk) = (offset / CHUNK_BYTES, last / CHUNK_BYTES);
+                // A row of up to `MAX_FETCHED_BYTES` is in two chunks at most.
+                if !map.is_in_use(first_chunk)
+                    || (last_chunk != first_chunk && !map.is_in_use(last_chunk))
+                {
+                    if position > first {
+                        self.touch(found);
+                    }
+                    return position;
+                }
+                self.copies.push(whole.part(offset, row_bytes));
+                position += 1;
             }
-            self.copies.push(whole.part(offset, row_bytes));
-            position += 1;
-        }
-        if position > positions.start {
             self.touch(found);
         }
         position
     }
 
-    fn touch(&mut self, found: &Found) {
+    fn touch(&mut self, found: &'c Found) {
         if !found.touched.replace(true) {
-            self.touched.push((self.current.number, found.since));
+            self.touched.push(found);
         }
     }
 
-    fn wanted(&self, row: u64, position: usize) -> Wanted {
-        let (shard, offset) = self.rows.locate(row);
-        Wanted { shard, offset, position: position as u32 }
-    }
-
     /// Adds any row to the copies, or to the rest.
-    fn add(&mut self, row: u64, position: usize, row_at: &impl Fn(usize) -> u64) {
-        let wanted = self.wanted(row, position);
+    fn add(&mut self, position: usize, ids: &[Row]) {
+        let wanted = self.rows.row_at(ids[position].0, position);
         if wanted.shard != self.current.number {
             self.turn_to(wanted.shard);
         }
@@ -251,7 +219,7 @@ impl<'c> Copier<'c> {
             return;
         }
         if self.rows.row_bytes > MOST_FILLER_BYTES {
-            self.flush(row_at);
+            self.flush(ids);
         }
         self.rest.push(wanted);
         if self.copies.is_empty() {
@@ -268,35 +236,15 @@ impl<'c> Copier<'c> {
             return None;
         };
         let map = &*found.map;
-        let bytes = wanted.bytes(self.rows.row_bytes);
+        let bytes = wanted.offset..wanted.end();
         let chunks = chunks_of(&bytes);
         let mapped = chunks.clone().all(|chunk| map.note_use(chunk))
-            || chunks.clone().all(|chunk| self.populate(map, chunk, &bytes));
+            || chunks.clone().all(|chunk| self.rows.populate(map, chunk, &bytes, &mut self.query));
         if !mapped || (self.asked > 0 && !self.ask(map, wanted, chunks)) {
             return None;
         }
         self.touch(found);
         map.bytes(wanted.offset, self.rows.row_bytes)
-    }
-
-    /// Notes reads from a chunk, and maps it if it was read often enough and all of it
-    /// is in the page cache.
-    #[cold]
-    fn populate(&mut self, map: &SourceMap, chunk: usize, bytes: &Range<u64>) -> bool {
-        if map.note_use(chunk) {
-            return true;
-        }
-        let pages = self.rows.row_bytes / system_page_bytes();
-        let budget = &self.rows.budget;
-        if !map.note_reads(chunk, pages.max(1)) || !budget.claim(&self.rows.files) {
-            return false;
-        }
-        let from = bytes.start.max((chunk * CHUNK_BYTES) as u64);
-        let populated = map.populate_around(from, &mut self.query);
-        if populated != Some(true) {
-            budget.give_back();
-        }
-        populated.is_some()
     }
 
     /// Asks whether a row is in the page cache; the chunks of one that is not are unmapped.
@@ -316,7 +264,7 @@ impl<'c> Copier<'c> {
     }
 
     /// Copies what was added; says how many rows that were.
-    fn flush(&mut self, row_at: &impl Fn(usize) -> u64) -> usize {
+    fn flush(&mut self, ids: &[Row]) -> usize {
         let count_added = self.copies.len();
         let positions = self.begin..self.begin + count_added;
         self.begin = positions.end;
@@ -328,14 +276,13 @@ impl<'c> Copier<'c> {
         if let Err(copied) = outcome {
             // What was lost is read, which says why.
             let first = positions.start + copied;
-            let before = self.rest.partition_point(|row| (row.position as usize) < first);
+            let before = self.rest.partition_point(|row| row.place < first * row_bytes);
             self.rest.truncate(before);
-            for position in first..positions.end {
-                self.rest.push(self.wanted(row_at(position), position));
-            }
+            let lost = (first..positions.end).map(|at| self.rows.row_at(ids[at].0, at));
+            self.rest.extend(lost);
         }
         if self.rows.budget.begun() != self.unmapped {
-            self.unmap_strays(positions, row_at);
+            self.unmap_strays(positions, ids);
         }
         self.unmapped = self.rows.budget.ended();
         count_added
@@ -344,23 +291,23 @@ impl<'c> Copier<'c> {
     /// Unmaps chunks anew that were unmapped while these rows were copied from them: what the
     /// copies have mapped again counts for nobody.
     #[cold]
-    fn unmap_strays(&self, positions: Range<usize>, row_at: &impl Fn(usize) -> u64) {
+    fn unmap_strays(&self, positions: Range<usize>, ids: &[Row]) {
         let mut strays: Vec<(u32, usize)> = Vec::new();
         for position in positions {
-            let read = self.rest.binary_search_by_key(&position, |row| row.position as usize);
+            let row = self.rows.row_at(ids[position].0, position);
+            let read = self.rest.binary_search_by_key(&row.place, |row| row.place);
             if read.is_ok() {
                 continue;
             }
-            let row = self.wanted(row_at(position), position);
-            let Some(Some(found)) = self.maps[row.shard as usize].get() else { continue };
-            let chunks = chunks_of(&row.bytes(self.rows.row_bytes));
+            let Some(found) = self.maps.find(self.rows, row.shard) else { continue };
+            let chunks = chunks_of(&(row.offset..row.end()));
             let absent = chunks.filter(|&chunk| !found.map.is_populated(chunk));
             strays.extend(absent.map(|chunk| (row.shard, chunk)));
         }
         strays.sort_unstable();
         strays.dedup();
         for (shard, chunk) in strays {
-            if let Some(Some(found)) = self.maps[shard as usize].get() {
+            if let Some(found) = self.maps.find(self.rows, shard) {
                 self.rows.budget.unmap(&found.map, chunk);
             }
         }
@@ -368,19 +315,11 @@ impl<'c> Copier<'c> {
 
     /// Looks at the thread's major faults: after one, rows are asked about.
     fn note_faults(&mut self) {
-        let faults = major_faults();
-        if faults > self.faults {
-            count(&self.rows.counters.major_faults, faults - self.faults);
-            self.faults = faults;
+        if self.rows.note_major_faults(&mut self.faults) {
             self.asked = ASKED_ROWS;
             self.limit = FIRST_ROWS;
         } else {
             self.limit = (self.limit * 2).min(MOST_ROWS);
         }
     }
-}
-
-fn chunks_of(bytes: &Range<u64>) -> Range<usize> {
-    let first = bytes.start as usize / CHUNK_BYTES;
-    first..(bytes.end as usize - 1) / CHUNK_BYTES + 1
 }

@@ -2,22 +2,32 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::blocks::MAX_ALIGN;
 use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
 use crate::store::last_change::{LastChange, Unchanged};
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
+use crate::store::Store;
 use crate::sys::file::{self as sys_file, Facts, OpenFlags};
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 
 /// Descriptors that are kept open at most; a quarter of what the process may have if
-/// that is less.
-const MAX_OPEN: u64 = 512;
+/// that is less. As many as files that are mapped: looking whether one has changed costs
+/// eight times as much by its path.
+const MAX_OPEN: u64 = 4096;
+
+/// A file that is open.
+pub(super) struct Opened {
+    pub(super) file: Arc<OwnedFd>,
+    /// What direct reads of it are aligned to; 1 where they go through the page cache.
+    pub(super) align: u32,
+}
 
 /// A file, and the rows in it.
 #[derive(Debug)]
@@ -31,6 +41,10 @@ pub(super) struct Shard {
     /// A file that stays open.
     fixed: Option<Arc<OwnedFd>>,
     open: ForkLock<Option<Arc<OwnedFd>>>,
+    /// Reads go past the page cache.
+    direct: bool,
+    /// What they are aligned to; 0 while nobody has asked.
+    align: AtomicU32,
     /// It was used since the pool looked at it.
     used: AtomicBool,
     kind: ForkLock<Option<Kind>>,
@@ -39,6 +53,11 @@ pub(super) struct Shard {
     last_change: LastChange,
     /// Rows read by system calls while there is no map.
     reads: AtomicUsize,
+}
+
+/// When the file at a path was made; 0 where that is not told.
+fn birth_ns(path: &Path) -> u64 {
+    sys_file::path_facts(path).map_or(0, |(_facts, born_ns)| born_ns)
 }
 
 /// What is known of a file once it was open.
@@ -56,7 +75,12 @@ fn lock<T: Default>(lock: &ForkLock<T>) -> ForkGuard<'_, T> {
 }
 
 impl Shard {
-    pub(super) fn new(place: ShardPlace, first_row: u64, row_bytes: usize) -> Result<Self> {
+    pub(super) fn new(
+        place: ShardPlace,
+        first_row: u64,
+        row_bytes: usize,
+        direct: bool,
+    ) -> Result<Self> {
         let ShardPlace { file, data_offset, row_count } = place;
         let (path, identity, size_bytes, fixed) = match file {
             ShardFile::Path { path, identity, size_bytes } => {
@@ -68,6 +92,7 @@ impl Shard {
                     let text = "rows: a store of several files; give them as a list";
                     Error::Argument(text.into())
                 })?;
+                let file = if direct { direct_file(&store, &file)? } else { file };
                 (path, (0, 0), store.size_bytes(), Some(file))
             }
         };
@@ -86,12 +111,14 @@ impl Shard {
         Ok(Self {
             rows: first_row..end_row,
             data_offset,
-            born_ns: path.as_deref().map_or(0, sys_file::birth_ns),
+            born_ns: path.as_deref().map_or(0, birth_ns),
             path,
             identity,
             size_bytes,
             fixed,
             open: ForkLock::default(),
+            direct,
+            align: AtomicU32::new(0),
             used: AtomicBool::new(false),
             kind: ForkLock::default(),
             map: ForkLock::default(),
@@ -118,6 +145,12 @@ impl Shard {
         self.data_offset + (row - self.rows.start) * row_bytes as u64
     }
 
+    /// The byte behind the row that a byte is in.
+    pub(super) fn row_end(&self, offset: u64, row_bytes: usize) -> u64 {
+        let row_bytes = row_bytes as u64;
+        self.data_offset + ((offset - self.data_offset) / row_bytes + 1) * row_bytes
+    }
+
     /// The error of a row whose bytes begin at `offset`.
     pub(super) fn loss(&self, offset: u64, row_bytes: usize, loss: RowLoss) -> Error {
         let row = self.rows.start + (offset - self.data_offset) / row_bytes as u64;
@@ -138,10 +171,9 @@ impl Shard {
 
     /// Fails for a file that is not the one that was looked at first. One that has lost
     /// some of its rows still has the others.
-    fn check(&self, facts: Facts) -> Result<Facts, RowLoss> {
+    fn check(&self, (facts, born_ns): (Facts, u64)) -> Result<Facts, RowLoss> {
         // The number of a file that was removed is given to the next one.
-        let same_birth = || self.path.as_deref().map_or(0, sys_file::birth_ns) == self.born_ns;
-        if facts.identity == self.identity && same_birth() {
+        if facts.identity == self.identity && born_ns == self.born_ns {
             Ok(facts)
         } else {
             Err(RowLoss::Replaced)
@@ -150,9 +182,37 @@ impl Shard {
 
     fn open(&self) -> Result<Arc<OwnedFd>, RowLoss> {
         let path = self.path.as_deref().ok_or(RowLoss::Io(Errno::BADF))?;
-        let fd = sys_file::open(path, OpenFlags::default()).map_err(RowLoss::Io)?;
-        self.check(sys_file::facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
+        let flags = OpenFlags { direct: self.direct, ..OpenFlags::default() };
+        let fd = sys_file::open(path, flags).map_err(RowLoss::Io)?;
+        self.check(sys_file::born_facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
         Ok(Arc::new(fd))
+    }
+}
+
+/// The file of a store past the page cache.
+fn direct_file(store: &Store, file: &OwnedFd) -> Result<Arc<OwnedFd>> {
+    let fail = |errno| match errno {
+        Errno::INVAL => not_direct(),
+        errno => Error::system("rows", errno),
+    };
+    if let Some(direct) = store.direct_file().map_err(fail)? {
+        return Ok(Arc::new(direct));
+    }
+    sys_file::reopen(file.as_fd(), false, true).map(Arc::new).map_err(fail)
+}
+
+fn not_direct() -> Error {
+    let reason = "the file system does not do O_DIRECT; open the rows without direct=True";
+    Error::Unsupported { operation: "rows", reason: reason.into() }
+}
+
+/// Fails where a file cannot be opened to be read past the page cache.
+pub(super) fn check_direct(path: &Path) -> Result<()> {
+    match sys_file::open(path, OpenFlags { direct: true, ..OpenFlags::default() }) {
+        Err(Errno::INVAL) => Err(not_direct()),
+        Ok(fd) if sys_file::direct_alignment(fd.as_fd()).is_none() => Err(not_direct()),
+        // Any other error is the take's, which names the row.
+        _ => Ok(()),
     }
 }
 
@@ -218,7 +278,24 @@ impl Files {
 
     /// The descriptor of a shard, opened if it is not; another one may be closed for it.
     /// Whoever has it keeps it open.
-    pub(super) fn file(&self, number: u32) -> Result<Arc<OwnedFd>, RowLoss> {
+    pub(super) fn file(&self, number: u32) -> Result<Opened, RowLoss> {
+        let file = self.descriptor(number)?;
+        let shard = self.shard(number);
+        let align = match shard.align.load(Ordering::Relaxed) {
+            _ if !shard.direct => 1,
+            0 => {
+                let told = sys_file::direct_alignment(file.as_fd());
+                let align = told.filter(|align| align.is_power_of_two() && *align <= MAX_ALIGN);
+                let align = align.ok_or(RowLoss::Io(Errno::INVAL))?;
+                shard.align.store(align, Ordering::Relaxed);
+                align
+            }
+            known => known,
+        };
+        Ok(Opened { file, align })
+    }
+
+    fn descriptor(&self, number: u32) -> Result<Arc<OwnedFd>, RowLoss> {
         let shard = self.shard(number);
         if let Some(fixed) = &shard.fixed {
             return Ok(Arc::clone(fixed));
@@ -295,7 +372,7 @@ impl Files {
         if !due {
             return None;
         }
-        let file = self.file(number).ok()?;
+        let file = self.descriptor(number).ok()?;
         if !shard.learn(&file).told {
             return None;
         }

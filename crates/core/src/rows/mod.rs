@@ -10,13 +10,17 @@
 //!
 //! Nothing is locked while bytes are copied or read, so any number of threads take at once.
 
+mod blocks;
 mod budget;
 mod copy;
 mod files;
+mod maps;
+mod ranges;
 mod read;
+mod submit;
+mod wanted;
 
-use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
@@ -26,12 +30,15 @@ use crate::store::source::CHUNK_BYTES;
 use crate::store::Pace;
 use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::RingPool;
 use crate::sys::span::Span;
 use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
 use files::{Files, Shard};
+use ranges::MAX_FETCHED_BYTES;
+use wanted::Wanted;
+
+pub use submit::{Memory, Pending};
 
 /// Rows that are copied, and then read, together: what a take needs to remember of each
 /// is bounded by that.
@@ -62,6 +69,19 @@ pub enum ShardFile {
     },
     /// One that stays open.
     Store(Arc<Store>),
+}
+
+impl ShardFile {
+    fn is_direct(&self) -> bool {
+        matches!(self, Self::Store(store) if store.direct())
+    }
+
+    fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path { path, .. } => Some(path),
+            Self::Store(_) => None,
+        }
+    }
 }
 
 /// What rows hold and have done, at one moment.
@@ -128,7 +148,8 @@ pub struct Rows {
     row_count: u64,
     files: Files,
     budget: MapBudget,
-    rings: RingPool,
+    /// Rows are read past the page cache.
+    direct: bool,
     counters: Counters,
     /// Takes that read by system calls now.
     readers: AtomicUsize,
@@ -136,26 +157,40 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Rows in shards, whose maps are kept within a budget. Opens nothing.
+    /// Rows in shards, whose maps are kept within a budget, or that are read past the page
+    /// cache. Opens nothing.
     ///
     /// # Errors
     /// [`Error::Argument`] for a shard whose rows do not fit into its file,
-    /// [`Error::Budget`] for a budget in which nothing can be mapped.
-    pub fn new(shards: Vec<ShardPlace>, row_bytes: usize, budget: Option<Ask>) -> Result<Self> {
+    /// [`Error::Budget`] for a budget in which nothing can be mapped, [`Error::Unsupported`]
+    /// where the file system does not do `direct`.
+    pub fn new(
+        shards: Vec<ShardPlace>,
+        row_bytes: usize,
+        budget: Option<Ask>,
+        direct: bool,
+    ) -> Result<Self> {
+        let direct = direct || shards.iter().any(|place| place.file.is_direct());
+        if direct {
+            // One tells of the others, which are in the same place as a rule.
+            let mut paths = shards.iter().filter_map(|place| place.file.path());
+            paths.next().map_or(Ok(()), files::check_direct)?;
+        }
         let mut made = Vec::with_capacity(shards.len());
         let mut row_count = 0_u64;
         for place in shards {
-            let shard = Shard::new(place, row_count, row_bytes)?;
+            let shard = Shard::new(place, row_count, row_bytes, direct)?;
             row_count = shard.rows().end;
             made.push(shard);
         }
-        let budget = budget.map(|ask| reserve(ask, &made)).transpose()?;
+        // Direct reads map nothing.
+        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &made)).transpose()?;
         Ok(Self {
             row_bytes,
             row_count,
             files: Files::new(made),
             budget: MapBudget::new(budget),
-            rings: RingPool::default(),
+            direct,
             counters: Counters::default(),
             readers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
@@ -217,6 +252,12 @@ impl Rows {
     /// [`Error::Row`] naming the row and its file, [`Error::Interrupted`]. What of `into` was
     /// written by then is not said.
     pub fn take(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+        self.check_take(ids, into)?;
+        self.take_all(ids, into, interrupt)
+    }
+
+    /// Fails where a take cannot begin.
+    fn check_take(&self, ids: &Pages<Row>, into: Span<'_>) -> Result<()> {
         self.check_open("take")?;
         let wanted = ids.len().checked_mul(self.row_bytes);
         if wanted != Some(into.len()) {
@@ -227,6 +268,11 @@ impl Rows {
                 into.len()
             )));
         }
+        Ok(())
+    }
+
+    /// A take that was begun while the rows were open, and ends as it would have then.
+    fn take_all(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
         count(&self.counters.takes, 1);
         if into.is_empty() {
             return Ok(());
@@ -246,12 +292,40 @@ impl Rows {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut pace = Pace::new(interrupt);
-        for start in (0..ids.len()).step_by(PIECE_ROWS) {
-            let positions = start..ids.len().min(start + PIECE_ROWS);
-            let part = into.part(start * self.row_bytes, positions.len() * self.row_bytes);
-            let rest = self.copy(ids, positions, part, &mut pace)?;
-            self.read(rest, part, &mut pace)?;
+        let mut wanted = Vec::new();
+        let ids = match ids {
+            Pages::Range(range) => {
+                return self.take_range(range.clone(), into, &mut wanted, &mut pace);
+            }
+            Pages::List(ids) => ids,
+        };
+        for (number, piece) in ids.chunks(self.piece_rows()).enumerate() {
+            let start = number * self.piece_rows() * self.row_bytes;
+            let part = into.part(start, piece.len() * self.row_bytes);
+            if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
+                self.copy_long(piece, part, &mut wanted, &mut pace)?;
+            } else {
+                self.copy(piece, part, &mut wanted, &mut pace)?;
+            }
+            self.read_rest(piece.len(), &mut wanted, part, &mut pace)?;
         }
+        Ok(())
+    }
+
+    /// Reads what of `rows` rows was not copied, and counts both.
+    fn read_rest(
+        &self,
+        rows: usize,
+        wanted: &mut Vec<Wanted>,
+        into: Span<'_>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        let bytes: usize = wanted.iter().map(|part| part.len as usize).sum();
+        let read = bytes.div_ceil(self.row_bytes).min(rows);
+        count(&self.counters.rows_copied, (rows - read) as u64);
+        count(&self.counters.rows_read, read as u64);
+        self.read(wanted, into, pace)?;
+        wanted.clear();
         Ok(())
     }
 
@@ -299,23 +373,4 @@ fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
         });
     }
     Ok(budget)
-}
-
-/// A row that is still to be had: where it lies and where it goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted {
-    shard: u32,
-    offset: u64,
-    /// Which row of the piece's part of the memory.
-    position: u32,
-}
-
-impl Wanted {
-    fn place<'m>(&self, into: Span<'m>, row_bytes: usize) -> Span<'m> {
-        into.part(self.position as usize * row_bytes, row_bytes)
-    }
-
-    fn bytes(&self, row_bytes: usize) -> Range<u64> {
-        self.offset..self.offset + row_bytes as u64
-    }
 }

@@ -1,51 +1,76 @@
-//! The rows that are read: sorted, neighbours merged, all in flight together.
+//! The bytes that are read: sorted, neighbours merged, all in flight together.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{count, Rows, Wanted};
+use super::blocks::{BlockPool, Blocks, MAX_BLOCK_BYTES};
+use super::files::Opened;
+use super::wanted::{Wanted, MAX_RUN_BYTES};
+use super::{count, Rows};
 use crate::error::{Error, Result, RowLoss};
 use crate::store::Pace;
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
-use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
+use crate::sys::mm::system_page_bytes;
+use crate::sys::ring::{
+    Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
+};
 use crate::sys::span::Span;
 
 /// How long a wait for the device may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(50);
-/// Bytes that are read by one request; a longer row is several.
-const MAX_RUN_BYTES: usize = 1 << 20;
 /// Rows of one request: the kernel takes 1024 separate buffers, and between two rows is one.
 const MAX_RUN_ROWS: usize = 512;
 /// Bytes between two rows that cost less to read than another request.
 const GAP_BYTES: usize = 4096;
 /// How often a request that ended with EAGAIN or EINTR is made again as it was.
 const AGAIN_LIMIT: u8 = 8;
+/// Requests that are prepared before the device is told, while few are in flight: it would
+/// idle meanwhile.
+const EARLY: usize = 4;
+/// The same once it is busy: each telling costs a system call.
+const LATER: usize = 16;
+/// Requests in flight from which on a device is busy.
+const BUSY: usize = 32;
+/// Requests that a wait is for, while others are to follow.
+const BUSY_WAIT: usize = 8;
+
+/// The rings and blocks of all rows of the process: that of the last take is ready, whichever
+/// rows it was of.
+static RINGS: RingPool = RingPool::new();
+static BLOCKS: BlockPool = BlockPool::new();
 
 impl Rows {
-    /// Reads rows into their places in `into`.
+    /// Reads what is wanted into its places in `into`.
     pub(super) fn read(
         &self,
-        mut wanted: Vec<Wanted>,
+        wanted: &mut [Wanted],
         into: Span<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
-        if !wanted.is_sorted() {
-            wanted.sort_unstable();
+        // By shard and offset first: the length is the same wherever that is.
+        if !wanted.is_sorted_by_key(|row| (row.shard, row.offset, row.place)) {
+            wanted.sort_unstable_by_key(|row| (row.shard, row.offset, row.place));
         }
-        count(&self.counters.rows_read, wanted.len() as u64);
-        self.budget.note_reads(wanted.len() as u64);
-        let mut gap = vec![0; GAP_BYTES];
-        let gap = Span::of(&mut gap);
+        let bytes: u64 = wanted.iter().map(|row| u64::from(row.len)).sum();
+        self.budget.note_reads(bytes.div_ceil(self.row_bytes as u64));
         let _reader = Reader::new(&self.readers);
-        Transfer::new(self, &wanted, into, gap, pace).all()
+        if !self.direct {
+            let mut gap = [0; GAP_BYTES];
+            return Transfer::new(self, wanted, into, Way::Cached(Span::of(&mut gap)), pace).all();
+        }
+        let longest = wanted.iter().map(|row| row.len as usize).max().unwrap_or(0);
+        let blocks = BLOCKS.take(longest).map_err(|errno| Error::system("take", errno))?;
+        let outcome = Transfer::new(self, wanted, into, Way::Direct(&blocks), pace).all();
+        BLOCKS.give_back(blocks);
+        outcome
     }
 }
 
@@ -65,15 +90,38 @@ impl Drop for Reader<'_> {
     }
 }
 
-/// A request for rows that follow each other, or for a part of one.
+/// How bytes come from the file to their places.
+#[derive(Clone, Copy)]
+enum Way<'m> {
+    /// Straight; here go bytes between rows, which nobody reads.
+    Cached(Span<'m>),
+    /// Past the page cache, in whole blocks, from which they are copied.
+    Direct(&'m Blocks),
+}
+
+/// What is wanted of one file.
+struct Stretch {
+    shard: u32,
+    file: Arc<OwnedFd>,
+    /// What offsets of direct reads are multiples of.
+    align: u64,
+    /// The first that is wanted of it, and the first behind, as far as was planned.
+    first: usize,
+    end: usize,
+    in_flight: usize,
+    /// Nothing more is to be planned.
+    planned: bool,
+}
+
+/// A request for what follows each other in a file.
 #[derive(Clone, Copy, Default)]
 struct Run {
-    /// The first of them in the list of those wanted, and how many.
+    stretch: usize,
+    /// The first of what is wanted, and how many, those of the same bytes included.
     first: usize,
     rows: usize,
-    /// The part of a row that is longer than a request.
-    row_offset: usize,
-    len: usize,
+    /// What has to come of it: of the last block of a file there may be a part.
+    needed_bytes: usize,
     again: u8,
 }
 
@@ -85,19 +133,17 @@ struct Transfer<'a, 'p, 'm> {
     rows: &'a Rows,
     wanted: &'a [Wanted],
     into: Span<'m>,
-    /// Where bytes between rows go, which nobody reads.
-    gap: Span<'m>,
+    way: Way<'m>,
     pace: &'a mut Pace<'p>,
     /// What is read next.
     next: usize,
-    row_offset: usize,
-    /// The file that was last read from.
-    current: Option<(u32, Arc<OwnedFd>)>,
+    /// The files read from; those of which all has come are closed for this take.
+    stretches: Vec<Option<Stretch>>,
     runs: Vec<Run>,
     free: Vec<u32>,
     spare_parts: Vec<Parts<'m>>,
-    /// (from, to): places of the same row, which is read once.
-    repeats: Vec<(u32, u32)>,
+    /// What has the same bytes: each is read once.
+    repeats: Vec<(Wanted, usize)>,
     failed: Option<Error>,
     /// When it began: a file that was changed later may have been cut for a while.
     began_ns: i64,
@@ -108,18 +154,17 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         rows: &'a Rows,
         wanted: &'a [Wanted],
         into: Span<'m>,
-        gap: Span<'m>,
+        way: Way<'m>,
         pace: &'a mut Pace<'p>,
     ) -> Self {
         Self {
             rows,
             wanted,
             into,
-            gap,
+            way,
             pace,
             next: 0,
-            row_offset: 0,
-            current: None,
+            stretches: Vec::new(),
             runs: Vec::new(),
             free: Vec::new(),
             spare_parts: Vec::new(),
@@ -131,67 +176,36 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
 
     fn all(&mut self) -> Result<()> {
         let first = self.next_read()?;
-        let shard = self.wanted[0].shard;
-        let in_memory = match &self.current {
-            Some((_, file)) => self.rows.files.is_memory_backed(shard, file),
-            None => false,
-        };
+        let in_memory =
+            self.stretches.last().and_then(Option::as_ref).is_some_and(|stretch| {
+                self.rows.files.is_memory_backed(stretch.shard, &stretch.file)
+            });
         if in_memory || self.next == self.wanted.len() {
             self.run(&mut Inline::default(), first)?;
         } else {
-            let (rows, wanted) = (self.rows, self.wanted.len());
-            rows.rings.together(wanted, |queue| self.run(queue, first))?;
+            let wanted = self.wanted.len();
+            RINGS.together(wanted, |queue| self.run(queue, first))?;
         }
-        self.recheck()?;
-        let row_bytes = self.rows.row_bytes;
-        let place = |position: u32| self.into.part(position as usize * row_bytes, row_bytes);
         for &(from, to) in &self.repeats {
-            place(to).copy_span(place(from));
+            self.into.part(to, from.len as usize).copy_span(from.memory_in(self.into));
+            self.pace.check((from.len as usize / system_page_bytes()).max(1))?;
         }
         Ok(())
     }
 
     /// Reads that this take may have in flight. Each keeps its file open: of more files than
     /// may be, all takes together have half as many as that.
-    fn share(&self) -> usize {
+    fn depth(&self) -> usize {
+        let most = match self.way {
+            Way::Cached(_) => DEPTH,
+            Way::Direct(blocks) => blocks.depth(),
+        };
         let open_limit = self.rows.files.open_limit();
         if self.rows.files.len() <= open_limit {
-            return DEPTH;
+            return most;
         }
         let readers = self.rows.readers.load(Ordering::Relaxed).max(1);
-        (open_limit / 2 / readers).clamp(1, DEPTH)
-    }
-
-    /// Whether all rows are in one file, whose size can be asked for once they are read.
-    fn one_file(&self) -> bool {
-        // They are sorted.
-        self.wanted.first().map(|row| row.shard) == self.wanted.last().map(|row| row.shard)
-    }
-
-    /// Whether a file has not been changed while it was read, nor is cut before `end`.
-    /// Beside a cut reads bring zeros, and a full count ([`sys_file::is_cut`]).
-    fn is_unchanged(&self, file: BorrowedFd<'_>, end: u64) -> bool {
-        sys_file::facts(file)
-            .is_ok_and(|facts| facts.size_bytes >= end && facts.changed_ns < self.began_ns)
-    }
-
-    /// Reads all rows of a file that was changed meanwhile again, one by one.
-    fn recheck(&mut self) -> Result<()> {
-        let (true, Some((_, file))) = (self.one_file(), self.current.clone()) else {
-            return Ok(());
-        };
-        let row_bytes = self.rows.row_bytes;
-        let end = self.wanted.last().map_or(0, |row| row.bytes(row_bytes).end);
-        if self.is_unchanged(file.as_fd(), end) {
-            return Ok(());
-        }
-        let whole_row = Run { rows: 1, len: row_bytes, ..Run::default() };
-        let file = OpenFile::Shared(file);
-        for row in self.wanted {
-            self.read_alone(&file, row, whole_row).map_err(|loss| self.loss(row, loss))?;
-            self.pace.check(1)?;
-        }
-        Ok(())
+        (open_limit / 2 / readers).clamp(1, most)
     }
 
     fn run(
@@ -199,27 +213,38 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         queue: &mut dyn Queue<'static, 'm>,
         first: Option<Submission<'static, 'm>>,
     ) -> Result<()> {
-        let mut ended = Vec::with_capacity(DEPTH);
+        let mut ended = Vec::with_capacity(self.wanted.len().min(DEPTH));
         if let Some(first) = first {
             queue.push(first);
         }
+        let mut prepared = queue.in_flight();
         loop {
-            while self.failed.is_none() && queue.room() > 0 && queue.in_flight() < self.share() {
+            while self.failed.is_none() && queue.room() > 0 && queue.in_flight() < self.depth() {
                 match self.next_read() {
                     Ok(Some(read)) => queue.push(read),
                     Ok(None) => break,
                     // Reads in flight keep descriptors open: some are to be had once they end.
-                    Err(error) if is_short_of_descriptors(&error) && queue.in_flight() > 0 => {
-                        self.current = None;
-                        break;
-                    }
+                    Err(error) if is_short_of_descriptors(&error) && queue.in_flight() > 0 => break,
                     Err(error) => return Err(error),
                 }
+                prepared += 1;
+                if prepared >= if queue.in_flight() < BUSY { EARLY } else { LATER } {
+                    queue.start();
+                    prepared = 0;
+                }
             }
-            if queue.in_flight() == 0 {
+            let in_flight = queue.in_flight();
+            if in_flight == 0 {
                 return self.failed.take().map_or(Ok(()), Err);
             }
-            queue.wait(WAIT, &mut ended);
+            prepared = 0;
+            let least = match in_flight {
+                // Nothing to be done before the last has come.
+                _ if self.next == self.wanted.len() => in_flight,
+                BUSY.. => BUSY_WAIT,
+                _ => 1,
+            };
+            queue.wait_for(least, WAIT, &mut ended);
             for completion in ended.drain(..) {
                 self.end_read(completion, queue);
             }
@@ -227,97 +252,140 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
     }
 
-    fn loss(&self, wanted: &Wanted, loss: RowLoss) -> Error {
-        self.rows.files.shard(wanted.shard).loss(wanted.offset, self.rows.row_bytes, loss)
+    fn loss(&self, shard: u32, offset: u64, loss: RowLoss) -> Error {
+        self.rows.files.shard(shard).loss(offset, self.rows.row_bytes, loss)
     }
 
-    fn file_of(&mut self, wanted: &Wanted) -> Result<Arc<OwnedFd>> {
-        if let Some((shard, file)) = &self.current {
-            if *shard == wanted.shard {
-                return Ok(Arc::clone(file));
+    /// The stretch that what is wanted next is in.
+    fn stretch_of(&mut self, wanted: &Wanted) -> Result<usize> {
+        if let Some(Some(last)) = self.stretches.last() {
+            if last.shard == wanted.shard {
+                return Ok(self.stretches.len() - 1);
             }
         }
-        let file = self.rows.files.file(wanted.shard).map_err(|loss| self.loss(wanted, loss))?;
-        self.current = Some((wanted.shard, Arc::clone(&file)));
-        Ok(file)
+        let Opened { file, align } = self
+            .rows
+            .files
+            .file(wanted.shard)
+            .map_err(|loss| self.loss(wanted.shard, wanted.offset, loss))?;
+        self.stretches.push(Some(Stretch {
+            shard: wanted.shard,
+            file,
+            align: u64::from(align),
+            first: self.next,
+            end: self.next,
+            in_flight: 0,
+            planned: false,
+        }));
+        Ok(self.stretches.len() - 1)
     }
 
     /// The next request.
     fn next_read(&mut self) -> Result<Option<Submission<'static, 'm>>> {
         let Some(first) = self.wanted.get(self.next).copied() else { return Ok(None) };
-        let file = self.file_of(&first)?;
+        let number = self.stretch_of(&first)?;
         let id = self.free.pop().unwrap_or_else(|| {
             self.runs.push(Run::default());
             u32::try_from(self.runs.len() - 1).expect("as many as are in flight")
         });
         let mut parts = self.spare_parts.pop().unwrap_or_default();
-        let offset_bytes = first.offset + self.row_offset as u64;
-        let run = if self.rows.row_bytes > MAX_RUN_BYTES {
-            self.part_of_row(&first, &mut parts)
-        } else {
-            self.run_of_rows(&first, &mut parts)
+        let (start, next) = (self.next, self.next_behind(number, &first, id, &mut parts));
+        let last_end = self.wanted[start..next].iter().map(Wanted::end).max().unwrap_or(0);
+        self.next = next;
+        let stretch = self.stretches[number].as_mut().expect("it was just looked at");
+        stretch.end = next;
+        stretch.in_flight += 1;
+        stretch.planned = self.wanted.get(next).is_none_or(|behind| behind.shard != stretch.shard);
+        let offset_bytes = match self.way {
+            Way::Cached(_) => first.offset,
+            Way::Direct(_) => first.offset / stretch.align * stretch.align,
         };
-        self.runs[id as usize] = run;
-        let file = OpenFile::Shared(file);
+        self.runs[id as usize] = Run {
+            stretch: number,
+            first: start,
+            rows: next - start,
+            needed_bytes: (last_end - offset_bytes) as usize,
+            again: 0,
+        };
+        let file = OpenFile::Shared(Arc::clone(&stretch.file));
         let direction = Direction::Read;
         Ok(Some(Submission { id, direction, file, offset_bytes, parts }))
     }
 
-    /// The next part of a row that is longer than a request.
-    fn part_of_row(&mut self, row: &Wanted, parts: &mut Parts<'m>) -> Run {
-        let row_bytes = self.rows.row_bytes;
-        let row_offset = self.row_offset;
-        let len = MAX_RUN_BYTES.min(row_bytes - row_offset);
-        parts.push(row.place(self.into, row_bytes).part(row_offset, len));
-        let run = Run { first: self.next, rows: 1, row_offset, len, again: 0 };
-        self.row_offset += len;
-        if self.row_offset == row_bytes {
-            self.row_offset = 0;
-            self.next += 1;
-            self.skip_repeats(row);
+    /// Says where the bytes of a request go, from `first` on as many as lie so close that one
+    /// request reads them all; the first that is not among them.
+    fn next_behind(
+        &mut self,
+        stretch: usize,
+        first: &Wanted,
+        id: u32,
+        parts: &mut Parts<'m>,
+    ) -> usize {
+        match self.way {
+            Way::Cached(gap) => self.straight(first, gap, parts),
+            Way::Direct(blocks) => {
+                let align = self.stretches[stretch].as_ref().map_or(1, |stretch| stretch.align);
+                self.in_blocks(first, blocks.of(id), align, parts)
+            }
         }
-        run
     }
 
-    /// Rows from the next one on that lie so close that one request reads them all.
-    fn run_of_rows(&mut self, first: &Wanted, parts: &mut Parts<'m>) -> Run {
-        let row_bytes = self.rows.row_bytes;
-        let start = self.next;
+    fn straight(&mut self, first: &Wanted, gap: Span<'m>, parts: &mut Parts<'m>) -> usize {
         let mut last = *first;
         let mut rows = 0;
+        let mut next = self.next;
         loop {
-            parts.push(last.place(self.into, row_bytes));
+            parts.push(last.memory_in(self.into));
             rows += 1;
-            self.next += 1;
-            self.skip_repeats(&last);
-            let Some(&next) = self.wanted.get(self.next) else { break };
-            let end = last.offset + row_bytes as u64;
-            let len = next.offset.saturating_sub(first.offset) as usize + row_bytes;
-            let joins = next.shard == first.shard
-                && next.offset - end <= GAP_BYTES as u64
-                && len <= MAX_RUN_BYTES
+            next += 1;
+            // Places of the same bytes.
+            while let Some(same) = self.wanted.get(next) {
+                if (same.shard, same.offset, same.len) != (last.shard, last.offset, last.len) {
+                    break;
+                }
+                self.repeats.push((last, same.place));
+                next += 1;
+            }
+            let Some(&behind) = self.wanted.get(next) else { break };
+            let joins = behind.shard == first.shard
+                && behind.offset >= last.end()
+                && behind.offset - last.end() <= GAP_BYTES as u64
+                && behind.end() - first.offset <= MAX_RUN_BYTES as u64
                 && rows < MAX_RUN_ROWS;
             if !joins {
                 break;
             }
-            if next.offset > end {
-                parts.push(self.gap.part(0, (next.offset - end) as usize));
+            if behind.offset > last.end() {
+                parts.push(gap.part(0, (behind.offset - last.end()) as usize));
             }
-            last = next;
+            last = behind;
         }
-        let len = (last.offset - first.offset) as usize + row_bytes;
-        Run { first: start, rows: self.next - start, row_offset: 0, len, again: 0 }
+        next
     }
 
-    /// Leaves out places of the row that was just added to a request.
-    fn skip_repeats(&mut self, row: &Wanted) {
-        while let Some(next) = self.wanted.get(self.next) {
-            if (next.shard, next.offset) != (row.shard, row.offset) {
-                return;
+    /// Whole blocks, each of which is read once.
+    fn in_blocks(
+        &self,
+        first: &Wanted,
+        block: Span<'m>,
+        align: u64,
+        parts: &mut Parts<'m>,
+    ) -> usize {
+        let start = first.offset / align * align;
+        let mut end = first.end().next_multiple_of(align);
+        let joined = self.wanted[self.next + 1..].iter().take_while(|behind| {
+            let joined = behind.end().next_multiple_of(align).max(end);
+            let joins = behind.shard == first.shard
+                && behind.offset <= end + GAP_BYTES as u64
+                && joined - start <= MAX_BLOCK_BYTES as u64;
+            if joins {
+                end = joined;
             }
-            self.repeats.push((row.position, next.position));
-            self.next += 1;
-        }
+            joins
+        });
+        let rows = 1 + joined.count();
+        parts.push(block.part(0, (end - start) as usize));
+        self.next + rows
     }
 
     /// Takes a read that has ended: good, to be made again, or to be made row by row,
@@ -328,15 +396,19 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         queue: &mut dyn Queue<'static, 'm>,
     ) {
         let Completion { submission: mut read, result } = completion;
-        let one_file = self.one_file();
         let mut run = self.runs[read.id as usize];
-        let end = read.offset_bytes + run.len as u64;
+        let wanted = run.first..run.first + run.rows;
         match result {
-            Ok(bytes)
-                if bytes == run.len && (one_file || self.is_unchanged(read.file.as_fd(), end)) =>
-            {
+            Ok(bytes) if bytes >= run.needed_bytes => {
                 count(&self.rows.counters.bytes_read, bytes as u64);
                 count(&self.rows.counters.reads, 1);
+                if let Way::Direct(blocks) = self.way {
+                    let block = blocks.of(read.id);
+                    for row in &self.wanted[wanted] {
+                        let at = (row.offset - read.offset_bytes) as usize;
+                        row.memory_in(self.into).copy_span(block.part(at, row.len as usize));
+                    }
+                }
             }
             Err(Errno::AGAIN | Errno::INTR) if run.again < AGAIN_LIMIT => {
                 run.again += 1;
@@ -344,36 +416,96 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
                 queue.push(read);
                 return;
             }
-            _ => {
-                for wanted in &self.wanted[run.first..run.first + run.rows] {
-                    if let Err(loss) = self.read_alone(&read.file, wanted, run) {
-                        let error = self.loss(wanted, loss);
-                        self.failed.get_or_insert(error);
-                        break;
-                    }
-                }
-            }
+            _ => self.read_anew(run.stretch, wanted),
         }
         self.free.push(read.id);
         read.parts.clear();
         self.spare_parts.push(read.parts);
+        self.end_of_run(run.stretch);
     }
 
-    /// Reads one row, or the part of it that `run` is. Memory that the kernel cannot
-    /// reach (a window's) is filled through a buffer.
-    fn read_alone(&self, file: &OpenFile<'_>, wanted: &Wanted, run: Run) -> Result<(), RowLoss> {
-        let row_bytes = self.rows.row_bytes;
-        let len = run.len.min(row_bytes - run.row_offset);
-        let into = wanted.place(self.into, row_bytes).part(run.row_offset, len);
-        let offset = wanted.offset + run.row_offset as u64;
-        let read = match sys_file::read_unchanged(file.as_fd(), into, offset) {
-            Err(Errno::FAULT) => {
-                let mut buffer = vec![0; len];
-                let read = sys_file::read_unchanged(file.as_fd(), Span::of(&mut buffer), offset);
-                into.copy_from(&buffer);
-                read
+    /// Looks at a file once all of it has come: beside a cut, reads bring zeros and a full
+    /// count ([`sys_file::is_cut`]), so what came of one that has changed is read again.
+    fn end_of_run(&mut self, number: usize) {
+        let Some(stretch) = self.stretches[number].as_mut() else { return };
+        stretch.in_flight -= 1;
+        if stretch.in_flight > 0 || !stretch.planned {
+            return;
+        }
+        let wanted = stretch.first..stretch.end;
+        let end = self.wanted[wanted.clone()].iter().map(Wanted::end).max().unwrap_or(0);
+        let unchanged = sys_file::facts(stretch.file.as_fd())
+            .is_ok_and(|facts| facts.size_bytes >= end && facts.changed_ns < self.began_ns);
+        if !unchanged {
+            self.read_anew(number, wanted);
+        }
+        // The last that is wanted is asked for its file when the next is planned.
+        self.stretches[number] = None;
+    }
+
+    /// Reads what is wanted row by row, each until its file did not change meanwhile.
+    fn read_anew(&mut self, number: usize, wanted: std::ops::Range<usize>) {
+        let Some((file, align)) =
+            self.stretches[number].as_ref().map(|s| (Arc::clone(&s.file), s.align))
+        else {
+            return;
+        };
+        for index in wanted {
+            if self.failed.is_some() {
+                return;
             }
-            read => read,
+            let row = self.wanted[index];
+            let read = self.read_rows_of(&file, &row, align).and_then(|()| self.pace.check(1));
+            self.failed = read.err();
+        }
+    }
+
+    /// Reads each row of what is wanted by itself.
+    fn read_rows_of(&self, file: &OwnedFd, wanted: &Wanted, align: u64) -> Result<()> {
+        let shard = self.rows.files.shard(wanted.shard);
+        let mut start = wanted.offset;
+        while start < wanted.end() {
+            let end = shard.row_end(start, self.rows.row_bytes).min(wanted.end());
+            let place = wanted.place + (start - wanted.offset) as usize;
+            let into = self.into.part(place, (end - start) as usize);
+            self.read_alone(file, into, start, align)
+                .map_err(|loss| self.loss(wanted.shard, start, loss))?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// Reads one row, or a part of it. Memory that the kernel cannot reach (a window's) is
+    /// filled through a buffer.
+    fn read_alone(
+        &self,
+        file: &OwnedFd,
+        into: Span<'m>,
+        offset: u64,
+        align: u64,
+    ) -> Result<(), RowLoss> {
+        let len = into.len();
+        let read = match self.way {
+            Way::Direct(blocks) => {
+                let start = offset / align * align;
+                let before = (offset - start) as usize;
+                let whole = (before + len).next_multiple_of(align as usize);
+                let block = blocks.spare().part(0, whole);
+                sys_file::read_blocks_unchanged(file.as_fd(), block, start).map(|(read, facts)| {
+                    into.copy_span(block.part(before, len));
+                    (read.saturating_sub(before).min(len), facts)
+                })
+            }
+            Way::Cached(_) => match sys_file::read_unchanged(file.as_fd(), into, offset) {
+                Err(Errno::FAULT) => {
+                    let mut buffer = vec![0; len];
+                    let read =
+                        sys_file::read_unchanged(file.as_fd(), Span::of(&mut buffer), offset);
+                    into.copy_from(&buffer);
+                    read
+                }
+                read => read,
+            },
         };
         let (read, Facts { size_bytes, .. }) = read.map_err(RowLoss::Io)?;
         count(&self.rows.counters.bytes_read, read as u64);

@@ -257,6 +257,16 @@ impl Store {
         }
     }
 
+    /// Another descriptor of it past the page cache, where the store is direct.
+    ///
+    /// # Errors
+    /// EMFILE at the limit of descriptors.
+    pub(crate) fn direct_file(&self) -> std::result::Result<Option<OwnedFd>, Errno> {
+        let [only] = self.parts.all() else { return Ok(None) };
+        let direct = only.file.direct_fd.as_ref();
+        direct.map(|fd| sys_file::duplicate(fd.as_fd())).transpose()
+    }
+
     /// The descriptor to map a page by, and its offset in that file.
     pub(crate) fn place_of(&self, page: FilePage) -> (BorrowedFd<'_>, u64) {
         let part = self.parts.of(page);

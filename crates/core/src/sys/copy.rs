@@ -101,6 +101,23 @@ impl Recovery {
     }
 }
 
+impl Recovery {
+    /// Copies many bytes of `from` into `into`, past the processor's caches.
+    ///
+    /// # Errors
+    /// [`SourceLost`].
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn copy_long(&self, into: Span<'_>, from: Span<'_>) -> Result<(), SourceLost> {
+        assert_eq!(into.len(), from.len(), "spans of different lengths");
+        #[cfg(target_arch = "x86_64")]
+        return routine::copy_long(into, from);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("there is no Recovery here, so nothing to copy with")
+    }
+}
+
 /// Rows of one size, in maps of files, to be copied one after another
 /// ([`Recovery::copy_rows`]).
 #[derive(Debug)]

@@ -191,39 +191,123 @@ pub fn read_unchanged(
     into: Span<'_>,
     offset: u64,
 ) -> Result<(usize, Facts), Errno> {
+    unchanged(fd, || read_at(fd, into, offset))
+}
+
+/// The same past the page cache, of whole blocks: in one `pread`, as what would go on after a
+/// short count is not aligned.
+///
+/// # Errors
+/// The kernel's own.
+pub fn read_blocks_unchanged(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    let mut again = 0;
+    unchanged(fd, || loop {
+        enter(Call::Read)?;
+        let offset = file_offset(offset)?;
+        // SAFETY: a span is mapped and writable, and nothing refers into it.
+        let read = unsafe { libc::pread(fd.as_raw_fd(), into.start().cast(), into.len(), offset) };
+        match moved(read) {
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if again < AGAIN_LIMIT => again += 1,
+            outcome => return outcome,
+        }
+    })
+}
+
+fn unchanged(
+    fd: BorrowedFd<'_>,
+    mut read: impl FnMut() -> Result<usize, Errno>,
+) -> Result<(usize, Facts), Errno> {
     let mut before = facts(fd)?;
     let mut made = 0;
     loop {
-        let read = read_at(fd, into, offset)?;
+        let count = read()?;
         let after = facts(fd)?;
         made += 1;
         if after.changed_ns == before.changed_ns || made == CHANGED_LIMIT {
-            return Ok((read, after));
+            return Ok((count, after));
         }
         before = after;
     }
 }
 
-/// `stat`: the same for a path, which need not be opened. Of a block device the size is 0.
+/// What offsets and lengths of direct reads, and the addresses that they go to, are multiples
+/// of: what the kernel says (`STATX_DIOALIGN`, 6.1), or 4096, which every device takes. None
+/// where the file cannot be read past the page cache.
+#[must_use]
+pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
+    /// Older headers lack it.
+    const STATX_DIOALIGN: u32 = 0x2000;
+    const ANY: u32 = 4096;
+    // SAFETY: statx is plain data, for which zero is valid.
+    let mut told = unsafe { std::mem::zeroed::<libc::statx>() };
+    // SAFETY: the path is an empty string, the structure outlives the call.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_DIOALIGN,
+            &raw mut told,
+        )
+    };
+    if result != 0 || told.stx_mask & STATX_DIOALIGN == 0 {
+        return Some(ANY);
+    }
+    let align = told.stx_dio_offset_align.max(told.stx_dio_mem_align);
+    (told.stx_dio_offset_align != 0).then_some(align)
+}
+
+/// The same for a path, which need not be opened, and when the file was made, in nanoseconds
+/// (`statx`, 4.11); 0 where that is not told. The number of a file that is gone is given to
+/// another one at once; its birth is not. Of a block device the size is 0.
 ///
 /// # Errors
 /// The kernel's own.
-pub fn path_facts(path: &Path) -> Result<Facts, Errno> {
-    enter(Call::Stat)?;
-    rustix::fs::stat(path).map(|stat| facts_of(&stat))
+pub fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
+    born(rustix::fs::CWD, path, AtFlags::empty(), || rustix::fs::stat(path))
 }
 
-/// When the file at a path was made, in nanoseconds (`statx`, 4.11); 0 where that is not told.
-/// The number of a file that is gone is given to another one at once; its birth is not.
-#[must_use]
-pub fn birth_ns(path: &Path) -> u64 {
-    use rustix::fs::{statx, StatxFlags, CWD};
-    let Ok(told) = statx(CWD, path, AtFlags::empty(), StatxFlags::BTIME) else { return 0 };
-    if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        return 0;
-    }
-    let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
-    seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
+/// The same of a file that is open.
+///
+/// # Errors
+/// The kernel's own.
+pub fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
+    born(fd, Path::new(""), AtFlags::EMPTY_PATH, || rustix::fs::fstat(fd))
+}
+
+fn born(
+    at: BorrowedFd<'_>,
+    path: &Path,
+    flags: AtFlags,
+    plain: impl FnOnce() -> Result<rustix::fs::Stat, Errno>,
+) -> Result<(Facts, u64), Errno> {
+    use rustix::fs::{makedev, statx, StatxFlags};
+    enter(Call::Stat)?;
+    let told = match statx(at, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
+        // Older, or a filter that does not know it.
+        Err(Errno::NOSYS | Errno::PERM) => return plain().map(|stat| (facts_of(&stat), 0)),
+        told => told?,
+    };
+    let changed_ns = told.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
+    let facts = Facts {
+        size_bytes: told.stx_size,
+        file_type: FileType::from_raw_mode(told.stx_mode.into()),
+        owner: told.stx_uid,
+        identity: (makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino),
+        changed_ns: changed_ns.saturating_add(told.stx_ctime.tv_nsec.into()),
+    };
+    let birth = if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
+        0
+    } else {
+        let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
+    };
+    Ok((facts, birth))
 }
 
 fn facts_of(stat: &rustix::fs::Stat) -> Facts {

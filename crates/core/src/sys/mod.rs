@@ -10,6 +10,7 @@ pub mod file;
 pub mod forever;
 pub mod fork;
 pub mod fork_lock;
+pub mod futex;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;

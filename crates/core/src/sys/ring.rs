@@ -26,8 +26,8 @@ use pool::with_threads;
 
 /// Requests that a ring has in flight at most. Beyond it devices gain nothing.
 pub const DEPTH: usize = 128;
-/// Idle rings that a pool keeps.
-const MAX_IDLE: usize = 4;
+/// Idle rings that a pool keeps: one for each thread of a program that reads in many.
+const MAX_IDLE: usize = 32;
 /// With this many in flight a wait is for several, so that each costs less.
 const BUSY: usize = 32;
 /// How many such a wait is for.
@@ -139,7 +139,13 @@ pub trait Queue<'f, 'm> {
     /// Starts what was pushed, then waits until a request has ended or `timeout`
     /// has passed, and hands out all that have ended. When the queue itself
     /// fails, what it has not carried out comes back with ECANCELED.
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
+    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+        let least = if self.in_flight() > BUSY { BUSY_WAIT } else { 1 };
+        self.wait_for(least, timeout, ended);
+    }
+    /// The same, waiting for `least` requests to end where the queue can wait for several:
+    /// fewer waits are cheaper, where nothing can be done before.
+    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
 /// A ring with nothing in flight.
@@ -185,20 +191,22 @@ impl Ring {
         Ok(Self { ring, owner: crate::sys::process::id() })
     }
 
-    /// The ring as a queue for as long as `body` runs. Also says whether the ring
-    /// may be used again.
+    /// The ring as a queue of up to `wanted` requests for as long as `body` runs. Also says
+    /// whether the ring may be used again.
     pub fn session<'f, 'm, T>(
         &mut self,
+        wanted: usize,
         body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
     ) -> (T, bool) {
+        let slots = wanted.clamp(1, DEPTH);
         let mut session = Session {
             ring: &mut self.ring,
             owner: self.owner,
-            submissions: Vec::with_capacity(DEPTH),
-            free: (0..DEPTH).rev().collect(),
+            submissions: Vec::with_capacity(slots),
+            free: (0..slots).rev().collect(),
             failed: false,
         };
-        session.submissions.resize_with(DEPTH, || None);
+        session.submissions.resize_with(slots, || None);
         let outcome = body(&mut session);
         session.drain(drop);
         let usable = !session.failed && session.unsubmitted() == 0;
@@ -277,7 +285,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
         self.failed |= self.is_of_parent();
         while !self.failed {
             self.reap(&mut ended);
-            let held = DEPTH - self.free.len();
+            let held = self.submissions.len() - self.free.len();
             if held == self.unsubmitted() {
                 return;
             }
@@ -301,7 +309,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
         let left = self.submissions.iter_mut().filter_map(Option::take);
         ended
             .extend(left.map(|submission| Completion { submission, result: Err(Errno::CANCELED) }));
-        self.free = (0..DEPTH).rev().collect();
+        self.free = (0..self.submissions.len()).rev().collect();
     }
 }
 
@@ -318,7 +326,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
     }
 
     fn in_flight(&self) -> usize {
-        DEPTH - self.free.len()
+        self.submissions.len() - self.free.len()
     }
 
     fn push(&mut self, submission: Submission<'f, 'm>) {
@@ -343,22 +351,18 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         }
     }
 
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if self.failed || self.is_of_parent() {
             self.give_up(ended);
             return;
         }
         let before = ended.len();
         self.reap(|completion| ended.push(completion));
-        let ready = ended.len() > before;
-        if ready && self.unsubmitted() == 0 {
+        let want = least.min(self.in_flight() + ended.len() - before);
+        let want = want.saturating_sub(ended.len() - before);
+        if want == 0 && self.unsubmitted() == 0 {
             return;
         }
-        let want = match self.in_flight() {
-            _ if ready => 0,
-            in_flight if in_flight > BUSY => BUSY_WAIT,
-            _ => 1,
-        };
         if self.enter(want, timeout).is_err() {
             self.give_up(ended);
             return;
@@ -374,29 +378,37 @@ pub struct RingPool {
 }
 
 impl RingPool {
+    /// No ring yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { idle: ForkLock::new(Vec::new()) }
+    }
+
     /// An idle ring of this process, or a new one.
     ///
     /// # Errors
     /// As [`Ring::new`].
     pub fn take(&self) -> Result<Ring, Errno> {
-        // Never waits, as a new ring is as good.
-        if let Some(mut idle) = self.idle.try_lock() {
-            let owner = crate::sys::process::id();
-            idle.retain(|ring| ring.owner == owner);
-            if let Some(ring) = idle.pop() {
-                return Ok(ring);
-            }
-        }
-        Ring::new()
+        let owner = crate::sys::process::id();
+        // Held for a moment, which costs a hundredth of setting a ring up. What a parent left
+        // is dropped once the lock is free: that makes system calls.
+        let (ring, _of_parent) = {
+            let mut idle = self.idle.lock();
+            let of_parent: Vec<Ring> = idle.extract_if(.., |ring| ring.owner != owner).collect();
+            (idle.pop(), of_parent)
+        };
+        ring.map_or_else(Ring::new, Ok)
     }
 
     /// Keeps a ring for the next call.
     pub fn give_back(&self, ring: Ring) {
-        if let Some(mut idle) = self.idle.try_lock() {
-            if idle.len() < MAX_IDLE {
-                idle.push(ring);
-            }
+        let mut idle = self.idle.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push(ring);
+            return;
         }
+        drop(idle);
+        drop(ring);
     }
 
     /// Runs `body` with a queue that has requests in flight together: a ring or, where the
@@ -408,7 +420,7 @@ impl RingPool {
         body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
     ) -> T {
         if let Ok(mut ring) = self.take() {
-            let (outcome, usable) = ring.session(body);
+            let (outcome, usable) = ring.session(wanted, body);
             if usable {
                 self.give_back(ring);
             }

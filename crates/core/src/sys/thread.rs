@@ -8,6 +8,35 @@ use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
 
+/// A descriptor that can be read once something has happened, and from then on.
+#[derive(Debug)]
+pub struct Event(OwnedFd);
+
+impl Event {
+    /// Nothing has happened.
+    ///
+    /// # Errors
+    /// EMFILE at the limit of descriptors.
+    pub fn new() -> Result<Self, Errno> {
+        enter(Call::Open)?;
+        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    /// It has happened.
+    pub fn set(&self) {
+        // Full means set.
+        let _set = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+
+    /// Another descriptor of it.
+    ///
+    /// # Errors
+    /// EMFILE at the limit of descriptors.
+    pub fn descriptor(&self) -> Result<OwnedFd, Errno> {
+        super::file::duplicate(self.0.as_fd())
+    }
+}
+
 /// Starts a thread in which every signal is blocked, so that handlers run in the
 /// application's threads alone.
 ///

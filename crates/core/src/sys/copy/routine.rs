@@ -309,6 +309,18 @@ pub(super) fn copy(
     }
 }
 
+/// The same of any length and alignment: past the caches but for both ends. Nothing is fetched
+/// ahead, as the processor sees by itself that a long copy goes on.
+pub(super) fn copy_long(into: Span<'_>, from: Span<'_>) -> Result<(), SourceLost> {
+    let head = into.start().align_offset(STORE_ALIGN).min(from.len());
+    let lines = (from.len() - head) / LINE_BYTES * LINE_BYTES;
+    let end = head + lines;
+    for (start, end) in [(0, head), (head, end), (end, from.len())] {
+        copy(into.part(start, end - start), from.part(start, end - start), None, false)?;
+    }
+    Ok(())
+}
+
 pub(super) fn fence() {
     // SAFETY: every x86-64 has SSE.
     unsafe { std::arch::x86_64::_mm_sfence() }

@@ -1,0 +1,27 @@
+//! Waiting for a word to change, with a limit.
+
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::thread::futex::{self, Flags, Timespec};
+
+/// Sleeps while `word` is `value`, at most for `timeout`; says whether something else than the
+/// time has ended it, which may be nothing that the caller waits for.
+pub fn wait(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
+    let timeout = Timespec {
+        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    futex::wait(word, Flags::PRIVATE, value, Some(&timeout)) != Err(Errno::TIMEDOUT)
+}
+
+/// Wakes one thread that sleeps.
+pub fn wake_one(word: &AtomicU32) {
+    let _woken = futex::wake(word, Flags::PRIVATE, 1);
+}
+
+/// Wakes every thread that sleeps.
+pub fn wake_all(word: &AtomicU32) {
+    let _woken = futex::wake(word, Flags::PRIVATE, i32::MAX as u32);
+}

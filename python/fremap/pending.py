@@ -1,0 +1,167 @@
+"""A take that goes on while its caller does something else."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from fremap.errors import TakeCancelledError, TakeTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from fremap import _core
+
+__all__ = ["Pending"]
+
+
+class Pending:
+    """A take under way; what `Rows.submit` returns.
+
+    It owns the memory of `out` until the last read into it has ended, also where the take was
+    cancelled or this object is gone. No thread of Python's serves it.
+
+    Parameters
+    ----------
+    core : object
+        The core's half; `Rows.submit` has it.
+    taken : ndarray or torch.Tensor
+        What `result` returns.
+
+    See Also
+    --------
+    Rows.submit : Begins one.
+
+    Notes
+    -----
+    ``await pending`` gives what `result` returns, on any event loop that watches descriptors.
+    If the awaiting task is cancelled, so is the take.
+
+    Any number of threads may wait. A child of fork cannot wait for a take of its parent's
+    (`ForkError`).
+
+    Examples
+    --------
+    >>> import fremap, numpy as np, tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     np.arange(10, dtype=np.int16).tofile(file.name)
+    ...     with fremap.rows(file.name, np.int16, 2) as pairs:
+    ...         pending = pairs.submit([4, 0])
+    ...         pending.result().tolist()
+    [[8, 9], [0, 1]]
+    """
+
+    __slots__ = ("_core", "_taken")
+
+    def __init__(self, core: _core.Pending, taken: Any) -> None:
+        self._core = core
+        self._taken = taken
+
+    def done(self) -> bool:
+        """Return whether the take has ended: with its rows, an error, or cancelled.
+
+        Returns
+        -------
+        bool
+            False while it is under way.
+        """
+        return self._core.done()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the take has ended.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Returns
+        -------
+        bool
+            Whether it has ended.
+        """
+        return self._core.wait(timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the rows, once they have come.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most.
+
+        Returns
+        -------
+        ndarray or torch.Tensor
+            As `Rows.take` returns it: `out`'s own memory if it was given.
+
+        Raises
+        ------
+        FremapError
+            As `Rows.take`, each time it is called.
+        TakeTimeoutError
+            The time is over; the take goes on. Also a `TimeoutError`.
+        TakeCancelledError
+            `cancel` was called before all rows had come.
+        """
+        if not self._core.wait(timeout):
+            raise TakeTimeoutError(
+                f"take: not done after {timeout:g} s; it goes on, call result again or cancel it"
+            )
+        if self._core.cancelled():
+            raise TakeCancelledError("take: it was cancelled before all rows had come")
+        self._core.check()
+        return self._taken
+
+    def cancel(self) -> None:
+        """End the take early.
+
+        What is in flight ends first: memory given as `out` may be written until `done`.
+        A take that has ended stays as it is.
+        """
+        self._core.cancel()
+
+    def cancelled(self) -> bool:
+        """Return whether the take has ended because of `cancel`.
+
+        Returns
+        -------
+        bool
+            False also while it is under way.
+        """
+        return self._core.cancelled()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._ended().__await__()
+
+    async def _ended(self) -> Any:
+        import asyncio
+
+        if not self._core.done():
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            event = self._core.event()
+            try:
+                loop.add_reader(event, _set, waiter)
+                try:
+                    await waiter
+                except asyncio.CancelledError:
+                    self.cancel()
+                    raise
+                finally:
+                    loop.remove_reader(event)
+            finally:
+                os.close(event)
+        return self.result(0)
+
+    def __repr__(self) -> str:
+        if not self._core.done():
+            state = "under way"
+        else:
+            state = "cancelled" if self._core.cancelled() else "done"
+        return f"<fremap.Pending: {self._taken.shape} of {self._taken.dtype}, {state}>"
+
+
+def _set(waiter: Any) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
