@@ -11,6 +11,7 @@
  */
 #include "loop.h"
 
+#include <errno.h>
 #include <linux/io_uring.h>
 #include <pthread.h>
 #include <sys/uio.h>
@@ -214,6 +215,9 @@ int main(int argc, char **argv) {
     CHECK(argc == 4 && sscanf(argv[3], "%15[a-z]:%ld:%ld:%ld", mode, &row_bytes, &first_offset, &shard_rows) == 4,
           "take_rows LIST ROWS MODE:ROW_BYTES:OFFSET:SHARD_ROWS");
     int direct = !strcmp(mode, "direct"), threads = !strcmp(mode, "threads"), advised = !strcmp(mode, "advised");
+    int buffered = !strcmp(mode, "buffered");
+    errno = EINVAL;
+    CHECK(direct || threads || advised || buffered, mode);
     FILE *list = fopen(argv[1], "r");
     CHECK(list, argv[1]);
     char path[4096];
@@ -235,7 +239,7 @@ int main(int argc, char **argv) {
         CHECK(posix_memalign((void **)&blocks[i], 4096, most_bytes) == 0, "memory");
         memset(blocks[i], 1, most_bytes);
     }
-    set_up_ring();
+    if (direct || buffered) set_up_ring();
     ready();
     while ((count = next_request(rows, limit)) >= 0) {
         int64_t begin = now_ns();

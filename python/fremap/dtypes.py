@@ -104,7 +104,10 @@ def said_type(operation: str, dtype: TypeLike) -> ElementType:
                 f"dtype=torch.{dtype}"
             ) from error
         dtype = getattr(ml_dtypes, dtype)
-    said = np.dtype(dtype)
+    try:
+        said = np.dtype(dtype)
+    except TypeError as error:
+        raise ArgumentTypeError(f"{operation}: dtype is {dtype!r}: {error}") from None
     return ElementType(said, said.name, said)
 
 

@@ -118,6 +118,8 @@ def _check_limits(parts: list[Any], shape: tuple[int, ...]) -> None:
         raise errors._page_range(  # noqa: SLF001 - one maker of messages
             f"rows: {sum(axes)} indexes for rows of {len(shape)} axes", sum(axes), len(shape)
         )
+    if sum(isinstance(part, EllipsisType) for part in parts) > 1:
+        raise ArgumentError("rows: an index has one ellipsis (...) at most")
     axis = 0
     for part, consumed in zip(parts, axes, strict=True):
         if isinstance(part, EllipsisType):
@@ -128,6 +130,8 @@ def _check_limits(parts: list[Any], shape: tuple[int, ...]) -> None:
         ):
             numbering = Numbering(f"rows, axis {axis}", "index", shape[axis])
             numbering.resolved(np.asarray(part, np.int64))
+        elif axis and isinstance(part, np.ndarray):
+            _fitting(part, shape, axis)
         axis += consumed
 
 
@@ -138,12 +142,14 @@ def _axes_of(part: Any) -> int:
     return part.ndim if isinstance(part, np.ndarray) and part.dtype == np.bool_ else 1
 
 
-def _fitting(mask: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    if mask.shape != shape[: mask.ndim]:
+def _fitting(
+    mask: npt.NDArray[np.bool_], shape: tuple[int, ...], axis: int = 0
+) -> npt.NDArray[np.bool_]:
+    if mask.shape != shape[axis : axis + mask.ndim]:
         raise errors._page_range(  # noqa: SLF001 - one maker of messages
             f"rows: a mask of shape {mask.shape} for rows of shape {shape}; it must have one bool "
-            "a row, or one for each element of the first axes",
+            "a row, or one for each element of the axes that it stands for",
             len(mask) if mask.ndim else 0,
-            shape[0],
+            shape[axis],
         )
     return mask

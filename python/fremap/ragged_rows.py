@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 
 from fremap import errors
-from fremap.arguments import filled_memory
+from fremap.arguments import absolute_path, filled_memory
 from fremap.closing import ClosedOnExit
-from fremap.dtypes import empty, is_tensor, shown_as
+from fremap.dtypes import ElementType, empty, is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError, ArgumentTypeError
-from fremap.formats import megatron
+from fremap.formats import arrow, megatron, told_format
 from fremap.rowids import as_mask, mask_of, select
 from fremap.rows import Rows
 from fremap.runs import Runs
 from fremap.selection import Numbering
+from fremap.shards import Kind
 from fremap.sources import Opened, is_single, name_of, named_files
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from fremap.stats import RowsStats
 
 __all__ = ["Ragged", "RaggedRows", "ragged"]
+
+
+# The elements, and of each row the first and how many.
+_Found: TypeAlias = "tuple[Rows, npt.NDArray[np.int64], npt.NDArray[np.int64]]"
 
 
 class RaggedRows(NamedTuple):
@@ -60,13 +65,14 @@ class Ragged(ClosedOnExit):
         The elements, as `rows` has them.
     offsets : array of int or path, optional
         Where each row begins, and behind the last where it ends, in elements: an array, or
-        the path of an ``.npy`` file. Left out for Megatron's files, which have an index.
+        the path of an ``.npy`` file. Left out for Megatron's files, which have an index, and
+        for columns of lists in Arrow's (`column`).
     dtype : dtype, optional
         Of the elements, as `rows` has it.
     row_shape : int or tuple of int, optional
         Shape of an element that is more than a number, as `rows` has it.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Raises
     ------
@@ -79,12 +85,12 @@ class Ragged(ClosedOnExit):
 
     Notes
     -----
-    The offsets are in memory: 16 bytes a row. Files are opened, mapped and closed as those of
-    `Rows` are, and so are threads, children of fork and pickles treated.
+    fremap keeps the offsets in memory: 16 bytes a row. It opens, maps and closes the files as
+    `Rows` does; threads, children of fork and pickles work alike.
 
-    Rows are read as the blocks of elements that cover them, about a quarter of their mean length
-    (512 bytes to 8 KiB), all of them in flight together; a second copy, in memory, lays them one
-    after another.
+    `take` reads the blocks of elements that cover the rows, 8 MiB of them at a time, and then
+    copies the rows from these. A block has about a quarter of the mean length of a row, 512 bytes
+    to 8 KiB.
 
     Examples
     --------
@@ -118,7 +124,7 @@ class Ragged(ClosedOnExit):
         **options: Any,
     ) -> None:
         if offsets is None:
-            table, starts, lengths = _indexed(source, dtype, options)
+            table, starts, lengths = _found(source, dtype, options)
         else:
             bounds = _bounds(offsets)
             starts, lengths = bounds[:-1], np.diff(bounds)
@@ -415,18 +421,68 @@ def _bounds(offsets: Any) -> npt.NDArray[np.int64]:
     return bounds.astype(np.int64)
 
 
-def _indexed(
-    source: Any, dtype: TypeLike | None, options: dict[str, Any]
-) -> tuple[Rows, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the elements of Megatron's files, and where in them rows lie."""
+def _found(source: Any, dtype: TypeLike | None, options: dict[str, Any]) -> _Found:
+    """Return rows of files that know where they begin: Arrow's lists, Megatron's sequences."""
     if isinstance(source, Rows):
         raise ArgumentError("ragged: offsets are missing; rows do not tell where others begin")
     sources = [source] if is_single(source) else list(source)
+    column = options.pop("column", None)
+    if column is not None or (sources and _is_arrow(sources[0])):
+        return _lists(sources, column, dtype, options)
+    return _sequences([data for one in sources for data in _data_files(one)], dtype, options)
+
+
+def _is_arrow(source: Any) -> bool:
+    """Tell whether the first file of a source is one of Arrow's."""
+    path = source if isinstance(source, str | bytes | os.PathLike) else b""
+    if not os.path.isfile(os.fsdecode(path)):
+        return os.fsdecode(path).endswith(".arrow")
+    with Opened(absolute_path("ragged", path), "ragged") as opened:
+        return told_format(opened.header, None, typed=True, offset=0) == "arrow"
+
+
+def _lists(
+    sources: list[Any], column: str | None, dtype: TypeLike | None, options: dict[str, Any]
+) -> _Found:
+    """Return the elements of lists in Arrow's files, and where in them each list is."""
+    # The bytes of the files, of which the elements are a part for each record batch.
+    with Rows(sources, np.uint8, format="raw", **options) as whole:
+        shards, starts, lengths, kinds = [], [], [], []
+        base = 0
+        for shard in whole._shards:  # noqa: SLF001 - made for it
+            with Opened(shard.file, "ragged") as opened:
+                for values, offsets in arrow.lists(opened.header, column):
+                    count = values.shape[0]
+                    begin = values.data_offset
+                    shards.append(shard._replace(data_offset=begin, row_count=count))
+                    starts.append(offsets[:-1] + base)
+                    lengths.append(np.diff(offsets))
+                    base += count
+                    held = ElementType(values.dtype, values.dtype_name, values.dtype)
+                    kinds.append(Kind(held, values.shape[1:]))
+        unlike = next((kind for kind in kinds if kind != kinds[0]), None)
+        if unlike is not None:
+            raise ArgumentError(
+                f"ragged: lists of {unlike.element.name} {unlike.row_shape} and of "
+                f"{kinds[0].element.name} {kinds[0].row_shape}; all must be alike"
+            )
+        element = kinds[0].element
+        said = element if dtype is None else element.said(said_type("ragged", dtype))
+        if said is None:
+            raise ArgumentError(f"ragged: the lists hold {element.name}, not {dtype}")
+        kind = kinds[0]._replace(element=said)
+        table = whole._with(tuple(shards), kind)  # noqa: SLF001 - made for it
+    return table, np.concatenate(starts), np.concatenate(lengths)
+
+
+def _sequences(files: list[str], dtype: TypeLike | None, options: dict[str, Any]) -> _Found:
+    """Return the elements of Megatron's files, and where in them each sequence is."""
     found: list[tuple[str, megatron.Index]] = []
-    for one in sources:
-        for data in _data_files(one):
-            with Opened(data.removesuffix(".bin") + ".idx", "ragged") as opened:
-                found.append((data, megatron.index(opened.header)))
+    for data in files:
+        with Opened(data.removesuffix(".bin") + ".idx", "ragged") as opened:
+            found.append((data, megatron.index(opened.header)))
+    if not found:
+        raise ArgumentError("ragged: an empty list of files has no rows")
     kinds = {index.dtype for _, index in found}
     if len(kinds) > 1:
         other = next(data for data, index in found if index.dtype != found[0][1].dtype)
@@ -477,13 +533,14 @@ def ragged(
         ``.idx``, or what both begin with; a pattern or a list names many.
     offsets : array of int or path, optional
         Where each row begins, and behind the last where it ends, in elements: an array (CSR's
-        ``indptr``), the path of an ``.npy`` file, or `Rows`. Left out for Megatron's files.
+        ``indptr``), the path of an ``.npy`` file, or `Rows`. Left out for Megatron's files, and
+        for columns of lists in Arrow's (`column`).
     dtype : dtype, optional
         Of the elements, as `rows` has it.
     row_shape : int or tuple of int, optional
         Shape of an element that is more than a number, as `rows` has it.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`.
+        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Returns
     -------

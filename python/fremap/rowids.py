@@ -102,7 +102,7 @@ def as_mask(index: object) -> npt.NDArray[np.bool_] | None:
     if isinstance(index, list):
         if not index or not all(isinstance(part, bool | np.bool_) for part in index):
             return None
-    elif getattr(index, "shape", ()) == () or not _says_bool(index.dtype):  # type: ignore[attr-defined]
+    elif getattr(index, "shape", ()) == () or not _says_bool(getattr(index, "dtype", "")):
         return None
     try:
         return np.asarray(index, dtype=np.bool_)

@@ -66,26 +66,26 @@ class Rows(ClosedOnExit):
     Parameters
     ----------
     source : path, Store, h5py.Dataset, or several of these
-        The files, in order: a list or iterator, or a pattern as `glob` has it
-        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
-        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
-        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
-        their content; all else is raw bytes.
+        The files, in order. A pattern as `glob` takes it (``"part-*.npy"``) names several;
+        they are sorted by name, with numbers compared as numbers. A folder means the checkpoint
+        in it: its index, or else all its safetensors files. fremap recognizes ``.npy``,
+        safetensors, an index of these (``.safetensors.index.json``) and Arrow files by their
+        content. Everything else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
-        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
+        Of the elements; needed for raw bytes. It may be a type of ml_dtypes (or its name, such
+        as ``"bfloat16"``), or of torch; then rows are returned as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
     offset : int or sequence of int, default 0
-        Bytes before the first row: of each raw file alike, or one number for each file.
+        Bytes before the first row of each raw file: one number for all, or one for each.
     tensor : str or list of str, optional
-        The tensor of safetensors files; needed if there are several. A list of names, or a
-        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
-        the order of the list or of the number, wherever among the files each of them is.
+        The tensor of safetensors files; needed if there are several. A list of names or a
+        pattern with one number (``"model.ngram.shard_{i}"``) joins several tensors to one
+        table, in the order of the list or of the number. Each may be in any of the files.
     column : str, optional
         The column of Arrow files; needed if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
-        What the files are, where that cannot be told, or is told wrongly.
+        What the files are, if fremap does not recognize them, or should not.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.
@@ -610,26 +610,26 @@ def rows(
     Parameters
     ----------
     source : path, Store, h5py.Dataset, or several of these
-        The files, in order: a list or iterator, or a pattern as `glob` has it
-        (``"part-*.npy"``; numbers in names are compared as numbers). A folder is a checkpoint:
-        its index, or all safetensors files in it. ``.npy``, safetensors, an index of these
-        (``.safetensors.index.json``) and Arrow files know what is in them, and are told by
-        their content; all else is raw bytes.
+        The files, in order. A pattern as `glob` takes it (``"part-*.npy"``) names several;
+        they are sorted by name, with numbers compared as numbers. A folder means the checkpoint
+        in it: its index, or else all its safetensors files. fremap recognizes ``.npy``,
+        safetensors, an index of these (``.safetensors.index.json``) and Arrow files by their
+        content. Everything else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes. Also a type of torch's or ml_dtypes' (or its name,
-        such as ``"bfloat16"``). With one of torch's, rows come as tensors.
+        Of the elements; needed for raw bytes. It may be a type of ml_dtypes (or its name, such
+        as ``"bfloat16"``), or of torch; then rows are returned as tensors.
     row_shape : int or tuple of int, optional
         Shape of one row; of raw bytes a single element if not given.
     offset : int or sequence of int, default 0
-        Bytes before the first row: of each raw file alike, or one number for each file.
+        Bytes before the first row of each raw file: one number for all, or one for each.
     tensor : str or list of str, optional
-        The tensor of safetensors files; needed if there are several. A list of names, or a
-        pattern with one number (``"model.ngram.shard_{i}"``), joins tensors to one table, in
-        the order of the list or of the number, wherever among the files each of them is.
+        The tensor of safetensors files; needed if there are several. A list of names or a
+        pattern with one number (``"model.ngram.shard_{i}"``) joins several tensors to one
+        table, in the order of the list or of the number. Each may be in any of the files.
     column : str, optional
         The column of Arrow files; needed if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
-        What the files are, where that cannot be told, or is told wrongly.
+        What the files are, if fremap does not recognize them, or should not.
     budget : int, "auto" or None, default "auto"
         Bytes that maps of the files and their page tables may take; "auto" is a share
         of half of what is available.

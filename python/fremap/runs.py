@@ -1,9 +1,9 @@
 """Runs of elements, anywhere in the files of a table, laid one after another into memory.
 
-The core reads rows of one size. Runs of any length are read as blocks of elements that cover
-them, and their elements are copied from these. The blocks of a file begin with its first
-element; what is left at its end, shorter than a block, is in one more block that ends with
-the file, so that none goes beyond it.
+The core reads rows of one size. So this module reads the blocks of elements that cover the runs,
+and copies the runs from these. The blocks of a file begin with its first element. If the last
+elements do not fill a block, one more block ends where the file ends, and overlaps the one
+before it: no block goes beyond the file.
 """
 
 from __future__ import annotations

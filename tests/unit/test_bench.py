@@ -20,6 +20,7 @@ from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, 
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
 from fremap.bench.render import as_json, as_text, number
+from fremap.bench.sharded import SHARD_MULTIPLE, FreshRows, ShardedTable
 from fremap.bench.suites import remap, slots
 
 FILE_PAGES = 512
@@ -353,6 +354,53 @@ def test_loop_has_a_variant(file: DataFile, file_pages: np.ndarray, name: str, m
             assert len(loop.run(order)) == 1
     with pytest.raises(BenchError, match=name):
         loops.Loop(name, file.path, FILE_PAGES, "another")
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param("direct", marks=pytest.mark.needs("io_uring")),
+        pytest.param("buffered", marks=pytest.mark.needs("io_uring")),
+        "advised",
+        "threads",
+    ],
+)
+@pytest.mark.parametrize("row_bytes", [160, 65_536])
+def test_rows_loop_takes_what_fremap_takes(tmp_path: Path, way: str, row_bytes: int) -> None:
+    """It reads some rows again by plain reads, and ends if they differ."""
+    with (
+        ShardedTable(str(tmp_path), 3 * SHARD_MULTIPLE, 3) as table,
+        table.rows(row_bytes) as rows,
+        loops.Loop("take_rows", table.list_file(), 70, table.loop_mode(way, row_bytes)) as loop,
+    ):
+        assert len(rows) == 3 * table.shard_rows(row_bytes)
+        draw = np.random.default_rng(1)
+        for count in (1, 18, 70):
+            assert len(loop.run(draw.integers(0, len(rows), count))) == 1
+        np.testing.assert_array_equal(rows[[0, 5]], table.map(0, row_bytes)[[0, 5]])
+
+
+def test_rows_loop_refuses_another_way(tmp_path: Path) -> None:
+    with (
+        ShardedTable(str(tmp_path), SHARD_MULTIPLE, 1) as table,
+        pytest.raises(BenchError, match="take_rows"),
+    ):
+        loops.Loop("take_rows", table.list_file(), 1, table.loop_mode("another", 160))
+
+
+def test_no_row_is_drawn_twice(tmp_path: Path) -> None:
+    with ShardedTable(str(tmp_path), 2 * SHARD_MULTIPLE, 2) as table:
+        fresh = FreshRows(table, 160)
+        pages = table.shard_bytes // PAGE_BYTES * 2
+        drawn = np.concatenate([fresh.draw(1000) for _ in range(pages // 1000)])
+        shard, row = np.divmod(drawn, table.shard_rows(160))
+        assert len({*zip(shard.tolist(), (row * 160 // PAGE_BYTES).tolist(), strict=True)}) == len(
+            drawn
+        )
+        assert (drawn >= 0).all()
+        assert (drawn < 2 * table.shard_rows(160)).all()
+        with pytest.raises(BenchError, match="--file-size"):
+            fresh.draw(1000)
 
 
 def test_mprotect_loop_times_two_things(file: DataFile) -> None:

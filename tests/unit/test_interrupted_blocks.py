@@ -12,6 +12,7 @@ import gc
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -21,7 +22,6 @@ from fremap.testing import write_numbered_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
     from types import CodeType, FrameType
 
 PAGES = 16
@@ -87,7 +87,8 @@ def each_place(block: Callable[[], None]) -> Iterator[int]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "pages"
-    write_numbered_file(path, PAGES)
+    for each in [path, path.with_suffix(".2")]:
+        write_numbered_file(each, PAGES)
     return path
 
 
@@ -138,6 +139,37 @@ def open_batches(path: Path) -> None:
         next(batches)
 
 
+def open_concat(path: Path) -> None:
+    with fremap.open(path) as first, fremap.open(path.with_suffix(".2")) as second:
+        with fremap.ConcatStore([first, second]) as both, fremap.Window(both, PAGES) as window:
+            window.remap([PAGES + 1, 0], at=2)
+            both.read([1, PAGES])
+
+
+def open_memory(_path: Path) -> None:
+    with fremap.MemoryStore(PAGES * 4096) as store, fremap.Window(store) as window:
+        bytes(window.array(np.uint8)[:8])
+        store.write([1], bytes(4096))
+
+
+def open_named_memory(path: Path) -> None:
+    name = f"fremap-{os.getpid()}-{path.parent.name}"
+    try:
+        with fremap.MemoryStore(4096, name=name, create=True) as store:
+            store.read([0])
+    finally:
+        # Made or not, and removed or not, when the block was interrupted.
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def open_memmap(path: Path) -> None:
+    array = fremap.memmap(path, np.uint64, "r+", shape=(PAGES, 512))
+    array[3].sum()
+    array[[2, 1]].sum()
+    array.flush()
+    array.evict()
+
+
 def left_open() -> tuple[int, int]:
     gc.collect()
     return len(os.listdir("/proc/self/fd")), len(
@@ -148,7 +180,19 @@ def left_open() -> tuple[int, int]:
 # A file whose opening was interrupted is closed when it is dropped.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("opened", [open_window, open_rows, open_bank, open_batches])
+@pytest.mark.parametrize(
+    "opened",
+    [
+        open_window,
+        open_rows,
+        open_bank,
+        open_batches,
+        open_concat,
+        open_memory,
+        open_named_memory,
+        open_memmap,
+    ],
+)
 def test_nothing_stays_open(opened: Callable[[Path], None], path: Path) -> None:
     opened(path)  # what is made once a process
 

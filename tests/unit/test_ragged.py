@@ -91,6 +91,15 @@ def test_little_is_read_and_all_of_it_together(tmp_path: Path) -> None:
     assert stats.reads <= len(ids) + 1
 
 
+def test_past_the_page_cache(path: Path) -> None:
+    with fremap.ragged(path, OFFSETS, np.uint16, direct=True) as rows:
+        for _ in range(3):
+            check(rows.take(slice(None, None, -1)), range(299, -1, -1))
+        stats = rows.stats()
+    assert stats.rows_copied == 0  # from maps of the page cache
+    assert stats.rows_read > 0
+
+
 @pytest.mark.parametrize("kind", ["list", "array", "npy", "rows", "uint8"])
 def test_offsets_of_each_kind(path: Path, tmp_path: Path, kind: str) -> None:
     offsets: Any = OFFSETS
@@ -371,3 +380,82 @@ def test_files_that_are_not_alike(tmp_path: Path) -> None:
         pytest.raises(ArgumentError, match="offsets are missing"),
     ):
         fremap.ragged(table)
+
+
+# Lists in Arrow's files.
+
+
+@pytest.mark.needs("pyarrow")
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("large", [False, True])
+def test_lists_of_arrow(tmp_path: Path, kind: str, large: bool) -> None:
+    import pyarrow as pa
+
+    documents = documents_of(7, 4) * 5
+    vectors = [np.arange(len(part) * 2, dtype=np.float32).reshape(-1, 2) for part in documents]
+    listed = pa.large_list if large else pa.list_
+    table = pa.table(
+        {
+            "ids": pa.array([part.tolist() for part in documents], listed(pa.int32())),
+            "pairs": pa.array(
+                [part.tolist() for part in vectors], listed(pa.list_(pa.float32(), 2))
+            ),
+            "text": ["x"] * len(documents),
+        }
+    )
+    paths = []
+    maker = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    for number in range(2):
+        paths.append(tmp_path / f"{number}.arrow")
+        with maker(str(paths[-1]), table.schema) as writer:
+            writer.write_table(table, max_chunksize=4)
+    for source in (paths, str(tmp_path / "?.arrow")):
+        for column, expected in (("ids", documents * 2), ("pairs", vectors * 2)):
+            with fremap.ragged(source, column=column) as rows:
+                assert len(rows) == len(expected)
+                for row, part in zip(rows, expected, strict=True):
+                    assert row.dtype == part.dtype
+                    np.testing.assert_array_equal(row, part)
+                ids = [len(rows) - 1, 0, 3]
+                np.testing.assert_array_equal(
+                    rows.take(ids).values, np.concatenate([expected[row] for row in ids])
+                )
+    for arguments, error, text in (
+        ({"column": "text"}, FormatError, "of type string, which is no list of unequal length"),
+        ({}, FormatError, "3 columns; say which by column="),
+        ({"column": "ids", "dtype": np.int64}, ArgumentError, "the lists hold int32, not"),
+    ):
+        with pytest.raises(error, match=text):
+            fremap.ragged(paths[0], **arguments)
+    with pytest.raises(FormatError, match=r"are read by fremap\.ragged"):
+        fremap.rows(paths[0], column="ids")
+
+
+@pytest.mark.needs("pyarrow")
+def test_lists_of_arrow_that_are_odd(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    path = tmp_path / "x.arrow"
+
+    def write(column: Any, **options: Any) -> None:
+        table = pa.table({"v": column})
+        with pa.ipc.new_stream(
+            str(path), table.schema, options=pa.ipc.IpcWriteOptions(**options)
+        ) as writer:
+            writer.write_table(table)
+
+    write(pa.array([[1, 2], [], [3]]), compression="zstd")
+    with pytest.raises(FormatError, match="is compressed"):
+        fremap.ragged(path)
+    for column in (pa.array([[1], None]), pa.array([[1], [None]])):
+        write(column)
+        with pytest.raises(FormatError, match="lacks values"):
+            fremap.ragged(path)
+    write(pa.array([[1, 2], [], [3]]).slice(1))
+    with fremap.ragged(path) as rows:
+        assert [row.tolist() for row in rows] == [[], [3]]
+    for empty in (pa.array([], pa.list_(pa.int8())), pa.array([[], []], pa.list_(pa.int8()))):
+        write(empty)
+        with fremap.ragged(path) as rows:
+            assert rows.take(slice(None)).values.tolist() == []
+            assert len(rows) == len(empty)

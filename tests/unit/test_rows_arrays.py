@@ -1,5 +1,6 @@
 """Arrays in the files of other libraries: data sets of h5py's, columns of Arrow's."""
 
+import json
 import os
 import pickle
 import sys
@@ -106,6 +107,27 @@ def test_data_sets_that_are_not_in_one_piece(tmp_path: Path) -> None:
         pytest.raises(FormatError, match="driver 'core'"),
     ):
         fremap.rows(file.create_dataset("t", data=TABLE))
+
+
+@needs_h5py
+def test_data_sets_of_a_file_that_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 keeps the name that it was given, which another directory may have too."""
+    import h5py
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with h5py.File(tmp_path / folder / "x.h5", "w") as file:
+            file["t"] = TABLE + len(folder) + ord(folder)
+    monkeypatch.chdir(tmp_path / "a")
+    with h5py.File("x.h5") as file:
+        with fremap.rows(file["t"]) as rows:
+            np.testing.assert_array_equal(rows[:], file["t"][:])
+        monkeypatch.chdir(tmp_path / "b")
+        with pytest.raises(FormatError, match=r"no longer at .*b/x\.h5"):
+            fremap.rows(file["t"])
+        os.unlink(tmp_path / "b" / "x.h5")
+        with pytest.raises(FormatError, match="open it by its whole path"):
+            fremap.rows(file["t"])
 
 
 @needs_h5py
@@ -247,3 +269,23 @@ def test_inspect_lists_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str
     text = capsys.readouterr().out
     assert "fixed_size_list<item: float>[3]" in text or "fixed_size_list<element: float>[3]" in text
     assert "(20,)" in text
+
+
+@needs_h5py
+def test_inspect_lists_data_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import h5py
+    from fremap.cli import main
+
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["plain"] = TABLE
+        file.create_dataset("deep/chunked", data=TABLE, chunks=(5, 3))
+        file["void"] = h5py.Empty("f4")
+    assert main(["inspect", str(tmp_path / "x.h5"), "--json"]) == 0
+    (file,) = json.loads(capsys.readouterr().out)["files"]
+    assert file["format"] == "hdf5"
+    arrays = {array["name"]: array for array in file["arrays"]}
+    assert arrays["deep/chunked"]["offset"] is None
+    assert arrays["void"]["rows"] is None
+    plain = arrays["plain"]
+    data = (tmp_path / "x.h5").read_bytes()[plain["offset"] :][: plain["bytes"]]
+    assert data == TABLE.tobytes()

@@ -52,6 +52,7 @@ def test_lists_of_mixed_integers(path: Path) -> None:
             [1, 2, 3, 4, -5, 6], [0, 1, 2, 3, 0, 1]
         ])  # fmt: skip
         assert rows[np.array(3)].shape == (4,)
+        np.testing.assert_array_equal(rows[memoryview(np.array([3, 4]))], TABLE[[3, 4]])
         assert rows.take(np.array(3, np.uint16)).shape == (4,)
         assert isinstance(rows.__getitems__([1, 2]), list)
 

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +272,6 @@ NAMES = some.text(some.characters(codec="utf-8", exclude_characters="\0"), min_s
 @given(some.dictionaries(NAMES, some.integers(0, 5), min_size=1, max_size=8), some.data())
 def test_the_library_and_json_are_read_alike(sizes: dict[str, int], data: Any) -> None:
     """Headers as the library writes them are scanned, others parsed: the same comes of both."""
-    import tempfile
-
     arrays = {
         name: np.full((size, 2), at, np.uint8) for at, (name, size) in enumerate(sizes.items())
     }
@@ -292,21 +291,51 @@ def test_the_library_and_json_are_read_alike(sizes: dict[str, int], data: Any) -
                     np.testing.assert_array_equal(rows[:], arrays[name])
 
 
-def test_long_headers_are_scanned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("indent", [None, 2])
+def test_long_headers_are_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, indent: int | None
+) -> None:
     """Of 60 000 tensors only those that are asked for become Python objects."""
-    parsed = []
-    loads = json.loads
-
-    def counted(text: Any, **options: Any) -> Any:
-        parsed.append(len(text))
-        return loads(text, **options)
-
     two = np.zeros((1, 2), np.uint8)
     path = tmp_path / "model.safetensors"
     names = [f"model.layers.{number // 300}.experts.{number % 300}.w" for number in range(60_000)]
     write(path, dict.fromkeys(names, two), "uint8")
-    monkeypatch.setattr(json, "loads", counted)
-    with fremap.rows(path, tensor="model.layers.7.experts.{i}.w") as rows:
-        assert rows.shape == (300, 2)
-    assert len(parsed) == 300
-    assert max(parsed) < 100
+    index = {"metadata": {"total_size": 120_000}, "weight_map": dict.fromkeys(names, path.name)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index, indent=indent) + "\n")
+
+    def parsed(text: Any, **options: Any) -> Any:
+        raise AssertionError("all of it was parsed")
+
+    monkeypatch.setattr(json, "loads", parsed)
+    for source in (tmp_path, path):
+        with fremap.rows(source, tensor="model.layers.7.experts.{i}.w") as rows:
+            assert rows.shape == (300, 2)
+        with fremap.rows(source, tensor=names[5]) as rows:
+            assert rows.shape == (1, 2)
+
+
+@given(some.dictionaries(NAMES, NAMES, max_size=5), some.data())
+def test_indexes_are_read_alike(weights: dict[str, str], data: Any) -> None:
+    """Scanned or parsed, an index says the same."""
+    from fremap.formats import Header, names_of, safetensors
+
+    weights = {name: file.strip("/") or "x" for name, file in weights.items()}
+    weights["t.0"] = weights["t.1"] = "file"
+    name = data.draw(some.sampled_from(sorted(weights)))
+    found = []
+    for text in (
+        json.dumps({"metadata": {}, "weight_map": weights}, ensure_ascii=False, indent=2),
+        json.dumps({"weight_map": weights}, ensure_ascii=False),
+        json.dumps({"weight_map": weights, "other": {"weight_map": {"t.0": 1}}}),
+    ):
+        with tempfile.TemporaryFile() as file:
+            file.write(text.encode())
+            file.flush()
+            header = Header(file.fileno(), "/folder/index", len(text.encode()))
+            for tensor in (name, [name], "t.{i}"):
+                try:
+                    found.append(safetensors.index(header, names_of(tensor)))
+                except FormatError as error:
+                    found.append(str(error))
+    assert found[:3] == found[3:6] == found[6:]
+    assert found[2] == {"t.0": "/folder/file", "t.1": "/folder/file"}

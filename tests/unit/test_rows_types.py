@@ -157,6 +157,11 @@ def test_bits_of_a_type_that_numpy_has_not(file_of: Callable[[str], Path]) -> No
             fremap.rows(file_of("bfloat16"), said)
 
 
+def test_a_type_that_nobody_knows(file_of: Callable[[str], Path]) -> None:
+    with pytest.raises(ArgumentTypeError, match="rows: dtype is 'bfloat17'"):
+        fremap.rows(file_of("bfloat16"), "bfloat17")
+
+
 def test_other_types_are_as_they_were(file_of: Callable[[str], Path]) -> None:
     with pytest.raises(ArgumentError, match="holds float32, not"):
         fremap.rows(file_of("float32"), np.int32)

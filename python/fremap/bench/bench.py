@@ -15,7 +15,7 @@ from fremap.bench import loops
 from fremap.bench.datafile import DataFile, PageDraw, SparseFile, largest_file_bytes
 from fremap.bench.harness import BenchError, Report
 from fremap.bench.loops import Loop
-from fremap.bench.sharded import ShardedTable
+from fremap.bench.sharded import SHARD_MULTIPLE, ShardedTable
 
 DEFAULT_FILE_BYTES = 4 << 30
 # Several files, one a side, each of which has to be written.
@@ -38,7 +38,8 @@ class Bench:
     directory
         Where the file goes; None for the system's temporary directory.
     shards
-        Files of the table whose rows lie in many; together they have `file_bytes`, or 1 GiB.
+        Files of the table whose rows lie in many, at most; together they have `file_bytes`, or
+        1 GiB.
     """
 
     rounds: int
@@ -85,8 +86,10 @@ class Bench:
         """The table in many files, written at the first use."""
         if self._table is None:
             size = self.file_bytes or DEFAULT_TABLE_BYTES
-            self.say(f"writing {size >> 20} MiB into {self.shards} files ...")
-            made = ShardedTable(self.directory, size, self.shards)
+            # Of a small table each file is as small as one can be.
+            shards = max(min(self.shards, size // SHARD_MULTIPLE), 1)
+            self.say(f"writing {size >> 20} MiB into {shards} files ...")
+            made = ShardedTable(self.directory, size, shards)
             self._table = self._stack.enter_context(made)
         return self._table
 

@@ -8,7 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 from fremap.cli.report import Json, columns, print_json, show, size, thousands
-from fremap.formats import Description, arrow, megatron, npy, safetensors, told_format
+from fremap.formats import Description, Header, arrow, hdf5, megatron, npy, safetensors, told_format
 from fremap.sources import Opened, named_files
 
 
@@ -27,27 +27,32 @@ class Contents(NamedTuple):
 
 
 def contents(source: str) -> list[Contents]:
-    """Return what is in each file that `source` names."""
+    """Return what is in each file that `source` names, and in those that an index names."""
     found = []
     paths: list[Any] = list(named_files(source).files)
     waiting = list(map(os.fsdecode, paths))
     for path in waiting:
         with Opened(path, "inspect") as opened:
-            header = opened.header
-            kind: str = told_format(header, None, typed=False, offset=0)
-            arrays: list[Description] = []
-            if header.read(0, min(header.size, len(megatron.MAGIC))) == megatron.MAGIC:
-                kind, arrays = "megatron", [sequences(megatron.index(header))]
-            elif kind == "npy":
-                arrays = [npy.description(header)]
-            elif kind == "safetensors":
-                arrays = safetensors.described(header)
-            elif kind == "arrow":
-                arrays = arrow.described(header)
-            elif kind == "index":
-                waiting += safetensors.indexed(header)
-            found.append(Contents(path, kind, header.size, arrays))
+            kind, arrays = arrays_of(opened.header)
+            found.append(Contents(path, kind, opened.header.size, arrays))
+            if kind == "index":
+                waiting += safetensors.indexed(opened.header)
     return found
+
+
+def arrays_of(header: Header) -> tuple[str, list[Description]]:
+    """Return the format of a file, and the arrays in it."""
+    front = header.read(0, min(header.size, len(megatron.MAGIC)))
+    if front.startswith(megatron.MAGIC):
+        return "megatron", [sequences(megatron.index(header))]
+    if front.startswith(hdf5.MAGIC):
+        return "hdf5", hdf5.described(header.name)
+    kind = told_format(header, None, typed=False, offset=0)
+    if kind == "npy":
+        return kind, [npy.description(header)]
+    if kind == "safetensors":
+        return kind, safetensors.described(header)
+    return kind, arrow.described(header) if kind == "arrow" else []
 
 
 def sequences(index: megatron.Index) -> Description:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from fremap.errors import ArgumentError, FormatError
-from fremap.formats import arrow, npy, safetensors
+from fremap.formats import arrow, hdf5, npy, safetensors
 from fremap.formats.naming import Names, names_of
 from fremap.formats.table import MAX_AXES, Description, Header, Table
 
@@ -43,7 +43,7 @@ _COMPRESSED = "is an archive or compressed, and has no rows at fixed places; unp
 # By what other files begin with: what they are, and what to do. Rows of raw bytes may begin so
 # by chance where that is short, so it is looked at only where nobody says what the bytes are.
 _REFUSED = {
-    b"\x89HDF\r\n\x1a\n": "is an HDF5 file; give a data set of it, as h5py opens it",
+    hdf5.MAGIC: "is an HDF5 file; give a data set of it, as h5py opens it",
 }
 _REFUSED_UNLESS_TYPED = {
     b"PK\x03\x04": _COMPRESSED,

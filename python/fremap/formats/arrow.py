@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from fremap.formats.table import Description, Table, shown
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy.typing as npt
+
     from fremap.formats.table import Header
 
-__all__ = ["MAGIC", "described", "tables"]
+__all__ = ["MAGIC", "Lists", "described", "lists", "tables"]
 
 #: What a file begins with; a stream has nothing of the kind.
 MAGIC = b"ARROW1\0\0"
@@ -37,13 +39,7 @@ def tables(header: Header, column: str | None) -> list[Table]:
     """
     schema, batches, base = _read(header)
     names = list(schema.names)
-    if column is None and len(names) != 1:
-        raise header.wrong(
-            f"it has {len(names)} columns; say which by column=: {some_names(names)}"
-        )
-    name = names[0] if column is None else column
-    if names.count(name) != 1:
-        raise header.wrong(f"it has no column {shown(name)}; it has {some_names(names)}")
+    name = _chosen(header, names, column)
     dtype, row_shape = _element(header, name, schema.field(name).type)
     found = []
     for batch in batches:
@@ -53,6 +49,71 @@ def tables(header: Header, column: str | None) -> list[Table]:
     return [header.check_data(table) for table in found] or [
         Table(dtype, dtype.name, (0, *row_shape), 0, name)
     ]
+
+
+class Lists(NamedTuple):
+    """Lists of unequal length in one record batch.
+
+    Attributes
+    ----------
+    values : Table
+        The elements of all lists, one after another.
+    offsets : ndarray of int64
+        Where each list begins in these, and behind the last where it ends.
+    """
+
+    values: Table
+    offsets: npt.NDArray[np.int64]
+
+
+def lists(header: Header, column: str | None) -> list[Lists]:
+    """Return where the lists of a column lie, for each record batch.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+    column : str or None
+        The column; None if there is one only.
+
+    Returns
+    -------
+    list of Lists
+        In the order of the file.
+    """
+    schema, batches, base = _read(header)
+    import pyarrow as pa
+
+    name = _chosen(header, list(schema.names), column)
+    kind = schema.field(name).type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise header.wrong(
+            f"column {shown(name)} is of type {kind}, which is no list of unequal length"
+        )
+    dtype, shape = _element(header, name, kind.value_type)
+    found = []
+    for batch in batches:
+        array = batch.column(schema.names.index(name))
+        if array.null_count:
+            raise header.wrong(f"column {shown(name)} lacks values (null); fill them in first")
+        if len(array):
+            place = _place(header, name, array.values, dtype, base)
+            values = Table(dtype, dtype.name, (len(array.values), *shape), place, name)
+            offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+            found.append(Lists(header.check_data(values), offsets))
+    return found or [Lists(Table(dtype, dtype.name, (0, *shape), 0, name), np.zeros(1, np.int64))]
+
+
+def _chosen(header: Header, names: list[str], column: str | None) -> str:
+    """Return the column that is meant."""
+    if column is None and len(names) != 1:
+        raise header.wrong(
+            f"it has {len(names)} columns; say which by column=: {some_names(names)}"
+        )
+    name = names[0] if column is None else column
+    if names.count(name) != 1:
+        raise header.wrong(f"it has no column {shown(name)}; it has {some_names(names)}")
+    return name
 
 
 def described(header: Header) -> list[Description]:
@@ -134,7 +195,8 @@ def _element(header: Header, name: str, kind: Any) -> tuple[np.dtype[Any], tuple
         return np.dtype(f"V{kind.byte_width}"), ()
     raise header.wrong(
         f"column {shown(name)} is of type {kind}, whose rows are not of one size in bytes; cast "
-        "it to numbers or to lists of a fixed size (pyarrow.list_(type, length))"
+        "it to numbers or to lists of a fixed size (pyarrow.list_(type, length)); lists of unequal "
+        "length are read by fremap.ragged"
     )
 
 
@@ -153,7 +215,7 @@ def _place(header: Header, name: str, array: Any, dtype: np.dtype[Any], base: in
         before = (before + array.offset) * array.type.list_size
         array = array.values
     buffer = array.buffers()[1]
-    if buffer is None:  # of rows without elements
+    if buffer is None or not buffer.size:  # of rows without elements
         return 0
     begin = buffer.address - base
     if begin < 0 or begin + buffer.size > header.size:  # decompressed into other memory

@@ -6,15 +6,55 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fremap.errors import FormatError
-from fremap.formats.table import Table
+from fremap.formats.table import Description, Table
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["located"]
+__all__ = ["MAGIC", "described", "located"]
 
-# By which HDF5 reads and writes the file itself.
-_PLAIN_DRIVERS = ("sec2", "stdio")
+#: What a file begins with, unless it has a block of its user's before.
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+# By which HDF5 reads and writes the file itself, through a descriptor.
+_PLAIN_DRIVER = "sec2"
+
+
+def described(path: str) -> list[Description]:
+    """Return what the data sets of a file are; those that are not in one piece without a place.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+
+    Returns
+    -------
+    list of Description
+        By name.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise FormatError(
+            f"rows: {path}: HDF5 files are read by h5py, which is missing: pip install h5py"
+        ) from None
+    found: list[Description] = []
+
+    def visit(name: str, node: Any) -> None:
+        if not isinstance(node, h5py.Dataset):
+            return
+        try:
+            _, table = located(node)
+            place: int | None = table.data_offset
+        except FormatError:  # what it is can be told all the same
+            place = None
+        shape = tuple(node.shape or ())
+        found.append(Description(name, str(node.dtype), shape, place, int(node.nbytes)))
+
+    with h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return found
 
 
 def located(dataset: Any) -> tuple[str, Table]:
@@ -43,7 +83,7 @@ def located(dataset: Any) -> tuple[str, Table]:
             f"rows: {name} is {how}, so its rows are not in one piece in the file; copy it to one "
             "that is contiguous: create_dataset(name, data=dataset[:])"
         )
-    if dataset.file.driver not in _PLAIN_DRIVERS:
+    if dataset.file.driver != _PLAIN_DRIVER:
         raise FormatError(
             f"rows: {name} is opened by the driver {dataset.file.driver!r}, which is not the file "
             "itself; open it by its path"
@@ -59,9 +99,20 @@ def located(dataset: Any) -> tuple[str, Table]:
         )
         raise FormatError(f"rows: {name} cannot be read where it lies: {what}")
     offset = int(dataset.id.get_offset() or 0) if size else 0
-    return os.path.abspath(os.fsdecode(dataset.file.filename)), Table(
-        dtype, dtype.name, shape, offset, str(dataset.name)
-    )
+    path = os.path.abspath(os.fsdecode(dataset.file.filename))
+    if not _is_at(path, dataset.file.id.get_vfd_handle()):
+        raise FormatError(
+            f"rows: {name} is in a file that is no longer at {path}; open it by its whole path"
+        )
+    return path, Table(dtype, dtype.name, shape, offset, str(dataset.name))
+
+
+def _is_at(path: str, descriptor: int) -> bool:
+    """Tell whether the file that is open is the one at a path, which may be a relative one's."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _scattered(dataset: Any) -> str | None:

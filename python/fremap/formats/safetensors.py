@@ -35,6 +35,11 @@ _CANONICAL = re.compile(
     rb'(?:"[^"\\\x00-\x1f]*+":\{"dtype":"[A-Z0-9_]++","shape":\[(?:[0-9]{1,18}+,?+)*+\],'
     rb'"data_offsets":\[[0-9]{1,18}+,[0-9]{1,18}+\]\}(?:,(?=")|(?=\})))*+\} *+'
 )
+# An index as transformers and others write it: numbers and the like about it, then its map.
+_CANONICAL_INDEX = re.compile(
+    rb'(\s*+\{\s*+(?:"metadata"\s*+:\s*+\{[^{}]*+\}\s*+,\s*+)?+"weight_map"\s*+:\s*+)\{\s*+'
+    rb'(?:"[^"\\\x00-\x1f]*+"\s*+:\s*+"[^"\\\x00-\x1f]*+"\s*+(?:,\s*+(?=")|(?=\})))*+\}\s*+\}\s*+'
+)
 _OFFSETS = re.compile(rb'"data_offsets":\[([0-9]++,[0-9]++)\]')
 # Digits of a number: enough for 2**63, and few enough to be reckoned with.
 _MAX_DIGITS = 20
@@ -193,27 +198,41 @@ def _scanned(text: bytes, names: Names, data_bytes: int) -> dict[str, Any] | Non
     times as long as this. It reads what the library of the format writes, and checks as
     much as JSON does, save that two tensors that nobody asked for may have one name.
     """
-    prefix = posixpath.commonprefix(names.exact) if names.exact else names.before
     grammar = _CANONICAL.fullmatch(text)
-    if grammar is None or re.search(r'["\\\x00-\x1f]', prefix):
-        return None
-    try:
-        text.decode("utf-8")
-        meant = prefix.encode("utf-8")
-    except UnicodeError:
+    meant = _beginning(text, names)
+    if grammar is None or meant is None:
         return None
     begin = grammar.end(1)
     places = np.fromstring(b",".join(_OFFSETS.findall(text, begin)), np.int64, sep=",")
-    first, last = places[::2], places[1::2]
-    if _break_of_cover(first, last, data_bytes) is not None:
+    if _break_of_cover(places[::2], places[1::2], data_bytes) is not None:
         return None
-    found = re.compile(b'"(' + re.escape(meant) + rb'[^"]*+)":(\{[^{}]*+\})').findall(text, begin)
-    described = {name.decode(): body for name, body in found}
+    entry = rb'"(%s[^"]*+)":\{"dtype":"(\w+)","shape":\[([^]]*)\],"data_offsets":\[(\d+),(\d+)\]\}'
+    found = re.compile(entry % re.escape(meant)).findall(text, begin)
+    described = {fields[0].decode(): fields for fields in found}
     if len(described) != len(found):
         return None
-    import json  # `import fremap` does without it
+    return {name: _fields(*described[name]) for name in names.chosen(described)}
 
-    return {name: json.loads(described[name]) for name in names.chosen(described)}
+
+def _beginning(text: bytes, names: Names) -> bytes | None:
+    """Return what the names that are meant begin with; None if JSON has to find them."""
+    prefix = posixpath.commonprefix(names.exact) if names.exact else names.before
+    if re.search(r'["\\\x00-\x1f]', prefix):
+        return None
+    try:
+        text.decode("utf-8")
+        return prefix.encode("utf-8")
+    except UnicodeError:
+        return None
+
+
+def _fields(_name: bytes, dtype: bytes, shape: bytes, begin: bytes, end: bytes) -> dict[str, Any]:
+    """Return what JSON would make of an entry."""
+    return {
+        "dtype": dtype.decode(),
+        "shape": list(map(int, shape.split(b","))) if shape else [],
+        "data_offsets": [int(begin), int(end)],
+    }
 
 
 def index(header: Header, names: Names) -> dict[str, str]:
@@ -231,9 +250,13 @@ def index(header: Header, names: Names) -> dict[str, str]:
     dict of str to str
         Paths by the names of tensors.
     """
-    files = _weight_map(header)
-    chosen = names.chosen(files) if names.many else [_chosen(header, list(files), names)]
-    return {name: _beside(header, name, files[name]) for name in chosen}
+    text = _index_text(header)
+    files = {} if names.any else _scanned_map(text, names) or {}
+    if not files:
+        every = _weight_map(header, text)
+        chosen = names.chosen(every) if names.many else [_chosen(header, list(every), names)]
+        files = {name: every[name] for name in chosen}
+    return {name: _beside(header, name, file) for name, file in files.items()}
 
 
 def indexed(header: Header) -> list[str]:
@@ -249,17 +272,35 @@ def indexed(header: Header) -> list[str]:
     list of str
         In the order in which the index names them.
     """
-    files = _weight_map(header)
+    files = _weight_map(header, _index_text(header))
     return list(dict.fromkeys(_beside(header, name, file) for name, file in files.items()))
 
 
-def _weight_map(header: Header) -> dict[str, Any]:
+def _index_text(header: Header) -> bytes:
     if header.size > _MAX_HEADER_BYTES:
         raise header.wrong(f"an index of {header.size} bytes; it may have {_MAX_HEADER_BYTES}")
-    files = _object(header, header.read(0, header.size)).get("weight_map")
+    return header.read(0, header.size)
+
+
+def _weight_map(header: Header, text: bytes) -> dict[str, Any]:
+    files = _object(header, text).get("weight_map")
     if not isinstance(files, dict):
         raise header.wrong("it has no weight_map, as an index of safetensors has")
     return files
+
+
+def _scanned_map(text: bytes, names: Names) -> dict[str, str] | None:
+    """Return the files of the tensors that are meant; None if JSON has to tell."""
+    grammar = _CANONICAL_INDEX.fullmatch(text)
+    meant = _beginning(text, names)
+    if grammar is None or meant is None:
+        return None
+    entry = rb'"(%s[^"]*+)"\s*:\s*"([^"]*+)"' % re.escape(meant)
+    found = re.compile(entry).findall(text, grammar.end(1))
+    files = {name.decode(): file.decode() for name, file in found}
+    if len(files) != len(found):
+        return None
+    return {name: files[name] for name in names.chosen(files)}
 
 
 def _beside(header: Header, name: str, file: object) -> str:

@@ -138,7 +138,7 @@ def one_cold(bench: Bench) -> Report:
     report = Report("shards", "one row that is not in the page cache")
     table.drop()
     fresh, shard_rows = FreshRows(table, row_bytes), table.shard_rows(row_bytes)
-    takes = min(_LEAST_ROWS, fresh.left // (3 * (bench.rounds + 1)))
+    takes = max(min(_LEAST_ROWS, fresh.left // (3 * (bench.rounds + 1))), 1)
     out = np.ones((1, row_bytes), np.uint8)
 
     def preadv(ids: Ids, out: Bytes) -> None:
@@ -302,6 +302,9 @@ def threads(bench: Bench) -> Report:
     table.drop()
     fresh = FreshRows(table, row_bytes)
     takes = min(40, fresh.left // (2 * (bench.rounds + 1) * _THREADS * count))
+    if takes == 0:
+        report.missing.append("too few pages for 16 threads; pass a larger --file-size")
+        return report
     with ExitStack() as running, table.rows(row_bytes, direct=True) as direct:
         running_loops = _started(report, running, table, row_bytes, ["direct"])
         if not running_loops:
