@@ -135,7 +135,7 @@ class Rows(ClosedOnExit):
         "_budget",
         "_core_now",
         "_direct",
-        "_executor",
+        "_executors",
         "_kind",
         "_owner",
         "_row_count",
@@ -176,7 +176,8 @@ class Rows(ClosedOnExit):
         self._kind = kind
         self._budget = budget
         self._direct = direct
-        self._executor: ThreadPoolExecutor | None = None
+        # By process. Added in one step (`setdefault`), so that two threads share the first.
+        self._executors: dict[int, ThreadPoolExecutor] = {}
         self._open()
         self._row_count = self._core_now.row_count
 
@@ -207,7 +208,6 @@ class Rows(ClosedOnExit):
         """
         if self._owner != os.getpid():
             closed = self._core_now.closed
-            self._executor = None
             self._open()
             if closed:
                 self._core_now.close()
@@ -484,13 +484,18 @@ class Rows(ClosedOnExit):
     def _threads(self) -> ThreadPoolExecutor:
         from concurrent.futures import ThreadPoolExecutor
 
-        if self._core().closed:
-            raise ClosedError("take: the file of rows is closed")
-        if self._executor is None:
+        executor = self._executors.get(os.getpid())
+        if executor is None:
             processors = len(os.sched_getaffinity(0))
             threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
-            self._executor = ThreadPoolExecutor(threads, "fremap-take")
-        return self._executor
+            # It has no threads before it is used.
+            made = ThreadPoolExecutor(threads, "fremap-take")
+            executor = self._executors.setdefault(os.getpid(), made)
+        if self._core().closed:
+            # `close` may have looked for it before it was there.
+            executor.shutdown(wait=False)
+            raise ClosedError("take: the file of rows is closed")
+        return executor
 
     def batches(
         self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
@@ -547,7 +552,7 @@ class Rows(ClosedOnExit):
         Takes that are under way end as they would have, and keep what they use until then.
         """
         self._core().close()
-        executor, self._executor = self._executor, None
+        executor = self._executors.pop(os.getpid(), None)
         if executor is not None:
             executor.shutdown(wait=False)
 

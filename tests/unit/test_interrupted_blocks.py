@@ -140,10 +140,14 @@ def open_batches(path: Path) -> None:
 
 
 def open_concat(path: Path) -> None:
-    with fremap.open(path) as first, fremap.open(path.with_suffix(".2")) as second:
-        with fremap.ConcatStore([first, second]) as both, fremap.Window(both, PAGES) as window:
-            window.remap([PAGES + 1, 0], at=2)
-            both.read([1, PAGES])
+    with (
+        fremap.open(path) as first,
+        fremap.open(path.with_suffix(".2")) as second,
+        fremap.ConcatStore([first, second]) as both,
+        fremap.Window(both, PAGES) as window,
+    ):
+        window.remap([PAGES + 1, 0], at=2)
+        both.read([1, PAGES])
 
 
 def open_memory(_path: Path) -> None:
