@@ -230,7 +230,8 @@ def result(log: str, step: str) -> str:
     code, last = int(found[1]), found[2].strip(" =")
     if "selftest" in step:
         return f"passed: {last}" if code == 0 else f"refused: {last}"
-    return re.sub(r" in [\d.]+s.*", "", last) if code == 0 else f"FAILED: {last}"
+    counts = re.sub(r" in [\d.]+s.*", "", last)
+    return counts if code == 0 else f"FAILED: {counts}"
 
 
 def row(kernel: Kernel, log: str) -> str:
