@@ -64,6 +64,7 @@ PACKAGE_FLOORS = {
     "layout": 4,
     "memmap": 5,
     "npy": 6,
+    "pending": 4,
     "rows": 5,
     "runs": 6,
     "ragged_rows": 6,
