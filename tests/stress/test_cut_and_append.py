@@ -60,7 +60,7 @@ def cutter(path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
-@pytest.mark.parametrize("how", ["rows", "store", "remap"])
+@pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place"])
 def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: float) -> None:
     last = np.full(PAGES, PAGES - 1)
     with (
@@ -74,9 +74,23 @@ def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: f
             window.remap(last)
             return window.pages
 
-        found = {"rows": lambda: rows.take(last), "store": lambda: store.read(last)}.get(
-            how, remapped
-        )
+        def element() -> np.ndarray:
+            window.evict(0)
+            window.remap(PAGES - 1)
+            return window.pages[:1]
+
+        def in_place() -> np.ndarray:
+            window.populate(0)
+            window.remap(PAGES - 1, in_place=True)
+            return window.pages[:1]
+
+        found: Any = {
+            "rows": lambda: rows.take(last),
+            "store": lambda: store.read(last),
+            "remap": remapped,
+            "element": element,
+            "in place": in_place,
+        }[how]
         for _ in range(WARM_TAKES):
             assert found().all()
         cutter()
@@ -90,6 +104,6 @@ def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: f
             whole += 1
             if not seen.all():
                 wrong.append(int((seen == 0).sum()))
-        del found, remapped
+        del found, remapped, element, in_place
     assert wrong == []
     assert whole > 0

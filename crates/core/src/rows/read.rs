@@ -433,8 +433,8 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         self.end_of_run(run.stretch);
     }
 
-    /// Looks at a file once all of it has come: beside a cut, reads bring zeros and a full
-    /// count ([`sys_file::is_cut`]), so what came of one that has changed is read again.
+    /// Looks at a file once all of it has come: a read beside a truncation may bring zeros and a
+    /// full count, so what came of a file that has changed is read again.
     fn end_of_run(&mut self, number: usize) {
         let Some(stretch) = self.stretches[number].as_mut() else { return };
         stretch.in_flight -= 1;

@@ -108,7 +108,7 @@ fn read_element(store: &Store, file_pages: &[FilePage], sink: &mut dyn Sink<'_>)
         && count <= sink.chunk_pages()
         && !store.direct()
         && file_pages.iter().zip(0..).all(follows);
-    if !one || store.read_run(run, sink.buffer(0).part(0, bytes)).is_err() {
+    if !one || !store.read_run_unchanged(run, sink.buffer(0).part(0, bytes)) {
         return Ok(false);
     }
     sink.complete(0..count)?;
@@ -371,7 +371,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
         chunk.absent.dedup();
     }
 
-    /// The same for what was read by system calls ([`sys_file::is_cut`]). A store that
+    /// The same for what was read by system calls (a read beside a truncation brings zeros and a full count). A store that
     /// writes changes its file itself, for which nothing is read a second time.
     fn recheck_read(&self, chunk: &mut Chunk<'m>) {
         let (parts, page_size) = (self.store.parts(), self.store.page_size());

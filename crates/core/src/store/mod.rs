@@ -30,6 +30,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::sys::clock::coarse_ns;
 use crate::sys::file as sys_file;
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::mm::system_page_bytes;
@@ -363,28 +364,47 @@ impl Store {
     /// # Errors
     /// [`Unread`], which is not told of any one page.
     pub(crate) fn read_run(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
-        let mut done = 0;
+        self.read_run_looking(run, into).map(|_changed_ns| ())
+    }
+
+    /// The same, but not of a file that others changed meanwhile: cut and made as long again
+    /// it would have brought zeros. Says whether all was read so.
+    pub(crate) fn read_run_unchanged(&self, run: Run<FilePage>, into: Span<'_>) -> bool {
+        let began_ns = coarse_ns();
+        let changed_ns = self.read_run_looking(run, into);
+        // A store that writes changes its file itself.
+        changed_ns.is_ok_and(|changed_ns| changed_ns < began_ns || self.writable())
+    }
+
+    /// Reads a run; says when a file of it changed last, by what it was after that.
+    fn read_run_looking(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
+        let (mut done, mut changed_ns) = (0, i64::MIN);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
-            self.read_piece(piece, into.part(done, len))?;
+            changed_ns = changed_ns.max(self.read_piece(piece, into.part(done, len))?);
             done += len;
         }
-        Ok(())
+        Ok(changed_ns)
     }
 
     /// The same for pages of one file.
-    fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
+    fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
         let last = run.first.offset(run.count - 1);
         let wanted = into.len() - self.page_size.bytes() + self.expected_bytes(last);
         let (fd, offset) = self.place_of(run.first);
         let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
         self.counters.add_read(read);
         let end = offset + wanted as u64;
-        if read < wanted || self.expected_bytes(last) == 0 || sys_file::is_cut(fd, end) {
+        // Of an open file the kernel always tells. A read beside a truncation may bring zeros
+        // for what is cut off, and a full count: the kernel looks at the size before it copies,
+        // and shortens it before it clears. So the size after a read tells.
+        let facts = sys_file::facts(fd).ok();
+        let is_cut = facts.is_some_and(|facts| facts.size_bytes < end);
+        if read < wanted || self.expected_bytes(last) == 0 || is_cut {
             return Err(Unread::Ended);
         }
         into.part(wanted, into.len() - wanted).clear();
-        Ok(())
+        Ok(facts.map_or(i64::MIN, |facts| facts.changed_ns))
     }
 
     /// Makes what was written durable (`fsync`).

@@ -168,15 +168,6 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(facts)
 }
 
-/// Whether a file ends before `end` by now. A read beside a truncation may bring zeros for
-/// what is cut off, and a full count: the kernel looks at the size before it copies, and
-/// shortens it before it clears. So the size after a read tells. Allocates nothing.
-#[must_use]
-pub fn is_cut(fd: BorrowedFd<'_>, end: u64) -> bool {
-    // The size of an open file is always told.
-    facts(fd).is_ok_and(|facts| facts.size_bytes < end)
-}
-
 /// How often a read is made again because the file has changed meanwhile.
 const CHANGED_LIMIT: usize = 16;
 

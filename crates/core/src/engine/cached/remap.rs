@@ -116,12 +116,12 @@ impl<F: Frames> Cached<F> {
             let window_run = Run { first: steps[done].window_page, count: run.count };
             let (offset, len) = shared.bytes(window_run);
             let into = shared.frames.region().span(offset, len);
-            let read = shared.store.read_run(run, into);
+            let read = shared.store.read_run_unchanged(run, into);
             let mut state = shared.state.lock();
             for step in &steps[done..done + count] {
                 state.begin_drop(step.window_page);
             }
-            if read.is_err() {
+            if !read {
                 // What is torn goes. A touch brings what the page showed before; the caller
                 // finds out what is wrong, page by page.
                 let ranges = shared.ranges(window_run.pages());
