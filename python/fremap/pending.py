@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from fremap.errors import TakeCancelledError, TakeTimeoutError
+from fremap.errors import ForkError, TakeCancelledError, TakeTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -155,10 +155,13 @@ class Pending:
         return self.result(0)
 
     def __repr__(self) -> str:
-        if not self._core.done():
-            state = "under way"
-        else:
-            state = "cancelled" if self._core.cancelled() else "done"
+        try:
+            if not self._core.done():
+                state = "under way"
+            else:
+                state = "cancelled" if self._core.cancelled() else "done"
+        except ForkError:
+            state = "of another process"
         return f"<fremap.Pending: {self._taken.shape} of {self._taken.dtype}, {state}>"
 
 

@@ -165,3 +165,20 @@ def test_slots_read_straight_into_a_slot_that_is_in_use(path: Path) -> None:
         calls = {name: after[name] - before[name] for name in after if after[name] != before[name]}
         assert calls == {"read": 1, "stat": 1}
         assert words[slot[0], :, 0].tolist() == list(range(80, 96))
+
+
+@pytest.mark.needs("paged")
+def test_a_read_that_fails_takes_no_placed_nor_pinned_page(path: Path) -> None:
+    with fremap.open(path) as store, fremap.Window(store, 16, engine="paged") as window:
+        window.populate()
+        window.place(range(8), b"x" * (8 * PAGE))
+        pin = window.pin(range(8, 12))
+        os.truncate(path, 300 * PAGE)
+        for at in (0, 8):
+            with pytest.raises(fremap.TruncatedError) as raised:
+                window.remap(range(298, 302), at=at, discard=True, in_place=True)
+            assert raised.value.completed == 2
+        assert window.mapping.tolist() == [298, 299, *[-2] * 6, 298, 299, *range(10, 16)]
+        assert window.present().all()
+        assert bytes(window.pages[2][:3]) == b"xxx"
+        pin.release()

@@ -302,3 +302,44 @@ def test_calls_that_fail(path: Path, table: np.ndarray, call: str) -> None:
         else:
             assert failed.errno == errno.EIO
         np.testing.assert_array_equal(rows.submit(ids).result(), table[ids])
+
+
+@pytest.mark.needs("sigbus_recovery", "populate_read")
+def test_cached_rows_are_copied_from_maps(path: Path, table: np.ndarray) -> None:
+    """Threads that block SIGBUS could not copy: each row would be a read."""
+    with fremap.rows(path) as rows:
+        for _ in range(8):
+            rows.take(np.arange(ROW_COUNT))
+        before = rows.stats()
+        found = rows.submit(np.arange(ROW_COUNT)).result()
+        np.testing.assert_array_equal(found, table)
+        assert rows.stats().rows_copied - before.rows_copied == ROW_COUNT
+
+
+@pytest.mark.needs("paged", "uffd_wp")
+def test_rows_go_into_a_window_whose_faults_are_signals(path: Path, table: np.ndarray) -> None:
+    row_bytes = table[0].nbytes
+    with (
+        fremap.MemoryStore(64 * 4096, page_bytes=4096) as store,
+        fremap.Window(
+            store, engine="paged", prot=fremap.Prot.WRITE, coherent=False, fault="signal"
+        ) as window,
+        fremap.rows(path) as rows,
+    ):
+        count = 32 * 4096 // row_bytes
+        out = window.array(np.uint8).reshape(-1)[: count * row_bytes]
+        out = out.view(table.dtype).reshape(count, *table.shape[1:])
+        ids = np.arange(count) % ROW_COUNT
+        rows.submit(ids, out=out).result()
+        np.testing.assert_array_equal(out, table[ids])
+        del out
+
+
+def test_a_child_can_print_its_parents_takes(path: Path) -> None:
+    with fremap.rows(path) as rows:
+        pending = rows.submit([1, 2, 3])
+        code = os.fork()
+        if code == 0:
+            os._exit("Pending" not in repr(pending))
+        assert os.waitstatus_to_exitcode(os.waitpid(code, 0)[1]) == 0
+        pending.result()

@@ -2,21 +2,24 @@
 //! after another.
 //!
 //! A pending take owns the memory that it fills until the last read of it has ended, whether or
-//! not somebody still waits for it. The threads start when they are needed, block every signal,
-//! and end when nothing was submitted for a while.
+//! not somebody still waits for it. The threads start when they are needed, block every signal but
+//! that of their own faults (SIGBUS), and end when nothing was submitted for a while.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
 
 use super::Rows;
 use crate::error::{Error, Interrupt, Result};
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::futex;
 use crate::sys::span::Span;
-use crate::sys::thread::{spawn_without_signals, Event};
+use crate::sys::thread::{let_faults_through, spawn_without_signals, Event};
 use crate::units::{Pages, Row};
 
 /// Takes that are under way at once at most, whatever the processors: they wait for devices.
@@ -134,8 +137,11 @@ impl Pending {
 
     /// What a thread does.
     fn run(&self) {
-        let outcome =
-            self.check().and_then(|()| self.rows.take_all(&self.ids, self.memory.span(), self));
+        let take =
+            || self.check().and_then(|()| self.rows.take_all(&self.ids, self.memory.span(), self));
+        // A bug there must not leave anybody waiting.
+        let outcome = catch_unwind(AssertUnwindSafe(take))
+            .unwrap_or_else(|_| Err(Error::system("take", Errno::NOTRECOVERABLE)));
         let _first = self.outcome.set(outcome);
         self.state.store(DONE, Ordering::Release);
         futex::wake_all(&self.state);
@@ -222,6 +228,8 @@ impl Service {
     }
 
     fn serve(&self) {
+        // Where it fails rows are read, not copied from maps, and nothing else changes.
+        let _let = let_faults_through();
         loop {
             let seen = self.submitted.load(Ordering::Acquire);
             let next = {

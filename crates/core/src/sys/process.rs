@@ -1,13 +1,15 @@
 //! Which process this is, without a system call.
 
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use super::span::system_page_bytes;
 
-/// A page that is zeros in every child of this process (`MADV_WIPEONFORK`, Linux 4.14), also
-/// in one of a bare `clone(2)`, which runs no handlers. Null before it is first needed.
+/// A page that is zeros in every child with memory of its own (`MADV_WIPEONFORK`, Linux 4.14),
+/// also in one of a bare `clone(2)`, which runs no handlers. Null before it is first needed.
 static WIPED: AtomicPtr<AtomicU32> = AtomicPtr::new(null_mut());
+/// There can be no such page: every caller asks the kernel.
+static REFUSED: AtomicBool = AtomicBool::new(false);
 
 /// The number of this process.
 #[must_use]
@@ -15,21 +17,26 @@ pub fn id() -> u32 {
     let page = WIPED.load(Ordering::Acquire);
     // SAFETY: null, or the start of a page that `map` has mapped and nobody unmaps.
     let Some(known) = (unsafe { page.as_ref() }) else {
-        map();
+        if !REFUSED.load(Ordering::Relaxed) {
+            map();
+        }
         return std::process::id();
     };
     match known.load(Ordering::Relaxed) {
         // This process is a child that has not asked before, or the first that asks.
-        0 => {
+        0 => loop {
             let id = std::process::id();
             known.store(id, Ordering::Relaxed);
-            id
-        }
+            // A signal handler may have forked in between: a child asks again.
+            if std::process::id() == id {
+                return id;
+            }
+        },
         id => id,
     }
 }
 
-/// Maps the page. Where that fails every caller asks the kernel.
+/// Maps the page.
 fn map() {
     let len = system_page_bytes();
     // SAFETY: no address is given, so nothing is replaced; what is unmapped again was mapped
@@ -39,9 +46,11 @@ fn map() {
             (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         let page = libc::mmap(null_mut(), len, access, flags, -1, 0);
         if page == libc::MAP_FAILED {
+            REFUSED.store(true, Ordering::Relaxed);
             return;
         }
         let wiped = libc::madvise(page, len, libc::MADV_WIPEONFORK) == 0;
+        REFUSED.fetch_or(!wiped, Ordering::Relaxed);
         let published = wiped
             && WIPED
                 .compare_exchange(null_mut(), page.cast(), Ordering::AcqRel, Ordering::Relaxed)

@@ -52,6 +52,28 @@ pub fn spawn_without_signals(
     thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
 }
 
+/// Lets SIGBUS through to the calling thread: it is for the faults of its own, of files that
+/// were cut short and of windows whose faults are signals. Where it is blocked the kernel ends
+/// the process.
+///
+/// # Errors
+/// None that the call is known to give.
+pub fn let_faults_through() -> Result<(), Errno> {
+    enter(Call::SignalMask)?;
+    // SAFETY: sigset_t is plain data; sigemptyset makes it valid, and both calls take it.
+    let result = unsafe {
+        let mut faults = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut faults);
+        libc::sigaddset(&raw mut faults, libc::SIGBUS);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const faults, std::ptr::null_mut())
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_raw_os_error(result))
+    }
+}
+
 /// Blocks every signal in the calling thread and returns the mask from before.
 pub(super) fn block_all_signals() -> Result<libc::sigset_t, Errno> {
     enter(Call::SignalMask)?;

@@ -86,8 +86,8 @@ impl<F: Frames> Cached<F> {
     /// one system call a run of the file. Does as many steps from the front as it can, says how
     /// many, and leaves the others as they were.
     ///
-    /// Only where writes are not noticed, all pages of the steps are present, and reads go
-    /// through the page cache.
+    /// Only where writes are not noticed, all pages of the steps are present and of files, none
+    /// is pinned, and reads go through the page cache.
     fn overwrite(&self, call: &Call<'_>, steps: &[Step], mask: &mut [bool]) -> Result<usize> {
         let shared = &self.shared;
         if shared.frames.tracking().is_some() || shared.store.direct() {
@@ -103,7 +103,9 @@ impl<F: Frames> Cached<F> {
         };
         let present = |step: &Step| {
             let old = shared.state.lock().get(step.window_page);
-            step.load && old.present() && old.prot() == step.entry.prot()
+            // What is lost if reading fails stays as it is until it has not failed.
+            let may_go = !old.pinned() && old.shown() != Shown::Placed;
+            step.load && old.present() && may_go && old.prot() == step.entry.prot()
         };
         if !steps.iter().all(present) {
             return Ok(0);
