@@ -64,7 +64,7 @@ class FakeWindow:
     def __init__(self, store: FakeStore, **options: Any) -> None:
         mapping = options["mapping"]
         if isinstance(mapping, str):
-            first, count = options["first_page"], options["page_count"]
+            first, count = options.get("first_page", 0), options["page_count"]
             linear = range(first, first + count)
             mapping = linear if mapping == "linear" else [NO_PAGE] * count
         self.store, self.engine = store, options["engine"]

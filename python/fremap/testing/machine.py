@@ -206,7 +206,9 @@ class WindowMachine(RuleBasedStateMachine):
             first = data.draw(st.integers(0, limit - 1), "first_page")
             count = data.draw(st.integers(1, min(MAX_WINDOW_PAGES, limit - first)), "page_count")
             mapping = [NO_PAGE] * count if kind == "none" else list(range(first, first + count))
-            options |= {"mapping": kind, "page_count": count, "first_page": first}
+            options |= {"mapping": kind, "page_count": count}
+            if kind == "linear":
+                options["first_page"] = first
         both: dict[str, Any] = {"prot": Prot.READ}
         if self.writable:
             both = {"prot": Prot.WRITE, "coherent": self.engine == "alias"}
