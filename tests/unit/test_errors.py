@@ -14,6 +14,8 @@ BUILTINS = {
     "ArgumentError": ValueError,
     "BudgetError": MemoryError,
     "SlotsFullError": MemoryError,
+    "TakeCancelledError": Exception,
+    "TakeTimeoutError": TimeoutError,
     "ClosedError": ValueError,
     "ForkError": RuntimeError,
     "FormatError": ValueError,
