@@ -10,6 +10,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap import Prot, _core
+from fremap.testing import wait_until_settled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,7 @@ def path(tmp_path: Path) -> Path:
     path.write_bytes(
         np.repeat(np.arange(PAGES, dtype=np.uint64), PAGE // 8).astype(np.uint64).tobytes()
     )
+    wait_until_settled(path)
     return path
 
 

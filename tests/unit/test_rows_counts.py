@@ -60,7 +60,7 @@ def test_a_cold_take_looks_at_each_file_once(paths: list[Path], direct: bool) ->
     assert after.reads - before.reads > 100
     assert calls.made["stat"] <= FILES
     assert calls.made.get("open", 0) == 0
-    assert calls.made.get("io_uring_setup", 0) == 0
+    assert calls.made.get("io_uring_setup", 0) <= 1
 
 
 @pytest.mark.needs("io_uring")
