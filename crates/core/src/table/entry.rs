@@ -263,9 +263,10 @@ impl Entry {
         Self(self.0 & !Self::CHANGE | (change as u64) << Self::CHANGE_SHIFT)
     }
 
-    /// In another residency, where nothing is known to be changed and nobody holds it.
+    /// In another residency, where nothing is known to be changed. A hold lasts: it is ended by
+    /// who has it.
     fn becomes(self, residency: Residency) -> Self {
-        self.with_residency(residency).with_change(Change::Clean).released()
+        self.with_residency(residency).with_change(Change::Clean)
     }
 
     /// Its content is in the window now.

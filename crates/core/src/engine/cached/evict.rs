@@ -68,8 +68,7 @@ impl<F: Frames> Shared<F> {
                 victims.iter().partition(|page| is_free(page));
             state.take_back(&others);
             for &page in &victims {
-                let entry = state.get(page);
-                state.set(page, entry.hold());
+                state.hold(page);
             }
             drop(state);
             let saved = self.save(operation, isolated, &victims, false);
@@ -107,8 +106,7 @@ impl<F: Frames> Shared<F> {
             let mut changed = Vec::new();
             let evicted = if self.frames.tracking() == Some(Tracking::Kernel) {
                 for &page in &victims {
-                    let entry = state.get(page);
-                    state.set(page, entry.hold());
+                    state.hold(page);
                 }
                 drop(state);
                 let taken = self.take_out_clean("fault", isolated, &victims);

@@ -59,9 +59,7 @@ impl<F: Frames> Cached<F> {
         pages.dedup();
         let mut state = shared.settled_state(&pages, interrupt)?;
         for &page in &pages {
-            // Also what the fault thread is reading for it is out of date by that.
-            let entry = state.get(page);
-            state.set(page, entry.hold());
+            state.hold(page);
         }
         Ok(Held { shared, isolated, pages })
     }
@@ -117,17 +115,14 @@ impl<F: Frames> Shared<F> {
         Ok(state)
     }
 
-    /// Lets threads that wait to write to pages go on.
+    /// Ends the hold of pages, which the caller has: threads that wait for them go on.
     pub(super) fn let_go(&self, pages: &[WindowPage]) {
         if pages.is_empty() {
             return;
         }
         let mut state = self.state.lock();
         for &page in pages {
-            let entry = state.get(page);
-            if entry.held() {
-                state.mark(page, entry.released());
-            }
+            state.release(page);
         }
         drop(state);
         self.state.notify_all();

@@ -270,7 +270,7 @@ impl<F: Frames> Shared<F> {
             dirty || !isolated.content(slot).holds(copy)
         });
         for &page in pages {
-            let entry = state.get(page).finish_drop().hold();
+            let entry = state.get(page).finish_drop();
             state.mark(page, entry);
         }
         Ok(taken)
@@ -306,7 +306,7 @@ impl<F: Frames> Shared<F> {
         written
     }
 
-    /// Puts pages back into the window, dirty, and lets go of them.
+    /// Puts pages back into the window, dirty; they are held still.
     fn bring_back<'t>(&self, isolated: &IsolatedFrames, taken: impl Iterator<Item = &'t Taken>) {
         for taken in taken {
             let window_page = taken.page.window_page;

@@ -173,8 +173,10 @@ impl<F: Frames> Cached<F> {
         // To others no store may be let through for a moment.
         let stored = run.pages().zip(0..).all(|(_, index)| entry_of(index).prot() == Prot::Write);
         let untouched = !before.unreadable && (replaces || !before.present);
+        // Until they are compared nobody may write them back, nor evict them.
+        let held = !state.table.any(run, |entry| !entry.held());
         let reused = isolated
-            .filter(|_| of_file && stored && untouched)
+            .filter(|_| of_file && stored && untouched && held)
             .and_then(|isolated| self.shared.fill_with_kept(isolated, run, from, replaces));
         let again = reused.is_some();
         let result =
@@ -207,9 +209,9 @@ impl<F: Frames> Cached<F> {
                     state.hashes[page.0 as usize] = xxh3_128(&content);
                 }
             }
-            // Held until they were compared: else a store could be let through before.
+            // What reused frames show counts as written to until it was compared.
             let entry = entry.finish_load();
-            state.set(page, if again { entry.note_write().hold() } else { entry });
+            state.set(page, if again { entry.note_write() } else { entry });
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
         let read = if first.shown().file_page().is_some() { done_bytes } else { 0 };
@@ -315,7 +317,7 @@ impl<F: Frames> Loader<'_, '_, F> {
                 // One that is not there any more was lost to somebody's `madvise`.
                 let written = stored || !entry.present();
                 let entry = if written { entry } else { entry.unnote_write() };
-                state.mark(page, entry.released());
+                state.mark(page, entry);
             }
         }
     }

@@ -228,7 +228,7 @@ impl<F: Frames> Cached<F> {
                 // Should the kernel refuse, the page is stale, and is dropped when touched.
                 let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
                 let nothing = Entry::new(Shown::Nothing, entry.prot());
-                state.set(window_page, nothing.hold());
+                state.set(window_page, nothing);
             }
         }
     }

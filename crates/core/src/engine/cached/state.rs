@@ -140,13 +140,25 @@ impl State {
 
     /// Changes the word of a page, but not what may be being read for it.
     pub fn mark(&mut self, page: WindowPage, entry: Entry) {
-        // A page is pinned whatever it shows.
+        // A page is pinned and held whatever it shows and wherever its content is.
         let old = self.get(page);
         let entry = entry.with_pinned(old.pinned());
+        let entry = if old.held() { entry.hold() } else { entry };
         self.pages_in += u64::from(entry.present() && !old.present());
         self.pages_out += u64::from(old.present() && !entry.present());
         self.note_change(page, entry);
         self.table.set(page, entry);
+    }
+
+    /// Holds a page that nobody holds. What is being read for it is out of date by that.
+    pub(super) fn hold(&mut self, page: WindowPage) {
+        debug_assert!(!self.get(page).held(), "held by somebody else");
+        self.set(page, self.get(page).hold());
+    }
+
+    /// Ends the hold of a page, which the caller has.
+    pub(super) fn release(&mut self, page: WindowPage) {
+        self.table.set(page, self.get(page).released());
     }
 
     /// Room to pin so many more pages.
@@ -180,5 +192,43 @@ pub(super) struct Writing {
 impl Writing {
     pub(super) fn outgoing(self, content: Span<'_>) -> Outgoing<'_> {
         Outgoing { page: self.file_page, content, file_bytes: self.file_bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::Origin;
+    use crate::units::Prot;
+
+    /// Two calls must not take one page for theirs: what one does to it must not end the
+    /// hold that the other waits for.
+    #[test]
+    fn a_hold_lasts_until_it_is_released_whatever_becomes_of_the_page() {
+        let page_size = PageSize::new(4096, 4096).expect("a power of two");
+        let table = Table::new(4, Origin::Linear(FilePage(0)), Prot::Write).with_appearances();
+        let mut state = State::new(table, Some(Tracking::Kernel), page_size);
+        let page = WindowPage(1);
+        state.hold(page);
+        let steps: [fn(Entry) -> Entry; 8] = [
+            Entry::finish_load,
+            Entry::note_write,
+            Entry::finish_drop,
+            Entry::fail_load,
+            |_| Entry::new(Shown::File(FilePage(3)), Prot::Write),
+            |_| Entry::new(Shown::Placed, Prot::Write).finish_load(),
+            Entry::deny,
+            |entry| entry.allow(Prot::Read),
+        ];
+        for step in steps {
+            let entry = step(state.get(page));
+            state.set(page, entry);
+            assert!(state.get(page).held(), "{entry:?}");
+        }
+        state.mark(page, Entry::new(Shown::File(FilePage(3)), Prot::Read).finish_load());
+        state.begin_drop(page);
+        assert_eq!(state.held_pages(), 1);
+        state.release(page);
+        assert_eq!(state.held_pages(), 0);
     }
 }

@@ -145,7 +145,7 @@ impl<F: Frames> Shared<F> {
         }
         let mut state = self.state.lock();
         for &page in &lost {
-            let entry = state.get(page).finish_drop().hold();
+            let entry = state.get(page).finish_drop();
             state.mark(page, entry);
         }
         pages.retain(|page| !lost.contains(page));

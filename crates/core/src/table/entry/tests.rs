@@ -80,14 +80,14 @@ fn residency_changes_only_as_drawn() {
             assert_eq!(found.is_some(), from.contains(&word.residency()), "{word:?}");
             let Some(found) = found else { continue };
             assert_eq!(found.residency(), to);
-            assert!(found.clean() && !found.held(), "{word:?} -> {found:?}");
+            assert!(found.clean() && found.held() == word.held(), "{word:?} -> {found:?}");
             assert_eq!((found.shown(), found.prot()), (word.shown(), word.prot()));
             assert_eq!(found.pinned(), word.pinned());
         }
         let denied = word.deny();
         assert_eq!(denied.prot(), Prot::None);
         assert_eq!(denied.residency(), if word.present() { Denied } else { Absent });
-        assert!(allowed(denied) && !denied.held());
+        assert!(allowed(denied) && denied.held() == word.held());
         let open = after(word, |word| word.allow(Prot::Write));
         assert_eq!(open.is_some(), word.prot() == Prot::None);
         if let Some(open) = open {
