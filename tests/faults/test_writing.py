@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -364,3 +365,34 @@ def test_no_store_is_lost_between_moving_in_and_protecting(tracking: str, path: 
             lost = np.flatnonzero((both[:, :, place] == STORED).sum(axis=0) != 1)
             assert lost.size == 0, f"round {place}: window pages {lost}"
         del words
+
+
+@pytest.mark.needs("paged", "uffd_wp_async", "uffd_move")
+def test_placed_pages_come_back_where_access_cannot_be_taken(tmp_path: Path) -> None:
+    """Those that were taken out before the one that could not be show their content again."""
+    path = tmp_path / "zeros"
+    path.write_bytes(bytes(16 * PAGE))
+    with (
+        fremap.open(path, "r+") as store,
+        fremap.Window(
+            store, prot=Prot.WRITE, coherent=False, tracking="async", populate=True
+        ) as window,
+    ):
+        pages = [2, 6, 9]
+        window.place(pages, b"".join(bytes([page]) * PAGE for page in pages))
+        memory = window.array(np.uint8, (16, PAGE))
+        # The second page cannot be moved, nor when it is tried again.
+        with (
+            failures("uffdio_move", errno=errno.ENOMEM, skip=1, times=2),
+            pytest.raises(fremap.StoreError),
+        ):
+            window.protect(pages, Prot.NONE)
+        assert (window.protection(pages) == Prot.WRITE).all()
+        assert window.present(pages).all()
+        assert memory[pages, 7].tolist() == pages
+        memory[pages, 7] = 1
+        window.protect(pages, Prot.NONE)
+        window.protect(pages, Prot.WRITE)
+        assert memory[pages, 7].tolist() == [1, 1, 1]
+        assert memory[pages, 8].tolist() == pages
+        del memory

@@ -329,30 +329,64 @@ impl<F: Frames> Shared<F> {
         }
     }
 
-    /// Takes placed pages, which are held and present, out of the window and puts their
-    /// content with the table: what they hold then is what they held last. If that fails they
-    /// are back.
+    /// Takes placed pages, which are held, out of the window and puts their content with the
+    /// table: what they hold then is what they held last. If one cannot be taken, all are back.
     pub(super) fn keep_denied(
         &self,
         isolation: &mut Isolation,
         pages: &[WindowPage],
     ) -> Result<(), Errno> {
+        for (done, &page) in pages.iter().enumerate() {
+            let kept = self.keep_one_denied(isolation, page);
+            if kept.is_err() {
+                self.put_back_denied(isolation, &pages[..done]);
+                return kept;
+            }
+        }
+        Ok(())
+    }
+
+    fn keep_one_denied(&self, isolation: &mut Isolation, page: WindowPage) -> Result<(), Errno> {
+        let isolated = isolation.ready(self.userfault(), self.store.page_size())?;
+        let (offset, _) = self.bytes(Run { first: page, count: 1 });
+        let mut state = self.state.lock();
+        if !state.get(page).present() {
+            // Its content is with the table already, or was dropped by somebody's `madvise`.
+            return Ok(());
+        }
+        let content = isolated.content(0);
+        if let Err(errno) = self.userfault().move_out(offset, content) {
+            // A part of a page that is larger than the system's may have come out.
+            return self.userfault().move_back(offset, content).and(Err(errno));
+        }
+        state.denied_content.insert(page, content.to_vec());
+        let entry = state.get(page).finish_drop();
+        state.mark(page, entry);
+        drop(state);
+        isolated.empty(true);
+        Ok(())
+    }
+
+    /// Shows placed pages again whose content was put with the table.
+    fn put_back_denied(&self, isolation: &mut Isolation, pages: &[WindowPage]) {
         for &page in pages {
-            let isolated = isolation.ready(self.userfault(), self.store.page_size())?;
+            let Ok(isolated) = isolation.ready(self.userfault(), self.store.page_size()) else {
+                // The content stays with the table, and comes back when access is taken and given.
+                return;
+            };
             let (offset, _) = self.bytes(Run { first: page, count: 1 });
             let mut state = self.state.lock();
+            let Some(bytes) = state.denied_content.get(&page) else { continue };
             let content = isolated.content(0);
-            if let Err(errno) = self.userfault().move_out(offset, content) {
-                // A part of a page that is larger than the system's may have come out.
-                return self.userfault().move_back(offset, content).and(Err(errno));
+            content.copy_from(bytes);
+            if self.userfault().move_back(offset, content).is_ok() {
+                state.denied_content.remove(&page);
+                let entry = state.get(page).finish_load();
+                state.mark(page, entry);
             }
-            state.denied_content.insert(page, content.to_vec());
-            let entry = state.get(page).finish_drop();
-            state.mark(page, entry);
             drop(state);
             isolated.empty(true);
         }
-        Ok(())
     }
 
     /// Fills a run with `from` in frames that were kept, or, if it is all present
