@@ -65,6 +65,27 @@ def test_protect(window: Any) -> None:
     window.protect([3, 12], Prot.WRITE)
 
 
+@pytest.mark.needs("paged", "uffd_wp")
+@pytest.mark.parametrize("populate", [True, False])
+def test_a_page_shown_once_more_shows_what_was_stored_to_it(
+    numbered_store: Callable[[int], Any], populate: bool
+) -> None:
+    """Pages that are only read may repeat others; what was stored is in the store by then."""
+    with (
+        numbered_store(FILE_PAGES) as store,
+        fremap.Window(
+            store, 8, prot=Prot.WRITE, coherent=False, engine="paged", tracking="sync"
+        ) as window,
+    ):
+        window.pages[5] = 7
+        window.protect([2, 5], Prot.READ)
+        window.remap([5], at=2, populate=populate)
+        assert not window.dirty().any()
+        assert (window.pages[2] == 7).all()
+        assert (window.pages[5] == 7).all()
+        assert (store.read([5]) == 7).all()
+
+
 def test_what_is_stored_is_not_touched_by_a_refusal(window: Any) -> None:
     window.populate()
     window.pages[3] = 7

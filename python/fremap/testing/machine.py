@@ -522,7 +522,7 @@ class WindowMachine(RuleBasedStateMachine):
         """As often as not, let a step find pages that were just stored to."""
         if self.writes_back and data.draw(st.booleans(), "dirty"):
             self._store_to_pages(data)
-            self._agree_on_dirty_pages()
+            self.agree()  # settles what is present: a remap asks for it
 
     def _store_to_pages(self, data: st.DataObject) -> list[int]:
         """Store to pages: other bytes, or those that are there.

@@ -284,8 +284,11 @@ class ModelWindow:
         for file_page, page in zip(file_pages, at, strict=True):
             after[page] = self._shown(page, file_page, prot)
         self._check_alias("remap", after)
-        # All are written before any is loaded: pages may change places.
-        self._write_back([page for page in at if after[page] is not self._pages[page]])
+        # All are written before any is loaded: pages may change places, and a page that is
+        # shown once more shows what was stored to it.
+        wanted = {f for f, page in zip(file_pages, at, strict=True) if not self._stays(page, after)}
+        replaced = [page for page in at if after[page] is not self._pages[page]]
+        self._write_back(replaced + [i for i, now in enumerate(self._pages) if now.shows in wanted])
         for page in at:
             self._pages[page] = after[page]
         if populate:
@@ -550,6 +553,11 @@ class ModelWindow:
         if (now.shows, now.prot) != (wanted.shows, wanted.prot):
             return wanted
         return replace(now, present=None) if self.coherent and now.present else now
+
+    def _stays(self, page: int, after: Sequence[ModelPage]) -> bool:
+        """Whether a page is there, as it is to be."""
+        now = self._pages[page]
+        return now is after[page] and now.prot != Prot.NONE and now.present is True
 
     def _stored(self, now: ModelPage, old: bytes, new: bytes) -> ModelPage:
         """Return a page whose content a thread has changed from `old` to `new`."""
