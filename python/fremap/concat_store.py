@@ -106,9 +106,6 @@ class ConcatStore(Store):
                 "fremap.rows, which reads rows of any length from each file"
             )
 
-    def __repr__(self) -> str:
-        return f"<fremap.ConcatStore {self._called()}, {self._described()}>"
-
     def _called(self) -> str:
         return f"of {counted(len(self._stores), 'store')}"
 

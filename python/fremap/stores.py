@@ -95,7 +95,10 @@ class Store(ClosedOnExit):
 
     def _called(self) -> str:
         """Return what tells the store from others, for reprs."""
-        raise NotImplementedError
+        return f"at {id(self):#x}"
+
+    def __repr__(self) -> str:
+        return f"<fremap.{type(self).__name__} {self._called()}, {self._described()}>"
 
     @property
     def _named(self) -> str:
@@ -409,9 +412,6 @@ class FileStore(Store):
         """Absolute path of the file; None for a store opened by descriptor."""
         return self._path
 
-    def __repr__(self) -> str:
-        return f"<fremap.FileStore {self._called()}, {self._described()}>"
-
     def _called(self) -> str:
         if self._path is None and not self.closed:
             return f"of descriptor {self.fileno()}"
@@ -586,9 +586,6 @@ class MemoryStore(Store):
         if self._name is None:
             raise ArgumentError("unlink: anonymous memory has no name to remove")
         _core.Store.unlink_shared_memory(self._name)
-
-    def __repr__(self) -> str:
-        return f"<fremap.MemoryStore {self._called()}, {self._described()}>"
 
     def _called(self) -> str:
         return "anonymous" if self._name is None else repr(self._name)

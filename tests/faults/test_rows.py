@@ -209,8 +209,15 @@ def test_few_descriptors_are_enough(tmp_path: Path) -> None:
         with descriptors(6):
             ids = np.arange(0, 1200, 3)
             assert (rows.take(ids) == (ids // 4 + 1)[:, None]).all()
+
+
+def test_no_descriptor_at_all(tmp_path: Path) -> None:
+    """Rows of the files that are open come; the first that cannot be opened is named."""
+    with fremap.rows(shards(tmp_path, 300), np.int32, 3) as rows:
+        rows.take(range(1196, 1200))
+        paths = [str(tmp_path / file) for file in sorted(os.listdir(tmp_path))]
         with failures("open", errno=errno.EMFILE, skip=0, times=10_000):
-            rows.take(range(1196, 1200))  # open still
+            rows.take(range(1196, 1200))
             with pytest.raises(StoreError) as caught:
                 rows.take(np.arange(1200))
         assert caught.value.errno == errno.EMFILE
