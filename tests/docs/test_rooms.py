@@ -22,6 +22,7 @@ CORE_FLOORS = {
     "cache": 1,
     "slot_table": 2,
     "stats": 1,
+    "io": 1,
     "calibrate": 2,
     "trim": 2,
     "store": 2,

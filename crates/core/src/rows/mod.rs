@@ -25,9 +25,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
+use crate::io::Pace;
 use crate::memory::{self, Ask, Reservation};
 use crate::store::source::CHUNK_BYTES;
-use crate::store::Pace;
 use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;

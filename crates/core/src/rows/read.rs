@@ -12,7 +12,7 @@ use super::files::Opened;
 use super::wanted::{Wanted, MAX_RUN_BYTES};
 use super::{count, Rows};
 use crate::error::{Error, Result, RowLoss};
-use crate::store::Pace;
+use crate::io::Pace;
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Facts, Parts};
 use crate::sys::mm::system_page_bytes;
@@ -253,7 +253,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
                 BUSY.. => BUSY_WAIT,
                 _ => 1,
             };
-            queue.wait_for(least, WAIT, &mut ended);
+            queue.wait(least, WAIT, &mut ended);
             for completion in ended.drain(..) {
                 self.end_read(completion, queue);
             }

@@ -4,9 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::io::Pace;
 use crate::store::part::Parts;
 use crate::store::source::{key, page_of, position_of, Query, SourceMap, CHUNK_BYTES, PIECE_PAGES};
-use crate::store::{Pace, Store};
+use crate::store::Store;
 use crate::sys::span::Span;
 use crate::units::{FilePage, PageSize};
 

@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::pace::Pace;
 use super::write::completed_before;
 use super::Store;
 use crate::error::{Error, Interrupt, Result};
+use crate::io::Pace;
 use crate::sys::file::Parts;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
@@ -182,7 +182,7 @@ impl<'a, 'm> Transfer<'a, 'm> {
             if queue.in_flight() == 0 {
                 return;
             }
-            queue.wait(WAIT, &mut ended);
+            queue.wait(if queue.in_flight() > 32 { 8 } else { 1 }, WAIT, &mut ended);
             let count = ended.len();
             for completion in ended.drain(..) {
                 self.end(completion, queue);

@@ -474,7 +474,11 @@ pub fn write_parts_at(
     let offset = file_offset(offset_bytes)?;
     let bytes = parts.bytes();
     let most = enter_for(Call::Write, bytes)?;
-    let front = (most < bytes).then(|| parts.front(most));
+    let front = (most < bytes).then(|| {
+        let mut front = parts.clone();
+        front.truncate(most);
+        front
+    });
     let parts = front.as_ref().unwrap_or(parts);
     let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: every part came from a span that is mapped and readable.
@@ -505,7 +509,7 @@ pub fn write_at(
 
 /// Where the bytes of one read go, or those of one write come from: spans one after
 /// another, neighbours joined.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Parts<'m> {
     vector: Vec<libc::iovec>,
     owner: PhantomData<Span<'m>>,
@@ -537,16 +541,26 @@ impl<'m> Parts<'m> {
         self.vector.iter().map(|part| part.iov_len).sum()
     }
 
-    /// The first `bytes` of them.
-    fn front(&self, bytes: usize) -> Self {
-        let mut vector = Vec::new();
+    /// Takes the first `bytes` away.
+    pub fn skip(&mut self, bytes: usize) {
         let mut left = bytes;
-        for part in &self.vector {
-            let iov_len = part.iov_len.min(left);
-            vector.push(libc::iovec { iov_base: part.iov_base, iov_len });
-            left -= iov_len;
-        }
-        Self { vector, owner: PhantomData }
+        self.vector.retain_mut(|part| {
+            let taken = part.iov_len.min(left);
+            left -= taken;
+            part.iov_base = part.iov_base.wrapping_byte_add(taken);
+            part.iov_len -= taken;
+            part.iov_len > 0
+        });
+    }
+
+    /// Takes away all but the first `bytes`.
+    pub fn truncate(&mut self, bytes: usize) {
+        let mut left = bytes;
+        self.vector.retain_mut(|part| {
+            part.iov_len = part.iov_len.min(left);
+            left -= part.iov_len;
+            part.iov_len > 0
+        });
     }
 
     /// How many separate spans there are.

@@ -30,10 +30,6 @@ use pool::with_threads;
 pub const DEPTH: usize = 128;
 /// Idle rings that a pool keeps: one for each thread of a program that reads in many.
 const MAX_IDLE: usize = 32;
-/// With this many in flight a wait is for several, so that each costs less.
-const BUSY: usize = 32;
-/// How many such a wait is for.
-const BUSY_WAIT: usize = 8;
 /// How often the kernel's EAGAIN and EBUSY are answered by trying again.
 const AGAIN_LIMIT: u32 = 64;
 
@@ -138,16 +134,10 @@ pub trait Queue<'f, 'm> {
     fn push(&mut self, submission: Submission<'f, 'm>);
     /// Starts what was pushed.
     fn start(&mut self);
-    /// Starts what was pushed, then waits until a request has ended or `timeout`
-    /// has passed, and hands out all that have ended. When the queue itself
-    /// fails, what it has not carried out comes back with ECANCELED.
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
-        let least = if self.in_flight() > BUSY { BUSY_WAIT } else { 1 };
-        self.wait_for(least, timeout, ended);
-    }
-    /// The same, waiting for `least` requests to end where the queue can wait for several:
-    /// fewer waits are cheaper, where nothing can be done before.
-    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
+    /// Starts what was pushed, then waits until `least` requests have ended or `timeout` has
+    /// passed, and hands out all that have ended. A queue that cannot wait for several waits for
+    /// one. When the queue itself fails, what it has not carried out comes back with ECANCELED.
+    fn wait(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
 }
 
 /// A ring with nothing in flight.
@@ -353,7 +343,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         }
     }
 
-    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if self.failed || self.is_of_parent() {
             self.give_up(ended);
             return;

@@ -44,7 +44,7 @@ impl<'f, 'm> Queue<'f, 'm> for Advised<'f, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait_for(&mut self, least: usize, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, least: usize, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         for _ in 0..least.clamp(1, MOST_AT_ONCE) {
             let Some(submission) = self.waiting.pop_front() else { return };
             let result = submission.carry_out();

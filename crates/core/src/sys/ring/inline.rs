@@ -27,7 +27,7 @@ impl<'f, 'm> Queue<'f, 'm> for Inline<'f, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait_for(&mut self, _least: usize, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, _least: usize, _timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         ended.extend(self.ended.take());
     }
 }

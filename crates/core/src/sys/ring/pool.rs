@@ -144,7 +144,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait_for(&mut self, _least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, _least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
         if self.owner != crate::sys::process::id() {
             // In a child of fork nobody serves: what was in flight is its parent's.
             self.held = 0;

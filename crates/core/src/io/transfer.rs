@@ -1,0 +1,309 @@
+//! Requests in flight together: begun, waited for, gone on with, ended.
+
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::quota::Quota;
+use crate::error::Result;
+use crate::sys::file::Parts;
+use crate::sys::ring::{
+    Advised, Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
+};
+
+/// Requests that all transfers of the process may have in flight together: what two that are
+/// large enough may have each, and what the kernel queues for a device as a rule.
+static QUOTA: Quota = Quota::new(2 * DEPTH);
+
+/// How long a wait for the device may keep the caller's interrupt waiting.
+const WAIT: Duration = Duration::from_millis(50);
+/// How often a request that ended with EAGAIN or EINTR, or a write that got no further, is made
+/// again.
+const AGAIN_LIMIT: u8 = 8;
+/// With this many in flight a device is busy …
+const BUSY: usize = 32;
+/// … and a wait is for several, so that each costs less.
+const BUSY_WAIT: usize = 8;
+/// Requests that are prepared before an idle device is told of them, where preparing one may
+/// take long …
+const EARLY: usize = 4;
+/// … and a busy one: each telling costs a system call.
+const LATER: usize = 16;
+
+/// Who carries requests out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way<'r> {
+    /// The caller, one after another: they do not wait for a device.
+    Caller,
+    /// The same, but the kernel is asked to read each of so many ahead.
+    Advised(usize),
+    /// A ring out of a pool, or threads: up to so many together.
+    Together(usize, &'r RingPool),
+}
+
+/// Bytes that are to be moved; where in memory, the parts say that go with it.
+#[derive(Debug)]
+pub(crate) struct Request<'f> {
+    pub(crate) direction: Direction,
+    pub(crate) file: OpenFile<'f>,
+    pub(crate) offset_bytes: u64,
+    /// Bytes without which it is not whole: of a file's last block there may be fewer than
+    /// there is memory for.
+    pub(crate) needed_bytes: usize,
+    /// What it must be a multiple of where it goes on after a short count; 1 through the page
+    /// cache.
+    pub(crate) align: usize,
+}
+
+/// Where a request will be among those in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// Its number: the smallest that no other has.
+    pub(crate) number: u32,
+    /// How many others there are.
+    pub(crate) in_flight: usize,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended {
+    /// Bytes that were moved, from the front on.
+    pub(crate) moved_bytes: usize,
+    /// Whether that is all that was needed.
+    pub(crate) whole: bool,
+    /// Why it is not. A read that ended without is of a file that has no more.
+    pub(crate) error: Option<Errno>,
+}
+
+/// What is to be moved, and what becomes of it.
+pub(crate) trait Transfer<'f, 'm> {
+    /// What is remembered of a request in flight.
+    type Note;
+    /// Whether preparing a request may take long: the device is told of a few at a time then.
+    const SLOW_TO_PREPARE: bool = false;
+
+    /// Who carries the requests out. Asked once, when the first is prepared.
+    fn way(&self) -> Way<'f>;
+
+    /// Whether one more may be begun beside those in flight.
+    fn may_begin(&self, _in_flight: usize, _bytes_in_flight: usize) -> bool {
+        true
+    }
+
+    /// Prepares the next request, whose memory is added to `parts`; none when there is none
+    /// before something has ended, or was [unfolded](Self::unfold).
+    ///
+    /// # Errors
+    /// Whatever ends the transfer.
+    fn next(
+        &mut self,
+        slot: Slot,
+        parts: &mut Parts<'m>,
+    ) -> Result<Option<(Request<'f>, Self::Note)>>;
+
+    /// Whether [`unfold`](Self::unfold) may bring more to be moved.
+    fn may_unfold(&self) -> bool {
+        false
+    }
+
+    /// Finds out more that is to be moved, while the device works.
+    ///
+    /// # Errors
+    /// Whatever ends the transfer.
+    fn unfold(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether all that is to be moved has been begun.
+    fn all_begun(&self) -> bool;
+
+    /// Whether what is remembered by `note` is still worth going on with.
+    fn matters(&self, _note: &Self::Note) -> bool {
+        true
+    }
+
+    /// How many requests a wait is for.
+    fn awaited(&self, in_flight: usize) -> usize {
+        if in_flight > BUSY { BUSY_WAIT } else { 1 }
+    }
+
+    /// A request has ended.
+    ///
+    /// # Errors
+    /// Whatever ends the transfer.
+    fn end(&mut self, note: Self::Note, ended: Ended) -> Result<()>;
+
+    /// Asks whether the caller wants it to stop; `ended` requests have since it was asked.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`](crate::error::Error::Interrupted).
+    fn check(&mut self, ended: usize) -> Result<()>;
+}
+
+/// Moves everything that `work` has. When this returns nothing is in flight.
+///
+/// # Errors
+/// What a method of `work` has returned.
+pub(crate) fn transfer<'f, 'm, W: Transfer<'f, 'm>>(work: &mut W) -> Result<()> {
+    let mut flow =
+        Flow { work, flights: Vec::new(), free: Vec::new(), spare: Vec::new(), bytes: 0 };
+    let Some(first) = flow.next(0, || ())? else { return Ok(()) };
+    let most = &|| usize::MAX;
+    if flow.work.all_begun() {
+        return flow.run(&mut Inline::default(), first, most);
+    }
+    match flow.work.way() {
+        Way::Caller => flow.run(&mut Inline::default(), first, most),
+        Way::Advised(depth) => flow.run(&mut Advised::new(depth), first, most),
+        Way::Together(wanted, rings) => {
+            let share = QUOTA.share(wanted.min(DEPTH));
+            rings.together(wanted, |queue| flow.run(queue, first, &|| share.limit()))
+        }
+    }
+}
+
+/// A request in flight.
+struct Flight<N> {
+    note: N,
+    needed_bytes: usize,
+    moved_bytes: usize,
+    align: usize,
+    again: u8,
+}
+
+struct Flow<'w, 'f, 'm, W: Transfer<'f, 'm>> {
+    work: &'w mut W,
+    /// By their numbers.
+    flights: Vec<Option<Flight<W::Note>>>,
+    free: Vec<u32>,
+    /// Memory of lists that nobody uses.
+    spare: Vec<Parts<'m>>,
+    /// Bytes in flight.
+    bytes: usize,
+}
+
+impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
+    fn run(
+        &mut self,
+        queue: &mut dyn Queue<'f, 'm>,
+        first: Submission<'f, 'm>,
+        limit: &dyn Fn() -> usize,
+    ) -> Result<()> {
+        let mut ended = Vec::new();
+        queue.push(first);
+        let mut prepared = 1;
+        loop {
+            while queue.room() > 0
+                && queue.in_flight() < limit()
+                && self.work.may_begin(queue.in_flight(), self.bytes)
+            {
+                let in_flight = queue.in_flight();
+                let Some(next) = self.next(in_flight, || queue.start())? else { break };
+                queue.push(next);
+                prepared += 1;
+                if W::SLOW_TO_PREPARE && prepared >= if in_flight + 1 < BUSY { EARLY } else { LATER } {
+                    queue.start();
+                    prepared = 0;
+                }
+            }
+            if queue.in_flight() == 0 {
+                return Ok(());
+            }
+            prepared = 0;
+            queue.wait(self.work.awaited(queue.in_flight()), WAIT, &mut ended);
+            let count = ended.len();
+            for completion in ended.drain(..) {
+                self.end(completion, queue)?;
+            }
+            if queue.in_flight() > 0 || !self.work.all_begun() {
+                self.work.check(count)?;
+            }
+        }
+    }
+
+    /// The next request; `start` is called before more is looked for.
+    fn next(
+        &mut self,
+        in_flight: usize,
+        mut start: impl FnMut(),
+    ) -> Result<Option<Submission<'f, 'm>>> {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            u32::try_from(self.flights.len() - 1).expect("as many as are in flight")
+        });
+        let mut parts = self.spare.pop().unwrap_or_default();
+        let (request, note) = loop {
+            if let Some(next) = self.work.next(Slot { number, in_flight }, &mut parts)? {
+                break next;
+            }
+            if !self.work.may_unfold() {
+                self.free.push(number);
+                self.spare.push(parts);
+                return Ok(None);
+            }
+            start();
+            self.work.unfold()?;
+        };
+        let Request { direction, file, offset_bytes, needed_bytes, align } = request;
+        self.bytes += parts.bytes();
+        self.flights[number as usize] =
+            Some(Flight { note, needed_bytes, moved_bytes: 0, align, again: 0 });
+        Ok(Some(Submission { id: number, direction, file, offset_bytes, parts }))
+    }
+
+    /// Takes a request that has ended: for good, or to be gone on with from where it stopped.
+    fn end(&mut self, completion: Completion<'f, 'm>, queue: &mut dyn Queue<'f, 'm>) -> Result<()> {
+        let Completion { submission: mut request, result } = completion;
+        let number = request.id as usize;
+        let mut flight = self.flights[number].take().expect("a request ends once");
+        let matters = self.work.matters(&flight.note);
+        let result = match result {
+            // The queue has failed, not the request. In a child of fork, where it always does,
+            // the memory may show something else.
+            Err(Errno::CANCELED) if matters => request.carry_out(),
+            Err(Errno::CANCELED) => Ok(0),
+            result => result,
+        };
+        self.bytes -= request.parts.bytes();
+        let (goes_on, error) = match result {
+            Ok(bytes) if flight.moved_bytes + bytes >= flight.needed_bytes => {
+                flight.moved_bytes += bytes;
+                (false, None)
+            }
+            Ok(bytes) => {
+                let bytes = bytes - bytes % flight.align;
+                flight.moved_bytes += bytes;
+                request.offset_bytes += bytes as u64;
+                request.parts.skip(bytes);
+                match request.direction {
+                    _ if bytes > 0 => (true, None),
+                    Direction::Read => (false, None),
+                    // It takes no more, and does not say why.
+                    Direction::Write => (flight.is_tried_again(), Some(Errno::NOSPC)),
+                }
+            }
+            Err(errno @ (Errno::AGAIN | Errno::INTR)) => (flight.is_tried_again(), Some(errno)),
+            Err(errno) => (false, Some(errno)),
+        };
+        if goes_on && matters {
+            self.bytes += request.parts.bytes();
+            self.flights[number] = Some(flight);
+            queue.push(request);
+            return Ok(());
+        }
+        self.free.push(request.id);
+        request.parts.clear();
+        self.spare.push(request.parts);
+        let Flight { note, needed_bytes, moved_bytes, .. } = flight;
+        let whole = moved_bytes >= needed_bytes;
+        self.work.end(note, Ended { moved_bytes, whole, error: error.filter(|_| !goes_on) })
+    }
+}
+
+impl<N> Flight<N> {
+    /// Whether it is made again after an end that has moved nothing.
+    fn is_tried_again(&mut self) -> bool {
+        self.again += 1;
+        self.again <= AGAIN_LIMIT
+    }
+}
