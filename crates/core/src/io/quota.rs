@@ -35,7 +35,11 @@ impl Quota {
 /// What this process wants.
 fn wanted_in(word: u64) -> u64 {
     let own = word >> 32 == u64::from(process::id());
-    if own { word & u64::from(u32::MAX) } else { 0 }
+    if own {
+        word & u64::from(u32::MAX)
+    } else {
+        0
+    }
 }
 
 /// What one of them may have in flight.
@@ -94,7 +98,7 @@ mod tests {
         let quota = Quota::new(10);
         // As a parent leaves it.
         let parents = Share { owner: process::id() ^ 1, ..quota.share(30) };
-        quota.wanted.store(u64::from(parents.owner) << 32 | 30, Ordering::Relaxed);
+        quota.wanted.store((u64::from(parents.owner) << 32) + 30, Ordering::Relaxed);
         let own = quota.share(8);
         assert_eq!(own.limit(), 8);
         drop(parents);

@@ -165,7 +165,7 @@ struct PageReads<'a, 'm> {
     spare_absent: Vec<Vec<Segment>>,
 }
 
-impl<'a, 'm> PageReads<'a, 'm> {
+impl<'m> PageReads<'_, 'm> {
     /// Everything. Copies alone need no queue; once there is something to read
     /// together, one transfer serves to the end.
     fn all(&mut self) -> Result<()> {
@@ -371,7 +371,8 @@ impl<'a, 'm> PageReads<'a, 'm> {
                 page(to).copy_span(page(from));
             }
             // What the last page has behind the end of the file.
-            for segment in chunk.absent.iter().filter(|last| (last.len as usize) < self.page_bytes) {
+            for segment in chunk.absent.iter().filter(|last| (last.len as usize) < self.page_bytes)
+            {
                 let len = segment.len as usize;
                 page(segment.place).part(len, self.page_bytes - len).clear();
             }
@@ -446,8 +447,7 @@ impl<'a, 'm> Transfer<'a, 'm> for PageReads<'a, 'm> {
     }
 
     fn all_begun(&self) -> bool {
-        self.next_chunk * self.chunk_pages >= self.until
-            && self.chunks.iter().all(Chunk::all_begun)
+        self.next_chunk * self.chunk_pages >= self.until && self.chunks.iter().all(Chunk::all_begun)
     }
 
     fn end(&mut self, run: Merged, ended: Ended) -> Result<()> {
