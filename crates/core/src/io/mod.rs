@@ -24,7 +24,7 @@ mod transfer;
 
 pub(crate) use alone::{is_unchanged, read_alone};
 pub(crate) use pace::Pace;
-pub(crate) use quota::Quota;
+pub(crate) use quota::{Quota, Share};
 pub(crate) use segment::{join, Segment, MAX_REQUEST_BYTES};
 pub(crate) use transfer::{transfer, Ended, Request, Slot, Transfer, Way};
 

@@ -128,8 +128,7 @@ mod tests {
     #[test]
     fn a_request_has_a_limit_in_bytes_and_in_buffers() {
         let half = MAX_REQUEST_BYTES as u32 / 2;
-        let segments: Vec<_> =
-            (0..3).map(|n| segment(0, u64::from(half) * n, half, 0)).collect();
+        let segments: Vec<_> = (0..3).map(|n| segment(0, u64::from(half) * n, half, 0)).collect();
         assert_eq!(joined(&segments, None).0, 2);
         let one = segment(0, 0, 2 * MAX_REQUEST_BYTES as u32, 0);
         assert_eq!(joined(&[one], None).0, 1);

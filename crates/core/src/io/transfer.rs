@@ -81,6 +81,8 @@ pub(crate) trait Transfer<'f, 'm> {
     type Note;
     /// Whether preparing a request may take long: the device is told of a few at a time then.
     const SLOW_TO_PREPARE: bool = false;
+    /// Whether nothing is done with what has come before all has: the last wait is for all of it.
+    const USED_TOGETHER: bool = false;
 
     /// Who carries the requests out. Asked once, when the first is prepared.
     fn way(&self) -> Way<'f>;
@@ -120,11 +122,6 @@ pub(crate) trait Transfer<'f, 'm> {
     /// Whether what is remembered by `note` is still worth going on with.
     fn matters(&self, _note: &Self::Note) -> bool {
         true
-    }
-
-    /// How many requests a wait is for.
-    fn awaited(&self, in_flight: usize) -> usize {
-        if in_flight > BUSY { BUSY_WAIT } else { 1 }
     }
 
     /// A request has ended.
@@ -201,7 +198,9 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
                 let Some(next) = self.next(in_flight, || queue.start())? else { break };
                 queue.push(next);
                 prepared += 1;
-                if W::SLOW_TO_PREPARE && prepared >= if in_flight + 1 < BUSY { EARLY } else { LATER } {
+                if W::SLOW_TO_PREPARE
+                    && prepared >= if in_flight + 1 < BUSY { EARLY } else { LATER }
+                {
                     queue.start();
                     prepared = 0;
                 }
@@ -210,7 +209,12 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
                 return Ok(());
             }
             prepared = 0;
-            queue.wait(self.work.awaited(queue.in_flight()), WAIT, &mut ended);
+            let awaited = match queue.in_flight() {
+                all if W::USED_TOGETHER && self.work.all_begun() => all,
+                BUSY.. => BUSY_WAIT,
+                _ => 1,
+            };
+            queue.wait(awaited, WAIT, &mut ended);
             let count = ended.len();
             for completion in ended.drain(..) {
                 self.end(completion, queue)?;

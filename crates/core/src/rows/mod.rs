@@ -21,11 +21,11 @@ mod submit;
 mod wanted;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
-use crate::io::Pace;
+use crate::io::{Pace, Quota, Segment};
 use crate::memory::{self, Ask, Reservation};
 use crate::store::source::CHUNK_BYTES;
 use crate::store::Store;
@@ -36,7 +36,6 @@ use crate::units::{self, PageIndex, Pages, Row, Selection};
 use budget::MapBudget;
 use files::{Files, Shard};
 use ranges::MAX_FETCHED_BYTES;
-use wanted::Wanted;
 
 pub use submit::{Memory, Pending};
 
@@ -151,8 +150,8 @@ pub struct Rows {
     /// Rows are read past the page cache.
     direct: bool,
     counters: Counters,
-    /// Takes that read by system calls now.
-    readers: AtomicUsize,
+    /// Reads that takes may have in flight together where each keeps one of too many files open.
+    in_flight: Quota,
     closed: AtomicBool,
 }
 
@@ -185,14 +184,15 @@ impl Rows {
         }
         // Direct reads map nothing.
         let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &made)).transpose()?;
+        let files = Files::new(made);
         Ok(Self {
             row_bytes,
             row_count,
-            files: Files::new(made),
+            in_flight: Quota::new(files.open_limit() / 2),
+            files,
             budget: MapBudget::new(budget),
             direct,
             counters: Counters::default(),
-            readers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         })
     }
@@ -316,7 +316,7 @@ impl Rows {
     fn read_rest(
         &self,
         rows: usize,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         into: Span<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {

@@ -4,10 +4,9 @@
 use std::ops::Range;
 
 use super::maps::{chunks_of, Found, Maps};
-use super::wanted::Wanted;
 use super::{Rows, PIECE_ROWS};
 use crate::error::Result;
-use crate::io::Pace;
+use crate::io::{Pace, Segment};
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
 use crate::sys::copy::Recovery;
 use crate::sys::mm::system_page_bytes;
@@ -47,7 +46,7 @@ impl Rows {
         &self,
         range: Range<u64>,
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let mut stretches = Vec::new();
@@ -74,7 +73,7 @@ impl Rows {
         &self,
         ids: &[Row],
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let stretch = |(position, row): (usize, &Row)| {
@@ -90,10 +89,10 @@ impl Rows {
         &self,
         stretches: &[Stretch],
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let want = |wanted: &mut Vec<Wanted>, s: &Stretch| {
+        let want = |wanted: &mut Vec<Segment>, s: &Stretch| {
             self.want(wanted, s.shard, s.offset, s.len, s.place);
         };
         if self.direct {
@@ -116,7 +115,7 @@ impl Rows {
         let changed = self.changed(&touched);
         if !changed.is_empty() {
             // Reading them says what is wrong, if something is.
-            wanted.retain(|part| !changed.contains(&part.shard));
+            wanted.retain(|part| !changed.contains(&part.file));
             for stretch in stretches.iter().filter(|stretch| changed.contains(&stretch.shard)) {
                 want(wanted, stretch);
             }
@@ -128,7 +127,7 @@ impl Rows {
 struct Copier<'c, 'r> {
     rows: &'c Rows,
     into: Span<'c>,
-    wanted: &'r mut Vec<Wanted>,
+    wanted: &'r mut Vec<Segment>,
     /// Had once there is something to copy from.
     recovery: Option<Recovery>,
     query: Query,
@@ -143,7 +142,7 @@ struct Copier<'c, 'r> {
 }
 
 impl<'c, 'r> Copier<'c, 'r> {
-    fn new(rows: &'c Rows, into: Span<'c>, wanted: &'r mut Vec<Wanted>) -> Self {
+    fn new(rows: &'c Rows, into: Span<'c>, wanted: &'r mut Vec<Segment>) -> Self {
         Self {
             rows,
             into,
