@@ -26,7 +26,7 @@ pub(crate) use alone::{is_unchanged, read_alone};
 pub(crate) use pace::Pace;
 pub(crate) use quota::{Quota, Share};
 pub(crate) use segment::{join, Segment, MAX_REQUEST_BYTES};
-pub(crate) use transfer::{transfer, Ended, Request, Slot, Transfer, Way};
+pub(crate) use transfer::{transfer, Ended, Request, Transfer, Way};
 
 /// Bytes in flight from which on no direct request is begun: an interrupt waits for them.
 pub(crate) const MAX_FLIGHT_BYTES: usize = 8 << 20;

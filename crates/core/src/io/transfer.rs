@@ -1,5 +1,8 @@
 //! Requests in flight together: begun, waited for, gone on with, ended.
 
+use std::marker::PhantomData;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -7,9 +10,7 @@ use rustix::io::Errno;
 use super::quota::Quota;
 use crate::error::Result;
 use crate::sys::file::Parts;
-use crate::sys::ring::{
-    Advised, Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
-};
+use crate::sys::ring::{Caller, Completion, Direction, Queue, RingPool, Submission, DEPTH};
 
 /// Requests that all transfers of the process may have in flight together: what two that are
 /// large enough may have each, and what the kernel queues for a device as a rule.
@@ -41,11 +42,11 @@ pub(crate) enum Way<'r> {
     Together(usize, &'r RingPool),
 }
 
-/// Bytes that are to be moved; where in memory, the parts say that go with it.
+/// Bytes that are to be moved.
 #[derive(Debug)]
-pub(crate) struct Request<'f> {
+pub(crate) struct Request<N> {
     pub(crate) direction: Direction,
-    pub(crate) file: OpenFile<'f>,
+    pub(crate) file: Arc<OwnedFd>,
     pub(crate) offset_bytes: u64,
     /// Bytes without which it is not whole: of a file's last block there may be fewer than
     /// there is memory for.
@@ -53,15 +54,8 @@ pub(crate) struct Request<'f> {
     /// What it must be a multiple of where it goes on after a short count; 1 through the page
     /// cache.
     pub(crate) align: usize,
-}
-
-/// Where a request will be among those in flight.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot {
-    /// Its number: the smallest that no other has.
-    pub(crate) number: u32,
-    /// How many others there are.
-    pub(crate) in_flight: usize,
+    /// What its maker remembers of it.
+    pub(crate) note: N,
 }
 
 /// What became of a request.
@@ -76,16 +70,16 @@ pub(crate) struct Ended {
 }
 
 /// What is to be moved, and what becomes of it.
-pub(crate) trait Transfer<'f, 'm> {
+pub(crate) trait Transfer<'r, 'm> {
     /// What is remembered of a request in flight.
-    type Note;
+    type Note: Send;
     /// Whether preparing a request may take long: the device is told of a few at a time then.
     const SLOW_TO_PREPARE: bool = false;
     /// Whether nothing is done with what has come before all has: the last wait is for all of it.
     const USED_TOGETHER: bool = false;
 
     /// Who carries the requests out. Asked once, when the first is prepared.
-    fn way(&self) -> Way<'f>;
+    fn way(&self) -> Way<'r>;
 
     /// Whether one more may be begun beside those in flight.
     fn may_begin(&self, _in_flight: usize, _bytes_in_flight: usize) -> bool {
@@ -93,15 +87,15 @@ pub(crate) trait Transfer<'f, 'm> {
     }
 
     /// Prepares the next request, whose memory is added to `parts`; none when there is none
-    /// before something has ended, or was [unfolded](Self::unfold).
+    /// before something has ended or was [unfolded](Self::unfold).
     ///
     /// # Errors
     /// Whatever ends the transfer.
     fn next(
         &mut self,
-        slot: Slot,
+        in_flight: usize,
         parts: &mut Parts<'m>,
-    ) -> Result<Option<(Request<'f>, Self::Note)>>;
+    ) -> Result<Option<Request<Self::Note>>>;
 
     /// Whether [`unfold`](Self::unfold) may bring more to be moved.
     fn may_unfold(&self) -> bool {
@@ -119,7 +113,7 @@ pub(crate) trait Transfer<'f, 'm> {
     /// Whether all that is to be moved has been begun.
     fn all_begun(&self) -> bool;
 
-    /// Whether what is remembered by `note` is still worth going on with.
+    /// Whether a request in flight is still worth going on with.
     fn matters(&self, _note: &Self::Note) -> bool {
         true
     }
@@ -141,21 +135,17 @@ pub(crate) trait Transfer<'f, 'm> {
 ///
 /// # Errors
 /// What a method of `work` has returned.
-pub(crate) fn transfer<'f, 'm, W: Transfer<'f, 'm>>(work: &mut W) -> Result<()> {
-    let mut flow =
-        Flow { work, flights: Vec::new(), free: Vec::new(), spare: Vec::new(), bytes: 0 };
+pub(crate) fn transfer<'r, 'm, W: Transfer<'r, 'm>>(work: &mut W) -> Result<()> {
+    let mut flow = Flow { work, bytes: 0, spare: Vec::new(), rings: PhantomData };
     let Some(first) = flow.next(0, || ())? else { return Ok(()) };
-    let most = &|| usize::MAX;
-    if flow.work.all_begun() {
-        return flow.run(&mut Inline::default(), first, most);
-    }
+    let (alone, no_limit) = (flow.work.all_begun(), || usize::MAX);
     match flow.work.way() {
-        Way::Caller => flow.run(&mut Inline::default(), first, most),
-        Way::Advised(depth) => flow.run(&mut Advised::new(depth), first, most),
-        Way::Together(wanted, rings) => {
-            let share = QUOTA.share(wanted.min(DEPTH));
+        Way::Together(wanted, rings) if !alone => {
+            let share = QUOTA.share(wanted.clamp(1, DEPTH));
             rings.together(wanted, |queue| flow.run(queue, first, &|| share.limit()))
         }
+        Way::Advised(depth) if !alone => flow.run(&mut Caller::advising(depth), first, &no_limit),
+        _ => flow.run(&mut Caller::one_by_one(), first, &no_limit),
     }
 }
 
@@ -168,22 +158,20 @@ struct Flight<N> {
     again: u8,
 }
 
-struct Flow<'w, 'f, 'm, W: Transfer<'f, 'm>> {
+struct Flow<'w, 'r, 'm, W: Transfer<'r, 'm>> {
     work: &'w mut W,
-    /// By their numbers.
-    flights: Vec<Option<Flight<W::Note>>>,
-    free: Vec<u32>,
-    /// Memory of lists that nobody uses.
-    spare: Vec<Parts<'m>>,
     /// Bytes in flight.
     bytes: usize,
+    /// Memory of lists that nobody uses.
+    spare: Vec<Parts<'m>>,
+    rings: PhantomData<&'r RingPool>,
 }
 
-impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
+impl<'r, 'm, W: Transfer<'r, 'm>> Flow<'_, 'r, 'm, W> {
     fn run(
         &mut self,
-        queue: &mut dyn Queue<'f, 'm>,
-        first: Submission<'f, 'm>,
+        queue: &mut dyn Queue<'m, Flight<W::Note>>,
+        first: Submission<'m, Flight<W::Note>>,
         limit: &dyn Fn() -> usize,
     ) -> Result<()> {
         let mut ended = Vec::new();
@@ -198,22 +186,22 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
                 let Some(next) = self.next(in_flight, || queue.start())? else { break };
                 queue.push(next);
                 prepared += 1;
-                if W::SLOW_TO_PREPARE
-                    && prepared >= if in_flight + 1 < BUSY { EARLY } else { LATER }
-                {
+                let few = if in_flight + 1 < BUSY { EARLY } else { LATER };
+                if W::SLOW_TO_PREPARE && prepared >= few {
                     queue.start();
                     prepared = 0;
                 }
             }
-            if queue.in_flight() == 0 {
-                return Ok(());
-            }
-            prepared = 0;
             let awaited = match queue.in_flight() {
+                0 => {
+                    debug_assert!(self.work.all_begun(), "nothing is in flight that more waits for");
+                    return Ok(());
+                }
                 all if W::USED_TOGETHER && self.work.all_begun() => all,
                 BUSY.. => BUSY_WAIT,
                 _ => 1,
             };
+            prepared = 0;
             queue.wait(awaited, WAIT, &mut ended);
             let count = ended.len();
             for completion in ended.drain(..) {
@@ -230,37 +218,32 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
         &mut self,
         in_flight: usize,
         mut start: impl FnMut(),
-    ) -> Result<Option<Submission<'f, 'm>>> {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.flights.push(None);
-            u32::try_from(self.flights.len() - 1).expect("as many as are in flight")
-        });
+    ) -> Result<Option<Submission<'m, Flight<W::Note>>>> {
         let mut parts = self.spare.pop().unwrap_or_default();
-        let (request, note) = loop {
-            if let Some(next) = self.work.next(Slot { number, in_flight }, &mut parts)? {
-                break next;
+        loop {
+            if let Some(request) = self.work.next(in_flight, &mut parts)? {
+                let Request { direction, file, offset_bytes, needed_bytes, align, note } = request;
+                let tag = Flight { note, needed_bytes, moved_bytes: 0, align, again: 0 };
+                self.bytes += parts.bytes();
+                return Ok(Some(Submission { tag, direction, file, offset_bytes, parts }));
             }
             if !self.work.may_unfold() {
-                self.free.push(number);
                 self.spare.push(parts);
                 return Ok(None);
             }
             start();
             self.work.unfold()?;
-        };
-        let Request { direction, file, offset_bytes, needed_bytes, align } = request;
-        self.bytes += parts.bytes();
-        self.flights[number as usize] =
-            Some(Flight { note, needed_bytes, moved_bytes: 0, align, again: 0 });
-        Ok(Some(Submission { id: number, direction, file, offset_bytes, parts }))
+        }
     }
 
     /// Takes a request that has ended: for good, or to be gone on with from where it stopped.
-    fn end(&mut self, completion: Completion<'f, 'm>, queue: &mut dyn Queue<'f, 'm>) -> Result<()> {
+    fn end(
+        &mut self,
+        completion: Completion<'m, Flight<W::Note>>,
+        queue: &mut dyn Queue<'m, Flight<W::Note>>,
+    ) -> Result<()> {
         let Completion { submission: mut request, result } = completion;
-        let number = request.id as usize;
-        let mut flight = self.flights[number].take().expect("a request ends once");
-        let matters = self.work.matters(&flight.note);
+        let matters = self.work.matters(&request.tag.note);
         let result = match result {
             // The queue has failed, not the request. In a child of fork, where it always does,
             // the memory may show something else.
@@ -269,6 +252,7 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
             result => result,
         };
         self.bytes -= request.parts.bytes();
+        let flight = &mut request.tag;
         let (goes_on, error) = match result {
             Ok(bytes) if flight.moved_bytes + bytes >= flight.needed_bytes => {
                 flight.moved_bytes += bytes;
@@ -291,14 +275,12 @@ impl<'f, 'm, W: Transfer<'f, 'm>> Flow<'_, 'f, 'm, W> {
         };
         if goes_on && matters {
             self.bytes += request.parts.bytes();
-            self.flights[number] = Some(flight);
             queue.push(request);
             return Ok(());
         }
-        self.free.push(request.id);
         request.parts.clear();
         self.spare.push(request.parts);
-        let Flight { note, needed_bytes, moved_bytes, .. } = flight;
+        let Flight { note, needed_bytes, moved_bytes, .. } = request.tag;
         let whole = moved_bytes >= needed_bytes;
         self.work.end(note, Ended { moved_bytes, whole, error: error.filter(|_| !goes_on) })
     }

@@ -198,8 +198,8 @@ fn direct_file(store: &Store, file: &OwnedFd) -> Result<Arc<OwnedFd>> {
         Errno::INVAL => not_direct(),
         errno => Error::system("rows", errno),
     };
-    if let Some(direct) = store.direct_file().map_err(fail)? {
-        return Ok(Arc::new(direct));
+    if let Some(direct) = store.direct_file() {
+        return Ok(direct);
     }
     sys_file::reopen(file.as_fd(), false, true).map(Arc::new).map_err(fail)
 }

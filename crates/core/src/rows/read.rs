@@ -11,13 +11,13 @@ use super::files::{Files, Opened};
 use super::{count, Rows};
 use crate::error::{Error, Result, RowLoss};
 use crate::io::{
-    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Share, Slot, Transfer,
-    Way,
+    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Share, Transfer, Way,
+    MAX_FLIGHT_BYTES,
 };
 use crate::sys::clock::coarse_ns;
 use crate::sys::file::{self as sys_file, Parts};
 use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::{Direction, OpenFile, RingPool, DEPTH};
+use crate::sys::ring::{Direction, RingPool, DEPTH};
 use crate::sys::span::Span;
 
 /// Bytes between two rows that cost less to read than another request.
@@ -50,23 +50,22 @@ impl Rows {
         self.budget.note_reads(bytes.div_ceil(self.row_bytes as u64));
         if !self.direct {
             let mut gap = [0; GAP_BYTES];
-            return self.read_by(wanted, into, Memory::Straight(Span::of(&mut gap)), DEPTH, pace);
+            return self.read_by(wanted, into, Memory::Straight(Span::of(&mut gap)), pace);
         }
         let longest = wanted.iter().map(|row| row.len as usize).max().unwrap_or(0);
         let blocks = BLOCKS.take(longest).map_err(|errno| Error::system("take", errno))?;
-        let outcome = self.read_by(wanted, into, Memory::Blocks(&blocks), blocks.depth(), pace);
+        let outcome = self.read_by(wanted, into, Memory::Blocks(&blocks), pace);
         BLOCKS.give_back(blocks);
         outcome
     }
 
-    /// The same with up to `depth` reads in flight. Each keeps its file open: of more files than
+    /// The same, by way of some memory. Reads in flight keep their files open: of more files than
     /// may be, all takes together have half as many in flight as that.
     fn read_by<'m>(
         &self,
         wanted: &[Segment],
         into: Span<'m>,
         memory: Memory<'m>,
-        depth: usize,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let many_files = self.files.len() > self.files.open_limit();
@@ -75,8 +74,8 @@ impl Rows {
             wanted,
             into,
             memory,
-            depth,
-            share: many_files.then(|| self.in_flight.share(depth)),
+            free_blocks: (0..DEPTH as u32).collect(),
+            share: many_files.then(|| self.in_flight.share(DEPTH)),
             pace,
             next: 0,
             stretches: Vec::new(),
@@ -113,13 +112,13 @@ struct Stretch {
 }
 
 /// A request for what follows each other in a file.
-struct Merged<'m> {
+struct Merged {
     stretch: usize,
     /// Which of the wanted it is for, those of the same bytes included.
     wanted: Range<usize>,
-    /// Where it begins in the file, and its block, if it has one.
+    /// Where it begins in the file, and the number of its block, if it has one.
     offset: u64,
-    block: Option<Span<'m>>,
+    block: Option<u32>,
 }
 
 fn is_short_of_descriptors(error: &Error) -> bool {
@@ -131,9 +130,9 @@ struct RowReads<'a, 'p, 'm> {
     wanted: &'a [Segment],
     into: Span<'m>,
     memory: Memory<'m>,
-    /// Reads that may be in flight.
-    depth: usize,
-    /// The same where they keep too many files open.
+    /// Those of the memory that no read in flight has.
+    free_blocks: Vec<u32>,
+    /// What may be in flight where the files are too many to be open.
     share: Option<Share<'a>>,
     pace: &'a mut Pace<'p>,
     /// The first that was not planned.
@@ -291,7 +290,7 @@ impl<'m> RowReads<'_, '_, 'm> {
 }
 
 impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
-    type Note = Merged<'m>;
+    type Note = Merged;
     /// A file may have to be opened.
     const SLOW_TO_PREPARE: bool = true;
     const USED_TOGETHER: bool = true;
@@ -312,22 +311,20 @@ impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
         }
     }
 
-    fn may_begin(&self, in_flight: usize, _bytes_in_flight: usize) -> bool {
-        in_flight < self.share.as_ref().map_or(self.depth, Share::limit)
+    fn may_begin(&self, in_flight: usize, bytes_in_flight: usize) -> bool {
+        let direct = matches!(self.memory, Memory::Blocks(_));
+        !(direct && bytes_in_flight >= MAX_FLIGHT_BYTES)
+            && self.share.as_ref().is_none_or(|share| in_flight < share.limit())
     }
 
-    fn next(
-        &mut self,
-        slot: Slot,
-        parts: &mut Parts<'m>,
-    ) -> Result<Option<(Request<'static>, Merged<'m>)>> {
+    fn next(&mut self, in_flight: usize, parts: &mut Parts<'m>) -> Result<Option<Request<Merged>>> {
         if self.all_begun() {
             return Ok(None);
         }
         let (start, first) = (self.next, self.wanted[self.next]);
         let number = match self.stretch_of(&first) {
             // Reads in flight keep descriptors open: some are to be had once they end.
-            Err(error) if is_short_of_descriptors(&error) && slot.in_flight > 0 => return Ok(None),
+            Err(error) if is_short_of_descriptors(&error) && in_flight > 0 => return Ok(None),
             number => number?,
         };
         let rest = &self.wanted[start..];
@@ -341,8 +338,8 @@ impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
             }
             Memory::Blocks(blocks) => {
                 let (joined, len) = Self::blocks_at(rest, align);
-                let block = blocks.of(slot.number).part(0, len);
-                parts.push(block);
+                let block = self.free_blocks.pop().expect("one for each in flight");
+                parts.push(blocks.of(block).part(0, len));
                 (joined, first.offset / align * align, Some(block))
             }
         };
@@ -353,14 +350,14 @@ impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
         stretch.in_flight += 1;
         stretch.planned =
             self.wanted.get(self.next).is_none_or(|behind| behind.file != stretch.shard);
-        let request = Request {
+        Ok(Some(Request {
             direction: Direction::Read,
-            file: OpenFile::Shared(Arc::clone(&stretch.file)),
+            file: Arc::clone(&stretch.file),
             offset_bytes: offset,
             needed_bytes: (last_end - offset) as usize,
             align: align as usize,
-        };
-        Ok(Some((request, Merged { stretch: number, wanted: start..self.next, offset, block })))
+            note: Merged { stretch: number, wanted: start..self.next, offset, block },
+        }))
     }
 
     fn all_begun(&self) -> bool {
@@ -368,11 +365,12 @@ impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
     }
 
     /// Good, or to be read row by row, which finds the bad row.
-    fn end(&mut self, merged: Merged<'m>, ended: Ended) -> Result<()> {
+    fn end(&mut self, merged: Merged, ended: Ended) -> Result<()> {
         if ended.whole {
             count(&self.rows.counters.bytes_read, ended.moved_bytes as u64);
             count(&self.rows.counters.reads, 1);
-            if let Some(block) = merged.block {
+            if let (Memory::Blocks(blocks), Some(number)) = (self.memory, merged.block) {
+                let block = blocks.of(number);
                 for row in &self.wanted[merged.wanted] {
                     let at = (row.offset - merged.offset) as usize;
                     self.place_of(row).copy_span(block.part(at, row.len as usize));
@@ -381,6 +379,7 @@ impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
         } else {
             self.read_anew(merged.stretch, merged.wanted);
         }
+        self.free_blocks.extend(merged.block);
         self.end_of_run(merged.stretch);
         Ok(())
     }

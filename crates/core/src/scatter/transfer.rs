@@ -9,8 +9,7 @@ use super::plan::{Maps, Plan, Preference};
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::io::{
-    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Slot, Transfer, Way,
-    MAX_REQUEST_BYTES,
+    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Transfer, Way,
 };
 use crate::store::last_change::Unchanged;
 use crate::store::source::PIECE_PAGES;
@@ -18,8 +17,7 @@ use crate::store::Store;
 use crate::sys::clock::coarse_ns;
 use crate::sys::copy::Recovery;
 use crate::sys::file::{self as sys_file, Parts};
-use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::{Direction, OpenFile};
+use crate::sys::ring::{Direction, DEPTH};
 use crate::sys::span::Span;
 use crate::units::{FilePage, PageIndex, Run};
 
@@ -75,8 +73,6 @@ pub(crate) fn scatter(
         pace: Pace::new(interrupt),
         maps: Maps::new(store),
         plan: Plan::default(),
-        way: Way::Caller,
-        until: 0,
         page_bytes,
         chunk_pages,
         chunks: VecDeque::new(),
@@ -85,7 +81,7 @@ pub(crate) fn scatter(
         failed_chunk: None,
         spare_absent: Vec::new(),
     };
-    let outcome = reads.all();
+    let outcome = transfer(&mut reads);
     outcome.map_err(|error| error.with_completed(reads.completed))
 }
 
@@ -150,9 +146,6 @@ struct PageReads<'a, 'm> {
     pace: Pace<'a>,
     maps: Maps<'a>,
     plan: Plan,
-    way: Way<'a>,
-    /// The first request that this transfer leaves to the next.
-    until: usize,
     page_bytes: usize,
     chunk_pages: usize,
     /// The chunks handed out and not completed, in order.
@@ -166,24 +159,6 @@ struct PageReads<'a, 'm> {
 }
 
 impl<'m> PageReads<'_, 'm> {
-    /// Everything. Copies alone need no queue; once there is something to read
-    /// together, one transfer serves to the end.
-    fn all(&mut self) -> Result<()> {
-        while self.completed < self.file_pages.len() {
-            self.plan_next()?;
-            let limit = (MAX_REQUEST_BYTES / self.page_bytes).max(1);
-            let one = self.plan.is_one_run(self.store.parts(), self.file_pages, limit);
-            (self.way, self.until) = if one || self.store.memory_backed() {
-                (Way::Caller, self.plan.requests().end)
-            } else {
-                let together = Way::Together(self.plan.read_count, self.store.rings());
-                (together, self.file_pages.len())
-            };
-            transfer(self)?;
-        }
-        Ok(())
-    }
-
     /// Plans for whole chunks, as many as are asked about together.
     fn plan_next(&mut self) -> Result<()> {
         let start = self.plan.requests().end;
@@ -403,15 +378,22 @@ impl<'a, 'm> Transfer<'a, 'm> for PageReads<'a, 'm> {
     type Note = Merged;
 
     fn way(&self) -> Way<'a> {
-        self.way
+        if self.store.memory_backed() {
+            return Way::Caller;
+        }
+        let planned = self.plan.requests().end == self.file_pages.len();
+        // What was planned to be copied may be read after all.
+        let absent = self.chunks.iter().map(|chunk| chunk.absent.len()).sum();
+        let wanted = if planned { self.plan.read_count.max(absent) } else { DEPTH };
+        Way::Together(wanted, self.store.rings())
     }
 
     /// The next pages of the first chunk that has any to be read.
     fn next(
         &mut self,
-        _slot: Slot,
+        _in_flight: usize,
         parts: &mut Parts<'m>,
-    ) -> Result<Option<(Request<'a>, Merged)>> {
+    ) -> Result<Option<Request<Merged>>> {
         let last = self.failed_chunk.unwrap_or(usize::MAX);
         let may_read = |chunk: &&mut Chunk<'m>| !chunk.all_begun() && chunk.index <= last;
         let Some(chunk) = self.chunks.iter_mut().find(may_read) else { return Ok(None) };
@@ -424,20 +406,15 @@ impl<'a, 'm> Transfer<'a, 'm> for PageReads<'a, 'm> {
         let needed_bytes = (last.end() - first.offset) as usize;
         chunk.next = run.end;
         chunk.in_flight += 1;
-        let part = &self.store.parts().all()[first.file as usize];
-        let request = Request {
-            direction: Direction::Read,
-            file: OpenFile::Borrowed(part.read_fd()),
-            offset_bytes: first.offset,
-            needed_bytes,
-            align: if part.file.direct_fd.is_some() { system_page_bytes() } else { 1 },
-        };
-        Ok(Some((request, Merged { chunk: chunk.index, absent: run, needed_bytes })))
+        let note = Merged { chunk: chunk.index, absent: run, needed_bytes };
+        let (file, align) = self.store.parts().all()[first.file as usize].file(true);
+        let (direction, offset_bytes) = (Direction::Read, first.offset);
+        Ok(Some(Request { direction, file, offset_bytes, needed_bytes, align, note }))
     }
 
     fn may_unfold(&self) -> bool {
         self.failed_chunk.is_none()
-            && self.next_chunk * self.chunk_pages < self.until
+            && self.next_chunk * self.chunk_pages < self.file_pages.len()
             && self.chunks.len() < self.sink.chunks_in_flight().max(1)
     }
 
@@ -447,7 +424,8 @@ impl<'a, 'm> Transfer<'a, 'm> for PageReads<'a, 'm> {
     }
 
     fn all_begun(&self) -> bool {
-        self.next_chunk * self.chunk_pages >= self.until && self.chunks.iter().all(Chunk::all_begun)
+        self.next_chunk * self.chunk_pages >= self.file_pages.len()
+            && self.chunks.iter().all(Chunk::all_begun)
     }
 
     fn end(&mut self, run: Merged, ended: Ended) -> Result<()> {

@@ -12,7 +12,6 @@
 //! told of; nothing behind it is started any more.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 
 use rustix::io::Errno;
 
@@ -20,11 +19,11 @@ use super::write::completed_before;
 use super::Store;
 use crate::error::{Error, Interrupt, Result};
 use crate::io::{
-    transfer, Ended, Pace, Request, Slot, Transfer, Way, MAX_FLIGHT_BYTES, MAX_REQUEST_BYTES,
+    transfer, Ended, Pace, Request, Transfer, Way, MAX_FLIGHT_BYTES, MAX_REQUEST_BYTES,
 };
 use crate::sys::file::Parts;
 use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::{Direction, OpenFile};
+use crate::sys::ring::Direction;
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
@@ -118,7 +117,7 @@ struct PageWrites<'a, 'm> {
     interrupted: Option<Error>,
 }
 
-impl<'a, 'm> PageWrites<'a, 'm> {
+impl<'m> PageWrites<'_, 'm> {
     fn outcome(self) -> Result<()> {
         if let Some(error) = self.interrupted {
             let unwritten = self.runs.iter().find(|run| run.written < run.len);
@@ -147,7 +146,7 @@ impl<'a, 'm> PageWrites<'a, 'm> {
     }
 
     /// The bytes of a run that are to be written and are not.
-    fn request(&self, number: usize, parts: &mut Parts<'m>) -> Request<'a> {
+    fn request(&self, number: usize, parts: &mut Parts<'m>) -> Request<usize> {
         let run = &self.runs[number];
         for page in &self.pages[run.pages.clone()] {
             parts.push(page.content.part(0, page.file_bytes));
@@ -156,13 +155,14 @@ impl<'a, 'm> PageWrites<'a, 'm> {
         parts.skip(run.written);
         let first = self.pages[run.pages.start].page;
         let part = self.store.parts().of(first);
-        let direct = part.file.direct_fd.as_ref().filter(|_| self.past_cache);
+        let (file, align) = part.file(self.past_cache);
         Request {
             direction: Direction::Write,
-            file: OpenFile::Borrowed(direct.map_or(part.fd(), |fd| fd.as_fd())),
+            file,
             offset_bytes: part.offset_of(first, self.store.page_size()) + run.written as u64,
             needed_bytes: run.until - run.written,
-            align: if direct.is_some() { system_page_bytes() } else { 1 },
+            align,
+            note: number,
         }
     }
 
@@ -213,14 +213,14 @@ impl<'a, 'm> Transfer<'a, 'm> for PageWrites<'a, 'm> {
     }
 
     /// The next run of which there is something to write.
-    fn next(&mut self, _slot: Slot, parts: &mut Parts<'m>) -> Result<Option<(Request<'a>, usize)>> {
+    fn next(&mut self, _in_flight: usize, parts: &mut Parts<'m>) -> Result<Option<Request<usize>>> {
         while !self.all_begun() {
             let number = self.next;
             self.next += 1;
             match self.begin(number) {
                 Err(error) => self.fail(number, error),
                 Ok(()) if self.runs[number].written < self.runs[number].until => {
-                    return Ok(Some((self.request(number, parts), number)));
+                    return Ok(Some(self.request(number, parts)));
                 }
                 Ok(()) => self.finish(number),
             }
