@@ -194,7 +194,10 @@ impl<'r, 'm, W: Transfer<'r, 'm>> Flow<'_, 'r, 'm, W> {
             }
             let awaited = match queue.in_flight() {
                 0 => {
-                    debug_assert!(self.work.all_begun(), "nothing is in flight that more waits for");
+                    debug_assert!(
+                        self.work.all_begun(),
+                        "nothing is in flight that more waits for"
+                    );
                     return Ok(());
                 }
                 all if W::USED_TOGETHER && self.work.all_begun() => all,

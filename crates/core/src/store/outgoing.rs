@@ -1,5 +1,5 @@
-//! Changed pages on their way to a store: neighbours are merged into runs, and the runs
-//! of direct files are in flight together.
+//! Pages on their way to a store: neighbours are merged into runs, and the runs of direct
+//! files are in flight together.
 //!
 //! A direct write waits for the device, so many overlap. What goes through the page
 //! cache is a copy: one run after the other, which several at once do not hasten
@@ -15,17 +15,17 @@ use std::ops::Range;
 
 use rustix::io::Errno;
 
-use super::write::completed_before;
+use super::part::Part;
 use super::Store;
 use crate::error::{Error, Interrupt, Result};
 use crate::io::{
-    transfer, Ended, Pace, Request, Transfer, Way, MAX_FLIGHT_BYTES, MAX_REQUEST_BYTES,
+    transfer, Ended, Pace, Request, Segment, Transfer, Way, MAX_FLIGHT_BYTES, MAX_REQUEST_BYTES,
 };
 use crate::sys::file::Parts;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::Direction;
 use crate::sys::span::Span;
-use crate::units::FilePage;
+use crate::units::{FilePage, PageIndex};
 
 /// A page to be written from memory that stays present.
 #[derive(Clone, Copy, Debug)]
@@ -49,30 +49,59 @@ impl Store {
     /// be written. Of those behind them some may be, too.
     pub fn write_from(&self, pages: &[Outgoing<'_>], interrupt: &dyn Interrupt) -> Result<()> {
         debug_assert!(pages.windows(2).all(|pair| pair[0].page < pair[1].page), "sorted");
-        let mut writes = PageWrites {
+        let segment = |(place, outgoing): (usize, &Outgoing<'_>)| {
+            self.segment(outgoing.page, 0, outgoing.file_bytes, place)
+        };
+        let segments: Vec<Segment> = pages.iter().enumerate().map(segment).collect();
+        let memory = |segment: &Segment| pages[segment.place].content.part(0, segment.len as usize);
+        self.write_segments(&segments, &memory, interrupt)
+            .map_err(|(completed, error)| error.with_completed(completed))
+    }
+
+    /// `len` bytes of a page, which begin `within` it, and what the caller calls their memory.
+    pub(super) fn segment(&self, page: FilePage, within: u64, len: usize, place: usize) -> Segment {
+        let index = self.parts.index_of(page);
+        let offset = self.parts.all()[index].offset_of(page, self.page_size()) + within;
+        let file = u32::try_from(index).expect("so many files cannot be open");
+        Segment { file, offset, place, len: u32::try_from(len).expect("pages are smaller") }
+    }
+
+    /// Writes segments of the store's files as far as these reach now.
+    ///
+    /// # Errors
+    /// As [`write_from`](Self::write_from), beside the number of segments from the front that
+    /// are known to be written.
+    pub(super) fn write_segments<'m>(
+        &self,
+        segments: &[Segment],
+        memory: &dyn Fn(&Segment) -> Span<'m>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<(), (usize, Error)> {
+        let mut writes = Writes {
             store: self,
-            pages,
-            runs: runs_of(self, pages),
+            segments,
+            memory,
+            runs: runs_of(segments),
             pace: Pace::new(interrupt),
             past_cache: true,
             next: 0,
             failure: None,
             interrupted: None,
         };
-        transfer(&mut writes)?;
+        let mut outcome = transfer(&mut writes);
         // All else, and what a direct file has behind its last whole page of the system.
         (writes.past_cache, writes.next) = (false, 0);
-        transfer(&mut writes)?;
-        writes.outcome()
+        outcome = outcome.and_then(|()| transfer(&mut writes));
+        writes.completed(outcome)
     }
 }
 
 /// Neighbours in one file, which are written together.
 #[derive(Debug)]
 struct Run {
-    /// Which of the pages they are.
-    pages: Range<usize>,
-    /// Bytes of them that the file had when they were read.
+    /// Which of the segments they are.
+    segments: Range<usize>,
+    /// Bytes of them.
     len: usize,
     /// Bytes from the front that are written.
     written: usize,
@@ -80,30 +109,28 @@ struct Run {
     until: usize,
 }
 
-fn runs_of(store: &Store, pages: &[Outgoing<'_>]) -> Vec<Run> {
-    let page_bytes = store.page_size().bytes();
-    let limit = (MAX_REQUEST_BYTES / page_bytes).max(1);
+fn runs_of(segments: &[Segment]) -> Vec<Run> {
     let mut runs = Vec::new();
     let mut start = 0;
-    while start < pages.len() {
-        let rest = &pages[start..];
-        let end = store.parts().end(store.parts().index_of(rest[0].page));
-        let follows = |pair: &[Outgoing<'_>]| {
-            let [page, next] = [pair[0].page, pair[1].page];
-            page.0 + 1 == next.0 && next < end && pair[0].file_bytes == page_bytes
+    while let Some(first) = segments.get(start) {
+        let follows = |pair: &&[Segment]| {
+            pair[1].file == first.file
+                && pair[1].offset == pair[0].end()
+                && pair[1].end() - first.offset <= MAX_REQUEST_BYTES as u64
         };
-        let count = 1 + rest.windows(2).take(limit - 1).take_while(|pair| follows(pair)).count();
-        let len = (count - 1) * page_bytes + rest[count - 1].file_bytes;
-        runs.push(Run { pages: start..start + count, len, written: 0, until: 0 });
+        let count = 1 + segments[start..].windows(2).take_while(follows).count();
+        let len = (segments[start + count - 1].end() - first.offset) as usize;
+        runs.push(Run { segments: start..start + count, len, written: 0, until: 0 });
         start += count;
     }
     runs
 }
 
-struct PageWrites<'a, 'm> {
+struct Writes<'a, 'm> {
     store: &'a Store,
-    pages: &'a [Outgoing<'m>],
-    /// In the order of pages.
+    segments: &'a [Segment],
+    memory: &'a dyn Fn(&Segment) -> Span<'m>,
+    /// In the order of segments.
     runs: Vec<Run>,
     pace: Pace<'a>,
     /// Of direct files what `O_DIRECT` can write, whole pages of the system; otherwise what is
@@ -111,55 +138,62 @@ struct PageWrites<'a, 'm> {
     past_cache: bool,
     /// The run that is begun next.
     next: usize,
-    /// The first run that could not be written, and why.
-    failure: Option<(usize, Error)>,
+    /// The first run that could not be written, from which segment on, and why.
+    failure: Option<(usize, usize, Error)>,
     /// The caller wants it to stop.
     interrupted: Option<Error>,
 }
 
-impl<'m> PageWrites<'_, 'm> {
-    fn outcome(self) -> Result<()> {
-        if let Some(error) = self.interrupted {
-            let unwritten = self.runs.iter().find(|run| run.written < run.len);
-            let completed = unwritten.map_or(self.pages.len(), |run| run.pages.start);
-            return Err(error.with_completed(completed));
+impl<'a, 'm> Writes<'a, 'm> {
+    /// What has come of it, and of how many segments from the front.
+    fn completed(self, outcome: Result<()>) -> Result<(), (usize, Error)> {
+        let unwritten = self.runs.iter().find(|run| run.written < run.len);
+        let written = unwritten.map_or(self.segments.len(), |run| run.segments.start);
+        match (outcome.err().or(self.interrupted), self.failure) {
+            (Some(error), _) => Err((written, error)),
+            (None, Some((_, segment, error))) => Err((segment, error)),
+            (None, None) => Ok(()),
         }
-        let Some((number, error)) = self.failure else { return Ok(()) };
-        let start = self.runs[number].pages.start;
-        Err(completed_before(error, self.pages[start].page, start))
+    }
+
+    fn part_of(&self, run: &Run) -> &'a Part {
+        &self.store.parts().all()[self.segments[run.segments.start].file as usize]
+    }
+
+    /// The store's page that has a byte of a segment.
+    fn page_at(&self, segment: &Segment, offset: u64) -> FilePage {
+        let first = self.store.parts().all()[segment.file as usize].first;
+        first.offset(self.store.page_size().index_of(offset))
     }
 
     /// Decides how much of a run is written, by how long the file is now.
     fn begin(&mut self, number: usize) -> Result<()> {
-        let store = self.store;
-        let run = &mut self.runs[number];
-        let first = self.pages[run.pages.start].page;
-        let direct = store.parts().of(first).file.direct_fd.is_some();
-        run.until = run.written;
-        if run.written == run.len || (self.past_cache && !direct) {
-            return Ok(());
+        let run = &self.runs[number];
+        let direct = self.part_of(run).file.direct_fd.is_some();
+        let mut until = run.written;
+        if run.written < run.len && (direct || !self.past_cache) {
+            let first = &self.segments[run.segments.start];
+            let left = self.store.size_now(first.file as usize)?.saturating_sub(first.offset);
+            let len = run.len.min(usize::try_from(left).unwrap_or(usize::MAX));
+            until = if self.past_cache { len - len % system_page_bytes() } else { len };
         }
-        let left = store.size_now(first)?.saturating_sub(store.page_size().bytes_of(first.0));
-        let len = run.len.min(usize::try_from(left).unwrap_or(usize::MAX));
-        run.until = if self.past_cache { len - len % system_page_bytes() } else { len };
+        self.runs[number].until = until;
         Ok(())
     }
 
     /// The bytes of a run that are to be written and are not.
     fn request(&self, number: usize, parts: &mut Parts<'m>) -> Request<usize> {
         let run = &self.runs[number];
-        for page in &self.pages[run.pages.clone()] {
-            parts.push(page.content.part(0, page.file_bytes));
+        for segment in &self.segments[run.segments.clone()] {
+            parts.push((self.memory)(segment));
         }
         parts.truncate(run.until);
         parts.skip(run.written);
-        let first = self.pages[run.pages.start].page;
-        let part = self.store.parts().of(first);
-        let (file, align) = part.file(self.past_cache);
+        let (file, align) = self.part_of(run).file(self.past_cache);
         Request {
             direction: Direction::Write,
             file,
-            offset_bytes: part.offset_of(first, self.store.page_size()) + run.written as u64,
+            offset_bytes: self.segments[run.segments.start].offset + run.written as u64,
             needed_bytes: run.until - run.written,
             align,
             note: number,
@@ -169,34 +203,38 @@ impl<'m> PageWrites<'_, 'm> {
     /// Ends a run of which all is written that the file has: pages that it has lost are
     /// missing. Within the page that holds the end of the file nothing is.
     fn finish(&mut self, number: usize) {
-        let (store, page_size) = (self.store, self.store.page_size());
         let run = &self.runs[number];
         if self.past_cache || run.until == run.len {
             return;
         }
-        let pages = &self.pages[run.pages.clone()];
-        let end = page_size.bytes_of(pages[0].page.0) + run.until as u64;
-        let missing = FilePage(page_size.count_of(end));
-        let lost = |outgoing: &&Outgoing<'_>| outgoing.page >= missing && outgoing.file_bytes > 0;
-        if let Some(outgoing) = pages.iter().find(lost) {
-            self.fail(number, store.truncated("write", outgoing.page));
+        let (start, page_size) = (run.segments.start, self.store.page_size());
+        let end = self.segments[start].offset + run.until as u64;
+        let missing = page_size.bytes_of(page_size.count_of(end));
+        let mut segments = self.segments[run.segments.clone()].iter();
+        if let Some(lost) = segments.position(|lost| lost.end() > missing && lost.len > 0) {
+            let segment = &self.segments[start + lost];
+            let page = self.page_at(segment, segment.offset);
+            self.fail(number, start + lost, self.store.truncated("write", page));
         }
     }
 
     fn fail_with(&mut self, number: usize, errno: Errno) {
         let run = &self.runs[number];
-        let page = &self.pages[run.pages.start + run.written / self.store.page_size().bytes()];
-        self.fail(number, self.store.io_error("write", Some(page.page), errno));
+        let at = self.segments[run.segments.start].offset + run.written as u64;
+        let within = self.segments[run.segments.clone()].partition_point(|other| other.end() <= at);
+        let failed = run.segments.start + within;
+        let page = self.page_at(&self.segments[failed], at);
+        self.fail(number, failed, self.store.io_error("write", Some(page), errno));
     }
 
-    fn fail(&mut self, number: usize, error: Error) {
-        if self.failure.as_ref().is_none_or(|(first, _)| number < *first) {
-            self.failure = Some((number, error));
+    fn fail(&mut self, number: usize, segment: usize, error: Error) {
+        if self.failure.as_ref().is_none_or(|(first, _, _)| number < *first) {
+            self.failure = Some((number, segment, error));
         }
     }
 }
 
-impl<'a, 'm> Transfer<'a, 'm> for PageWrites<'a, 'm> {
+impl<'a, 'm> Transfer<'a, 'm> for Writes<'a, 'm> {
     /// The number of the run.
     type Note = usize;
 
@@ -218,7 +256,7 @@ impl<'a, 'm> Transfer<'a, 'm> for PageWrites<'a, 'm> {
             let number = self.next;
             self.next += 1;
             match self.begin(number) {
-                Err(error) => self.fail(number, error),
+                Err(error) => self.fail(number, self.runs[number].segments.start, error),
                 Ok(()) if self.runs[number].written < self.runs[number].until => {
                     return Ok(Some(self.request(number, parts)));
                 }
@@ -233,7 +271,7 @@ impl<'a, 'm> Transfer<'a, 'm> for PageWrites<'a, 'm> {
     }
 
     fn matters(&self, number: &usize) -> bool {
-        let end = self.failure.as_ref().map_or(self.runs.len(), |(failed, _)| *failed);
+        let end = self.failure.as_ref().map_or(self.runs.len(), |(failed, _, _)| *failed);
         self.interrupted.is_none() && *number < end
     }
 

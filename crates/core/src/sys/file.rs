@@ -465,7 +465,7 @@ pub fn read_parts_at(
 /// One `pwritev`: may stop short anywhere.
 ///
 /// # Errors
-/// As [`write_at`]; EINTR.
+/// EIO, ENOSPC, EINTR, EBADF for a read-only descriptor.
 pub fn write_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
@@ -483,28 +483,6 @@ pub fn write_parts_at(
     let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: every part came from a span that is mapped and readable.
     moved(unsafe { libc::pwritev(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
-}
-
-/// `pwrite` until all of `bytes` is written; says how many were.
-///
-/// # Errors
-/// EIO, ENOSPC, EBADF for a read-only descriptor; with the number of bytes
-/// that were written before.
-pub fn write_at(
-    fd: BorrowedFd<'_>,
-    bytes: Span<'_>,
-    offset_bytes: u64,
-) -> Result<usize, (Errno, usize)> {
-    let mut written = 0;
-    continued(bytes.len(), |done| {
-        written = done;
-        let rest = bytes.part(done, (bytes.len() - done).min(MAX_CALL_BYTES));
-        let offset = file_offset(offset_bytes + done as u64)?;
-        let rest = rest.part(0, enter_for(Call::Write, rest.len())?);
-        // SAFETY: a span is mapped and readable for the length given.
-        moved(unsafe { libc::pwrite(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset) })
-    })
-    .map_err(|errno| (errno, written))
 }
 
 /// Where the bytes of one read go, or those of one write come from: spans one after
