@@ -310,3 +310,15 @@ def test_the_places_that_the_architecture_names_are_there() -> None:
     for room in re.findall(r"^\| `([a-z_/]+)` \|", page.partition("## Rooms")[2], re.MULTILINE):
         found = (CORE / room, CORE / f"{room}.rs")
         assert any(path.exists() for path in found), room
+
+
+def test_the_architecture_names_every_lock() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \|", page.partition("## Locks")[2], re.MULTILINE)
+    told = {name.rpartition("::")[2] for row in rows for name in re.findall(r"`([\w:.]+)`", row)}
+    lock = r"(?:Arc<)?(?:Fork)?(?:Lock|Mutex|RwLock)<"
+    for path in (REPOSITORY / "crates").glob("*/src/**/*.rs"):
+        source = without_comments(path.read_text()).partition("#[cfg(test)]")[0]
+        found = re.findall(rf"^ *(?:pub(?:\(\w+\))? )?(?:static )?(\w+): {lock}", source, re.MULTILINE)
+        if path.name != "tests.rs":
+            assert set(found) <= told, path
