@@ -296,3 +296,90 @@ impl<N> Flight<N> {
         self.again <= AGAIN_LIMIT
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::file::{memory_file, truncate};
+    use crate::sys::span::Span;
+
+    /// Reads of ten bytes each, of a file that may be shorter.
+    struct Reads<'r, 'm> {
+        rings: &'r RingPool,
+        file: Arc<OwnedFd>,
+        memory: Span<'m>,
+        begun: usize,
+        most_in_flight: usize,
+        ended: Vec<(usize, Ended)>,
+    }
+
+    impl<'r, 'm> Transfer<'r, 'm> for Reads<'r, 'm> {
+        type Note = usize;
+
+        fn way(&self) -> Way<'r> {
+            Way::Together(DEPTH, self.rings)
+        }
+
+        fn next(
+            &mut self,
+            in_flight: usize,
+            parts: &mut Parts<'m>,
+        ) -> Result<Option<Request<usize>>> {
+            if self.all_begun() {
+                return Ok(None);
+            }
+            self.most_in_flight = self.most_in_flight.max(in_flight + 1);
+            let (note, at, file) = (self.begun, 10 * self.begun, Arc::clone(&self.file));
+            self.begun += 1;
+            parts.push(self.memory.part(at, 10));
+            let (direction, offset_bytes) = (Direction::Read, at as u64);
+            Ok(Some(Request { direction, file, offset_bytes, needed_bytes: 10, align: 1, note }))
+        }
+
+        fn all_begun(&self) -> bool {
+            10 * self.begun == self.memory.len()
+        }
+
+        fn end(&mut self, note: usize, ended: Ended) -> Result<()> {
+            self.ended.push((note, ended));
+            Ok(())
+        }
+
+        fn check(&mut self, _ended: usize) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What becomes of so many reads of a file, and how many were in flight together.
+    fn read(count: usize, file_bytes: u64) -> (Vec<(usize, Ended)>, usize) {
+        let (rings, mut memory) = (RingPool::new(), vec![0; 10 * count]);
+        let file = Arc::new(memory_file("transfer").expect("a memfd"));
+        truncate(file.as_fd(), file_bytes).expect("made longer");
+        let memory = Span::of(&mut memory);
+        let (begun, most_in_flight, ended) = (0, 0, Vec::new());
+        let mut reads = Reads { rings: &rings, file, memory, begun, most_in_flight, ended };
+        transfer(&mut reads).expect("nothing of it fails");
+        reads.ended.sort_by_key(|(note, _)| *note);
+        (reads.ended, reads.most_in_flight)
+    }
+
+    #[test]
+    fn each_request_ends_once_and_says_where_the_file_does() {
+        let (ended, _) = read(300, 2995);
+        assert!(ended.iter().map(|(note, _)| *note).eq(0..300));
+        assert!(ended[..299].iter().all(|(_, ended)| ended.whole && ended.moved_bytes == 10));
+        let (_, last) = ended[299];
+        assert_eq!((last.whole, last.moved_bytes, last.error), (false, 5, None));
+    }
+
+    #[test]
+    fn transfers_share_what_the_process_may_have_in_flight() {
+        let others = [QUOTA.share(3 * DEPTH), QUOTA.share(4 * DEPTH)];
+        let (ended, most_in_flight) = read(300, 3000);
+        assert_eq!(ended.len(), 300);
+        assert!(most_in_flight <= DEPTH / 4, "{most_in_flight}");
+        drop(others);
+    }
+}
