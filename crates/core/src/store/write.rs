@@ -15,6 +15,9 @@ use crate::units::{FilePage, Pages};
 
 /// Bytes of the buffer, and of the longest single write.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of pages apart that are copied before they are written through the page cache: they
+/// stay in the processor's own.
+const APART_BYTES: usize = 64 << 10;
 
 impl Store {
     /// Writes pages, one after another in `data`. The file never becomes
@@ -69,6 +72,10 @@ impl Store {
                 let next = self.segment(page, offset, piece_bytes, place);
                 let behind = |last: &Segment| (next.file, next.offset) > (last.file, last.offset);
                 if self.direct() && !segments.last().is_none_or(behind) {
+                    break;
+                }
+                let follows = |last: &Segment| (last.file, last.end()) == (next.file, next.offset);
+                if !self.direct() && place >= APART_BYTES && !segments.last().is_some_and(follows) {
                     break;
                 }
                 memory(&next).copy_span(data.part(number * piece_bytes, piece_bytes));
