@@ -7,6 +7,7 @@ int64 buffer. Masks come back as a bytearray, one byte (0 or 1) a page.
 from collections.abc import Iterable
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
+import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
@@ -37,6 +38,8 @@ system_page_bytes: Final[int]
 # NumPy's own types say only from Python 3.12 on that arrays are buffers.
 _Memory: TypeAlias = Buffer | npt.NDArray[Any]
 _Selection: TypeAlias = tuple[int, int] | _Memory | None
+# Names, first rows and numbers of rows.
+_Runs: TypeAlias = list[npt.NDArray[np.int64]]
 
 @final
 class Store:
@@ -118,8 +121,8 @@ class Rows:
     def row_count(self) -> int: ...
     @property
     def closed(self) -> bool: ...
-    def take(self, rows: _Selection, out: _Memory) -> None: ...
-    def submit(self, rows: _Selection, out: _Memory, abandons: bool) -> Pending: ...
+    def take(self, rows: _Selection | _Runs, out: _Memory) -> None: ...
+    def submit(self, rows: _Selection | _Runs, out: _Memory, abandons: bool) -> Pending: ...
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 

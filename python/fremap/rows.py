@@ -17,11 +17,7 @@ from fremap import _core
 from fremap.arguments import filled_memory
 from fremap.closing import ClosedOnExit
 from fremap.dtypes import is_tensor, said_type, shown_as
-from fremap.errors import (
-    ArgumentError,
-    ClosedError,
-    MemoryLimitError,
-)
+from fremap.errors import ArgumentError
 from fremap.formats import MAX_AXES, names_of, said_format
 from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
@@ -40,7 +36,6 @@ from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import ThreadPoolExecutor
     from typing import Unpack
 
     import numpy.typing as npt
@@ -54,10 +49,6 @@ if TYPE_CHECKING:
     from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
-
-# Takes of unequal rows by `take_async` that one object has under way at once; more wait. One
-# fills a device's queue, and a processor is left to the event loop where there are several.
-_MOST_ASYNC_THREADS = 4
 
 
 class Rows(ClosedOnExit):
@@ -135,7 +126,6 @@ class Rows(ClosedOnExit):
         "_budget",
         "_core_now",
         "_direct",
-        "_executors",
         "_kind",
         "_owner",
         "_row_count",
@@ -176,8 +166,6 @@ class Rows(ClosedOnExit):
         self._kind = kind
         self._budget = budget
         self._direct = direct
-        # By process. Added in one step (`setdefault`), so that two threads share the first.
-        self._executors: dict[int, ThreadPoolExecutor] = {}
         self._open()
         self._row_count = self._core_now.row_count
 
@@ -465,38 +453,6 @@ class Rows(ClosedOnExit):
         """
         return await self.submit(ids, out)
 
-    async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a take in a thread of this object's own."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        try:
-            under_way = loop.run_in_executor(self._threads(), take, *arguments)
-        except RuntimeError as error:
-            if self.closed:
-                raise ClosedError("take: the file of rows is closed") from error
-            raise MemoryLimitError(
-                f"take_async: no thread can be started ({error}): a limit on processes or memory "
-                "is reached (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take"
-            ) from error
-        return await under_way
-
-    def _threads(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        executor = self._executors.get(os.getpid())
-        if executor is None:
-            processors = len(os.sched_getaffinity(0))
-            threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
-            # It has no threads before it is used.
-            made = ThreadPoolExecutor(threads, "fremap-take")
-            executor = self._executors.setdefault(os.getpid(), made)
-        if self._core().closed:
-            # `close` may have looked for it before it was there.
-            executor.shutdown(wait=False)
-            raise ClosedError("take: the file of rows is closed")
-        return executor
-
     def batches(
         self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
     ) -> Batches:
@@ -552,9 +508,6 @@ class Rows(ClosedOnExit):
         Takes that are under way end as they would have, and keep what they use until then.
         """
         self._core().close()
-        executor = self._executors.pop(os.getpid(), None)
-        if executor is not None:
-            executor.shutdown(wait=False)
 
     def __repr__(self) -> str:
         files = name_of(self._shards[0].file)

@@ -9,15 +9,18 @@ use std::time::Duration;
 
 use fremap_core::error::Result;
 use fremap_core::memory::Ask;
-use fremap_core::rows::{Memory, Pending as CorePending, Rows as CoreRows, ShardFile, ShardPlace};
+use fremap_core::rows::{
+    Asked, Memory, Pending as CorePending, Rows as CoreRows, Runs, ShardFile, ShardPlace,
+};
 use fremap_core::sys::span::Span;
+use fremap_core::units::Selection;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyList, PyString, PyTuple};
 
 use crate::call::{run, run_short};
 use crate::errors;
 use crate::raw::Bytes;
-use crate::selection::selection;
+use crate::selection::{numbers, selection};
 use crate::store::Store;
 
 /// Rows of fixed size, numbered through all files.
@@ -45,6 +48,31 @@ fn ask(budget: &Bound<'_, PyAny>) -> PyResult<Option<Ask>> {
         return Ok(Some(Ask::Auto { need: u64::MAX }));
     }
     budget.extract().map(Ask::Bytes).map(Some)
+}
+
+/// What a take is of, as Python tells it.
+enum Wish {
+    Rows(Selection),
+    /// Names, first rows and numbers of rows.
+    Runs([Vec<i64>; 3]),
+}
+
+impl Wish {
+    /// A selection, or a list of three buffers.
+    fn of(rows: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let Ok(runs) = rows.cast::<PyList>() else { return selection(rows).map(Self::Rows) };
+        let (names, starts, counts) = (runs.get_item(0)?, runs.get_item(1)?, runs.get_item(2)?);
+        Ok(Self::Runs([numbers(&names)?, numbers(&starts)?, numbers(&counts)?]))
+    }
+
+    fn resolved(self, core: &CoreRows) -> Result<Asked> {
+        match self {
+            Self::Rows(selection) => core.resolve("take", selection).map(Asked::Rows),
+            Self::Runs([names, starts, counts]) => {
+                Runs::new(names, &starts, &counts, core.row_count()).map(Asked::Runs)
+            }
+        }
+    }
 }
 
 #[pymethods]
@@ -85,12 +113,11 @@ impl Rows {
         rows: &Bound<'_, PyAny>,
         out: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let rows = selection(rows)?;
+        let wish = Wish::of(rows)?;
         let out = Bytes::writable(out)?;
         run(py, |interrupt| -> Result<()> {
             self.core.check_open("take")?;
-            let rows = self.core.resolve("take", rows)?;
-            self.core.take(&rows, out.span(), interrupt)
+            self.core.take(&wish.resolved(&self.core)?, out.span(), interrupt)
         })
     }
 
@@ -103,12 +130,11 @@ impl Rows {
         out: &Bound<'_, PyAny>,
         abandons: bool,
     ) -> PyResult<Pending> {
-        let rows = selection(rows)?;
+        let wish = Wish::of(rows)?;
         let out = Bytes::writable(out)?;
         let core = run_short(py, || {
             self.core.check_open("take")?;
-            let rows = self.core.resolve("take", rows)?;
-            self.core.submit(rows, Box::new(out))
+            self.core.submit(wish.resolved(&self.core)?, Box::new(out))
         })?;
         Ok(Pending { core, abandons })
     }

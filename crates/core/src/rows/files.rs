@@ -147,6 +147,12 @@ impl Shard {
         self.data_offset + (row - self.rows.start) * row_bytes as u64
     }
 
+    /// The first byte of the row that a byte is in; of what is in front of all rows, the first's.
+    pub(super) fn row_start(&self, offset: u64, row_bytes: usize) -> u64 {
+        let row_bytes = row_bytes as u64;
+        self.data_offset + offset.saturating_sub(self.data_offset) / row_bytes * row_bytes
+    }
+
     /// The byte behind the row that a byte is in.
     pub(super) fn row_end(&self, offset: u64, row_bytes: usize) -> u64 {
         let row_bytes = row_bytes as u64;

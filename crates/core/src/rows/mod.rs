@@ -17,6 +17,7 @@ mod files;
 mod maps;
 mod ranges;
 mod read;
+mod runs;
 mod submit;
 mod wanted;
 
@@ -37,6 +38,7 @@ use budget::MapBudget;
 use files::{Files, Shard};
 use ranges::MAX_FETCHED_BYTES;
 
+pub use runs::{Asked, Runs};
 pub use submit::{Memory, Pending};
 
 /// Rows that are copied, and then read, together: what a take needs to remember of each
@@ -249,21 +251,21 @@ impl Rows {
     /// Copies rows into `into`, one after another.
     ///
     /// # Errors
-    /// [`Error::Row`] naming the row and its file, [`Error::Interrupted`]. What of `into` was
-    /// written by then is not said.
-    pub fn take(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
-        self.check_take(ids, into)?;
-        self.take_all(ids, into, interrupt)
+    /// [`Error::Row`] naming the row, or its run, and its file; [`Error::Interrupted`]. What of
+    /// `into` was written by then is not said.
+    pub fn take(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+        self.check_take(asked, into)?;
+        self.take_all(asked, into, interrupt)
     }
 
     /// Fails where a take cannot begin.
-    fn check_take(&self, ids: &Pages<Row>, into: Span<'_>) -> Result<()> {
+    fn check_take(&self, asked: &Asked, into: Span<'_>) -> Result<()> {
         self.check_open("take")?;
-        let wanted = ids.len().checked_mul(self.row_bytes);
-        if wanted != Some(into.len()) {
+        let rows = asked.row_count();
+        if rows.and_then(|rows| rows.checked_mul(self.row_bytes)) != Some(into.len()) {
             return Err(Error::Argument(format!(
                 "take: {} rows of {} bytes do not fill {} bytes",
-                ids.len(),
+                rows.unwrap_or(usize::MAX),
                 self.row_bytes,
                 into.len()
             )));
@@ -272,42 +274,37 @@ impl Rows {
     }
 
     /// A take that was begun while the rows were open, and ends as it would have then.
-    fn take_all(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+    fn take_all(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
         count(&self.counters.takes, 1);
         if into.is_empty() {
             return Ok(());
         }
-        let outcome = self.take_pieces(ids, into, interrupt);
+        let outcome = self.take_pieces(asked, into, &mut Pace::new(interrupt));
         if self.is_closed() {
             // What this take has opened since.
             self.files.forget();
         }
-        outcome
+        outcome.map_err(|error| asked.name(error))
     }
 
-    fn take_pieces(
-        &self,
-        ids: &Pages<Row>,
-        into: Span<'_>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let mut pace = Pace::new(interrupt);
-        let mut wanted = Vec::new();
-        let ids = match ids {
-            Pages::Range(range) => {
-                return self.take_range(range.clone(), into, &mut wanted, &mut pace);
+    fn take_pieces(&self, asked: &Asked, into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
+        let ids = match asked {
+            Asked::Rows(Pages::List(ids)) => ids,
+            Asked::Rows(Pages::Range(range)) => {
+                return self.take_ranges(std::iter::once(range.clone()), into, pace);
             }
-            Pages::List(ids) => ids,
+            Asked::Runs(runs) => return self.take_ranges(runs.ranges(), into, pace),
         };
+        let mut wanted = Vec::new();
         for (number, piece) in ids.chunks(self.piece_rows()).enumerate() {
             let start = number * self.piece_rows() * self.row_bytes;
             let part = into.part(start, piece.len() * self.row_bytes);
             if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
-                self.copy_long(piece, part, &mut wanted, &mut pace)?;
+                self.copy_long(piece, part, &mut wanted, pace)?;
             } else {
-                self.copy(piece, part, &mut wanted, &mut pace)?;
+                self.copy(piece, part, &mut wanted, pace)?;
             }
-            self.read_rest(piece.len(), &mut wanted, part, &mut pace)?;
+            self.read_rest(piece.len(), &mut wanted, part, pace)?;
         }
         Ok(())
     }
