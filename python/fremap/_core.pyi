@@ -27,6 +27,7 @@ __all__ = [
     "default_calibration",
     "inject_failure",
     "inject_short",
+    "look",
     "remap_file_pages",
     "system_calls",
     "system_page_bytes",
@@ -38,6 +39,8 @@ system_page_bytes: Final[int]
 # NumPy's own types say only from Python 3.12 on that arrays are buffers.
 _Memory: TypeAlias = Buffer | npt.NDArray[Any]
 _Selection: TypeAlias = tuple[int, int] | _Memory | None
+# Mode, device, inode, birth in nanoseconds, size, and first bytes of a file.
+_Looked: TypeAlias = tuple[int, int, int, int, int, bytes]
 # Names, first rows and numbers of rows.
 _Runs: TypeAlias = list[npt.NDArray[np.int64]]
 
@@ -108,11 +111,13 @@ class Taken:
     def pin(self) -> None: ...
     def unpin(self) -> None: ...
 
+def look(paths: list[bytes], front_bytes: int) -> list[_Looked | int]: ...
+
 @final
 class Rows:
     def __new__(
         cls,
-        shards: Iterable[tuple[tuple[bytes, int, int, int] | Store, int, int]],
+        shards: Iterable[tuple[tuple[bytes, int, int, int, int] | Store, int, int]],
         row_bytes: int,
         budget: Literal["auto"] | int | None,
         direct: bool = False,

@@ -168,3 +168,18 @@ def test_long_rows_are_copied_without_a_system_call_each(row_bytes: int, tmp_pat
     assert calls.made.get("read", 0) == 0
     assert calls.made["stat"] == 2
     assert sum(calls.made.values()) <= 6, calls.made
+
+
+def test_each_file_is_looked_at_once_when_rows_are_opened(tmp_path: Path) -> None:
+    """Two stats, as there may be another file by the second, an open and a read; no descriptor."""
+    for number in range(100):
+        length = 8 if number < 98 else number  # the last ones have headers of their own
+        np.save(tmp_path / f"{number}.npy", np.full((length, 3), number, np.int16))
+    before = len(os.listdir("/proc/self/fd"))
+    with counting() as calls, fremap.rows(tmp_path / "*.npy") as rows:
+        assert {call: calls.made[call] for call in ("stat", "open", "read")} == {
+            "stat": 200, "open": 100, "read": 100,
+        }  # fmt: skip
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert rows.shape == (98 * 8 + 98 + 99, 3)
+        np.testing.assert_array_equal(rows[[0, 8, 98 * 8 - 1, -1]][:, 0], [0, 1, 97, 99])

@@ -3,19 +3,20 @@
 use std::ffi::OsStr;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fremap_core::error::Result;
 use fremap_core::memory::Ask;
 use fremap_core::rows::{
-    Asked, Memory, Pending as CorePending, Rows as CoreRows, Runs, ShardFile, ShardPlace,
+    self, Asked, Front, Memory, Pending as CorePending, Rows as CoreRows, Runs, ShardFile,
+    ShardPlace,
 };
 use fremap_core::sys::span::Span;
 use fremap_core::units::Selection;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::call::{run, run_short};
 use crate::errors;
@@ -29,14 +30,47 @@ pub struct Rows {
     core: Arc<CoreRows>,
 }
 
-/// A file as Python tells it: an open store, or (path, device, inode, size).
+/// A file as Python tells it: an open store, or (path, device, inode, birth, size).
 fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
     if let Ok(store) = place.cast::<Store>() {
         return Ok(ShardFile::Store(store.get().core()));
     }
-    let (path, device, inode, size_bytes): (Vec<u8>, u64, u64, u64) = place.extract()?;
-    let path = Path::new(OsStr::from_bytes(&path)).to_path_buf();
-    Ok(ShardFile::Path { path, identity: (device, inode), size_bytes })
+    let (path, device, inode, born_ns, size_bytes): (Bound<'_, PyBytes>, u64, u64, u64, u64) =
+        place.extract()?;
+    let path = path_of(&path);
+    Ok(ShardFile::Path { path, identity: (device, inode), born_ns, size_bytes })
+}
+
+fn path_of(path: &Bound<'_, PyBytes>) -> PathBuf {
+    Path::new(OsStr::from_bytes(path.as_bytes())).to_path_buf()
+}
+
+/// What files are: of each its mode, device, inode, birth, size, and first bytes; or the number
+/// of an error.
+#[pyfunction]
+pub fn look<'py>(
+    py: Python<'py>,
+    paths: &Bound<'py, PyList>,
+    front_bytes: usize,
+) -> PyResult<Bound<'py, PyList>> {
+    let path = |path: Bound<'py, PyAny>| Ok(path_of(&path.cast_into()?));
+    let paths = paths.iter().map(path).collect::<PyResult<Vec<_>>>()?;
+    let fronts = py.detach(|| rows::look(&paths, front_bytes));
+    let found = PyList::empty(py);
+    for front in fronts {
+        match front {
+            Ok(Front { facts, born_ns, bytes }) => found.append((
+                facts.file_type.as_raw_mode(),
+                facts.identity.0,
+                facts.identity.1,
+                born_ns,
+                facts.size_bytes,
+                PyBytes::new(py, &bytes),
+            ))?,
+            Err(errno) => found.append(errno.raw_os_error())?,
+        }
+    }
+    Ok(found)
 }
 
 /// What `budget` asks for; none is no limit.

@@ -84,9 +84,9 @@ impl Shard {
         direct: bool,
     ) -> Result<Self> {
         let ShardPlace { file, data_offset, row_count } = place;
-        let (path, identity, size_bytes, fixed) = match file {
-            ShardFile::Path { path, identity, size_bytes } => {
-                (Some(path), identity, size_bytes, None)
+        let (path, identity, born_ns, size_bytes, fixed) = match file {
+            ShardFile::Path { path, identity, born_ns, size_bytes } => {
+                (Some(path), identity, born_ns, size_bytes, None)
             }
             ShardFile::Store(store) => {
                 let path = store.path().map(std::path::Path::to_path_buf);
@@ -95,7 +95,8 @@ impl Shard {
                     Error::Argument(text.into())
                 })?;
                 let file = if direct { direct_file(&store, &file)? } else { file };
-                (path, (0, 0), store.size_bytes(), Some(file))
+                let born_ns = path.as_deref().map_or(0, birth_ns);
+                (path, (0, 0), born_ns, store.size_bytes(), Some(file))
             }
         };
         let end = row_count
@@ -113,7 +114,7 @@ impl Shard {
         Ok(Self {
             rows: first_row..end_row,
             data_offset,
-            born_ns: path.as_deref().map_or(0, birth_ns),
+            born_ns,
             path,
             identity,
             size_bytes,

@@ -14,6 +14,7 @@ mod blocks;
 mod budget;
 mod copy;
 mod files;
+mod look;
 mod maps;
 mod ranges;
 mod read;
@@ -38,6 +39,7 @@ use budget::MapBudget;
 use files::{Files, Shard};
 use ranges::MAX_FETCHED_BYTES;
 
+pub use look::{look, Front};
 pub use runs::{Asked, Runs};
 pub use submit::{Memory, Pending};
 
@@ -65,6 +67,8 @@ pub enum ShardFile {
         path: PathBuf,
         /// Device and number of the file that was looked at.
         identity: (u64, u64),
+        /// When it was made; 0 where that is not told.
+        born_ns: u64,
         /// Its size then.
         size_bytes: u64,
     },
