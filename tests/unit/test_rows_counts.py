@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import fremap
 import numpy as np
 import pytest
+import safetensors.numpy
 from fremap.testing import counting, wait_until_settled
 
 if TYPE_CHECKING:
@@ -183,3 +184,26 @@ def test_each_file_is_looked_at_once_when_rows_are_opened(tmp_path: Path) -> Non
         assert len(os.listdir("/proc/self/fd")) == before
         assert rows.shape == (98 * 8 + 98 + 99, 3)
         np.testing.assert_array_equal(rows[[0, 8, 98 * 8 - 1, -1]][:, 0], [0, 1, 97, 99])
+
+
+@pytest.mark.needs("sigbus_recovery", "populate_read")
+@pytest.mark.parametrize("direct", [False, True])
+def test_tensors_of_one_file_share_its_descriptor_and_its_map(tmp_path: Path, direct: bool) -> None:
+    parts = np.random.default_rng(3).integers(0, 256, (128, 1500, 40), np.uint8)
+    for number in range(10):
+        held = {f"shard.{at}": parts[at] for at in range(number, 128, 10)}
+        safetensors.numpy.save_file(held, tmp_path / f"{number}.safetensors")
+        wait_until_settled(tmp_path / f"{number}.safetensors")
+    ids = np.random.default_rng(4).integers(0, 128 * 1500, 2000)
+    with fremap.rows(tmp_path, tensor="shard.{i}", direct=direct) as rows:
+        for _ in range(20):
+            np.testing.assert_array_equal(rows.take(ids), parts.reshape(-1, 40)[ids])
+        assert rows.stats().open_files == 10
+        # What is mapped counts once, however many tensors are in it.
+        size = sum(os.path.getsize(tmp_path / f"{number}.safetensors") for number in range(10))
+        assert rows.stats().mapped_bytes <= size + 10 * 4096
+        if not direct:
+            with counting() as calls:
+                rows.take(ids)
+            assert calls.made.get("stat", 0) <= 10
+            assert calls.made.get("read", 0) == 0

@@ -36,7 +36,7 @@ use crate::sys::span::Span;
 use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
-use files::{Files, Shard};
+use files::Files;
 use ranges::MAX_FETCHED_BYTES;
 
 pub use look::{look, Front};
@@ -181,19 +181,12 @@ impl Rows {
             let mut paths = shards.iter().filter_map(|place| place.file.path());
             paths.next().map_or(Ok(()), files::check_direct)?;
         }
-        let mut made = Vec::with_capacity(shards.len());
-        let mut row_count = 0_u64;
-        for place in shards {
-            let shard = Shard::new(place, row_count, row_bytes, direct)?;
-            row_count = shard.rows().end;
-            made.push(shard);
-        }
+        let files = files::shards_of(shards, row_bytes, direct)?;
         // Direct reads map nothing.
-        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &made)).transpose()?;
-        let files = Files::new(made);
+        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &files)).transpose()?;
         Ok(Self {
             row_bytes,
-            row_count,
+            row_count: files.row_count(),
             in_flight: Quota::new(files.open_limit() / 2),
             files,
             budget: MapBudget::new(budget),
@@ -357,14 +350,14 @@ impl Rows {
 }
 
 /// Reserves what the maps of some files may take.
-fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
+fn reserve(ask: Ask, files: &Files) -> Result<Reservation> {
     let page = system_page_bytes() as u64;
     let chunk = CHUNK_BYTES as u64;
-    let mapped = |shard: &Shard| shard.size_bytes().div_ceil(chunk).saturating_mul(chunk + page);
-    let need = shards.iter().map(mapped).fold(0, u64::saturating_add);
+    let mapped = |size_bytes: u64| size_bytes.div_ceil(chunk).saturating_mul(chunk + page);
+    let need = files.sizes().map(mapped).fold(0, u64::saturating_add);
     let budget = memory::reserve(ask.with_need(need)).map_err(|e| Error::system("rows", e))?;
     let least = chunk + page;
-    let file_bytes = shards.iter().map(Shard::size_bytes).fold(0, u64::saturating_add);
+    let file_bytes = files.sizes().fold(0, u64::saturating_add);
     if budget.bytes() < file_bytes.min(least) {
         return Err(Error::Budget {
             operation: "rows",

@@ -132,8 +132,9 @@ impl Rows {
         let changed = self.changed(&touched);
         if !changed.is_empty() {
             // Reading them says what is wrong, if something is.
-            wanted.retain(|part| !changed.contains(&part.file));
-            for stretch in stretches.iter().filter(|stretch| changed.contains(&stretch.shard)) {
+            let is_of = |shard| changed.contains(&self.files.shard(shard).file_number());
+            wanted.retain(|part| !is_of(part.file));
+            for stretch in stretches.iter().filter(|stretch| is_of(stretch.shard)) {
                 want(wanted, stretch);
             }
         }

@@ -246,7 +246,7 @@ impl<'m> RowReads<'_, '_, 'm> {
     fn read_rows_of(&self, file: &OwnedFd, wanted: &Segment, align: u64) -> Result<()> {
         let shard = self.rows.files.shard(wanted.file);
         let mut start =
-            match self.read_alone(file, wanted.memory_in(self.into), wanted.offset, align) {
+            match self.read_alone(file, self.place_of(wanted), wanted.offset, align) {
                 Ok(()) => return Ok(()),
                 Err(RowLoss::Truncated { size_bytes }) => {
                     shard.row_start(size_bytes, self.rows.row_bytes).max(wanted.offset)
