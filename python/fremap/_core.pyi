@@ -121,6 +121,7 @@ class Rows:
         row_bytes: int,
         budget: Literal["auto"] | int | None,
         direct: bool = False,
+        cache_bytes: int = 0,
     ) -> Self: ...
     @property
     def row_count(self) -> int: ...

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory
+from fremap.arguments import filled_memory, quantity
 from fremap.closing import ClosedOnExit
 from fremap.dtypes import is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError
@@ -85,6 +85,8 @@ class Rows(ClosedOnExit):
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
+    cache_bytes : int, default 0
+        Bytes of memory for rows that are wanted again and again. See the notes.
 
     Raises
     ------
@@ -107,6 +109,14 @@ class Rows(ClosedOnExit):
     there first as long as that is open, and taking them is an error (``ESTALE``) once it had
     to be opened again; never are they rows of the new file. Make a new object for these.
 
+    With `cache_bytes` rows that are taken by lists of ids are kept in memory, by a policy that
+    keeps those wanted again and lets a scan pass. Use it with `direct`, where a container has much
+    less memory than the table and some rows are wanted much more often than others: the page cache
+    would keep a page of 4096 bytes for each of them. Where the table fits into the page cache it
+    costs time. Each take asks whether the files of kept rows have changed (``fstat``), and takes
+    rows of those that have anew. What another process stores into a file through a shared map is
+    noticed as late as the kernel changes the file's times. The memory counts for no budget.
+
     After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
     Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads
     all rows into memory.
@@ -124,6 +134,7 @@ class Rows(ClosedOnExit):
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_cache_bytes",
         "_core_now",
         "_direct",
         "_kind",
@@ -144,6 +155,7 @@ class Rows(ClosedOnExit):
         format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
         direct: bool = False,
+        cache_bytes: SupportsIndex = 0,
     ) -> None:
         asked = Asked(
             None if dtype is None else said_type("rows", dtype),
@@ -153,7 +165,8 @@ class Rows(ClosedOnExit):
             said_format(format),
             column,
         )
-        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct))
+        kept = quantity("rows: cache_bytes", cache_bytes)
+        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct), kept)
 
     def _begin(
         self,
@@ -161,11 +174,13 @@ class Rows(ClosedOnExit):
         kind: Kind,
         budget: Literal["auto"] | int | None,
         direct: bool,  # noqa: FBT001 - as the constructor was told
+        cache_bytes: int = 0,
     ) -> None:
         self._shards = shards
         self._kind = kind
         self._budget = budget
         self._direct = direct
+        self._cache_bytes = cache_bytes
         self._open()
         self._row_count = self._core_now.row_count
 
@@ -186,7 +201,9 @@ class Rows(ClosedOnExit):
             )
             for shard in self._shards
         ]
-        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget, self._direct)
+        self._core_now = _core.Rows(
+            places, self._kind.row_bytes, self._budget, self._direct, self._cache_bytes
+        )
         self._owner = os.getpid()
 
     def _core(self) -> _core.Rows:
@@ -535,7 +552,7 @@ class Rows(ClosedOnExit):
         if self.closed:
             raise TypeError("closed Rows cannot be pickled")
         return _reopen, (
-            type(self), self._shards, self._kind, self._budget, self._direct,
+            type(self), self._shards, self._kind, self._budget, self._direct, self._cache_bytes,
         )  # fmt: skip
 
 
@@ -545,9 +562,11 @@ def _reopen(
     kind: Kind,
     budget: Literal["auto"] | int | None,
     direct: bool,  # noqa: FBT001 - as the constructor was told
+    cache_bytes: int = 0,
 ) -> Rows:
     rows = cls.__new__(cls)
-    rows._begin(tuple(map(found_again, shards)), kind, budget, direct)  # noqa: SLF001 - its own
+    found = tuple(map(found_again, shards))
+    rows._begin(found, kind, budget, direct, cache_bytes)  # noqa: SLF001 - its own
     return rows
 
 
@@ -562,6 +581,7 @@ def rows(
     format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
     direct: bool = False,
+    cache_bytes: SupportsIndex = 0,
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
@@ -596,6 +616,8 @@ def rows(
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
+    cache_bytes : int, default 0
+        Bytes of memory for rows that are wanted again and again. See the notes.
 
     Returns
     -------
@@ -628,5 +650,5 @@ def rows(
     """
     return Rows(
         source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
-        budget=budget, direct=direct,
+        budget=budget, direct=direct, cache_bytes=cache_bytes,
     )  # fmt: skip

@@ -112,13 +112,14 @@ impl Wish {
 #[pymethods]
 impl Rows {
     #[new]
-    #[pyo3(signature = (shards, row_bytes, budget, direct=false))]
+    #[pyo3(signature = (shards, row_bytes, budget, direct=false, cache_bytes=0))]
     fn new(
         py: Python<'_>,
         shards: &Bound<'_, PyAny>,
         row_bytes: usize,
         budget: &Bound<'_, PyAny>,
         direct: bool,
+        cache_bytes: u64,
     ) -> PyResult<Self> {
         let mut places = Vec::new();
         for shard in shards.try_iter()? {
@@ -127,7 +128,7 @@ impl Rows {
             places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
         }
         let budget = ask(budget)?;
-        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct))?;
+        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct, cache_bytes))?;
         Ok(Self { core: Arc::new(core) })
     }
 

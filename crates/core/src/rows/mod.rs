@@ -12,8 +12,10 @@
 
 mod blocks;
 mod budget;
+mod cache;
 mod copy;
 mod files;
+mod keep;
 mod look;
 mod maps;
 mod ranges;
@@ -36,6 +38,7 @@ use crate::sys::span::Span;
 use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
+use cache::RowCache;
 use files::Files;
 use ranges::MAX_FETCHED_BYTES;
 
@@ -112,12 +115,16 @@ pub struct RowsStats {
     pub budget_bytes: u64,
     /// Descriptors that are open.
     pub open_files: u64,
+    /// Rows that were copied from those that are kept in memory.
+    pub cache_hits: u64,
+    /// Bytes of the rows that are kept.
+    pub cached_bytes: u64,
 }
 
 impl RowsStats {
     /// Every field with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 10] {
+    pub fn fields(&self) -> [(&'static str, u64); 12] {
         [
             ("takes", self.takes),
             ("rows_copied", self.rows_copied),
@@ -129,6 +136,8 @@ impl RowsStats {
             ("page_table_bytes", self.page_table_bytes),
             ("budget_bytes", self.budget_bytes),
             ("open_files", self.open_files),
+            ("cache_hits", self.cache_hits),
+            ("cached_bytes", self.cached_bytes),
         ]
     }
 }
@@ -140,7 +149,7 @@ macro_rules! counters {
     };
 }
 
-counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults);
+counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults, cache_hits);
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
@@ -153,6 +162,8 @@ pub struct Rows {
     row_count: u64,
     files: Files,
     budget: MapBudget,
+    /// Rows that are kept in memory.
+    cache: Option<RowCache>,
     /// Rows are read past the page cache.
     direct: bool,
     counters: Counters,
@@ -163,7 +174,7 @@ pub struct Rows {
 
 impl Rows {
     /// Rows in shards, whose maps are kept within a budget, or that are read past the page
-    /// cache. Opens nothing.
+    /// cache; of those taken as a list `cache_bytes` are kept. Opens nothing.
     ///
     /// # Errors
     /// [`Error::Argument`] for a shard whose rows do not fit into its file,
@@ -174,6 +185,7 @@ impl Rows {
         row_bytes: usize,
         budget: Option<Ask>,
         direct: bool,
+        cache_bytes: u64,
     ) -> Result<Self> {
         let direct = direct || shards.iter().any(|place| place.file.is_direct());
         if direct {
@@ -182,6 +194,7 @@ impl Rows {
             paths.next().map_or(Ok(()), files::check_direct)?;
         }
         let files = files::shards_of(shards, row_bytes, direct)?;
+        let cache = RowCache::new(cache_bytes, row_bytes).map_err(|e| Error::system("rows", e))?;
         // Direct reads map nothing.
         let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &files)).transpose()?;
         Ok(Self {
@@ -190,6 +203,7 @@ impl Rows {
             in_flight: Quota::new(files.open_limit() / 2),
             files,
             budget: MapBudget::new(budget),
+            cache,
             direct,
             counters: Counters::default(),
             closed: AtomicBool::new(false),
@@ -296,14 +310,27 @@ impl Rows {
         for (number, piece) in ids.chunks(self.piece_rows()).enumerate() {
             let start = number * self.piece_rows() * self.row_bytes;
             let part = into.part(start, piece.len() * self.row_bytes);
-            if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
-                self.copy_long(piece, part, &mut wanted, pace)?;
-            } else {
-                self.copy(piece, part, &mut wanted, pace)?;
+            match &self.cache {
+                Some(cache) => self.take_kept(cache, piece, part, &mut wanted, pace)?,
+                None => self.take_piece_of_list(piece, part, &mut wanted, pace)?,
             }
-            self.read_rest(piece.len(), &mut wanted, part, pace)?;
         }
         Ok(())
+    }
+
+    fn take_piece_of_list(
+        &self,
+        ids: &[Row],
+        into: Span<'_>,
+        wanted: &mut Vec<Segment>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
+            self.copy_long(ids, into, wanted, pace)?;
+        } else {
+            self.copy(ids, into, wanted, pace)?;
+        }
+        self.read_rest(ids.len(), wanted, into, pace)
     }
 
     /// Reads what of `rows` rows was not copied, and counts both.
@@ -339,6 +366,8 @@ impl Rows {
             page_table_bytes: mapped.table_bytes(),
             budget_bytes: self.budget.limit_bytes().unwrap_or(0),
             open_files: self.files.open_count(),
+            cache_hits: read(&self.counters.cache_hits),
+            cached_bytes: self.cache.as_ref().map_or(0, RowCache::held_bytes),
         }
     }
 
