@@ -67,7 +67,6 @@ PACKAGE_FLOORS = {
     "npy": 6,
     "pending": 4,
     "rows": 5,
-    "runs": 6,
     "ragged_rows": 6,
     "shards": 4,
     "sources": 4,

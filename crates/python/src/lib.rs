@@ -28,7 +28,7 @@ mod _core {
         inject_failure, inject_short, system_calls,
     };
     #[pymodule_export]
-    use crate::rows::{Pending, Rows};
+    use crate::rows::{look, Pending, Rows};
     #[pymodule_export]
     use crate::slot_table::{SlotTable, Taken};
     #[pymodule_export]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fremap.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["MAX_AXES", "Description", "Header", "Table", "shown"]
 
@@ -97,25 +100,43 @@ class Description(NamedTuple):
     data_bytes: int
 
 
-class Header(NamedTuple):
+class Header:
     """The front of a file.
 
     Attributes
     ----------
-    fd : int
-        Its descriptor.
     name : str
         What messages call it.
     size : int
         Its bytes.
     operation : str
         What the caller asked for.
+    front : bytes
+        What is known of it: some of its first bytes, or none.
     """
 
-    fd: int
-    name: str
-    size: int
-    operation: str = "rows"
+    __slots__ = ("_descriptor", "front", "name", "operation", "size")
+
+    def __init__(
+        self,
+        descriptor: int | Callable[[], int],
+        name: str,
+        size: int,
+        operation: str = "rows",
+        front: bytes = b"",
+    ) -> None:
+        self._descriptor = descriptor
+        self.name = name
+        self.size = size
+        self.operation = operation
+        self.front = front
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor; the file is opened for it if it is not open."""
+        if not isinstance(self._descriptor, int):
+            self._descriptor = self._descriptor()
+        return self._descriptor
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, which are in the file."""
@@ -124,6 +145,8 @@ class Header(NamedTuple):
                 f"its header takes {offset + count} bytes, the file has {self.size}: "
                 "it is cut short, or is something else"
             )
+        if offset + count <= len(self.front):
+            return self.front[offset : offset + count]
         parts = []
         while count:
             part = os.pread(self.fd, count, offset)

@@ -58,7 +58,7 @@ impl Rows {
         for (position, row) in ids.iter().enumerate() {
             let wanted = self.row_at(row.0, position);
             let read = known.binary_search_by_key(&wanted.place, |row| row.place).is_ok();
-            if read || changed.contains(&wanted.file) {
+            if read || changed.contains(&self.files.shard(wanted.file).file_number()) {
                 rest.push(wanted);
             }
         }

@@ -242,10 +242,16 @@ impl<'m> RowReads<'_, '_, 'm> {
         }
     }
 
-    /// Reads each row of what is wanted by itself.
+    /// Reads what is wanted by itself; where that fails each row of it, to find the bad one.
     fn read_rows_of(&self, file: &OwnedFd, wanted: &Segment, align: u64) -> Result<()> {
         let shard = self.rows.files.shard(wanted.file);
-        let mut start = wanted.offset;
+        let mut start = match self.read_alone(file, self.place_of(wanted), wanted.offset, align) {
+            Ok(()) => return Ok(()),
+            Err(RowLoss::Truncated { size_bytes }) => {
+                shard.row_start(size_bytes, self.rows.row_bytes).max(wanted.offset)
+            }
+            Err(_) => wanted.offset,
+        };
         while start < wanted.end() {
             let end = shard.row_end(start, self.rows.row_bytes).min(wanted.end());
             let place = wanted.place + (start - wanted.offset) as usize;
