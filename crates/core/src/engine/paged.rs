@@ -15,6 +15,7 @@
 //! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
 
 mod serve;
+mod server;
 mod signal;
 
 use std::sync::Arc;
@@ -22,13 +23,13 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{
-    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Tracking, Userfault,
-    CHUNKS_IN_FLIGHT,
+    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Serving, Tracking,
+    Userfault, CHUNKS_IN_FLIGHT,
 };
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultMode, FaultThread};
+use crate::fault::{FaultMode, FaultService};
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
@@ -39,7 +40,7 @@ use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
 use crate::table::Table;
 use crate::units::PageSize;
-use serve::Server;
+use server::Server;
 use signal::Responder;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
@@ -47,6 +48,9 @@ use signal::Responder;
 const BLOCK_BYTES: usize = 2 << 20;
 /// How often a page that is pinned is tried again before it is copied.
 const MAX_PINNED_WAITS: u32 = 256;
+
+/// Serves the faults of all windows.
+static SERVICE: FaultService<Server> = FaultService::new();
 
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]
@@ -453,13 +457,13 @@ pub fn open(
     let shared = cached.shared();
     let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
     let resolving = shared.frames.region.resolved_by(Arc::new(responder));
-    let thread = match fault {
+    let serving: Option<Serving> = match fault {
         FaultMode::Signal => None,
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
             let server = server.map_err(fail)?;
-            Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
+            Some(Box::new(SERVICE.serve(Arc::new(server)).map_err(fail)?))
         }
     };
-    Ok(cached.served_by(thread, resolving))
+    Ok(cached.served_by(serving, resolving))
 }
