@@ -264,6 +264,8 @@ struct Loop<S: Serve> {
     later: Vec<(u64, Fault)>,
     /// Windows of which something is to be read ahead.
     ahead: Vec<u64>,
+    /// Something was ended since the last wait: whoever waited for it may fault again soon.
+    ended: bool,
     watch: Watch,
 }
 
@@ -273,7 +275,17 @@ impl<S: Serve> Loop<S> {
         let parked = (0..MOST_ARRIVALS).map(|_| None).collect();
         let (later, ahead) = (Vec::with_capacity(MOST_ARRIVALS), Vec::new());
         let watch = Watch::default();
-        Self { shared, helpers, arrivals: None, refused: false, parked, later, ahead, watch }
+        Self {
+            shared,
+            helpers,
+            arrivals: None,
+            refused: false,
+            parked,
+            later,
+            ahead,
+            ended: false,
+            watch,
+        }
     }
 
     fn run(&mut self) {
@@ -309,10 +321,12 @@ impl<S: Serve> Loop<S> {
         if !self.ahead.is_empty() {
             return poller.wait(true, ready);
         }
-        self.watch.look(|| {
-            poller.wait(true, ready)?;
-            Ok(!ready.is_empty())
-        })?;
+        if std::mem::take(&mut self.ended) {
+            self.watch.look(|| {
+                poller.wait(true, ready)?;
+                Ok(!ready.is_empty())
+            })?;
+        }
         while ready.is_empty() {
             poller.wait(false, ready)?;
         }
@@ -367,7 +381,8 @@ impl<S: Serve> Loop<S> {
     /// Parks what has to wait for a file, or has a helper do it.
     fn go_on(&mut self, name: u64, server: &Arc<S>, served: Served<S::Ticket>) {
         match served {
-            Served::Done | Served::Later => {}
+            Served::Done => self.ended = true,
+            Served::Later => {}
             Served::Parked { ticket, file, offset_bytes } => {
                 let number = self.arrivals().and_then(|all| all.push(file, offset_bytes));
                 match number {
