@@ -13,13 +13,13 @@ mod watch;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
 
 use crate::sys::arrivals::{Arrivals, MOST_ARRIVALS};
-use crate::sys::fork_lock::ForkLock;
+use crate::sys::per_process::PerProcess;
 use crate::sys::poller::Poller;
 use crate::sys::process;
 use crate::sys::stderr_line::stderr_line;
@@ -118,24 +118,10 @@ impl<S> Shared<S> {
 
 /// The running service; dropped, it ends.
 #[derive(Debug)]
-struct Service<S: Serve> {
+pub struct Service<S: Serve> {
     shared: Arc<Shared<S>>,
     thread: Option<JoinHandle<()>>,
     owner: u32,
-}
-
-/// Where the service of a kind of window is, while there is one.
-#[derive(Debug)]
-pub struct FaultService<S: Serve>(ForkLock<Slot<S>>);
-
-/// The service that runs, if one does.
-#[derive(Debug)]
-struct Slot<S: Serve>(Weak<Service<S>>);
-
-impl<S: Serve> Default for Slot<S> {
-    fn default() -> Self {
-        Self(Weak::new())
-    }
 }
 
 /// A window that is served; dropped, it is not any more, and nobody works on it.
@@ -146,19 +132,13 @@ pub struct Serving<S: Serve> {
     name: u64,
 }
 
-impl<S: Serve> FaultService<S> {
-    /// No service yet.
-    #[must_use]
-    pub const fn new() -> Self {
-        Self(ForkLock::new(Slot(Weak::new())))
-    }
-
+impl<S: Serve> Serving<S> {
     /// Has a window served, by the service that runs or a new one.
     ///
     /// # Errors
     /// EAGAIN or EMFILE at the limits of threads and descriptors.
-    pub fn serve(&self, server: Arc<S>) -> Result<Serving<S>, Errno> {
-        let service = self.running()?;
+    pub fn start(service: &PerProcess<Service<S>>, server: Arc<S>) -> Result<Self, Errno> {
+        let service = service.get(Service::start)?;
         let mut registry = service.shared.registry();
         let name = registry.next;
         registry.next += 1;
@@ -168,19 +148,7 @@ impl<S: Serve> FaultService<S> {
             registry.windows.remove(&name);
         }
         drop(registry);
-        added.map(|()| Serving { service: Some(service), server, name })
-    }
-
-    fn running(&self) -> Result<Arc<Service<S>>, Errno> {
-        let mut slot = self.0.lock();
-        // A child of fork has none of its parent's threads.
-        let own = |service: &Arc<Service<S>>| service.owner == process::id();
-        if let Some(service) = slot.0.upgrade().filter(own) {
-            return Ok(service);
-        }
-        let service = Arc::new(Service::start()?);
-        slot.0 = Arc::downgrade(&service);
-        Ok(service)
+        added.map(|()| Self { service: Some(service), server, name })
     }
 }
 

@@ -29,11 +29,12 @@ use super::cached::{
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultMode, FaultService};
+use crate::fault::{FaultMode, Service, Serving as ServedWindow};
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap::PageMap;
+use crate::sys::per_process::PerProcess;
 use crate::sys::probe;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
@@ -50,18 +51,18 @@ const BLOCK_BYTES: usize = 2 << 20;
 const MAX_PINNED_WAITS: u32 = 256;
 
 /// Serves the faults of all windows.
-static SERVICE: FaultService<Server> = FaultService::new();
+static SERVICE: PerProcess<Service<Server>> = PerProcess::new();
 
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]
 pub struct PagedFrames {
     region: Region,
     uffd: Uffd,
-    process: Option<OwnProcess>,
+    process: Option<Arc<OwnProcess>>,
     locked: bool,
     tracking: Option<Tracking>,
     /// Where `/proc` is mounted.
-    page_map: Option<PageMap>,
+    page_map: Option<Arc<PageMap>>,
     /// It has a budget, and the kernel gives page tables back.
     reclaims: bool,
 }
@@ -87,7 +88,7 @@ impl PagedFrames {
             FaultMode::Thread => (Delivery::Message, FaultScope::UserAndKernel),
         };
         let uffd = Uffd::open(stores, delivery, widest)?;
-        let page_map = match PageMap::open() {
+        let page_map = match PageMap::of_process() {
             Err(errno) if noted => return Err(errno),
             opened => opened.ok(),
         };
@@ -108,7 +109,7 @@ impl PagedFrames {
         } else {
             uffd.register_missing(region.whole())?;
         }
-        let process = OwnProcess::open();
+        let process = OwnProcess::of_process();
         let reclaims = small_pages && probe::reclaims_page_tables();
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
@@ -267,7 +268,7 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        drop_ranges(self.process.as_ref(), &self.region, ranges, self.locked)
+        drop_ranges(self.process.as_deref(), &self.region, ranges, self.locked)
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -462,7 +463,7 @@ pub fn open(
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
             let server = server.map_err(fail)?;
-            Some(Box::new(SERVICE.serve(Arc::new(server)).map_err(fail)?))
+            Some(Box::new(ServedWindow::start(&SERVICE, Arc::new(server)).map_err(fail)?))
         }
     };
     Ok(cached.served_by(serving, resolving))

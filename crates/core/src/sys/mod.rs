@@ -15,6 +15,7 @@ pub mod futex;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;
+pub mod per_process;
 pub mod poller;
 pub mod probe;
 pub mod process;
