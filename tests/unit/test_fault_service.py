@@ -1,4 +1,4 @@
-"""One service serves the faults of all windows: its threads, its descriptors, and what it waits for."""
+"""One service serves the faults of all windows: its threads and descriptors, and reads together."""
 
 from __future__ import annotations
 
@@ -142,14 +142,14 @@ def test_no_page_is_read_twice_for_threads_that_want_the_same(
     store: Any, expected: np.ndarray
 ) -> None:
     with fremap.Window(store, engine="paged", budget=None) as window:
-        words = window.array(np.uint64, (PAGES, -1))
+        views = [window.array(np.uint64, (PAGES, -1))]
         for page in range(0, PAGES, 16):
             forget(store)
             ready = threading.Barrier(8)
 
             def touch(page: int = page, ready: threading.Barrier = ready) -> None:
                 ready.wait(WAIT)
-                assert words[page, 0] == expected[page, 0]
+                assert views[0][page, 0] == expected[page, 0]
 
             before = window.stats().pages_in
             workers = [threading.Thread(target=touch) for _ in range(8)]
@@ -159,13 +159,13 @@ def test_no_page_is_read_twice_for_threads_that_want_the_same(
                 worker.join(WAIT)
                 assert not worker.is_alive()
             assert window.stats().pages_in == before + 1
-        del words
+        views.clear()
 
 
 def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.ndarray) -> None:
     """Remapped, evicted, denied and allowed: what is seen is what the page shows by then."""
     with fremap.Window(store, engine="paged", budget=None) as window:
-        words = window.array(np.uint64, (PAGES, -1))
+        views = [window.array(np.uint64, (PAGES, -1))]
         ends = threading.Event()
         allowed = [set(expected[[page, PAGES - 1 - page], 0].tolist()) for page in range(PAGES)]
         wrong: list[tuple[int, int]] = []
@@ -174,7 +174,7 @@ def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.nd
             random = np.random.default_rng(number)
             while not ends.is_set():
                 page = int(random.integers(0, PAGES))
-                seen = int(words[page, 0])
+                seen = int(views[0][page, 0])
                 if seen not in allowed[page]:
                     wrong.append((page, seen))
 
@@ -195,7 +195,7 @@ def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.nd
             worker.join(WAIT)
             assert not worker.is_alive()
         assert wrong == []
-        del words
+        views.clear()
 
 
 def test_windows_come_and_go_beside_faults_of_others(store: Any, expected: np.ndarray) -> None:

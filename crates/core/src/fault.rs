@@ -334,7 +334,7 @@ impl<S: Serve> Loop<S> {
         for fault in faults.drain(..) {
             match server.serve(fault) {
                 Served::Later => self.later.push((name, fault)),
-                served => self.go_on(name, server, served),
+                outcome => self.go_on(name, server, outcome),
             }
         }
         self.note_ahead(name, server);
@@ -347,8 +347,8 @@ impl<S: Serve> Loop<S> {
     }
 
     /// Parks what has to wait for a file, or has a helper do it.
-    fn go_on(&mut self, name: u64, server: &Arc<S>, served: Served<S::Ticket>) {
-        match served {
+    fn go_on(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
+        match outcome {
             Served::Done => self.ended = true,
             Served::Later => {}
             Served::Parked { ticket, file, offset_bytes } => {
@@ -398,8 +398,8 @@ impl<S: Serve> Loop<S> {
         for number in arrived.drain(..) {
             let Some((name, ticket)) = self.parked[number].take() else { continue };
             let Some(server) = self.window(name) else { continue };
-            let served = server.resume(ticket, faults);
-            self.go_on(name, &server, served);
+            let outcome = server.resume(ticket, faults);
+            self.go_on(name, &server, outcome);
             self.serve_all(name, &server, faults);
         }
     }
@@ -415,8 +415,8 @@ impl<S: Serve> Loop<S> {
     fn read_ahead(&mut self, faults: &mut Vec<Fault>) {
         let Some(name) = self.ahead.pop() else { return };
         let Some(server) = self.window(name) else { return };
-        let served = server.read_ahead(faults);
-        self.go_on(name, &server, served);
+        let outcome = server.read_ahead(faults);
+        self.go_on(name, &server, outcome);
         self.serve_all(name, &server, faults);
     }
 }

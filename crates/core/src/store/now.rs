@@ -97,7 +97,6 @@ impl Place {
     pub(crate) fn wait(&self) {
         let mut byte = [0];
         // Whoever reads the page then is told what is wrong.
-        let _arrived =
-            sys_file::read_at(self.file.as_fd(), Span::of(&mut byte), self.offset_bytes);
+        let _arrived = sys_file::read_at(self.file.as_fd(), Span::of(&mut byte), self.offset_bytes);
     }
 }

@@ -69,10 +69,14 @@ impl Arrivals {
         let fd = Fd(file.as_fd().as_raw_fd());
         let entry = opcode::Read::new(fd, BYTE.as_ptr(), 1).offset(offset_bytes).build();
         let entry = entry.user_data(number as u64);
-        self.files[number] = Some(file);
         // SAFETY: the file is kept open until the read has ended; the memory is never freed and
         // may be written by anybody at any time.
-        unsafe { self.ring.submission().push(&entry).expect("as many entries as numbers") };
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // There are as many entries as numbers.
+            self.free.push(number);
+            return None;
+        }
+        self.files[number] = Some(file);
         Some(number)
     }
 

@@ -48,10 +48,8 @@ impl Poller {
     /// None that a valid descriptor is known to give.
     pub fn wait(&self, at_once: bool, ready: &mut Vec<u64>) -> Result<(), Errno> {
         let timeout = at_once.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
-        let none = epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        };
+        let none =
+            epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
         let mut events = [none; MOST_EVENTS];
         match epoll::wait(&self.0, &mut events[..], timeout.as_ref()) {
             Ok(count) => ready.extend(events[..count].iter().map(|event| event.data.u64())),

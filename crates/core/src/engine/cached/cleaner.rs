@@ -231,14 +231,9 @@ fn run(signal: &Signal) {
         drop(window);
         if let Some(asked) = lock(&signal.board).find(name) {
             asked.busy = false;
-            asked.pause = match &round {
-                Ok(_) => None,
-                // The pages are changed as before, and whoever flushes them is told why.
-                Err(_) => {
-                    let longer = asked.pause.map_or(FIRST_PAUSE, |pause| 2 * pause);
-                    Some(longer.min(LONGEST_PAUSE))
-                }
-            };
+            // After an error the pages are changed as before, and whoever flushes them is told why.
+            let longer = asked.pause.map_or(FIRST_PAUSE, |pause| 2 * pause).min(LONGEST_PAUSE);
+            asked.pause = round.is_err().then_some(longer);
             asked.not_before = asked.pause.map(|pause| Instant::now() + pause);
             asked.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
             // More than one round, until enough pages are clean.

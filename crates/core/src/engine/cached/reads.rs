@@ -73,7 +73,8 @@ impl Reads {
     /// Whether a page is being read.
     #[must_use]
     pub fn reads(&self, page: WindowPage) -> bool {
-        self.current > 0 && self.all[..self.end].iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
+        self.current > 0
+            && self.all[..self.end].iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
     }
 
     /// What is being read for `page` is out of date.
@@ -241,8 +242,7 @@ mod tests {
     #[test]
     fn a_read_that_is_out_of_date_keeps_its_place_until_it_ends() {
         let mut reads = Reads::default();
-        let all: Vec<_> =
-            (0..8).map(|page| reads.begin(run(page, 1), 8).expect("free")).collect();
+        let all: Vec<_> = (0..8).map(|page| reads.begin(run(page, 1), 8).expect("free")).collect();
         assert_eq!(reads.begin(run(99, 1), 8), None);
         reads.outdate(WindowPage(3));
         assert_eq!(reads.begin(run(99, 1), 8), None);

@@ -3,9 +3,7 @@
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{
-    offset_of, Frames, ReadIndex, Shared, State, Userfault, MAX_READS,
-};
+use crate::engine::cached::{offset_of, Frames, ReadIndex, Shared, State, Userfault, MAX_READS};
 use crate::stats::Counters;
 use crate::sys::fault_ranges::Touched;
 use crate::sys::mm::system_page_bytes;

@@ -15,9 +15,7 @@ use rustix::io::Errno;
 
 use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
 use super::PagedFrames;
-use crate::engine::cached::{
-    offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault,
-};
+use crate::engine::cached::{offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault};
 use crate::engine::lock;
 use crate::error::Uninterruptible;
 use crate::fault::{Serve, Served};
@@ -26,7 +24,7 @@ use crate::store::{Now, Place, Unread};
 use crate::sys::mm::{Access, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::{Fault, Uffd};
-use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
+use crate::units::{FilePage, Prot, Run, WindowPage};
 
 /// How often a fault waits for pages to be written until it goes beyond the budget.
 const MOST_WAITS: u32 = 32;
@@ -80,6 +78,14 @@ enum Loaded {
     /// Only by waiting.
     Waits,
     Unread(Unread),
+}
+
+/// The file pages of a read.
+enum FilePages {
+    /// They follow one another.
+    Run(Run<FilePage>),
+    /// Any.
+    List(Vec<FilePage>),
 }
 
 /// What was read of pages, to be shown.
@@ -239,14 +245,20 @@ impl Server {
         false
     }
 
-    /// The file pages that a ticket's pages show; None when a call has changed them.
-    fn file_pages(&self, ticket: &Ticket) -> Option<Vec<FilePage>> {
+    /// What a ticket's pages show; None when a call has changed them. Allocates nothing where
+    /// that is one run.
+    fn file_pages(&self, ticket: &Ticket) -> Option<FilePages> {
         let state = self.shared.state.lock();
-        let current = state.reads.is_current(ticket.attempt.read);
-        let pages = ticket.attempt.run.pages().take(ticket.count as usize);
-        let files = pages.map_while(|page| state.get(page).shown().file_page());
-        let files: Vec<FilePage> = if current { files.collect() } else { Vec::new() };
-        (files.len() as u64 == ticket.count).then_some(files)
+        if !state.reads.is_current(ticket.attempt.read) {
+            return None;
+        }
+        let pages = || ticket.attempt.run.pages().take(ticket.count as usize);
+        let shown = |page| state.get(page).shown().file_page();
+        let run = Run { first: shown(ticket.attempt.run.first)?, count: ticket.count };
+        if pages().map(shown).eq(run.pages().map(Some)) {
+            return Some(FilePages::Run(run));
+        }
+        pages().map(shown).collect::<Option<Vec<_>>>().map(FilePages::List)
     }
 
     /// Reads the pages of a ticket that are in the page cache and shows them.
@@ -254,27 +266,26 @@ impl Server {
         let shared = &self.shared;
         let Some(files) = self.file_pages(ticket) else { return Loaded::Changed };
         let mut free = lock(&self.free);
-        let len = files.len() * shared.page().bytes();
+        let len = shared.page().bytes_of(ticket.count) as usize;
         let frames = free.as_ref().and_then(|free| free.last(len));
         let content = frames.unwrap_or_else(|| buffer.span(0, len));
         let size_bytes = shared.store.size_bytes();
-        let read = if let Some(run) = one_run(&files) {
+        let read = match &files {
             // Content that was just read through the caches is copied sooner.
-            shared.store.read_run_now(run, content)
-        } else {
-            match shared.store.absent_now(&files) {
+            FilePages::Run(run) => shared.store.read_run_now(*run, content),
+            FilePages::List(files) => match shared.store.absent_now(files) {
                 Now::Read => {
-                    let read = scatter::read_into(&shared.store, &files, content, &Uninterruptible);
+                    let read = scatter::read_into(&shared.store, files, content, &Uninterruptible);
                     read.map(|()| Now::Read).map_err(|_| Unread::Ended)
                 }
                 other => Ok(other),
-            }
+            },
         };
         match read {
             Ok(Now::Read) => {}
             Ok(Now::Absent(place)) => return Loaded::Absent(place),
             Ok(Now::Unknown) => return Loaded::Waits,
-            Err(_) if files.len() > 1 => return Loaded::Partly,
+            Err(_) if ticket.count > 1 => return Loaded::Partly,
             Err(unread) => return Loaded::Unread(unread),
         }
         let moved = frames.is_some();
@@ -298,16 +309,18 @@ impl Server {
         }
         let Some(files) = self.file_pages(ticket) else { return Loaded::Changed };
         let buffer = lock(&self.buffer);
-        let content = buffer.span(0, files.len() * shared.page().bytes());
+        let content = buffer.span(0, shared.page().bytes_of(ticket.count) as usize);
         let size_bytes = shared.store.size_bytes();
-        let read = match one_run(&files) {
-            Some(run) => shared.store.read_run(run, content),
-            None => scatter::read_into(&shared.store, &files, content, &Uninterruptible)
-                .map_err(|_| Unread::Ended),
+        let read = match files {
+            FilePages::Run(run) => shared.store.read_run(run, content),
+            FilePages::List(files) => {
+                scatter::read_into(&shared.store, &files, content, &Uninterruptible)
+                    .map_err(|_| Unread::Ended)
+            }
         };
         match read {
             Ok(()) => self.show(ticket, Content::Copied(content), size_bytes, waiting),
-            Err(_) if files.len() > 1 => Loaded::Partly,
+            Err(_) if ticket.count > 1 => Loaded::Partly,
             Err(unread) => Loaded::Unread(unread),
         }
     }
@@ -388,12 +401,6 @@ impl Server {
     }
 }
 
-/// The one run that pages are, if they are.
-fn one_run(files: &[FilePage]) -> Option<Run<FilePage>> {
-    let run = Run { first: *files.first()?, count: files.len() as u64 };
-    files.windows(2).all(|pair| pair[0].offset(1) == pair[1]).then_some(run)
-}
-
 impl Serve for Server {
     type Ticket = Ticket;
 
@@ -438,7 +445,8 @@ impl Serve for Server {
             ticket.count = 1;
         }
         loop {
-            match ticket.unread.map_or_else(|| self.wait_and_load(&ticket, waiting), Loaded::Unread) {
+            match ticket.unread.map_or_else(|| self.wait_and_load(&ticket, waiting), Loaded::Unread)
+            {
                 Loaded::Shown => {}
                 Loaded::Changed => _ = self.end(&ticket),
                 _ if ahead => _ = self.end_ahead(&ticket),
