@@ -60,7 +60,8 @@ def threads() -> collections.Counter[str]:
     """The threads of fremap's that serve windows, by their names."""
     names = (task / "comm" for task in Path("/proc/self/task").iterdir())
     texts = (name.read_text().strip() for name in names if name.exists())
-    return collections.Counter(name for name in texts if name in {"fremap-fault", "fremap-clean"})
+    ours = {"fremap-fault", "fremap-clean", "fremap-wait"}
+    return collections.Counter(name for name in texts if name in ours)
 
 
 def forget(store: Any) -> None:
@@ -126,8 +127,10 @@ def test_a_ring_waits_for_pages_and_threads_where_there_is_none(
         with failures("io_uring_setup", errno=errno.EPERM, times=100):
             forget(store)
             touch_in_threads(words, expected, 4)
+        assert threads()["fremap-wait"] > 0
         window.evict(None)
         del words
+    assert threads() == {}
     with fremap.Window(store, engine="paged", budget=None) as window:
         words = window.array(np.uint64, (PAGES, -1))
         for skip in range(4):

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Serve, Shared};
@@ -25,6 +26,8 @@ struct Jobs<S: Serve> {
     waiting: VecDeque<Job<S>>,
     threads: usize,
     idle: usize,
+    /// Nobody asks for help any more.
+    ends: bool,
 }
 
 struct Board<S: Serve> {
@@ -38,21 +41,22 @@ impl<S: Serve> Board<S> {
     }
 }
 
-/// The helpers of a service, of which there may be none at the moment.
+/// The helpers of a service, of which there may be none at the moment. Dropped, they have ended.
 pub(super) struct Helpers<S: Serve> {
     shared: Arc<Shared<S>>,
     board: Arc<Board<S>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl<S: Serve> Helpers<S> {
     pub(super) fn new(shared: Arc<Shared<S>>) -> Self {
-        let jobs = Jobs { waiting: VecDeque::new(), threads: 0, idle: 0 };
+        let jobs = Jobs { waiting: VecDeque::new(), threads: 0, idle: 0, ends: false };
         let board = Arc::new(Board { jobs: Mutex::new(jobs), more: Condvar::new() });
-        Self { shared, board }
+        Self { shared, board, threads: Vec::new() }
     }
 
     /// Has a helper end the serving of a fault. Where no thread is to be had, this thread does.
-    pub(super) fn help(&self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
+    pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
         *self.shared.registry().helped.entry(name).or_insert(0) += 1;
         let job = Job { name, server: Arc::clone(server), ticket };
         let mut jobs = self.board.jobs();
@@ -70,7 +74,9 @@ impl<S: Serve> Helpers<S> {
                 std::process::abort();
             }
         };
-        if spawn_without_signals("fremap-wait", body).is_ok() {
+        self.threads.retain(|thread| !thread.is_finished());
+        if let Ok(thread) = spawn_without_signals("fremap-wait", body) {
+            self.threads.push(thread);
             return;
         }
         let mut jobs = self.board.jobs();
@@ -79,6 +85,17 @@ impl<S: Serve> Helpers<S> {
         drop(jobs);
         if let Some(own) = own {
             end(&self.shared, own);
+        }
+    }
+}
+
+impl<S: Serve> Drop for Helpers<S> {
+    fn drop(&mut self) {
+        self.board.jobs().ends = true;
+        self.board.more.notify_all();
+        for thread in self.threads.drain(..) {
+            // One that panics ends the process.
+            let _ended = thread.join();
         }
     }
 }
@@ -113,7 +130,8 @@ fn run<S: Serve>(shared: &Shared<S>, board: &Board<S>) {
             continue;
         }
         jobs.idle += 1;
-        let waited = board.more.wait_timeout_while(jobs, IDLE, |jobs| jobs.waiting.is_empty());
+        let idle = |jobs: &mut Jobs<S>| jobs.waiting.is_empty() && !jobs.ends;
+        let waited = board.more.wait_timeout_while(jobs, IDLE, idle);
         jobs = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(jobs, _)| jobs);
         jobs.idle -= 1;
         if jobs.waiting.is_empty() {
