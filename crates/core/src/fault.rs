@@ -223,11 +223,10 @@ impl<S: Serve> Drop for Serving<S> {
 struct Loop<S: Serve> {
     shared: Arc<Shared<S>>,
     helpers: Helpers<S>,
-    /// None until a page was not in the page cache, and where the kernel gives no ring.
-    arrivals: Option<Arrivals>,
+    /// What was parked. None until a page was not in the page cache, and where the kernel gives
+    /// no ring.
+    arrivals: Option<Arrivals<(u64, S::Ticket)>>,
     refused: bool,
-    /// What was parked, by the number of its arrival.
-    parked: Vec<Option<(u64, S::Ticket)>>,
     /// Faults that begin later.
     later: Vec<(u64, Fault)>,
     /// Windows of which something is to be read ahead.
@@ -240,20 +239,9 @@ struct Loop<S: Serve> {
 impl<S: Serve> Loop<S> {
     fn new(shared: Arc<Shared<S>>) -> Self {
         let helpers = Helpers::new(Arc::clone(&shared));
-        let parked = (0..MOST_ARRIVALS).map(|_| None).collect();
         let (later, ahead) = (Vec::with_capacity(MOST_ARRIVALS), Vec::new());
         let watch = Watch::default();
-        Self {
-            shared,
-            helpers,
-            arrivals: None,
-            refused: false,
-            parked,
-            later,
-            ahead,
-            ended: false,
-            watch,
-        }
+        Self { shared, helpers, arrivals: None, refused: false, later, ahead, ended: false, watch }
     }
 
     fn run(&mut self) {
@@ -306,10 +294,8 @@ impl<S: Serve> Loop<S> {
         self.shared.waker.clear();
         let mut registry = self.shared.registry();
         for name in std::mem::take(&mut registry.leaving) {
-            for parked in &mut self.parked {
-                if parked.is_some_and(|(of, _)| of == name) {
-                    *parked = None;
-                }
+            if let Some(arrivals) = &mut self.arrivals {
+                arrivals.retain(|&(of, _)| of != name);
             }
             self.later.retain(|&(of, _)| of != name);
             self.ahead.retain(|&of| of != name);
@@ -352,10 +338,12 @@ impl<S: Serve> Loop<S> {
             Served::Done => self.ended = true,
             Served::Later => {}
             Served::Parked { ticket, file, offset_bytes } => {
-                let number = self.arrivals().and_then(|all| all.push(file, offset_bytes));
-                match number {
-                    Some(number) => self.parked[number] = Some((name, ticket)),
-                    None => self.helpers.help(name, server, ticket),
+                let unparked = match self.arrivals() {
+                    Some(arrivals) => arrivals.push(file, offset_bytes, (name, ticket)),
+                    None => Err((name, ticket)),
+                };
+                if unparked.is_err() {
+                    self.helpers.help(name, server, ticket);
                 }
             }
             Served::Waits(ticket) => self.helpers.help(name, server, ticket),
@@ -363,7 +351,7 @@ impl<S: Serve> Loop<S> {
     }
 
     /// The ring, if there is one; set up when it is first wanted.
-    fn arrivals(&mut self) -> Option<&mut Arrivals> {
+    fn arrivals(&mut self) -> Option<&mut Arrivals<(u64, S::Ticket)>> {
         if self.arrivals.is_none() && !self.refused {
             let ready = Arrivals::new().and_then(|arrivals| {
                 self.shared.poller.add(arrivals.descriptor(), ARRIVALS)?;
@@ -377,14 +365,13 @@ impl<S: Serve> Loop<S> {
 
     /// Has the kernel tell of the arrivals that were parked for. Where it will not, helpers wait.
     fn start_waiting(&mut self) {
-        let Some(arrivals) = &mut self.arrivals else { return };
-        if arrivals.start().is_ok() {
+        if self.arrivals.as_mut().is_none_or(|arrivals| arrivals.start().is_ok()) {
             return;
         }
+        let Some(arrivals) = self.arrivals.take() else { return };
+        self.refused = true;
         let _removed = self.shared.poller.remove(arrivals.descriptor());
-        (self.arrivals, self.refused) = (None, true);
-        for number in 0..self.parked.len() {
-            let Some((name, ticket)) = self.parked[number].take() else { continue };
+        for (name, ticket) in arrivals.into_values() {
             if let Some(server) = self.window(name) {
                 self.helpers.help(name, &server, ticket);
             }
@@ -392,11 +379,10 @@ impl<S: Serve> Loop<S> {
     }
 
     /// Goes on with what has arrived.
-    fn resume(&mut self, arrived: &mut Vec<usize>, faults: &mut Vec<Fault>) {
+    fn resume(&mut self, arrived: &mut Vec<(u64, S::Ticket)>, faults: &mut Vec<Fault>) {
         let Some(arrivals) = &mut self.arrivals else { return };
         arrivals.take(arrived);
-        for number in arrived.drain(..) {
-            let Some((name, ticket)) = self.parked[number].take() else { continue };
+        for (name, ticket) in arrived.drain(..) {
             let Some(server) = self.window(name) else { continue };
             let outcome = server.resume(ticket, faults);
             self.go_on(name, &server, outcome);

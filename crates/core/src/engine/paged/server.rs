@@ -301,7 +301,8 @@ impl Server {
     fn wait_and_load(&self, ticket: &Ticket, waiting: &mut Vec<Fault>) -> Loaded {
         let shared = &self.shared;
         for _ in 0..MOST_ARRIVALS {
-            match self.load_now(ticket, &lock(&self.buffer), waiting) {
+            let loaded = self.load_now(ticket, &lock(&self.buffer), waiting);
+            match loaded {
                 Loaded::Absent(place) => place.wait(),
                 Loaded::Waits => break,
                 loaded => return loaded,
