@@ -9,7 +9,7 @@
 //! thread that touches it waits for the second: it sees the old content or the
 //! new, never zeros.
 //!
-//! A touch of an absent page is served by the fault thread (`serve.rs`), or in the thread
+//! A touch of an absent page is served by the fault service (`server.rs`), or in the thread
 //! that touches it (`signal.rs`), which is also how children of `fork` see the store.
 //! A page that may not be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
 //! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
@@ -277,7 +277,7 @@ impl Frames for PagedFrames {
             // Each range can become a mapping of its own, and split another.
             mappings::reserve("protect", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
         }
-        // First: what is absent may be touched, as the fault thread serves it by the table.
+        // First: what is absent may be touched, as the fault service serves it by the table.
         self.drop_pages(ranges)?;
         let forbid = |&(at, len): &(usize, usize)| {
             if poisons {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{Store, Unread};
+use crate::sys::clock::coarse_ns;
 use crate::sys::file as sys_file;
 use crate::sys::span::{system_page_bytes, Span};
 use crate::units::{FilePage, Pages, Run};
@@ -36,10 +37,10 @@ impl Store {
     /// # Errors
     /// As [`read_run`](Self::read_run).
     pub(crate) fn read_run_now(&self, run: Run<FilePage>, into: Span<'_>) -> Result<Now, Unread> {
-        let mut done = 0;
+        let (began_ns, mut done) = (coarse_ns(), 0);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
-            match self.read_piece_now(piece, into.part(done, len))? {
+            match self.read_piece_now(piece, into.part(done, len), began_ns)? {
                 Now::Read => done += len,
                 other => return Ok(other),
             }
@@ -47,26 +48,41 @@ impl Store {
         Ok(Now::Read)
     }
 
-    fn read_piece_now(&self, run: Run<FilePage>, into: Span<'_>) -> Result<Now, Unread> {
+    fn read_piece_now(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        began_ns: i64,
+    ) -> Result<Now, Unread> {
         let part = self.parts.of(run.first);
+        let read = |changed_ns| {
+            // Cut meanwhile and made as long again it would have brought zeros. A store that
+            // writes changes its file itself.
+            let changed = changed_ns >= began_ns && !self.writable();
+            if changed {
+                Now::Unknown
+            } else {
+                Now::Read
+            }
+        };
         if part.file.memory_backed {
-            return self.read_piece(run, into).map(|_changed_ns| Now::Read);
+            return self.read_piece(run, into).map(read);
         }
         let wanted = self.wanted_bytes(run, into);
         let (fd, offset) = self.place_of(run.first);
-        let read = match sys_file::read_cached_at(fd, into.part(0, wanted), offset) {
-            Ok(read) => read,
+        let cached = match sys_file::read_cached_at(fd, into.part(0, wanted), offset) {
+            Ok(cached) => cached,
             Err(Errno::OPNOTSUPP) => return Ok(Now::Unknown),
             Err(errno) => return Err(Unread::Failed(errno)),
         };
-        if !read.waits {
-            return self.check_piece(run, into, read.bytes).map(|_changed_ns| Now::Read);
+        if !cached.waits {
+            return self.check_piece(run, into, cached.bytes).map(read);
         }
-        let rest = wanted - read.bytes;
+        let rest = wanted - cached.bytes;
         if rest > system_page_bytes() {
             // What the kernel has begun to read may end before the last of it. A hint: the read
             // that follows says what is wrong.
-            let _hint = sys_file::advise_willneed(fd, offset + read.bytes as u64, rest as u64);
+            let _hint = sys_file::advise_willneed(fd, offset + cached.bytes as u64, rest as u64);
         }
         let file = Arc::clone(&part.file.fd);
         Ok(Now::Absent(Place { file, offset_bytes: offset + wanted as u64 - 1 }))

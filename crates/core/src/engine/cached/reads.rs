@@ -2,7 +2,7 @@
 //!
 //! A fault that follows on the pages that were read for the one before runs forwards: the
 //! next read is twice as long, up to a cluster. One that jumps reads its page alone. Behind a
-//! whole cluster the fault thread reads ahead while nobody waits for it.
+//! whole cluster the service reads ahead while nobody waits for it.
 
 use crate::units::{PageIndex, Run, WindowPage};
 

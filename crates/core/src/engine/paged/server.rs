@@ -17,7 +17,7 @@ use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault};
 use crate::engine::lock;
-use crate::error::Uninterruptible;
+use crate::error::{Error, Uninterruptible};
 use crate::fault::{Serve, Served};
 use crate::scatter;
 use crate::store::{Now, Place, Unread};
@@ -77,7 +77,10 @@ enum Loaded {
     Absent(Place),
     /// Only by waiting.
     Waits,
+    /// One page that cannot be read, as the service's thread has found,
     Unread(Unread),
+    /// and as a helper has.
+    Failed(Error),
 }
 
 /// The file pages of a read.
@@ -179,11 +182,15 @@ impl Server {
                     ticket.arrivals += 1;
                     return Served::Parked { ticket, file, offset_bytes };
                 }
-                Loaded::Partly | Loaded::Unread(_) if ticket.fault.is_none() => {
+                Loaded::Partly | Loaded::Unread(_) | Loaded::Failed(_)
+                    if ticket.fault.is_none() =>
+                {
                     // What cannot be read is said when it is touched.
                     return self.end_ahead(&ticket);
                 }
-                Loaded::Absent(_) | Loaded::Waits => return Served::Waits(ticket),
+                Loaded::Absent(_) | Loaded::Waits | Loaded::Failed(_) => {
+                    return Served::Waits(ticket)
+                }
                 Loaded::Partly => ticket.count = 1,
                 Loaded::Unread(_) if ticket.count > 1 => ticket.count = 1,
                 Loaded::Unread(unread) => {
@@ -309,20 +316,26 @@ impl Server {
             }
         }
         let Some(files) = self.file_pages(ticket) else { return Loaded::Changed };
-        let buffer = lock(&self.buffer);
-        let content = buffer.span(0, shared.page().bytes_of(ticket.count) as usize);
+        let len = shared.page().bytes_of(ticket.count) as usize;
+        // Helpers read single pages together, each into memory of its own where there is some.
+        let own =
+            if ticket.count == 1 { Region::anonymous(len, 1, Access::Write).ok() } else { None };
+        let common = own.is_none().then(|| lock(&self.buffer));
+        let Some(buffer) = own.as_ref().or(common.as_deref()) else { return Loaded::Waits };
+        let content = buffer.span(0, len);
         let size_bytes = shared.store.size_bytes();
-        let read = match files {
-            FilePages::Run(run) => shared.store.read_run(run, content),
+        let read = match &files {
+            FilePages::Run(run) if run.count == 1 => shared.store.read_page(run.first, content),
+            FilePages::Run(run) if shared.store.read_run(*run, content).is_ok() => Ok(()),
+            FilePages::Run(_) => return Loaded::Partly,
             FilePages::List(files) => {
-                scatter::read_into(&shared.store, &files, content, &Uninterruptible)
-                    .map_err(|_| Unread::Ended)
+                scatter::read_into(&shared.store, files, content, &Uninterruptible)
             }
         };
         match read {
             Ok(()) => self.show(ticket, Content::Copied(content), size_bytes, waiting),
             Err(_) if ticket.count > 1 => Loaded::Partly,
-            Err(unread) => Loaded::Unread(unread),
+            Err(error) => Loaded::Failed(error),
         }
     }
 
@@ -389,16 +402,15 @@ impl Server {
         }
     }
 
-    /// Says why the page of a ticket cannot be shown, and makes its touch a signal.
-    fn give_up(&self, ticket: &Ticket, unread: Unread) {
-        let shared = &self.shared;
+    /// Why the page of a ticket could not be read.
+    fn error_of(&self, ticket: &Ticket, unread: Unread) -> Error {
         let page = ticket.attempt.entry.shown().file_page();
-        let error = match (unread, page) {
-            (Unread::Ended, Some(page)) => shared.store.truncated("read", page),
-            (Unread::Ended, None) => return,
-            (Unread::Failed(errno), page) => shared.store.io_error("read", page, errno),
-        };
-        shared.give_up(&ticket.attempt, &error.to_string());
+        match (unread, page) {
+            (Unread::Failed(errno), page) => self.shared.store.io_error("read", page, errno),
+            (Unread::Ended, page) => {
+                self.shared.store.truncated("read", page.unwrap_or(FilePage(0)))
+            }
+        }
     }
 }
 
@@ -446,13 +458,20 @@ impl Serve for Server {
             ticket.count = 1;
         }
         loop {
-            match ticket.unread.map_or_else(|| self.wait_and_load(&ticket, waiting), Loaded::Unread)
-            {
+            let loaded = match ticket.unread {
+                Some(unread) => Loaded::Failed(self.error_of(&ticket, unread)),
+                None => self.wait_and_load(&ticket, waiting),
+            };
+            match loaded {
                 Loaded::Shown => {}
                 Loaded::Changed => _ = self.end(&ticket),
                 _ if ahead => _ = self.end_ahead(&ticket),
                 Loaded::Unread(unread) => {
-                    self.give_up(&ticket, unread);
+                    ticket.unread = Some(unread);
+                    continue;
+                }
+                Loaded::Failed(error) => {
+                    shared.give_up(&ticket.attempt, &error.to_string());
                     self.end(&ticket);
                 }
                 Loaded::Partly | Loaded::Waits | Loaded::Absent(_) => {
