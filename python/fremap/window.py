@@ -87,10 +87,10 @@ class Window(Views):
         that say so share half of what the process may have, by the machine and by each
         memory cgroup that it is in. None: no limit.
     fault : {"thread", "signal"}, default "thread"
-        Who brings an absent page of engine "paged" that is touched. "thread": a thread of
-        the window's. "signal": the touching thread, in a handler of SIGBUS, which
-        spares waking another; without a budget, and system calls get EFAULT from
-        absent pages.
+        Who brings an absent page of engine "paged" that is touched. "thread": one
+        thread of the process, for all windows. "signal": the touching thread, in a
+        handler of SIGBUS, which spares waking another; without a budget, and system calls
+        get EFAULT from absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
         How stores to a window of engine "paged" are noticed. "async": the kernel notes them
         (Linux 6.8). "sync": the first store to a page is a fault (Linux 5.7), dearer, but

@@ -1,164 +1,409 @@
-//! The thread that serves a window's faults.
+//! The service that serves the faults of all windows of the process.
 //!
-//! It waits for the faults at which other threads stand still and hands them
-//! to the engine, one by one. It never runs Python, blocks every signal, and
-//! waits for no lock that is held across I/O.
+//! One thread waits for the faults at which other threads stand still, and hands each to its
+//! window. It never waits for a device: a fault whose page is not in the page cache is *parked*
+//! until the page has arrived there, and others are served meanwhile. What cannot be done without
+//! waiting is done by a few *helpers*, threads that start when they are needed and end when they
+//! are not. None of them runs Python, all block every signal, and none waits for a lock that is
+//! held across I/O.
 
+mod helpers;
+mod watch;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::sys::arrivals::{Arrivals, MOST_ARRIVALS};
+use crate::sys::per_process::PerProcess;
+use crate::sys::poller::Poller;
+use crate::sys::process;
 use crate::sys::stderr_line::stderr_line;
-use crate::sys::thread::{spawn_without_signals, Wake, Waker};
+use crate::sys::thread::{spawn_without_signals, Event};
 use crate::sys::uffd::{Fault, Uffd};
+use helpers::Helpers;
+use watch::Watch;
 
 /// Who resolves the faults of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultMode {
-    /// A thread of the window's own; who touches an absent page waits for it.
+    /// The service; who touches an absent page waits for it.
     Thread,
     /// The thread that touches the page, in a handler of SIGBUS.
     Signal,
 }
 
-/// Who can resolve a fault.
+/// What has become of a fault, or of reading ahead.
+#[derive(Debug)]
+pub enum Served<T> {
+    /// It is over, or comes again by itself.
+    Done,
+    /// It has to begin later, when others of the window have ended.
+    Later,
+    /// It goes on when a byte of a file is in the page cache.
+    Parked {
+        /// What goes on then.
+        ticket: T,
+        /// The file,
+        file: Arc<OwnedFd>,
+        /// and the byte.
+        offset_bytes: u64,
+    },
+    /// It goes on in a thread that may wait.
+    Waits(T),
+}
+
+/// A window whose faults are served. Nothing here waits for a device or for another thread's
+/// I/O but [`wait_and_serve`](Self::wait_and_serve).
 pub trait Serve: Send + Sync + 'static {
+    /// A fault whose serving has begun.
+    type Ticket: Copy + Send;
+
     /// Where faults are announced.
     fn uffd(&self) -> &Uffd;
 
-    /// Ends a fault: with content, by letting the store through, or by making it a signal.
-    fn serve(&self, fault: Fault);
+    /// Serves a fault: with content, by letting the store through, or by making it a signal.
+    fn serve(&self, fault: Fault) -> Served<Self::Ticket>;
+
+    /// Goes on with what was parked. Adds faults that were found `waiting`, which are to be served.
+    fn resume(&self, ticket: Self::Ticket, waiting: &mut Vec<Fault>) -> Served<Self::Ticket>;
+
+    /// Ends what has to wait, by waiting. Adds faults as [`resume`](Self::resume).
+    fn wait_and_serve(&self, ticket: Self::Ticket, waiting: &mut Vec<Fault>);
 
     /// Whether there is something to [read ahead](Self::read_ahead) while no fault waits.
     fn plans_ahead(&self) -> bool;
 
-    /// Brings some of what is likely to be touched next. Adds the faults that it has found
-    /// `waiting`, which are to be served.
-    fn read_ahead(&self, waiting: &mut Vec<Fault>);
+    /// Brings some of what is likely to be touched next. Adds faults as [`resume`](Self::resume).
+    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> Served<Self::Ticket>;
 }
 
-/// A running fault thread; dropped, it ends.
+/// The names of the service's own descriptors; those of windows are smaller.
+const WAKER: u64 = u64::MAX;
+const ARRIVALS: u64 = u64::MAX - 1;
+
+/// The windows of the service.
 #[derive(Debug)]
-pub struct FaultThread {
-    waker: Arc<Waker>,
+struct Registry<S> {
+    windows: HashMap<u64, Arc<S>>,
+    next: u64,
+    /// Windows that are gone, of which the thread may still know something.
+    leaving: Vec<u64>,
+    /// How many things helpers do for each window.
+    helped: HashMap<u64, usize>,
+    /// Faults that helpers have found waiting.
+    found: Vec<(u64, Fault)>,
+    ends: bool,
+}
+
+/// What the thread and others share.
+#[derive(Debug)]
+struct Shared<S> {
+    poller: Poller,
+    waker: Event,
+    registry: Mutex<Registry<S>>,
+    /// The thread, or a helper, knows nothing of a window any more.
+    left: Condvar,
+}
+
+impl<S> Shared<S> {
+    fn registry(&self) -> MutexGuard<'_, Registry<S>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The running service; dropped, it ends.
+#[derive(Debug)]
+pub struct Service<S: Serve> {
+    shared: Arc<Shared<S>>,
     thread: Option<JoinHandle<()>>,
     owner: u32,
 }
 
-impl FaultThread {
-    /// Starts serving.
+/// A window that is served; dropped, it is not any more, and nobody works on it.
+#[derive(Debug)]
+pub struct Serving<S: Serve> {
+    service: Option<Arc<Service<S>>>,
+    server: Arc<S>,
+    name: u64,
+}
+
+impl<S: Serve> Serving<S> {
+    /// Has a window served, by the service that runs or a new one.
     ///
     /// # Errors
     /// EAGAIN or EMFILE at the limits of threads and descriptors.
-    pub fn start(server: Arc<impl Serve>) -> Result<Self, Errno> {
-        let waker = Arc::new(Waker::new()?);
-        let listener = Arc::clone(&waker);
+    pub fn start(service: &PerProcess<Service<S>>, server: Arc<S>) -> Result<Self, Errno> {
+        let service = service.get(Service::start)?;
+        let mut registry = service.shared.registry();
+        let name = registry.next;
+        registry.next += 1;
+        registry.windows.insert(name, Arc::clone(&server));
+        let added = service.shared.poller.add(server.uffd().fd(), name);
+        if added.is_err() {
+            registry.windows.remove(&name);
+        }
+        drop(registry);
+        added.map(|()| Self { service: Some(service), server, name })
+    }
+}
+
+impl<S: Serve> Service<S> {
+    fn start() -> Result<Self, Errno> {
+        let registry = Registry {
+            windows: HashMap::new(),
+            next: 0,
+            leaving: Vec::new(),
+            helped: HashMap::new(),
+            found: Vec::new(),
+            ends: false,
+        };
+        let (poller, waker) = (Poller::new()?, Event::new()?);
+        poller.add(&waker, WAKER)?;
+        let registry = Mutex::new(registry);
+        let shared = Arc::new(Shared { poller, waker, registry, left: Condvar::new() });
+        let own = Arc::clone(&shared);
         let body = move || {
-            let outcome = catch_unwind(AssertUnwindSafe(|| run(server.as_ref(), &listener)));
-            if outcome.is_err() {
-                // Every thread that touches the window from now on would wait
+            let run = || Loop::new(own).run();
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                // Every thread that touches a window from now on would wait
                 // for ever: an end that says so is better.
                 stderr_line(format_args!("the thread that serves faults panicked, which is a bug"));
                 std::process::abort();
             }
         };
         let thread = spawn_without_signals("fremap-fault", body)?;
-        Ok(Self { waker, thread: Some(thread), owner: crate::sys::process::id() })
+        Ok(Self { shared, thread: Some(thread), owner: process::id() })
     }
 }
 
-impl Drop for FaultThread {
+impl<S: Serve> Drop for Service<S> {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        if self.owner != crate::sys::process::id() {
+        if self.owner != process::id() {
             // A child of fork has no such thread: there is nothing to join.
             std::mem::forget(thread);
             return;
         }
-        if self.waker.wake().is_ok() && thread.join().is_err() {
-            stderr_line(format_args!("the fault thread of a window that is closed had panicked"));
+        self.shared.registry().ends = true;
+        self.shared.waker.set();
+        if thread.join().is_err() {
+            stderr_line(format_args!("the thread that serves faults had panicked at its end"));
         }
     }
 }
 
-/// How long the thread looks for the next fault before it sleeps: to be woken can take it
-/// several times as long as to serve one (docs/decisions/013).
-const LOOK: Duration = Duration::from_micros(50);
-/// Waits without looking, at most, after nothing had come in that time.
-const MOST_SKIPPED: u32 = 255;
-
-/// Whether it is worth looking for the next fault, by how soon the last ones came.
-#[derive(Debug, Default)]
-struct Watch {
-    /// Waits that are left without looking.
-    skips: u32,
-    /// How many they were the last time.
-    skipped: u32,
-}
-
-impl Watch {
-    /// Whether to look in this wait.
-    fn looks(&mut self) -> bool {
-        let skips = self.skips > 0;
-        self.skips -= u32::from(skips);
-        !skips
-    }
-
-    /// Something came while the thread looked.
-    fn found(&mut self) {
-        self.skipped = 0;
-    }
-
-    /// Nothing did: it looks half as often.
-    fn missed(&mut self) {
-        self.skipped = (2 * self.skipped + 1).min(MOST_SKIPPED);
-        self.skips = self.skipped;
-    }
-}
-
-/// Waits for faults or the waker, awake at first where that is worth it.
-fn wait(waker: &Waker, uffd: &Uffd, watch: &mut Watch) -> Result<Wake, Errno> {
-    if watch.looks() {
-        let begin = Instant::now();
-        while begin.elapsed() < LOOK {
-            let wake = waker.wait_for(uffd.fd(), true)?;
-            if wake != Wake::Nothing {
-                watch.found();
-                return Ok(wake);
-            }
-            // Who is about to touch a page may need this processor.
-            std::thread::yield_now();
+impl<S: Serve> Drop for Serving<S> {
+    fn drop(&mut self) {
+        let Some(service) = self.service.take() else { return };
+        if service.owner != process::id() {
+            // A child of fork has no such thread, and its parent's locks may be taken.
+            std::mem::forget(service);
+            return;
         }
-        watch.missed();
+        let shared = &service.shared;
+        // A copy of the descriptor, as in a child of fork, would keep it there.
+        let _removed = shared.poller.remove(self.server.uffd().fd());
+        let mut registry = shared.registry();
+        registry.windows.remove(&self.name);
+        registry.leaving.push(self.name);
+        shared.waker.set();
+        while registry.leaving.contains(&self.name) || registry.helped.contains_key(&self.name) {
+            registry = shared.left.wait(registry).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(registry);
     }
-    waker.wait_for(uffd.fd(), false)
 }
 
-fn run(server: &impl Serve, waker: &Waker) {
-    let mut faults = Vec::with_capacity(16);
-    let mut watch = Watch::default();
-    loop {
-        faults.clear();
-        let wake = if server.plans_ahead() {
-            waker.wait_for(server.uffd().fd(), true)
-        } else {
-            wait(waker, server.uffd(), &mut watch)
-        };
-        match wake {
-            Ok(Wake::Ready) => take_faults(server.uffd(), &mut faults),
-            Ok(Wake::Nothing) => server.read_ahead(&mut faults),
-            Ok(Wake::Asked) => return,
-            Err(errno) => {
+/// What the thread knows.
+struct Loop<S: Serve> {
+    shared: Arc<Shared<S>>,
+    helpers: Helpers<S>,
+    /// What was parked. None until a page was not in the page cache, and where the kernel gives
+    /// no ring.
+    arrivals: Option<Arrivals<(u64, S::Ticket)>>,
+    refused: bool,
+    /// Faults that begin later.
+    later: Vec<(u64, Fault)>,
+    /// Windows of which something is to be read ahead.
+    ahead: Vec<u64>,
+    /// Something was ended since the last wait: whoever waited for it may fault again soon.
+    ended: bool,
+    watch: Watch,
+}
+
+impl<S: Serve> Loop<S> {
+    fn new(shared: Arc<Shared<S>>) -> Self {
+        let helpers = Helpers::new(Arc::clone(&shared));
+        let (later, ahead) = (Vec::with_capacity(MOST_ARRIVALS), Vec::new());
+        let watch = Watch::default();
+        Self { shared, helpers, arrivals: None, refused: false, later, ahead, ended: false, watch }
+    }
+
+    fn run(&mut self) {
+        let mut ready = Vec::with_capacity(16);
+        let mut faults = Vec::with_capacity(16);
+        let mut arrived = Vec::with_capacity(MOST_ARRIVALS);
+        loop {
+            ready.clear();
+            if let Err(errno) = self.wait(&mut ready) {
                 stderr_line(format_args!("waiting for faults failed ({errno}); trying again"));
                 std::thread::yield_now();
             }
+            for &name in &ready {
+                match name {
+                    WAKER if self.follow() => {}
+                    WAKER => return,
+                    ARRIVALS => self.resume(&mut arrived, &mut faults),
+                    name => self.serve_window(name, &mut faults),
+                }
+            }
+            if ready.is_empty() {
+                self.read_ahead(&mut faults);
+            } else {
+                self.serve_later();
+            }
+            self.start_waiting();
         }
-        for &fault in &faults {
-            server.serve(fault);
+    }
+
+    /// Waits for something to do, awake at first where that is worth it.
+    fn wait(&mut self, ready: &mut Vec<u64>) -> Result<(), Errno> {
+        let poller = &self.shared.poller;
+        if !self.ahead.is_empty() {
+            return poller.wait(true, ready);
         }
+        if std::mem::take(&mut self.ended) {
+            self.watch.look(|| {
+                poller.wait(true, ready)?;
+                Ok(!ready.is_empty())
+            })?;
+        }
+        while ready.is_empty() {
+            poller.wait(false, ready)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in which windows are gone; false when the service ends.
+    fn follow(&mut self) -> bool {
+        self.shared.waker.clear();
+        let mut registry = self.shared.registry();
+        for name in std::mem::take(&mut registry.leaving) {
+            if let Some(arrivals) = &mut self.arrivals {
+                arrivals.retain(|&(of, _)| of != name);
+            }
+            self.later.retain(|&(of, _)| of != name);
+            self.ahead.retain(|&of| of != name);
+        }
+        // Those of windows that are gone are not served.
+        self.later.append(&mut registry.found);
+        self.shared.left.notify_all();
+        !registry.ends
+    }
+
+    fn window(&self, name: u64) -> Option<Arc<S>> {
+        self.shared.registry().windows.get(&name).cloned()
+    }
+
+    fn serve_window(&mut self, name: u64, faults: &mut Vec<Fault>) {
+        let Some(server) = self.window(name) else { return };
+        take_faults(server.uffd(), faults);
+        self.serve_all(name, &server, faults);
+    }
+
+    fn serve_all(&mut self, name: u64, server: &Arc<S>, faults: &mut Vec<Fault>) {
+        for fault in faults.drain(..) {
+            match server.serve(fault) {
+                Served::Later => self.later.push((name, fault)),
+                outcome => self.go_on(name, server, outcome),
+            }
+        }
+        self.note_ahead(name, server);
+    }
+
+    fn note_ahead(&mut self, name: u64, server: &Arc<S>) {
+        if server.plans_ahead() && !self.ahead.contains(&name) {
+            self.ahead.push(name);
+        }
+    }
+
+    /// Parks what has to wait for a file, or has a helper do it.
+    fn go_on(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
+        match outcome {
+            Served::Done => self.ended = true,
+            Served::Later => {}
+            Served::Parked { ticket, file, offset_bytes } => {
+                let unparked = match self.arrivals() {
+                    Some(arrivals) => arrivals.push(file, offset_bytes, (name, ticket)),
+                    None => Err((name, ticket)),
+                };
+                if unparked.is_err() {
+                    self.helpers.help(name, server, ticket);
+                }
+            }
+            Served::Waits(ticket) => self.helpers.help(name, server, ticket),
+        }
+    }
+
+    /// The ring, if there is one; set up when it is first wanted.
+    fn arrivals(&mut self) -> Option<&mut Arrivals<(u64, S::Ticket)>> {
+        if self.arrivals.is_none() && !self.refused {
+            let ready = Arrivals::new().and_then(|arrivals| {
+                self.shared.poller.add(arrivals.descriptor(), ARRIVALS)?;
+                Ok(arrivals)
+            });
+            self.arrivals = ready.ok();
+            self.refused = self.arrivals.is_none();
+        }
+        self.arrivals.as_mut()
+    }
+
+    /// Has the kernel tell of the arrivals that were parked for. Where it will not, helpers wait.
+    fn start_waiting(&mut self) {
+        if self.arrivals.as_mut().is_none_or(|arrivals| arrivals.start().is_ok()) {
+            return;
+        }
+        let Some(arrivals) = self.arrivals.take() else { return };
+        self.refused = true;
+        let _removed = self.shared.poller.remove(arrivals.descriptor());
+        for (name, ticket) in arrivals.into_values() {
+            if let Some(server) = self.window(name) {
+                self.helpers.help(name, &server, ticket);
+            }
+        }
+    }
+
+    /// Goes on with what has arrived.
+    fn resume(&mut self, arrived: &mut Vec<(u64, S::Ticket)>, faults: &mut Vec<Fault>) {
+        let Some(arrivals) = &mut self.arrivals else { return };
+        arrivals.take(arrived);
+        for (name, ticket) in arrived.drain(..) {
+            let Some(server) = self.window(name) else { continue };
+            let outcome = server.resume(ticket, faults);
+            self.go_on(name, &server, outcome);
+            self.serve_all(name, &server, faults);
+        }
+    }
+
+    /// Begins with faults for which there was no room before.
+    fn serve_later(&mut self) {
+        for (name, fault) in std::mem::take(&mut self.later) {
+            let Some(server) = self.window(name) else { continue };
+            self.serve_all(name, &server, &mut vec![fault]);
+        }
+    }
+
+    fn read_ahead(&mut self, faults: &mut Vec<Fault>) {
+        let Some(name) = self.ahead.pop() else { return };
+        let Some(server) = self.window(name) else { return };
+        let outcome = server.read_ahead(faults);
+        self.go_on(name, &server, outcome);
+        self.serve_all(name, &server, faults);
     }
 }
 
@@ -174,32 +419,5 @@ fn take_faults(uffd: &Uffd, faults: &mut Vec<Fault>) {
             std::process::abort();
         }
         Err(errno) => stderr_line(format_args!("reading faults failed ({errno}); trying again")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_thread_looks_while_faults_come_soon_and_seldom_where_they_do_not() {
-        let mut watch = Watch::default();
-        for _ in 0..100 {
-            assert!(watch.looks());
-            watch.found();
-        }
-        for skipped in [1, 3, 7, 15, 31, 63, 127, 255, 255] {
-            assert!(watch.looks());
-            watch.missed();
-            for _ in 0..skipped {
-                assert!(!watch.looks());
-            }
-        }
-        assert!(watch.looks());
-        watch.found();
-        assert!(watch.looks());
-        watch.missed();
-        assert!(!watch.looks());
-        assert!(watch.looks());
     }
 }

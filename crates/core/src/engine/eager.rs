@@ -30,7 +30,7 @@ use crate::table::Table;
 #[derive(Debug)]
 pub struct EagerFrames {
     region: Region,
-    process: Option<OwnProcess>,
+    process: Option<Arc<OwnProcess>>,
     /// Holes are guard pages; else they are mappings without access.
     guards: bool,
     locked: bool,
@@ -48,7 +48,7 @@ impl EagerFrames {
         if locked {
             region.lock_on_fault(0, bytes)?;
         }
-        Ok(Self { region, process: OwnProcess::open(), guards, locked, writable })
+        Ok(Self { region, process: OwnProcess::of_process(), guards, locked, writable })
     }
 
     fn open(&self, offset: usize, len: usize) -> Result<(), Errno> {
@@ -97,7 +97,7 @@ impl Frames for EagerFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if self.guards {
-            let process = self.process.as_ref();
+            let process = self.process.as_deref();
             return advise_ranges(process, &self.region, ranges, Advice::GuardInstall);
         }
         // Each range can become a mapping of its own, and split another.

@@ -9,12 +9,13 @@
 //! thread that touches it waits for the second: it sees the old content or the
 //! new, never zeros.
 //!
-//! A touch of an absent page is served by the fault thread (`serve.rs`), or in the thread
+//! A touch of an absent page is served by the fault service (`server.rs`), or in the thread
 //! that touches it (`signal.rs`), which is also how children of `fork` see the store.
 //! A page that may not be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
 //! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
 
 mod serve;
+mod server;
 mod signal;
 
 use std::sync::Arc;
@@ -22,24 +23,25 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{
-    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Tracking, Userfault,
-    CHUNKS_IN_FLIGHT,
+    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Serving, Tracking,
+    Userfault, CHUNKS_IN_FLIGHT,
 };
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultMode, FaultThread};
+use crate::fault::{FaultMode, Service, Serving as ServedWindow};
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
 use crate::sys::pagemap::PageMap;
+use crate::sys::per_process::PerProcess;
 use crate::sys::probe;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
 use crate::table::Table;
 use crate::units::PageSize;
-use serve::Server;
+use server::Server;
 use signal::Responder;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
@@ -48,16 +50,19 @@ const BLOCK_BYTES: usize = 2 << 20;
 /// How often a page that is pinned is tried again before it is copied.
 const MAX_PINNED_WAITS: u32 = 256;
 
+/// Serves the faults of all windows.
+static SERVICE: PerProcess<Service<Server>> = PerProcess::new();
+
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]
 pub struct PagedFrames {
     region: Region,
     uffd: Uffd,
-    process: Option<OwnProcess>,
+    process: Option<Arc<OwnProcess>>,
     locked: bool,
     tracking: Option<Tracking>,
     /// Where `/proc` is mounted.
-    page_map: Option<PageMap>,
+    page_map: Option<Arc<PageMap>>,
     /// It has a budget, and the kernel gives page tables back.
     reclaims: bool,
 }
@@ -83,7 +88,7 @@ impl PagedFrames {
             FaultMode::Thread => (Delivery::Message, FaultScope::UserAndKernel),
         };
         let uffd = Uffd::open(stores, delivery, widest)?;
-        let page_map = match PageMap::open() {
+        let page_map = match PageMap::of_process() {
             Err(errno) if noted => return Err(errno),
             opened => opened.ok(),
         };
@@ -104,7 +109,7 @@ impl PagedFrames {
         } else {
             uffd.register_missing(region.whole())?;
         }
-        let process = OwnProcess::open();
+        let process = OwnProcess::of_process();
         let reclaims = small_pages && probe::reclaims_page_tables();
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
@@ -263,7 +268,7 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        drop_ranges(self.process.as_ref(), &self.region, ranges, self.locked)
+        drop_ranges(self.process.as_deref(), &self.region, ranges, self.locked)
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -272,7 +277,7 @@ impl Frames for PagedFrames {
             // Each range can become a mapping of its own, and split another.
             mappings::reserve("protect", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
         }
-        // First: what is absent may be touched, as the fault thread serves it by the table.
+        // First: what is absent may be touched, as the fault service serves it by the table.
         self.drop_pages(ranges)?;
         let forbid = |&(at, len): &(usize, usize)| {
             if poisons {
@@ -453,13 +458,13 @@ pub fn open(
     let shared = cached.shared();
     let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
     let resolving = shared.frames.region.resolved_by(Arc::new(responder));
-    let thread = match fault {
+    let serving: Option<Serving> = match fault {
         FaultMode::Signal => None,
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
             let server = server.map_err(fail)?;
-            Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
+            Some(Box::new(ServedWindow::start(&SERVICE, Arc::new(server)).map_err(fail)?))
         }
     };
-    Ok(cached.served_by(thread, resolving))
+    Ok(cached.served_by(serving, resolving))
 }

@@ -13,6 +13,7 @@ mod durability;
 mod file;
 pub(crate) mod last_change;
 mod memory;
+mod now;
 mod outgoing;
 pub(crate) mod part;
 mod prefetch;
@@ -40,6 +41,7 @@ use crate::units::{FilePage, PageIndex, PageSize, Run};
 pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
 use durability::{Durability, Unsynced};
+pub(crate) use now::{Now, Place};
 pub use outgoing::Outgoing;
 use part::{File, Part, Parts};
 use source::Mapped;
@@ -385,10 +387,23 @@ impl Store {
 
     /// The same for pages of one file.
     fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
-        let last = run.first.offset(run.count - 1);
-        let wanted = into.len() - self.page_size.bytes() + self.expected_bytes(last);
+        let wanted = self.wanted_bytes(run, into);
         let (fd, offset) = self.place_of(run.first);
         let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
+        self.check_piece(run, into, read)
+    }
+
+    /// Bytes of the file within a run of its pages.
+    fn wanted_bytes(&self, run: Run<FilePage>, into: Span<'_>) -> usize {
+        let last = run.first.offset(run.count - 1);
+        into.len() - self.page_size.bytes() + self.expected_bytes(last)
+    }
+
+    /// Ends the reading of a run of one file, of which `read` bytes came.
+    fn check_piece(&self, run: Run<FilePage>, into: Span<'_>, read: usize) -> Result<i64, Unread> {
+        let wanted = self.wanted_bytes(run, into);
+        let last = run.first.offset(run.count - 1);
+        let (fd, offset) = self.place_of(run.first);
         self.counters.add_read(read);
         let end = offset + wanted as u64;
         // Of an open file the kernel always tells. A read beside a truncation may bring zeros

@@ -446,6 +446,49 @@ pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<
     })
 }
 
+/// Reads what of `into` can be read without waiting for a device (`preadv2` with `RWF_NOWAIT`,
+/// 4.14): up to the end of the file, or to the first byte that is not in the page cache, which
+/// the kernel begins to read.
+///
+/// # Errors
+/// EOPNOTSUPP where the file system does not tell; as [`read_at`].
+pub fn read_cached_at(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset_bytes: u64,
+) -> Result<CachedRead, Errno> {
+    let mut done = 0;
+    while done < into.len() {
+        let rest = into.part(done, (into.len() - done).min(MAX_CALL_BYTES));
+        let offset = file_offset(offset_bytes + done as u64)?;
+        enter(Call::Read)?;
+        let vector = libc::iovec { iov_base: rest.start().cast(), iov_len: rest.len() };
+        // SAFETY: a span is mapped and writable, and nothing refers into it. The offset is one
+        // register of 64 bits, and its upper half none.
+        let read = unsafe {
+            let (fd, vector) = (fd.as_raw_fd(), &raw const vector);
+            libc::syscall(libc::SYS_preadv2, fd, vector, 1, offset, 0, libc::RWF_NOWAIT)
+        };
+        match usize::try_from(read).map_err(|_| last_errno()) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Ok(CachedRead { bytes: done, waits: true }),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(CachedRead { bytes: done, waits: false })
+}
+
+/// What [`read_cached_at`] has read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CachedRead {
+    /// Bytes from the front.
+    pub bytes: usize,
+    /// The byte behind them is in the file, but not in the page cache.
+    pub waits: bool,
+}
+
 /// One `preadv`: may stop short anywhere.
 ///
 /// # Errors

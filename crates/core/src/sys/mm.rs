@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use super::call::{check, enter, last_errno, Call};
 use super::children::Kept;
 use super::fault_ranges::{Resolve, Resolving};
+use super::per_process::PerProcess;
 pub use super::span::system_page_bytes;
 use super::span::Span;
 
@@ -526,14 +527,15 @@ impl OwnProcess {
     /// Ranges of one call: the kernel's limit (`UIO_MAXIOV`).
     pub const MAX_RANGES: usize = 1024;
 
-    /// Opens this process, if the kernel lets a process give itself all advice
-    /// (6.13; before, only what does not lose content).
+    /// This process, open once for all who ask, if the kernel lets a process give itself all
+    /// advice (6.13; before, only what does not lose content).
     #[must_use]
-    pub fn open() -> Option<Self> {
-        Self::try_open().ok()
+    pub fn of_process() -> Option<Arc<Self>> {
+        static SHARED: PerProcess<OwnProcess> = PerProcess::new();
+        SHARED.get(Self::try_open).ok()
     }
 
-    /// The same, with the kernel's answer.
+    /// Opens this process.
     ///
     /// # Errors
     /// EINVAL from kernels that do not let it, EPERM from a filter.

@@ -1,5 +1,6 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
+pub mod arrivals;
 pub mod call;
 mod children;
 pub mod clock;
@@ -14,6 +15,8 @@ pub mod futex;
 pub mod lock;
 pub mod mm;
 pub mod pagemap;
+pub mod per_process;
+pub mod poller;
 pub mod probe;
 pub mod process;
 pub mod ring;

@@ -5,11 +5,13 @@ use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
 use super::mm::{system_page_bytes, Region};
+use super::per_process::PerProcess;
 use super::span::Span;
 
 /// `PAGEMAP_SCAN` (Linux 6.7).
@@ -111,6 +113,15 @@ impl PageMap {
     /// ENOENT where `/proc` is not mounted.
     pub fn open() -> Result<Self, Errno> {
         File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
+    }
+
+    /// The same, open once for all who ask.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of_process() -> Result<Arc<Self>, Errno> {
+        static SHARED: PerProcess<PageMap> = PerProcess::new();
+        SHARED.get(Self::open)
     }
 
     /// Which system pages of `len` bytes of `region` are mapped, one bool each.

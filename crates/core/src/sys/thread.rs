@@ -1,14 +1,14 @@
-//! Service threads: started with all signals blocked, woken through an eventfd.
+//! Service threads, started with all signals blocked, and events that wake them.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::{Builder, JoinHandle};
 
-use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
+use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
 
-/// A descriptor that can be read once something has happened, and from then on.
+/// A descriptor that can be read once something has happened, until that is cleared.
 #[derive(Debug)]
 pub struct Event(OwnedFd);
 
@@ -28,12 +28,24 @@ impl Event {
         let _set = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
     }
 
+    /// It is to happen again.
+    pub fn clear(&self) {
+        // Empty means cleared.
+        let _cleared = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+
     /// Another descriptor of it.
     ///
     /// # Errors
     /// EMFILE at the limit of descriptors.
     pub fn descriptor(&self) -> Result<OwnedFd, Errno> {
         super::file::duplicate(self.0.as_fd())
+    }
+}
+
+impl AsFd for Event {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -174,58 +186,4 @@ fn major_faults_of(who: i32) -> u64 {
         usage
     };
     u64::try_from(usage.ru_majflt).unwrap_or(0)
-}
-
-/// What has ended a wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wake {
-    /// The waker was called.
-    Asked,
-    /// The descriptor can be read.
-    Ready,
-    /// Neither, and the wait was not to last.
-    Nothing,
-}
-
-/// Something a thread can wait for beside a descriptor, and others can ring.
-#[derive(Debug)]
-pub struct Waker(OwnedFd);
-
-impl Waker {
-    /// A waker that was not called.
-    ///
-    /// # Errors
-    /// EMFILE at the limit of descriptors.
-    pub fn new() -> Result<Self, Errno> {
-        Ok(Self(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    /// Ends every wait, now and later.
-    ///
-    /// # Errors
-    /// None that an eventfd is known to give.
-    pub fn wake(&self) -> Result<(), Errno> {
-        rustix::io::write(&self.0, &1_u64.to_ne_bytes()).map(|_| ())
-    }
-
-    /// Waits until `fd` can be read or the waker was called; only looks if `at_once`.
-    ///
-    /// # Errors
-    /// ENOMEM.
-    pub fn wait_for(&self, fd: &OwnedFd, at_once: bool) -> Result<Wake, Errno> {
-        let timeout = at_once.then_some(Timespec { tv_sec: 0, tv_nsec: 0 });
-        loop {
-            let mut fds = [
-                PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN),
-                PollFd::new(&self.0, PollFlags::IN),
-            ];
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(_) if !fds[1].revents().is_empty() => return Ok(Wake::Asked),
-                Ok(_) if !fds[0].revents().is_empty() => return Ok(Wake::Ready),
-                Ok(_) if at_once => return Ok(Wake::Nothing),
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-    }
 }

@@ -30,7 +30,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "nonblock": (nonblock.populate, nonblock.half_cached),
     "protect": (protect.every_second,),
     "read": (read.present,),
-    "fault": (fault.lazy, fault.linear, fault.by_signal),
+    "fault": (fault.lazy, fault.linear, fault.by_signal, fault.cold),
     "dirty": (
         dirty.remap,
         dirty.first_store,

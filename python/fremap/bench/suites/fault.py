@@ -1,13 +1,15 @@
-"""Lazy faults on a warm file, against the bare loop with the same userfaultfd mode.
+"""Lazy faults: on a warm file against a bare loop, on a cold one against a map of it.
 
-Where the handler thread runs is most of the price: on another processor, each
-fault wakes an idle processor twice. So there are two pairs of rows, all on one
-processor and left to the scheduler, both sides alike.
+The bare loop has the same userfaultfd mode. Where the handler thread runs is most of the
+price: on another processor, each fault wakes an idle processor twice. So there are two pairs
+of rows, all on one processor and left to the scheduler, both sides alike.
 """
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +17,10 @@ import numpy.typing as npt
 
 import fremap
 from fremap.bench.bench import Bench, placements, verify
+from fremap.bench.competitors import advised_memmap
 from fremap.bench.datafile import PAGE_BYTES
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_the_time
+from fremap.bench.suites.touches import RANDOM, by_threads, touch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +33,9 @@ BARE = "fault_copy"
 BARE_SIGNAL = "fault_signal"
 _MOST_PAGES = 20_000
 _MOST_TIMES_BARE = 1.3
+_MOST_COLD = 4096
+# Of the time of a map of the file, by the number of threads.
+_MOST_TIMES_RANDOM = {1: 1.3, 4: 1.3, 16: 1.5}
 _WORDS = PAGE_BYTES // 8
 
 
@@ -98,6 +105,57 @@ def by_signal(bench: Bench) -> Report:
     report, patterns = _linear(bench, "signal")
     for pattern in patterns:
         _measure_linear(bench, report, pattern, _Resolver("signal", BARE_SIGNAL), "by signal")
+    return report
+
+
+def cold(bench: Bench) -> Report:
+    """Touch random absent pages that are not in the page cache, by one thread and by many."""
+    file_pages = bench.file.page_count
+    count = min(bench.pages, _MOST_COLD, file_pages)
+    report = Report(
+        "fault", f"touch {count} random absent pages not in the page cache, engine paged"
+    )
+    report.notes.append("a host may still cache what was written")
+    draw = bench.draw()
+    shape = (file_pages, _WORDS)
+    table = advised_memmap(bench.file.path, np.int64, mmap.MADV_RANDOM, shape=shape)
+    unmap = table._mmap.madvise  # type: ignore[attr-defined]  # noqa: SLF001 - the only way
+    with (
+        fremap.open(bench.file.path) as store,
+        fremap.Window(store, engine="paged", budget=None) as window,
+    ):
+        numbers = window.array(np.int64, shape)
+        for threads, most in _MOST_TIMES_RANDOM.items():
+            sums: dict[str, int] = {}
+
+            def run(name: str, words: npt.NDArray[np.int64], number: int) -> Mapping[str, float]:
+                ids = draw.distinct(number, count)
+                window.evict(None)
+                unmap(mmap.MADV_DONTNEED)
+                bench.file.drop()
+                by = threads  # noqa: B023 - runs within this turn of the loop
+
+                def touch_all() -> None:
+                    sums[name] = touch(words, ids, by)  # noqa: B023
+
+                return {name: timed(touch_all)}
+
+            contenders: list[Contender] = [
+                partial(run, FREMAP, numbers),
+                partial(run, RANDOM, table.view(np.ndarray)),
+            ]
+            timings = paired(contenders, rounds=bench.rounds, operations=count, warm_ups=1)
+            if len(set(sums.values())) != 1:
+                raise BenchError(f"fault: the sides do not agree on the sum: {sums}")
+            report.rows.append(
+                times_the_time(
+                    f"{by_threads(threads)}: of {RANDOM}",
+                    timings[FREMAP],
+                    timings[RANDOM],
+                    at_most=most,
+                )
+            )
+        del numbers
     return report
 
 

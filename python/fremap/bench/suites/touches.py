@@ -70,14 +70,15 @@ def _measure(bench: Bench, report: Report, count: int, *, cold: bool) -> Report:
         if len(set(sums.values())) != 1:
             raise BenchError(f"scan: the sides do not agree on the sum: {sums}")
         report.rows += [
-            times_the_time(f"{_by(threads)}: of {name}", timings[OURS], timings[name])
+            times_the_time(f"{by_threads(threads)}: of {name}", timings[OURS], timings[name])
             for name in (MEMMAP, RANDOM)
         ]
     report.notes.append(f"fremap.memmap's advice was {ours.stats().advice!r} at the end")
     return report
 
 
-def _by(threads: int) -> str:
+def by_threads(threads: int) -> str:
+    """Say how many threads."""
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
@@ -93,19 +94,27 @@ def _side(
 ) -> Contender:
     """Touch a word of each of the round's pages."""
 
-    def touch(pages: npt.NDArray[np.int64]) -> int:
-        # NumPy lets go of the GIL while it gathers, and touches one page after the other.
-        return int(np.take(words[:, 0], pages).sum())
-
     def run(number: int) -> Mapping[str, float]:
         pages = np.random.default_rng([2002, number]).integers(0, len(words), count)
-        parts = np.array_split(pages, threads)
         begin = time.perf_counter()
-        if threads == 1:
-            sums[name] = touch(pages)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                sums[name] = sum(pool.map(touch, parts))
+        sums[name] = touch(words, pages, threads)
         return {name: time.perf_counter() - begin}
 
     return run
+
+
+def touch(words: npt.NDArray[np.int64], pages: npt.NDArray[np.int64], threads: int) -> int:
+    """Return the sum of the first words of pages, touched by so many threads at once.
+
+    NumPy lets go of the GIL while it gathers, and touches one page after the other. It gathers
+    from an array whose words follow one another: any other it copies first, all of it.
+    """
+    flat = words.reshape(-1)
+
+    def gather(some: npt.NDArray[np.int64]) -> int:
+        return int(np.take(flat, some * words.shape[1]).sum())
+
+    if threads == 1:
+        return gather(pages)
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(gather, np.array_split(pages, threads)))

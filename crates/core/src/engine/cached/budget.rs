@@ -136,7 +136,7 @@ impl Division {
         } else {
             0
         };
-        // The fault thread's own pages as well, and its free frames.
+        // Pages that are read for faults as well, and their free frames.
         let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
         let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
         let chunk_bytes = page.bytes_of(chunk_pages) as usize;

@@ -1,4 +1,4 @@
-//! The thread that writes changed pages before they have to leave.
+//! The thread that writes changed pages before they have to leave, those of all windows.
 //!
 //! A fault never waits for a write to a file: the kernel may have the file locked while it
 //! faults (`preadv` past the page cache into the window), and would wait for itself. So a fault
@@ -6,9 +6,11 @@
 //! and held by nobody. Where writing falls behind, a fault waits at most [`PATIENCE`] for it,
 //! then the window goes a page beyond its budget.
 
+use std::fmt;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -16,6 +18,8 @@ use super::frames::Frames;
 use super::Shared;
 use crate::engine::lock;
 use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::sys::per_process::PerProcess;
+use crate::sys::process;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 use crate::units::WindowPage;
@@ -25,139 +29,222 @@ use crate::units::WindowPage;
 const PATIENCE: Duration = Duration::from_millis(2);
 /// Pages that are written together.
 const ROUND_PAGES: usize = 128;
-/// How long the thread waits after a write that failed, at first and at most.
+/// How long a window is let be after a write that failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the thread is asked for, and how far it is.
-#[derive(Debug, Default)]
-struct Asked {
-    wanted: bool,
-    ends: bool,
-    /// Rounds after which pages were clean that a fault may evict.
-    rounds: u64,
-}
-
-#[derive(Debug, Default)]
-struct Signal {
-    asked: Mutex<Asked>,
-    changed: Condvar,
-}
-
-/// A running thread; dropped, it ends.
-#[derive(Debug)]
-pub struct Cleaner {
-    signal: Arc<Signal>,
-    thread: Option<JoinHandle<()>>,
-    owner: u32,
-}
-
-impl Cleaner {
-    /// Starts the thread, which sleeps until it is asked.
-    ///
-    /// # Errors
-    /// EAGAIN at the limit of threads.
-    pub fn start<F: Frames>(shared: Arc<Shared<F>>) -> Result<Self, Errno> {
-        let signal = Arc::new(Signal::default());
-        let listener = Arc::clone(&signal);
-        let thread = spawn_without_signals("fremap-clean", move || run(&shared, &listener))?;
-        Ok(Self { signal, thread: Some(thread), owner: crate::sys::process::id() })
-    }
-
-    /// Has changed pages be written.
-    pub fn ask(&self) {
-        lock(&self.signal.asked).wanted = true;
-        self.signal.changed.notify_all();
-    }
-
-    /// Asks, and waits a moment until something was written; says whether it was.
-    #[must_use]
-    pub fn wait(&self) -> bool {
-        let mut asked = lock(&self.signal.asked);
-        let before = asked.rounds;
-        asked.wanted = true;
-        self.signal.changed.notify_all();
-        let waiting = |asked: &mut Asked| asked.rounds == before;
-        let waited = self.signal.changed.wait_timeout_while(asked, PATIENCE, waiting);
-        waited.is_ok_and(|(asked, _)| asked.rounds != before)
-    }
-}
-
-impl Drop for Cleaner {
-    fn drop(&mut self) {
-        let Some(thread) = self.thread.take() else { return };
-        if self.owner != crate::sys::process::id() {
-            // A child of fork has no such thread: there is nothing to join.
-            std::mem::forget(thread);
-            return;
-        }
-        lock(&self.signal.asked).ends = true;
-        self.signal.changed.notify_all();
-        if thread.join().is_err() {
-            stderr_line(format_args!("the thread that writes a window's pages had panicked"));
-        }
-    }
-}
-
 /// What a round has done.
+#[derive(Clone, Copy, Debug)]
 struct Round {
     /// Pages that are clean by it.
     pages: usize,
     wants_more: bool,
 }
 
-/// Waits until the thread is wanted, or for `pause`; false at its end.
-fn wait(signal: &Signal, pause: Option<Duration>) -> bool {
-    let mut asked = lock(&signal.asked);
-    if let Some(pause) = pause {
-        let running = |asked: &mut Asked| !asked.ends;
-        match signal.changed.wait_timeout_while(asked, pause, running) {
-            Ok((guard, _)) => asked = guard,
-            Err(_) => return false,
-        }
-    }
-    while !asked.wanted && !asked.ends {
-        match signal.changed.wait(asked) {
-            Ok(guard) => asked = guard,
-            Err(_) => return false,
-        }
-    }
-    asked.wanted = false;
-    !asked.ends
+/// A window whose pages are written.
+trait Clean: fmt::Debug + Send + Sync {
+    /// Writes up to `most` of the pages that leave next and were changed.
+    fn clean_ahead(&self, most: usize) -> Result<Round>;
 }
 
-fn run<F: Frames>(shared: &Shared<F>, signal: &Signal) {
-    let mut pause = None;
-    while wait(signal, pause) {
-        // More than one round, until enough pages are clean.
-        loop {
-            let round = shared.clean_ahead(ROUND_PAGES);
-            pause = match &round {
-                Ok(_) => None,
-                // The pages are changed as before, and whoever flushes them is told why.
-                Err(_) => {
-                    Some(pause.map_or(FIRST_PAUSE, |pause: Duration| 2 * pause).min(LONGEST_PAUSE))
-                }
-            };
-            let ends = {
-                let mut asked = lock(&signal.asked);
-                asked.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
-                asked.ends
-            };
-            signal.changed.notify_all();
-            if ends || !round.is_ok_and(|done| done.wants_more) {
-                break;
-            }
-        }
+/// What is asked of the thread for one window, and how far it is.
+#[derive(Debug)]
+struct Asked {
+    name: u64,
+    window: Arc<dyn Clean>,
+    wanted: bool,
+    /// The thread is at it.
+    busy: bool,
+    /// Rounds after which pages were clean that a fault may evict.
+    rounds: u64,
+    /// How long the window was let be the last time, and until when.
+    pause: Option<Duration>,
+    not_before: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    windows: Vec<Asked>,
+    next: u64,
+    ends: bool,
+}
+
+impl Board {
+    fn find(&mut self, name: u64) -> Option<&mut Asked> {
+        self.windows.iter_mut().find(|asked| asked.name == name)
     }
 }
 
-impl<F: Frames> Shared<F> {
-    /// Writes those of the pages that leave next which were changed, at most `most` at once.
-    /// Nobody holds them meanwhile: what is stored to one then makes it a changed page again.
+#[derive(Debug, Default)]
+struct Signal {
+    board: Mutex<Board>,
+    changed: Condvar,
+}
+
+/// The running thread; dropped, it ends.
+#[derive(Debug)]
+struct CleaningThread {
+    signal: Arc<Signal>,
+    thread: Option<JoinHandle<()>>,
+    owner: u32,
+}
+
+static THREAD: PerProcess<CleaningThread> = PerProcess::new();
+
+/// A window's part in the thread; dropped, its pages are not written any more.
+#[derive(Debug)]
+pub struct Cleaner {
+    thread: Option<Arc<CleaningThread>>,
+    name: u64,
+}
+
+impl Cleaner {
+    /// Has a window's pages written when it asks for that.
     ///
     /// # Errors
-    /// I/O: the pages are changed as before.
+    /// EAGAIN at the limit of threads.
+    pub fn start<F: Frames>(window: Arc<Shared<F>>) -> Result<Self, Errno> {
+        let thread = THREAD.get(CleaningThread::start)?;
+        let mut board = lock(&thread.signal.board);
+        let name = board.next;
+        board.next += 1;
+        board.windows.push(Asked {
+            name,
+            window,
+            wanted: false,
+            busy: false,
+            rounds: 0,
+            pause: None,
+            not_before: None,
+        });
+        drop(board);
+        Ok(Self { thread: Some(thread), name })
+    }
+
+    /// Has changed pages be written.
+    pub fn ask(&self) {
+        let Some(thread) = &self.thread else { return };
+        if let Some(asked) = lock(&thread.signal.board).find(self.name) {
+            asked.wanted = true;
+        }
+        thread.signal.changed.notify_all();
+    }
+
+    /// Asks, and waits a moment until something was written; says whether it was.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        let Some(thread) = &self.thread else { return false };
+        let mut board = lock(&thread.signal.board);
+        let Some(asked) = board.find(self.name) else { return false };
+        asked.wanted = true;
+        let before = asked.rounds;
+        thread.signal.changed.notify_all();
+        let rounds = |board: &mut Board| board.find(self.name).map_or(before, |now| now.rounds);
+        let waiting = |board: &mut Board| rounds(board) == before;
+        let waited = thread.signal.changed.wait_timeout_while(board, PATIENCE, waiting);
+        waited.is_ok_and(|(mut board, _)| rounds(&mut board) != before)
+    }
+}
+
+impl Drop for Cleaner {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        if thread.owner != process::id() {
+            // A child of fork has no such thread, and its parent's lock may be taken.
+            std::mem::forget(thread);
+            return;
+        }
+        let mut board = lock(&thread.signal.board);
+        while board.find(self.name).is_some_and(|asked| asked.busy) {
+            board = match thread.signal.changed.wait(board) {
+                Ok(board) => board,
+                Err(poisoned) => poisoned.into_inner(),
+            };
+        }
+        let gone = board.windows.iter().position(|asked| asked.name == self.name);
+        let gone = gone.map(|index| board.windows.remove(index));
+        drop(board);
+        drop(gone);
+    }
+}
+
+impl CleaningThread {
+    fn start() -> Result<Self, Errno> {
+        let signal = Arc::new(Signal::default());
+        let listener = Arc::clone(&signal);
+        let thread = spawn_without_signals("fremap-clean", move || run(&listener))?;
+        Ok(Self { signal, thread: Some(thread), owner: process::id() })
+    }
+}
+
+impl Drop for CleaningThread {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        if self.owner != process::id() {
+            // A child of fork has no such thread: there is nothing to join.
+            std::mem::forget(thread);
+            return;
+        }
+        lock(&self.signal.board).ends = true;
+        self.signal.changed.notify_all();
+        if thread.join().is_err() {
+            stderr_line(format_args!("the thread that writes the pages of windows had panicked"));
+        }
+    }
+}
+
+/// Waits until a window wants something; None at the end. Each gets its turn.
+fn next(signal: &Signal, after: u64) -> Option<(u64, Arc<dyn Clean>)> {
+    let mut board = lock(&signal.board);
+    loop {
+        if board.ends {
+            return None;
+        }
+        let now = Instant::now();
+        let due = |asked: &&mut Asked| {
+            asked.wanted && asked.not_before.is_none_or(|instant| instant <= now)
+        };
+        let turn = |asked: &&mut Asked| (asked.name <= after, asked.name);
+        if let Some(asked) = board.windows.iter_mut().filter(due).min_by_key(turn) {
+            (asked.wanted, asked.busy) = (false, true);
+            return Some((asked.name, Arc::clone(&asked.window)));
+        }
+        let wanted = board.windows.iter().filter(|asked| asked.wanted);
+        let until = wanted.filter_map(|asked| asked.not_before).min();
+        board = match until {
+            None => signal.changed.wait(board).ok()?,
+            Some(until) => signal.changed.wait_timeout(board, until - now).ok()?.0,
+        };
+    }
+}
+
+fn run(signal: &Signal) {
+    let mut last = 0;
+    while let Some((name, window)) = next(signal, last) {
+        last = name;
+        let round = catch_unwind(AssertUnwindSafe(|| window.clean_ahead(ROUND_PAGES)));
+        let round = round.unwrap_or_else(|_| {
+            // Whoever closes the window, or waits for it, must not wait for ever.
+            stderr_line(format_args!("writing the pages of a window panicked, which is a bug"));
+            Ok(Round { pages: 0, wants_more: false })
+        });
+        drop(window);
+        if let Some(asked) = lock(&signal.board).find(name) {
+            asked.busy = false;
+            // After an error the pages are changed as before, and whoever flushes them is told why.
+            let longer = asked.pause.map_or(FIRST_PAUSE, |pause| 2 * pause).min(LONGEST_PAUSE);
+            asked.pause = round.is_err().then_some(longer);
+            asked.not_before = asked.pause.map(|pause| Instant::now() + pause);
+            asked.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
+            // More than one round, until enough pages are clean.
+            asked.wanted |= round.is_ok_and(|done| done.wants_more);
+        }
+        signal.changed.notify_all();
+    }
+}
+
+impl<F: Frames> Clean for Shared<F> {
+    /// Nobody holds the pages meanwhile: what is stored to one then makes it a changed page again.
     fn clean_ahead(&self, most: usize) -> Result<Round> {
         let mut pages: Vec<WindowPage> = {
             let mut state = self.state.lock();
@@ -171,7 +258,9 @@ impl<F: Frames> Shared<F> {
         let mut state = self.state.lock();
         Ok(Round { pages: pages.len(), wants_more: state.note_cleaned(&pages) })
     }
+}
 
+impl<F: Frames> Shared<F> {
     /// Writes what was stored to `pages` (sorted, each named once), which nobody holds and
     /// which stay where they are.
     ///

@@ -58,7 +58,7 @@ use super::call_lock::CallLock;
 use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::{FaultMode, FaultThread};
+use crate::fault::FaultMode;
 use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::stats::{Counters, Stats};
@@ -84,7 +84,10 @@ const COPIED_CHUNK_BYTES: u64 = 256 << 10;
 /// Calls that bring less than this are not checked against available memory.
 const UNCHECKED_BYTES: u64 = 256 << 20;
 
-/// What calls and the fault thread share.
+/// What ends the serving of a window's faults when it is dropped.
+pub type Serving = Box<dyn std::fmt::Debug + Send + Sync>;
+
+/// What calls and those who serve faults share.
 #[derive(Debug)]
 pub struct Shared<F> {
     /// Where content comes from.
@@ -105,7 +108,7 @@ pub struct Shared<F> {
 #[derive(Debug)]
 pub struct Cached<F> {
     /// Dropped first, with the next: nothing serves a window whose memory goes.
-    fault_thread: Option<FaultThread>,
+    serving: Option<Serving>,
     resolving: Option<Resolving>,
     shared: Arc<Shared<F>>,
     page: PageSize,
@@ -162,7 +165,7 @@ impl<F: Frames> Cached<F> {
             budget.reservation().given_back_by(owner);
         }
         Self {
-            fault_thread: None,
+            serving: None,
             resolving: None,
             shared,
             page,
@@ -187,16 +190,16 @@ impl<F: Frames> Cached<F> {
         page.index_of(batch_bytes).clamp(1, table.page_count())
     }
 
-    /// What a fault thread works on.
+    /// What those who serve faults work on.
     pub fn shared(&self) -> &Arc<Shared<F>> {
         &self.shared
     }
 
-    /// The same engine, its faults served by `thread`, or in the threads that have them,
-    /// as long as it lives.
+    /// The same engine, its faults served as long as `serving` is there, or in the threads that
+    /// have them.
     #[must_use]
-    pub fn served_by(mut self, thread: Option<FaultThread>, resolving: Resolving) -> Self {
-        self.fault_thread = thread;
+    pub fn served_by(mut self, serving: Option<Serving>, resolving: Resolving) -> Self {
+        self.serving = serving;
         self.resolving = Some(resolving);
         self
     }

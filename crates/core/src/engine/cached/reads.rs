@@ -2,12 +2,12 @@
 //!
 //! A fault that follows on the pages that were read for the one before runs forwards: the
 //! next read is twice as long, up to a cluster. One that jumps reads its page alone. Behind a
-//! whole cluster the fault thread reads ahead while nobody waits for it.
+//! whole cluster the service reads ahead while nobody waits for it.
 
 use crate::units::{PageIndex, Run, WindowPage};
 
-/// Reads for faults that may be under way at once.
-pub const MAX_READS: usize = 8;
+/// Reads for faults of a window that may be under way at once.
+pub const MAX_READS: usize = 64;
 /// Clusters behind a fault that are read ahead of the next.
 const CLUSTERS_AHEAD: u64 = 4;
 /// Forward runs of faults that are told apart.
@@ -26,22 +26,32 @@ struct Read {
 pub struct ReadIndex(pub usize);
 
 /// The reads for faults that are under way. Allocates nothing.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Reads {
     all: [Read; MAX_READS],
     /// Those that are not out of date.
     current: usize,
+    /// None from here on is taken.
+    end: usize,
     streams: Streams,
     /// What is to be read ahead of faults, unless a call changes any of it.
     ahead: Option<Run<WindowPage>>,
 }
 
+impl Default for Reads {
+    fn default() -> Self {
+        let (all, streams) = ([Read::default(); MAX_READS], Streams::default());
+        Self { all, current: 0, end: 0, streams, ahead: None }
+    }
+}
+
 impl Reads {
-    /// A read for `run` begins; None while as many as may be are under way.
-    pub fn begin(&mut self, run: Run<WindowPage>) -> Option<ReadIndex> {
-        let free = self.all.iter().position(|read| !read.taken)?;
+    /// A read for `run` begins; None while `most` are under way.
+    pub fn begin(&mut self, run: Run<WindowPage>, most: usize) -> Option<ReadIndex> {
+        let free = self.all[..most].iter().position(|read| !read.taken)?;
         self.all[free] = Read { taken: true, run: Some(run) };
         self.current += 1;
+        self.end = self.end.max(free + 1);
         Some(ReadIndex(free))
     }
 
@@ -55,12 +65,16 @@ impl Reads {
     pub fn end(&mut self, read: ReadIndex) {
         self.current -= usize::from(self.all[read.0].run.is_some());
         self.all[read.0] = Read::default();
+        while self.end > 0 && !self.all[self.end - 1].taken {
+            self.end -= 1;
+        }
     }
 
     /// Whether a page is being read.
     #[must_use]
     pub fn reads(&self, page: WindowPage) -> bool {
-        self.current > 0 && self.all.iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
+        self.current > 0
+            && self.all[..self.end].iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
     }
 
     /// What is being read for `page` is out of date.
@@ -71,7 +85,7 @@ impl Reads {
         if self.current == 0 {
             return;
         }
-        for read in &mut self.all {
+        for read in &mut self.all[..self.end] {
             if read.run.is_some_and(|run| holds(run, page)) {
                 read.run = None;
                 self.current -= 1;
@@ -189,8 +203,8 @@ mod tests {
     #[test]
     fn a_page_that_changes_outdates_its_read_alone() {
         let mut reads = Reads::default();
-        let first = reads.begin(run(10, 4)).expect("free");
-        let second = reads.begin(run(20, 1)).expect("free");
+        let first = reads.begin(run(10, 4), MAX_READS).expect("free");
+        let second = reads.begin(run(20, 1), MAX_READS).expect("free");
         assert!(reads.reads(WindowPage(13)) && !reads.reads(WindowPage(14)));
         reads.outdate(WindowPage(14));
         assert!(reads.is_current(first));
@@ -228,12 +242,13 @@ mod tests {
     #[test]
     fn a_read_that_is_out_of_date_keeps_its_place_until_it_ends() {
         let mut reads = Reads::default();
-        let all: Vec<_> =
-            (0..MAX_READS as u64).map(|page| reads.begin(run(page, 1)).expect("free")).collect();
-        assert_eq!(reads.begin(run(99, 1)), None);
+        let all: Vec<_> = (0..8).map(|page| reads.begin(run(page, 1), 8).expect("free")).collect();
+        assert_eq!(reads.begin(run(99, 1), 8), None);
         reads.outdate(WindowPage(3));
-        assert_eq!(reads.begin(run(99, 1)), None);
+        assert_eq!(reads.begin(run(99, 1), 8), None);
+        assert_eq!(reads.begin(run(98, 1), 9), Some(ReadIndex(8)));
         reads.end(all[3]);
-        assert_eq!(reads.begin(run(99, 1)), Some(all[3]));
+        assert_eq!(reads.begin(run(99, 1), 8), Some(all[3]));
+        assert!(reads.reads(WindowPage(98)) && reads.reads(WindowPage(99)));
     }
 }

@@ -1,29 +1,21 @@
-//! Serving faults: what both the fault thread and signal handlers do, and the thread's part.
-
-use std::sync::{Arc, Mutex};
+//! Serving faults: what the service's threads and signal handlers both do.
 
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{
-    offset_of, Cleaner, Frames, FreeFrames, Isolation, ReadIndex, Shared, State, Userfault,
-};
-use crate::engine::lock;
-use crate::error::{self, Uninterruptible};
-use crate::fault::Serve;
-use crate::scatter;
+use crate::engine::cached::{offset_of, Frames, ReadIndex, Shared, State, Userfault, MAX_READS};
 use crate::stats::Counters;
 use crate::sys::fault_ranges::Touched;
-use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::send_segv;
-use crate::sys::uffd::{Fault, Partial, Uffd};
+use crate::sys::uffd::{Fault, Partial};
 use crate::table::{Entry, Shown};
-use crate::units::{FilePage, PageIndex, PageSize, Prot, Run, WindowPage};
+use crate::units::{PageIndex, PageSize, Prot, Run, WindowPage};
 
-/// How often a fault waits for pages to be written until it goes beyond the budget.
-const MOST_WAITS: u32 = 32;
+/// Reads that signal handlers have under way at once.
+pub(super) const HANDLER_READS: usize = 8;
 
 /// A fault that is being served.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +28,34 @@ pub(super) struct Attempt {
     pub(super) read: ReadIndex,
 }
 
-/// How the pages that are read for one fault may lie in the file.
+/// How the pages that are read for one fault may lie in the file, and how many such reads may
+/// be under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     /// Anywhere.
     Scattered,
-    /// One behind the other.
+    /// One behind the other: for signal handlers, which have memory for [`HANDLER_READS`].
     Contiguous,
+}
+
+impl Layout {
+    fn most_reads(self) -> usize {
+        match self {
+            Self::Scattered => MAX_READS,
+            Self::Contiguous => HANDLER_READS,
+        }
+    }
+}
+
+/// Whether a fault can be served now.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begun {
+    /// It is.
+    Attempt(Attempt),
+    /// Somebody holds the page, or reads for it, and wakes who waits.
+    Busy,
+    /// As many reads as may be are under way.
+    Full,
 }
 
 /// The thread that waits for the first page of an attempt.
@@ -80,7 +93,7 @@ pub(super) enum FaultOutcome {
 }
 
 /// Whether a touch brings the page's content.
-fn loads(entry: Entry) -> bool {
+pub(super) fn loads(entry: Entry) -> bool {
     entry.loadable() && !entry.held() && entry.shown().file_page().is_some()
 }
 
@@ -129,26 +142,27 @@ impl Shared<PagedFrames> {
         within.then(|| WindowPage(self.page().index_of(offset)))
     }
 
-    /// Begins to serve a fault on `page`, with a read of up to `most` pages. None while
-    /// somebody holds the page or reads for it, or as many reads as may be are under way.
+    /// Begins to serve a fault on `page`, with a read of up to `most` pages.
     pub(super) fn begin(
         &self,
         state: &mut State,
         page: WindowPage,
         most: u64,
         layout: Layout,
-    ) -> Option<Attempt> {
+    ) -> Begun {
         let entry = state.get(page);
         if entry.held() || state.reads.reads(page) {
-            return None;
+            return Begun::Busy;
         }
         let wanted = if loads(entry) { state.reads.length(page, most) } else { 1 };
         let run = self.run_from(state, page, wanted, layout, |state, page| {
             let entry = state.get(page);
             loads(entry) && !entry.stale() && !state.reads.reads(page)
         });
-        let read = state.reads.begin(run)?;
-        Some(Attempt { page, entry, run, read })
+        match state.reads.begin(run, layout.most_reads()) {
+            Some(read) => Begun::Attempt(Attempt { page, entry, run, read }),
+            None => Begun::Full,
+        }
     }
 
     /// `page` and those behind it that may be read with it, up to `wanted`.
@@ -176,23 +190,23 @@ impl Shared<PagedFrames> {
 
     /// Makes a touch of a page a signal, after saying why, if the page still
     /// shows what could not be read.
-    fn give_up(&self, attempt: &Attempt, reason: &str) -> FaultOutcome {
+    pub(super) fn give_up(&self, attempt: &Attempt, reason: &str) {
         if !self.state.lock().reads.is_current(attempt.read) {
-            return FaultOutcome::Changed;
+            return;
         }
         let signal = if self.frames.uffd.features().poison() { "SIGBUS" } else { "SIGSEGV" };
         // Before the signal, which may end the process, and outside the lock,
         // as whoever reads the pipe behind stderr may be slow.
         tell_why(attempt.page, attempt.entry, signal, format_args!("{reason}"));
-        self.forbid(attempt, attempt.entry.fail_load())
+        self.forbid(attempt, attempt.entry.fail_load());
     }
 
     /// Makes a touch of a page a signal, if the page still is as it was.
-    fn forbid(&self, attempt: &Attempt, forbidden: Entry) -> FaultOutcome {
+    pub(super) fn forbid(&self, attempt: &Attempt, forbidden: Entry) {
         let Attempt { page, entry, read, .. } = *attempt;
         let mut state = self.state.lock();
         if !state.reads.is_current(read) {
-            return FaultOutcome::Changed;
+            return;
         }
         let denied = self.frames.deny(&[self.range_of(page)]);
         if denied.is_ok() {
@@ -208,8 +222,6 @@ impl Shared<PagedFrames> {
         } else if forbidden != entry {
             Counters::add(&self.counters.pages_unreadable, 1);
         }
-        self.wake(page);
-        FaultOutcome::Resolved
     }
 
     /// Whether the kernel has a page that the table calls present. Where it has lost it
@@ -253,7 +265,7 @@ impl Shared<PagedFrames> {
 
     /// A store to a page that is protected from it: lets it through and notes it, or makes
     /// it a signal where the page is only to be read.
-    fn serve_store(&self, page: WindowPage, fault: Fault) {
+    pub(super) fn serve_store(&self, page: WindowPage, fault: Fault) {
         let mut state = self.state.lock();
         let entry = state.get(page);
         if entry.held() || self.allow_store(&mut state, page) {
@@ -311,7 +323,7 @@ impl Shared<PagedFrames> {
 
     /// Notes that the pages of an attempt are present, or those in front of where their
     /// putting in stopped.
-    fn note_shown(
+    pub(super) fn note_shown(
         &self,
         state: &mut State,
         attempt: &Attempt,
@@ -346,236 +358,5 @@ impl Shared<PagedFrames> {
         Counters::add(&self.counters.faults, u64::from(waiter != Waiter::Nobody));
         Counters::add(&self.counters.bytes_read, self.page().bytes_of(done));
         Ok(())
-    }
-}
-
-/// What the fault thread works with.
-#[derive(Debug)]
-pub(super) struct Server {
-    shared: Arc<Shared<PagedFrames>>,
-    /// Memory for a cluster of pages.
-    buffer: Mutex<Region>,
-    cluster_pages: u64,
-    /// Where pages are taken out to that make room, in a window that is written,
-    isolated: Mutex<Isolation>,
-    /// and in one that is read.
-    free: Mutex<Option<FreeFrames>>,
-    /// Writes changed pages before they have to leave, in a window that is written and has a
-    /// budget.
-    cleaner: Option<Cleaner>,
-}
-
-impl Server {
-    /// `evicts`: the window has a budget.
-    pub(super) fn new(
-        shared: Arc<Shared<PagedFrames>>,
-        cluster_pages: u64,
-        evicts: bool,
-    ) -> Result<Self, Errno> {
-        let bytes = shared.page().bytes_of(cluster_pages) as usize;
-        let mut buffer = Region::anonymous(bytes, 1, Access::Write)?;
-        buffer.keep_from_children()?;
-        let frames = &shared.frames;
-        let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
-        let free =
-            recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let (buffer, isolated, free) = (Mutex::new(buffer), Mutex::default(), Mutex::new(free));
-        let cleans = evicts && shared.frames.tracking.is_some();
-        let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
-        Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })
-    }
-
-    fn attempt(&self, attempt: &Attempt, fault: Fault) -> FaultOutcome {
-        let shared = &self.shared;
-        let Attempt { entry, page, .. } = *attempt;
-        if entry.present() {
-            if shared.recheck(fault.address) {
-                shared.wake(page);
-                return FaultOutcome::Resolved;
-            }
-            Shared::note_lost(&mut shared.state.lock(), attempt);
-            return FaultOutcome::Changed;
-        }
-        if entry.prot() == Prot::None || entry.unreadable() {
-            // Forbidden since, or a call that failed has left it open.
-            return shared.forbid(attempt, entry);
-        }
-        if entry.shown().file_page().is_none() {
-            return shared.give_up(attempt, nothing_to_bring(entry));
-        }
-        // A fault cannot be refused: where nothing may leave, or a changed page cannot be
-        // written, the window is larger than its budget by one page for a while.
-        let mut attempt = *attempt;
-        if !self.has_room(&attempt, true) {
-            attempt.run.count = 1;
-        }
-        let page_count = shared.page().index_of(shared.frames.region.len() as u64);
-        // A call that comes behind the showing ends what is planned here.
-        let plan = |state: &mut State| {
-            state.reads.plan_ahead(attempt.run, self.cluster_pages, page_count);
-        };
-        match self.load(&attempt, Waiter::of(fault.stores), plan) {
-            Ok(outcome) => outcome,
-            Err(_) if attempt.run.count > 1 => FaultOutcome::Partial,
-            Err(error) => shared.give_up(&attempt, &error.to_string()),
-        }
-    }
-
-    /// Whether the pages of an attempt fit into the budget, now that others have left for them.
-    /// `waits`: a moment, where others have to be written first.
-    fn has_room(&self, attempt: &Attempt, waits: bool) -> bool {
-        let (mut isolated, mut free) = (lock(&self.isolated), lock(&self.free));
-        let count = attempt.run.count;
-        let Some(cleaner) = &self.cleaner else {
-            return self
-                .shared
-                .make_room("fault", count, None, &mut isolated, free.as_mut())
-                .is_ok();
-        };
-        // While pages are written the fault waits for them: not for ever, as what is written
-        // can be changed again at once.
-        for _ in 0..if waits { MOST_WAITS } else { 1 } {
-            match self.shared.make_clean_room(count, &mut isolated, cleaner) {
-                Ok(true) => return true,
-                Ok(false) if waits && cleaner.wait() => {}
-                Ok(false) | Err(_) => return false,
-            }
-        }
-        false
-    }
-
-    /// Takes the faults that wait, but for those of pages of an attempt that are shown by
-    /// now. They are over: served later, they would bring back what a call has evicted.
-    fn take_waiting(&self, state: &State, attempt: &Attempt, waiting: &mut Vec<Fault>) {
-        let shared = &self.shared;
-        let run = attempt.run;
-        while shared.frames.uffd.faults(waiting).is_ok() {}
-        let before = waiting.len();
-        waiting.retain(|fault| {
-            let page = shared.page_at(fault.address);
-            let shown = page.is_some_and(|page| {
-                run.first <= page && page < run.end() && state.get(page).present()
-            });
-            fault.protected || !shown
-        });
-        if waiting.len() < before {
-            // Who waits nevertheless, as somebody has dropped the page, faults once more.
-            let page = shared.page();
-            shared.frames.wake(&[(offset_of(page, run.first), page.bytes_of(run.count) as usize)]);
-        }
-    }
-
-    /// Reads the pages of an attempt and shows them, `then` does something before a call can
-    /// change them.
-    fn load(
-        &self,
-        attempt: &Attempt,
-        waiter: Waiter,
-        then: impl FnOnce(&mut State),
-    ) -> error::Result<FaultOutcome> {
-        let shared = &self.shared;
-        let files: Vec<FilePage> = {
-            let state = shared.state.lock();
-            let pages = attempt.run.pages();
-            pages.map_while(|page| state.get(page).shown().file_page()).collect()
-        };
-        if files.len() as u64 != attempt.run.count {
-            // A call has changed them.
-            return Ok(FaultOutcome::Changed);
-        }
-        let (buffer, mut free) = (lock(&self.buffer), lock(&self.free));
-        let len = files.len() * shared.page().bytes();
-        let frames = free.as_ref().and_then(|free| free.last(len));
-        let content = frames.unwrap_or_else(|| buffer.span(0, len));
-        let size_bytes = shared.store.size_bytes();
-        let contiguous = files.windows(2).all(|pair| pair[0].offset(1) == pair[1]);
-        match &files[..] {
-            [only] => shared.store.read_page(*only, content)?,
-            // Content that was just read through the caches is copied sooner.
-            [first, ..] if contiguous => {
-                let run = Run { first: *first, count: files.len() as u64 };
-                if shared.store.read_run(run, content).is_err() {
-                    return Ok(FaultOutcome::Partial);
-                }
-            }
-            _ => scatter::read_into(&shared.store, &files, content, &Uninterruptible)?,
-        }
-        let mut state = shared.state.lock();
-        if !state.reads.is_current(attempt.read) {
-            return Ok(FaultOutcome::Changed);
-        }
-        let moved = frames.is_some();
-        let shown = if let Some(free) = free.as_mut().filter(|_| moved) {
-            let offset = offset_of(shared.page(), attempt.run.first);
-            let put = free.put(&shared.frames, offset, len);
-            shared.note_shown(&mut state, attempt, put, size_bytes, waiter)
-        } else {
-            let content = (buffer.span(0, len), size_bytes);
-            shared.show(&mut state, attempt, content, waiter)
-        };
-        then(&mut state);
-        drop(state);
-        if shown.is_err() {
-            // The waiter tries again, and is served again.
-            shared.wake(attempt.page);
-        }
-        Ok(FaultOutcome::Resolved)
-    }
-}
-
-impl Serve for Server {
-    fn uffd(&self) -> &Uffd {
-        &self.shared.frames.uffd
-    }
-
-    fn serve(&self, fault: Fault) {
-        let shared = &self.shared;
-        let Some(page) = shared.page_at(fault.address) else { return };
-        if fault.protected {
-            shared.serve_store(page, fault);
-            return;
-        }
-        let mut most = self.cluster_pages;
-        loop {
-            let begun = shared.begin(&mut shared.state.lock(), page, most, Layout::Scattered);
-            // Whoever holds the page wakes the thread.
-            let Some(attempt) = begun else { return };
-            let outcome = self.attempt(&attempt, fault);
-            shared.state.lock().reads.end(attempt.read);
-            match outcome {
-                // The kernel delivers the signal that this thread has set up.
-                FaultOutcome::Resolved | FaultOutcome::Fatal(_) => return,
-                FaultOutcome::Changed => {}
-                FaultOutcome::Partial => most = 1,
-            }
-        }
-    }
-
-    fn plans_ahead(&self) -> bool {
-        self.shared.state.lock().reads.ahead().is_some()
-    }
-
-    fn read_ahead(&self, waiting: &mut Vec<Fault>) {
-        let shared = &self.shared;
-        let begun = {
-            let mut state = shared.state.lock();
-            let Some(Run { first, count }) = state.reads.ahead() else { return };
-            let most = count.min(self.cluster_pages);
-            let loads = loads(state.get(first)) && !state.get(first).stale();
-            loads.then(|| shared.begin(&mut state, first, most, Layout::Scattered)).flatten()
-        };
-        let read = begun.is_some_and(|attempt| {
-            // What cannot be read is said when it is touched.
-            let then = |state: &mut State| self.take_waiting(state, &attempt, waiting);
-            let loaded = self.has_room(&attempt, false)
-                && matches!(self.load(&attempt, Waiter::Nobody, then), Ok(FaultOutcome::Resolved));
-            let mut state = shared.state.lock();
-            state.reads.end(attempt.read);
-            state.reads.advance(attempt.run.count);
-            loaded
-        });
-        if !read {
-            shared.state.lock().reads.stop_ahead();
-        }
     }
 }

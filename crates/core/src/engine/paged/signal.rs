@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{nothing_to_bring, tell_why, Attempt, FaultOutcome, Layout, Waiter};
+use super::serve::{
+    nothing_to_bring, tell_why, Attempt, Begun, FaultOutcome, Layout, Waiter, HANDLER_READS,
+};
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Shared, State, Tracking, MAX_READS};
+use crate::engine::cached::{offset_of, Shared, State, Tracking};
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::memory;
@@ -77,7 +79,7 @@ impl Responder {
             FaultMode::Thread => None,
             FaultMode::Signal => {
                 shared.state.lock().allocate_ahead();
-                let bytes = shared.page().bytes_of(MAX_READS as u64 * cluster_pages) as usize;
+                let bytes = shared.page().bytes_of(HANDLER_READS as u64 * cluster_pages) as usize;
                 let mut buffers = Region::anonymous(bytes, system_page_bytes(), Access::Write)?;
                 buffers.keep_from_children()?;
                 Some(buffers)
@@ -201,8 +203,8 @@ impl Resolve for Responder {
             let mut state = shared.state.lock_in_handler();
             let attempt = loop {
                 match shared.begin(&mut state, page, most, Layout::Contiguous) {
-                    Some(attempt) => break attempt,
-                    None => state = shared.state.wait(state, None),
+                    Begun::Attempt(attempt) => break attempt,
+                    Begun::Busy | Begun::Full => state = shared.state.wait(state, None),
                 }
             };
             drop(state);
@@ -310,7 +312,10 @@ mod tests {
         let touch = Touch { address: shared.frames.region.start() as usize, stores: true };
         let begin = || {
             let mut state = shared.state.lock();
-            shared.begin(&mut state, WindowPage(0), 1, Layout::Contiguous).expect("free")
+            match shared.begin(&mut state, WindowPage(0), 1, Layout::Contiguous) {
+                Begun::Attempt(attempt) => attempt,
+                other => panic!("{other:?}"),
+            }
         };
         let end = |attempt: &Attempt| {
             let mut state = shared.state.lock();

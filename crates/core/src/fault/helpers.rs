@@ -1,0 +1,142 @@
+//! Threads that end what the service's own thread would have to wait for.
+
+use std::collections::VecDeque;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::{Serve, Shared};
+use crate::sys::stderr_line::stderr_line;
+use crate::sys::thread::spawn_without_signals;
+
+/// Helpers at most.
+const MOST_HELPERS: usize = 8;
+/// How long a helper waits for something to do before it ends.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Something that has to wait.
+struct Job<S: Serve> {
+    name: u64,
+    server: Arc<S>,
+    ticket: S::Ticket,
+}
+
+struct Jobs<S: Serve> {
+    waiting: VecDeque<Job<S>>,
+    threads: usize,
+    idle: usize,
+    /// Nobody asks for help any more.
+    ends: bool,
+}
+
+struct Board<S: Serve> {
+    jobs: Mutex<Jobs<S>>,
+    more: Condvar,
+}
+
+impl<S: Serve> Board<S> {
+    fn jobs(&self) -> MutexGuard<'_, Jobs<S>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The helpers of a service, of which there may be none at the moment. Dropped, they have ended.
+pub(super) struct Helpers<S: Serve> {
+    shared: Arc<Shared<S>>,
+    board: Arc<Board<S>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<S: Serve> Helpers<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>) -> Self {
+        let jobs = Jobs { waiting: VecDeque::new(), threads: 0, idle: 0, ends: false };
+        let board = Arc::new(Board { jobs: Mutex::new(jobs), more: Condvar::new() });
+        Self { shared, board, threads: Vec::new() }
+    }
+
+    /// Has a helper end the serving of a fault. Where no thread is to be had, this thread does.
+    pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
+        *self.shared.registry().helped.entry(name).or_insert(0) += 1;
+        let job = Job { name, server: Arc::clone(server), ticket };
+        let mut jobs = self.board.jobs();
+        jobs.waiting.push_back(job);
+        if jobs.waiting.len() <= jobs.idle || jobs.threads == MOST_HELPERS {
+            self.board.more.notify_one();
+            return;
+        }
+        jobs.threads += 1;
+        drop(jobs);
+        let (shared, board) = (Arc::clone(&self.shared), Arc::clone(&self.board));
+        let body = move || {
+            if catch_unwind(AssertUnwindSafe(|| run(&shared, &board))).is_err() {
+                stderr_line(format_args!("a thread that serves faults panicked, which is a bug"));
+                std::process::abort();
+            }
+        };
+        self.threads.retain(|thread| !thread.is_finished());
+        if let Ok(thread) = spawn_without_signals("fremap-wait", body) {
+            self.threads.push(thread);
+            return;
+        }
+        let mut jobs = self.board.jobs();
+        jobs.threads -= 1;
+        let own = if jobs.threads == 0 { jobs.waiting.pop_back() } else { None };
+        drop(jobs);
+        if let Some(own) = own {
+            end(&self.shared, own);
+        }
+    }
+}
+
+impl<S: Serve> Drop for Helpers<S> {
+    fn drop(&mut self) {
+        self.board.jobs().ends = true;
+        self.board.more.notify_all();
+        for thread in self.threads.drain(..) {
+            // One that panics ends the process.
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn end<S: Serve>(shared: &Shared<S>, job: Job<S>) {
+    let Job { name, server, ticket } = job;
+    let mut waiting = Vec::new();
+    server.wait_and_serve(ticket, &mut waiting);
+    // Who closes the window has it alone then.
+    drop(server);
+    let mut registry = shared.registry();
+    registry.found.extend(waiting.into_iter().map(|fault| (name, fault)));
+    if let Some(count) = registry.helped.get_mut(&name) {
+        *count -= 1;
+        if *count == 0 {
+            registry.helped.remove(&name);
+            shared.left.notify_all();
+        }
+    }
+    drop(registry);
+    // What had to begin later may begin now.
+    shared.waker.set();
+}
+
+fn run<S: Serve>(shared: &Shared<S>, board: &Board<S>) {
+    let mut jobs = board.jobs();
+    loop {
+        if let Some(job) = jobs.waiting.pop_front() {
+            drop(jobs);
+            end(shared, job);
+            jobs = board.jobs();
+            continue;
+        }
+        jobs.idle += 1;
+        let idle = |jobs: &mut Jobs<S>| jobs.waiting.is_empty() && !jobs.ends;
+        let waited = board.more.wait_timeout_while(jobs, IDLE, idle);
+        jobs = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(jobs, _)| jobs);
+        jobs.idle -= 1;
+        if jobs.waiting.is_empty() {
+            jobs.threads -= 1;
+            return;
+        }
+    }
+}
