@@ -139,7 +139,15 @@ class MappingLimitError(FremapError, OSError):
 
 
 class MemoryLimitError(FremapError, MemoryError):
-    """A call would need more memory than there is."""
+    """A call would need more memory than there is.
+
+    Attributes
+    ----------
+    completed : int
+        Pages from the front of the request that were done; mostly none.
+    """
+
+    completed: int = 0
 
 
 class BudgetError(MemoryLimitError):

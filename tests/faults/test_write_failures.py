@@ -218,6 +218,8 @@ def test_no_room(
                 error = fail(scene, name)
                 assert error.errno in ((errno.ENOSPC,) if mounted else (errno.EFBIG, errno.ENOSPC))
                 assert error.filename == str(device.path)
+                if mounted:
+                    assert f"the file system at {tmp_path} has " in str(error)
                 assert scene.window.dirty().any()
                 scene.check()
             device.make_room()

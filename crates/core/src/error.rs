@@ -3,6 +3,7 @@
 //! The binding turns each variant into the Python exception of the same name;
 //! the text is written here, once.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
@@ -103,6 +104,8 @@ pub enum Error {
         wanted: u64,
         /// Bytes that the machine, or the memory cgroup, has left.
         available: u64,
+        /// Pages from the front of the request that are done.
+        completed: usize,
     },
     /// More than a memory budget.
     #[error(
@@ -148,7 +151,7 @@ pub enum Error {
         /// Pages from the front of the request that are done.
         completed: usize,
         /// What to do, starting with "; ", or nothing.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The file is shorter than it was when the store was opened.
     #[error(
@@ -260,13 +263,13 @@ impl Error {
     /// A failed system call that concerns no page and no file.
     #[must_use]
     pub fn system(operation: &'static str, errno: Errno) -> Self {
-        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: "" }
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: "".into() }
     }
 
     /// A failed system call with its remedy.
     #[must_use]
     pub fn system_with_hint(operation: &'static str, errno: Errno, hint: &'static str) -> Self {
-        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint }
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: hint.into() }
     }
 
     /// An operation that `engine` does not have.
@@ -285,6 +288,7 @@ impl Error {
         match &mut self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Memory { completed, .. }
             | Self::Interrupted { completed } => *completed = done,
             _ => {}
         }
@@ -306,6 +310,7 @@ impl Error {
         match self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Memory { completed, .. }
             | Self::Interrupted { completed } => *completed,
             _ => 0,
         }

@@ -158,7 +158,7 @@ impl Window {
                 file_page: None,
                 errno: Errno::ACCESS,
                 completed: 0,
-                hint: "; the store is open for reading: open it with mode \"r+\"",
+                hint: "; the store is open for reading: open it with mode \"r+\"".into(),
             });
         }
         let table = first::first_table(&store, options, kind)?;

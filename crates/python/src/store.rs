@@ -171,7 +171,7 @@ impl Store {
     ) -> PyResult<Bound<'py, PyByteArray>> {
         let pages = self.pages("resident", pages)?;
         let resident = run(py, |interrupt| self.core.resident_until(&pages, interrupt))?;
-        mask(py, &resident)
+        mask(py, resident.into_iter())
     }
 
     fn prefetch(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {

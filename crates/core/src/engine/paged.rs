@@ -441,7 +441,7 @@ pub fn open(
     };
     let division = budget.as_ref().and_then(|(_, division)| *division);
     if fault == FaultMode::Signal {
-        signal::check(&table, page, division.is_some())?;
+        signal::check(division.is_some())?;
     }
     let cluster =
         division.map_or_else(|| cluster_pages(page, page_count), |division| division.cluster_pages);
@@ -449,7 +449,7 @@ pub fn open(
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
     let evicts = division.is_some();
     let frames = PagedFrames::new(bytes, page, locked, tracking, fault, evicts).map_err(fail)?;
-    let cached = Cached::new(store, frames, table, budget, fault, calibration);
+    let cached = Cached::new(store, frames, table, budget, fault, calibration)?;
     let shared = cached.shared();
     let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
     let resolving = shared.frames.region.resolved_by(Arc::new(responder));

@@ -20,6 +20,7 @@ mod resident;
 pub(crate) mod source;
 mod write;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -483,7 +484,14 @@ impl Store {
             ),
         };
         let path = part.name.clone();
-        Error::Io { operation: "sync", path, file_page: None, errno, completed: 0, hint }
+        Error::Io {
+            operation: "sync",
+            path,
+            file_page: None,
+            errno,
+            completed: 0,
+            hint: hint.into(),
+        }
     }
 
     /// Reads the file's size again. Reads that are under way end with the old one. Also lets
@@ -529,21 +537,18 @@ impl Store {
         page: Option<FilePage>,
         errno: Errno,
     ) -> Error {
-        Error::Io {
-            operation,
-            path: page
-                .map_or_else(|| self.path().map(Path::to_path_buf), |page| self.path_of(page)),
-            file_page: page.map(|page| page.0),
-            errno,
-            completed: 0,
-            hint: "",
-        }
+        let path =
+            page.map_or_else(|| self.path().map(Path::to_path_buf), |page| self.path_of(page));
+        let hint = space_hint(path.as_deref(), errno);
+        let file_page = page.map(|page| page.0);
+        Error::Io { operation, path, file_page, errno, completed: 0, hint }
     }
 
     /// A failed system call that concerns a file as a whole.
     fn part_error(operation: &'static str, part: &Part, errno: Errno) -> Error {
         let path = part.name.clone();
-        Error::Io { operation, path, file_page: None, errno, completed: 0, hint: "" }
+        let hint = space_hint(path.as_deref(), errno);
+        Error::Io { operation, path, file_page: None, errno, completed: 0, hint }
     }
 
     pub(crate) fn truncated(&self, operation: &'static str, page: FilePage) -> Error {
@@ -567,4 +572,14 @@ impl Store {
     pub(crate) fn rings(&self) -> &RingPool {
         &self.rings
     }
+}
+
+/// What to know where a file system has no space left: which one, and what is free by now.
+fn space_hint(path: Option<&Path>, errno: Errno) -> Cow<'static, str> {
+    let Some(path) = path.filter(|_| errno == Errno::NOSPC) else { return "".into() };
+    let free = sys_file::free_bytes(path);
+    let (Ok(mount), Ok(free)) = (sys_file::mount_point(path), free) else { return "".into() };
+    let mount = mount.display();
+    format!("; the file system at {mount} has {free} bytes free: make room there, and try again")
+        .into()
 }

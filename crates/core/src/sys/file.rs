@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -323,6 +323,17 @@ pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
     // A tmpfs without a size has no blocks.
     let limited = facts.f_blocks > 0;
     Ok(if limited { facts.f_bavail.saturating_mul(facts.f_frsize) } else { u64::MAX })
+}
+
+/// Where the file system of an absolute path is mounted.
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
+    let device = |path: &Path| rustix::fs::stat(path).map(|facts| facts.st_dev);
+    let own = device(path)?;
+    let within = path.ancestors().take_while(|path| device(path) == Ok(own)).last();
+    Ok(within.unwrap_or(path).to_path_buf())
 }
 
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).

@@ -1,6 +1,7 @@
 //! Service threads: started with all signals blocked, woken through an eventfd.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::channel;
 use std::thread::{Builder, JoinHandle};
 
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
@@ -38,7 +39,8 @@ impl Event {
 }
 
 /// Starts a thread in which every signal is blocked, so that handlers run in the
-/// application's threads alone.
+/// application's threads alone. Returns once it runs: the C library ends the process where it
+/// lacks memory for a thread's variables, which are made when the thread first uses one.
 ///
 /// # Errors
 /// EAGAIN at the limit of threads.
@@ -46,8 +48,16 @@ pub fn spawn_without_signals(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Errno> {
+    let (runs, started) = channel();
     let caller = block_all_signals()?;
-    let thread = Builder::new().name(name.to_owned()).spawn(body);
+    let thread = Builder::new().name(name.to_owned()).spawn(move || {
+        // Nobody waits any more where the caller has been ended.
+        let _told = runs.send(());
+        body();
+    });
+    if thread.is_ok() {
+        let _told = started.recv();
+    }
     set_signal_mask(&caller)?;
     thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
 }
