@@ -41,6 +41,9 @@ impl State {
     }
 }
 
+/// The key of the extent that a slot shows, and whether it is pinned.
+pub type Occupant = (Option<Key>, bool);
+
 /// What a table did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SlotCounters {
@@ -146,7 +149,7 @@ impl SlotTable {
     ///
     /// # Errors
     /// [`Error::Memory`].
-    pub fn at(&self, numbers: &[i64]) -> Result<Option<Vec<(Option<Key>, bool)>>> {
+    pub fn at(&self, numbers: &[i64]) -> Result<Option<Vec<Occupant>>> {
         let mut found = room_for("slots", numbers.len())?;
         for &number in numbers {
             let state = usize::try_from(number).ok().and_then(|slot| self.slots.get(slot));

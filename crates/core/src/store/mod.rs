@@ -355,53 +355,67 @@ impl Store {
         })
     }
 
-    /// The same for pages that follow one another, by one system call for each file.
-    /// Allocates nothing at all, so that a signal handler may call it.
+    /// The same for pages that follow one another, by one system call for each file, and
+    /// again where a file has changed meanwhile: one that was cut and made as long again would
+    /// have brought zeros, which a window would keep. Allocates nothing at all, so that a signal
+    /// handler may call it.
     ///
     /// # Errors
     /// [`Unread`], which is not told of any one page.
     pub(crate) fn read_run(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
-        self.read_run_looking(run, into).map(|_changed_ns| ())
+        let began_ns = coarse_ns();
+        if self.read_pieces(run, into, sys_file::read_and_look)? >= began_ns {
+            self.read_pieces(run, into, sys_file::read_unchanged)?;
+        }
+        Ok(())
     }
 
-    /// The same, but not of a file that others changed meanwhile: cut and made as long again
-    /// it would have brought zeros. Says whether all was read so.
+    /// Reads a run once; says whether all was read, of files that others did not change
+    /// meanwhile.
     pub(crate) fn read_run_unchanged(&self, run: Run<FilePage>, into: Span<'_>) -> bool {
         let began_ns = coarse_ns();
-        let changed_ns = self.read_run_looking(run, into);
+        let changed_ns = self.read_pieces(run, into, sys_file::read_and_look);
         // A store that writes changes its file itself.
         changed_ns.is_ok_and(|changed_ns| changed_ns < began_ns || self.writable())
     }
 
-    /// Reads a run; says when a file of it changed last, by what it was after that.
-    fn read_run_looking(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
+    /// Reads a run with `read`; says when a file of it changed last, by what it was after that.
+    fn read_pieces(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        read: sys_file::Read,
+    ) -> Result<i64, Unread> {
         let (mut done, mut changed_ns) = (0, i64::MIN);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
-            changed_ns = changed_ns.max(self.read_piece(piece, into.part(done, len))?);
+            changed_ns = changed_ns.max(self.read_piece(piece, into.part(done, len), read)?);
             done += len;
         }
         Ok(changed_ns)
     }
 
     /// The same for pages of one file.
-    fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
+    fn read_piece(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        read: sys_file::Read,
+    ) -> Result<i64, Unread> {
         let last = run.first.offset(run.count - 1);
         let wanted = into.len() - self.page_size.bytes() + self.expected_bytes(last);
         let (fd, offset) = self.place_of(run.first);
-        let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
-        self.counters.add_read(read);
-        let end = offset + wanted as u64;
-        // Of an open file the kernel always tells. A read beside a truncation may bring zeros
-        // for what is cut off, and a full count: the kernel looks at the size before it copies,
-        // and shortens it before it clears. So the size after a read tells.
-        let facts = sys_file::facts(fd).ok();
-        let is_cut = facts.is_some_and(|facts| facts.size_bytes < end);
-        if read < wanted || self.expected_bytes(last) == 0 || is_cut {
+        let (count, facts) = read(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
+        self.counters.add_read(count);
+        // A read beside a truncation may bring zeros for what is cut off, and a full count: the
+        // kernel looks at the size before it copies, and shortens it before it clears. So the
+        // size after a read tells.
+        let is_cut = facts.size_bytes < offset + wanted as u64;
+        if count < wanted || self.expected_bytes(last) == 0 || is_cut {
             return Err(Unread::Ended);
         }
         into.part(wanted, into.len() - wanted).clear();
-        Ok(facts.map_or(i64::MIN, |facts| facts.changed_ns))
+        Ok(facts.changed_ns)
     }
 
     /// Makes what was written durable (`fsync`).

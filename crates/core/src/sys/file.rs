@@ -171,6 +171,22 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
 /// How often a read is made again because the file has changed meanwhile.
 const CHANGED_LIMIT: usize = 16;
 
+/// A way to read a file at an offset: how many bytes came, and what the file is afterwards.
+pub type Read = fn(BorrowedFd<'_>, Span<'_>, u64) -> Result<(usize, Facts), Errno>;
+
+/// `pread` as [`read_at`] does it, and what the file is afterwards.
+///
+/// # Errors
+/// The kernel's own.
+pub fn read_and_look(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    let count = read_at(fd, into, offset)?;
+    Ok((count, facts(fd)?))
+}
+
 /// `pread` as [`read_at`] does it, and what the file is afterwards; made again if the file
 /// changed meanwhile. One that was cut and made as long again beside the read would have
 /// brought zeros, and its size does not tell.
