@@ -6,7 +6,7 @@
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Interrupt, Result};
 use crate::memory;
 use crate::sys::reserve;
 use crate::sys::span::Span;
@@ -47,6 +47,22 @@ pub fn copied(operation: &'static str, span: Span<'_>) -> Result<Vec<u8>> {
     bytes.resize(span.len(), 0);
     span.copy_to(&mut bytes);
     Ok(bytes)
+}
+
+/// A mask of `len` falses. It can be long: the caller can be interrupted while it is made.
+pub(crate) fn mask(
+    operation: &'static str,
+    len: usize,
+    interrupt: &dyn Interrupt,
+) -> Result<Vec<bool>> {
+    /// What is cleared between two questions.
+    const PIECE: usize = 1 << 18;
+    let mut mask = room_for(operation, len)?;
+    while mask.len() < len {
+        interrupt.check()?;
+        mask.resize(len.min(mask.len() + PIECE), false);
+    }
+    Ok(mask)
 }
 
 /// Appends `item`, or fails with an error that a caller can catch.

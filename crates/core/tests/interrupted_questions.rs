@@ -64,7 +64,7 @@ fn what_a_window_shows_is_told_in_pieces() {
         stops(2, |interrupt| window.mapping(&Selection::All, interrupt));
         stops(2, |interrupt| window.protection(&Selection::All, interrupt));
         stops(4, |interrupt| window.present(&Selection::All, interrupt));
-        stops(1, |interrupt| window.dirty(&Selection::All, interrupt));
+        stops(4, |interrupt| window.dirty(&Selection::All, interrupt));
     }
 }
 

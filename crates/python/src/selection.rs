@@ -7,6 +7,12 @@ use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyTuple};
 
+use crate::call::run;
+use crate::raw::Bytes;
+
+/// Bytes of an answer that are filled between two looks at signals.
+const PIECE_BYTES: usize = 1 << 14;
+
 /// None (all), a tuple (start, stop), or a contiguous buffer of int64.
 pub fn selection(pages: &Bound<'_, PyAny>) -> PyResult<Selection> {
     if pages.is_none() {
@@ -53,6 +59,31 @@ pub fn mask(
         }
         Ok(())
     })
+}
+
+/// What a call answers for each page, `BYTES` bytes each. There can be very many: the memory is
+/// not cleared first, and the caller can be interrupted while it is filled.
+pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
+    py: Python<'py>,
+    values: &[T],
+    bytes_of: fn(T) -> [u8; BYTES],
+) -> PyResult<Bound<'py, PyByteArray>> {
+    let array = PyByteArray::new(py, &[]);
+    array.resize(values.len() * BYTES)?;
+    let memory = Bytes::writable(&array)?;
+    run(py, |interrupt| {
+        let mut buffer = [0; PIECE_BYTES];
+        for (piece, number) in values.chunks(PIECE_BYTES / BYTES).zip(0..) {
+            interrupt.check()?;
+            let bytes = &mut buffer[..piece.len() * BYTES];
+            for (to, &value) in bytes.chunks_exact_mut(BYTES).zip(piece) {
+                to.copy_from_slice(&bytes_of(value));
+            }
+            memory.span().part(number * PIECE_BYTES, bytes.len()).copy_from(bytes);
+        }
+        Ok(())
+    })?;
+    Ok(array)
 }
 
 /// int64 values, in the machine's byte order.

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::call::{run, run_short};
 use crate::errors::{self, wrong_type};
 use crate::raw::{self, Bytes};
-use crate::selection::{int64s, mask, numbers, selection};
+use crate::selection::{answers, numbers, selection};
 use crate::store::Store;
 
 /// A window and who still shows its memory.
@@ -357,7 +357,7 @@ impl WindowBase {
         let prot = prot.map(self::prot).transpose()?;
         let options = RemapOptions { prot, nonblock, populate, discard, in_place };
         let present = run(py, |interrupt| window.remap(&file_pages, &at, options, interrupt))?;
-        mask(py, present.into_iter())
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _populate<'py>(
@@ -369,7 +369,7 @@ impl WindowBase {
         let window = self.window(py, "populate")?;
         let pages = selection(pages)?;
         let present = run(py, |interrupt| window.populate(&pages, nonblock, interrupt))?;
-        mask(py, present.into_iter())
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _evict(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, discard: bool) -> PyResult<()> {
@@ -424,7 +424,7 @@ impl WindowBase {
         let window = self.window(py, "mapping")?;
         let pages = selection(pages)?;
         let mapping = run(py, |interrupt| window.mapping(&pages, interrupt))?;
-        int64s(py, mapping.into_iter())
+        answers(py, &mapping, i64::to_ne_bytes)
     }
 
     fn _present<'py>(
@@ -435,7 +435,7 @@ impl WindowBase {
         let window = self.window(py, "present")?;
         let pages = selection(pages)?;
         let present = run(py, |interrupt| window.present(&pages, interrupt))?;
-        mask(py, present.into_iter())
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _dirty<'py>(
@@ -446,7 +446,7 @@ impl WindowBase {
         let window = self.window(py, "dirty")?;
         let pages = selection(pages)?;
         let dirty = run(py, |interrupt| window.dirty(&pages, interrupt))?;
-        mask(py, dirty.into_iter())
+        answers(py, &dirty, |dirty| [u8::from(dirty)])
     }
 
     fn _pinned<'py>(
@@ -457,7 +457,7 @@ impl WindowBase {
         let window = self.window(py, "pinned")?;
         let pages = selection(pages)?;
         let pinned = run(py, |interrupt| window.pinned(&pages, interrupt))?;
-        mask(py, pinned.into_iter())
+        answers(py, &pinned, |pinned| [u8::from(pinned)])
     }
 
     fn _protection<'py>(
@@ -468,12 +468,7 @@ impl WindowBase {
         let window = self.window(py, "protection")?;
         let pages = selection(pages)?;
         let protection = run(py, |interrupt| window.protection(&pages, interrupt))?;
-        PyByteArray::new_with(py, protection.len(), |bytes| {
-            for (byte, prot) in bytes.iter_mut().zip(protection) {
-                *byte = bits(prot);
-            }
-            Ok(())
-        })
+        answers(py, &protection, |prot| [bits(prot)])
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

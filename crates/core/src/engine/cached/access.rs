@@ -7,7 +7,7 @@ use super::{offset_of, pieces_of, Cached, State};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
-use crate::room::{collected, copied, room_for};
+use crate::room::{self, collected, copied, room_for};
 use crate::sys::span::Span;
 use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
@@ -241,8 +241,7 @@ impl<F: Frames> Cached<F> {
         // What is loaded here is made the page's own below. Evicted in between it would be a
         // page that nobody can bring again.
         let _staying = self.stay("place", pages)?;
-        let mut mask = room_for("place", pages.len())?;
-        mask.resize(pages.len(), false);
+        let mut mask = room::mask("place", pages.len(), interrupt)?;
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
             self.reserve_moves("place", pages, piece.clone())

@@ -61,7 +61,7 @@ use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::{FaultMode, FaultThread};
 use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
-use crate::room::collected;
+use crate::room::{self, collected};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::fault_ranges::Resolving;
@@ -435,8 +435,7 @@ impl<F: Frames> Engine for Cached<F> {
             self.check_memory("populate", pages, loads)?;
         }
         let mut room = self.pages_left(pages);
-        let mut mask = room_for("populate", pages.len())?;
-        mask.resize(pages.len(), false);
+        let mut mask = room::mask("populate", pages.len(), interrupt)?;
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
@@ -564,8 +563,7 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        let mut dirty = room_for("dirty", pages.len())?;
-        dirty.resize(pages.len(), false);
+        let mut dirty = room::mask("dirty", pages.len(), interrupt)?;
         let mut looked_at = 0;
         for piece in self.shared.used_pieces("dirty", pages)? {
             interrupt.check()?;

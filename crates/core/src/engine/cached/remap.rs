@@ -10,7 +10,7 @@ use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
-use crate::room::{collected, no_room, push};
+use crate::room::{self, collected, no_room, push};
 use crate::stats::Counters;
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -51,8 +51,7 @@ impl<F: Frames> Cached<F> {
             self.check_memory("remap", changes.window_pages(), loads)?;
         }
         let mut room = self.pages_left(changes.window_pages());
-        let mut mask = room_for("remap", changes.len())?;
-        mask.resize(changes.len(), false);
+        let mut mask = room::mask("remap", changes.len(), interrupt)?;
         let loads = options.fill != Fill::Nothing;
         let piece_pages = if moves { changes.len() } else { self.piece_pages() };
         for piece in pieces_of(changes.len(), piece_pages) {
