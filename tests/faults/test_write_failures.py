@@ -228,6 +228,30 @@ def test_no_room(
     assert in_child(body) == 0
 
 
+@pytest.mark.parametrize("opened", ["window", "memmap"])
+def test_an_aliased_hole_that_finds_no_room(
+    opened: str, tmp_path: Path, in_child: Child
+) -> None:
+    """The kernel has no memory for the pages, and says that their addresses are bad."""
+
+    def body() -> None:
+        if not mount(tmp_path, 1 << 20):
+            return
+        path = tmp_path / "holes"
+        with path.open("wb") as file:
+            file.truncate(4 << 20)
+        if opened == "window":
+            populate = fremap.Window(fremap.open(path), engine="alias").populate
+        else:
+            populate = fremap.memmap(path, mode="r+").populate
+        with pytest.raises(fremap.StoreError, match=f"system at {tmp_path} has 0 bytes") as caught:
+            populate()
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(path)
+
+    assert in_child(body) == 0
+
+
 def test_changes_that_find_no_room_may_be_given_up(
     write_back: dict[str, Any], tmp_path: Path, in_child: Child
 ) -> None:

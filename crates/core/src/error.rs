@@ -155,8 +155,9 @@ pub enum Error {
     },
     /// The file is shorter than it was when the store was opened.
     #[error(
-        "{operation}: the file ends before file page {file_page}, which was within it when the \
-         store was opened; call refresh() to read its size again"
+        "{operation}: the file ends {} file page {file_page}, which was within it when the \
+         store was opened; call refresh() to read its size again",
+        if *in_part { "in the middle of" } else { "before" }
     )]
     Truncated {
         /// The operation that was asked for.
@@ -165,6 +166,8 @@ pub enum Error {
         path: Option<PathBuf>,
         /// The first page that is missing.
         file_page: u64,
+        /// The file still has a part of that page.
+        in_part: bool,
         /// Pages from the front of the request that are done.
         completed: usize,
     },
@@ -222,12 +225,14 @@ pub enum Error {
     /// No thread of fremap's own can be started.
     #[error(
         "{operation}: no thread can be started ({}): a limit on processes or memory is reached \
-         (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take",
+         (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or {instead}",
         describe(*errno)
     )]
     NoThread {
         /// The operation that was asked for.
         operation: &'static str,
+        /// What needs no thread.
+        instead: &'static str,
         /// The kernel's answer.
         errno: Errno,
     },
@@ -244,8 +249,8 @@ pub enum Error {
 pub enum RowLoss {
     /// The file is shorter than it was.
     #[error(
-        "the file has {size_bytes} bytes now and ends before the row, which was within it when \
-         it was opened; open it again"
+        "the file has {size_bytes} bytes now and ends before the row does, which was within it \
+         when it was opened; open it again"
     )]
     Truncated {
         /// Bytes that it has now.

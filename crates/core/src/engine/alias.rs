@@ -274,7 +274,7 @@ impl Alias {
             refused = populate();
         }
         let file_page = entry.shown().file_page();
-        refused.map_err(|errno| self.store.io_error("populate", file_page, errno))
+        refused.map_err(|errno| self.store.unmappable("populate", file_page, errno))
     }
 
     /// Positions of the pages that may be touched and show a file page; if only

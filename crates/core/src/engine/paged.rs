@@ -447,6 +447,13 @@ pub fn open(
         division.map_or_else(|| cluster_pages(page, page_count), |division| division.cluster_pages);
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
+    let not_served = |errno| match errno {
+        Errno::AGAIN => {
+            let instead = "use engine=\"alias\" or \"eager\", which need none";
+            Error::NoThread { operation: "Window", instead, errno }
+        }
+        errno => fail(errno),
+    };
     let evicts = division.is_some();
     let frames = PagedFrames::new(bytes, page, locked, tracking, fault, evicts).map_err(fail)?;
     let cached = Cached::new(store, frames, table, budget, fault, calibration)?;
@@ -457,8 +464,8 @@ pub fn open(
         FaultMode::Signal => None,
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
-            let server = server.map_err(fail)?;
-            Some(FaultThread::start(Arc::new(server)).map_err(fail)?)
+            let server = server.map_err(not_served)?;
+            Some(FaultThread::start(Arc::new(server)).map_err(not_served)?)
         }
     };
     Ok(cached.served_by(thread, resolving))

@@ -558,6 +558,20 @@ impl Store {
         Error::Io { operation, path, file_page, errno, completed: 0, hint }
     }
 
+    /// A page that can be read and not mapped. Of shared memory that is full the kernel says
+    /// only that the address is bad.
+    pub(crate) fn unmappable(
+        &self,
+        operation: &'static str,
+        page: Option<FilePage>,
+        errno: Errno,
+    ) -> Error {
+        let path = page.and_then(|page| self.path_of(page));
+        let full = path.is_some_and(|path| sys_file::free_bytes(&path) == Ok(0));
+        let errno = if full && errno == Errno::FAULT { Errno::NOSPC } else { errno };
+        self.io_error(operation, page, errno)
+    }
+
     /// A failed system call that concerns a file as a whole.
     fn part_error(operation: &'static str, part: &Part, errno: Errno) -> Error {
         let path = part.name.clone();
@@ -566,7 +580,12 @@ impl Store {
     }
 
     pub(crate) fn truncated(&self, operation: &'static str, page: FilePage) -> Error {
-        Error::Truncated { operation, path: self.path_of(page), file_page: page.0, completed: 0 }
+        let part = self.parts.of(page);
+        let left = sys_file::facts(part.fd()).map_or(0, |facts| facts.size_bytes);
+        let start = part.offset_of(page, self.page_size);
+        let in_part = left > start && left < start + self.expected_bytes(page) as u64;
+        let (path, file_page) = (part.name.clone(), page.0);
+        Error::Truncated { operation, path, file_page, in_part, completed: 0 }
     }
 
     /// The files of the store.
