@@ -137,7 +137,7 @@ impl Rows {
             let is_of = |shard| changed.contains(&self.files.shard(shard).file_number());
             wanted.retain(|part| !is_of(part.file));
             for stretch in stretches.iter().filter(|stretch| is_of(stretch.shard)) {
-                want(wanted, stretch);
+                want(wanted, stretch)?;
             }
         }
         Ok(())

@@ -157,7 +157,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<()> {
         let (region, mut ring) = self.staging(control, run.count as usize)?.parts();
         let (_, used) = self.bytes(run);
-        let from = ring.front(region, 0).part(0, used);
+        let from = ring.read_into(region, 0, used).part(0, used);
         for index in 0..run.count {
             let slot = offset_of(self.page, WindowPage(index));
             from.part(slot, self.page.bytes()).copy_from(content_of(index));
@@ -168,7 +168,7 @@ impl<F: Frames> Cached<F> {
         let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
-        ring.recycle(&self.shared.frames, region, 0, (used, used), moved);
+        ring.recycle(&self.shared.frames, region, 0, used, moved);
         filled.map(|_| ()).map_err(|(_, errno)| Error::system(operation, errno))
     }
 

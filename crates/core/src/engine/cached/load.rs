@@ -386,20 +386,19 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     }
 
     fn buffer(&mut self, chunk: usize) -> Span<'m> {
-        self.ring.front(self.region, chunk)
+        let asked = self.ring.chunk_pages.min(self.loads.len() - chunk * self.ring.chunk_pages);
+        self.ring.read_into(self.region, chunk, asked * self.cached.page.bytes())
     }
 
     fn complete(&mut self, requests: Range<usize>) -> Result<()> {
         let number = requests.start / self.ring.chunk_pages;
         let used = requests.len() * self.cached.page.bytes();
-        let asked = self.ring.chunk_pages.min(self.loads.len() - number * self.ring.chunk_pages);
-        let read = asked * self.cached.page.bytes();
         self.make_room(&requests)?;
         let result = self.put_chunk(requests);
         self.compare();
         let moved = result == Ok(true);
         let frames = &self.cached.shared.frames;
-        self.ring.recycle(frames, self.region, number, (used, read), moved);
+        self.ring.recycle(frames, self.region, number, used, moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))
     }
 }
