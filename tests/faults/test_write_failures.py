@@ -229,9 +229,7 @@ def test_no_room(
 
 
 @pytest.mark.parametrize("opened", ["window", "memmap"])
-def test_an_aliased_hole_that_finds_no_room(
-    opened: str, tmp_path: Path, in_child: Child
-) -> None:
+def test_an_aliased_hole_that_finds_no_room(opened: str, tmp_path: Path, in_child: Child) -> None:
     """The kernel has no memory for the pages, and says that their addresses are bad."""
 
     def body() -> None:

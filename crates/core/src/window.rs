@@ -290,6 +290,12 @@ impl Window {
         self.engine.lower_budget(bytes)
     }
 
+    /// Bytes that it would take with all of its pages, where the budget is less.
+    #[must_use]
+    pub fn whole_bytes(&self) -> Option<u64> {
+        self.engine.whole_bytes()
+    }
+
     /// Whether its memory may be written.
     #[must_use]
     pub fn writable(&self) -> bool {

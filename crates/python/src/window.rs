@@ -481,6 +481,11 @@ impl WindowBase {
         Ok(dict)
     }
 
+    fn _whole_bytes(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        let window = self.window(py, "budget")?;
+        run_short(py, || Ok(window.whole_bytes()))
+    }
+
     fn _lower_budget(&self, py: Python<'_>, by_bytes: u64) -> PyResult<()> {
         let window = self.window(py, "budget")?;
         run_short(py, || window.lower_budget(by_bytes))

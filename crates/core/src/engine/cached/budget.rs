@@ -50,6 +50,7 @@ pub struct Budget {
     _source_limit: SourceLimit,
     /// Staging memory, isolated frames of calls and of faults.
     fixed_bytes: u64,
+    whole_bytes: u64,
     cache: Cache,
     /// Pages that were written lately, so that a fault can evict them; the oldest first.
     cleaned: VecDeque<WindowPage>,
@@ -74,6 +75,8 @@ pub struct Division {
     pub cluster_pages: u64,
     /// What is there whatever is in the window.
     pub fixed_bytes: u64,
+    /// What the window would take with all of its pages.
+    pub whole_bytes: u64,
 }
 
 /// What a window takes that has all of its pages: it needs no more.
@@ -103,7 +106,8 @@ pub fn divide(
     chunks: u64,
     tracking: Option<Tracking>,
 ) -> Result<Option<Division>> {
-    if whole_bytes(page_count, page, chunk_pages, chunks, tracking) <= budget_bytes {
+    let whole_bytes = whole_bytes(page_count, page, chunk_pages, chunks, tracking);
+    if whole_bytes <= budget_bytes {
         return Ok(None);
     }
     let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
@@ -122,7 +126,7 @@ pub fn divide(
             why: "with less it does not hold one batch of pages beside what reading takes",
         });
     }
-    Ok(Some(small))
+    Ok(Some(Division { whole_bytes, ..small }))
 }
 
 impl Division {
@@ -146,7 +150,7 @@ impl Division {
         let elements = tracking.is_none() && chunk_bytes > ELEMENT_BYTES;
         let element_bytes = if elements { 2 * ELEMENT_BYTES as u64 } else { 0 };
         let fixed_bytes = page.bytes_of(staging_pages) + isolated + element_bytes;
-        Self { chunk_pages, cluster_pages, fixed_bytes }
+        Self { chunk_pages, cluster_pages, fixed_bytes, whole_bytes: u64::MAX }
     }
 }
 
@@ -166,6 +170,7 @@ impl Budget {
             reservation,
             _source_limit: source_limit,
             fixed_bytes,
+            whole_bytes: division.whole_bytes,
             cache,
             cleaned: VecDeque::with_capacity(MOST_CLEANED as usize),
             all_changed: false,
@@ -175,6 +180,10 @@ impl Budget {
 
     pub(super) fn reservation(&self) -> &Reservation {
         &self.reservation
+    }
+
+    pub(super) fn whole_bytes(&self) -> u64 {
+        self.whole_bytes
     }
 
     pub(super) fn budget_bytes(&self) -> u64 {

@@ -584,6 +584,10 @@ impl<F: Frames> Engine for Cached<F> {
         Ok(dirty)
     }
 
+    fn whole_bytes(&self) -> Option<u64> {
+        self.shared.state.lock().budget.as_ref().map(Budget::whole_bytes)
+    }
+
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
         let _control = self.control.take(interrupt)?;
         self.pin_pages(pages, interrupt)
