@@ -45,6 +45,8 @@ SWEEP = """
     import os, resource, sys
     import numpy as np
     import fremap
+    # Imported now: the interpreter itself may fail to for lack of memory.
+    from fremap import Slots, rows as _
     path, engine, what = sys.argv[1:4]
     with open(path, "wb") as file:
         file.truncate(1 << 34)
