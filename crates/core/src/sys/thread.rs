@@ -8,6 +8,7 @@ use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
+use super::mm::{system_page_bytes, Access, Region};
 
 /// A descriptor that can be read once something has happened, and from then on.
 #[derive(Debug)]
@@ -38,6 +39,14 @@ impl Event {
     }
 }
 
+/// Bytes of addresses that a thread takes to start: a stack, and its variables.
+const START_BYTES: usize = 4 << 20;
+
+/// Whether `RLIMIT_AS` limits this process.
+fn has_address_limit() -> bool {
+    rustix::process::getrlimit(rustix::process::Resource::As).current.is_some()
+}
+
 /// Starts a thread in which every signal is blocked, so that handlers run in the
 /// application's threads alone. Returns once it runs: the C library ends the process where it
 /// lacks memory for a thread's variables, which are made when the thread first uses one.
@@ -48,6 +57,11 @@ pub fn spawn_without_signals(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Errno> {
+    if has_address_limit() {
+        // What the thread is about to take; its stack alone is not enough to run.
+        let room = Region::anonymous(START_BYTES, system_page_bytes(), Access::Write);
+        drop(room.map_err(|_| Errno::AGAIN)?);
+    }
     let (runs, started) = channel();
     let caller = block_all_signals()?;
     let thread = Builder::new().name(name.to_owned()).spawn(move || {
