@@ -8,7 +8,7 @@ use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
-use super::mm::{system_page_bytes, Access, Region};
+use super::reserve;
 
 /// A descriptor that can be read once something has happened, and from then on.
 #[derive(Debug)]
@@ -59,8 +59,11 @@ pub fn spawn_without_signals(
 ) -> Result<JoinHandle<()>, Errno> {
     if has_address_limit() {
         // What the thread is about to take; its stack alone is not enough to run.
-        let room = Region::anonymous(START_BYTES, system_page_bytes(), Access::Write);
-        drop(room.map_err(|_| Errno::AGAIN)?);
+        let mut room: Vec<u8> = Vec::new();
+        room.try_reserve_exact(START_BYTES).map_err(|_| Errno::AGAIN)?;
+        if reserve::has(room.as_ptr()) {
+            return Err(Errno::AGAIN);
+        }
     }
     let (runs, started) = channel();
     let caller = block_all_signals()?;
