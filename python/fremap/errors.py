@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 __all__ = [
     "ArgumentError",
@@ -139,7 +140,15 @@ class MappingLimitError(FremapError, OSError):
 
 
 class MemoryLimitError(FremapError, MemoryError):
-    """A call would need more memory than there is."""
+    """A call would need more memory than there is.
+
+    Attributes
+    ----------
+    completed : int
+        Pages from the front of the request that were done; mostly none.
+    """
+
+    completed: int = 0
 
 
 class BudgetError(MemoryLimitError):
@@ -223,6 +232,12 @@ def _system(
         return MappingLimitError(number, message)
     if kind == "remap":
         return RemapError(number, message)
+    if number == errno.EMFILE:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        message += (
+            f"; {limit} open files are the limit of this process: close some, or raise the limit "
+            "(ulimit -n)"
+        )
     chosen = TruncatedError if kind == "truncated" else _BY_ERRNO.get(number, StoreError)
     error = chosen(number, message) if path is None else chosen(number, message, os.fsdecode(path))
     error.completed = completed

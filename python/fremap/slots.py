@@ -644,15 +644,17 @@ def _slots_window(
         budget=None if engine == "alias" else budget,
         calibration=calibration,
     )
-    limit = window.stats().budget_bytes
-    if engine == "alias" and isinstance(budget, int) and budget < page_count * store.page_bytes:
+    limit, needed = window.stats().budget_bytes, window._whole_bytes()  # noqa: SLF001
+    slots_bytes = page_count * store.page_bytes
+    if engine == "alias" and isinstance(budget, int) and budget < slots_bytes:
         limit = budget
     if limit:
         window.close()
+        beside = (needed or slots_bytes) - slots_bytes
+        also = f", and page tables and the memory that reads go through {beside}" if beside else ""
         raise BudgetError(
-            f"Slots: the slots take {page_count * store.page_bytes} bytes and, with page tables "
-            f"and the memory that reads go through, do not fit into the budget of {limit}; use "
-            "fewer slots, a larger budget, or budget=None"
+            f"Slots: the slots take {slots_bytes} bytes{also}; that is more than the budget of "
+            f"{limit}: use fewer slots, a larger budget, or budget=None"
         )
     return window
 

@@ -41,81 +41,124 @@ def test_more_than_there_is(what: str, run_script: Run) -> None:
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
-NEAR = """
-    import os, resource, sys
-    import numpy as np
-    import fremap
-    path, what = sys.argv[1:3]
-    with open(path, "wb") as file:
-        file.truncate(1 << 33)
-    store = fremap.open(path)
-    ids = np.random.default_rng(0).permutation(store.page_count)[:200_000]
-    store.resident(range(10))
-    ends = set()
-    for more in [0, *(1 << power for power in range(12, 27)), 3 << 20, 6 << 20]:
-        child = os.fork()
-        if child == 0:
-            used = int(open("/proc/self/statm").read().split()[0]) * 4096
-            resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
-            try:
-                {"resident": store.resident, "prefetch": store.prefetch}[what](ids)
-            except (fremap.FremapError, MemoryError):
-                pass
-            os._exit(0)
-        ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    print(ends)
-"""
-
-
-@pytest.mark.parametrize("what", ["resident", "prefetch"])
-def test_a_list_of_pages_near_the_limit_of_memory(
-    tmp_path: Path, what: str, run_script: Run
-) -> None:
-    done = run_script(NEAR, tmp_path / "pages", what)
-    assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
-
-
 SWEEP = """
     import os, resource, sys
     import numpy as np
     import fremap
-    path, what, engine = sys.argv[1:4]
-    steps = [int(step) for step in sys.argv[4:]]
+    # Imported now: the interpreter itself may fail to for lack of memory.
+    from fremap import Slots, rows as _
+    path, engine, what = sys.argv[1:4]
     with open(path, "wb") as file:
         file.truncate(1 << 34)
     store = fremap.open(path, mode="r+")
-    every = np.random.default_rng(0).permutation(store.page_count)
-    ids = every[:200_000]
+    many = np.random.default_rng(0).permutation(store.page_count)[:200_000]
+    few = many[:3000]
+    data = bytes(4096)
+
+    def touch(window):
+        memory = window.array(np.uint8)
+        for page in few.tolist():
+            memory[page * 4096]
+
+    def ensure(window):
+        with fremap.Slots(store, 1, 100_000) as slots:
+            slots.ensure(many[:50_000])
+
+    def rows(window):
+        with fremap.rows(path, np.uint64, 512) as all:
+            all.take(many)
+
+    def another(window):
+        fremap.Window(store, prot=fremap.Prot.WRITE, coherent=False, engine="paged").close()
+
     operations = {
-        "evict": lambda window: window.evict(ids),
-        "flush": lambda window: window.flush(ids),
-        "protect": lambda window: window.protect(ids, fremap.Prot.READ),
-        "remap": lambda window: window.remap(ids, at=ids[::-1].copy(), populate=False),
+        "another": another,
+        "dirty": lambda window: window.dirty,
+        "ensure": ensure,
+        "evict": lambda window: window.evict(many),
+        "flush": lambda window: window.flush(many),
+        "mapping": lambda window: window.mapping,
+        "nonblock": lambda window: window.populate(many, nonblock=True),
+        "pin": lambda window: window.pin(few),
+        "place": lambda window: window.place(few, data),
+        "place shown": lambda window: window.place(few),
+        "populate": lambda window: window.populate(few),
+        "prefetch": lambda window: store.prefetch(many),
+        "present": lambda window: window.present,
+        "protect": lambda window: window.protect(many, fremap.Prot.NONE),
+        "read": lambda window: store.read(few),
+        "remap": lambda window: window.remap(many[::-1], at=many, populate=False),
+        "remap and read": lambda window: window.remap(few[::-1], at=few),
+        "resident": lambda window: store.resident(many),
+        "rows": rows,
+        "touch": touch,
+    }
+    options = {
+        "alias": dict(engine="alias"),
+        "paged": dict(engine="paged", budget=64 << 20),
+        "written": dict(engine="paged", budget=64 << 20, prot=fremap.Prot.WRITE, coherent=False),
     }
     ends = {}
-    for more in steps:
+    for more in [0, *(1 << power for power in range(13, 24, 2))]:
         child = os.fork()
         if child == 0:
-            # A writable one would refuse to show a page twice.
-            prot = fremap.Prot.READ if what == "remap" else fremap.Prot.WRITE
-            window = fremap.Window(store, prot=prot, coherent=False, engine=engine, budget=64 << 20)
+            window = fremap.Window(store, **options[engine])
             used = int(open("/proc/self/statm").read().split()[0]) * 4096
-            resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
+            limits = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (used + more, limits[1]))
+            refused = None
             try:
                 operations[what](window)
-            except (fremap.FremapError, MemoryError):
-                pass
+            except (fremap.FremapError, MemoryError) as error:
+                refused = error
+            resource.setrlimit(resource.RLIMIT_AS, limits)
+            if what == "remap" and refused is not None:
+                # What was not done is as it was, and the window goes on.
+                done = getattr(refused, "completed", 0)
+                shown = window.mapping[many]
+                assert (shown[:done] == many[::-1][:done]).all()
+                assert (shown[done:] == many[done:]).all()
+            window.populate(few[:100])
             os._exit(0)
         end = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         ends.setdefault(end, []).append(more)
     print(ends if set(ends) != {0} else "all ended by themselves")
 """
+OF_STORES = ["prefetch", "read", "resident", "rows"]
+OF_COPIES = [
+    "another",
+    "dirty",
+    "ensure",
+    "evict",
+    "flush",
+    "mapping",
+    "nonblock",
+    "pin",
+    "place",
+    "place shown",
+    "populate",
+    "present",
+    "protect",
+    "remap",
+    "remap and read",
+    "touch",
+]
+OF_MAPPINGS = ["evict", "mapping", "place", "populate", "present", "protect", "remap", "touch"]
 
 
 @pytest.mark.needs("uffd_wp")
-@pytest.mark.parametrize("what", ["evict", "flush", "protect", "remap"])
-def test_a_window_near_the_limit_of_memory(tmp_path: Path, what: str, run_script: Run) -> None:
-    # With less glibc itself can end the process: it lacks memory for a thread's variables.
-    steps = [1 << 20, 1 << 22]
-    done = run_script(SWEEP, tmp_path / "pages", what, "paged", *steps)
+@pytest.mark.parametrize("what", OF_COPIES)
+@pytest.mark.parametrize("engine", ["paged", "written"])
+def test_a_window_near_the_limit_of_memory(
+    tmp_path: Path, engine: str, what: str, run_script: Run
+) -> None:
+    done = run_script(SWEEP, tmp_path / "pages", engine, what)
+    assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr
+
+
+@pytest.mark.parametrize("what", OF_STORES + OF_MAPPINGS)
+def test_stores_and_mappings_near_the_limit_of_memory(
+    tmp_path: Path, what: str, run_script: Run
+) -> None:
+    done = run_script(SWEEP, tmp_path / "pages", "alias", what)
     assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr

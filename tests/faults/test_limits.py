@@ -12,8 +12,10 @@ from fremap import Prot
 from fremap.errors import FremapError, MappingLimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import subprocess
+    from collections.abc import Callable, Iterator
 
+PAGED = pytest.mark.needs("paged")
 LIMIT = int(Path("/proc/sys/vm/max_map_count").read_text())
 
 
@@ -79,3 +81,59 @@ def test_a_cached_window_knows_no_such_limit(store: Any) -> None:
             window.protect(every_other, Prot.READ)
         assert window.engine != "paged" or window.vma_count == 1
         assert (window.mapping == backwards).all()
+
+
+FILES = """
+    import errno, os, resource, sys
+    import fremap
+    make = {
+        "store": lambda: fremap.open(sys.argv[1]),
+        "memmap": lambda: fremap.memmap(sys.argv[1]),
+        "window": lambda: fremap.Window(store, 4),
+    }[sys.argv[2]]
+    store = fremap.open(sys.argv[1])
+    kept = [make()]
+    limit = len(os.listdir("/proc/self/fd")) + 8
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    try:
+        while True:
+            kept.append(make())
+    except fremap.FremapError as error:
+        print(error.errno == errno.EMFILE, f"{limit} open files are the limit" in str(error))
+"""
+
+
+@pytest.mark.parametrize("what", ["store", "memmap", pytest.param("window", marks=PAGED)])
+def test_the_limit_of_open_files_is_named(
+    tmp_path: Path, what: str, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "pages").write_bytes(bytes(16 * 4096))
+    done = run_script(FILES, tmp_path / "pages", what)
+    assert done.stdout == "True True\n", done.stderr
+
+
+# A thread has 2 MiB of stack, for which there is no room with some of these.
+THREADS = """
+    import resource, sys
+    import fremap
+    store = fremap.open(sys.argv[1])
+    fremap.Window(store, 4, engine="eager").close()
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    for more in range(0, 2 << 20, 128 << 10):
+        resource.setrlimit(resource.RLIMIT_AS, (used + more, -1))
+        try:
+            fremap.Window(store, 4, engine="paged")
+        except fremap.FremapError as error:
+            if "no thread can be started" in str(error):
+                print(isinstance(error, MemoryError), 'engine="alias"' in str(error))
+                break
+"""
+
+
+@PAGED
+def test_a_window_that_cannot_start_its_thread_says_so(
+    tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    (tmp_path / "pages").write_bytes(bytes(16 * 4096))
+    done = run_script(THREADS, tmp_path / "pages")
+    assert done.stdout == "True True\n", done.stderr

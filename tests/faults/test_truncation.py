@@ -88,6 +88,20 @@ def test_populate_beyond_the_end(engine: str, store: Any, path: Path) -> None:
         assert (shown == np.arange(LEFT - 4, LEFT)[:, None]).all()
 
 
+@pytest.mark.parametrize(("part", "where"), [(0, "before"), (100, "in the middle of")])
+def test_an_error_says_where_the_file_ends(
+    engine: str, store: Any, path: Path, part: int, where: str
+) -> None:
+    with fremap.Window(store, 8, first_page=LEFT - 4, engine=engine) as window:
+        os.truncate(path, LEFT * 4096 + part)
+        calls = [lambda: store.read([LEFT])]
+        # An aliased page is mapped as it is: the rest of it shows zeros.
+        calls += [window.populate] if part == 0 or engine != "alias" else []
+        for call in calls:
+            with pytest.raises(TruncatedError, match=f"ends {where} file page {LEFT}"):
+                call()
+
+
 def test_what_is_in_the_window_stays(store: Any, path: Path) -> None:
     """A window that is not coherent keeps what it has loaded."""
     with fremap.Window(store, engine="eager", populate=True) as window:

@@ -218,10 +218,34 @@ def test_no_room(
                 error = fail(scene, name)
                 assert error.errno in ((errno.ENOSPC,) if mounted else (errno.EFBIG, errno.ENOSPC))
                 assert error.filename == str(device.path)
+                if mounted:
+                    assert f"the file system at {tmp_path} has " in str(error)
                 assert scene.window.dirty().any()
                 scene.check()
             device.make_room()
             scene.succeed(name)
+
+    assert in_child(body) == 0
+
+
+@pytest.mark.parametrize("opened", ["window", "memmap"])
+def test_an_aliased_hole_that_finds_no_room(opened: str, tmp_path: Path, in_child: Child) -> None:
+    """The kernel has no memory for the pages, and says that their addresses are bad."""
+
+    def body() -> None:
+        if not mount(tmp_path, 1 << 20):
+            return
+        path = tmp_path / "holes"
+        with path.open("wb") as file:
+            file.truncate(4 << 20)
+        if opened == "window":
+            populate = fremap.Window(fremap.open(path), engine="alias").populate
+        else:
+            populate = fremap.memmap(path, mode="r+").populate
+        with pytest.raises(fremap.StoreError, match=f"system at {tmp_path} has 0 bytes") as caught:
+            populate()
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.filename == str(path)
 
     assert in_child(body) == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import signal
 import subprocess
 import sys
 import time
@@ -60,7 +62,7 @@ def cutter(path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
-@pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place"])
+@pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place", "place"])
 def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: float) -> None:
     last = np.full(PAGES, PAGES - 1)
     with (
@@ -84,12 +86,19 @@ def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: f
             window.remap(PAGES - 1, in_place=True)
             return window.pages[:1]
 
+        def place() -> np.ndarray:
+            window.evict(0, discard=True)
+            window.remap(PAGES - 1, populate=False)
+            window.place(0)
+            return window.pages[:1]
+
         found: Any = {
             "rows": lambda: rows.take(last),
             "store": lambda: store.read(last),
             "remap": remapped,
             "element": element,
             "in place": in_place,
+            "place": place,
         }[how]
         for _ in range(WARM_TAKES):
             assert found().all()
@@ -104,6 +113,67 @@ def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: f
             whole += 1
             if not seen.all():
                 wrong.append(int((seen == 0).sum()))
-        del found, remapped, element, in_place
+        del found, remapped, element, in_place, place
     assert wrong == []
     assert whole > 0
+
+
+# Touches the last page again and again: in windows of its own, or in one of its parent's. A
+# touch that finds the file cut is SIGBUS, and ends the process.
+TOUCHER = """
+import collections, os, sys, time
+import numpy as np
+import fremap
+path, how, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+store = fremap.open(path, page_bytes=4096)
+last = store.page_count - 1
+
+def opened():
+    fault = "signal" if how == "signal" else "thread"
+    # Each page is read by itself: pages that cannot be read together say nothing.
+    shown = np.full(512 if how == "child" else 1, last)
+    return fremap.Window(store, len(shown), mapping=shown, fault=fault, engine="paged")
+
+def touch(window):
+    while True:
+        if how != "child":
+            window.evict()
+        if not window.pages.all():
+            os._exit(1)
+        if how == "child":
+            os._exit(0)
+        if time.monotonic() > end:
+            os._exit(0)
+
+parents = opened()
+print("warm" if parents.pages.all() else "wrong", flush=True)
+parents.evict()
+sys.stdin.readline()
+end = time.monotonic() + seconds
+ends = collections.Counter()
+while time.monotonic() < end:
+    child = os.fork()
+    if child == 0:
+        # The lines that say why a touch is a signal.
+        os.close(2)
+        touch(parents if how == "child" else opened())
+    ends[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] += 1
+print(dict(ends))
+"""
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("how", ["thread", "signal", "child"])
+def test_no_touch_shows_zeros(path: Path, cutter: Any, how: str, seconds: float) -> None:
+    command = [sys.executable, "-c", TOUCHER, path, how, str(seconds)]
+    toucher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with toucher:
+        assert toucher.stdout is not None
+        assert toucher.stdout.readline() == "warm\n"
+        cutter()
+        out, _ = toucher.communicate("go\n")
+    ends = ast.literal_eval(out)
+    assert ends.get(1, 0) == 0, ends
+    assert set(ends) <= {0, -signal.SIGBUS}
+    assert ends

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import os
 import pickle
+import re
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -237,8 +238,21 @@ def test_extents_are_aliased_where_that_pays(store: fremap.FileStore, path: Path
 
 
 @pytest.mark.needs("paged")
-def test_slots_keep_to_its_budget(store: fremap.FileStore) -> None:
-    with pytest.raises(fremap.BudgetError, match=r"Slots: the slots take \d+ bytes .*12582912"):
+def test_a_refusal_names_the_budget_that_is_enough(store: fremap.FileStore) -> None:
+    with pytest.raises(fremap.BudgetError) as caught:
+        fremap.Slots(store, 512, 8, engine="paged", budget=12 << 20)
+    numbers = re.search(r"take (\d+) bytes, and page tables .* (\d+); that", str(caught.value))
+    assert numbers is not None
+    slots, beside = map(int, numbers.groups())
+    assert slots == 8 * 512 * store.page_bytes
+    fremap.Slots(store, 512, 8, engine="paged", budget=slots + beside).close()
+    with pytest.raises(fremap.BudgetError):
+        fremap.Slots(store, 512, 8, engine="paged", budget=slots + beside - 1)
+
+
+@pytest.mark.needs("paged")
+def test_a_table_keeps_to_its_budget(store: fremap.FileStore) -> None:
+    with pytest.raises(fremap.BudgetError, match=r"Slots: the slots take \d+ bytes.*12582912"):
         fremap.Slots(store, 512, 8, engine="paged", budget=12 << 20)
 
 

@@ -259,7 +259,7 @@ struct Chosen {
 
 impl Chosen {
     fn new(capacity: usize, batch: Option<usize>) -> Self {
-        let cache = Cache::new(capacity as u64);
+        let cache = Cache::new(capacity as u64).expect("memory");
         let batch = batch.unwrap_or(cache.batch_pages());
         Self { cache, batch, out: Vec::new(), taken_out: 0 }
     }

@@ -3,6 +3,7 @@
 //! The binding turns each variant into the Python exception of the same name;
 //! the text is written here, once.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
@@ -103,6 +104,8 @@ pub enum Error {
         wanted: u64,
         /// Bytes that the machine, or the memory cgroup, has left.
         available: u64,
+        /// Pages from the front of the request that are done.
+        completed: usize,
     },
     /// More than a memory budget.
     #[error(
@@ -148,12 +151,13 @@ pub enum Error {
         /// Pages from the front of the request that are done.
         completed: usize,
         /// What to do, starting with "; ", or nothing.
-        hint: &'static str,
+        hint: Cow<'static, str>,
     },
     /// The file is shorter than it was when the store was opened.
     #[error(
-        "{operation}: the file ends before file page {file_page}, which was within it when the \
-         store was opened; call refresh() to read its size again"
+        "{operation}: the file ends {} file page {file_page}, which was within it when the \
+         store was opened; call refresh() to read its size again",
+        if *in_part { "in the middle of" } else { "before" }
     )]
     Truncated {
         /// The operation that was asked for.
@@ -162,6 +166,8 @@ pub enum Error {
         path: Option<PathBuf>,
         /// The first page that is missing.
         file_page: u64,
+        /// The file still has a part of that page.
+        in_part: bool,
         /// Pages from the front of the request that are done.
         completed: usize,
     },
@@ -219,12 +225,14 @@ pub enum Error {
     /// No thread of fremap's own can be started.
     #[error(
         "{operation}: no thread can be started ({}): a limit on processes or memory is reached \
-         (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take",
+         (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or {instead}",
         describe(*errno)
     )]
     NoThread {
         /// The operation that was asked for.
         operation: &'static str,
+        /// What needs no thread.
+        instead: &'static str,
         /// The kernel's answer.
         errno: Errno,
     },
@@ -241,8 +249,8 @@ pub enum Error {
 pub enum RowLoss {
     /// The file is shorter than it was.
     #[error(
-        "the file has {size_bytes} bytes now and ends before the row, which was within it when \
-         it was opened; open it again"
+        "the file has {size_bytes} bytes now and ends before the row does, which was within it \
+         when it was opened; open it again"
     )]
     Truncated {
         /// Bytes that it has now.
@@ -260,13 +268,13 @@ impl Error {
     /// A failed system call that concerns no page and no file.
     #[must_use]
     pub fn system(operation: &'static str, errno: Errno) -> Self {
-        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: "" }
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: "".into() }
     }
 
     /// A failed system call with its remedy.
     #[must_use]
     pub fn system_with_hint(operation: &'static str, errno: Errno, hint: &'static str) -> Self {
-        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint }
+        Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: hint.into() }
     }
 
     /// An operation that `engine` does not have.
@@ -285,6 +293,7 @@ impl Error {
         match &mut self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Memory { completed, .. }
             | Self::Interrupted { completed } => *completed = done,
             _ => {}
         }
@@ -306,6 +315,7 @@ impl Error {
         match self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Memory { completed, .. }
             | Self::Interrupted { completed } => *completed,
             _ => 0,
         }

@@ -12,7 +12,7 @@ pub mod fault;
 mod io;
 pub mod memory;
 pub mod plan;
-mod room;
+pub mod room;
 pub mod rows;
 pub mod scatter;
 pub mod slot_table;

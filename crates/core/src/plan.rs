@@ -2,8 +2,10 @@
 //!
 //! Pure: no system call, no state. The engines carry the plans out.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
-use crate::room::room_for;
+use crate::room::{push, room_for};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
@@ -142,15 +144,15 @@ impl Members {
 }
 
 /// Maximal runs of consecutive pages, in the order given.
-pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> Vec<Run<P>> {
-    let mut runs: Vec<Run<P>> = Vec::new();
-    for page in pages {
-        match runs.last_mut() {
-            Some(run) if run.end() == page => run.count += 1,
-            _ => runs.push(Run { first: page, count: 1 }),
+pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> impl Iterator<Item = Run<P>> {
+    let mut pages = pages.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut run = Run { first: pages.next()?, count: 1 };
+        while pages.next_if(|page| *page == run.end()).is_some() {
+            run.count += 1;
         }
-    }
-    runs
+        Some(run)
+    })
 }
 
 /// Joins sorted runs whose gap is at most `max_gap` pages, all of them satisfying
@@ -185,12 +187,19 @@ pub struct Extent {
     pub file: FilePage,
 }
 
-/// The extents of `changes` that differ from what the table shows, neighbours
-/// joined, in the caller's order. `prot` is the new protection, if any.
-#[must_use]
-pub fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Extent> {
-    let mut extents: Vec<Extent> = Vec::new();
-    for position in 0..changes.len() {
+/// Adds the extents of a piece of `changes` that differ from what the table shows,
+/// neighbours joined, in the caller's order. `prot` is the new protection, if any.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn add_extents(
+    extents: &mut Vec<Extent>,
+    table: &Table,
+    changes: &Changes,
+    piece: Range<usize>,
+    prot: Option<Prot>,
+) -> Result<()> {
+    for position in piece {
         let (window, file) = changes.pair(position);
         let entry = table.get(window);
         if entry.shown() == Shown::File(file) && prot.is_none_or(|prot| prot == entry.prot()) {
@@ -206,14 +215,15 @@ pub fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Exte
             {
                 extent.window.count += 1;
             }
-            _ => extents.push(Extent { window: Run { first: window, count: 1 }, file }),
+            _ => push("remap", extents, Extent { window: Run { first: window, count: 1 }, file })?,
         }
     }
-    extents
+    Ok(())
 }
 
 /// Whether the kernel keeps two neighbouring pages of an aliased window in one mapping.
-fn continues(left: Entry, right: Entry) -> bool {
+#[must_use]
+pub fn continues(left: Entry, right: Entry) -> bool {
     match (left.shown(), right.shown()) {
         (Shown::File(a), Shown::File(b)) => a.offset(1) == b && left.prot() == right.prot(),
         (Shown::Nothing, Shown::Nothing) => true,
@@ -222,8 +232,10 @@ fn continues(left: Entry, right: Entry) -> bool {
 }
 
 /// Runs of a table that show a run of file pages each.
-#[must_use]
-pub fn linear_runs(table: &Table) -> Vec<Run<WindowPage>> {
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn linear_runs(table: &Table) -> Result<Vec<Run<WindowPage>>> {
     let mut runs: Vec<Run<WindowPage>> = Vec::new();
     let mut page = WindowPage(0);
     while page.0 < table.page_count() {
@@ -241,12 +253,12 @@ pub fn linear_runs(table: &Table) -> Vec<Run<WindowPage>> {
                 {
                     run.count += count;
                 }
-                _ => runs.push(Run { first: page, count }),
+                _ => push("Window", &mut runs, Run { first: page, count })?,
             }
         }
         page = page.offset(count);
     }
-    runs
+    Ok(runs)
 }
 
 /// Mapping boundaries of the table from the one before `run` to the one after it.
@@ -284,7 +296,7 @@ mod tests {
     use crate::table::Origin;
 
     fn linear(page_count: u64) -> Table {
-        Table::new(page_count, Origin::Linear(FilePage(0)), Prot::Read)
+        Table::new(page_count, Origin::Linear(FilePage(0)), Prot::Read).unwrap()
     }
 
     fn list<P: PageIndex>(pages: &[u64]) -> Pages<P> {
@@ -297,6 +309,20 @@ mod tests {
 
     fn plain(extents: &[Extent]) -> Vec<(u64, u64, u64)> {
         extents.iter().map(|e| (e.window.first.0, e.file.0, e.window.count)).collect()
+    }
+
+    fn all_runs(pages: impl IntoIterator<Item = WindowPage>) -> Vec<Run<WindowPage>> {
+        runs(pages).collect()
+    }
+
+    fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Extent> {
+        let mut extents = Vec::new();
+        // In two pieces, as of a long call.
+        let middle = changes.len() / 2;
+        for piece in [0..middle, middle..changes.len()] {
+            add_extents(&mut extents, table, changes, piece, prot).unwrap();
+        }
+        extents
     }
 
     fn run(first: u64, count: u64) -> Run<WindowPage> {
@@ -356,11 +382,14 @@ mod tests {
 
     #[test]
     fn runs_are_joined_over_small_gaps_that_may_be_crossed() {
-        let apart = runs([0, 1, 4, 5, 20].map(WindowPage));
+        let apart = all_runs([0, 1, 4, 5, 20].map(WindowPage));
         assert_eq!(apart, [run(0, 2), run(4, 2), run(20, 1)]);
         assert_eq!(join_runs(apart.clone(), 2, |_| true), [run(0, 6), run(20, 1)]);
         assert_eq!(join_runs(apart.clone(), 2, |page| page.0 != 3), apart);
-        assert_eq!(join_runs(runs([9, 3].map(WindowPage)), 9, |_| true), [run(9, 1), run(3, 1)]);
+        assert_eq!(
+            join_runs(all_runs([9, 3].map(WindowPage)), 9, |_| true),
+            [run(9, 1), run(3, 1)]
+        );
     }
 
     #[test]
@@ -375,11 +404,14 @@ mod tests {
     #[test]
     fn linear_runs_are_as_long_as_they_can_be() {
         let mut table = linear(2000);
-        assert_eq!(linear_runs(&table), [run(0, 2000)]);
+        assert_eq!(linear_runs(&table).unwrap(), [run(0, 2000)]);
         table.set(WindowPage(700), Entry::new(Shown::Nothing, Prot::Read));
         table.set(WindowPage(701), Entry::new(Shown::File(FilePage(5)), Prot::Read));
-        assert_eq!(linear_runs(&table), [run(0, 700), run(701, 1), run(702, 1298)]);
-        assert_eq!(linear_runs(&Table::new(1000, Origin::Nothing, Prot::Read)), []);
+        assert_eq!(linear_runs(&table).unwrap(), [run(0, 700), run(701, 1), run(702, 1298)]);
+        assert_eq!(
+            linear_runs(&Table::new(1000, Origin::Nothing, Prot::Read).unwrap()).unwrap(),
+            []
+        );
     }
 
     #[test]

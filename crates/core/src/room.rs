@@ -1,17 +1,88 @@
 //! Memory that may not be there.
 //!
 //! A failed allocation of a vector's own ends the process. So whatever grows with the
-//! numbers of a caller is made here, where it fails with an error.
+//! numbers of a caller is made here, where it fails with an error; what a step needs besides
+//! has a bound, and a reserve ([`crate::sys::reserve`]).
 
-use crate::error::{Error, Result};
+use rustix::io::Errno;
+
+use crate::error::{Error, Interrupt, Result};
 use crate::memory;
+use crate::sys::reserve;
+use crate::sys::span::Span;
+use crate::sys::zeros::Integer;
+pub use crate::sys::zeros::Zeros;
 
 /// An empty vector with room for `count` items, or an error that a caller can
 /// catch: a failed allocation would end the process.
 pub(crate) fn room_for<T>(operation: &'static str, count: usize) -> Result<Vec<T>> {
-    let mut room = Vec::new();
+    let mut room: Vec<T> = Vec::new();
     room.try_reserve_exact(count).map_err(|_| no_room::<T>(operation, count))?;
+    // The reserve is not for what may be refused.
+    if reserve::has(room.as_ptr().cast()) {
+        return Err(no_room::<T>(operation, count));
+    }
     Ok(room)
+}
+
+/// All of `items`, or an error that a caller can catch.
+pub(crate) fn collected<T>(
+    operation: &'static str,
+    items: impl IntoIterator<Item = T>,
+) -> Result<Vec<T>> {
+    let items = items.into_iter();
+    let mut all = room_for(operation, items.size_hint().0)?;
+    for item in items {
+        push(operation, &mut all, item)?;
+    }
+    Ok(all)
+}
+
+/// The bytes of a span, or an error that a caller can catch.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn copied(operation: &'static str, span: Span<'_>) -> Result<Vec<u8>> {
+    let mut bytes = room_for(operation, span.len())?;
+    bytes.resize(span.len(), 0);
+    span.copy_to(&mut bytes);
+    Ok(bytes)
+}
+
+/// A mask of `len` falses. It can be long: the caller can be interrupted while it is made.
+pub(crate) fn mask(
+    operation: &'static str,
+    len: usize,
+    interrupt: &dyn Interrupt,
+) -> Result<Vec<bool>> {
+    /// What is cleared between two questions.
+    const PIECE: usize = 1 << 18;
+    let mut mask = room_for(operation, len)?;
+    while mask.len() < len {
+        interrupt.check()?;
+        mask.resize(len.min(mask.len() + PIECE), false);
+    }
+    Ok(mask)
+}
+
+/// Appends `item`, or fails with an error that a caller can catch.
+pub(crate) fn push<T>(operation: &'static str, list: &mut Vec<T>, item: T) -> Result<()> {
+    if list.len() == list.capacity() {
+        list.try_reserve(1).map_err(|_| no_room::<T>(operation, list.len() + 1))?;
+        if reserve::has(list.as_ptr().cast()) {
+            return Err(no_room::<T>(operation, list.len() + 1));
+        }
+    }
+    list.push(item);
+    Ok(())
+}
+
+/// An array of zeros, or an error that a caller can catch.
+pub(crate) fn zeros<T: Integer>(operation: &'static str, len: usize) -> Result<Zeros<T>> {
+    Zeros::new(len).map_err(|errno| match errno {
+        Errno::NOMEM => no_room::<T>(operation, len),
+        other => Error::system(operation, other),
+    })
 }
 
 /// What is said where there is no room for `count` items.
@@ -20,5 +91,6 @@ pub(crate) fn no_room<T>(operation: &'static str, count: usize) -> Error {
         operation,
         wanted: (count as u64).saturating_mul(size_of::<T>() as u64),
         available: memory::available().unwrap_or(0),
+        completed: 0,
     }
 }

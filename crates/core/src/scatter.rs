@@ -13,6 +13,7 @@ mod transfer;
 use std::ops::Range;
 
 use crate::error::{Interrupt, Result};
+use crate::room::collected;
 use crate::store::Store;
 use crate::sys::span::Span;
 use crate::units::{FilePage, Pages};
@@ -61,7 +62,7 @@ impl Store {
         into: Span<'_>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let wanted: Vec<FilePage> = pages.iter().collect();
+        let wanted: Vec<FilePage> = collected("read", pages.iter())?;
         read_into(self, &wanted, into, interrupt)
     }
 

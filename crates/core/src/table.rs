@@ -2,8 +2,9 @@
 //!
 //! The table owns one word a window page: the file page it shows, its
 //! protection, and whether its content is in the window. It makes no system
-//! call. Blocks of words exist only where a page was ever changed: a window that
-//! is linear, or shows nothing, costs a pointer every 512 pages.
+//! call, and allocates nothing after it was made: the words have their addresses from the
+//! start. Blocks of them are used, and have memory, only where a page was ever changed: a window
+//! that is linear, or shows nothing, costs a bit every 512 pages.
 
 mod entry;
 
@@ -13,9 +14,11 @@ use hashbrown::HashTable;
 
 pub use entry::{Change, Entry, Residency, Shown};
 
+use crate::error::Result;
+use crate::room::{no_room, push, zeros, Zeros};
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
 
-/// Words that are allocated together.
+/// Words that are written together for the first time: a page of memory.
 const BLOCK_PAGES: usize = 512;
 
 /// What a window shows before anything is remapped.
@@ -46,8 +49,8 @@ pub struct Counts {
 
 /// Where file pages appear, for windows in which each may appear once.
 ///
-/// Has the numbers of the window pages in blocks that exist; a block that does not
-/// shows what the window showed first, which is reckoned. Five to eleven bytes a page.
+/// Has the numbers of the window pages in blocks of which a page shows something else than it
+/// did first; what the others show is reckoned. Five to eleven bytes a page.
 #[derive(Debug, Default)]
 struct Appearances(HashTable<u32>);
 
@@ -57,24 +60,18 @@ fn hash(page: FilePage) -> u64 {
     mixed ^ (mixed >> 32)
 }
 
-type Blocks = Vec<Option<Box<[Entry; BLOCK_PAGES]>>>;
-
-fn word(blocks: &Blocks, number: u32) -> Option<Entry> {
-    let (block, slot) = split(WindowPage(number.into()));
-    blocks[block].as_ref().map(|block| block[slot])
+fn shown_hash(words: &[u64], number: u32) -> u64 {
+    let entry = Entry::from_word(words[number as usize]);
+    entry.shown().file_page().map_or(0, hash)
 }
 
 impl Appearances {
     /// The largest window whose pages can be numbered here.
     const MAX_PAGES: u64 = u32::MAX as u64;
 
-    /// Window page `number` shows a page, as its word in `blocks` says by now.
-    fn add(&mut self, number: u32, blocks: &Blocks) {
-        let hash_of = |&number: &u32| {
-            let shown = word(blocks, number).and_then(|entry| entry.shown().file_page());
-            shown.map_or(0, hash)
-        };
-        self.0.insert_unique(hash_of(&number), number, hash_of);
+    /// Window page `number` shows a page, as its word says by now.
+    fn add(&mut self, number: u32, words: &[u64]) {
+        self.0.insert_unique(shown_hash(words, number), number, |&other| shown_hash(words, other));
     }
 
     /// Window page `number` is about to show something else than `page`.
@@ -91,7 +88,12 @@ pub struct Table {
     page_count: u64,
     origin: Origin,
     prot: Prot,
-    blocks: Blocks,
+    /// The words of the blocks in use.
+    words: Zeros<u64>,
+    /// A bit for each block: whether it is in use.
+    used: Zeros<u64>,
+    /// A bit for each block: whether [`appearances`](Self::appearances) are listed.
+    listed: Zeros<u64>,
     counts: Counts,
     /// Where it has to be known which window page shows a file page.
     appearances: Option<Appearances>,
@@ -102,21 +104,32 @@ fn split(page: WindowPage) -> (usize, usize) {
     (index / BLOCK_PAGES, index % BLOCK_PAGES)
 }
 
+fn bit(bits: &[u64], block: usize) -> bool {
+    bits[block / 64] & 1 << (block % 64) != 0
+}
+
+fn set_bit(bits: &mut [u64], block: usize) {
+    bits[block / 64] |= 1 << (block % 64);
+}
+
 impl Table {
     /// The table of a window of `page_count` pages, all absent.
-    #[must_use]
-    pub fn new(page_count: u64, origin: Origin, prot: Prot) -> Self {
-        let blocks = (page_count as usize).div_ceil(BLOCK_PAGES);
-        let mut table = Self {
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory) where there are no addresses for as many
+    /// words.
+    pub fn new(page_count: u64, origin: Origin, prot: Prot) -> Result<Self> {
+        let bits = (page_count as usize).div_ceil(BLOCK_PAGES).div_ceil(64);
+        Ok(Self {
             page_count,
             origin,
             prot,
-            blocks: Vec::new(),
+            words: zeros("Window", page_count as usize)?,
+            used: zeros("Window", bits)?,
+            listed: zeros("Window", 0)?,
             counts: Counts::default(),
             appearances: None,
-        };
-        table.blocks.resize_with(blocks, || None);
-        table
+        })
     }
 
     /// The largest table that can say where a file page appears.
@@ -124,15 +137,42 @@ impl Table {
 
     /// The same table, nothing of it changed yet, that can say where a file page appears.
     ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory).
+    ///
     /// # Panics
     /// If it has more than [`MAX_PAGES_WITH_APPEARANCES`](Self::MAX_PAGES_WITH_APPEARANCES)
     /// pages, or was changed.
-    #[must_use]
-    pub fn with_appearances(mut self) -> Self {
+    pub fn with_appearances(mut self) -> Result<Self> {
         assert!(self.page_count <= Appearances::MAX_PAGES, "pages that a number can name");
-        assert!(self.blocks.iter().all(Option::is_none), "a table that was not changed");
+        assert!(self.used.iter().all(|&bits| bits == 0), "a table that was not changed");
+        self.listed = zeros("Window", self.used.len())?;
         self.appearances = Some(Appearances::default());
-        self
+        Ok(self)
+    }
+
+    /// Makes sure that [`set`](Self::set) has room to note that `pages` show something else.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory).
+    pub fn reserve_moves(
+        &mut self,
+        operation: &'static str,
+        pages: impl IntoIterator<Item = WindowPage>,
+    ) -> Result<()> {
+        let Some(all) = &mut self.appearances else { return Ok(()) };
+        let (mut added, mut last) = (0, None);
+        for page in pages {
+            let (block, _) = split(page);
+            let unlisted = last != Some(block) && !bit(&self.listed, block);
+            added += if unlisted { BLOCK_PAGES } else { 1 };
+            last = Some(block);
+        }
+        // Each page is listed once.
+        let added = added.min(self.page_count as usize - all.0.len());
+        let words = &self.words;
+        let reserved = all.0.try_reserve(added, |&number| shown_hash(words, number));
+        reserved.map_err(|_| no_room::<u64>(operation, added))
     }
 
     /// The window pages that show a file page; none where the table does not know.
@@ -145,7 +185,7 @@ impl Table {
             _ => None,
         };
         let unchanged =
-            |page: &WindowPage| page.0 < self.page_count && self.blocks[split(*page).0].is_none();
+            |page: &WindowPage| page.0 < self.page_count && !bit(&self.listed, split(*page).0);
         listed.chain(linear.filter(unchanged))
     }
 
@@ -176,8 +216,11 @@ impl Table {
     #[must_use]
     pub fn get(&self, page: WindowPage) -> Entry {
         assert!(page.0 < self.page_count, "page outside the window");
-        let (block, slot) = split(page);
-        self.blocks[block].as_ref().map_or_else(|| self.original(page), |block| block[slot])
+        if bit(&self.used, split(page).0) {
+            Entry::from_word(self.words[page.0 as usize])
+        } else {
+            self.original(page)
+        }
     }
 
     /// Pages from `page` on, up to the end of their block, that nothing was ever
@@ -185,45 +228,72 @@ impl Table {
     #[must_use]
     pub fn original_pages(&self, page: WindowPage) -> u64 {
         let (block, slot) = split(page);
-        if self.blocks[block].is_some() {
+        if bit(&self.used, block) {
             return 0;
         }
         ((BLOCK_PAGES - slot) as u64).min(self.page_count - page.0)
     }
 
-    /// The pages that are present, without a look at those that nothing was ever changed of.
-    #[must_use]
-    pub fn present_pages(&self) -> Vec<WindowPage> {
-        let mut present = Vec::with_capacity(self.counts.present as usize);
-        for (block, words) in self.blocks.iter().enumerate() {
-            let first = (block * BLOCK_PAGES) as u64;
-            let words = words.iter().flat_map(|words| words.iter()).zip(first..);
-            let those = words.filter(|(entry, _)| entry.present());
-            present.extend(those.map(|(_, page)| WindowPage(page)));
+    /// Adds pages that are present, from `from` on, to `present` until that is full, without
+    /// a look at those of which nothing was ever changed. Says where to go on; None at the end.
+    pub fn present_pages(
+        &self,
+        from: WindowPage,
+        present: &mut Vec<WindowPage>,
+    ) -> Option<WindowPage> {
+        let mut page = from;
+        while page.0 < self.page_count {
+            let unused = self.original_pages(page);
+            if unused > 0 {
+                page = page.offset(unused);
+                continue;
+            }
+            if self.get(page).present() {
+                if present.len() == present.capacity() {
+                    return Some(page);
+                }
+                present.push(page);
+            }
+            page = page.offset(1);
         }
-        present
+        None
     }
 
     /// Ranges of `pages`, none longer than `most`, outside of which no page is present or
     /// about to change. Whole blocks are left out.
-    #[must_use]
-    pub fn used_ranges(&self, pages: Range<u64>, most: u64) -> Vec<Range<u64>> {
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory).
+    pub fn used_ranges(
+        &self,
+        operation: &'static str,
+        pages: Range<u64>,
+        most: u64,
+    ) -> Result<Vec<Range<u64>>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        let uses = |entry: &Entry| entry.present() || entry.held();
+        let uses = |&word: &u64| {
+            let entry = Entry::from_word(word);
+            entry.present() || entry.held()
+        };
         let mut start = pages.start;
         while start < pages.end {
             let (block, slot) = split(WindowPage(start));
             let end = (start + (BLOCK_PAGES - slot) as u64).min(pages.end);
-            if self.blocks[block].as_ref().is_some_and(|words| words.iter().any(uses)) {
+            if bit(&self.used, block) && self.words[self.pages_of(block)].iter().any(uses) {
                 match ranges.last_mut().filter(|last| last.end == start && end - last.start <= most)
                 {
                     Some(last) => last.end = end,
-                    None => ranges.push(start..end),
+                    None => push(operation, &mut ranges, start..end)?,
                 }
             }
             start = end;
         }
-        ranges
+        Ok(ranges)
+    }
+
+    fn pages_of(&self, block: usize) -> Range<usize> {
+        let first = block * BLOCK_PAGES;
+        first..(first + BLOCK_PAGES).min(self.page_count as usize)
     }
 
     /// Replaces the word of `page`.
@@ -244,42 +314,44 @@ impl Table {
             "{entry:?}: denied with access"
         );
         assert!(entry.clean() || entry.present(), "{entry:?}: changed without being there");
-        let (block, slot) = split(page);
-        if self.blocks[block].is_none() {
-            self.add_block(block);
+        let (block, _) = split(page);
+        if !bit(&self.used, block) {
+            self.begin_block(block);
         }
         let moved = old.shown() != entry.shown();
+        if moved {
+            self.list_block(block);
+        }
         if let (true, Some(all), Shown::File(file)) = (moved, &mut self.appearances, old.shown()) {
             all.remove(page.0 as u32, file);
         }
-        self.blocks[block].as_mut().expect("made above")[slot] = entry;
+        self.words[page.0 as usize] = entry.word();
         if let (true, Some(all), Shown::File(_)) = (moved, &mut self.appearances, entry.shown()) {
-            all.add(page.0 as u32, &self.blocks);
+            all.add(page.0 as u32, &self.words);
         }
         self.count(old, u64::wrapping_sub);
         self.count(entry, u64::wrapping_add);
     }
 
-    /// Makes the words of all pages, so that [`set`](Self::set) allocates nothing for what
-    /// changes no file page.
-    pub fn allocate_ahead(&mut self) {
-        for block in 0..self.blocks.len() {
-            if self.blocks[block].is_none() {
-                self.add_block(block);
-            }
+    /// Writes the words of a block for the first time.
+    fn begin_block(&mut self, block: usize) {
+        for index in self.pages_of(block) {
+            self.words[index] = self.original(WindowPage(index as u64)).word();
         }
+        set_bit(&mut self.used, block);
     }
 
-    fn add_block(&mut self, block: usize) {
-        let first = (block * BLOCK_PAGES) as u64;
-        let mut words = Box::new([Entry::new(Shown::Nothing, self.prot); BLOCK_PAGES]);
-        let pages = first..self.page_count.min(first + BLOCK_PAGES as u64);
-        for (word, index) in words.iter_mut().zip(pages.clone()) {
-            *word = self.original(WindowPage(index));
+    /// Lists where the pages of a block in use are shown, before one shows something else for
+    /// the first time.
+    fn list_block(&mut self, block: usize) {
+        let pages = self.pages_of(block);
+        let Some(all) = &mut self.appearances else { return };
+        if bit(&self.listed, block) {
+            return;
         }
-        self.blocks[block] = Some(words);
-        if let (Some(all), Origin::Linear(_)) = (&mut self.appearances, self.origin) {
-            pages.for_each(|page| all.add(page as u32, &self.blocks));
+        set_bit(&mut self.listed, block);
+        if matches!(self.origin, Origin::Linear(_)) {
+            pages.for_each(|page| all.add(page as u32, &self.words));
         }
     }
 
@@ -314,11 +386,10 @@ impl Table {
     /// Bytes that the table occupies.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let allocated = self.blocks.iter().filter(|block| block.is_some()).count();
+        let blocks: u32 = self.used.iter().map(|bits| bits.count_ones()).sum();
+        let words = (blocks as usize * BLOCK_PAGES).min(self.words.len());
         let index = self.appearances.as_ref().map_or(0, |all| all.0.allocation_size());
-        (self.blocks.len() * size_of::<usize>()
-            + allocated * BLOCK_PAGES * size_of::<Entry>()
-            + index) as u64
+        ((words + self.used.len() + self.listed.len()) * size_of::<u64>() + index) as u64
     }
 }
 

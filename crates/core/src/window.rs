@@ -18,7 +18,7 @@ use crate::engine::{eager, paged, Engine, EngineKind, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
-use crate::room::room_for;
+use crate::room::{collected, mask, room_for};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::sys::mm::Sharing;
@@ -35,7 +35,7 @@ pub use settings::{Budget, MappingOptions};
 pub use together::ANY_ENGINE;
 
 /// Pages that are told of between two questions whether to stop.
-const INTERRUPT_PAGES: usize = 1 << 20;
+const PIECE_PAGES: usize = 1 << 18;
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]
@@ -158,7 +158,7 @@ impl Window {
                 file_page: None,
                 errno: Errno::ACCESS,
                 completed: 0,
-                hint: "; the store is open for reading: open it with mode \"r+\"",
+                hint: "; the store is open for reading: open it with mode \"r+\"".into(),
             });
         }
         let table = first::first_table(&store, options, kind)?;
@@ -288,6 +288,12 @@ impl Window {
     pub fn lower_budget(&self, bytes: u64) -> Result<()> {
         self.check_process("Window")?;
         self.engine.lower_budget(bytes)
+    }
+
+    /// Bytes that it would take with all of its pages, where the budget is less.
+    #[must_use]
+    pub fn whole_bytes(&self) -> Option<u64> {
+        self.engine.whole_bytes()
     }
 
     /// Whether its memory may be written.
@@ -612,11 +618,19 @@ impl Window {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<T>> {
         let pages = pages.resolve(operation, self.page_count)?;
-        let entries = self.engine.entries(&pages, interrupt)?;
-        let mut result = room_for(operation, entries.len())?;
-        for piece in entries.chunks(INTERRUPT_PAGES) {
-            interrupt.check()?;
-            result.extend(piece.iter().map(|&entry| of(entry)));
+        let mut result = room_for(operation, pages.len())?;
+        for start in (0..pages.len()).step_by(PIECE_PAGES) {
+            let piece = start..pages.len().min(start + PIECE_PAGES);
+            let piece = match &pages {
+                Pages::Range(range) => {
+                    Pages::Range(range.start + piece.start as u64..range.start + piece.end as u64)
+                }
+                Pages::List(list) => {
+                    Pages::List(collected(operation, list[piece].iter().copied())?)
+                }
+            };
+            let entries = self.engine.entries(&piece, interrupt)?;
+            result.extend(entries.into_iter().map(&of));
         }
         Ok(result)
     }
@@ -639,12 +653,7 @@ impl Window {
         if self.prot == Prot::Write {
             return self.engine.dirty(&pages, interrupt);
         }
-        let mut dirty = room_for("dirty", pages.len())?;
-        while dirty.len() < pages.len() {
-            interrupt.check()?;
-            dirty.resize(pages.len().min(dirty.len() + INTERRUPT_PAGES), false);
-        }
-        Ok(dirty)
+        mask("dirty", pages.len(), interrupt)
     }
 
     /// What was stored and not flushed is not written when the window goes.

@@ -63,8 +63,8 @@ fn what_a_window_shows_is_told_in_pieces() {
         let window = open(&store, &options(engine));
         stops(2, |interrupt| window.mapping(&Selection::All, interrupt));
         stops(2, |interrupt| window.protection(&Selection::All, interrupt));
-        stops(1, |interrupt| window.present(&Selection::All, interrupt));
-        stops(1, |interrupt| window.dirty(&Selection::All, interrupt));
+        stops(4, |interrupt| window.present(&Selection::All, interrupt));
+        stops(4, |interrupt| window.dirty(&Selection::All, interrupt));
     }
 }
 
@@ -84,4 +84,12 @@ fn a_pin_that_is_stopped_leaves_nothing_pinned() {
         // What is pinned cannot be evicted.
         window.evict(&many, false, &Uninterruptible).expect("nothing is pinned");
     }
+}
+
+#[test]
+fn an_aliased_eviction_stops_between_pieces() {
+    let store = std::sync::Arc::new(large_store());
+    let window = open(&store, &options(EngineKind::Alias));
+    let all = Selection::Range(0, 20_000);
+    stops(5, |interrupt| window.evict(&all, false, interrupt));
 }

@@ -31,7 +31,12 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
         Error::Alias { .. } => simple(py, "duplicate", &message),
         Error::Budget { .. } => simple(py, "budget", &message),
         Error::Slots { .. } => simple(py, "slots_full", &message),
-        Error::Memory { .. } | Error::NoThread { .. } => simple(py, "memory", &message),
+        Error::NoThread { .. } => simple(py, "memory", &message),
+        Error::Memory { completed, .. } => {
+            let error = simple(py, "memory", &message)?;
+            error.value(py).setattr("completed", completed)?;
+            Ok(error)
+        }
         Error::Unsupported { .. } => simple(py, "unsupported", &message),
         Error::Closed { .. } | Error::MemberClosed { .. } => simple(py, "closed", &message),
         Error::Fork { .. } => simple(py, "fork", &message),

@@ -17,6 +17,10 @@ mod slot_table;
 mod store;
 mod window;
 
+/// What the core needs for a step that has begun is there, whatever the process may have.
+#[global_allocator]
+static ALLOCATOR: fremap_core::sys::reserve::Reserve = fremap_core::sys::reserve::Reserve;
+
 /// The compiled core. Internal: `fremap` wraps everything that users see.
 #[pyo3::pymodule(gil_used = false)]
 mod _core {

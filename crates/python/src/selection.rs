@@ -1,10 +1,17 @@
 //! Selections of pages as the Python package passes them, and masks as it takes them.
 
+use fremap_core::sys::reserve;
 use fremap_core::units::Selection;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyMemoryError;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyTuple};
+
+use crate::call::run;
+use crate::raw::Bytes;
+
+/// Bytes of an answer that are filled between two looks at signals.
+const PIECE_BYTES: usize = 1 << 14;
 
 /// None (all), a tuple (start, stop), or a contiguous buffer of int64.
 pub fn selection(pages: &Bound<'_, PyAny>) -> PyResult<Selection> {
@@ -21,9 +28,13 @@ pub fn selection(pages: &Bound<'_, PyAny>) -> PyResult<Selection> {
 /// The int64 values of a buffer, copied: it may lie in a window, or change.
 pub fn numbers(buffer: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     let memory = PyBuffer::<i64>::get(buffer)?;
-    let mut copied = Vec::new();
+    let mut copied: Vec<i64> = Vec::new();
     // Not as the buffer itself would: its failing allocation ends the process.
     copied.try_reserve_exact(memory.item_count()).map_err(|_| no_room(memory.item_count()))?;
+    // The reserve is not for what may be refused.
+    if reserve::has(copied.as_ptr().cast()) {
+        return Err(no_room(memory.item_count()));
+    }
     copied.resize(memory.item_count(), 0);
     memory.copy_to_slice(buffer.py(), &mut copied)?;
     Ok(copied)
@@ -38,18 +49,49 @@ fn no_room(count: usize) -> PyErr {
 }
 
 /// One byte (0 or 1) a page.
-pub fn mask<'py>(py: Python<'py>, pages: &[bool]) -> PyResult<Bound<'py, PyByteArray>> {
+pub fn mask(
+    py: Python<'_>,
+    pages: impl ExactSizeIterator<Item = bool>,
+) -> PyResult<Bound<'_, PyByteArray>> {
     PyByteArray::new_with(py, pages.len(), |bytes| {
-        for (byte, &page) in bytes.iter_mut().zip(pages) {
+        for (byte, page) in bytes.iter_mut().zip(pages) {
             *byte = u8::from(page);
         }
         Ok(())
     })
 }
 
+/// What a call answers for each page, `BYTES` bytes each. There can be very many: the memory is
+/// not cleared first, and the caller can be interrupted while it is filled.
+pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
+    py: Python<'py>,
+    values: &[T],
+    bytes_of: fn(T) -> [u8; BYTES],
+) -> PyResult<Bound<'py, PyByteArray>> {
+    let array = PyByteArray::new(py, &[]);
+    array.resize(values.len() * BYTES)?;
+    let memory = Bytes::writable(&array)?;
+    run(py, |interrupt| {
+        let mut buffer = [0; PIECE_BYTES];
+        for (piece, number) in values.chunks(PIECE_BYTES / BYTES).zip(0..) {
+            interrupt.check()?;
+            let bytes = &mut buffer[..piece.len() * BYTES];
+            for (to, &value) in bytes.chunks_exact_mut(BYTES).zip(piece) {
+                to.copy_from_slice(&bytes_of(value));
+            }
+            memory.span().part(number * PIECE_BYTES, bytes.len()).copy_from(bytes);
+        }
+        Ok(())
+    })?;
+    Ok(array)
+}
+
 /// int64 values, in the machine's byte order.
-pub fn int64s<'py>(py: Python<'py>, values: &[i64]) -> PyResult<Bound<'py, PyByteArray>> {
-    PyByteArray::new_with(py, size_of_val(values), |bytes| {
+pub fn int64s(
+    py: Python<'_>,
+    values: impl ExactSizeIterator<Item = i64>,
+) -> PyResult<Bound<'_, PyByteArray>> {
+    PyByteArray::new_with(py, values.len() * size_of::<i64>(), |bytes| {
         for (word, value) in bytes.chunks_exact_mut(size_of::<i64>()).zip(values) {
             word.copy_from_slice(&value.to_ne_bytes());
         }

@@ -65,8 +65,7 @@ impl SlotTable {
         let keys = self.keys_of(operation, keys)?;
         let found = self.core.find(operation, &keys).map_err(|error| python(py, &error))?;
         let Some(slots) = found else { return Ok(None) };
-        let slots: Vec<i64> = slots.into_iter().map(number_of_slot).collect();
-        int64s(py, &slots).map(Some)
+        int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
     }
 
     /// Slots for the keys, once there is room.
@@ -87,9 +86,8 @@ impl SlotTable {
     /// The key of each slot, -1 for none.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let keys = self.core.look("keys", fremap_core::slot_table::SlotTable::keys);
-        let keys = keys.map_err(|error| python(py, &error))?;
-        let numbers: Vec<i64> = keys.into_iter().map(|key| key.map_or(-1, number_of_key)).collect();
-        int64s(py, &numbers)
+        let keys = keys.and_then(|keys| keys).map_err(|error| python(py, &error))?;
+        int64s(py, keys.into_iter().map(|key| key.map_or(-1, number_of_key)))
     }
 
     /// The key of each of these slots, -1 for none, and whether it is pinned.
@@ -99,15 +97,11 @@ impl SlotTable {
         slots: &Bound<'py, PyAny>,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
         let slots = numbers(slots)?;
-        let at = |table: &fremap_core::slot_table::SlotTable| {
-            let slot = |&number: &i64| table.at(Slot(u32::try_from(number).ok()?));
-            slots.iter().map(slot).collect::<Option<Vec<_>>>()
-        };
-        let found = self.core.look("slots", at).map_err(|error| python(py, &error))?;
+        let found = self.core.look("slots", |table| table.at(&slots));
+        let found = found.and_then(|found| found).map_err(|error| python(py, &error))?;
         let Some(found) = found else { return Err(wrong_type("numbers of slots")) };
-        let (keys, pinned): (Vec<i64>, Vec<bool>) =
-            found.into_iter().map(|(key, pinned)| (key.map_or(-1, number_of_key), pinned)).unzip();
-        Ok((int64s(py, &keys)?, mask(py, &pinned)?))
+        let keys = found.iter().map(|(key, _)| key.map_or(-1, number_of_key));
+        Ok((int64s(py, keys)?, mask(py, found.iter().map(|&(_, pinned)| pinned))?))
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -133,8 +127,7 @@ impl SlotTable {
 impl Taken {
     /// The slot of each key that was named.
     fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        let slots: Vec<i64> = self.call.taken().slots.iter().copied().map(number_of_slot).collect();
-        int64s(py, &slots)
+        int64s(py, self.call.taken().slots.iter().copied().map(number_of_slot))
     }
 
     /// Keys and slots of what is to be brought, by rising keys.
@@ -142,10 +135,9 @@ impl Taken {
         &self,
         py: Python<'py>,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-        let missing = self.call.taken().missing.iter();
-        let (keys, slots): (Vec<i64>, Vec<i64>) =
-            missing.map(|(key, slot)| (number_of_key(*key), number_of_slot(*slot))).unzip();
-        Ok((int64s(py, &keys)?, int64s(py, &slots)?))
+        let missing = &self.call.taken().missing;
+        let keys = int64s(py, missing.iter().map(|(key, _)| number_of_key(*key)))?;
+        Ok((keys, int64s(py, missing.iter().map(|(_, slot)| number_of_slot(*slot)))?))
     }
 
     /// The first `done` of what was missing are there, and the rest will not be.

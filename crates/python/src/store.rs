@@ -16,7 +16,7 @@ use pyo3::types::{PyByteArray, PyDict};
 
 use crate::call::{run, run_short};
 use crate::raw::{self, Bytes};
-use crate::selection::{mask, selection};
+use crate::selection::{answers, selection};
 
 /// A numbered run of file pages.
 #[pyclass(frozen, module = "fremap._core")]
@@ -171,7 +171,7 @@ impl Store {
     ) -> PyResult<Bound<'py, PyByteArray>> {
         let pages = self.pages("resident", pages)?;
         let resident = run(py, |interrupt| self.core.resident_until(&pages, interrupt))?;
-        mask(py, &resident)
+        answers(py, &resident, |here| [u8::from(here)])
     }
 
     fn prefetch(&self, py: Python<'_>, pages: &Bound<'_, PyAny>) -> PyResult<()> {

@@ -8,6 +8,7 @@ use fremap_core::engine::cached::Tracking;
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
 use fremap_core::fault::FaultMode;
+use fremap_core::room::copied;
 use fremap_core::sys::mm::{self, Sharing};
 use fremap_core::trim::ReadAhead;
 use fremap_core::units::{Prot, Selection};
@@ -23,7 +24,7 @@ use rustix::io::Errno;
 use crate::call::{run, run_short};
 use crate::errors::{self, wrong_type};
 use crate::raw::{self, Bytes};
-use crate::selection::{int64s, mask, numbers, selection};
+use crate::selection::{answers, numbers, selection};
 use crate::store::Store;
 
 /// A window and who still shows its memory.
@@ -356,7 +357,7 @@ impl WindowBase {
         let prot = prot.map(self::prot).transpose()?;
         let options = RemapOptions { prot, nonblock, populate, discard, in_place };
         let present = run(py, |interrupt| window.remap(&file_pages, &at, options, interrupt))?;
-        mask(py, &present)
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _populate<'py>(
@@ -368,7 +369,7 @@ impl WindowBase {
         let window = self.window(py, "populate")?;
         let pages = selection(pages)?;
         let present = run(py, |interrupt| window.populate(&pages, nonblock, interrupt))?;
-        mask(py, &present)
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _evict(&self, py: Python<'_>, pages: &Bound<'_, PyAny>, discard: bool) -> PyResult<()> {
@@ -395,7 +396,7 @@ impl WindowBase {
         let data = data.map(Bytes::readable).transpose()?;
         run(py, |interrupt| {
             // Copied before the window takes a lock: it may lie in the window itself.
-            let data = data.as_ref().map(|data| data.span().to_vec());
+            let data = data.as_ref().map(|data| copied("place", data.span())).transpose()?;
             window.place(&pages, data.as_deref(), interrupt)
         })
     }
@@ -423,7 +424,7 @@ impl WindowBase {
         let window = self.window(py, "mapping")?;
         let pages = selection(pages)?;
         let mapping = run(py, |interrupt| window.mapping(&pages, interrupt))?;
-        int64s(py, &mapping)
+        answers(py, &mapping, i64::to_ne_bytes)
     }
 
     fn _present<'py>(
@@ -434,7 +435,7 @@ impl WindowBase {
         let window = self.window(py, "present")?;
         let pages = selection(pages)?;
         let present = run(py, |interrupt| window.present(&pages, interrupt))?;
-        mask(py, &present)
+        answers(py, &present, |here| [u8::from(here)])
     }
 
     fn _dirty<'py>(
@@ -445,7 +446,7 @@ impl WindowBase {
         let window = self.window(py, "dirty")?;
         let pages = selection(pages)?;
         let dirty = run(py, |interrupt| window.dirty(&pages, interrupt))?;
-        mask(py, &dirty)
+        answers(py, &dirty, |dirty| [u8::from(dirty)])
     }
 
     fn _pinned<'py>(
@@ -456,7 +457,7 @@ impl WindowBase {
         let window = self.window(py, "pinned")?;
         let pages = selection(pages)?;
         let pinned = run(py, |interrupt| window.pinned(&pages, interrupt))?;
-        mask(py, &pinned)
+        answers(py, &pinned, |pinned| [u8::from(pinned)])
     }
 
     fn _protection<'py>(
@@ -467,8 +468,7 @@ impl WindowBase {
         let window = self.window(py, "protection")?;
         let pages = selection(pages)?;
         let protection = run(py, |interrupt| window.protection(&pages, interrupt))?;
-        let bits: Vec<u8> = protection.into_iter().map(bits).collect();
-        Ok(PyByteArray::new(py, &bits))
+        answers(py, &protection, |prot| [bits(prot)])
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
@@ -479,6 +479,11 @@ impl WindowBase {
             dict.set_item(name, value)?;
         }
         Ok(dict)
+    }
+
+    fn _whole_bytes(&self, py: Python<'_>) -> PyResult<Option<u64>> {
+        let window = self.window(py, "budget")?;
+        run_short(py, || Ok(window.whole_bytes()))
     }
 
     fn _lower_budget(&self, py: Python<'_>, by_bytes: u64) -> PyResult<()> {

@@ -5,6 +5,9 @@
 //! thousands is taken for another does no harm: it is protected without having
 //! earned it.
 
+use rustix::io::Errno;
+
+use crate::room::Zeros;
 use crate::units::FilePage;
 
 /// Ghosts of a bucket: half a cache line.
@@ -14,13 +17,13 @@ const BUCKET: usize = 16;
 #[derive(Debug)]
 pub struct Ghosts {
     /// Buckets in a row, each with its newest first; 0 is no ghost.
-    marks: Vec<u16>,
+    marks: Zeros<u16>,
 }
 
 impl Ghosts {
     /// Room for `count` ghosts, rounded up to a bucket.
-    pub fn new(count: usize) -> Self {
-        Self { marks: vec![0; count.div_ceil(BUCKET).max(1) * BUCKET] }
+    pub fn new(count: usize) -> Result<Self, Errno> {
+        Ok(Self { marks: Zeros::new(count.div_ceil(BUCKET).max(1) * BUCKET)? })
     }
 
     /// How many it remembers at most.
@@ -78,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_page_is_remembered_until_it_is_asked_for() {
-        let mut ghosts = Ghosts::new(100);
+        let mut ghosts = Ghosts::new(100).unwrap();
         ghosts.remember(FilePage(7));
         ghosts.remember(FilePage(9));
         assert!(!ghosts.take(FilePage(8)));
@@ -89,7 +92,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten_and_few_are_mistaken() {
-        let mut ghosts = Ghosts::new(4096);
+        let mut ghosts = Ghosts::new(4096).unwrap();
         assert_eq!((ghosts.limit(), ghosts.bytes()), (4096, 8192));
         for page in 0..100_000 {
             ghosts.remember(FilePage(page));

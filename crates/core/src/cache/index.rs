@@ -3,20 +3,23 @@
 //! A hash table with open addressing that keeps slots alone; the numbers are in
 //! the slots. What is removed leaves no trace: those after it move up.
 
+use rustix::io::Errno;
+
 use super::ghosts::{below, mix};
+use crate::room::Zeros;
 
 /// A hash table of slots, never more than two thirds full: each cell
 /// that is looked at is a line of memory of the slots as well.
 #[derive(Debug)]
 pub struct Index {
     /// A slot and one, or 0: memory of zeros costs nothing until it is used.
-    cells: Vec<u32>,
+    cells: Zeros<u32>,
 }
 
 impl Index {
     /// Room for `count` pages.
-    pub fn new(count: usize) -> Self {
-        Self { cells: vec![0; count + count / 2 + 1] }
+    pub fn new(count: usize) -> Result<Self, Errno> {
+        Ok(Self { cells: Zeros::new(count + count / 2 + 1)? })
     }
 
     /// Bytes that it occupies.

@@ -22,6 +22,9 @@
 //! allocated by [`Cache::new`], [`Cache::resize`] and [`Cache::reserve`] alone:
 //! 12 bytes a page of the budget, of which 2 are ghosts.
 
+use rustix::io::Errno;
+
+use crate::room::Zeros;
 use crate::units::{FilePage, WindowPage};
 
 mod ghosts;
@@ -67,7 +70,7 @@ struct Stretch {
 pub struct Cache {
     capacity: usize,
     /// Numbers of window pages.
-    slots: Vec<u32>,
+    slots: Zeros<u32>,
     index: Index,
     probation: Stretch,
     protected: Stretch,
@@ -79,22 +82,24 @@ pub struct Cache {
 impl Cache {
     /// Nothing is in yet, and `capacity_pages` pages are the budget.
     ///
+    /// # Errors
+    /// ENOMEM.
+    ///
     /// # Panics
     /// If the budget is 2^32 pages or more. Window pages have to be below 2^32
     /// as well: the caller checks the size of its window.
-    #[must_use]
-    pub fn new(capacity_pages: u64) -> Self {
+    pub fn new(capacity_pages: u64) -> Result<Self, Errno> {
         let capacity = capacity_pages as usize;
         let slots = slots_for(capacity);
-        Self {
+        Ok(Self {
             capacity,
-            slots: vec![0; slots],
-            index: Index::new(slots),
+            slots: Zeros::new(slots)?,
+            index: Index::new(slots)?,
             probation: Stretch::default(),
             protected: Stretch::default(),
-            ghosts: Ghosts::new(capacity),
+            ghosts: Ghosts::new(capacity)?,
             draws: 0,
-        }
+        })
     }
 
     /// Pages of the budget.
@@ -249,29 +254,37 @@ impl Cache {
     /// A victim stays after all, as it was changed: it is the last on probation.
     pub fn stayed(&mut self, page: WindowPage, file_page: FilePage) {
         self.ghosts.take(file_page);
-        self.reserve(1);
         self.inserted(page, file_page);
     }
 
     /// Makes the budget `capacity_pages` pages. Nothing leaves: [`excess`](Self::excess)
     /// says how many have to. Allocates; the ghosts are forgotten if their number
     /// is off by more than a factor of two (so they may be 4 bytes a page after it).
-    pub fn resize(&mut self, capacity_pages: u64) {
-        self.capacity = capacity_pages as usize;
-        self.rebuild(slots_for(self.capacity.max(self.count())));
-        let limit = self.ghosts.limit();
-        let fits = (self.capacity / 2..=self.capacity * 2).contains(&limit);
-        if !fits {
-            self.ghosts = Ghosts::new(self.capacity);
+    ///
+    /// # Errors
+    /// ENOMEM: nothing has changed.
+    pub fn resize(&mut self, capacity_pages: u64) -> Result<(), Errno> {
+        let capacity = capacity_pages as usize;
+        let fits = (capacity / 2..=capacity * 2).contains(&self.ghosts.limit());
+        let ghosts = (!fits).then(|| Ghosts::new(capacity)).transpose()?;
+        self.rebuild(slots_for(capacity.max(self.count())))?;
+        self.capacity = capacity;
+        if let Some(ghosts) = ghosts {
+            self.ghosts = ghosts;
         }
+        Ok(())
     }
 
     /// Makes room for `coming` more pages, beyond the budget if need be. Allocates.
-    pub fn reserve(&mut self, coming: u64) {
+    ///
+    /// # Errors
+    /// ENOMEM: nothing has changed.
+    pub fn reserve(&mut self, coming: u64) -> Result<(), Errno> {
         let needed = self.count() + coming as usize;
         if needed > self.slots.len() {
-            self.rebuild(slots_for(needed));
+            self.rebuild(slots_for(needed))?;
         }
+        Ok(())
     }
 
     fn count(&self) -> usize {
@@ -406,9 +419,10 @@ impl Cache {
     }
 
     /// Moves all that is in to as many slots.
-    fn rebuild(&mut self, slots: usize) {
-        let ring = std::mem::replace(&mut self.slots, vec![0; slots]);
-        self.index = Index::new(slots);
+    fn rebuild(&mut self, slots: usize) -> Result<(), Errno> {
+        let (new, index) = (Zeros::new(slots)?, Index::new(slots)?);
+        let ring = std::mem::replace(&mut self.slots, new);
+        self.index = index;
         let (probation, protected) = (self.probation, self.protected);
         self.probation = Stretch::default();
         self.protected = Stretch::default();
@@ -417,6 +431,7 @@ impl Cache {
                 self.push(queue, ring[slot % ring.len()]);
             }
         }
+        Ok(())
     }
 }
 

@@ -13,6 +13,10 @@ fn same(page: WindowPage) -> Option<FilePage> {
     Some(FilePage(page.0))
 }
 
+fn new(capacity_pages: u64) -> Cache {
+    Cache::new(capacity_pages).unwrap()
+}
+
 fn insert(cache: &mut Cache, pages: impl IntoIterator<Item = u64>) {
     for number in pages {
         cache.inserted(page(number), FilePage(number));
@@ -59,7 +63,7 @@ fn check(cache: &Cache) {
 
 #[test]
 fn who_was_on_probation_longest_leaves_first() {
-    let mut cache = Cache::new(100);
+    let mut cache = new(100);
     insert(&mut cache, 0..100);
     assert_eq!(victims(&mut cache, 5, same), [0, 1, 2, 3, 4]);
     assert_eq!(cache.len(), 95);
@@ -68,7 +72,7 @@ fn who_was_on_probation_longest_leaves_first() {
 
 #[test]
 fn who_comes_back_while_remembered_is_protected_and_stays() {
-    let mut cache = Cache::new(100);
+    let mut cache = new(100);
     insert(&mut cache, 0..100);
     assert_eq!(victims(&mut cache, 3, same), [0, 1, 2]);
     insert(&mut cache, [1, 200, 201]);
@@ -80,7 +84,7 @@ fn who_comes_back_while_remembered_is_protected_and_stays() {
 
 #[test]
 fn a_ghost_is_a_file_page_wherever_it_is_shown() {
-    let mut cache = Cache::new(20);
+    let mut cache = new(20);
     cache.inserted(page(3), FilePage(77));
     assert_eq!(victims(&mut cache, 1, |_| Some(FilePage(77))), [3]);
     cache.inserted(page(9), FilePage(77));
@@ -90,7 +94,7 @@ fn a_ghost_is_a_file_page_wherever_it_is_shown() {
 
 #[test]
 fn a_page_that_a_call_names_is_protected() {
-    let mut cache = Cache::new(10);
+    let mut cache = new(10);
     insert(&mut cache, 0..10);
     cache.touched(page(0));
     cache.touched(page(0));
@@ -101,7 +105,7 @@ fn a_page_that_a_call_names_is_protected() {
 
 #[test]
 fn removed_pages_are_never_offered_nor_remembered() {
-    let mut cache = Cache::new(10);
+    let mut cache = new(10);
     insert(&mut cache, 0..10);
     assert!(cache.removed(page(4)));
     assert!(!cache.removed(page(4)));
@@ -116,7 +120,7 @@ fn removed_pages_are_never_offered_nor_remembered() {
 
 #[test]
 fn a_page_that_shows_something_else_is_in_once() {
-    let mut cache = Cache::new(10);
+    let mut cache = new(10);
     cache.inserted(page(1), FilePage(5));
     cache.inserted(page(1), FilePage(6));
     assert_eq!(cache.len(), 1);
@@ -126,7 +130,7 @@ fn a_page_that_shows_something_else_is_in_once() {
 
 #[test]
 fn pinned_pages_stay_and_each_other_page_is_offered() {
-    let mut cache = Cache::new(1000);
+    let mut cache = new(1000);
     insert(&mut cache, 0..1000);
     (0..1000).step_by(2).for_each(|number| cache.touched(page(number)));
     let asked = RefCell::new(BTreeMap::new());
@@ -145,7 +149,7 @@ fn pinned_pages_stay_and_each_other_page_is_offered() {
 
 #[test]
 fn few_pinned_pages_cost_few_questions() {
-    let mut cache = Cache::new(10_000);
+    let mut cache = new(10_000);
     insert(&mut cache, 0..10_000);
     let asked = Cell::new(0);
     let free = |page: WindowPage| {
@@ -158,7 +162,7 @@ fn few_pinned_pages_cost_few_questions() {
 
 #[test]
 fn a_scan_leaves_in_order_and_displaces_a_tenth() {
-    let mut cache = Cache::new(1000);
+    let mut cache = new(1000);
     for _ in 0..3 {
         // 1100 pages in turn: they are learnt to be wanted again.
         for number in 0..1100 {
@@ -176,7 +180,7 @@ fn a_scan_leaves_in_order_and_displaces_a_tenth() {
 
 #[test]
 fn a_hot_set_that_changes_is_learnt_anew() {
-    let mut cache = Cache::new(1000);
+    let mut cache = new(1000);
     for first in [0, 5000] {
         for _ in 0..20 {
             for number in first..first + 900 {
@@ -190,7 +194,7 @@ fn a_hot_set_that_changes_is_learnt_anew() {
 
 #[test]
 fn memory_is_bounded_and_grows_only_when_told() {
-    let mut cache = Cache::new(1 << 16);
+    let mut cache = new(1 << 16);
     let bytes = cache.bytes();
     assert!(bytes <= (12 << 16) + 10 * SPARE_PAGES as u64 + 64, "{bytes} bytes");
     let mut out = Vec::with_capacity(64);
@@ -207,29 +211,29 @@ fn memory_is_bounded_and_grows_only_when_told() {
 #[test]
 #[should_panic(expected = "pages leave before others come")]
 fn there_is_an_end_to_what_finds_room() {
-    insert(&mut Cache::new(10), 0..=10 + SPARE_PAGES as u64);
+    insert(&mut new(10), 0..=10 + SPARE_PAGES as u64);
 }
 
 #[test]
 fn another_budget_keeps_what_is_in_and_its_order() {
-    let mut cache = Cache::new(100);
+    let mut cache = new(100);
     insert(&mut cache, 0..100);
     assert_eq!(victims(&mut cache, 30, same).len(), 30);
     insert(&mut cache, 29..40);
-    cache.resize(40);
+    cache.resize(40).unwrap();
     assert_eq!((cache.len(), cache.excess(0)), (71, 31));
     check(&cache);
-    cache.reserve(5000);
+    cache.reserve(5000).unwrap();
     insert(&mut cache, 1000..6000);
     check(&cache);
-    cache.resize(1 << 20);
+    cache.resize(1 << 20).unwrap();
     check(&cache);
     assert!(cache.contains(page(5999)) && cache.contains(page(29)));
 }
 
 #[test]
 fn a_budget_of_nothing_lets_all_leave() {
-    let mut cache = Cache::new(0);
+    let mut cache = new(0);
     insert(&mut cache, 0..3);
     assert_eq!(cache.excess(0), 3);
     assert_eq!(victims(&mut cache, 9, same), [0, 1, 2]);
@@ -246,7 +250,7 @@ fn it_agrees_with_a_model_whatever_is_called() {
             below(mix(draws), limit) as u64
         };
         let capacity = 1 + draw(300);
-        let mut cache = Cache::new(capacity);
+        let mut cache = new(capacity);
         let mut model = BTreeMap::new();
         for step in 0..3000 {
             let number = draw(600);
@@ -258,7 +262,7 @@ fn it_agrees_with_a_model_whatever_is_called() {
                 }
                 5 => assert_eq!(cache.removed(page(number)), model.remove(&number).is_some()),
                 6 => cache.touched(page(number)),
-                7 if step % 50 == 0 => cache.resize(draw(300).max(capacity)),
+                7 if step % 50 == 0 => cache.resize(draw(300).max(capacity)).unwrap(),
                 _ => {
                     let pinned = 1 + draw(5);
                     let count = draw(20) as usize;

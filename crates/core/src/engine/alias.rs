@@ -14,17 +14,19 @@ use rustix::io::Errno;
 use super::call_lock::CallLock;
 use super::mappings;
 mod mapped;
+mod remapping;
 
 use self::mapped::{access, one_file_each, Mapped};
+use self::remapping::Remapping;
 use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, Extent};
+use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
-use crate::sys::pagemap;
+use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
-use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -38,19 +40,15 @@ const MAX_POPULATE_RETRIES: u32 = 16;
 const POPULATE_STEP_BYTES: u64 = 16 << 20;
 /// Extents that are mapped between two questions whether to stop.
 const INTERRUPT_EXTENTS: usize = 1024;
+/// Pages that are evicted between two questions whether to stop.
+const EVICTED_PAGES: usize = 4096;
+/// System pages that the kernel is asked about between two questions whether to stop.
+const PRESENT_PAGES: usize = 1 << 18;
 /// Words that are copied between two questions whether to stop.
 const ENTRIES_STEP: usize = 1 << 20;
 
 /// Smaller windows do not have their read-ahead follow how they are touched.
 const LEAST_ADAPTED_BYTES: usize = 32 << 20;
-
-/// A page as it was before a remap.
-struct Replaced {
-    page: WindowPage,
-    entry: Entry,
-    /// What a placed page held.
-    content: Option<Vec<u8>>,
-}
 
 /// A window that shows the file itself.
 #[derive(Debug)]
@@ -96,10 +94,10 @@ impl Alias {
         let page = store.page_size();
         let AliasOptions { locked, sharing, limit, advice, region } = options;
         let bytes = page.bytes_of(table.page_count()) as usize;
-        let extents = plan::linear_runs(&table).into_iter().filter_map(|window| {
+        let extents = plan::linear_runs(&table)?.into_iter().filter_map(|window| {
             table.get(window.first).shown().file_page().map(|file| Extent { window, file })
         });
-        let extents = one_file_each(&store, extents);
+        let extents = one_file_each(&store, "Window", extents)?;
         mappings::reserve("Window", extents.len() as u64)?;
         let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
         let region = match region {
@@ -121,7 +119,7 @@ impl Alias {
         {
             let table = lock(&mapped.table);
             for extent in extents {
-                mapped.map(&table, extent.window).map_err(fail)?;
+                mapped.map(table.get(extent.window.first), extent.window).map_err(fail)?;
             }
         }
         if locked {
@@ -151,23 +149,17 @@ impl Alias {
         }
     }
 
-    /// Changes the table for `run` and has the kernel follow; the table is as it
-    /// was when that fails.
+    /// Has the kernel change `run`, which is told the new word of its first page, and the table
+    /// follow. The table is locked, so nobody sees it lag; where the kernel refuses it stays.
     fn change(
         table: &mut Table,
         run: Run<WindowPage>,
         entry_of: impl Fn(u64, Entry) -> Entry,
-        follow: impl FnOnce(&Table) -> Result<(), Errno>,
+        kernel: impl FnOnce(Entry) -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        let old: Vec<Entry> = run.pages().map(|page| table.get(page)).collect();
+        kernel(entry_of(0, table.get(run.first)))?;
         for (page, index) in run.pages().zip(0..) {
             table.update(page, |entry| entry_of(index, entry));
-        }
-        if let Err(errno) = follow(table) {
-            for (page, entry) in run.pages().zip(old) {
-                table.set(page, entry);
-            }
-            return Err(errno);
         }
         Ok(())
     }
@@ -177,65 +169,9 @@ impl Alias {
             let shown = Shown::File(extent.file.offset(index));
             Entry::new(shown, prot.unwrap_or(old.prot()))
         };
-        Self::change(table, extent.window, entry_of, |table| self.map(table, extent.window))?;
+        Self::change(table, extent.window, entry_of, |entry| self.map(entry, extent.window))?;
         // Where this fails the extent shows what the table says, and is rolled back.
         self.lock_again(extent.window)
-    }
-
-    /// What a remap is about to replace, with the content of placed pages.
-    fn remember(&self, table: &Table, changes: &Changes) -> Result<Vec<Replaced>, Errno> {
-        let replaced = |(position, page)| {
-            let entry = table.get(page);
-            let same = entry.shown() == Shown::File(changes.pair(position).1);
-            let content = match entry.shown() {
-                Shown::Placed if !same => Some(self.placed_content(page, entry)?),
-                _ => None,
-            };
-            Ok(Replaced { page, entry, content })
-        };
-        changes.window_pages().iter().enumerate().map(replaced).collect()
-    }
-
-    fn placed_content(&self, page: WindowPage, entry: Entry) -> Result<Vec<u8>, Errno> {
-        let (offset, len) = self.bytes(Run { first: page, count: 1 });
-        if access(entry) != Access::None {
-            return Ok(self.region.span(offset, len).to_vec());
-        }
-        self.region.protect(offset, len, Access::Read)?;
-        let content = self.region.span(offset, len).to_vec();
-        let take_access = || self.region.protect(offset, len, Access::None);
-        // It can lack memory for a moment, and there is nothing to undo it with.
-        take_access().or_else(|_| take_access())?;
-        Ok(content)
-    }
-
-    /// Shows what was replaced again, the last change first: that frees mappings.
-    fn roll_back(&self, table: &mut Table, replaced: &[Replaced]) {
-        let (mut failed, mut unlocked) = (0, 0);
-        for Replaced { page, entry, content } in replaced.iter().rev() {
-            if table.get(*page) == *entry {
-                continue;
-            }
-            let one = Run { first: *page, count: 1 };
-            let result = match content {
-                Some(content) => {
-                    table.update(*page, |new| new.with_prot(entry.prot()));
-                    self.put(table, *page, content)
-                }
-                None => Self::change(table, one, |_, _| *entry, |table| self.map(table, one)),
-            };
-            failed += u64::from(result.is_err());
-            unlocked += u64::from(result.is_ok() && self.lock_again(one).is_err());
-        }
-        if unlocked > 0 {
-            stderr_line(format_args!("remap: {unlocked} window pages could not be locked again"));
-        }
-        if failed > 0 {
-            // The table and the kernel agree on the new pages then.
-            stderr_line(format_args!(
-                "remap: {failed} window pages could not be rolled back; `mapping` says which"
-            ));
-        }
     }
 
     fn check_placed(
@@ -334,44 +270,59 @@ impl Alias {
         let mut refused = populate();
         for _ in 0..MAX_POPULATE_RETRIES {
             let (Err(_), Some(file_page)) = (refused, entry.shown().file_page()) else { break };
-            let mut content = vec![0; self.page.bytes()];
-            self.store.read_page(file_page, Span::of(&mut content))?;
+            self.content("populate", file_page)?;
             refused = populate();
         }
         let file_page = entry.shown().file_page();
-        refused.map_err(|errno| self.store.io_error("populate", file_page, errno))
+        refused.map_err(|errno| self.store.unmappable("populate", file_page, errno))
     }
 
     /// Positions of the pages that may be touched and show a file page; if only
     /// what is in the page cache is wanted, those.
-    fn wanted(&self, entries: &[Entry], fill: Fill) -> Result<Vec<usize>> {
-        let mut positions = Vec::new();
-        let mut files = Vec::new();
+    fn wanted(&self, operation: &'static str, entries: &[Entry], fill: Fill) -> Result<Vec<usize>> {
+        if fill == Fill::Nothing {
+            return Ok(Vec::new());
+        }
+        let mut positions = room_for(operation, entries.len())?;
+        let mut files = room_for(operation, entries.len())?;
         for (position, entry) in entries.iter().enumerate() {
             if let (Shown::File(file), false) = (entry.shown(), entry.prot() == Prot::None) {
                 positions.push(position);
                 files.push(file);
             }
         }
-        match fill {
-            Fill::All => {}
-            Fill::Nothing => positions.clear(),
-            Fill::Resident => {
-                let mut resident = self.store.resident(&Pages::List(files))?.into_iter();
-                positions.retain(|_| resident.next().unwrap_or(false));
-            }
+        if fill == Fill::Resident {
+            let mut resident = self.store.resident(&Pages::List(files))?.into_iter();
+            positions.retain(|_| resident.next().unwrap_or(false));
         }
         Ok(positions)
     }
 
     /// Which pages are there once the wanted ones were brought.
-    fn mask(entries: &[Entry], wanted: &[usize]) -> Vec<bool> {
+    fn mask(operation: &'static str, entries: &[Entry], wanted: &[usize]) -> Result<Vec<bool>> {
         let placed = |entry: &Entry| entry.shown() == Shown::Placed && entry.prot() != Prot::None;
-        let mut mask: Vec<bool> = entries.iter().map(placed).collect();
+        let mut mask: Vec<bool> = collected(operation, entries.iter().map(placed))?;
         for &position in wanted {
             mask[position] = true;
         }
-        mask
+        Ok(mask)
+    }
+
+    /// The words of pages.
+    fn entries_of(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<Vec<Entry>> {
+        let mut entries = room_for(operation, pages.len())?;
+        for start in (0..pages.len()).step_by(ENTRIES_STEP) {
+            interrupt.check()?;
+            let table = lock(&self.table);
+            let piece = start..pages.len().min(start + ENTRIES_STEP);
+            entries.extend(piece.map(|position| table.get(pages.at(position))));
+        }
+        Ok(entries)
     }
 
     /// Puts private memory with `content` in place of a window page, in one step.
@@ -390,8 +341,8 @@ impl Alias {
     }
 
     /// The content of a file page.
-    fn content(&self, file_page: FilePage) -> Result<Vec<u8>> {
-        let mut content = vec![0; self.page.bytes()];
+    fn content(&self, operation: &'static str, file_page: FilePage) -> Result<Vec<u8>> {
+        let mut content = collected(operation, std::iter::repeat_n(0, self.page.bytes()))?;
         self.store.read_page(file_page, Span::of(&mut content))?;
         Ok(content)
     }
@@ -419,48 +370,41 @@ impl Engine for Alias {
         let _turn = self.calls.take(interrupt)?;
         let pages = changes.window_pages();
         let fail = |errno| Error::system("remap", errno);
-        let (entries, extents, needed, replaced) = {
-            let table = lock(&self.table);
-            Self::check_placed(&table, "remap", pages, options.discard)?;
-            let extents = plan::extents(&table, changes, options.prot);
-            let extents = one_file_each(&self.store, extents);
-            let windows = extents.iter().map(|extent| extent.window);
-            let needed = plan::mappings_added(&table, windows);
-            mappings::reserve("remap", needed)?;
-            let entry = |position| {
-                let (page, file) = changes.pair(position);
-                let prot = options.prot.unwrap_or(table.get(page).prot());
-                Entry::new(Shown::File(file), prot)
-            };
-            let entries: Vec<Entry> = (0..changes.len()).map(entry).collect();
-            (entries, extents, needed, self.remember(&table, changes).map_err(fail)?)
-        };
+        Self::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
+        let plan = self.plan(changes, options, interrupt)?;
+        let Remapping { entries, extents, mut replaced } = plan;
+        let windows = extents.iter().map(|extent| extent.window);
+        let needed = plan::mappings_added(&lock(&self.table), windows);
+        mappings::reserve("remap", needed)?;
         // What the kernel may refuse to tell is asked before anything changes.
-        let wanted = self.wanted(&entries, options.fill)?;
+        let wanted = self.wanted("remap", &entries, options.fill)?;
+        let mask = Self::mask("remap", &entries, &wanted)?;
         for batch in extents.chunks(INTERRUPT_EXTENTS) {
-            // Not with the table locked: a signal handler may ask for it.
-            let stop = interrupt.check();
+            // Not with the table locked. What was changed stays so: to take it back can take as
+            // long as to go on.
+            interrupt.check()?;
             let mut table = lock(&self.table);
-            let shown = stop.and_then(|()| {
-                batch.iter().try_for_each(|extent| {
-                    self.show(&mut table, *extent, options.prot).map_err(|errno| match errno {
-                        Errno::NOMEM => mappings::refused("remap", needed),
-                        errno => fail(errno),
-                    })
+            let shown = batch.iter().try_for_each(|extent| {
+                self.show(&mut table, *extent, options.prot).map_err(|errno| match errno {
+                    Errno::NOMEM => mappings::refused("remap", needed),
+                    errno => fail(errno),
                 })
             });
             if let Err(error) = shown {
-                self.roll_back(&mut table, &replaced);
+                self.roll_back(&mut table, &mut replaced);
                 return Err(error);
             }
         }
-        let brought = self.bring(pages, &entries, &wanted, interrupt);
-        brought.map_err(|(count, error)| {
-            let done = wanted[count];
-            self.roll_back(&mut lock(&self.table), &replaced[done..]);
-            error.with_completed(done)
-        })?;
-        Ok(Self::mask(&entries, &wanted))
+        match self.bring(pages, &entries, &wanted, interrupt) {
+            Ok(()) => Ok(mask),
+            // The pages are shown, and those that are absent come when they are touched.
+            Err((_, error @ Error::Interrupted { .. })) => Err(error),
+            Err((count, error)) => {
+                let done = wanted[count];
+                self.roll_back(&mut lock(&self.table), &mut replaced[done..]);
+                Err(error.with_completed(done))
+            }
+        }
     }
 
     fn populate(
@@ -470,14 +414,12 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
         let _turn = self.calls.take(interrupt)?;
-        let entries: Vec<Entry> = {
-            let table = lock(&self.table);
-            pages.iter().map(|page| table.get(page)).collect()
-        };
-        let wanted = self.wanted(&entries, fill)?;
+        let entries = self.entries_of("populate", pages, interrupt)?;
+        let wanted = self.wanted("populate", &entries, fill)?;
+        let mask = Self::mask("populate", &entries, &wanted)?;
         self.bring(pages, &entries, &wanted, interrupt)
             .map_err(|(count, error)| error.with_completed(wanted[count]))?;
-        Ok(Self::mask(&entries, &wanted))
+        Ok(mask)
     }
 
     fn evict(
@@ -487,32 +429,34 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
-        let mut table = lock(&self.table);
-        Self::check_placed(&table, "evict", pages, discard)?;
+        Self::check_placed(&lock(&self.table), "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
-        let (mut placed, mut dropped) = (Vec::new(), Vec::new());
-        for page in plan::distinct("evict", pages)?.iter() {
-            match table.get(page).shown() {
-                Shown::Placed => placed.push(page),
-                Shown::File(_) => dropped.push(page),
-                Shown::Nothing => {}
+        let pages = plan::distinct("evict", pages)?;
+        for start in (0..pages.len()).step_by(EVICTED_PAGES) {
+            interrupt.check()?;
+            let mut table = lock(&self.table);
+            let piece = start..pages.len().min(start + EVICTED_PAGES);
+            let shown = |table: &Table, position| table.get(pages.at(position)).shown();
+            for position in piece.clone() {
+                if shown(&table, position) != Shown::Placed {
+                    continue;
+                }
+                let run = Run { first: pages.at(position), count: 1 };
+                let entry_of = |_, old: Entry| Entry::new(Shown::Nothing, old.prot());
+                Self::change(&mut table, run, entry_of, |entry| self.map(entry, run))
+                    .map_err(fail)?;
             }
-        }
-        for page in placed {
-            let run = Run { first: page, count: 1 };
-            let entry = Entry::new(Shown::Nothing, table.get(page).prot());
-            Self::change(&mut table, run, |_, _| entry, |table| self.map(table, run))
-                .map_err(fail)?;
-        }
-        for run in plan::runs(dropped) {
-            let (offset, len) = self.bytes(run);
-            let dropped = match self.region.drop_pages(offset, len, false) {
-                // Under mlockall(MCL_FUTURE) what is mapped is locked unasked.
-                Err(Errno::INVAL) => self.region.drop_pages(offset, len, true),
-                answer => answer,
-            };
-            dropped.map_err(fail)?;
-            Counters::add(&self.counters.pages_evicted, run.count);
+            let of_file = piece.filter(|&at| shown(&table, at).file_page().is_some());
+            for run in plan::runs(of_file.map(|position| pages.at(position))) {
+                let (offset, len) = self.bytes(run);
+                let dropped = match self.region.drop_pages(offset, len, false) {
+                    // Under mlockall(MCL_FUTURE) what is mapped is locked unasked.
+                    Err(Errno::INVAL) => self.region.drop_pages(offset, len, true),
+                    answer => answer,
+                };
+                dropped.map_err(fail)?;
+                Counters::add(&self.counters.pages_evicted, run.count);
+            }
         }
         Ok(())
     }
@@ -524,16 +468,19 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
-        let mut table = lock(&self.table);
         let pages = plan::distinct("protect", pages)?;
-        let changed = pages.iter().filter(|page| table.get(*page).prot() != prot);
-        let (shown, nothing): (Vec<_>, Vec<_>) =
-            changed.partition(|page| table.get(*page).shown() != Shown::Nothing);
-        let runs = plan::runs(shown);
+        let mut table = lock(&self.table);
+        let differs = |table: &Table, page| table.get(page).prot() != prot;
+        let shows_some = |table: &Table, page| table.get(page).shown() != Shown::Nothing;
+        let changed = |page: &WindowPage| differs(&table, *page) && shows_some(&table, *page);
+        let runs: Vec<Run<WindowPage>> =
+            collected("protect", plan::runs(pages.iter().filter(changed)))?;
         mappings::reserve("protect", plan::mappings_added(&table, runs.iter().copied()))?;
-        for page in nothing {
+        for page in pages.iter() {
             // What shows nothing has no access; its protection counts from the next remap.
-            table.update(page, |entry| entry.with_prot(prot));
+            if !shows_some(&table, page) {
+                table.update(page, |entry| entry.with_prot(prot));
+            }
         }
         drop(table);
         for batch in runs.chunks(INTERRUPT_EXTENTS) {
@@ -542,19 +489,17 @@ impl Engine for Alias {
             for &run in batch {
                 let (offset, len) = self.bytes(run);
                 let access = access(Entry::new(Shown::Placed, prot));
-                let follow = |_: &Table| self.region.protect(offset, len, access);
-                Self::change(&mut table, run, |_, entry| entry.with_prot(prot), follow)
+                let kernel = |_| self.region.protect(offset, len, access);
+                Self::change(&mut table, run, |_, entry| entry.with_prot(prot), kernel)
                     .map_err(|errno| Error::system("protect", errno))?;
             }
         }
         if self.locked && prot != Prot::None {
             // Locked pages are present; without access they could not become so.
-            let pages = Pages::List(runs.into_iter().flat_map(Run::pages).collect());
-            let entries: Vec<Entry> = {
-                let table = lock(&self.table);
-                pages.iter().map(|page| table.get(page)).collect()
-            };
-            let wanted = self.wanted(&entries, Fill::All)?;
+            let pages = collected("protect", runs.into_iter().flat_map(Run::pages))?;
+            let pages = Pages::List(pages);
+            let entries = self.entries_of("protect", &pages, interrupt)?;
+            let wanted = self.wanted("protect", &entries, Fill::All)?;
             self.bring(&pages, &entries, &wanted, interrupt).map_err(|(_, error)| error)?;
         }
         Ok(())
@@ -575,9 +520,7 @@ impl Engine for Alias {
                 page.0
             )));
         }
-        let runs = plan::runs(pages.iter());
-        let ends = runs.into_iter().flat_map(Run::pages);
-        let alone = ends.map(|page| Run { first: page, count: 1 });
+        let alone = pages.iter().map(|page| Run { first: page, count: 1 });
         mappings::reserve("place", plan::mappings_added(&table, alone))?;
         drop(table);
         for (position, page) in pages.iter().enumerate() {
@@ -587,7 +530,7 @@ impl Engine for Alias {
             let content = match (data, table.get(page).shown()) {
                 (Some(data), _) => placed_bytes(data, position, self.page.bytes()),
                 (None, Shown::File(file_page)) => {
-                    own = self.content(file_page)?;
+                    own = self.content("place", file_page)?;
                     &own
                 }
                 // What is placed is its own already.
@@ -640,25 +583,35 @@ impl Engine for Alias {
 
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
         let mut present = room_for("present", pages.len())?;
-        let system_pages = self.page.bytes() / system_page_bytes();
         let fail = |errno| Error::system("present", errno);
-        let pagemap = pagemap::PageMap::open().map_err(fail)?;
-        let mut look = |run: Run<WindowPage>| {
+        let pagemap = PageMap::open().map_err(fail)?;
+        let system_pages = self.page.bytes() / system_page_bytes();
+        let step = (PRESENT_PAGES / system_pages).max(1);
+        let mut here = room_for("present", step.min(pages.len()) * system_pages)?;
+        let look = |run: Run<WindowPage>| {
             interrupt.check()?;
             let table = lock(&self.table);
             let (offset, len) = self.bytes(run);
-            let here = pagemap.present(&self.region, offset, len).map_err(fail)?;
+            here.clear();
+            pagemap.add_present(self.region.span(offset, len), &mut here).map_err(fail)?;
             let whole_pages = here.chunks(system_pages).map(|pages| pages.iter().all(|&here| here));
             let accessible = run.pages().map(|page| access(table.get(page)) != Access::None);
             present.extend(whole_pages.zip(accessible).map(|(here, allowed)| here && allowed));
             Ok(())
         };
         match pages {
-            Pages::Range(range) if range.is_empty() => {}
             Pages::Range(range) => {
-                look(Run { first: WindowPage(range.start), count: range.end - range.start })?;
+                let mut pieces = range.clone().step_by(step).map(|first| Run {
+                    first: WindowPage(first),
+                    count: (step as u64).min(range.end - first),
+                });
+                pieces.try_for_each(look)?;
             }
-            Pages::List(list) => plan::runs(list.iter().copied()).into_iter().try_for_each(look)?,
+            Pages::List(list) => {
+                let mut pieces =
+                    list.chunks(step).flat_map(|list| plan::runs(list.iter().copied()));
+                pieces.try_for_each(look)?;
+            }
         }
         Ok(present)
     }

@@ -150,5 +150,5 @@ pub fn open(
     check_page_tables(bytes as u64)?;
     let frames = EagerFrames::new(bytes, page.bytes(), locked, writable)
         .map_err(|errno| Error::system_with_hint("Window", errno, memory_hint(locked)))?;
-    Ok(Cached::new(store, frames, table, None, FaultMode::Thread, calibration))
+    Cached::new(store, frames, table, None, FaultMode::Thread, calibration)
 }

@@ -90,6 +90,11 @@ pub trait Engine: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Bytes that it would take with all of its pages, where the budget is less.
+    fn whole_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Changes what window pages show.
     ///
     /// # Errors

@@ -446,15 +446,22 @@ pub fn open(
     };
     let division = budget.as_ref().and_then(|(_, division)| *division);
     if fault == FaultMode::Signal {
-        signal::check(&table, page, division.is_some())?;
+        signal::check(division.is_some())?;
     }
     let cluster =
         division.map_or_else(|| cluster_pages(page, page_count), |division| division.cluster_pages);
     let bytes = page.bytes_of(table.page_count()) as usize;
     let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
+    let not_served = |errno| match errno {
+        Errno::AGAIN => {
+            let instead = "use engine=\"alias\" or \"eager\", which need none";
+            Error::NoThread { operation: "Window", instead, errno }
+        }
+        errno => fail(errno),
+    };
     let evicts = division.is_some();
     let frames = PagedFrames::new(bytes, page, locked, tracking, fault, evicts).map_err(fail)?;
-    let cached = Cached::new(store, frames, table, budget, fault, calibration);
+    let cached = Cached::new(store, frames, table, budget, fault, calibration)?;
     let shared = cached.shared();
     let responder = Responder::new(Arc::clone(shared), fault, cluster).map_err(fail)?;
     let resolving = shared.frames.region.resolved_by(Arc::new(responder));
@@ -462,8 +469,9 @@ pub fn open(
         FaultMode::Signal => None,
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
-            let server = server.map_err(fail)?;
-            Some(Box::new(ServedWindow::start(&SERVICE, Arc::new(server)).map_err(fail)?))
+            let server = server.map_err(not_served)?;
+            let served = ServedWindow::start(&SERVICE, Arc::new(server));
+            Some(Box::new(served.map_err(not_served)?))
         }
     };
     Ok(cached.served_by(serving, resolving))

@@ -7,6 +7,7 @@ use super::maps::{chunks_of, Found, Maps};
 use super::Rows;
 use crate::error::Result;
 use crate::io::{Pace, Segment};
+use crate::room;
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
 use crate::sys::copy::{Recovery, RowCopies};
 use crate::sys::mm::system_page_bytes;
@@ -38,7 +39,7 @@ impl Rows {
             // Mapped at once, if that are enough.
             self.files.note_reads(0, ids.len());
         }
-        let maps = Maps::of(self, ids.len());
+        let maps = Maps::of(self, ids.len())?;
         let mut copier = Copier::new(self, &maps, into, rest);
         copier.all(ids, pace)?;
         let Copier { touched, recovery, .. } = copier;
@@ -139,7 +140,7 @@ impl<'c, 'r> Copier<'c, 'r> {
             let end = count.min(self.begin + self.limit.min(most_rows));
             position = self.add_ready(position..end, ids);
             if position < end {
-                self.add(position, ids);
+                self.add(position, ids)?;
                 position += 1;
             }
             if position >= end {
@@ -208,24 +209,25 @@ impl<'c, 'r> Copier<'c, 'r> {
     }
 
     /// Adds any row to the copies, or to the rest.
-    fn add(&mut self, position: usize, ids: &[Row]) {
+    fn add(&mut self, position: usize, ids: &[Row]) -> Result<()> {
         let wanted = self.rows.row_at(ids[position].0, position);
         if wanted.file != self.current.number {
             self.turn_to(wanted.file);
         }
         if let Some(from) = self.source_of(&wanted) {
             self.copies.push(from);
-            return;
+            return Ok(());
         }
         if self.rows.row_bytes > MOST_FILLER_BYTES {
             self.flush(ids);
         }
-        self.rest.push(wanted);
+        room::push("take", self.rest, wanted)?;
         if self.copies.is_empty() {
             self.begin = position + 1;
         } else {
             self.copies.push_last_again();
         }
+        Ok(())
     }
 
     /// Where a row is mapped, if all of it is, and is in the page cache as far as is known.

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use super::blocks::MAX_ALIGN;
 use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
+use crate::room::room_for;
 use crate::store::last_change::{LastChange, Unchanged};
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
 use crate::store::Store;
@@ -96,7 +97,7 @@ enum Key {
 pub(super) fn shards_of(places: Vec<ShardPlace>, row_bytes: usize, direct: bool) -> Result<Files> {
     let mut numbers: HashMap<Key, u32> = HashMap::with_capacity(places.len());
     let mut sources: Vec<Arc<Source>> = Vec::new();
-    let mut shards: Vec<Shard> = Vec::with_capacity(places.len());
+    let mut shards: Vec<Shard> = room_for("rows", places.len())?;
     for ShardPlace { file, data_offset, row_count } in places {
         let key = match &file {
             ShardFile::Path { path, identity, .. } => Key::Path(path.clone(), *identity),

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{count, Rows};
+use crate::error::Result;
+use crate::room::collected;
 use crate::store::last_change::Unchanged;
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES, POPULATE_READS};
 use crate::sys::mm::system_page_bytes;
@@ -29,10 +31,14 @@ pub(super) struct Maps {
 
 impl Maps {
     /// For a take of so many rows.
-    pub(super) fn of(rows: &Rows, row_count: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory).
+    pub(super) fn of(rows: &Rows, row_count: usize) -> Result<Self> {
         let files = row_count.min(rows.files.len());
         let places = (2 * files).next_power_of_two();
-        Self { places: std::iter::repeat_with(OnceCell::new).take(places).collect() }
+        let places = std::iter::repeat_with(OnceCell::new).take(places);
+        Ok(Self { places: collected("take", places)? })
     }
 
     /// The map of a shard's file, if it has one and may be copied from.

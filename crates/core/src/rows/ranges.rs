@@ -7,6 +7,7 @@ use super::maps::{chunks_of, Found, Maps};
 use super::{Rows, PIECE_ROWS};
 use crate::error::Result;
 use crate::io::{Pace, Segment};
+use crate::room::{collected, push};
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
 use crate::sys::copy::Recovery;
 use crate::sys::mm::system_page_bytes;
@@ -56,7 +57,8 @@ impl Rows {
                 let most = ((PIECE_BYTES - bytes) / self.row_bytes).max(1) as u64;
                 let stop = self.files.shard(number).rows().end.min(end).min(row + most);
                 let len = (stop - row) as usize * self.row_bytes;
-                stretches.push(Stretch { shard: number, offset, len, place: done });
+                let stretch = Stretch { shard: number, offset, len, place: done };
+                push("take", &mut stretches, stretch)?;
                 (row, done, bytes) = (stop, done + len, bytes + len);
                 if bytes >= PIECE_BYTES || stretches.len() == PIECE_ROWS {
                     self.take_piece(&stretches, bytes, into, &mut wanted, pace)?;
@@ -97,7 +99,7 @@ impl Rows {
             let (shard, offset) = self.locate(row.0);
             Stretch { shard, offset, len: self.row_bytes, place: position * self.row_bytes }
         };
-        let stretches: Vec<Stretch> = ids.iter().enumerate().map(stretch).collect();
+        let stretches: Vec<Stretch> = collected("take", ids.iter().enumerate().map(stretch))?;
         self.take_stretches(&stretches, into, wanted, pace)
     }
 
@@ -110,15 +112,15 @@ impl Rows {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let want = |wanted: &mut Vec<Segment>, s: &Stretch| {
-            self.want(wanted, s.shard, s.offset, s.len, s.place);
+            self.want(wanted, s.shard, s.offset, s.len, s.place)
         };
         if self.direct {
             for stretch in stretches {
-                want(wanted, stretch);
+                want(wanted, stretch)?;
             }
             return Ok(());
         }
-        let maps = Maps::of(self, stretches.len());
+        let maps = Maps::of(self, stretches.len())?;
         let mut copier = Copier::new(self, into, wanted);
         let bytes: usize = stretches.iter().map(|stretch| stretch.len).sum();
         if bytes > FIRST_STEP_BYTES {
@@ -135,7 +137,7 @@ impl Rows {
             let is_of = |shard| changed.contains(&self.files.shard(shard).file_number());
             wanted.retain(|part| !is_of(part.file));
             for stretch in stretches.iter().filter(|stretch| is_of(stretch.shard)) {
-                want(wanted, stretch);
+                want(wanted, stretch)?;
             }
         }
         Ok(())
@@ -188,8 +190,7 @@ impl<'c, 'r> Copier<'c, 'r> {
         }
         let Some(found) = found.filter(|_| self.recovery.is_some()) else {
             self.rows.files.note_reads(shard, (len / system_page_bytes()).max(1));
-            self.rows.want(self.wanted, shard, offset, len, place);
-            return Ok(());
+            return self.rows.want(self.wanted, shard, offset, len, place);
         };
         let bytes = offset..offset + len as u64;
         for chunk in chunks_of(&bytes) {
@@ -212,7 +213,7 @@ impl<'c, 'r> Copier<'c, 'r> {
             let left = (end - at) as usize;
             if left > 0 {
                 // What was lost is read, which says why.
-                self.rows.want(self.wanted, shard, at, left, place + (at - offset) as usize);
+                self.rows.want(self.wanted, shard, at, left, place + (at - offset) as usize)?;
             }
         }
         Ok(())

@@ -213,7 +213,11 @@ impl Service {
                 Err(_) if queue.threads > 0 => {}
                 Err(errno) => {
                     queue.waiting.pop_back();
-                    return Err(Error::NoThread { operation: "submit", errno });
+                    return Err(Error::NoThread {
+                        operation: "submit",
+                        instead: "use take",
+                        errno,
+                    });
                 }
             }
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 pub use slots::{Arrival, SlotCounters, SlotTable, Taken};
 
 use crate::error::{Error, Interrupt, Result};
+use crate::room::room_for;
 use crate::units;
 
 /// How long a wait may keep the caller's interrupt waiting.
@@ -89,14 +90,18 @@ impl SharedSlotTable {
     /// Numbers as keys; negative ones count from the end.
     ///
     /// # Errors
-    /// [`Error::PageRange`] naming the first that is outside.
+    /// [`Error::PageRange`] naming the first that is outside; [`Error::Memory`].
     pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
         let limit = self.extent_count;
         let key = |&number: &i64| {
             let key = units::resolve_index(number, limit).map(Key);
             key.ok_or_else(|| units::outside(operation, "key", number, limit))
         };
-        numbers.iter().map(key).collect()
+        let mut keys = room_for(operation, numbers.len())?;
+        for number in numbers {
+            keys.push(key(number)?);
+        }
+        Ok(keys)
     }
 
     fn open(&self, operation: &'static str) -> Result<MutexGuard<'_, (SlotTable, bool)>> {
@@ -134,7 +139,7 @@ impl SharedSlotTable {
     /// # Errors
     /// [`Error::Closed`], [`Error::Fork`].
     pub fn find(&self, operation: &'static str, keys: &[Key]) -> Result<Option<Vec<Slot>>> {
-        Ok(self.open(operation)?.0.find(keys))
+        self.open(operation)?.0.find(operation, keys)
     }
 
     /// Takes a slot for each key, once other calls have left enough of them.

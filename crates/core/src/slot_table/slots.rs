@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::{Key, Slot};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::room::room_for;
+use crate::room::{collected, no_room, room_for};
 use crate::units::{FilePage, WindowPage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,9 @@ impl State {
         }
     }
 }
+
+/// The key of the extent that a slot shows, and whether it is pinned.
+pub type Occupant = (Option<Key>, bool);
 
 /// What a table did so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,16 +109,17 @@ impl SlotTable {
         let mut slots = room_for("Slots", count)?;
         // Taken from the end: slot 0 first.
         let mut empty = room_for("Slots", count)?;
-        // The cache makes its own below, and cannot say that there is no room.
-        drop(room_for::<[u64; 4]>("Slots", count)?);
+        let mut slot_of = HashMap::new();
+        slot_of.try_reserve(count).map_err(|_| no_room::<(Key, Slot)>("Slots", count))?;
         slots.resize(count, State { content: Content::Empty, users: 0, pins: 0 });
         empty.extend((0..slot_count).rev().map(Slot));
         Ok(Self {
             slots,
-            slot_of: HashMap::new(),
+            slot_of,
             empty,
             pinned: 0,
-            cache: Cache::new(slot_count.into()),
+            cache: Cache::new(slot_count.into())
+                .map_err(|_| no_room::<[u32; 4]>("Slots", count))?,
             counters: SlotCounters::default(),
         })
     }
@@ -133,30 +137,47 @@ impl SlotTable {
     }
 
     /// The key of the extent that each slot shows.
-    #[must_use]
-    pub fn keys(&self) -> Vec<Option<Key>> {
-        self.slots.iter().map(|state| state.key()).collect()
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn keys(&self) -> Result<Vec<Option<Key>>> {
+        collected("keys", self.slots.iter().map(|state| state.key()))
     }
 
-    /// The key of the extent that a slot shows, and whether it is pinned; None for a slot that
-    /// is not there.
-    #[must_use]
-    pub fn at(&self, slot: Slot) -> Option<(Option<Key>, bool)> {
-        self.slots.get(slot.0 as usize).map(|state| (state.key(), state.pins > 0))
+    /// The key of the extent that each slot shows, and whether it is pinned; None where one is
+    /// not there.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn at(&self, numbers: &[i64]) -> Result<Option<Vec<Occupant>>> {
+        let mut found = room_for("slots", numbers.len())?;
+        for &number in numbers {
+            let state = usize::try_from(number).ok().and_then(|slot| self.slots.get(slot));
+            let Some(state) = state else { return Ok(None) };
+            found.push((state.key(), state.pins > 0));
+        }
+        Ok(Some(found))
     }
 
     /// The slots of these keys if all of them are there. They may leave at any time.
-    pub fn find(&mut self, keys: &[Key]) -> Option<Vec<Slot>> {
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn find(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Vec<Slot>>> {
         let here = |key: &Key| {
             let slot = *self.slot_of.get(key)?;
             (self.state(slot).content == Content::Here(*key)).then_some(slot)
         };
-        let slots = keys.iter().map(here).collect::<Option<Vec<Slot>>>()?;
+        let mut slots = room_for(operation, keys.len())?;
+        slots.extend(keys.iter().map_while(here));
+        if slots.len() < keys.len() {
+            return Ok(None);
+        }
         for &slot in &slots {
             self.cache.touched(page(slot));
         }
         self.counters.hits += keys.len() as u64;
-        Some(slots)
+        Ok(Some(slots))
     }
 
     /// Takes a slot for each key, at once for all of them: none leaves before
@@ -164,24 +185,30 @@ impl SlotTable {
     /// changed then.
     ///
     /// # Errors
-    /// [`Error::Slots`] if there is no room even when they have.
+    /// [`Error::Slots`] if there is no room even when they have; [`Error::Memory`].
     pub fn reserve(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Taken>> {
-        let mut rising = keys.to_vec();
+        let mut rising = collected(operation, keys.iter().copied())?;
         rising.sort_unstable();
         rising.dedup();
-        let own: Vec<Slot> =
-            rising.iter().filter_map(|key| self.slot_of.get(key).copied()).collect();
+        let own = rising.iter().filter_map(|key| self.slot_of.get(key).copied());
+        let own: Vec<Slot> = collected(operation, own)?;
         self.check_room(operation, rising.len(), &own)?;
+        let wanted = rising.len() - own.len();
+        let mut slots = room_for(operation, keys.len())?;
+        let mut distinct = room_for(operation, rising.len())?;
+        let mut missing = room_for(operation, wanted)?;
+        let (mut spare, victims) = (room_for(operation, wanted)?, room_for(operation, wanted)?);
+        let room = self.slot_of.try_reserve(wanted);
+        room.map_err(|_| no_room::<(Key, Slot)>(operation, wanted))?;
         self.name(&own);
-        let Some(mut spare) = self.spare(rising.len() - own.len()) else {
+        if !self.spare(wanted, &mut spare, victims) {
             self.unname(&own);
             return Ok(None);
-        };
+        }
         for &slot in &own {
             self.cache.touched(page(slot));
         }
         self.name(&spare);
-        let (mut distinct, mut missing) = (Vec::with_capacity(rising.len()), Vec::new());
         for key in rising {
             let slot = if let Some(&slot) = self.slot_of.get(&key) {
                 slot
@@ -196,7 +223,7 @@ impl SlotTable {
         }
         self.counters.misses += missing.len() as u64;
         self.counters.hits += (keys.len() - missing.len()) as u64;
-        let slots = keys.iter().filter_map(|key| self.slot_of.get(key).copied()).collect();
+        slots.extend(keys.iter().filter_map(|key| self.slot_of.get(key).copied()));
         Ok(Some(Taken { slots, distinct, missing }))
     }
 
@@ -205,10 +232,10 @@ impl SlotTable {
     /// None if a call names one of them; nothing has changed then.
     ///
     /// # Errors
-    /// [`Error::Argument`] if one of them is pinned.
+    /// [`Error::Argument`] if one of them is pinned; [`Error::Memory`].
     pub fn evict(&mut self, operation: &'static str, keys: &[Key]) -> Result<Option<Taken>> {
-        let mut distinct: Vec<(Key, Slot)> =
-            keys.iter().filter_map(|key| Some((*key, *self.slot_of.get(key)?))).collect();
+        let here = keys.iter().filter_map(|key| Some((*key, *self.slot_of.get(key)?)));
+        let mut distinct: Vec<(Key, Slot)> = collected(operation, here)?;
         distinct.sort_unstable();
         distinct.dedup();
         if let Some((key, _)) = distinct.iter().find(|(_, slot)| self.state(*slot).pins > 0) {
@@ -220,6 +247,7 @@ impl SlotTable {
         if distinct.iter().any(|&(_, slot)| !self.state(slot).may_leave()) {
             return Ok(None);
         }
+        let slots = collected(operation, distinct.iter().map(|&(_, slot)| slot))?;
         for &(key, slot) in &distinct {
             self.slot_of.remove(&key);
             self.cache.removed(page(slot));
@@ -227,7 +255,6 @@ impl SlotTable {
             self.empty.push(slot);
         }
         self.counters.evictions += distinct.len() as u64;
-        let slots = distinct.iter().map(|&(_, slot)| slot).collect();
         Ok(Some(Taken { slots, distinct, missing: Vec::new() }))
     }
 
@@ -318,17 +345,17 @@ impl SlotTable {
         Err(Error::Slots { operation, wanted, slots: self.slots.len(), pinned })
     }
 
-    /// So many slots that are empty now, made so if need be; none if others have to
-    /// finish first.
-    fn spare(&mut self, count: usize) -> Option<Vec<Slot>> {
+    /// Finds so many slots that are empty now, made so if need be; false if others have to
+    /// finish first. `spare` and `victims` are empty, with room for as many.
+    fn spare(&mut self, count: usize, spare: &mut Vec<Slot>, mut victims: Vec<WindowPage>) -> bool {
         let free = |slot: &&Slot| self.state(**slot).may_leave();
         let more = count - self.empty.iter().rev().filter(free).take(count).count();
         let leaving =
             |state: &&State| matches!(state.content, Content::Here(_)) && state.may_leave();
         if more > 0 && self.slots.iter().filter(leaving).take(more).count() < more {
-            return None;
+            return false;
         }
-        let mut spare = self.take_empty(count - more);
+        self.take_empty(count - more, spare);
         let slots = &self.slots;
         let shows = |page: WindowPage| match slots[page.0 as usize] {
             state @ State { content: Content::Here(key), .. } if state.may_leave() => {
@@ -336,7 +363,6 @@ impl SlotTable {
             }
             _ => None,
         };
-        let mut victims = Vec::with_capacity(more);
         self.cache.victims(more, shows, &mut victims);
         self.counters.evictions += victims.len() as u64;
         for victim in victims {
@@ -349,18 +375,17 @@ impl SlotTable {
         }
         // They are popped: empty slots first, in their order.
         spare.reverse();
-        Some(spare)
+        true
     }
 
     /// Takes out empty slots that nobody names, of which there are so many.
-    fn take_empty(&mut self, count: usize) -> Vec<Slot> {
-        let (mut taken, mut named) = (Vec::with_capacity(count), Vec::new());
+    fn take_empty(&mut self, count: usize, taken: &mut Vec<Slot>) {
+        let mut named = Vec::new();
         while taken.len() < count {
             let Some(slot) = self.empty.pop() else { break };
-            let to = if self.state(slot).may_leave() { &mut taken } else { &mut named };
+            let to = if self.state(slot).may_leave() { &mut *taken } else { &mut named };
             to.push(slot);
         }
         self.empty.extend(named.into_iter().rev());
-        taken
     }
 }

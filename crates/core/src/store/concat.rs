@@ -109,7 +109,7 @@ fn check_writable_once(parts: &[Part]) -> Result<()> {
                 file_page: None,
                 errno,
                 completed: 0,
-                hint: "",
+                hint: "".into(),
             })?;
         let Some(other) = seen.insert(identity, index) else { continue };
         if part.file.writable || parts[other].file.writable {

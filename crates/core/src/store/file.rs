@@ -19,7 +19,7 @@ fn open_error(path: Option<&Path>, errno: Errno) -> Error {
         file_page: None,
         errno,
         completed: 0,
-        hint: "",
+        hint: "".into(),
     }
 }
 

@@ -26,7 +26,7 @@ fn memory_error(operation: &'static str, name: Option<&str>, errno: Errno) -> Er
         file_page: None,
         errno,
         completed: 0,
-        hint: "",
+        hint: "".into(),
     }
 }
 

@@ -21,6 +21,7 @@ mod resident;
 pub(crate) mod source;
 mod write;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -356,41 +357,57 @@ impl Store {
         })
     }
 
-    /// The same for pages that follow one another, by one system call for each file.
-    /// Allocates nothing at all, so that a signal handler may call it.
+    /// The same for pages that follow one another, by one system call for each file, and
+    /// again where a file has changed meanwhile: one that was cut and made as long again would
+    /// have brought zeros, which a window would keep. Allocates nothing at all, so that a signal
+    /// handler may call it.
     ///
     /// # Errors
     /// [`Unread`], which is not told of any one page.
     pub(crate) fn read_run(&self, run: Run<FilePage>, into: Span<'_>) -> Result<(), Unread> {
-        self.read_run_looking(run, into).map(|_changed_ns| ())
+        let began_ns = coarse_ns();
+        if self.read_pieces(run, into, sys_file::read_and_look)? >= began_ns {
+            self.read_pieces(run, into, sys_file::read_unchanged)?;
+        }
+        Ok(())
     }
 
-    /// The same, but not of a file that others changed meanwhile: cut and made as long again
-    /// it would have brought zeros. Says whether all was read so.
+    /// Reads a run once; says whether all was read, of files that others did not change
+    /// meanwhile.
     pub(crate) fn read_run_unchanged(&self, run: Run<FilePage>, into: Span<'_>) -> bool {
         let began_ns = coarse_ns();
-        let changed_ns = self.read_run_looking(run, into);
+        let changed_ns = self.read_pieces(run, into, sys_file::read_and_look);
         // A store that writes changes its file itself.
         changed_ns.is_ok_and(|changed_ns| changed_ns < began_ns || self.writable())
     }
 
-    /// Reads a run; says when a file of it changed last, by what it was after that.
-    fn read_run_looking(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
+    /// Reads a run with `read`; says when a file of it changed last, by what it was after that.
+    fn read_pieces(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        read: sys_file::Read,
+    ) -> Result<i64, Unread> {
         let (mut done, mut changed_ns) = (0, i64::MIN);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
-            changed_ns = changed_ns.max(self.read_piece(piece, into.part(done, len))?);
+            changed_ns = changed_ns.max(self.read_piece(piece, into.part(done, len), read)?);
             done += len;
         }
         Ok(changed_ns)
     }
 
     /// The same for pages of one file.
-    fn read_piece(&self, run: Run<FilePage>, into: Span<'_>) -> Result<i64, Unread> {
+    fn read_piece(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        read: sys_file::Read,
+    ) -> Result<i64, Unread> {
         let wanted = self.wanted_bytes(run, into);
         let (fd, offset) = self.place_of(run.first);
-        let read = sys_file::read_at(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
-        self.check_piece(run, into, read)
+        let (count, facts) = read(fd, into.part(0, wanted), offset).map_err(Unread::Failed)?;
+        self.check_piece(run, into, count, facts)
     }
 
     /// Bytes of the file within a run of its pages.
@@ -399,23 +416,28 @@ impl Store {
         into.len() - self.page_size.bytes() + self.expected_bytes(last)
     }
 
-    /// Ends the reading of a run of one file, of which `read` bytes came.
-    fn check_piece(&self, run: Run<FilePage>, into: Span<'_>, read: usize) -> Result<i64, Unread> {
+    /// Ends the reading of a run of one file, of which `count` bytes came, and which is what
+    /// `facts` say afterwards.
+    fn check_piece(
+        &self,
+        run: Run<FilePage>,
+        into: Span<'_>,
+        count: usize,
+        facts: sys_file::Facts,
+    ) -> Result<i64, Unread> {
         let wanted = self.wanted_bytes(run, into);
         let last = run.first.offset(run.count - 1);
-        let (fd, offset) = self.place_of(run.first);
-        self.counters.add_read(read);
-        let end = offset + wanted as u64;
-        // Of an open file the kernel always tells. A read beside a truncation may bring zeros
-        // for what is cut off, and a full count: the kernel looks at the size before it copies,
-        // and shortens it before it clears. So the size after a read tells.
-        let facts = sys_file::facts(fd).ok();
-        let is_cut = facts.is_some_and(|facts| facts.size_bytes < end);
-        if read < wanted || self.expected_bytes(last) == 0 || is_cut {
+        let (_, offset) = self.place_of(run.first);
+        self.counters.add_read(count);
+        // A read beside a truncation may bring zeros for what is cut off, and a full count: the
+        // kernel looks at the size before it copies, and shortens it before it clears. So the
+        // size after a read tells.
+        let is_cut = facts.size_bytes < offset + wanted as u64;
+        if count < wanted || self.expected_bytes(last) == 0 || is_cut {
             return Err(Unread::Ended);
         }
         into.part(wanted, into.len() - wanted).clear();
-        Ok(facts.map_or(i64::MIN, |facts| facts.changed_ns))
+        Ok(facts.changed_ns)
     }
 
     /// Makes what was written durable (`fsync`).
@@ -498,7 +520,14 @@ impl Store {
             ),
         };
         let path = part.name.clone();
-        Error::Io { operation: "sync", path, file_page: None, errno, completed: 0, hint }
+        Error::Io {
+            operation: "sync",
+            path,
+            file_page: None,
+            errno,
+            completed: 0,
+            hint: hint.into(),
+        }
     }
 
     /// Reads the file's size again. Reads that are under way end with the old one. Also lets
@@ -544,25 +573,41 @@ impl Store {
         page: Option<FilePage>,
         errno: Errno,
     ) -> Error {
-        Error::Io {
-            operation,
-            path: page
-                .map_or_else(|| self.path().map(Path::to_path_buf), |page| self.path_of(page)),
-            file_page: page.map(|page| page.0),
-            errno,
-            completed: 0,
-            hint: "",
-        }
+        let path =
+            page.map_or_else(|| self.path().map(Path::to_path_buf), |page| self.path_of(page));
+        let hint = space_hint(path.as_deref(), errno);
+        let file_page = page.map(|page| page.0);
+        Error::Io { operation, path, file_page, errno, completed: 0, hint }
+    }
+
+    /// A page that can be read and not mapped. Of shared memory that is full the kernel says
+    /// only that the address is bad.
+    pub(crate) fn unmappable(
+        &self,
+        operation: &'static str,
+        page: Option<FilePage>,
+        errno: Errno,
+    ) -> Error {
+        let path = page.and_then(|page| self.path_of(page));
+        let full = path.is_some_and(|path| sys_file::free_bytes(&path) == Ok(0));
+        let errno = if full && errno == Errno::FAULT { Errno::NOSPC } else { errno };
+        self.io_error(operation, page, errno)
     }
 
     /// A failed system call that concerns a file as a whole.
     fn part_error(operation: &'static str, part: &Part, errno: Errno) -> Error {
         let path = part.name.clone();
-        Error::Io { operation, path, file_page: None, errno, completed: 0, hint: "" }
+        let hint = space_hint(path.as_deref(), errno);
+        Error::Io { operation, path, file_page: None, errno, completed: 0, hint }
     }
 
     pub(crate) fn truncated(&self, operation: &'static str, page: FilePage) -> Error {
-        Error::Truncated { operation, path: self.path_of(page), file_page: page.0, completed: 0 }
+        let part = self.parts.of(page);
+        let left = sys_file::facts(part.fd()).map_or(0, |facts| facts.size_bytes);
+        let start = part.offset_of(page, self.page_size);
+        let in_part = left > start && left < start + self.expected_bytes(page) as u64;
+        let (path, file_page) = (part.name.clone(), page.0);
+        Error::Truncated { operation, path, file_page, in_part, completed: 0 }
     }
 
     /// The files of the store.
@@ -582,4 +627,14 @@ impl Store {
     pub(crate) fn rings(&self) -> &RingPool {
         &self.rings
     }
+}
+
+/// What to know where a file system has no space left: which one, and what is free by now.
+fn space_hint(path: Option<&Path>, errno: Errno) -> Cow<'static, str> {
+    let Some(path) = path.filter(|_| errno == Errno::NOSPC) else { return "".into() };
+    let free = sys_file::free_bytes(path);
+    let (Ok(mount), Ok(free)) = (sys_file::mount_point(path), free) else { return "".into() };
+    let mount = mount.display();
+    format!("; the file system at {mount} has {free} bytes free: make room there, and try again")
+        .into()
 }

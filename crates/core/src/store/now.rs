@@ -56,17 +56,19 @@ impl Store {
     ) -> Result<Now, Unread> {
         let part = self.parts.of(run.first);
         let read = |changed_ns| {
-            // Cut meanwhile and made as long again it would have brought zeros. A store that
-            // writes changes its file itself.
-            let changed = changed_ns >= began_ns && !self.writable();
-            if changed {
-                Now::Unknown
-            } else {
-                Now::Read
+            // Cut meanwhile and made as long again it would have brought zeros.
+            if changed_ns < began_ns {
+                return Ok(Now::Read);
             }
+            if !self.writable() {
+                return Ok(Now::Unknown);
+            }
+            // A store that writes changes its file itself, so this is no rare case. What was
+            // just read is in the page cache.
+            self.read_piece(run, into, sys_file::read_unchanged).map(|_changed_ns| Now::Read)
         };
         if part.file.memory_backed {
-            return self.read_piece(run, into).map(read);
+            return read(self.read_piece(run, into, sys_file::read_and_look)?);
         }
         let wanted = self.wanted_bytes(run, into);
         let (fd, offset) = self.place_of(run.first);
@@ -76,7 +78,8 @@ impl Store {
             Err(errno) => return Err(Unread::Failed(errno)),
         };
         if !cached.waits {
-            return self.check_piece(run, into, cached.bytes).map(read);
+            let facts = sys_file::facts(fd).map_err(Unread::Failed)?;
+            return read(self.check_piece(run, into, cached.bytes, facts)?);
         }
         let rest = wanted - cached.bytes;
         if rest > system_page_bytes() {

@@ -21,6 +21,7 @@ use crate::error::{Error, Interrupt, Result};
 use crate::io::{
     transfer, Ended, Pace, Request, Segment, Transfer, Way, MAX_FLIGHT_BYTES, MAX_REQUEST_BYTES,
 };
+use crate::room::{collected, push};
 use crate::sys::file::Parts;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::ring::Direction;
@@ -52,7 +53,7 @@ impl Store {
         let segment = |(place, outgoing): (usize, &Outgoing<'_>)| {
             self.segment(outgoing.page, 0, outgoing.file_bytes, place)
         };
-        let segments: Vec<Segment> = pages.iter().enumerate().map(segment).collect();
+        let segments = collected("write", pages.iter().enumerate().map(segment))?;
         let memory = |segment: &Segment| pages[segment.place].content.part(0, segment.len as usize);
         self.write_segments(&segments, &memory, interrupt)
             .map_err(|(completed, error)| error.with_completed(completed))
@@ -81,7 +82,7 @@ impl Store {
             store: self,
             segments,
             memory,
-            runs: runs_of(segments),
+            runs: runs_of(segments).map_err(|error| (0, error))?,
             pace: Pace::new(interrupt),
             past_cache: true,
             next: 0,
@@ -109,7 +110,7 @@ struct Run {
     until: usize,
 }
 
-fn runs_of(segments: &[Segment]) -> Vec<Run> {
+fn runs_of(segments: &[Segment]) -> Result<Vec<Run>> {
     let mut runs = Vec::new();
     let mut start = 0;
     while let Some(first) = segments.get(start) {
@@ -120,10 +121,11 @@ fn runs_of(segments: &[Segment]) -> Vec<Run> {
         };
         let count = 1 + segments[start..].windows(2).take_while(follows).count();
         let len = (segments[start + count - 1].end() - first.offset) as usize;
-        runs.push(Run { segments: start..start + count, len, written: 0, until: 0 });
+        let segments = start..start + count;
+        push("write", &mut runs, Run { segments, len, written: 0, until: 0 })?;
         start += count;
     }
-    runs
+    Ok(runs)
 }
 
 struct Writes<'a, 'm> {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::memory::mappings::FileMap;
+use crate::room::collected;
 use crate::sys::fork;
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::lock::Lock;
@@ -247,8 +248,8 @@ impl SourceMap {
         region.map_file(0, len, fd, 0, Access::Read)?;
         // Without this a fault through the map would read the neighbourhood from the device.
         region.advise(0, len, Advice::Random)?;
-        let chunks =
-            std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES)).collect();
+        let chunks = std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES));
+        let chunks = collected("map", chunks).map_err(|_| Errno::NOMEM)?;
         mapped.maps.fetch_add(1, Ordering::Relaxed);
         let mapped = Arc::clone(mapped);
         Ok(Self {

@@ -5,7 +5,7 @@
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, FileType, MemfdFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -171,6 +171,22 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
 /// How often a read is made again because the file has changed meanwhile.
 const CHANGED_LIMIT: usize = 16;
 
+/// A way to read a file at an offset: how many bytes came, and what the file is afterwards.
+pub type Read = fn(BorrowedFd<'_>, Span<'_>, u64) -> Result<(usize, Facts), Errno>;
+
+/// `pread` as [`read_at`] does it, and what the file is afterwards.
+///
+/// # Errors
+/// The kernel's own.
+pub fn read_and_look(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    let count = read_at(fd, into, offset)?;
+    Ok((count, facts(fd)?))
+}
+
 /// `pread` as [`read_at`] does it, and what the file is afterwards; made again if the file
 /// changed meanwhile. One that was cut and made as long again beside the read would have
 /// brought zeros, and its size does not tell.
@@ -323,6 +339,17 @@ pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
     // A tmpfs without a size has no blocks.
     let limited = facts.f_blocks > 0;
     Ok(if limited { facts.f_bavail.saturating_mul(facts.f_frsize) } else { u64::MAX })
+}
+
+/// Where the file system of an absolute path is mounted.
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
+    let device = |path: &Path| rustix::fs::stat(path).map(|facts| facts.st_dev);
+    let own = device(path)?;
+    let within = path.ancestors().take_while(|path| device(path) == Ok(own)).last();
+    Ok(within.unwrap_or(path).to_path_buf())
 }
 
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).

@@ -279,6 +279,24 @@ impl PageMap {
         Ok(())
     }
 
+    /// Adds which system pages of a span are mapped, one bool each, to `present`, which has room.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_present(&self, span: Span<'_>, present: &mut Vec<bool>) -> Result<(), Errno> {
+        let page_count = span.len() / system_page_bytes();
+        let first = span.start() as usize / system_page_bytes();
+        let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
+        for start in (0..page_count).step_by(BATCH_PAGES) {
+            let bytes = &mut bytes[..BATCH_PAGES.min(page_count - start) * 8];
+            let offset = (first + start) as u64 * 8;
+            self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
+            let (entries, _) = bytes.as_chunks::<8>();
+            present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
+        }
+        Ok(())
+    }
+
     fn read_file_pages(
         &self,
         span: Span<'_>,

@@ -1,12 +1,14 @@
 //! Service threads, started with all signals blocked, and events that wake them.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::channel;
 use std::thread::{Builder, JoinHandle};
 
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::io::Errno;
 
 use super::call::{enter, last_errno, Call};
+use super::reserve;
 
 /// A descriptor that can be read once something has happened, until that is cleared.
 #[derive(Debug)]
@@ -49,8 +51,25 @@ impl AsFd for Event {
     }
 }
 
+/// Bytes of addresses that a thread takes to start: a stack, and its variables.
+const START_BYTES: usize = 4 << 20;
+
+/// Fails where `RLIMIT_AS` leaves too little for a thread to start: its stack alone is not enough
+/// to run.
+fn check_room_to_start() -> Result<(), Errno> {
+    if rustix::process::getrlimit(rustix::process::Resource::As).current.is_some() {
+        let mut room: Vec<u8> = Vec::new();
+        room.try_reserve_exact(START_BYTES).map_err(|_| Errno::AGAIN)?;
+        if reserve::has(room.as_ptr()) {
+            return Err(Errno::AGAIN);
+        }
+    }
+    Ok(())
+}
+
 /// Starts a thread in which every signal is blocked, so that handlers run in the
-/// application's threads alone.
+/// application's threads alone. Returns once it runs: the C library ends the process where it
+/// lacks memory for a thread's variables, which are made when the thread first uses one.
 ///
 /// # Errors
 /// EAGAIN at the limit of threads.
@@ -58,8 +77,17 @@ pub fn spawn_without_signals(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Errno> {
+    check_room_to_start()?;
+    let (runs, started) = channel();
     let caller = block_all_signals()?;
-    let thread = Builder::new().name(name.to_owned()).spawn(body);
+    let thread = Builder::new().name(name.to_owned()).spawn(move || {
+        // Nobody waits any more where the caller has been ended.
+        let _told = runs.send(());
+        body();
+    });
+    if thread.is_ok() {
+        let _told = started.recv();
+    }
     set_signal_mask(&caller)?;
     thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
 }
@@ -70,6 +98,9 @@ pub fn work_together(helpers: usize, work: impl Fn() + Sync) {
     std::thread::scope(|scope| {
         if let Ok(caller) = block_all_signals() {
             for _ in 0..helpers {
+                if check_room_to_start().is_err() {
+                    break;
+                }
                 let builder = Builder::new().name("fremap-look".to_owned());
                 let Ok(_joined_by_the_scope) = builder.spawn_scoped(scope, &work) else { break };
             }

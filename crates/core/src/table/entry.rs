@@ -131,6 +131,16 @@ impl Entry {
         Self(page).with_prot(prot)
     }
 
+    /// The word itself.
+    pub(super) fn word(self) -> u64 {
+        self.0
+    }
+
+    /// The page of a [`word`](Self::word).
+    pub(super) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
     /// What it shows.
     #[must_use]
     pub fn shown(self) -> Shown {

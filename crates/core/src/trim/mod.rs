@@ -238,6 +238,10 @@ impl Trimmer {
                  without",
             )
         };
+        let no_thread = |errno| {
+            let instead = "pass budget=None: a budget is kept by a thread";
+            Error::NoThread { operation: "Window", instead, errno }
+        };
         let mapped = MappedBytes::open().map_err(fail)?;
         let pagemap = PageMap::open().map_err(fail)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -256,8 +260,8 @@ impl Trimmer {
                 watch.wait_for_end(&stopped);
             }
         };
-        let thread = spawn_without_signals("fremap-trim", body).map_err(fail)?;
-        let waiter = receive.recv().map_err(|_gone| fail(Errno::AGAIN))?;
+        let thread = spawn_without_signals("fremap-trim", body).map_err(no_thread)?;
+        let waiter = receive.recv().map_err(|_gone| no_thread(Errno::AGAIN))?;
         Ok(Running { waiter, stop, thread })
     }
 }

@@ -58,11 +58,11 @@ pub(super) fn first_table(
         )));
     }
     let new = |origin| {
-        let table = Table::new(page_count, origin, options.prot);
+        let table = Table::new(page_count, origin, options.prot)?;
         if once {
             table.with_appearances()
         } else {
-            table
+            Ok(table)
         }
     };
     match &options.mapping {
@@ -70,9 +70,9 @@ pub(super) fn first_table(
             "Window: {page_count} pages from file page {first} go beyond the store, which has \
              {file_pages}; use fewer pages, or mapping=\"none\" and remap"
         ))),
-        Mapping::Linear => Ok(new(Origin::Linear(FilePage(first)))),
-        Mapping::None => Ok(new(Origin::Nothing)),
-        Mapping::List(list) => listed_table(list, new(Origin::Nothing), file_pages, options.prot),
+        Mapping::Linear => new(Origin::Linear(FilePage(first))),
+        Mapping::None => new(Origin::Nothing),
+        Mapping::List(list) => listed_table(list, new(Origin::Nothing)?, file_pages, options.prot),
     }
 }
 
@@ -85,6 +85,7 @@ fn listed_table(list: &[i64], mut table: Table, file_pages: u64, prot: Prot) -> 
             list.len()
         )));
     }
+    table.reserve_moves("Window", (0..page_count).map(WindowPage))?;
     for (&index, page) in list.iter().zip(0..) {
         match u64::try_from(index) {
             Ok(file_page) if file_page < file_pages => {

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use crate::engine::lock;
+use crate::error;
 use crate::plan::Extent;
+use crate::room::collected;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
@@ -28,8 +30,9 @@ pub(super) fn access(entry: Entry) -> Access {
 /// The same extents, cut where one file of the store ends and the next begins.
 pub(super) fn one_file_each(
     store: &Store,
+    operation: &'static str,
     extents: impl IntoIterator<Item = Extent>,
-) -> Vec<Extent> {
+) -> error::Result<Vec<Extent>> {
     let cut = |extent: Extent| {
         let run = Run { first: extent.file, count: extent.window.count };
         store.cut(run).map(move |piece| {
@@ -37,7 +40,7 @@ pub(super) fn one_file_each(
             Extent { window: Run { first, count: piece.count }, file: piece.first }
         })
     };
-    extents.into_iter().flat_map(cut).collect()
+    collected(operation, extents.into_iter().flat_map(cut))
 }
 
 /// A range of memory and what it shows.
@@ -59,10 +62,9 @@ impl Mapped {
         (self.page.bytes_of(run.first.0) as usize, self.page.bytes_of(run.count) as usize)
     }
 
-    /// Has the kernel show what the table's pages of `run` say; they are alike
-    /// but for consecutive file pages, of one file.
-    pub(super) fn map(&self, table: &Table, run: Run<WindowPage>) -> Result<(), Errno> {
-        let entry = table.get(run.first);
+    /// Has the kernel show what pages like `entry`, the word of the first of `run`, say: they
+    /// are alike but for consecutive file pages, of one file.
+    pub(super) fn map(&self, entry: Entry, run: Run<WindowPage>) -> Result<(), Errno> {
         let (offset, len) = self.bytes(run);
         match entry.shown() {
             Shown::File(file) => {

@@ -7,6 +7,7 @@ use super::{offset_of, pieces_of, Cached, State};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
+use crate::room::{self, collected, copied, room_for};
 use crate::sys::span::Span;
 use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
@@ -21,7 +22,8 @@ impl<F: Frames> Cached<F> {
             pages.map(entry_of).filter(|(_, entry)| entry.prot() != Prot::None).collect()
         };
         let region = self.shared.frames.region();
-        let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
+        let content =
+            |page| copied("protect", region.span(offset_of(self.page, page), self.page.bytes()));
         let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
         if self.shared.frames.tracking() == Some(Tracking::Kernel) {
             // Nothing keeps a thread from storing to a page but that it is gone.
@@ -38,9 +40,12 @@ impl<F: Frames> Cached<F> {
             let state = self.shared.state.lock();
             placed.map(|(page, _)| *page).filter(|&page| present(&state, page)).collect()
         };
-        let kept: Vec<_> = placed.into_iter().map(|page| (page, content(page))).collect();
-
+        let mut kept = room_for("protect", placed.len())?;
+        for page in placed {
+            kept.push((page, content(page)?));
+        }
         let mut state = self.shared.state.lock();
+        state.reserve_denied("protect", kept.len())?;
         state.denied_content.extend(kept);
         let changed: Vec<_> =
             entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
@@ -133,8 +138,9 @@ impl<F: Frames> Cached<F> {
 
     /// Puts the content of a placed page back into the window.
     fn show_kept(&self, control: &mut StagingMemory, page: WindowPage, entry: Entry) -> Result<()> {
-        let Some(content) = self.shared.state.lock().denied_content.get(&page).cloned() else {
-            return Ok(());
+        let content = match self.shared.state.lock().denied_content.get(&page) {
+            Some(content) => collected("protect", content.iter().copied())?,
+            None => return Ok(()),
         };
         self.put("protect", control, Run { first: page, count: 1 }, |_| entry, |_| &content)
     }
@@ -151,7 +157,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<()> {
         let (region, mut ring) = self.staging(control, run.count as usize)?.parts();
         let (_, used) = self.bytes(run);
-        let from = ring.front(region, 0).part(0, used);
+        let from = ring.read_into(region, 0, used).part(0, used);
         for index in 0..run.count {
             let slot = offset_of(self.page, WindowPage(index));
             from.part(slot, self.page.bytes()).copy_from(content_of(index));
@@ -162,7 +168,7 @@ impl<F: Frames> Cached<F> {
         let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
-        ring.recycle(&self.shared.frames, region, 0, (used, used), moved);
+        ring.recycle(&self.shared.frames, region, 0, used, moved);
         filled.map(|_| ()).map_err(|(_, errno)| Error::system(operation, errno))
     }
 
@@ -182,7 +188,7 @@ impl<F: Frames> Cached<F> {
             let first = (piece.first.0 - run.first.0) as usize;
             let entry_of = |index| Entry::new(Shown::Placed, prots[first + index as usize]);
             let content_of = |index| content_of(first + index as usize);
-            let old = self.placed_content(piece);
+            let old = self.placed_content(piece)?;
             self.put("place", control, piece, entry_of, content_of).inspect_err(|_| {
                 // What was placed before is not lost to a call that fails.
                 for (page, content) in &old {
@@ -195,21 +201,23 @@ impl<F: Frames> Cached<F> {
         }
         let mut state = self.shared.state.lock();
         for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
-            state.denied_content.insert(page, content_of(index).to_vec());
+            let content = collected("place", content_of(index).iter().copied())?;
+            state.reserve_denied("place", 1)?;
+            state.denied_content.insert(page, content);
             state.set(page, Entry::new(Shown::Placed, Prot::None));
         }
         Ok(())
     }
 
     /// Content of the pages of a run that are placed already.
-    fn placed_content(&self, run: Run<WindowPage>) -> Vec<(WindowPage, Vec<u8>)> {
+    fn placed_content(&self, run: Run<WindowPage>) -> Result<Vec<(WindowPage, Vec<u8>)>> {
         let placed: Vec<WindowPage> = {
             let state = self.shared.state.lock();
             run.pages().filter(|page| state.get(*page).shown() == Shown::Placed).collect()
         };
         let region = self.shared.frames.region();
-        let content = |page| region.span(offset_of(self.page, page), self.page.bytes()).to_vec();
-        placed.into_iter().map(|page| (page, content(page))).collect()
+        let content = |page| region.span(offset_of(self.page, page), self.page.bytes());
+        placed.into_iter().map(|page| Ok((page, copied("place", content(page))?))).collect()
     }
 
     /// Makes what pages show their own: brings what is absent, then cuts the tie
@@ -233,9 +241,11 @@ impl<F: Frames> Cached<F> {
         // What is loaded here is made the page's own below. Evicted in between it would be a
         // page that nobody can bring again.
         let _staying = self.stay("place", pages)?;
-        let mut mask = vec![false; pages.len()];
+        let mut mask = room::mask("place", pages.len(), interrupt)?;
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
+            self.reserve_moves("place", pages, piece.clone())
+                .map_err(|error| error.with_completed(piece.start))?;
             let held = self.save_and_hold("place", placed, false, interrupt);
             let _held = held.map_err(|error| error.with_completed(piece.start))?;
             let interrupt = self.while_held(interrupt);
@@ -243,7 +253,7 @@ impl<F: Frames> Cached<F> {
                 self.place_saved(control, pages, piece)?;
                 continue;
             }
-            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
+            let steps = self.populate_steps(pages, piece.clone(), &mut mask)?;
             let call = Call { operation: "place", fill: Fill::All, keep: keep.as_ref(), interrupt };
             self.carry_out(&call, control, &steps, &mut mask)?;
             for position in piece {
@@ -260,7 +270,7 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         piece: std::ops::Range<usize>,
     ) -> Result<()> {
-        let mut content = vec![0; self.page.bytes()];
+        let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
         for position in piece {
             let page = pages.at(position);
             let shown = self.shared.state.lock().get(page).shown();
@@ -279,9 +289,10 @@ impl<F: Frames> Cached<F> {
         let Shown::File(file_page) = entry.shown() else { return Ok(()) };
         let placed = Entry::new(Shown::Placed, entry.prot());
         if entry.prot() == Prot::None {
-            let mut content = vec![0; self.page.bytes()];
+            let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
             self.shared.store.read_page(file_page, Span::of(&mut content))?;
             let mut state = self.shared.state.lock();
+            state.reserve_denied("place", 1)?;
             state.denied_content.insert(page, content);
             state.set(page, placed);
         } else {

@@ -17,9 +17,10 @@ use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::memory::Reservation;
 use crate::plan::Members;
+use crate::room::no_room;
 use crate::store::{SourceLimit, Store};
 use crate::sys::mm::system_page_bytes;
-use crate::table::{Entry, Shown};
+use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
 
 /// Pages that one step evicts at most.
@@ -49,11 +50,14 @@ pub struct Budget {
     _source_limit: SourceLimit,
     /// Staging memory, isolated frames of calls and of faults.
     fixed_bytes: u64,
+    whole_bytes: u64,
     cache: Cache,
     /// Pages that were written lately, so that a fault can evict them; the oldest first.
     cleaned: VecDeque<WindowPage>,
     /// A fault has found no clean page, and none was written since.
     all_changed: bool,
+    /// A page came in when there was no memory to note it in the cache, where it is to be.
+    has_strays: bool,
 }
 
 /// Pages that are read at once for faults that run forwards, at most.
@@ -71,6 +75,8 @@ pub struct Division {
     pub cluster_pages: u64,
     /// What is there whatever is in the window.
     pub fixed_bytes: u64,
+    /// What the window would take with all of its pages.
+    pub whole_bytes: u64,
 }
 
 /// What a window takes that has all of its pages: it needs no more.
@@ -100,7 +106,8 @@ pub fn divide(
     chunks: u64,
     tracking: Option<Tracking>,
 ) -> Result<Option<Division>> {
-    if whole_bytes(page_count, page, chunk_pages, chunks, tracking) <= budget_bytes {
+    let whole_bytes = whole_bytes(page_count, page, chunk_pages, chunks, tracking);
+    if whole_bytes <= budget_bytes {
         return Ok(None);
     }
     let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
@@ -119,7 +126,7 @@ pub fn divide(
             why: "with less it does not hold one batch of pages beside what reading takes",
         });
     }
-    Ok(Some(small))
+    Ok(Some(Division { whole_bytes, ..small }))
 }
 
 impl Division {
@@ -143,7 +150,7 @@ impl Division {
         let elements = tracking.is_none() && chunk_bytes > ELEMENT_BYTES;
         let element_bytes = if elements { 2 * ELEMENT_BYTES as u64 } else { 0 };
         let fixed_bytes = page.bytes_of(staging_pages) + isolated + element_bytes;
-        Self { chunk_pages, cluster_pages, fixed_bytes }
+        Self { chunk_pages, cluster_pages, fixed_bytes, whole_bytes: u64::MAX }
     }
 }
 
@@ -153,23 +160,30 @@ impl Budget {
         division: Division,
         store: &Store,
         page_count: u64,
-    ) -> Self {
+    ) -> Result<Self> {
         let fixed_bytes = division.fixed_bytes;
         let source_limit = store.limit_source_map(reservation.bytes() / SOURCE_PART);
-        let mut budget = Self {
+        let pages = allowed_pages(reservation.bytes(), fixed_bytes, store.page_size(), page_count);
+        let cache = Cache::new(pages);
+        let cache = cache.map_err(|_| no_room::<[u32; 3]>("Window", pages as usize))?;
+        Ok(Self {
             reservation,
             _source_limit: source_limit,
             fixed_bytes,
-            cache: Cache::new(0),
+            whole_bytes: division.whole_bytes,
+            cache,
             cleaned: VecDeque::with_capacity(MOST_CLEANED as usize),
             all_changed: false,
-        };
-        budget.follow(store.page_size(), page_count);
-        budget
+            has_strays: false,
+        })
     }
 
     pub(super) fn reservation(&self) -> &Reservation {
         &self.reservation
+    }
+
+    pub(super) fn whole_bytes(&self) -> u64 {
+        self.whole_bytes
     }
 
     pub(super) fn budget_bytes(&self) -> u64 {
@@ -178,20 +192,60 @@ impl Budget {
 
     /// Adapts to a budget that has changed, as shares of "auto" budgets do.
     fn follow(&mut self, page: PageSize, page_count: u64) {
-        let bytes = self.budget_bytes().saturating_sub(self.fixed_bytes);
-        let pages = page.index_of(bytes).min(page_count);
+        let pages = allowed_pages(self.budget_bytes(), self.fixed_bytes, page, page_count);
         if pages != self.cache.capacity() {
-            self.cache.resize(pages);
+            // Where there is no memory to do so it is tried again: as many pages leave anyway.
+            let _later = self.cache.resize(pages);
         }
+    }
+
+    /// A page is in that may leave. No fault is refused for lack of memory to note it: then it
+    /// is a stray until there is some.
+    fn insert(&mut self, page: WindowPage, file_page: FilePage) {
+        self.cache.removed(page);
+        // Beyond the budget if need be.
+        match self.cache.reserve(1) {
+            Ok(()) => self.cache.inserted(page, file_page),
+            Err(_) => self.has_strays = true,
+        }
+    }
+
+    /// A victim stays after all, as it was changed: it is the last on probation.
+    fn insert_last(&mut self, page: WindowPage, file_page: FilePage) {
+        match self.cache.reserve(1) {
+            Ok(()) => self.cache.stayed(page, file_page),
+            Err(_) => self.has_strays = true,
+        }
+    }
+
+    /// Notes the strays, as far as there is memory by now.
+    fn insert_strays(&mut self, table: &Table) {
+        let count = table.counts().present.saturating_sub(self.cache.len());
+        if !self.has_strays || self.cache.reserve(count).is_err() {
+            return;
+        }
+        let mut present = Vec::with_capacity(MAX_VICTIMS as usize);
+        let mut from = Some(WindowPage(0));
+        while let Some(start) = from {
+            present.clear();
+            from = table.present_pages(start, &mut present);
+            for &page in &present {
+                match may_leave(table.get(page)) {
+                    Some(file_page) if !self.cache.contains(page) => {
+                        self.cache.inserted(page, file_page);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.has_strays = false;
     }
 
     /// A page's word changes from `old` to `new`.
     fn note(&mut self, page: WindowPage, old: Entry, new: Entry) {
         match (may_leave(old), may_leave(new)) {
             (was, Some(file_page)) if was != Some(file_page) => {
-                // Beyond the budget if need be: no fault is refused.
-                self.cache.reserve(1);
-                self.cache.inserted(page, file_page);
+                self.insert(page, file_page);
             }
             (Some(_), None) => {
                 self.cache.removed(page);
@@ -199,6 +253,11 @@ impl Budget {
             _ => {}
         }
     }
+}
+
+/// Pages that a budget has room for beside what is there whatever is in the window.
+fn allowed_pages(budget_bytes: u64, fixed_bytes: u64, page: PageSize, page_count: u64) -> u64 {
+    page.index_of(budget_bytes.saturating_sub(fixed_bytes)).min(page_count)
 }
 
 /// The file page of a page that is present and may leave the window.
@@ -257,6 +316,7 @@ impl State {
         let (page_size, page_count) = (self.page_tables.page_size(), self.table.page_count());
         let budget = self.budget.as_mut()?;
         budget.follow(page_size, page_count);
+        budget.insert_strays(&self.table);
         let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
         let (table, staying) = (&self.table, self.staying.as_ref());
         let mut victims = Vec::with_capacity(count);
@@ -283,6 +343,7 @@ impl State {
     pub(super) fn choose_clean(&mut self, excess: u64, few: &mut bool) -> Vec<WindowPage> {
         let (table, staying) = (&self.table, self.staying.as_ref());
         let Some(budget) = &mut self.budget else { return Vec::new() };
+        budget.insert_strays(table);
         let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
@@ -317,7 +378,7 @@ impl State {
         let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
-                budget.cache.stayed(page, file_page);
+                budget.insert_last(page, file_page);
             }
         }
     }
@@ -352,8 +413,7 @@ impl State {
         let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
-                budget.cache.reserve(1);
-                budget.cache.inserted(page, file_page);
+                budget.insert(page, file_page);
             }
         }
     }

@@ -7,22 +7,49 @@
 //! | `Content` | nobody | `note_compared`, by the hash of each page |
 
 use rustix::io::Errno;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::frames::{Frames, Tracking};
 use super::{Shared, State, STEP_PAGES};
+use crate::error::Result;
 use crate::plan;
+use crate::room::{collected, push, room_for};
+use crate::sys::span::Span;
 use crate::units::{Pages, WindowPage};
+
+/// The hash of what a span holds. Others may store to it meanwhile: a piece is copied first.
+pub(super) fn content_hash(content: Span<'_>) -> u128 {
+    const PIECE_BYTES: usize = 4096;
+    let mut hasher = Xxh3::new();
+    let mut copy = [0; PIECE_BYTES];
+    for at in (0..content.len()).step_by(PIECE_BYTES) {
+        let copy = &mut copy[..PIECE_BYTES.min(content.len() - at)];
+        content.part(at, copy.len()).copy_to(copy);
+        hasher.update(copy);
+    }
+    hasher.digest128()
+}
 
 impl<F: Frames> Shared<F> {
     /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been written
     /// to. A window that is large and little used is asked for little.
-    pub(super) fn used_pieces(&self, pages: &Pages<WindowPage>) -> Vec<Pages<WindowPage>> {
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::error::Error::Memory).
+    pub(super) fn used_pieces(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+    ) -> Result<Vec<Pages<WindowPage>>> {
         /// Pages that are looked through with the state locked.
         const LOCKED_PAGES: u64 = 1 << 24;
         match pages {
             Pages::List(list) => {
-                list.chunks(STEP_PAGES).map(|piece| Pages::List(piece.to_vec())).collect()
+                let mut pieces = room_for(operation, list.len().div_ceil(STEP_PAGES))?;
+                for piece in list.chunks(STEP_PAGES) {
+                    pieces.push(Pages::List(collected(operation, piece.iter().copied())?));
+                }
+                Ok(pieces)
             }
             Pages::Range(range) => {
                 let mut used = Vec::new();
@@ -30,10 +57,13 @@ impl<F: Frames> Shared<F> {
                 while start < range.end {
                     let end = range.end.min(start + LOCKED_PAGES);
                     let state = self.state.lock();
-                    used.extend(state.table.used_ranges(start..end, STEP_PAGES as u64));
+                    let most = STEP_PAGES as u64;
+                    for piece in state.table.used_ranges(operation, start..end, most)? {
+                        push(operation, &mut used, Pages::Range(piece))?;
+                    }
                     start = end;
                 }
-                used.into_iter().map(Pages::Range).collect()
+                Ok(used)
             }
         }
     }
@@ -59,14 +89,11 @@ impl<F: Frames> Shared<F> {
 
     /// Compares the hash of each page's content with what was loaded.
     fn note_compared(&self, state: &mut State, pages: &[WindowPage]) {
-        let mut content = vec![0; self.store.page_size().bytes()];
         for &page in pages {
             let entry = state.get(page);
-            if entry.present() && !entry.dirty() && entry.shown().file_page().is_some() {
-                self.content_of(page).copy_to(&mut content);
-                if xxh3_128(&content) != state.hashes[page.0 as usize] {
-                    state.mark(page, entry.note_write());
-                }
+            let known = entry.present() && !entry.dirty() && entry.shown().file_page().is_some();
+            if known && content_hash(self.content_of(page)) != state.hashes[page.0 as usize] {
+                state.mark(page, entry.note_write());
             }
         }
     }
@@ -85,12 +112,17 @@ impl<F: Frames> Shared<F> {
         if self.frames.tracking() != Some(Tracking::Kernel) {
             return;
         }
-        let present = state.table.present_pages();
-        if self.note_scanned(state, &present, false).is_err() {
-            for page in present {
-                let entry = state.get(page);
-                if entry.shown().file_page().is_some() {
-                    state.mark(page, entry.note_write());
+        let mut present = Vec::with_capacity(STEP_PAGES);
+        let mut from = Some(WindowPage(0));
+        while let Some(start) = from {
+            present.clear();
+            from = state.table.present_pages(start, &mut present);
+            if self.note_scanned(state, &present, false).is_err() {
+                for &page in &present {
+                    let entry = state.get(page);
+                    if entry.shown().file_page().is_some() {
+                        state.mark(page, entry.note_write());
+                    }
                 }
             }
         }

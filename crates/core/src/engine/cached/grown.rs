@@ -9,6 +9,7 @@ use super::load::{Call, Step};
 use super::{Cached, State};
 use crate::engine::{lock, Fill};
 use crate::error::{Interrupt, Result};
+use crate::room::collected;
 use crate::units::{FilePage, Pages, WindowPage};
 
 impl<F: Frames> Cached<F> {
@@ -28,13 +29,14 @@ impl<F: Frames> Cached<F> {
             let state = self.shared.state.lock();
             let cut = state.cut_pages().filter(|&page| has_grown(&state, page));
             let ended = FilePage(self.page.index_of(had_bytes));
-            cut.chain([ended]).flat_map(|page| state.table.appearances(page)).collect()
+            let grown = cut.chain([ended]).flat_map(|page| state.table.appearances(page));
+            collected(OPERATION, grown)?
         };
         if pages.is_empty() {
             return Ok(());
         }
         // Also what is being read for them is out of date by that.
-        let held = self.hold(pages.into_iter(), interrupt)?;
+        let held = self.hold(OPERATION, pages.into_iter(), interrupt)?;
         let steps: Vec<Step> = {
             let state = self.shared.state.lock();
             let is_grown = |&page: &WindowPage| {
@@ -44,20 +46,20 @@ impl<F: Frames> Cached<F> {
             };
             let pages = held.pages().iter().copied().filter(is_grown).enumerate();
             let entry = |page| state.get(page).finish_drop();
-            pages
-                .map(|(position, window_page)| Step {
-                    position,
-                    window_page,
-                    entry: entry(window_page),
-                    load: true,
-                })
-                .collect()
+            let steps = pages.map(|(position, window_page)| Step {
+                position,
+                window_page,
+                entry: entry(window_page),
+                load: true,
+            });
+            collected(OPERATION, steps)?
         };
-        let pages: Vec<WindowPage> = steps.iter().map(|step| step.window_page).collect();
+        let pages = collected(OPERATION, steps.iter().map(|step| step.window_page))?;
         self.shared.save(OPERATION, &mut lock(&self.isolated), &pages, false)?;
         let keep = self.kept(OPERATION, &Pages::List(pages))?;
         let interrupt = self.while_held(interrupt);
         let call = Call { operation: OPERATION, fill: Fill::All, keep: keep.as_ref(), interrupt };
-        self.carry_out(&call, &mut control, &steps, &mut vec![false; steps.len()])
+        let mut mask = collected(OPERATION, steps.iter().map(|_| false))?;
+        self.carry_out(&call, &mut control, &steps, &mut mask)
     }
 }

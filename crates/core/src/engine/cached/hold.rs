@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use super::frames::{Frames, Tracking};
 use super::isolated::Isolation;
-use super::{Cached, Shared, State};
+use super::{Cached, Shared, State, STEP_PAGES};
 use crate::engine::lock;
 use crate::error::{Interrupt, Result};
+use crate::plan;
+use crate::room::collected;
 use crate::sys::lock::Guard;
 use crate::table::Entry;
 use crate::units::WindowPage;
@@ -47,6 +49,7 @@ impl<F: Frames> Cached<F> {
     /// Holds pages, if anybody may write to the window. Waits for others that hold them.
     pub(super) fn hold(
         &self,
+        operation: &'static str,
         pages: impl Iterator<Item = WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
@@ -54,7 +57,7 @@ impl<F: Frames> Cached<F> {
         if shared.frames.tracking().is_none() {
             return Ok(Held { shared, isolated, pages: Vec::new() });
         }
-        let mut pages: Vec<WindowPage> = pages.collect();
+        let mut pages = collected(operation, pages)?;
         pages.sort_unstable();
         pages.dedup();
         let mut state = shared.settled_state(&pages, interrupt)?;
@@ -74,16 +77,17 @@ impl<F: Frames> Cached<F> {
         keep: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let pages: Vec<WindowPage> = pages.collect();
+        let mut pages = collected(operation, pages)?;
         if matches!(self.shared.frames.tracking(), Some(Tracking::Kernel | Tracking::Faults)) {
             // Who holds a page while it is written would wait for a fault on it that has the
             // file locked. What is stored to it after this is written below, if there is any.
-            let mut sorted = pages.clone();
-            sorted.sort_unstable();
-            sorted.dedup();
-            self.shared.clean(operation, &sorted, interrupt)?;
+            pages.sort_unstable();
+            pages.dedup();
+            for pages in pages.chunks(STEP_PAGES) {
+                self.shared.clean(operation, pages, interrupt)?;
+            }
         }
-        let held = self.hold(pages.into_iter(), interrupt)?;
+        let held = self.hold(operation, pages.into_iter(), interrupt)?;
         // Only the call that has the call lock locks it.
         let mut isolated = lock(&self.isolated);
         self.shared.save(operation, &mut isolated, &held.pages, keep)?;
@@ -135,11 +139,11 @@ impl<F: Frames> Shared<F> {
         /// it lets others look who have to wait on.
         const RANGES: usize = 16;
         let Some(frames) = self.frames.userfault() else { return };
-        let ranges = self.ranges(pages.iter().copied());
-        if ranges.len() > RANGES {
+        let runs = || plan::runs(pages.iter().copied());
+        if runs().nth(RANGES).is_some() {
             frames.wake(&[(0, self.frames.region().len())]);
         } else {
-            frames.wake(&ranges);
+            runs().for_each(|run| frames.wake(&[self.bytes(run)]));
         }
     }
 }

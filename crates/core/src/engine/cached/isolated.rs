@@ -23,6 +23,7 @@ use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::uffd::Partial;
+use crate::sys::zeros::Zeros;
 use crate::units::{PageSize, Run, WindowPage};
 
 /// Bytes of frames that a call keeps at most to use them again.
@@ -34,7 +35,7 @@ const KEPT_BYTES: usize = 256 << 20;
 #[derive(Debug)]
 struct IsolatedFrames {
     region: Region,
-    copies: Vec<u8>,
+    copies: Zeros<u8>,
     page: PageSize,
     locked: bool,
     kept: usize,
@@ -48,6 +49,16 @@ struct IsolatedFrames {
 pub struct Isolation(Option<IsolatedFrames>);
 
 impl Isolation {
+    /// The same with its memory, so that a fault need not have it mapped.
+    ///
+    /// # Errors
+    /// ENOMEM; the kernel's.
+    pub fn prepared(frames: &dyn Userfault, page: PageSize) -> Result<Self, Errno> {
+        let mut isolation = Self::default();
+        isolation.ready(frames, page)?;
+        Ok(isolation)
+    }
+
     fn ready(
         &mut self,
         frames: &dyn Userfault,
@@ -91,7 +102,7 @@ impl IsolatedFrames {
         let total = bytes + kept;
         let mut region = Region::anonymous(total, system_page_bytes(), Access::Write)?;
         frames.adopt_isolated(&mut region)?;
-        let (copies, locked) = (vec![0; bytes], frames.locked());
+        let (copies, locked) = (Zeros::new(bytes)?, frames.locked());
         Ok(Self { region, copies, page, locked, kept: 0, fouled: false })
     }
 

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
-use xxhash_rust::xxh3::xxh3_128;
 
+use super::dirty::content_hash;
 use super::frames::{Before, Filled, Frames, Tracking, Userfault};
 use super::isolated::Isolation;
 use super::staging::{Ring, Staging, StagingMemory};
@@ -13,6 +13,7 @@ use super::{Cached, State, STEP_PAGES};
 use crate::engine::{lock, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::Members;
+use crate::room::collected;
 use crate::scatter::Sink;
 use crate::stats::Counters;
 use crate::sys::mm::Region;
@@ -50,15 +51,17 @@ impl<F: Frames> Cached<F> {
         steps: &[Step],
         mask: &mut [bool],
     ) -> Result<()> {
-        let loads: Vec<usize> = (0..steps.len()).filter(|&step| steps[step].load).collect();
+        let loads = (0..steps.len()).filter(|&step| steps[step].load);
+        let none_done =
+            |error: Error| error.with_completed(steps.first().map_or(0, |step| step.position));
+        let loads = collected(call.operation, loads).map_err(none_done)?;
         let mut next_step = 0;
         if !loads.is_empty() {
-            let files: Vec<FilePage> = loads
-                .iter()
-                .map(|&step| steps[step].entry.shown().file_page().expect("loads have a file page"))
-                .collect();
-            let staging = self.staging(control, loads.len());
-            let staging = staging.map_err(|error| error.with_completed(steps[0].position))?;
+            let files = loads.iter().map(|&step| {
+                steps[step].entry.shown().file_page().expect("loads have a file page")
+            });
+            let files: Vec<FilePage> = collected(call.operation, files).map_err(none_done)?;
+            let staging = self.staging(control, loads.len()).map_err(none_done)?;
             let (region, ring) = staging.parts();
             let mut loader = Loader {
                 cached: self,
@@ -195,7 +198,6 @@ impl<F: Frames> Cached<F> {
             .filter(|_| again)
             .is_some_and(|frames| notice(frames).or_else(|_| notice(frames)).is_ok());
         let hashed = of_file && tracking == Some(Tracking::Content);
-        let mut content = vec![0; if hashed { self.page.bytes() } else { 0 }];
         for index in 0..done {
             let page = run.first.offset(index);
             state.denied_content.remove(&page);
@@ -204,9 +206,9 @@ impl<F: Frames> Cached<F> {
                 let file_bytes = self.shared.store.bytes_within(file_page, size_bytes);
                 state.note_loaded(file_page, file_bytes, self.page);
                 if hashed {
-                    from.part(index as usize * self.page.bytes(), content.len())
-                        .copy_to(&mut content);
-                    state.hashes[page.0 as usize] = xxh3_128(&content);
+                    let page_bytes = self.page.bytes();
+                    let content = from.part(index as usize * page_bytes, page_bytes);
+                    state.hashes[page.0 as usize] = content_hash(content);
                 }
             }
             // What reused frames show counts as written to until it was compared.
@@ -279,9 +281,10 @@ impl<F: Frames> Loader<'_, '_, F> {
     /// Changes the pages before step `end` for which nothing is read.
     fn change_absent_before(&mut self, state: &mut State, end: usize) -> Result<(), Errno> {
         let steps = &self.steps[self.next_step..end];
-        let absent: Vec<Step> = steps.iter().filter(|step| !step.load).copied().collect();
-        if !absent.is_empty() {
-            self.cached.change_absent_locked(state, &absent)?;
+        for steps in steps.chunk_by(|left, right| left.load == right.load) {
+            for absent in steps.chunks(STEP_PAGES).filter(|_| !steps[0].load) {
+                self.cached.change_absent_locked(state, absent)?;
+            }
         }
         self.next_step = end;
         Ok(())
@@ -383,20 +386,19 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     }
 
     fn buffer(&mut self, chunk: usize) -> Span<'m> {
-        self.ring.front(self.region, chunk)
+        let asked = self.ring.chunk_pages.min(self.loads.len() - chunk * self.ring.chunk_pages);
+        self.ring.read_into(self.region, chunk, asked * self.cached.page.bytes())
     }
 
     fn complete(&mut self, requests: Range<usize>) -> Result<()> {
         let number = requests.start / self.ring.chunk_pages;
         let used = requests.len() * self.cached.page.bytes();
-        let asked = self.ring.chunk_pages.min(self.loads.len() - number * self.ring.chunk_pages);
-        let read = asked * self.cached.page.bytes();
         self.make_room(&requests)?;
         let result = self.put_chunk(requests);
         self.compare();
         let moved = result == Ok(true);
         let frames = &self.cached.shared.frames;
-        self.ring.recycle(frames, self.region, number, (used, read), moved);
+        self.ring.recycle(frames, self.region, number, used, moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))
     }
 }

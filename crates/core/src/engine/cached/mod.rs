@@ -61,6 +61,7 @@ use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::fault::FaultMode;
 use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
+use crate::room::{self, collected};
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::fault_ranges::Resolving;
@@ -123,6 +124,9 @@ pub struct Cached<F> {
 
 impl<F: Frames> Cached<F> {
     /// A window of the store's pages as `table` says, all absent.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] where there is no room to keep track of so many pages.
     pub fn new(
         store: Arc<Store>,
         frames: F,
@@ -130,7 +134,7 @@ impl<F: Frames> Cached<F> {
         budget: Option<(Reservation, Option<Division>)>,
         fault: FaultMode,
         calibration: &Calibration,
-    ) -> Self {
+    ) -> Result<Self> {
         let page = store.page_size();
         let division = budget.as_ref().and_then(|(_, division)| *division);
         let chunk_pages = division.map_or_else(
@@ -139,12 +143,12 @@ impl<F: Frames> Cached<F> {
         );
         let (budget, reserved) = match budget {
             Some((budget, Some(division))) => {
-                (Some(Budget::new(budget, division, &store, table.page_count())), None)
+                (Some(Budget::new(budget, division, &store, table.page_count())?), None)
             }
             Some((budget, None)) => (None, Some(budget)),
             None => (None, None),
         };
-        let mut state = State::new(table, frames.tracking(), page);
+        let mut state = State::new(table, frames.tracking(), page)?;
         state.budget = budget;
         let state = Lock::new(state);
         let state = match fault {
@@ -164,7 +168,7 @@ impl<F: Frames> Cached<F> {
             let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
             budget.reservation().given_back_by(owner);
         }
-        Self {
+        Ok(Self {
             serving: None,
             resolving: None,
             shared,
@@ -173,7 +177,7 @@ impl<F: Frames> Cached<F> {
             control: CallLock::new(StagingMemory::default()),
             isolated: Mutex::default(),
             staging_bytes: 0.into(),
-        }
+        })
     }
 
     /// Pages of a chunk of staging memory, where no budget divides it. Where stores are
@@ -264,7 +268,7 @@ impl<F: Frames> Cached<F> {
             wanted += self.page.bytes_of(absent as u64);
         }
         if wanted > available {
-            return Err(Error::Memory { operation, wanted, available });
+            return Err(Error::Memory { operation, wanted, available, completed: 0 });
         }
         Ok(())
     }
@@ -291,7 +295,7 @@ impl<F: Frames> Cached<F> {
             let state = self.shared.state.lock();
             let file_page = |page| state.get(page).shown().file_page();
             let shown = pages.iter().filter_map(|page| Some((page, file_page(page)?)));
-            shown.map(|(page, file_page)| (page, file_page, Prot::Write)).collect()
+            collected("protect", shown.map(|(page, file)| (page, file, Prot::Write)))?
         };
         self.check_appearances("protect", shown.into_iter(), |_| false)
     }
@@ -302,9 +306,9 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         piece: Range<usize>,
         mask: &mut [bool],
-    ) -> Vec<Step> {
+    ) -> Result<Vec<Step>> {
+        let mut steps = room_for("populate", piece.len())?;
         let state = self.shared.state.lock();
-        let mut steps = Vec::new();
         for position in piece {
             let window_page = pages.at(position);
             let entry = state.table.get(window_page);
@@ -316,7 +320,7 @@ impl<F: Frames> Cached<F> {
                 steps.push(Step { position, window_page, entry, load: true });
             }
         }
-        steps
+        Ok(steps)
     }
 
     /// What `of` says of the word of every page. Faults are served in between,
@@ -353,7 +357,7 @@ impl<F: Frames> Shared<F> {
         &self,
         pages: impl IntoIterator<Item = WindowPage>,
     ) -> Vec<(usize, usize)> {
-        plan::runs(pages).into_iter().map(|run| self.bytes(run)).collect()
+        plan::runs(pages).map(|run| self.bytes(run)).collect()
     }
 
     /// Drops pages; what was stored to them is written by now. `free` takes frames of them.
@@ -380,7 +384,7 @@ impl<F: Frames> Shared<F> {
         }
         let table = &state.table;
         let absent = |page| table.get(page).loadable();
-        let mut runs = plan::runs(dropped.iter().copied());
+        let mut runs: Vec<_> = plan::runs(dropped.iter().copied()).collect();
         if let (Some(free), Some(frames)) = (free, self.frames.userfault()) {
             runs.retain_mut(|run| {
                 let taken_bytes = free.take(frames, self.bytes(*run));
@@ -434,18 +438,19 @@ impl<F: Frames> Engine for Cached<F> {
             self.check_memory("populate", pages, loads)?;
         }
         let mut room = self.pages_left(pages);
-        let mut mask = room_for("populate", pages.len())?;
-        mask.resize(pages.len(), false);
+        let mut mask = room::mask("populate", pages.len(), interrupt)?;
         for piece in pieces_of(pages.len(), self.piece_pages()) {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
             let loaded = piece.clone().map(|position| pages.at(position));
-            let _held = self.hold(loaded, interrupt).map_err(completed)?;
-            let mut steps = self.populate_steps(pages, piece.clone(), &mut mask);
+            let _held = self.hold("populate", loaded, interrupt).map_err(completed)?;
+            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
+            let mut steps = steps.map_err(completed)?;
             if fill == Fill::Resident {
                 let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
-                let resident = self.shared.store.resident(&Pages::List(files.collect()));
-                let resident = resident.map_err(|error| error.with_completed(piece.start))?;
+                let files = collected("populate", files).map_err(completed)?;
+                let resident =
+                    self.shared.store.resident(&Pages::List(files)).map_err(completed)?;
                 let mut resident = resident.into_iter();
                 steps.retain(|_| resident.next().unwrap_or(false));
                 leave_out(&mut room, &mut steps);
@@ -503,7 +508,8 @@ impl<F: Frames> Engine for Cached<F> {
                 let _held = held.map_err(completed)?;
                 self.deny_pages(chosen).map_err(completed)?;
             } else {
-                let _held = self.hold(chosen.clone(), interrupt).map_err(completed)?;
+                let held = self.hold("protect", chosen.clone(), interrupt);
+                let _held = held.map_err(completed)?;
                 self.change_access(chosen.clone(), prot).map_err(completed)?;
                 let interrupt = self.while_held(interrupt);
                 self.give_access(&mut control, chosen, prot, interrupt).map_err(completed)?;
@@ -528,6 +534,12 @@ impl<F: Frames> Engine for Cached<F> {
             for run in split_run(run, self.chunk_pages as u64) {
                 let completed = |error: Error| error.with_completed(position);
                 interrupt.check().map_err(completed)?;
+                self.shared
+                    .state
+                    .lock()
+                    .table
+                    .reserve_moves("place", run.pages())
+                    .map_err(completed)?;
                 let _held = self
                     .save_and_hold("place", run.pages(), false, interrupt)
                     .map_err(completed)?;
@@ -554,10 +566,9 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        let mut dirty = room_for("dirty", pages.len())?;
-        dirty.resize(pages.len(), false);
+        let mut dirty = room::mask("dirty", pages.len(), interrupt)?;
         let mut looked_at = 0;
-        for piece in self.shared.used_pieces(pages) {
+        for piece in self.shared.used_pieces("dirty", pages)? {
             interrupt.check()?;
             let mut state = self.shared.state.lock();
             let piece: Vec<WindowPage> = piece.iter().collect();
@@ -574,6 +585,10 @@ impl<F: Frames> Engine for Cached<F> {
             }
         }
         Ok(dirty)
+    }
+
+    fn whole_bytes(&self) -> Option<u64> {
+        self.shared.state.lock().budget.as_ref().map(Budget::whole_bytes)
     }
 
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {

@@ -8,7 +8,10 @@ use std::ops::Range;
 
 use super::frames::{Frames, Userfault};
 use super::{Shared, State};
+use crate::error::Result;
+use crate::room::zeros;
 use crate::sys::mm::system_page_bytes;
+use crate::sys::zeros::Zeros;
 use crate::table::Table;
 use crate::units::{PageSize, Prot, WindowPage};
 
@@ -22,18 +25,18 @@ pub(super) fn block_bytes() -> u64 {
 #[derive(Debug)]
 pub(super) struct PageTables {
     /// Pages that are in each block.
-    present: Vec<u16>,
+    present: Zeros<u16>,
     /// A bit for each block that has a page table.
-    tables: Vec<u64>,
+    tables: Zeros<u64>,
     count: u64,
     page: PageSize,
 }
 
 impl PageTables {
-    pub(super) fn new(table: &Table, page: PageSize) -> Self {
+    pub(super) fn new(table: &Table, page: PageSize) -> Result<Self> {
         let blocks = page.bytes_of(table.page_count()).div_ceil(block_bytes()) as usize;
-        // Zeros of the allocator's: memory that is never touched is never had.
-        Self { present: vec![0; blocks], tables: vec![0; blocks.div_ceil(64)], count: 0, page }
+        let (present, tables) = (zeros("Window", blocks)?, zeros("Window", blocks.div_ceil(64))?);
+        Ok(Self { present, tables, count: 0, page })
     }
 
     pub(super) fn page_size(&self) -> PageSize {
@@ -144,8 +147,8 @@ mod tests {
     use crate::units::FilePage;
 
     fn tables(page_bytes: u64, page_count: u64) -> PageTables {
-        let table = Table::new(page_count, Origin::Linear(FilePage(0)), Prot::Read);
-        PageTables::new(&table, PageSize::new(page_bytes, 4096).expect("a page"))
+        let table = Table::new(page_count, Origin::Linear(FilePage(0)), Prot::Read).unwrap();
+        PageTables::new(&table, PageSize::new(page_bytes, 4096).expect("a page")).unwrap()
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Changing what pages show.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::frames::Frames;
@@ -9,6 +10,7 @@ use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
+use crate::room::{self, collected, no_room, push};
 use crate::stats::Counters;
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -49,26 +51,34 @@ impl<F: Frames> Cached<F> {
             self.check_memory("remap", changes.window_pages(), loads)?;
         }
         let mut room = self.pages_left(changes.window_pages());
-        let mut mask = room_for("remap", changes.len())?;
-        mask.resize(changes.len(), false);
+        let mut mask = room::mask("remap", changes.len(), interrupt)?;
         let loads = options.fill != Fill::Nothing;
         let piece_pages = if moves { changes.len() } else { self.piece_pages() };
         for piece in pieces_of(changes.len(), piece_pages) {
             let completed = |error: Error| error.with_completed(piece.start);
             interrupt.check().map_err(completed)?;
             let replaced = self.replaced_pages(changes, options.prot, piece.clone());
+            let replaced = replaced.map_err(completed)?;
+            if moves {
+                // All at once: what is done with as many pages below has no other bound.
+                drop(room_for::<[u64; 8]>("remap", piece.len())?);
+            }
+            self.reserve_moves("remap", changes.window_pages(), piece.clone())
+                .map_err(completed)?;
             let held = self.save_and_hold("remap", replaced.into_iter(), loads, interrupt);
             let _held = held.map_err(completed)?;
             let resident = match options.fill {
                 Fill::Resident => {
                     let files = piece.clone().map(|position| changes.pair(position).1);
-                    let resident = self.shared.store.resident(&Pages::List(files.collect()));
+                    let files = collected("remap", files).map_err(completed)?;
+                    let resident = self.shared.store.resident(&Pages::List(files));
                     Some(resident.map_err(completed)?)
                 }
                 Fill::All | Fill::Nothing => None,
             };
             let resident = resident.as_deref();
-            let mut steps = self.remap_steps(changes, options, piece.clone(), resident, &mut mask);
+            let steps = self.remap_steps(changes, options, piece.clone(), resident, &mut mask);
+            let mut steps = steps.map_err(completed)?;
             if options.fill == Fill::Resident {
                 leave_out(&mut room, &mut steps);
             }
@@ -183,8 +193,12 @@ impl<F: Frames> Cached<F> {
         changes: impl Fn(WindowPage) -> bool,
     ) -> Result<()> {
         let state = self.shared.state.lock();
-        let mut first = std::collections::HashMap::new();
+        let mut first = HashMap::new();
         for (window_page, file_page, prot) in shown {
+            if first.len() == first.capacity() {
+                let grown = first.try_reserve(1);
+                grown.map_err(|_| no_room::<[u64; 3]>(operation, first.len() + 1))?;
+            }
             let alias = |other: WindowPage| Error::Alias {
                 operation,
                 file_page: file_page.0,
@@ -240,12 +254,12 @@ impl<F: Frames> Cached<F> {
         changes: &Changes,
         prot: Option<Prot>,
         piece: Range<usize>,
-    ) -> Vec<WindowPage> {
+    ) -> Result<Vec<WindowPage>> {
         if self.shared.frames.tracking().is_none() {
-            return Vec::new();
+            return Ok(Vec::new());
         }
+        let mut pages = room_for("remap", piece.len())?;
         let state = self.shared.state.lock();
-        let mut pages = Vec::with_capacity(piece.len());
         for position in piece {
             let (window_page, file_page) = changes.pair(position);
             let entry = state.get(window_page);
@@ -253,13 +267,26 @@ impl<F: Frames> Cached<F> {
                 && prot.is_none_or(|prot| prot == entry.prot());
             // A page that is there and as it is to be stays.
             if !(same && entry.present()) {
-                pages.push(window_page);
-                pages.extend(state.table.appearances(file_page));
+                push("remap", &mut pages, window_page)?;
+                for page in state.table.appearances(file_page) {
+                    push("remap", &mut pages, page)?;
+                }
             }
         }
         pages.sort_unstable();
         pages.dedup();
-        pages
+        Ok(pages)
+    }
+
+    /// Makes sure that the table has room to note that a piece of `pages` shows something else.
+    pub(super) fn reserve_moves(
+        &self,
+        operation: &'static str,
+        pages: &Pages<WindowPage>,
+        piece: Range<usize>,
+    ) -> Result<()> {
+        let moved = piece.map(|position| pages.at(position));
+        self.shared.state.lock().table.reserve_moves(operation, moved)
     }
 
     fn remap_steps(
@@ -269,9 +296,9 @@ impl<F: Frames> Cached<F> {
         piece: Range<usize>,
         resident: Option<&[bool]>,
         mask: &mut [bool],
-    ) -> Vec<Step> {
+    ) -> Result<Vec<Step>> {
+        let mut steps = room_for("remap", piece.len())?;
         let state = self.shared.state.lock();
-        let mut steps = Vec::with_capacity(piece.len());
         for position in piece.clone() {
             let (window_page, file_page) = changes.pair(position);
             let old = state.table.get(window_page);
@@ -290,6 +317,6 @@ impl<F: Frames> Cached<F> {
             let load = wanted && prot != Prot::None;
             steps.push(Step { position, window_page, entry, load });
         }
-        steps
+        Ok(steps)
     }
 }

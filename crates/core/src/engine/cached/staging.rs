@@ -143,27 +143,36 @@ impl Ring<'_> {
         self.chunks[0].spare.is_none()
     }
 
-    /// After a chunk's first `used_bytes` of the `read_bytes` that reading may have filled went
-    /// into the window: puts the frames that came out of it where the next chunk is read to.
-    /// `all_moved`: none of those is left in front.
+    /// The same, for reading into the first `read_bytes`. They count as framed from now on,
+    /// whether or not what is read ever goes into the window.
+    pub(super) fn read_into<'m>(
+        &mut self,
+        region: &'m Region,
+        number: usize,
+        read_bytes: usize,
+    ) -> Span<'m> {
+        // Of a huge page there is all or nothing.
+        let block = if is_huge(self.chunk_bytes) { BLOCK_BYTES } else { 1 };
+        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
+        chunk.framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
+        self.front(region, number)
+    }
+
+    /// After a chunk's first `used_bytes` went into the window: puts the frames that came out of
+    /// it where the next chunk is read to. `all_moved`: none of those is left in front.
     pub(super) fn recycle<F: Frames>(
         &mut self,
         frames: &F,
         region: &Region,
         number: usize,
-        (used_bytes, read_bytes): (usize, usize),
+        used_bytes: usize,
         all_moved: bool,
     ) {
-        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
-        let Some(spare) = chunk.spare else { return };
-        // Of a huge page there is all or nothing.
-        let block = if is_huge(self.chunk_bytes) { BLOCK_BYTES } else { 1 };
-        chunk.framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
-        if all_moved && used_bytes == chunk.framed_bytes {
-            // Nothing is left in front, so the two are exchanged.
-            *chunk = Chunk { front: spare, spare: Some(chunk.front), ..*chunk };
+        if all_moved && self.exchange(number, used_bytes) {
             return;
         }
+        let chunk = self.chunks[number % CHUNKS_IN_FLIGHT];
+        let Some(spare) = chunk.spare else { return };
         let front = region.span(chunk.front, used_bytes);
         let spare_frames = region.span(spare, used_bytes);
         let shift = |frames: &dyn Userfault| frames.shift(front, spare_frames);
@@ -173,5 +182,45 @@ impl Ring<'_> {
         // Freeing them keeps the invariant of spare memory; if even that fails,
         // the next fill meets EEXIST and copies instead.
         let _freed = region.drop_pages(spare, used_bytes, frames.locked());
+    }
+
+    /// Has front and spare memory change places, if nothing is left in front once its first
+    /// `used_bytes` have gone.
+    fn exchange(&mut self, number: usize, used_bytes: usize) -> bool {
+        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
+        let Some(spare) = chunk.spare.filter(|_| used_bytes == chunk.framed_bytes) else {
+            return false;
+        };
+        *chunk = Chunk { front: spare, spare: Some(chunk.front), ..*chunk };
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames in spare memory would not be counted, and be in the way of the next ones.
+    #[test]
+    fn memory_that_was_read_into_for_nothing_does_not_become_spare() {
+        let page = system_page_bytes();
+        let chunk_bytes = 64 * page;
+        let region = Region::anonymous(2 * CHUNKS_IN_FLIGHT * chunk_bytes, page, Access::Write);
+        let chunks = std::array::from_fn(|index| {
+            let front = 2 * index * chunk_bytes;
+            Chunk { front, spare: Some(front + chunk_bytes), framed_bytes: 0 }
+        });
+        let region = region.expect("memory");
+        let mut staging = Staging { region, chunk_pages: 64, chunk_bytes, chunks };
+        let (region, mut ring) = staging.parts();
+        let first = ring.read_into(region, 0, 8 * page);
+        assert!(ring.exchange(0, 8 * page), "all that was read has gone");
+        assert_ne!(ring.front(region, 0).start(), first.start());
+        // A call that fails completes nothing of what it has read.
+        ring.read_into(region, 0, 20 * page);
+        ring.read_into(region, 0, 8 * page);
+        assert!(!ring.exchange(0, 8 * page), "12 pages are left in front");
+        ring.read_into(region, 0, 20 * page);
+        assert!(ring.exchange(0, 20 * page));
     }
 }

@@ -8,9 +8,10 @@ use super::page_tables::PageTables;
 use super::reads::Reads;
 use crate::error::Result;
 use crate::plan::Members;
-use crate::room::no_room;
+use crate::room::{no_room, zeros};
 use crate::store::Outgoing;
 use crate::sys::span::Span;
+use crate::sys::zeros::Zeros;
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageSize, WindowPage};
 
@@ -29,7 +30,7 @@ pub struct State {
     /// how many bytes of them it had.
     cut: Vec<(FilePage, usize)>,
     /// The hash of each page's content in the store, where stores are found by it.
-    pub(super) hashes: Vec<u128>,
+    pub(super) hashes: Zeros<u128>,
     /// Pages were written since the store was last made durable.
     pub(super) unsynced: bool,
     /// How often each pinned page is pinned.
@@ -46,13 +47,12 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn new(table: Table, tracking: Option<Tracking>, page: PageSize) -> Self {
+    pub(super) fn new(table: Table, tracking: Option<Tracking>, page: PageSize) -> Result<Self> {
         let by_content = tracking == Some(Tracking::Content);
-        // Zeros of the allocator's: memory that is never touched is never had.
-        let hashes = vec![0; if by_content { table.page_count() as usize } else { 0 }];
+        let hashes = zeros("Window", if by_content { table.page_count() as usize } else { 0 })?;
         let (denied_content, cut) = (HashMap::new(), Vec::new());
-        let page_tables = PageTables::new(&table, page);
-        Self {
+        let page_tables = PageTables::new(&table, page)?;
+        Ok(Self {
             table,
             denied_content,
             reads: Reads::default(),
@@ -65,13 +65,12 @@ impl State {
             pages_out: 0,
             budget: None,
             staying: None,
-        }
+        })
     }
 
-    /// Makes sure that serving a fault allocates nothing: the words of all pages exist.
+    /// Makes sure that a signal handler that serves a fault allocates nothing.
     pub fn allocate_ahead(&mut self) {
         self.cut.reserve(MAX_CUT_PAGES);
-        self.table.allocate_ahead();
     }
 
     /// Whether another page at which the file ends can be noted without allocating. Forgets
@@ -161,6 +160,12 @@ impl State {
         self.table.set(page, self.get(page).released());
     }
 
+    /// Room to keep the content of so many more denied pages.
+    pub(super) fn reserve_denied(&mut self, operation: &'static str, count: usize) -> Result<()> {
+        let reserved = self.denied_content.try_reserve(count);
+        reserved.map_err(|_| no_room::<(WindowPage, Vec<u8>)>(operation, count))
+    }
+
     /// Room to pin so many more pages.
     pub(super) fn reserve_pins(&mut self, count: usize) -> Result<()> {
         self.pins.try_reserve(count).map_err(|_| no_room::<(WindowPage, u32)>("pin", count))
@@ -206,8 +211,9 @@ mod tests {
     #[test]
     fn a_hold_lasts_until_it_is_released_whatever_becomes_of_the_page() {
         let page_size = PageSize::new(4096, 4096).expect("a power of two");
-        let table = Table::new(4, Origin::Linear(FilePage(0)), Prot::Write).with_appearances();
-        let mut state = State::new(table, Some(Tracking::Kernel), page_size);
+        let table = Table::new(4, Origin::Linear(FilePage(0)), Prot::Write);
+        let table = table.and_then(Table::with_appearances).unwrap();
+        let mut state = State::new(table, Some(Tracking::Kernel), page_size).unwrap();
         let page = WindowPage(1);
         state.hold(page);
         let steps: [fn(Entry) -> Entry; 8] = [

@@ -7,14 +7,15 @@
 //! `dirty.rs` finds the pages; `hold.rs` keeps writers away where a call replaces them.
 
 use rustix::io::Errno;
-use xxhash_rust::xxh3::xxh3_128;
 
+use super::dirty::content_hash;
 use super::frames::{Frames, Tracking};
 use super::isolated::Isolation;
 use super::state::Writing;
 use super::{Cached, Shared, State, STEP_PAGES};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
+use crate::room::{collected, no_room};
 use crate::stats::Counters;
 use crate::store::Outgoing;
 use crate::sys::lock::Guard;
@@ -37,10 +38,14 @@ impl<F: Frames> Cached<F> {
         let failed_syncs = self.shared.store.failed_syncs();
         let pages = plan::distinct("flush", pages)?;
         let mut written = Vec::new();
-        for piece in self.shared.used_pieces(&pages) {
+        for piece in self.shared.used_pieces("flush", &pages)? {
             let piece: Vec<WindowPage> = piece.iter().collect();
             let outcome = interrupt
                 .check()
+                .and_then(|()| {
+                    let room = written.try_reserve(piece.len());
+                    room.map_err(|_| no_room::<Writing>("flush", written.len() + piece.len()))
+                })
                 .and_then(|()| self.shared.begin_writing("flush", &piece, interrupt))
                 .and_then(|writing| {
                     written.extend_from_slice(&writing);
@@ -114,7 +119,7 @@ impl<F: Frames> Shared<F> {
         let present: Vec<WindowPage> = {
             let state = self.state.lock();
             let of_file = |entry: Entry| entry.present() && entry.shown().file_page().is_some();
-            pages.iter().copied().filter(|&page| of_file(state.get(page))).collect()
+            collected(operation, pages.iter().copied().filter(|&page| of_file(state.get(page))))?
         };
         let present = self.without_lost(present);
         let present = present.map_err(|errno| Error::system(operation, errno))?;
@@ -221,14 +226,13 @@ impl<F: Frames> Shared<F> {
         // Aligned, as a direct store wants it.
         let copies = Region::anonymous(len, system_page_bytes(), Access::Write)
             .map_err(|errno| Error::system("flush", errno))?;
-        let mut content = vec![0; page_bytes];
         for writing in writing.chunks(COPIED_PAGES) {
             let memory = copies.span(0, len);
             let mut hashes = Vec::with_capacity(writing.len());
             for (index, page) in writing.iter().enumerate() {
-                self.content_of(page.window_page).copy_to(&mut content);
-                hashes.push(xxh3_128(&content));
-                memory.part(index * page_bytes, page_bytes).copy_from(&content);
+                let copy = memory.part(index * page_bytes, page_bytes);
+                copy.copy_span(self.content_of(page.window_page));
+                hashes.push(content_hash(copy));
             }
             let outgoing: Vec<Outgoing<'_>> = writing
                 .iter()

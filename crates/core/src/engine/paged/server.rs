@@ -129,7 +129,10 @@ impl Server {
         let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
         let free =
             recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let (buffer, isolated, free) = (Mutex::new(buffer), Mutex::default(), Mutex::new(free));
+        let takes_out = evicts && frames.tracking() == Some(Tracking::Kernel);
+        let isolated = takes_out.then(|| Isolation::prepared(frames, shared.page())).transpose()?;
+        let isolated = Mutex::new(isolated.unwrap_or_default());
+        let (buffer, free) = (Mutex::new(buffer), Mutex::new(free));
         let cleans = evicts && shared.frames.tracking.is_some();
         let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
         Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })

@@ -18,7 +18,6 @@ use super::PagedFrames;
 use crate::engine::cached::{offset_of, Shared, State, Tracking};
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
-use crate::memory;
 use crate::stats::Counters;
 use crate::store::Unread;
 use crate::sys::fault_ranges::{Resolve, Touch, Touched};
@@ -26,8 +25,8 @@ use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::copy_in_child;
-use crate::table::{Entry, Shown, Table};
-use crate::units::{PageSize, Prot, Run, WindowPage};
+use crate::table::{Entry, Shown};
+use crate::units::{Prot, Run, WindowPage};
 
 /// How long a fork waits for a call to let go of the pages that it is changing.
 const FORK_PATIENCE: Duration = Duration::from_secs(2);
@@ -44,9 +43,7 @@ pub(super) struct Responder {
 }
 
 /// Fails for a window whose faults signal handlers cannot resolve.
-pub(super) fn check(table: &Table, page: PageSize, has_budget: bool) -> Result<()> {
-    /// The part of the available memory that words of pages may take.
-    const PART: u64 = 8;
+pub(super) fn check(has_budget: bool) -> Result<()> {
     if has_budget {
         return Err(Error::unsupported(
             "Window",
@@ -54,17 +51,6 @@ pub(super) fn check(table: &Table, page: PageSize, has_budget: bool) -> Result<(
             "with fault=\"signal\" has no budget: a signal handler cannot evict pages, nor write \
              them; use fault=\"thread\", or budget=None",
         ));
-    }
-    let wanted = table.page_count() * size_of::<Entry>() as u64;
-    let available = memory::available().map_err(|errno| Error::system("Window", errno))?;
-    if wanted > available / PART {
-        let reason = format!(
-            "with fault=\"signal\" keeps a word for each page from the start: {wanted} bytes for \
-             this window of {} bytes, which is more than an eighth of the {available} that are \
-             available; use fewer pages, or fault=\"thread\"",
-            page.bytes_of(table.page_count())
-        );
-        return Err(Error::unsupported("Window", "paged", &reason));
     }
     Ok(())
 }
@@ -281,7 +267,7 @@ mod tests {
     use crate::engine::{Engine, Fill};
     use crate::error::Uninterruptible;
     use crate::store::Store;
-    use crate::table::Origin;
+    use crate::table::{Origin, Table};
     use crate::units::{FilePage, Pages};
 
     const PAGES: u64 = 4;
@@ -291,7 +277,7 @@ mod tests {
     #[test]
     fn a_page_that_a_call_has_changed_is_looked_at_anew() {
         let store = Arc::new(Store::memory(PAGES * 4096, Some(4096)).expect("a memfd"));
-        let table = Table::new(PAGES, Origin::Linear(FilePage(0)), Prot::Write);
+        let table = Table::new(PAGES, Origin::Linear(FilePage(0)), Prot::Write).unwrap();
         let options = PagedOptions {
             locked: false,
             tracking: Some(Tracking::Faults),
@@ -299,7 +285,7 @@ mod tests {
             budget: None,
             calibration: &Calibration::default(),
         };
-        let Ok(cached) = open(store, table.with_appearances(), options) else {
+        let Ok(cached) = open(store, table.with_appearances().unwrap(), options) else {
             let features = crate::sys::uffd::Uffd::supported();
             assert!(!features.is_ok_and(|has| has.signals() && has.write_protect()));
             return;

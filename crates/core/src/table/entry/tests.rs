@@ -57,7 +57,7 @@ fn a_word_says_what_was_put_into_it() {
         assert_eq!(word.shown(), Shown::File(FilePage(7)));
         let parts = word.with_residency(word.residency()).with_change(word.change());
         assert_eq!(parts.with_prot(word.prot()).with_pinned(word.pinned()), word);
-        let mut table = Table::new(1, Origin::Nothing, Prot::Read);
+        let mut table = Table::new(1, Origin::Nothing, Prot::Read).unwrap();
         table.set(WindowPage(0), word);
         assert_eq!(table.get(WindowPage(0)), word);
     }
