@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::{OpenMode, Store};
-use fremap_core::sys::file::cachestat;
+use fremap_core::sys::cachestat::cachestat;
 use fremap_core::sys::mm::{Access, Region};
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages};

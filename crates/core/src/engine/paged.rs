@@ -470,8 +470,8 @@ pub fn open(
         FaultMode::Thread => {
             let server = Server::new(Arc::clone(shared), cluster, evicts);
             let server = server.map_err(not_served)?;
-            let served = ServedWindow::start(&SERVICE, Arc::new(server));
-            Some(Box::new(served.map_err(not_served)?))
+            let window = ServedWindow::start(&SERVICE, Arc::new(server));
+            Some(Box::new(window.map_err(not_served)?))
         }
     };
     Ok(cached.served_by(serving, resolving))

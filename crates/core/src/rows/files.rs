@@ -16,6 +16,7 @@ use crate::room::room_for;
 use crate::store::last_change::{LastChange, Unchanged};
 use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
 use crate::store::Store;
+use crate::sys::cachestat;
 use crate::sys::file::{self as sys_file, Facts, OpenFlags};
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 
@@ -217,7 +218,7 @@ impl Source {
         known.unwrap_or_else(|| {
             let found = Kind {
                 memory_backed: sys_file::is_memory_backed(fd.as_fd()).unwrap_or(false),
-                told: sys_file::tells_residency(fd.as_fd()).unwrap_or(false),
+                told: cachestat::tells_residency(fd.as_fd()).unwrap_or(false),
                 advised: sys_file::reads_when_advised(fd.as_fd()).unwrap_or(false),
             };
             *lock(&self.kind) = Some(found);

@@ -6,7 +6,7 @@ use super::source::{key, page_of, position_of, Query, SourceMap, PIECE_PAGES};
 use super::Store;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::room::room_for;
-use crate::sys::file as sys_file;
+use crate::sys::cachestat;
 use crate::sys::mm::system_page_bytes;
 use crate::units::{FilePage, PageIndex, Pages};
 
@@ -64,7 +64,7 @@ impl Store {
 
     /// Whether `mincore` tells this process the truth about the file of a part.
     pub(crate) fn tells_residency(&self, part: usize) -> bool {
-        sys_file::tells_residency(self.parts.all()[part].fd()).unwrap_or(false)
+        cachestat::tells_residency(self.parts.all()[part].fd()).unwrap_or(false)
     }
 
     /// The source map of a part, where its file can be mapped.
@@ -100,7 +100,7 @@ impl Store {
             let page = part.first.offset(page_of(key));
             let bytes = self.expected_bytes(page);
             let offset = part.offset_of(page, self.page_size());
-            let cached = sys_file::cachestat(part.fd(), offset, bytes as u64);
+            let cached = cachestat::cachestat(part.fd(), offset, bytes as u64);
             // Before Linux 6.5 there is only the map: what is wrong with it is the error.
             let cached = cached
                 .map_err(|errno| fail(if errno == Errno::NOSYS { unmapped } else { errno }))?;

@@ -1,6 +1,7 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
 pub mod arrivals;
+pub mod cachestat;
 pub mod call;
 mod children;
 pub mod clock;

@@ -10,7 +10,7 @@ use crate::error::{self, describe, Error};
 use super::call::{enter, Call};
 use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
-use super::{copy, file, pagemap};
+use super::{cachestat, copy, file, pagemap};
 
 pub use super::pagemap::max_map_count;
 
@@ -235,9 +235,9 @@ fn io_uring() -> Result<(), Errno> {
 }
 
 /// Whether the kernel has `cachestat` (6.5).
-fn cachestat() -> Result<(), Errno> {
+fn has_cachestat() -> Result<(), Errno> {
     let fd = file::memory_file("fremap-probe")?;
-    file::cachestat(fd.as_fd(), 0, 1).map(|_| ())
+    cachestat::cachestat(fd.as_fd(), 0, 1).map(|_| ())
 }
 
 /// Why a feature is missing.
@@ -399,7 +399,7 @@ pub fn capabilities() -> Vec<Probe> {
         probe("guard_pages", guard_pages().map_err(Lack::Refused)),
         probe("process_madvise", OwnProcess::try_open().map(|_| ()).map_err(Lack::Refused)),
         probe("io_uring", io_uring().map_err(Lack::Refused)),
-        probe("cachestat", cachestat().map_err(Lack::Refused)),
+        probe("cachestat", has_cachestat().map_err(Lack::Refused)),
         probe("page_table_reclaim", reclaims_page_tables().then_some(()).ok_or(Lack::NotOffered)),
         recovery_probe(),
     ]);

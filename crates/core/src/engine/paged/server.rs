@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
-use super::PagedFrames;
+use super::{PagedFrames, Tracking};
 use crate::engine::cached::{offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault};
 use crate::engine::lock;
 use crate::error::{Error, Uninterruptible};
@@ -129,7 +129,7 @@ impl Server {
         let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
         let free =
             recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let takes_out = evicts && frames.tracking() == Some(Tracking::Kernel);
+        let takes_out = evicts && frames.tracking == Some(Tracking::Kernel);
         let isolated = takes_out.then(|| Isolation::prepared(frames, shared.page())).transpose()?;
         let isolated = Mutex::new(isolated.unwrap_or_default());
         let (buffer, free) = (Mutex::new(buffer), Mutex::new(free));
