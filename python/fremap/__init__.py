@@ -4,7 +4,7 @@
 `~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
 budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
 extents in one array. `Window` is contiguous memory whose pages show any pages of a
-store, in any order; `open`, `MemoryStore` and `concat` make stores. `capabilities` says
+store, in any order; `open`, `MemoryStore` and `concat` make stores; the pages of a `ComputedStore` are what a function computes. `capabilities` says
 what this machine can do, and so does the command ``fremap doctor``.
 
 Documentation: https://fremap.github.io/fremap/
@@ -42,6 +42,8 @@ from fremap.errors import (
     MemoryLimitError,
     PageRangeError,
     PlacedPageError,
+    ProviderError,
+    ProviderTimeoutError,
     RemapError,
     SlotsFullError,
     StoreError,
@@ -66,6 +68,7 @@ from fremap.window import Window
 if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
+    from fremap.computed_store import ComputedStore
     from fremap.npy import load, open_memmap
     from fremap.pending import Pending
     from fremap.ragged_rows import Ragged, RaggedRows, ragged
@@ -75,6 +78,7 @@ if TYPE_CHECKING:
 # Loaded when first asked for, from these modules: half of the time that `import fremap` took.
 _LATER = {
     "Batches": "batches",
+    "ComputedStore": "computed_store",
     "MemmapStats": "stats",
     "Pending": "pending",
     "Ragged": "ragged_rows",
@@ -106,6 +110,7 @@ __all__ = [
     "BudgetError",
     "Capabilities",
     "ClosedError",
+    "ComputedStore",
     "ConcatStore",
     "DuplicatePageError",
     "EngineStatus",
@@ -121,6 +126,8 @@ __all__ = [
     "Pending",
     "PlacedPageError",
     "Probe",
+    "ProviderError",
+    "ProviderTimeoutError",
     "Prot",
     "Ragged",
     "RaggedRows",

@@ -53,6 +53,8 @@ PACKAGE_FLOORS = {
     "batches": 3,
     "readers": 3,
     "stores": 3,
+    "providing": 2,
+    "computed_store": 4,
     "concat_store": 4,
     "capabilities": 3,
     "reopening": 4,

@@ -228,6 +228,28 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// A provider process has not brought pages.
+    #[error("{operation}{}: {reason}", pages(*file_page, *page_count))]
+    Provider {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// What messages call the place that the pages come from, where it has a name.
+        path: Option<PathBuf>,
+        /// The first of the pages that were asked for together.
+        file_page: Option<u64>,
+        /// How many they were.
+        page_count: usize,
+        /// The errno of what the program raised, EIO for other exceptions.
+        errno: Errno,
+        /// A line that says why.
+        reason: String,
+        /// Where in the program it happened, or nothing.
+        traceback: String,
+        /// The exception as the process has pickled it, or nothing.
+        pickled: Vec<u8>,
+        /// Pages from the front of the request that are done.
+        completed: usize,
+    },
     /// The caller's interrupt (Ctrl-C) stopped the operation.
     #[error("interrupted after {completed} pages")]
     Interrupted {
@@ -285,6 +307,7 @@ impl Error {
         match &mut self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Provider { completed, .. }
             | Self::Interrupted { completed } => *completed = done,
             _ => {}
         }
@@ -294,7 +317,10 @@ impl Error {
     /// The same error, told of the operation that met it.
     #[must_use]
     pub fn with_operation(mut self, asked: &'static str) -> Self {
-        if let Self::Io { operation, .. } | Self::Truncated { operation, .. } = &mut self {
+        if let Self::Io { operation, .. }
+        | Self::Truncated { operation, .. }
+        | Self::Provider { operation, .. } = &mut self
+        {
             *operation = asked;
         }
         self
@@ -306,6 +332,7 @@ impl Error {
         match self {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
+            | Self::Provider { completed, .. }
             | Self::Interrupted { completed } => *completed,
             _ => 0,
         }
@@ -314,6 +341,13 @@ impl Error {
 
 fn place(file_page: Option<u64>) -> String {
     file_page.map_or_else(String::new, |page| format!(" (file page {page})"))
+}
+
+fn pages(first: Option<u64>, count: usize) -> String {
+    match first {
+        Some(first) if count > 1 => format!(" ({count} file pages from {first})"),
+        _ => place(first),
+    }
 }
 
 /// What the kernel's answer means, as `strerror` has it: the number stands beside it.

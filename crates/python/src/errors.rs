@@ -45,6 +45,21 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let page = Some(*file_page);
             system(py, "truncated", &message, ENODATA, path.as_deref(), page, *completed)
         }
+        Error::Provider {
+            path,
+            file_page,
+            errno,
+            traceback,
+            pickled,
+            completed,
+            ..
+        } => {
+            let path = path.as_deref().map(|path| path_bytes(py, path));
+            let said = (traceback, PyBytes::new(py, pickled));
+            let arguments =
+                (message, errno.raw_os_error(), said, path, *file_page, *completed);
+            Ok(PyErr::from_value(table(py)?.call_method1("_provider", arguments)?))
+        }
         Error::Row { path, row, loss, .. } => {
             let (kind, number) = match loss {
                 RowLoss::Truncated { .. } => ("truncated", ENODATA),
@@ -83,9 +98,13 @@ fn system(
     file_page: Option<u64>,
     completed: usize,
 ) -> PyResult<PyErr> {
-    let path = path.map(|path| PyBytes::new(py, path.as_os_str().as_bytes()));
+    let path = path.map(|path| path_bytes(py, path));
     let arguments = (kind, message, errno, path, file_page, completed);
     Ok(PyErr::from_value(table(py)?.call_method1("_system", arguments)?))
+}
+
+fn path_bytes<'py>(py: Python<'py>, path: &Path) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, path.as_os_str().as_bytes())
 }
 
 /// The answer of `remap_file_pages(2)` to a call that it refused.

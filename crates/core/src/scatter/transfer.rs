@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::plan::{Maps, Plan, Preference};
+use super::provided::scatter_provided;
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::last_change::Unchanged;
@@ -65,6 +66,9 @@ pub(crate) fn scatter(
 ) -> Result<()> {
     if file_pages.is_empty() {
         return Ok(());
+    }
+    if store.is_provided() {
+        return scatter_provided(store, file_pages, sink, interrupt);
     }
     let page_bytes = store.page_size().bytes();
     let chunk_pages = sink.chunk_pages();

@@ -1,6 +1,7 @@
 //! The kernel: one function a system call, and all of this crate's `unsafe`.
 
 pub mod call;
+pub mod child;
 mod children;
 pub mod clock;
 pub mod copy;

@@ -492,7 +492,7 @@ impl Server {
         match &files[..] {
             [only] => shared.store.read_page(*only, content)?,
             // Content that was just read through the caches is copied sooner.
-            [first, ..] if contiguous => {
+            [first, ..] if contiguous && !shared.store.is_provided() => {
                 let run = Run { first: *first, count: files.len() as u64 };
                 if shared.store.read_run(run, content).is_err() {
                     return Ok(FaultOutcome::Partial);
