@@ -128,7 +128,11 @@ def provide(fill: Fill, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
 def main() -> None:
     """Provide pages until the connection is hung up."""
     _close_others()
-    channel = socket.socket(fileno=_SOCKET)
+    with socket.socket(fileno=_SOCKET) as channel:
+        _serve(channel)
+
+
+def _serve(channel: socket.socket) -> None:
     memory = mmap.mmap(_MEMORY, 0)
     head_bytes, page_bytes, page_count, parent = _LAYOUT.unpack_from(memory)
     _core.end_with(_SOCKET, parent)
@@ -167,8 +171,9 @@ def _load() -> Fill:
     from multiprocessing import process, spawn
 
     current = process.current_process()
-    with open(_PAYLOAD, "rb") as file:
-        stream = io.BytesIO(file.read())
+    # Every process has the same open file, and with it one position.
+    with mmap.mmap(_PAYLOAD, 0, prot=mmap.PROT_READ) as memory:
+        stream = io.BytesIO(memory)
     current._inheriting = True  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
     try:
         spawn.prepare(pickle.load(stream))

@@ -45,10 +45,6 @@ pub(crate) fn read_into(
     if file_pages.is_empty() {
         return Ok(());
     }
-    // The thread that brings a window's pages may wait for the process that provides these.
-    if store.is_provided() && fault_ranges::has_part_of(into) {
-        return read_through_buffer(store, file_pages, into, interrupt);
-    }
     if let ([only], false) = (file_pages, store.is_provided()) {
         return read_one(store, *only, into);
     }

@@ -73,7 +73,8 @@ impl Store {
     pub fn prefetch_until(&self, pages: &Pages<FilePage>, interrupt: &dyn Interrupt) -> Result<()> {
         let runs = runs_of(pages, interrupt)?;
         if self.is_provided() {
-            return self.provide_ahead(runs);
+            self.provide_ahead(&runs);
+            return Ok(());
         }
         let calls = |run: &Range<u64>| {
             let bytes = self.page_size().bytes_of(run.end - run.start);

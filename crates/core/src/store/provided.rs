@@ -1,5 +1,6 @@
 //! Stores whose pages other processes provide.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -58,8 +59,7 @@ impl Store {
         }
     }
 
-    /// Has pages provided; `place` says where each goes, by its position, and gives no memory
-    /// of a window.
+    /// Has pages provided; `place` says where each goes, by its position.
     ///
     /// # Errors
     /// [`Error::Provider`], [`Error::Interrupted`], with the number of pages from the front
@@ -73,7 +73,7 @@ impl Store {
         let Some(provider) = &self.provider else {
             return Err(self.io_error("read", wanted.first().copied(), Errno::BADF));
         };
-        let outcome = provider.read(wanted, place, interrupt);
+        let outcome = provider.provide(wanted, place, interrupt);
         let done = outcome.as_ref().map_or_else(Error::completed, |()| wanted.len());
         self.counters.add_read(done * self.page_size.bytes());
         outcome.map_err(|mut error| {
@@ -90,13 +90,24 @@ impl Store {
     }
 
     /// Starts providing pages that somebody will want later.
-    pub(super) fn provide_ahead(&self, _runs: Vec<std::ops::Range<u64>>) -> Result<()> {
-        Ok(())
+    pub(super) fn provide_ahead(&self, runs: &[Range<u64>]) {
+        if let Some(provider) = &self.provider {
+            provider.provide_ahead(runs);
+        }
     }
 
-    /// Marks the pages that were provided ahead and not asked for yet.
-    pub(super) fn mark_provided(&self, _mask: &mut [bool], _page_at: impl Fn(usize) -> FilePage) {}
+    /// Marks the pages that were provided ahead and not read yet.
+    pub(super) fn mark_provided(&self, mask: &mut [bool], page_at: impl Fn(usize) -> FilePage) {
+        let Some(provider) = &self.provider else { return };
+        for (place, mark) in mask.iter_mut().enumerate() {
+            *mark = provider.has(page_at(place));
+        }
+    }
 
     /// Forgets what was provided ahead.
-    pub(super) fn forget_provided(&self) {}
+    pub(super) fn forget_provided(&self) {
+        if let Some(provider) = &self.provider {
+            provider.forget();
+        }
+    }
 }

@@ -6,6 +6,7 @@
 //! again when they have died; each works at one request at a time. Who wants pages takes a
 //! process that is free, in the order of arrival. A child of fork has processes of its own.
 
+mod ahead;
 mod worker;
 
 use std::collections::VecDeque;
@@ -22,10 +23,13 @@ use crate::sys::fork_lock::{ForkGuard, ForkLock};
 use crate::sys::span::Span;
 use crate::sys::{file as sys_file, futex, process};
 use crate::units::{FilePage, PageSize};
+use ahead::Ahead;
 use worker::{Layout, Progress, Said, Worker};
 
 /// How long a wait may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(20);
+/// How long a request that nobody waits for any more may keep others waiting.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Processes that are started for one request before it fails.
 const MOST_STARTS: u32 = 3;
 /// Pages of one request.
@@ -57,6 +61,7 @@ pub(crate) struct Provider {
     pool: ForkLock<Pool>,
     /// Changes when a process becomes free.
     changes: AtomicU32,
+    ahead: Ahead,
 }
 
 #[derive(Debug, Default)]
@@ -205,6 +210,7 @@ impl Provider {
             timeout: options.timeout,
             pool: ForkLock::default(),
             changes: AtomicU32::new(0),
+            ahead: Ahead::default(),
         })
     }
 
@@ -228,11 +234,23 @@ impl Provider {
         self.pool().idle.iter().filter_map(Worker::id).collect()
     }
 
-    /// Ends the processes that are not at work. They are started again when they are needed.
+    /// Ends the processes that are not at work, and forgets what was provided ahead. They are
+    /// started again when they are needed.
     pub(super) fn rest(&self) {
+        self.forget();
         let idle = std::mem::take(&mut self.pool().idle);
         drop(idle);
         self.announce();
+    }
+
+    /// Whether a page was provided ahead and not read yet.
+    pub(super) fn has(&self, page: FilePage) -> bool {
+        self.ahead.has(page)
+    }
+
+    /// Forgets what was provided ahead.
+    pub(super) fn forget(&self) {
+        self.ahead.forget();
     }
 
     fn lease(&self, found: Found) -> Lease<'_> {
@@ -275,12 +293,13 @@ impl Provider {
     /// Provides pages: `place` says where each of them goes, by its position. They are asked
     /// for in batches, as many at once as there are processes, and come in order.
     ///
-    /// Nothing that `place` gives may be in a window, as the thread that brings a window's pages
-    /// may wait for the process that this one has.
+    /// What `place` gives may be in a window, but not in one of this store: the thread that
+    /// brings its pages may wait for the process that this one has. Nobody can ask for that, as
+    /// nobody may write to such a window.
     ///
     /// # Errors
     /// [`Error::Provider`] and [`Error::Interrupted`], with the number of pages that have come.
-    pub(super) fn read<'m>(
+    fn read<'m>(
         &self,
         wanted: &[FilePage],
         place: &mut dyn FnMut(usize) -> Span<'m>,
@@ -352,7 +371,8 @@ impl Provider {
                 }
                 continue;
             };
-            match worker.look(self.timeout, WAIT) {
+            let limit = if batch.sent { self.timeout } else { Some(PATIENCE) };
+            match worker.look(limit, WAIT) {
                 Progress::UnderWay => {}
                 Progress::Done if batch.sent => return Ok(()),
                 Progress::Refused(said) if batch.sent => return Err(Failure::Refused(said)),
