@@ -59,9 +59,10 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.memmap import memmap
+from fremap.opening import open
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
-from fremap.stores import FileStore, MemoryStore, Store, open
+from fremap.stores import FileStore, MemoryStore, Store
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
 
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from fremap.npy import load, open_memmap
     from fremap.pending import Pending
     from fremap.ragged_rows import Ragged, RaggedRows, ragged
+    from fremap.remote_store import RemoteStore
     from fremap.slots import Slots, SlotsPin
     from fremap.stats import MemmapStats, RowsStats, SlotsStats, WindowStats
 
@@ -83,6 +85,7 @@ _LATER = {
     "Pending": "pending",
     "Ragged": "ragged_rows",
     "RaggedRows": "ragged_rows",
+    "RemoteStore": "remote_store",
     "RowsStats": "stats",
     "Slots": "slots",
     "SlotsPin": "slots",
@@ -132,6 +135,7 @@ __all__ = [
     "Ragged",
     "RaggedRows",
     "RemapError",
+    "RemoteStore",
     "Rows",
     "RowsStats",
     "Slots",

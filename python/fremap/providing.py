@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Fill: TypeAlias = Callable[[npt.NDArray[np.int64], npt.NDArray[np.uint8]], None]
 
-__all__ = ["main", "payload", "program", "provide"]
+__all__ = ["main", "number_of", "payload", "program", "provide"]
 
 # The descriptors that the core gives to the process.
 _SOCKET, _MEMORY, _PAYLOAD = 3, 4, 5
@@ -42,6 +42,13 @@ _REPLY = struct.Struct("=QIIII")  # the request, an errno or 0, the bytes of thr
 # Where the numbers of pages stand, and why a request has failed.
 _WORDS_AT = mmap.PAGESIZE
 _LAYOUT = struct.Struct("=QQQQ")  # bytes before the content, of a page; most pages; the parent
+# Of exceptions that do not say it themselves.
+_NUMBERS: dict[type[BaseException], int] = {
+    FileNotFoundError: errno.ENOENT,
+    IsADirectoryError: errno.EISDIR,
+    PermissionError: errno.EACCES,
+    TimeoutError: errno.ETIMEDOUT,
+}
 _MOST_REASON_BYTES = 2 << 10
 _MOST_TRACEBACK_BYTES = 24 << 10
 
@@ -199,7 +206,7 @@ def _refusal(memory: mmap.mmap, room: int, number: int, error: BaseException) ->
     texts.append(pickled if sum(map(len, texts)) + len(pickled) <= room else b"")
     told = b"".join(texts)
     memory[_WORDS_AT : _WORDS_AT + len(told)] = told
-    return _REPLY.pack(number, _number_of(error), *map(len, texts))
+    return _REPLY.pack(number, number_of(error), *map(len, texts))
 
 
 def _from_fill(error: BaseException) -> TracebackType | None:
@@ -210,9 +217,9 @@ def _from_fill(error: BaseException) -> TracebackType | None:
     return where
 
 
-def _number_of(error: BaseException) -> int:
+def number_of(error: BaseException) -> int:
     """Return the errno that says best what an exception means."""
     number = getattr(error, "errno", None)
     if isinstance(error, OSError) and isinstance(number, int) and 0 < number < 1 << 12:
         return number
-    return errno.ETIMEDOUT if isinstance(error, TimeoutError) else errno.EIO
+    return next((code for kind, code in _NUMBERS.items() if isinstance(error, kind)), errno.EIO)

@@ -13,6 +13,7 @@ from fremap.arguments import absolute_path
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats.table import Header
+from fremap.remote_store import RemoteStore, is_remote
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ class Opened:
     def __enter__(self) -> Self:
         file, operation = self.file, self._operation
         if isinstance(file, Store):
-            self.header = Header(file.fileno(), name_of(file), file.size, operation)
+            has_file = not file._core.is_provided  # noqa: SLF001 - its other half
+            fd = file.fileno() if has_file else -1
+            fetch = None if has_file else lambda offset, count: _bytes_of(file, offset, count)
+            self.header = Header(fd, name_of(file), file.size, operation, fetch)
             self.identity = (0, 0)
             return self
         try:
@@ -112,6 +116,14 @@ class Opened:
             self._open.close()
 
 
+def _bytes_of(store: Store, offset: int, count: int) -> bytes:
+    """Return bytes of a store that has no file."""
+    first = offset // store.page_bytes
+    pages = store.read(range(first, -(-(offset + count) // store.page_bytes)))
+    start = offset - first * store.page_bytes
+    return pages.reshape(-1)[start : start + count].tobytes()
+
+
 def named_files(source: RowsSource) -> Files:
     """Return the files of a source, their paths absolute."""
     if is_single(source):
@@ -123,7 +135,9 @@ def named_files(source: RowsSource) -> Files:
         )
     files: list[File] = []
     for one in source:
-        if isinstance(one, str | bytes | os.PathLike):
+        if is_remote(one):
+            files.append(RemoteStore(one))
+        elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
             files.extend(_matching(path) if _HAS_MAGIC(os.fsdecode(path)) else [path])
         elif is_single(one):
@@ -139,7 +153,8 @@ def named_files(source: RowsSource) -> Files:
 
 def is_single(source: object) -> bool:
     """Tell whether a source is one file or pattern, not several."""
-    return isinstance(source, str | bytes | os.PathLike | Store) or is_dataset(source)
+    is_file = isinstance(source, str | bytes | os.PathLike | Store)
+    return is_file or is_remote(source) or is_dataset(source)
 
 
 def is_dataset(source: object) -> bool:
@@ -152,7 +167,9 @@ def is_dataset(source: object) -> bool:
 
 def _named(one: Any) -> Files:
     """Return the files of a source that is one thing: a file, a pattern or a folder."""
-    files: list[File] = [one]
+    files: list[File] = [RemoteStore(one) if is_remote(one) else one]
+    if isinstance(files[0], RemoteStore):
+        return Files(files, together=False, name=name_of(files[0]))
     if isinstance(one, str | bytes | os.PathLike):
         path = absolute_path("rows", one)
         name = os.fsdecode(path)
@@ -217,6 +234,8 @@ def _some(files: Sequence[File]) -> str:
 
 def name_of(file: File) -> str:
     """Return how messages call a file."""
+    if isinstance(file, RemoteStore):
+        return file.url
     if isinstance(file, Store):
         return repr(file) if path_of(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
     if is_dataset(file):

@@ -45,19 +45,10 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let page = Some(*file_page);
             system(py, "truncated", &message, ENODATA, path.as_deref(), page, *completed)
         }
-        Error::Provider {
-            path,
-            file_page,
-            errno,
-            traceback,
-            pickled,
-            completed,
-            ..
-        } => {
+        Error::Provider { path, file_page, errno, traceback, pickled, completed, .. } => {
             let path = path.as_deref().map(|path| path_bytes(py, path));
             let said = (traceback, PyBytes::new(py, pickled));
-            let arguments =
-                (message, errno.raw_os_error(), said, path, *file_page, *completed);
+            let arguments = (message, errno.raw_os_error(), said, path, *file_page, *completed);
             Ok(PyErr::from_value(table(py)?.call_method1("_provider", arguments)?))
         }
         Error::Row { path, row, loss, .. } => {

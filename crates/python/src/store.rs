@@ -135,9 +135,8 @@ impl Store {
             program: program.into_iter().map(OsString::from_vec).collect(),
             payload: payload.to_vec(),
             workers,
-            timeout: timeout.map(|seconds| {
-                Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
-            }),
+            timeout: timeout
+                .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
             batch_bytes,
         };
         let name = name.map(PathBuf::from);

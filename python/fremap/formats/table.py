@@ -110,12 +110,15 @@ class Header(NamedTuple):
         Its bytes.
     operation : str
         What the caller asked for.
+    fetch : callable, optional
+        Returns bytes by their offset and number, where there is no descriptor.
     """
 
     fd: int
     name: str
     size: int
     operation: str = "rows"
+    fetch: Callable[[int, int], bytes] | None = None
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, which are in the file."""
@@ -124,6 +127,8 @@ class Header(NamedTuple):
                 f"its header takes {offset + count} bytes, the file has {self.size}: "
                 "it is cut short, or is something else"
             )
+        if self.fetch is not None:
+            return self.fetch(offset, count)
         parts = []
         while count:
             part = os.pread(self.fd, count, offset)

@@ -40,6 +40,8 @@ pub(super) struct Shard {
     size_bytes: u64,
     /// A file that stays open.
     fixed: Option<Arc<OwnedFd>>,
+    /// A store that has no file.
+    provided: Option<Arc<Store>>,
     open: ForkLock<Option<Arc<OwnedFd>>>,
     /// Reads go past the page cache.
     direct: bool,
@@ -84,9 +86,15 @@ impl Shard {
         direct: bool,
     ) -> Result<Self> {
         let ShardPlace { file, data_offset, row_count } = place;
+        let mut provided = None;
         let (path, identity, size_bytes, fixed) = match file {
             ShardFile::Path { path, identity, size_bytes } => {
                 (Some(path), identity, size_bytes, None)
+            }
+            ShardFile::Store(store) if store.is_provided() => {
+                let size_bytes = store.size_bytes();
+                provided = Some(store);
+                (None, (0, 0), size_bytes, None)
             }
             ShardFile::Store(store) => {
                 let path = store.path().map(std::path::Path::to_path_buf);
@@ -118,6 +126,7 @@ impl Shard {
             identity,
             size_bytes,
             fixed,
+            provided,
             open: ForkLock::default(),
             direct,
             align: AtomicU32::new(0),
@@ -127,6 +136,11 @@ impl Shard {
             last_change: LastChange::default(),
             reads: AtomicUsize::new(0),
         })
+    }
+
+    /// The store that the rows are in, where that has no file.
+    pub(super) fn provided(&self) -> Option<&Store> {
+        self.provided.as_deref()
     }
 
     pub(super) fn rows(&self) -> Range<u64> {
@@ -223,6 +237,8 @@ pub(super) fn check_direct(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Files {
     shards: Vec<Shard>,
+    /// Some are in stores that have no file.
+    provided: bool,
     /// Rows of each shard but the last, if that is the same for all.
     even_rows: Option<u64>,
     /// Shards with an open descriptor, the longest open first.
@@ -244,6 +260,7 @@ impl Files {
         });
         let open_limit = (sys_file::descriptor_limit() / 4).clamp(1, MAX_OPEN);
         Self {
+            provided: shards.iter().any(|shard| shard.provided.is_some()),
             shards,
             even_rows,
             open: ForkLock::default(),
@@ -251,6 +268,11 @@ impl Files {
             open_count: AtomicU64::new(0),
             mapped: Arc::default(),
         }
+    }
+
+    /// Whether rows of some shard have to be provided.
+    pub(super) fn are_provided(&self) -> bool {
+        self.provided
     }
 
     pub(super) fn len(&self) -> usize {

@@ -15,6 +15,7 @@ mod budget;
 mod copy;
 mod files;
 mod maps;
+mod provided;
 mod ranges;
 mod read;
 mod submit;
@@ -292,6 +293,9 @@ impl Rows {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut pace = Pace::new(interrupt);
+        if self.files.are_provided() {
+            return self.take_provided(ids, into, &mut pace);
+        }
         let mut wanted = Vec::new();
         let ids = match ids {
             Pages::Range(range) => {
@@ -360,10 +364,12 @@ fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
     let page = system_page_bytes() as u64;
     let chunk = CHUNK_BYTES as u64;
     let mapped = |shard: &Shard| shard.size_bytes().div_ceil(chunk).saturating_mul(chunk + page);
-    let need = shards.iter().map(mapped).fold(0, u64::saturating_add);
+    // What has no file is not mapped.
+    let need = shards.iter().filter(|shard| shard.provided().is_none()).map(mapped).fold(0, u64::saturating_add);
     let budget = memory::reserve(ask.with_need(need)).map_err(|e| Error::system("rows", e))?;
     let least = chunk + page;
-    let file_bytes = shards.iter().map(Shard::size_bytes).fold(0, u64::saturating_add);
+    let mapped_bytes = |shard: &Shard| shard.size_bytes() * u64::from(shard.provided().is_none());
+    let file_bytes = shards.iter().map(mapped_bytes).fold(0, u64::saturating_add);
     if budget.bytes() < file_bytes.min(least) {
         return Err(Error::Budget {
             operation: "rows",

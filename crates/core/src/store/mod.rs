@@ -46,9 +46,9 @@ use durability::{Durability, Unsynced};
 pub use outgoing::Outgoing;
 pub(crate) use pace::Pace;
 use part::{File, Part, Parts};
-use source::Mapped;
 use provider::Provider;
 pub use provider::ProviderOptions;
+use source::Mapped;
 pub use source::SourceLimit;
 
 /// Where the pages of a store live.
@@ -219,7 +219,9 @@ impl Store {
     pub fn path(&self) -> Option<&Path> {
         match self.kind {
             StoreKind::Concat => None,
-            StoreKind::File | StoreKind::Memory | StoreKind::Provided => self.parts.last().name.as_deref(),
+            StoreKind::File | StoreKind::Memory | StoreKind::Provided => {
+                self.parts.last().name.as_deref()
+            }
         }
     }
 

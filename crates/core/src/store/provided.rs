@@ -34,8 +34,7 @@ impl Store {
         let fail = |errno| Error::system("ComputedStore", errno);
         let fd: OwnedFd = sys_file::memory_file("fremap-provided").map_err(fail)?;
         let kind = StoreKind::Provided;
-        let opened =
-            Opened { kind, path: name, writable: false, fd, direct_fd: None, size_bytes };
+        let opened = Opened { kind, path: name, writable: false, fd, direct_fd: None, size_bytes };
         let mut store = Self::new(opened, page_size)?;
         store.provider = Some(Arc::new(provider));
         Ok(store)

@@ -115,9 +115,8 @@ unsafe fn prepare(
     sources: &[OwnedFd],
 ) -> Result<(), Errno> {
     const NOTHING: &CStr = c"/dev/null";
-    let flags = libc::POSIX_SPAWN_SETPGROUP
-        | libc::POSIX_SPAWN_SETSIGMASK
-        | libc::POSIX_SPAWN_SETSIGDEF;
+    let flags =
+        libc::POSIX_SPAWN_SETPGROUP | libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
     // SAFETY: as the caller says; the sets are plain data that the calls make valid.
     unsafe {
         let (mut none, mut all) = (std::mem::zeroed(), std::mem::zeroed());

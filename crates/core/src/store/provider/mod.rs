@@ -305,15 +305,14 @@ impl Provider {
         place: &mut dyn FnMut(usize) -> Span<'m>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let batch_pages = wanted.len().div_ceil(self.worker_limit).clamp(1, self.layout.batch_pages);
+        let batch_pages =
+            wanted.len().div_ceil(self.worker_limit).clamp(1, self.layout.batch_pages);
         let mut under_way: VecDeque<Batch<'_>> = VecDeque::new();
         let (mut next, mut done) = (0, 0);
         while done < wanted.len() {
             while next < wanted.len() && under_way.len() < self.worker_limit {
                 let lease = match under_way.is_empty() {
-                    true => {
-                        self.take(interrupt).map_err(|error| error.with_completed(done))?
-                    }
+                    true => self.take(interrupt).map_err(|error| error.with_completed(done))?,
                     false => match self.try_take() {
                         Some(lease) => lease,
                         None => break,
@@ -410,10 +409,9 @@ impl Provider {
                 errno,
                 format!("no provider process can be started: {}", crate::error::describe(errno)),
             ),
-            Failure::Died(how) => said(
-                Errno::IO,
-                format!("the provider process {how}, {MOST_STARTS} times in a row"),
-            ),
+            Failure::Died(how) => {
+                said(Errno::IO, format!("the provider process {how}, {MOST_STARTS} times in a row"))
+            }
             Failure::Late => said(
                 Errno::TIMEDOUT,
                 match self.timeout {

@@ -172,7 +172,8 @@ impl Worker {
                 }
                 Ok(Received::Nothing) if self.is_late(limit) => return Progress::Late,
                 Ok(Received::Nothing) => {
-                    let Some(left) = wait.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
+                    let Some(left) =
+                        wait.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
                     else {
                         return Progress::UnderWay;
                     };
@@ -256,11 +257,7 @@ impl Worker {
 }
 
 /// Writes words to shared memory.
-fn write(
-    memory: &OwnedFd,
-    at: usize,
-    words: impl IntoIterator<Item = u64>,
-) -> Result<(), Errno> {
+fn write(memory: &OwnedFd, at: usize, words: impl IntoIterator<Item = u64>) -> Result<(), Errno> {
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
     let written = sys_file::write_at(memory.as_fd(), Span::of(&mut bytes), at as u64);
     written.map(|_all| ()).map_err(|(errno, _)| errno)
