@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from fremap.errors import ArgumentError
-from fremap.remote_store import RemoteStore, is_remote
+from fremap.locations import is_remote
 from fremap.stores import FileStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fremap.remote_store import RemoteSource
+    from fremap.locations import RemoteSource
+    from fremap.remote_store import RemoteStore
     from fremap.stores import Mode, PathOrDescriptor
 
 __all__ = ["open"]
@@ -102,4 +103,6 @@ def open(
         raise ArgumentError(
             'open: what is on a server is only read; mode must be "r", without size= and direct='
         )
+    from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
     return RemoteStore(file, page_bytes=page_bytes, storage_options=storage_options)

@@ -14,10 +14,8 @@ import io
 import mmap
 import os
 import pickle
-import socket
 import struct
 import sys
-import traceback
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -26,6 +24,7 @@ from fremap import _core
 from fremap.errors import ArgumentError, ArgumentTypeError, UnsupportedError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
     from types import TracebackType
 
@@ -134,6 +133,8 @@ def provide(fill: Fill, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]
 
 def main() -> None:
     """Provide pages until the connection is hung up."""
+    import socket  # `import fremap` does without it
+
     _close_others()
     with socket.socket(fileno=_SOCKET) as channel:
         _serve(channel)
@@ -192,6 +193,8 @@ def _load() -> Fill:
 
 def _refusal(memory: mmap.mmap, room: int, number: int, error: BaseException) -> bytes:
     """Write to `memory` why a request has failed; return the reply that tells of it."""
+    import traceback
+
     reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1:]
     lines = "".join(traceback.format_exception(error.with_traceback(_from_fill(error))))
     texts = [

@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fremap import _core, providing
 from fremap.arguments import quantity
 from fremap.computed_store import checked_timeout
 from fremap.errors import ArgumentError, ArgumentTypeError, FremapError, UnsupportedError
 from fremap.errors import _system as system_error
+from fremap.locations import is_fsspec, is_remote
 from fremap.remote import Facts, FsspecReader, HttpReader, ObstoreReader, Reader, RemoteFill
 from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["RemoteSource", "RemoteStore", "is_remote"]
+    from fremap.locations import RemoteSource
 
-#: A URL, or a file system of fsspec's or a store of obstore's with a path in it.
-RemoteSource: TypeAlias = "str | tuple[Any, str]"
+__all__ = ["RemoteStore"]
 
 DEFAULT_PAGE_BYTES = 64 << 10
 #: Bytes of pages that one call fetches.
 _BATCH_BYTES = 32 << 20
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
-def is_remote(source: object) -> TypeGuard[RemoteSource]:
-    """Tell whether a source is on a server: a URL, or a file system with a path in it."""
-    if isinstance(source, str):
-        return _URL.match(source) is not None
-    return (
-        isinstance(source, tuple)
-        and len(source) == 2
-        and isinstance(source[1], str)
-        and (_is_fsspec(source[0]) or _is_obstore(source[0]))
-    )
-
-
-def _is_fsspec(system: object) -> bool:
-    return any(
-        (kind.__module__, kind.__name__) == ("fsspec.spec", "AbstractFileSystem")
-        for kind in type(system).__mro__
-    )
-
-
-def _is_obstore(store: object) -> bool:
-    return any(kind.__module__.partition(".")[0] == "obstore" for kind in type(store).__mro__)
 
 
 class RemoteStore(Store):
@@ -191,8 +166,12 @@ def _reader(
         where, path = source
         if storage_options:
             raise ArgumentError("open: storage_options= goes with a URL")
-        reader = FsspecReader if _is_fsspec(where) else ObstoreReader
-        return path, _local_checked(path, reader(where, path, in_flight, retries))
+        made: FsspecReader | ObstoreReader = (
+            FsspecReader(where, path, in_flight, retries)
+            if is_fsspec(where)
+            else ObstoreReader(where, path, in_flight, retries)
+        )
+        return path, _local_checked(path, made)
     if source.partition("://")[0].lower() in ("http", "https"):
         headers = storage_options.pop("headers", {})
         if storage_options:
@@ -207,9 +186,9 @@ def _reader(
     return source, _by_fsspec(source, in_flight, retries, storage_options)
 
 
-def _local_checked(url: str, reader: Reader) -> Reader:
+def _local_checked(url: str, reader: FsspecReader | ObstoreReader) -> Reader:
     """Refuse what is in the memory of this process alone."""
-    kind = type(reader.system if isinstance(reader, FsspecReader) else reader.store)  # type: ignore[attr-defined]
+    kind = type(reader.system if isinstance(reader, FsspecReader) else reader.store)
     if kind.__name__ in ("MemoryFileSystem", "MemoryStore"):
         raise UnsupportedError(
             f"open: {url} is in the memory of this process, where the process that fetches pages "

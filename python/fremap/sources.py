@@ -13,12 +13,14 @@ from fremap.arguments import absolute_path
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats.table import Header
-from fremap.remote_store import RemoteStore, is_remote
+from fremap.locations import is_remote
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Self
+
+    from fremap.locations import RemoteSource
 
 __all__ = [
     "File",
@@ -136,7 +138,7 @@ def named_files(source: RowsSource) -> Files:
     files: list[File] = []
     for one in source:
         if is_remote(one):
-            files.append(RemoteStore(one))
+            files.append(_fetched(one))
         elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
             files.extend(_matching(path) if _HAS_MAGIC(os.fsdecode(path)) else [path])
@@ -165,12 +167,17 @@ def is_dataset(source: object) -> bool:
     )
 
 
+def _fetched(source: RemoteSource) -> Store:
+    """Return a store of an object on a server."""
+    from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+    return RemoteStore(source)
+
+
 def _named(one: Any) -> Files:
     """Return the files of a source that is one thing: a file, a pattern or a folder."""
-    files: list[File] = [RemoteStore(one) if is_remote(one) else one]
-    if isinstance(files[0], RemoteStore):
-        return Files(files, together=False, name=name_of(files[0]))
-    if isinstance(one, str | bytes | os.PathLike):
+    files: list[File] = [_fetched(one) if is_remote(one) else one]
+    if isinstance(one, str | bytes | os.PathLike) and not is_remote(one):
         path = absolute_path("rows", one)
         name = os.fsdecode(path)
         if name and "\0" not in name and os.path.isdir(name):
@@ -234,8 +241,9 @@ def _some(files: Sequence[File]) -> str:
 
 def name_of(file: File) -> str:
     """Return how messages call a file."""
-    if isinstance(file, RemoteStore):
-        return file.url
+    url: str | None = getattr(file, "url", None)
+    if url is not None:
+        return url
     if isinstance(file, Store):
         return repr(file) if path_of(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
     if is_dataset(file):

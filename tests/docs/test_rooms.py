@@ -55,6 +55,7 @@ PACKAGE_FLOORS = {
     "stores": 3,
     "providing": 2,
     "computed_store": 4,
+    "locations": 2,
     "remote": 2,
     "remote_store": 4,
     "opening": 5,

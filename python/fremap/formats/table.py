@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fremap.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["MAX_AXES", "Description", "Header", "Table", "shown"]
 
