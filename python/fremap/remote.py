@@ -7,6 +7,7 @@ fsspec, and one for stores of obstore. `RemoteFill` turns pages into ranges.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -203,30 +204,28 @@ class HttpReader:
 
     def _asked(self) -> Facts:
         for _ in range(_MOST_REDIRECTS + 1):
-            connection = self._connection()
-            answer = self._ask(connection, {"Range": "bytes=0-0"})
-            location = answer.getheader("Location")
-            if answer.status // 100 == 3 and location:
+            # Not kept: who asks does not fetch, as a rule.
+            with contextlib.closing(self._connection()) as connection:
+                answer = self._ask(connection, {"Range": "bytes=0-0"})
+                location = answer.getheader("Location")
+                if answer.status // 100 != 3 or not location:
+                    return self._told(answer)
                 from urllib.parse import urljoin
 
-                connection.close()
                 self.url = urljoin(self.url, location)
-                continue
-            size = _whole_size(answer)
-            if answer.status == 416 and size == 0:
-                connection.close()
-                return Facts(0, _version(answer))
-            _check_status(answer)
-            if answer.status != 206 or size is None:
-                connection.close()
-                raise UnsupportedError(
-                    f"open: the server of {self.url} does not send ranges of it, so that pages "
-                    "cannot be read; download it"
-                )
-            answer.read()
-            self._idle.append(connection)
-            return Facts(size, _version(answer))
         raise OSError(errno.ELOOP, f"more than {_MOST_REDIRECTS} redirections")
+
+    def _told(self, answer: http.client.HTTPResponse) -> Facts:
+        size = _whole_size(answer)
+        if answer.status == 416 and size == 0:
+            return Facts(0, _version(answer))
+        if answer.status == 200 or (answer.status == 206 and size is None):
+            raise UnsupportedError(
+                f"open: the server of {self.url} does not send ranges of it, so that pages "
+                "cannot be read; download it"
+            )
+        _check_status(answer)
+        return Facts(size or 0, _version(answer))
 
     def _connection(self) -> http.client.HTTPConnection:
         """Return a connection that nobody uses."""
