@@ -4,7 +4,8 @@
 `~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
 budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
 extents in one array. `Window` is contiguous memory whose pages show any pages of a
-store, in any order; `open`, `MemoryStore` and `concat` make stores; the pages of a `ComputedStore` are what a function computes. `capabilities` says
+store, in any order; `open`, `MemoryStore` and `concat` make stores, of objects on servers
+too, and a `ComputedStore` has the pages that a function computes. `capabilities` says
 what this machine can do, and so does the command ``fremap doctor``.
 
 Documentation: https://fremap.github.io/fremap/
@@ -129,9 +130,9 @@ __all__ = [
     "Pending",
     "PlacedPageError",
     "Probe",
+    "Prot",
     "ProviderError",
     "ProviderTimeoutError",
-    "Prot",
     "Ragged",
     "RaggedRows",
     "RemapError",

@@ -63,7 +63,8 @@ class Layout:
         if is_remote(file):
             if self.mode != "r":
                 raise ArgumentError(
-                    f'memmap: mode is {self.mode!r}; what is on a server is only read, with mode "r"'
+                    f"memmap: mode is {self.mode!r}; what is on a server is only read, "
+                    'with mode "r"'
                 )
             from fremap.remote_store import RemoteStore  # `import fremap` does without it
 

@@ -78,9 +78,7 @@ def payload(operation: str, fill: Fill) -> bytes:
     from multiprocessing import process
 
     if not callable(fill):
-        raise ArgumentTypeError(
-            f"{operation}: fill must be a function, not {type(fill).__name__}"
-        )
+        raise ArgumentTypeError(f"{operation}: fill must be a function, not {type(fill).__name__}")
     if getattr(process.current_process(), "_inheriting", False):
         raise UnsupportedError(
             f"{operation}: the main program is imported by a provider process, which must not make "
@@ -88,7 +86,7 @@ def payload(operation: str, fill: Fill) -> bytes:
         )
     try:
         pickled = pickle.dumps(fill)
-    except Exception as error:  # noqa: BLE001 - pickling runs code of any class
+    except Exception as error:
         raise ArgumentTypeError(
             f"{operation}: fill cannot be pickled, as another process runs it ({error}); give a "
             "function of a module, or an object of a class that has __call__"
@@ -184,8 +182,8 @@ def _load() -> Fill:
         stream = io.BytesIO(memory)
     current._inheriting = True  # type: ignore[attr-defined]  # noqa: SLF001 - as multiprocessing does
     try:
-        spawn.prepare(pickle.load(stream))
-        fill: Fill = pickle.load(stream)
+        spawn.prepare(pickle.load(stream))  # noqa: S301 - of the process that started this one
+        fill: Fill = pickle.load(stream)  # noqa: S301
     finally:
         del current._inheriting  # type: ignore[attr-defined]  # noqa: SLF001
     return fill
@@ -203,7 +201,7 @@ def _refusal(memory: mmap.mmap, room: int, number: int, error: BaseException) ->
     ]
     try:
         pickled = pickle.dumps(error)
-        pickle.loads(pickled)
+        pickle.loads(pickled)  # noqa: S301 - made a line before
     except Exception:  # noqa: BLE001 - pickling runs code of any class; its text is told anyway
         pickled = b""
     texts.append(pickled if sum(map(len, texts)) + len(pickled) <= room else b"")

@@ -280,9 +280,7 @@ class HttpReader:
             raise
         self._idle.append(connection)
 
-    def _receive(
-        self, connection: http.client.HTTPConnection, wanted: Range, facts: Facts
-    ) -> None:
+    def _receive(self, connection: http.client.HTTPConnection, wanted: Range, facts: Facts) -> None:
         headers = {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
         version = facts.version or ""
         if version.startswith('"'):  # what weak ones promise is not that bytes are the same

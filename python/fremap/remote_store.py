@@ -214,9 +214,7 @@ def _by_obstore(url: str, in_flight: int, retries: int) -> Reader | None:
     return ObstoreReader(store, path, in_flight, retries)
 
 
-def _by_fsspec(
-    url: str, in_flight: int, retries: int, storage_options: dict[str, Any]
-) -> Reader:
+def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str, Any]) -> Reader:
     try:
         from fsspec.core import url_to_fs
     except ImportError:
@@ -237,7 +235,7 @@ def _asked(url: str, reader: Reader) -> Facts:
         return reader.facts()
     except (FremapError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - each of the packages has its own
+    except Exception as error:
         number = providing.number_of(error)
         what = os.strerror(number) if number != errno.EIO else str(error)
         message = f"open: {what}"

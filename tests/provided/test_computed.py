@@ -94,7 +94,7 @@ def test_large_reads_are_many_batches(noted: Noted) -> None:
 
 def test_large_pages() -> None:
     with fremap.ComputedStore(3, half, page_bytes=1 << 23) as store:
-        assert store.read([2])[0, ::1 << 20].tolist() == [2] * 4 + [0] * 4
+        assert store.read([2])[0, :: 1 << 20].tolist() == [2] * 4 + [0] * 4
 
 
 def test_workers_are_at_work_together(tmp_path: Path) -> None:
@@ -131,7 +131,10 @@ def test_threads_share_the_processes(noted: Noted) -> None:
 
 @computed_engine
 def test_a_window_shows_computed_pages(engine: str) -> None:
-    with computed() as store, fremap.Window(store, engine=engine, mapping="none", page_count=64) as w:
+    with (
+        computed() as store,
+        fremap.Window(store, engine=engine, mapping="none", page_count=64) as w,
+    ):
         pages = np.random.default_rng(0).permutation(PAGES)[:64]
         assert w.remap(pages).all()
         np.testing.assert_array_equal(w.pages, words(pages))
@@ -197,7 +200,10 @@ def test_what_is_prefetched_is_computed_once(noted: Noted) -> None:
 
 @computed_engine
 def test_nonblock_shows_what_was_prefetched(engine: str, noted: Noted) -> None:
-    with computed(noted) as store, fremap.Window(store, engine=engine, mapping="none", page_count=4) as w:
+    with (
+        computed(noted) as store,
+        fremap.Window(store, engine=engine, mapping="none", page_count=4) as w,
+    ):
         store.prefetch([5, 6])
         store.read(6)
         here = w.remap([4, 5, 6, 7], nonblock=True)
@@ -255,9 +261,7 @@ def test_an_exception_is_the_cause(tmp_path: Path) -> None:
         ("returns", 5, "TypeError: fill returned ndarray; it must write", TypeError),
     ],
 )
-def test_other_exceptions(
-    tmp_path: Path, what: str, number: int, text: str, cause: type
-) -> None:
+def test_other_exceptions(tmp_path: Path, what: str, number: int, text: str, cause: type) -> None:
     with computed(wrong(tmp_path, what, 7)) as store:
         with pytest.raises(fremap.ProviderError, match=text) as caught:
             store.read(7)
@@ -269,7 +273,10 @@ def test_other_exceptions(
 @computed_engine
 def test_a_remap_that_fails_says_how_far_it_came(engine: str, tmp_path: Path) -> None:
     fill = wrong(tmp_path, "raises", 7)
-    with computed(fill) as store, fremap.Window(store, engine=engine, mapping="none", page_count=2) as w:
+    with (
+        computed(fill) as store,
+        fremap.Window(store, engine=engine, mapping="none", page_count=2) as w,
+    ):
         w.remap([1, 2])
         with pytest.raises(fremap.ProviderError) as caught:
             w.remap([7, 3])
@@ -325,7 +332,7 @@ def test_one_that_died_while_it_waited_is_not_missed(noted: Noted, gone: Gone) -
 def test_one_that_hangs_is_ended(tmp_path: Path, gone: Gone) -> None:
     fill = wrong(tmp_path, "hangs", 7)
     with computed(fill, timeout=0.5) as store:
-        with pytest.raises(fremap.ProviderTimeoutError, match="within 0.5 s") as caught:
+        with pytest.raises(fremap.ProviderTimeoutError, match=r"within 0\.5 s") as caught:
             store.read(7)
         assert isinstance(caught.value, TimeoutError)
         gone(fill.processes)
@@ -336,11 +343,11 @@ def test_one_that_hangs_is_ended(tmp_path: Path, gone: Gone) -> None:
 def test_a_call_is_interrupted(tmp_path: Path, call: str) -> None:
     fill = wrong(tmp_path, "hangs", 7, times=1)
 
-    class Rung(Exception):
+    class RungError(Exception):
         pass
 
     def ring(*_: object) -> None:
-        raise Rung
+        raise RungError
 
     before = signal.signal(signal.SIGALRM, ring)
     try:
@@ -348,7 +355,7 @@ def test_a_call_is_interrupted(tmp_path: Path, call: str) -> None:
             window = fremap.Window(store, 1, first_page=7)
             store.read(0)
             signal.setitimer(signal.ITIMER_REAL, 0.3)
-            with pytest.raises(Rung):
+            with pytest.raises(RungError):
                 store.read(7) if call == "read" else window.populate()
             # The process that nobody waits for keeps nobody waiting.
             np.testing.assert_array_equal(store.read([6, 7]), words([6, 7]))
@@ -493,7 +500,8 @@ def run_main(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]
     def run(body: str) -> subprocess.CompletedProcess[str]:
         path = tmp_path / "program.py"
         path.write_text(
-            SCRIPT + textwrap.indent(textwrap.dedent(body), "    ")
+            SCRIPT
+            + textwrap.indent(textwrap.dedent(body), "    ")
             + '\nif __name__ == "__main__":\n    main()\n'
         )
         command = [sys.executable, "-W", "error", path, tmp_path / "notes"]

@@ -8,15 +8,17 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
 from fremap.testing.pages import numbered_words
 from servers import Served, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 PAGE = 65536
 COUNT = 64
@@ -303,7 +305,7 @@ def test_each_page_is_fetched_once_for_many_rows(served: Served) -> None:
 def test_a_row_that_cannot_be_fetched(served: Served) -> None:
     with fremap.rows(served.url, np.uint8, 1) as rows:
         served.etag = '"two"'
-        with pytest.raises(fremap.ProviderError, match="take .*has changed since"):
+        with pytest.raises(fremap.ProviderError, match=r"take .*has changed since"):
             rows.take([5])
 
 

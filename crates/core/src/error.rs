@@ -229,7 +229,7 @@ pub enum Error {
         errno: Errno,
     },
     /// A provider process has not brought pages.
-    #[error("{operation}{}: {reason}", pages(*file_page, *page_count))]
+    #[error("{operation}{}: {}", pages(*file_page, *page_count), said.reason)]
     Provider {
         /// The operation that was asked for.
         operation: &'static str,
@@ -239,14 +239,8 @@ pub enum Error {
         file_page: Option<u64>,
         /// How many they were.
         page_count: usize,
-        /// The errno of what the program raised, EIO for other exceptions.
-        errno: Errno,
-        /// A line that says why.
-        reason: String,
-        /// Where in the program it happened, or nothing.
-        traceback: String,
-        /// The exception as the process has pickled it, or nothing.
-        pickled: Vec<u8>,
+        /// What is known of why.
+        said: Box<Said>,
         /// Pages from the front of the request that are done.
         completed: usize,
     },
@@ -256,6 +250,19 @@ pub enum Error {
         /// Pages from the front of the request that are done.
         completed: usize,
     },
+}
+
+/// What a provider process said of a request that failed, or is said of the process.
+#[derive(Debug)]
+pub struct Said {
+    /// That of the exception that the program raised, EIO for one without.
+    pub errno: Errno,
+    /// A line.
+    pub reason: String,
+    /// Where in the program it happened, or nothing.
+    pub traceback: String,
+    /// The exception as the process has pickled it, or nothing.
+    pub pickled: Vec<u8>,
 }
 
 /// What is wrong with a row or its file.

@@ -45,10 +45,11 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let page = Some(*file_page);
             system(py, "truncated", &message, ENODATA, path.as_deref(), page, *completed)
         }
-        Error::Provider { path, file_page, errno, traceback, pickled, completed, .. } => {
+        Error::Provider { path, file_page, said, completed, .. } => {
+            let number = said.errno.raw_os_error();
             let path = path.as_deref().map(|path| path_bytes(py, path));
-            let said = (traceback, PyBytes::new(py, pickled));
-            let arguments = (message, errno.raw_os_error(), said, path, *file_page, *completed);
+            let said = (&said.traceback, PyBytes::new(py, &said.pickled));
+            let arguments = (message, number, said, path, *file_page, *completed);
             Ok(PyErr::from_value(table(py)?.call_method1("_provider", arguments)?))
         }
         Error::Row { path, row, loss, .. } => {

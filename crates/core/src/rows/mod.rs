@@ -365,7 +365,11 @@ fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
     let chunk = CHUNK_BYTES as u64;
     let mapped = |shard: &Shard| shard.size_bytes().div_ceil(chunk).saturating_mul(chunk + page);
     // What has no file is not mapped.
-    let need = shards.iter().filter(|shard| shard.provided().is_none()).map(mapped).fold(0, u64::saturating_add);
+    let need = shards
+        .iter()
+        .filter(|shard| shard.provided().is_none())
+        .map(mapped)
+        .fold(0, u64::saturating_add);
     let budget = memory::reserve(ask.with_need(need)).map_err(|e| Error::system("rows", e))?;
     let least = chunk + page;
     let mapped_bytes = |shard: &Shard| shard.size_bytes() * u64::from(shard.provided().is_none());

@@ -15,7 +15,7 @@ struct Copy {
     page: usize,
     within: usize,
     len: usize,
-    place: usize,
+    to: usize,
 }
 
 impl Rows {
@@ -59,19 +59,19 @@ impl Rows {
                 let mut done = 0;
                 while done < part.len as usize {
                     let at = part.offset + done as u64;
-                    let page = FilePage(store.page_size().index_of(at));
-                    let within = (at - store.page_size().bytes_of(page.0)) as usize;
+                    let wanted_page = FilePage(store.page_size().index_of(at));
+                    let within = (at - store.page_size().bytes_of(wanted_page.0)) as usize;
                     let len = (page_bytes - within).min(part.len as usize - done);
-                    if pages.last() != Some(&page) {
+                    if pages.last() != Some(&wanted_page) {
                         if pages.len() == most {
                             self.bring(store, &pages, &copies, into, pace)?;
                             pages.clear();
                             copies.clear();
                         }
-                        pages.push(page);
+                        pages.push(wanted_page);
                     }
-                    let place = part.place + done;
-                    copies.push(Copy { page: pages.len() - 1, within, len, place });
+                    let to = part.place + done;
+                    copies.push(Copy { page: pages.len() - 1, within, len, to });
                     done += len;
                 }
             }
@@ -91,13 +91,13 @@ impl Rows {
         let page_bytes = store.page_size().bytes();
         let mut content = vec![0_u8; pages.len() * page_bytes];
         let held = Span::of(&mut content);
-        let mut place = |position: usize| held.part(position * page_bytes, page_bytes);
+        let mut buffer = |position: usize| held.part(position * page_bytes, page_bytes);
         store
-            .provide(pages, &mut place, pace.interrupt())
+            .provide(pages, &mut buffer, pace.interrupt())
             .map_err(|error| error.with_operation("take").with_completed(0))?;
         for copy in copies {
             let from = held.part(copy.page * page_bytes + copy.within, copy.len);
-            into.part(copy.place, copy.len).copy_span(from);
+            into.part(copy.to, copy.len).copy_span(from);
         }
         count(&self.counters.reads, 1);
         count(&self.counters.bytes_read, content.len() as u64);

@@ -1,7 +1,7 @@
 //! Reads of pages that other processes provide.
 
 use super::Sink;
-use crate::error::{Interrupt, Result};
+use crate::error::{Error, Interrupt, Result};
 use crate::store::Store;
 use crate::units::FilePage;
 
@@ -28,7 +28,7 @@ pub(super) fn scatter_provided(
             buffers[position / chunk_pages].part(at, page_bytes)
         };
         let outcome = store.provide(wanted, &mut place, interrupt);
-        let done = outcome.as_ref().map_or_else(|error| error.completed(), |()| wanted.len());
+        let done = outcome.as_ref().map_or_else(Error::completed, |()| wanted.len());
         for requests in (0..done).step_by(chunk_pages) {
             sink.complete(start + requests..start + done.min(requests + chunk_pages))?;
         }

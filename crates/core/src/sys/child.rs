@@ -232,7 +232,7 @@ fn ended(status: WaitStatus) -> Ended {
 fn timespec(duration: Duration) -> Timespec {
     // The kernel takes no more seconds than these.
     let seconds = duration.as_secs().min(i32::MAX as u64);
-    Timespec { tv_sec: seconds as i64, tv_nsec: duration.subsec_nanos().into() }
+    Timespec { tv_sec: seconds.cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
 
 /// Memory of a fixed size for two processes to share: neither can cut it short under the other.

@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Interrupt, Result, Said};
 use crate::sys::child::{memory_to_share, Program};
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 use crate::sys::span::Span;
 use crate::sys::{file as sys_file, futex, process};
 use crate::units::{FilePage, PageSize};
 use ahead::Ahead;
-use worker::{Layout, Progress, Said, Worker};
+use worker::{Layout, Progress, Worker};
 
 /// How long a wait may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(20);
@@ -311,12 +311,12 @@ impl Provider {
         let (mut next, mut done) = (0, 0);
         while done < wanted.len() {
             while next < wanted.len() && under_way.len() < self.worker_limit {
-                let lease = match under_way.is_empty() {
-                    true => self.take(interrupt).map_err(|error| error.with_completed(done))?,
-                    false => match self.try_take() {
-                        Some(lease) => lease,
-                        None => break,
-                    },
+                let lease = if under_way.is_empty() {
+                    self.take(interrupt).map_err(|error| error.with_completed(done))?
+                } else if let Some(lease) = self.try_take() {
+                    lease
+                } else {
+                    break;
                 };
                 let end = wanted.len().min(next + batch_pages);
                 let mut batch = Batch::new(lease, next, &wanted[next..end]);
@@ -372,11 +372,10 @@ impl Provider {
             };
             let limit = if batch.sent { self.timeout } else { Some(PATIENCE) };
             match worker.look(limit, WAIT) {
-                Progress::UnderWay => {}
                 Progress::Done if batch.sent => return Ok(()),
                 Progress::Refused(said) if batch.sent => return Err(Failure::Refused(said)),
-                // The request before, which nobody waits for.
-                Progress::Done | Progress::Refused(_) => {}
+                // What has ended is the request before, which nobody waits for.
+                Progress::UnderWay | Progress::Done | Progress::Refused(_) => {}
                 Progress::Ended(ended) => {
                     batch.lease.worker = None;
                     batch.sent = false;
@@ -387,7 +386,9 @@ impl Provider {
                 Progress::Late => {
                     let late = batch.sent;
                     batch.sent = false;
-                    batch.lease.worker.take().map(Worker::kill);
+                    if let Some(worker) = batch.lease.worker.take() {
+                        worker.kill();
+                    }
                     if late || batch.starts >= MOST_STARTS {
                         return Err(Failure::Late);
                     }
@@ -424,15 +425,11 @@ impl Provider {
                 },
             ),
         };
-        let Said { errno, reason, traceback, pickled } = said;
         Error::Provider {
             operation: "read",
             file_page: page,
             page_count: count,
-            errno,
-            reason,
-            traceback,
-            pickled,
+            said: Box::new(said),
             path: None,
             completed: 0,
         }

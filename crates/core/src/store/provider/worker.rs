@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use crate::error::Said;
 use crate::sys::child::{memory_to_share, Channel, Child, Ended, Program, Received};
 use crate::sys::file as sys_file;
 use crate::sys::mm::{system_page_bytes, Region};
@@ -50,18 +51,6 @@ impl Layout {
     fn total_bytes(self) -> usize {
         self.head_bytes() + self.batch_pages * self.page_bytes
     }
-}
-
-/// What a process said of a request that failed.
-#[derive(Debug)]
-pub(super) struct Said {
-    pub(super) errno: Errno,
-    /// A line.
-    pub(super) reason: String,
-    /// Where in the program it happened.
-    pub(super) traceback: String,
-    /// The exception as the process has pickled it, or nothing.
-    pub(super) pickled: Vec<u8>,
 }
 
 /// What has become of a request.
@@ -212,7 +201,7 @@ impl Worker {
         });
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Some(Progress::Refused(Said {
-            errno: Errno::from_raw_os_error(errno as i32),
+            errno: Errno::from_raw_os_error(errno.cast_signed()),
             reason: text(reason),
             traceback: text(traceback),
             pickled,
