@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -18,7 +20,6 @@ from servers import Served, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PAGE = 65536
 COUNT = 64
@@ -437,3 +438,26 @@ def test_nothing_is_imported_before() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout == "[]\n"
+
+
+# The documentation.
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAM = re.compile(r"^```python needs main\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAMS = [
+    pytest.param(block, id=f"{name}-{number}")
+    for name in ("README.md", "docs/start.md", "docs/guides/remote.md", "docs/guides/computed.md")
+    for number, block in enumerate(PROGRAM.findall((REPOSITORY / name).read_text()))
+]
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("block", PROGRAMS)
+def test_programs_of_the_documentation_run(block: str, server: Server, tmp_path: Path) -> None:
+    server.served.content = npy_bytes(np.arange(40_000).reshape(10_000, 4))
+    program = tmp_path / "program.py"
+    program.write_text(block.replace("https://example.com", server.base))
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
