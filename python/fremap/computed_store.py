@@ -69,7 +69,8 @@ class ComputedStore(Store):
     -----
     No Python runs in a fault. The store starts processes (as `multiprocessing` does with
     "spawn") when it first needs them, and speaks with them through shared memory and a socket.
-    As there, what a program does must stand under ``if __name__ == "__main__":``. A process
+    As there, what a program does must stand under ``if __name__ == "__main__":``, if `fill` is
+    defined in that program and not in a module. A process
     that dies is started again, up to three times for a request. They end when the store is closed
     (later, if windows still use it), when it is dropped, and within a second after this
     process ends, however it ends.

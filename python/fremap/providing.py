@@ -91,7 +91,8 @@ def payload(operation: str, fill: Fill) -> bytes:
             f"{operation}: fill cannot be pickled, as another process runs it ({error}); give a "
             "function of a module, or an object of a class that has __call__"
         ) from error
-    main_program = _main_program()
+    # Else it is not run a second time: it need not be made for that.
+    main_program = _main_program() if b"__main__" in pickled else {}
     if not main_program and b"__main__" in pickled:
         raise ArgumentError(
             f"{operation}: fill is defined in an interactive session, where other processes cannot "

@@ -69,8 +69,7 @@ class RemoteStore(Store):
     answers are of, so the object is asked about once more after each batch.
 
     Nothing is kept on the machine, beside what windows and slots hold and what `prefetch` has
-    asked for. As with `ComputedStore`, no Python runs in a fault, and a program that uses
-    it begins with ``if __name__ == "__main__":``. Pickling keeps the version.
+    asked for. As with `ComputedStore`, no Python runs in a fault. Pickling keeps the version.
 
     Examples
     --------
