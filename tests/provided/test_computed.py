@@ -505,7 +505,8 @@ def run_main(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]
             + '\nif __name__ == "__main__":\n    main()\n'
         )
         command = [sys.executable, "-W", "error", path, tmp_path / "notes"]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        places = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=100, env=environment, check=False
         )
