@@ -443,7 +443,7 @@ def test_nothing_is_imported_before() -> None:
 # The documentation.
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAM = re.compile(r"^```python needs main\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAM = re.compile(r"^```python program\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAMS = [
     pytest.param(block, id=f"{name}-{number}")
     for name in ("README.md", "docs/start.md", "docs/guides/remote.md", "docs/guides/computed.md")
