@@ -194,7 +194,7 @@ def _refusal(memory: mmap.mmap, room: int, number: int, error: BaseException) ->
     """Write to `memory` why a request has failed; return the reply that tells of it."""
     import traceback
 
-    reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1:]
+    reason = "".join(traceback.format_exception_only(error)).strip().splitlines()[:1]
     lines = "".join(traceback.format_exception(error.with_traceback(_from_fill(error))))
     texts = [
         "".join(reason).encode(errors="replace")[:_MOST_REASON_BYTES],

@@ -236,6 +236,8 @@ def _asked(url: str, reader: Reader) -> Facts:
         raise
     except Exception as error:
         number = providing.number_of(error)
-        what = os.strerror(number) if number != errno.EIO else str(error)
+        # Some say pages of what they know of themselves behind the first line.
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        what = os.strerror(number) if number != errno.EIO else first_line
         message = f"open: {what}"
         raise system_error("io", message, number, os.fsencode(url), None, 0) from error
