@@ -131,6 +131,9 @@ class RemoteFill:
         Bytes of a page.
     """
 
+    #: It writes all of every page, whatever is there before.
+    fills_all = True
+
     def __init__(self, reader: Reader, facts: Facts, page_bytes: int) -> None:
         self.reader = reader
         self.facts = facts
@@ -139,6 +142,9 @@ class RemoteFill:
     def __call__(self, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
         """Fetch pages, neighbours by one request."""
         self.reader.fetch(self.ranges(pages, out), self.facts)
+        cut = (int(pages[-1]) + 1) * self.page_bytes - self.facts.size
+        if cut > 0:
+            out[-1, -cut:] = 0
 
     def ranges(self, pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> list[Range]:
         """Return the ranges that rising pages are in, neighbours joined."""

@@ -7,8 +7,8 @@ use crate::store::{Pace, Store};
 use crate::sys::span::Span;
 use crate::units::{FilePage, Pages, Row};
 
-/// Bytes of pages that are held while rows are copied from them.
-const HELD_BYTES: usize = 32 << 20;
+/// Bytes of pages that are asked for together.
+const TOGETHER_BYTES: usize = 256 << 20;
 
 /// Where bytes lie in the page that is asked for as the `page`-th, and where they go.
 struct Copy {
@@ -53,7 +53,7 @@ impl Rows {
         for parts in wanted.chunk_by(|one, next| one.shard == next.shard) {
             let Some(store) = self.files.shard(parts[0].shard).provided() else { continue };
             let page_bytes = store.page_size().bytes();
-            let most = (HELD_BYTES / page_bytes).max(1);
+            let most = (TOGETHER_BYTES / page_bytes).max(1);
             let (mut pages, mut copies): (Vec<FilePage>, Vec<Copy>) = (Vec::new(), Vec::new());
             for part in parts {
                 let mut done = 0;
@@ -88,19 +88,18 @@ impl Rows {
         into: Span<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let page_bytes = store.page_size().bytes();
-        let mut content = vec![0_u8; pages.len() * page_bytes];
-        let held = Span::of(&mut content);
-        let mut buffer = |position: usize| held.part(position * page_bytes, page_bytes);
+        // They rise with the pages.
+        let mut take = |position: usize, content: Span<'_>| {
+            let first = copies.partition_point(|copy| copy.page < position);
+            for copy in copies[first..].iter().take_while(|copy| copy.page == position) {
+                into.part(copy.to, copy.len).copy_span(content.part(copy.within, copy.len));
+            }
+        };
         store
-            .provide(pages, &mut buffer, pace.interrupt())
+            .provide(pages, &mut take, pace.interrupt())
             .map_err(|error| error.with_operation("take").with_completed(0))?;
-        for copy in copies {
-            let from = held.part(copy.page * page_bytes + copy.within, copy.len);
-            into.part(copy.to, copy.len).copy_span(from);
-        }
         count(&self.counters.reads, 1);
-        count(&self.counters.bytes_read, content.len() as u64);
+        count(&self.counters.bytes_read, store.page_size().bytes_of(pages.len() as u64));
         pace.check(pages.len())
     }
 }

@@ -3,6 +3,7 @@
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::store::Store;
+use crate::sys::span::Span;
 use crate::units::FilePage;
 
 /// Has the store's provider bring `file_pages` into the chunks of `sink`, as many chunks at a
@@ -23,11 +24,11 @@ pub(super) fn scatter_provided(
         let first_chunk = start / chunk_pages;
         let chunks = first_chunk..first_chunk + wanted.len().div_ceil(chunk_pages);
         let buffers: Vec<_> = chunks.map(|chunk| sink.buffer(chunk)).collect();
-        let mut place = |position: usize| {
+        let mut take = |position: usize, content: Span<'_>| {
             let at = position % chunk_pages * page_bytes;
-            buffers[position / chunk_pages].part(at, page_bytes)
+            buffers[position / chunk_pages].part(at, page_bytes).copy_span(content);
         };
-        let outcome = store.provide(wanted, &mut place, interrupt);
+        let outcome = store.provide(wanted, &mut take, interrupt);
         let done = outcome.as_ref().map_or_else(Error::completed, |()| wanted.len());
         for requests in (0..done).step_by(chunk_pages) {
             sink.complete(start + requests..start + done.min(requests + chunk_pages))?;

@@ -58,21 +58,21 @@ impl Store {
         }
     }
 
-    /// Has pages provided; `place` says where each goes, by its position.
+    /// Has pages provided; `take` is given the content of each, by its position.
     ///
     /// # Errors
     /// [`Error::Provider`], [`Error::Interrupted`], with the number of pages from the front
     /// that have come.
-    pub(crate) fn provide<'m>(
+    pub(crate) fn provide(
         &self,
         wanted: &[FilePage],
-        place: &mut dyn FnMut(usize) -> Span<'m>,
+        take: &mut dyn FnMut(usize, Span<'_>),
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let Some(provider) = &self.provider else {
             return Err(self.io_error("read", wanted.first().copied(), Errno::BADF));
         };
-        let outcome = provider.provide(wanted, place, interrupt);
+        let outcome = provider.provide(wanted, take, interrupt);
         let done = outcome.as_ref().map_or_else(Error::completed, |()| wanted.len());
         self.counters.add_read(done * self.page_size.bytes());
         outcome.map_err(|mut error| {
@@ -85,7 +85,7 @@ impl Store {
 
     /// The same for one page.
     pub(super) fn provide_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
-        self.provide(&[page], &mut |_| into, &Uninterruptible)
+        self.provide(&[page], &mut |_, content| into.copy_span(content), &Uninterruptible)
     }
 
     /// Starts providing pages that somebody will want later.

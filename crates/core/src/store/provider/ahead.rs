@@ -153,25 +153,25 @@ impl Provider {
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub(in crate::store) fn provide<'m>(
+    pub(in crate::store) fn provide(
         &self,
         wanted: &[FilePage],
-        place: &mut dyn FnMut(usize) -> Span<'m>,
+        take: &mut dyn FnMut(usize, Span<'_>),
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         if self.ahead.is_empty() {
-            return self.read(wanted, place, interrupt);
+            return self.read(wanted, take, interrupt);
         }
         let mut missing = Vec::new();
         for (position, &page) in wanted.iter().enumerate() {
             match self.ahead.take(page, interrupt)? {
-                Some(content) => place(position).copy_from(&content),
+                Some(mut content) => take(position, Span::of(&mut content)),
                 None => missing.push(position),
             }
         }
         let pages: Vec<FilePage> = missing.iter().map(|&position| wanted[position]).collect();
-        let mut place = |index: usize| place(missing[index]);
-        self.read(&pages, &mut place, interrupt).map_err(|error| {
+        let mut take = |index: usize, content: Span<'_>| take(missing[index], content);
+        self.read(&pages, &mut take, interrupt).map_err(|error| {
             let front = missing.get(error.completed()).copied().unwrap_or(wanted.len());
             error.with_completed(front)
         })
@@ -192,9 +192,11 @@ fn bring(provider: &Weak<Provider>, owner: u32) {
         let page_bytes = provider.layout.page_bytes;
         let mut content = vec![0_u8; wanted.len() * page_bytes];
         let whole = Span::of(&mut content);
-        let mut place = |position: usize| whole.part(position * page_bytes, page_bytes);
+        let mut take = |position: usize, content: Span<'_>| {
+            whole.part(position * page_bytes, page_bytes).copy_span(content);
+        };
         // Who wants pages that could not be had asks for them, and is told why.
-        let outcome = provider.read(&wanted, &mut place, &Uninterruptible);
+        let outcome = provider.read(&wanted, &mut take, &Uninterruptible);
         let done = outcome.map_or_else(|error| error.completed(), |()| wanted.len());
         let mut pages = provider.ahead.pages();
         if pages.forgotten != forgotten {

@@ -290,19 +290,19 @@ impl Provider {
         found.map(|found| self.lease(found))
     }
 
-    /// Provides pages: `place` says where each of them goes, by its position. They are asked
+    /// Provides pages: `take` is given the content of each, by its position. They are asked
     /// for in batches, as many at once as there are processes, and come in order.
     ///
-    /// What `place` gives may be in a window, but not in one of this store: the thread that
+    /// It may copy that to a window, but not to one of this store: the thread that
     /// brings its pages may wait for the process that this one has. Nobody can ask for that, as
     /// nobody may write to such a window.
     ///
     /// # Errors
     /// [`Error::Provider`] and [`Error::Interrupted`], with the number of pages that have come.
-    fn read<'m>(
+    fn read(
         &self,
         wanted: &[FilePage],
-        place: &mut dyn FnMut(usize) -> Span<'m>,
+        take: &mut dyn FnMut(usize, Span<'_>),
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let batch_pages =
@@ -332,7 +332,7 @@ impl Provider {
             })?;
             if let Some(worker) = &batch.lease.worker {
                 for index in 0..batch.count {
-                    place(batch.first + index).copy_span(worker.content(batch.place(index)));
+                    take(batch.first + index, worker.content(batch.place(index)));
                 }
             }
             done += batch.count;
