@@ -7,6 +7,7 @@ int64 buffer. Masks come back as a bytearray, one byte (0 or 1) a page.
 from collections.abc import Iterable
 from typing import Any, Final, Literal, Self, TypeAlias, final
 
+import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
@@ -27,6 +28,7 @@ __all__ = [
     "end_with",
     "inject_failure",
     "inject_short",
+    "look",
     "remap_file_pages",
     "system_calls",
     "system_page_bytes",
@@ -38,6 +40,10 @@ system_page_bytes: Final[int]
 # NumPy's own types say only from Python 3.12 on that arrays are buffers.
 _Memory: TypeAlias = Buffer | npt.NDArray[Any]
 _Selection: TypeAlias = tuple[int, int] | _Memory | None
+# Mode, device, inode, birth in nanoseconds, size, and first bytes of a file.
+_Looked: TypeAlias = tuple[int, int, int, int, int, bytes]
+# Names, first rows and numbers of rows.
+_Runs: TypeAlias = list[npt.NDArray[np.int64]]
 
 @final
 class Store:
@@ -120,21 +126,24 @@ class Taken:
     def pin(self) -> None: ...
     def unpin(self) -> None: ...
 
+def look(paths: list[bytes], front_bytes: int) -> list[_Looked | int]: ...
+
 @final
 class Rows:
     def __new__(
         cls,
-        shards: Iterable[tuple[tuple[bytes, int, int, int] | Store, int, int]],
+        shards: Iterable[tuple[tuple[bytes, int, int, int, int] | Store, int, int]],
         row_bytes: int,
         budget: Literal["auto"] | int | None,
         direct: bool = False,
+        cache_bytes: int = 0,
     ) -> Self: ...
     @property
     def row_count(self) -> int: ...
     @property
     def closed(self) -> bool: ...
-    def take(self, rows: _Selection, out: _Memory) -> None: ...
-    def submit(self, rows: _Selection, out: _Memory, abandons: bool) -> Pending: ...
+    def take(self, rows: _Selection | _Runs, out: _Memory) -> None: ...
+    def submit(self, rows: _Selection | _Runs, out: _Memory, abandons: bool) -> Pending: ...
     def stats(self) -> dict[str, int]: ...
     def close(self) -> None: ...
 

@@ -16,7 +16,7 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """A take under way; what `Rows.submit` returns.
+    """A take under way; what `Rows.submit` and `Ragged.submit` return.
 
     It owns the memory of `out` until the last read into it has ended, also where the take was
     cancelled or this object is gone. No thread of Python's serves it.
@@ -25,7 +25,7 @@ class Pending:
     ----------
     core : object
         The core's half; `Rows.submit` has it.
-    taken : ndarray or torch.Tensor
+    taken : ndarray, torch.Tensor or RaggedRows
         What `result` returns.
 
     See Also
@@ -92,13 +92,13 @@ class Pending:
 
         Returns
         -------
-        ndarray or torch.Tensor
-            As `Rows.take` returns it: `out`'s own memory if it was given.
+        ndarray, torch.Tensor or RaggedRows
+            As `take` returns it: `out`'s own memory if it was given.
 
         Raises
         ------
         FremapError
-            As `Rows.take`, each time it is called.
+            As `take`, each time it is called.
         TakeTimeoutError
             The time is over; the take goes on. Also a `TimeoutError`.
         TakeCancelledError
@@ -162,7 +162,8 @@ class Pending:
                 state = "cancelled" if self._core.cancelled() else "done"
         except ForkError:
             state = "of another process"
-        return f"<fremap.Pending: {self._taken.shape} of {self._taken.dtype}, {state}>"
+        array = self._taken[0] if isinstance(self._taken, tuple) else self._taken
+        return f"<fremap.Pending: {array.shape} of {array.dtype}, {state}>"
 
 
 def _set(waiter: Any) -> None:

@@ -16,7 +16,6 @@ from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.formats import arrow, megatron, told_format
 from fremap.rowids import as_mask, mask_of, select
 from fremap.rows import Rows
-from fremap.runs import Runs
 from fremap.selection import Numbering
 from fremap.shards import Kind
 from fremap.sources import Opened, is_single, name_of, named_files
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from fremap.batches import Batches, BatchOptions
     from fremap.dtypes import TypeLike
     from fremap.epochs import Order
+    from fremap.pending import Pending
     from fremap.rowids import RowIds
     from fremap.sources import RowsSource
     from fremap.stats import RowsStats
@@ -88,9 +88,9 @@ class Ragged(ClosedOnExit):
     fremap keeps the offsets in memory: 16 bytes a row. It opens, maps and closes the files as
     `Rows` does; threads, children of fork and pickles work alike.
 
-    `take` reads the blocks of elements that cover the rows, 8 MiB of them at a time, and then
-    copies the rows from these. A block has about a quarter of the mean length of a row, 512 bytes
-    to 8 KiB.
+    A row is copied, or read, as the one stretch of a file that it is, or several where it goes
+    from one file to the next. What is read is read all in flight together, rows that lie close to
+    each other by one request.
 
     Examples
     --------
@@ -107,12 +107,9 @@ class Ragged(ClosedOnExit):
 
     __slots__ = (
         "__weakref__",
-        "_element",
-        "_element_shape",
         "_lengths",
-        "_name",
-        "_runs",
         "_starts",
+        "_table",
     )
 
     def __init__(
@@ -133,9 +130,10 @@ class Ragged(ClosedOnExit):
             else:
                 table = Rows(source, dtype, row_shape, **options)
         try:
-            self._begin(table, starts, lengths)
+            # Its own: one that somebody else has may be closed.
+            self._begin(table._with(table._shards, table._kind), starts, lengths)  # noqa: SLF001
         finally:
-            if table is not source:  # one that somebody else has stays open
+            if table is not source:
                 table.close()
 
     def _begin(
@@ -149,12 +147,9 @@ class Ragged(ClosedOnExit):
                 f"ragged: row {at} goes from element {starts[at]} to {starts[at] + lengths[at]}; "
                 f"offsets must not fall, and {_named(table)} has {count} elements"
             )
-        self._name = _named(table)
-        self._element = table._kind.element  # noqa: SLF001 - made of it
-        self._element_shape = table.row_shape
+        self._table = table
         self._starts = starts
         self._lengths = lengths
-        self._runs = Runs(table, float(lengths.mean()) if len(lengths) else 1.0)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -162,17 +157,17 @@ class Ragged(ClosedOnExit):
     @property
     def dtype(self) -> Any:
         """Type of the elements, as `Rows.dtype`."""
-        return self._element.shown
+        return self._table.dtype
 
     @property
     def dtype_name(self) -> str:
         """What the elements are, as `Rows.dtype_name`."""
-        return self._element.name
+        return self._table.dtype_name
 
     @property
     def element_shape(self) -> tuple[int, ...]:
         """Shape of an element: ``()`` for numbers."""
-        return self._element_shape
+        return self._table.row_shape
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -182,7 +177,7 @@ class Ragged(ClosedOnExit):
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._runs.rows[0].closed
+        return self._table.closed
 
     def take(self, ids: RowIds, out: Any = None) -> RaggedRows:
         """Return rows, in any order, one after another.
@@ -220,32 +215,36 @@ class Ragged(ClosedOnExit):
         --------
         Rows.take : Rows of one size.
         """
-        return self._take(self._ids(ids), out)
+        runs, memory, taken = self._asked(ids, out)
+        self._table._core().take(runs, memory)  # noqa: SLF001 - its own
+        return taken
+
+    def _asked(
+        self, ids: RowIds, out: Any
+    ) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.uint8], RaggedRows]:
+        """Return what the core takes, the memory that it fills, and what a caller gets."""
+        rows = self._ids(ids)
+        counts = self._lengths[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        element = self._table._kind.element  # noqa: SLF001 - its own
+        shape = (int(offsets[-1]), *self._table.row_shape)
+        if out is None:
+            array = np.empty(shape, element.dtype)
+            values: Any = shown_as(array, element.shown)
+        else:
+            values = _front(out, shape, element.dtype.itemsize)
+            array = filled_memory("take", values, element, shape)
+            if not isinstance(values, np.ndarray) and not is_tensor(values):
+                values = array
+        memory = array.reshape(-1).view(np.uint8)
+        return [rows, self._starts[rows], counts], memory, RaggedRows(values, offsets)
 
     def _ids(self, ids: object) -> npt.NDArray[np.int64]:
         selection, _ = select(ids, len(self))
         if isinstance(selection, tuple):
             return np.arange(*selection)
         return Numbering("take", "row", len(self)).resolved(np.asarray(selection, np.int64))
-
-    def _take(self, ids: npt.NDArray[np.int64], out: Any) -> RaggedRows:
-        counts = self._lengths[ids]
-        offsets = np.zeros(len(ids) + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        shape = (int(offsets[-1]), *self._element_shape)
-        if out is None:
-            values: Any = np.empty(shape, self._element.dtype)
-            array = values
-        else:
-            values = _front(out, shape, self._element.dtype.itemsize)
-            array = filled_memory("take", values, self._element, shape)
-        memory = array.reshape(-1).view(np.uint8)
-        self._runs.take(ids, self._starts[ids], counts, offsets[:-1], memory)
-        if out is None:
-            values = shown_as(array, self._element.shown)
-        elif not isinstance(values, np.ndarray) and not is_tensor(values):
-            values = array
-        return RaggedRows(values, offsets)
 
     def __getitem__(self, index: Any) -> Any:
         """Return a row as an array for an int; for a slice, integers or a mask as `take` does."""
@@ -270,6 +269,52 @@ class Ragged(ClosedOnExit):
         """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
         return map(self.__getitem__, range(len(self)))
 
+    def submit(self, ids: RowIds, out: Any = None) -> Pending:
+        """Begin to take rows and return at once.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end. They are copied: the
+            caller may change them as soon as this returns.
+        out : writable memory, optional
+            Where to put the elements; see `take`. Not to be read before the take has ended.
+
+        Returns
+        -------
+        Pending
+            The take, whose result is `RaggedRows`. Where `out` was not given and the object is
+            dropped, the take ends early.
+
+        Raises
+        ------
+        FremapError
+            As `take` for what is wrong with the arguments; what goes wrong with the rows is
+            raised by `Pending.result`.
+        MemoryLimitError
+            No thread can be started.
+
+        See Also
+        --------
+        Rows.submit : The same for rows of one size.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np, tempfile
+        >>> with tempfile.NamedTemporaryFile() as file:
+        ...     np.arange(10, dtype=np.int16).tofile(file.name)
+        ...     with fremap.ragged(file.name, [0, 3, 3, 10], np.int16) as documents:
+        ...         pending = documents.submit([2, 0])
+        ...         values, offsets = pending.result()
+        >>> values
+        array([3, 4, 5, 6, 7, 8, 9, 0, 1, 2], dtype=int16)
+        """
+        from fremap.pending import Pending
+
+        runs, memory, taken = self._asked(ids, out)
+        core = self._table._core().submit(runs, memory, out is None)  # noqa: SLF001 - its own
+        return Pending(core, taken)
+
     async def take_async(self, ids: RowIds, out: Any = None) -> RaggedRows:
         """Return rows as `take` does, while the event loop goes on.
 
@@ -289,10 +334,12 @@ class Ragged(ClosedOnExit):
         ------
         FremapError
             As `take`.
+
+        Notes
+        -----
+        ``await ragged.submit(ids, out)``; see `Rows.take_async`.
         """
-        taken: RaggedRows = await self._runs.rows[0]._in_thread(  # noqa: SLF001
-            self._take, self._ids(ids), out
-        )
+        taken: RaggedRows = await self.submit(ids, out)
         return taken
 
     def batches(
@@ -327,55 +374,41 @@ class Ragged(ClosedOnExit):
 
     def _memory_for(self, ids: npt.NDArray[np.int64]) -> Any:
         """Return memory for a batch, which `take` then fills."""
-        return empty((int(self._lengths[ids].sum()), *self._element_shape), self._element.shown)
+        return empty((int(self._lengths[ids].sum()), *self._table.row_shape), self._table.dtype)
 
     def stats(self) -> RowsStats:
-        """Return what is held now, and what was done since it was opened, in blocks.
+        """Return what is held now, and what was done since it was opened, in elements.
 
         Returns
         -------
         RowsStats
             Counts, which threads that take meanwhile may be changing.
         """
-        from fremap.stats import RowsStats
-
-        parts = [rows.stats() for rows in self._runs.rows]
-        return RowsStats(*map(sum, zip(*map(_values, parts), strict=True)))
+        return self._table.stats()
 
     def close(self) -> None:
         """Close the files and unmap them; a second time does nothing."""
-        for rows in self._runs.rows:
-            rows.close()
+        self._table.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self)} rows"
-        return f"<fremap.Ragged {self._name}: {state} of {self.dtype_name}>"
+        return f"<fremap.Ragged {_named(self._table)}: {state} of {self.dtype_name}>"
 
     def __reduce__(self) -> tuple[Callable[..., Ragged], tuple[object, ...]]:
         if self.closed:
             raise TypeError("closed Ragged cannot be pickled")
-        return _reopen, (
-            type(self),
-            self._runs,
-            self._name,
-            self._element,
-            self._element_shape,
-            self._starts,
-            self._lengths,
-        )
+        return _reopen, (type(self), self._table, self._starts, self._lengths)
 
 
-def _reopen(cls: type[Ragged], runs: Runs, *state: Any) -> Ragged:
+def _reopen(
+    cls: type[Ragged],
+    table: Rows,
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+) -> Ragged:
     made = cls.__new__(cls)
-    made._runs = runs  # noqa: SLF001 - its own
-    made._name, made._element, made._element_shape, made._starts, made._lengths = state  # noqa: SLF001
+    made._table, made._starts, made._lengths = table, starts, lengths  # noqa: SLF001 - its own
     return made
-
-
-def _values(stats: RowsStats) -> tuple[int, ...]:
-    import dataclasses
-
-    return dataclasses.astuple(stats)
 
 
 def _named(table: Rows) -> str:

@@ -14,14 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory
+from fremap.arguments import filled_memory, quantity
 from fremap.closing import ClosedOnExit
 from fremap.dtypes import is_tensor, said_type, shown_as
-from fremap.errors import (
-    ArgumentError,
-    ClosedError,
-    MemoryLimitError,
-)
+from fremap.errors import ArgumentError
 from fremap.formats import MAX_AXES, names_of, said_format
 from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
@@ -40,7 +36,6 @@ from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import ThreadPoolExecutor
     from typing import Unpack
 
     import numpy.typing as npt
@@ -54,10 +49,6 @@ if TYPE_CHECKING:
     from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
-
-# Takes of unequal rows by `take_async` that one object has under way at once; more wait. One
-# fills a device's queue, and a processor is left to the event loop where there are several.
-_MOST_ASYNC_THREADS = 4
 
 
 class Rows(ClosedOnExit):
@@ -94,6 +85,8 @@ class Rows(ClosedOnExit):
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
+    cache_bytes : int, default 0
+        Bytes of memory for rows that are wanted again and again. See the notes.
 
     Raises
     ------
@@ -116,6 +109,14 @@ class Rows(ClosedOnExit):
     there first as long as that is open, and taking them is an error (``ESTALE``) once it had
     to be opened again; never are they rows of the new file. Make a new object for these.
 
+    With `cache_bytes` rows that are taken by lists of ids are kept in memory, by a policy that
+    keeps those wanted again and lets a scan pass. Use it with `direct`, where a container has much
+    less memory than the table and some rows are wanted much more often than others: the page cache
+    would keep a page of 4096 bytes for each of them. Where the table fits into the page cache it
+    costs time. Each take asks whether the files of kept rows have changed (``fstat``), and takes
+    rows of those that have anew. What another process stores into a file through a shared map is
+    noticed as late as the kernel changes the file's times. The memory counts for no budget.
+
     After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
     Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads
     all rows into memory.
@@ -133,9 +134,9 @@ class Rows(ClosedOnExit):
     __slots__ = (
         "__weakref__",
         "_budget",
+        "_cache_bytes",
         "_core_now",
         "_direct",
-        "_executors",
         "_kind",
         "_owner",
         "_row_count",
@@ -154,6 +155,7 @@ class Rows(ClosedOnExit):
         format: Format | None = None,  # noqa: A002 - what it is
         budget: Literal["auto"] | int | None = "auto",
         direct: bool = False,
+        cache_bytes: SupportsIndex = 0,
     ) -> None:
         asked = Asked(
             None if dtype is None else said_type("rows", dtype),
@@ -163,7 +165,8 @@ class Rows(ClosedOnExit):
             said_format(format),
             column,
         )
-        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct))
+        kept = quantity("rows: cache_bytes", cache_bytes)
+        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct), kept)
 
     def _begin(
         self,
@@ -171,13 +174,13 @@ class Rows(ClosedOnExit):
         kind: Kind,
         budget: Literal["auto"] | int | None,
         direct: bool,  # noqa: FBT001 - as the constructor was told
+        cache_bytes: int = 0,
     ) -> None:
         self._shards = shards
         self._kind = kind
         self._budget = budget
         self._direct = direct
-        # By process. Added in one step (`setdefault`), so that two threads share the first.
-        self._executors: dict[int, ThreadPoolExecutor] = {}
+        self._cache_bytes = cache_bytes
         self._open()
         self._row_count = self._core_now.row_count
 
@@ -198,7 +201,9 @@ class Rows(ClosedOnExit):
             )
             for shard in self._shards
         ]
-        self._core_now = _core.Rows(places, self._kind.row_bytes, self._budget, self._direct)
+        self._core_now = _core.Rows(
+            places, self._kind.row_bytes, self._budget, self._direct, self._cache_bytes
+        )
         self._owner = os.getpid()
 
     def _core(self) -> _core.Rows:
@@ -465,38 +470,6 @@ class Rows(ClosedOnExit):
         """
         return await self.submit(ids, out)
 
-    async def _in_thread(self, take: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a take in a thread of this object's own."""
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        try:
-            under_way = loop.run_in_executor(self._threads(), take, *arguments)
-        except RuntimeError as error:
-            if self.closed:
-                raise ClosedError("take: the file of rows is closed") from error
-            raise MemoryLimitError(
-                f"take_async: no thread can be started ({error}): a limit on processes or memory "
-                "is reached (ulimit -u, ulimit -v, pids.max of the cgroup); raise it, or use take"
-            ) from error
-        return await under_way
-
-    def _threads(self) -> ThreadPoolExecutor:
-        from concurrent.futures import ThreadPoolExecutor
-
-        executor = self._executors.get(os.getpid())
-        if executor is None:
-            processors = len(os.sched_getaffinity(0))
-            threads = max(1, min(processors - 1, _MOST_ASYNC_THREADS))
-            # It has no threads before it is used.
-            made = ThreadPoolExecutor(threads, "fremap-take")
-            executor = self._executors.setdefault(os.getpid(), made)
-        if self._core().closed:
-            # `close` may have looked for it before it was there.
-            executor.shutdown(wait=False)
-            raise ClosedError("take: the file of rows is closed")
-        return executor
-
     def batches(
         self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
     ) -> Batches:
@@ -552,9 +525,6 @@ class Rows(ClosedOnExit):
         Takes that are under way end as they would have, and keep what they use until then.
         """
         self._core().close()
-        executor = self._executors.pop(os.getpid(), None)
-        if executor is not None:
-            executor.shutdown(wait=False)
 
     def __repr__(self) -> str:
         files = name_of(self._shards[0].file)
@@ -582,7 +552,7 @@ class Rows(ClosedOnExit):
         if self.closed:
             raise TypeError("closed Rows cannot be pickled")
         return _reopen, (
-            type(self), self._shards, self._kind, self._budget, self._direct,
+            type(self), self._shards, self._kind, self._budget, self._direct, self._cache_bytes,
         )  # fmt: skip
 
 
@@ -592,9 +562,11 @@ def _reopen(
     kind: Kind,
     budget: Literal["auto"] | int | None,
     direct: bool,  # noqa: FBT001 - as the constructor was told
+    cache_bytes: int = 0,
 ) -> Rows:
     rows = cls.__new__(cls)
-    rows._begin(tuple(map(found_again, shards)), kind, budget, direct)  # noqa: SLF001 - its own
+    found = tuple(map(found_again, shards))
+    rows._begin(found, kind, budget, direct, cache_bytes)  # noqa: SLF001 - its own
     return rows
 
 
@@ -609,6 +581,7 @@ def rows(
     format: Format | None = None,  # noqa: A002 - what it is
     budget: Literal["auto"] | int | None = "auto",
     direct: bool = False,
+    cache_bytes: SupportsIndex = 0,
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
@@ -643,6 +616,8 @@ def rows(
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
+    cache_bytes : int, default 0
+        Bytes of memory for rows that are wanted again and again. See the notes.
 
     Returns
     -------
@@ -675,5 +650,5 @@ def rows(
     """
     return Rows(
         source, dtype, row_shape, offset=offset, tensor=tensor, column=column, format=format,
-        budget=budget, direct=direct,
+        budget=budget, direct=direct, cache_bytes=cache_bytes,
     )  # fmt: skip

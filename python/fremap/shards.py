@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from fremap.arguments import quantity
@@ -22,7 +23,8 @@ from fremap.formats import (
     told_format,
 )
 from fremap.formats.naming import some_names
-from fremap.sources import Opened, is_dataset, name_of, named_files, store_error
+from fremap.sources import Opened, is_dataset, name_of, named_files, openings, store_error
+from fremap.sources import look as look_at
 from fremap.stores import Store
 
 if TYPE_CHECKING:
@@ -30,16 +32,16 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from fremap.sources import File, Files, RowsSource
+    from fremap.sources import Files, RowsSource
 
 __all__ = ["Asked", "Kind", "Shard", "checked_offsets", "checked_shape", "found_again", "look"]
 
 
 class Shard(NamedTuple):
-    """A file and where its rows lie; `identity` is (device, inode), of a store nothing."""
+    """A file and where its rows lie; `identity` is (device, inode, birth), of a store zeros."""
 
     file: str | bytes | Store
-    identity: tuple[int, int]
+    identity: tuple[int, int, int]
     size: int
     data_offset: int
     row_count: int
@@ -74,11 +76,27 @@ class Asked(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """Some rows, what they are, and what messages call them."""
+    """Some rows, what they are, and what messages call them.
+
+    `begin` is what their file begins with up to the rows, where that alone says what is in it.
+    """
 
     shard: Shard
     kind: Kind
     name: str
+    begin: bytes = b""
+
+    def at_the_same_place(self, opening: Opened) -> _Piece | None:
+        """Return the rows of a file that begins like the one of these, and is as long."""
+        looked = opening.looked
+        if not self.begin or not isinstance(looked, tuple):
+            return None
+        mode, device, inode, born, size, front = looked
+        _, _, wanted, data_offset, row_count = self.shard
+        if size != wanted or not front.startswith(self.begin) or not stat.S_ISREG(mode):
+            return None
+        shard = Shard(opening.file, (device, inode, born), size, data_offset, row_count)
+        return _Piece(shard, self.kind, name_of(opening.file), self.begin)
 
 
 def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
@@ -87,14 +105,16 @@ def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
     if found.together or asked.names.many:
         pieces = _together(found, asked)
     else:
-        pieces = [
-            piece
-            for file, offset in zip(found.files, _each_offset(found, asked), strict=True)
-            for piece in _pieces(file, offset, asked)
-        ]
+        pieces = []
+        for opening, offset in zip(openings(found.files), _each_offset(found, asked), strict=True):
+            same = pieces[-1].at_the_same_place(opening) if pieces else None
+            if same is not None:
+                pieces.append(same)
+            else:
+                pieces.extend(_pieces(opening, offset, asked))
     first = pieces[0]
     for piece in pieces:
-        if piece.kind != first.kind:
+        if piece.kind is not first.kind and piece.kind != first.kind:
             raise ArgumentError(
                 f"rows: {piece.name} has rows of {piece.kind.element.name} "
                 f"{piece.kind.row_shape}, {first.name} of {first.kind.element.name} "
@@ -107,16 +127,16 @@ def found_again(shard: Shard) -> Shard:
     """Return a shard as it is here, which may be another machine."""
     if isinstance(shard.file, Store):
         return shard
-    try:
-        facts = os.stat(shard.file)
-    except OSError as error:
-        raise store_error(error, shard.file) from error
-    if facts.st_size != shard.size:
+    looked = look_at(shard.file)
+    if isinstance(looked, int):
+        raise store_error(OSError(looked, os.strerror(looked)), shard.file)
+    _, device, inode, born, size, _ = looked
+    if size != shard.size:
         raise FormatError(
-            f"rows: {name_of(shard.file)} has {facts.st_size} bytes, and had {shard.size} where "
+            f"rows: {name_of(shard.file)} has {size} bytes, and had {shard.size} where "
             "these rows come from: it is another file"
         )
-    return shard._replace(identity=(facts.st_dev, facts.st_ino))
+    return shard._replace(identity=(device, inode, born))
 
 
 def checked_shape(row_shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
@@ -158,8 +178,9 @@ def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piec
     return _Piece(shard, kind, name)
 
 
-def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
+def _pieces(opening: Opened, offset: int, asked: Asked) -> Iterator[_Piece]:
     """Find the rows of one file, in which there is one table only or one that is named."""
+    file = opening.file
     if is_dataset(file):
         if not asked.names.any or asked.column is not None:
             raise ArgumentError(
@@ -169,7 +190,7 @@ def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
         with Opened(path) as opened:
             yield _piece(opened, opened.header.check_data(table), asked, offset)
         return
-    with Opened(file) as opened:
+    with opening as opened:
         header = opened.header
         found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
         if asked.column is not None:
@@ -186,7 +207,12 @@ def _pieces(file: File, offset: int, asked: Asked) -> Iterator[_Piece]:
             yield from _of_file(path, [name], asked)
         else:
             for table in _tables(found, header, asked):
-                yield _piece(opened, table, asked, offset)
+                piece = _piece(opened, table, asked, offset)
+                if found == "npy" and asked.format is None:
+                    # Its content says so, whatever the file is called.
+                    begin = header.front[: table.data_offset]
+                    piece = piece._replace(begin=begin if len(begin) == table.data_offset else b"")
+                yield piece
 
 
 def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
@@ -204,10 +230,13 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
     places: dict[str, list[str]] = {}
     pieces: dict[str, _Piece] = {}
     by_path: dict[str, list[str]] = {}
-    for file, offset in zip(found.files, _each_offset(found, asked), strict=True):
-        if is_dataset(file):
-            raise ArgumentError(f"rows: {name_of(file)} is one array, and has no tensors by name")
-        with Opened(file) as opened:
+    offsets = _each_offset(found, asked)
+    for opening, offset in zip(openings(found.files), offsets, strict=True):
+        if is_dataset(opening.file):
+            raise ArgumentError(
+                f"rows: {name_of(opening.file)} is one array, and has no tensors by name"
+            )
+        with opening as opened:
             header = opened.header
             kind = told_format(header, asked.format, typed=True, offset=offset)
             if kind == "index":

@@ -6,9 +6,11 @@ import errno
 import os
 import re
 import stat
+import time
 from io import FileIO
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from fremap import _core
 from fremap.arguments import absolute_path
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.errors import _system as system_error
@@ -17,7 +19,7 @@ from fremap.locations import is_remote
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Self
 
     from fremap.locations import RemoteSource
@@ -28,17 +30,27 @@ __all__ = [
     "Opened",
     "RowsSource",
     "as_it_is",
+    "look",
     "name_of",
     "named_files",
+    "openings",
     "store_error",
 ]
 
 PathLike: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 RowsSource: TypeAlias = "PathLike | Store | Any | Iterable[PathLike | Store | Any]"
+#: Mode, device, inode, birth in nanoseconds, size, and first bytes of a file.
+Looked: TypeAlias = tuple[int, int, int, int, int, bytes]
 #: A path that is absolute, a store, or a data set of h5py's.
 File: TypeAlias = "str | bytes | Store | Any"
 
 _INDEX = ".safetensors.index.json"
+# Bytes of a file that are read when it is looked at: the header of most.
+_FRONT_BYTES = 1024
+# Files that are looked at together: twice as many each time, while that takes not too long.
+_LEAST_TOGETHER = 16
+_MOST_TOGETHER = 512
+_TOGETHER_SECONDS = 0.02
 # What patterns have, as `glob` has it.
 _HAS_MAGIC = re.compile(r"[*?[]").search
 _NUMBERS = re.compile(r"(\d+)")
@@ -63,7 +75,16 @@ class Files(NamedTuple):
 
 
 class Opened:
-    """A file that is open while its header is read.
+    """A file while its header is read: opened for it only if its front does not say enough.
+
+    Parameters
+    ----------
+    file : File
+        A path, or a store.
+    operation : str
+        What the caller asked for.
+    looked : tuple or int, optional
+        What `_core.look` found, if the file was looked at before.
 
     Attributes
     ----------
@@ -72,12 +93,19 @@ class Opened:
     header : Header
         Its front.
     identity : tuple of int
-        Device and number of the file; of a store zeros.
+        Device and number of the file, and when it was made; of a store zeros.
+    looked : tuple, int or None
+        What was found when it was looked at before.
     """
 
-    def __init__(self, file: File, operation: str = "rows") -> None:
+    __slots__ = ("_open", "_operation", "file", "header", "identity", "looked")
+
+    def __init__(
+        self, file: File, operation: str = "rows", looked: Looked | int | None = None
+    ) -> None:
         self.file = file
         self._operation = operation
+        self.looked = looked
         self._open: FileIO | None = None
 
     def __enter__(self) -> Self:
@@ -86,36 +114,84 @@ class Opened:
             has_file = not file._core.is_provided  # noqa: SLF001 - its other half
             fd = file.fileno() if has_file else -1
             fetch = None if has_file else lambda offset, count: _bytes_of(file, offset, count)
-            self.header = Header(fd, name_of(file), file.size, operation, fetch)
-            self.identity = (0, 0)
+            self.header = Header(fd, name_of(file), file.size, operation, fetch=fetch)
+            self.identity = (0, 0, 0)
             return self
-        try:
-            # Opening a pipe by mistake must not wait for somebody who writes to it.
-            regular = stat.S_ISREG(os.stat(file).st_mode)
-            # An object, which is closed also where a signal handler raises before it is kept.
-            self._open = FileIO(file) if regular else None
-        except OSError as error:
-            raise store_error(error, file) from error
-        except ValueError as error:  # a byte that no path has
-            raise ArgumentError(f"{operation}: {file!r} is no path: {error}") from error
+        looked = look(file, operation) if self.looked is None else self.looked
+        if isinstance(looked, int):
+            raise store_error(OSError(looked, os.strerror(looked)), file)
+        mode, device, inode, born, size, front = looked
         name = os.fsdecode(file)
-        if self._open is None and os.path.isdir(file):
+        if stat.S_ISDIR(mode):
             raise ArgumentError(
                 f"{operation}: {name} is a folder; a list has files, a folder is given alone"
             )
-        if self._open is None:
+        if not stat.S_ISREG(mode):
             raise ArgumentError(
                 f"{operation}: {name} is no ordinary file; a block device can be given as a store "
                 "(fremap.open)"
             )
-        facts = os.fstat(self._open.fileno())
-        self.header = Header(self._open.fileno(), name, facts.st_size, operation)
-        self.identity = (facts.st_dev, facts.st_ino)
+        self.header = Header(self._descriptor, name, size, operation, front)
+        self.identity = (device, inode, born)
         return self
+
+    def _descriptor(self) -> int:
+        """Open the file, if that is still the one that was looked at."""
+        path: Any = self.file
+        try:
+            # An object, which is closed also where a signal handler raises before it is kept.
+            self._open = FileIO(path)
+        except OSError as error:
+            raise store_error(error, path) from error
+        facts = os.fstat(self._open.fileno())
+        if (facts.st_dev, facts.st_ino) != self.identity[:2]:
+            raise self.header.wrong("another file took its place while its header was read")
+        return self._open.fileno()
 
     def __exit__(self, *exception: object) -> None:
         if self._open is not None:
             self._open.close()
+
+
+def openings(files: Sequence[File]) -> Iterator[Opened]:
+    """Return the files one by one, to be entered; many are looked at together.
+
+    Parameters
+    ----------
+    files : sequence of File
+        Paths, stores and data sets.
+
+    Yields
+    ------
+    Opened
+        Each file, in order.
+    """
+    count = _LEAST_TOGETHER
+    begin = 0
+    while begin < len(files):
+        some = files[begin : begin + count]
+        begin += len(some)
+        since = time.monotonic()
+        named = [file for file in some if isinstance(file, str | bytes)]
+        looked = _core.look([_path(file, "rows") for file in named], _FRONT_BYTES)
+        # Ctrl-C waits for one such call.
+        quick = time.monotonic() - since < _TOGETHER_SECONDS
+        count = min(2 * count, _MOST_TOGETHER) if quick else max(count // 2, 1)
+        each = iter(looked)
+        for file in some:
+            yield Opened(file, "rows", next(each) if isinstance(file, str | bytes) else None)
+
+
+def look(file: str | bytes, operation: str = "rows") -> Looked | int:
+    """Return what a file is and begins with, or the number of an error."""
+    return _core.look([_path(file, operation)], _FRONT_BYTES)[0]
+
+
+def _path(file: str | bytes, operation: str) -> bytes:
+    path = os.fsencode(file)
+    if b"\0" in path:
+        raise ArgumentError(f"{operation}: {file!r} is no path: embedded null byte")
+    return path
 
 
 def _bytes_of(store: Store, offset: int, count: int) -> bytes:
@@ -141,7 +217,10 @@ def named_files(source: RowsSource) -> Files:
             files.append(_fetched(one))
         elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
-            files.extend(_matching(path) if _HAS_MAGIC(os.fsdecode(path)) else [path])
+            if _HAS_MAGIC(os.fsdecode(path)):
+                files.extend(_matching(path))
+            else:
+                files.append(path)
         elif is_single(one):
             files.append(one)
         else:
@@ -161,6 +240,8 @@ def is_single(source: object) -> bool:
 
 def is_dataset(source: object) -> bool:
     """Tell whether something is a data set of h5py's."""
+    if isinstance(source, str | bytes):  # as nearly all are
+        return False
     return any(
         kind.__module__.startswith("h5py.") and kind.__name__ == "Dataset"
         for kind in type(source).__mro__

@@ -118,6 +118,11 @@ class RowsStats:
         What the two may come to; 0 without a limit.
     open_files : int
         Descriptors that are open.
+    cache_hits : int
+        Rows that were copied from those kept in memory (`cache_bytes`). They are neither among
+        those copied nor among those read.
+    cached_bytes : int
+        Bytes of the rows that are kept.
     """
 
     takes: int
@@ -130,6 +135,8 @@ class RowsStats:
     page_table_bytes: int
     budget_bytes: int
     open_files: int
+    cache_hits: int
+    cached_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
-"""Rows as a data set of PyTorch: `BatchDataset`, for a DataLoader with ``batch_size=None``.
+"""Rows for PyTorch: `BatchDataset` for training, `RowEmbedding` as a layer of a model.
 
 The one module that imports torch, which fremap does not depend on.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
-from typing import TYPE_CHECKING, Any, SupportsIndex
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from fremap.arguments import quantity
 from fremap.batches import Batches
-from fremap.errors import ArgumentError
+from fremap.errors import ArgumentError, ArgumentTypeError, PageRangeError
 from fremap.ragged_rows import RaggedRows
 
 try:
@@ -25,10 +27,14 @@ if TYPE_CHECKING:
     from typing import Self
 
     from fremap.epochs import Order, State
+    from fremap.pending import Pending
     from fremap.ragged_rows import Ragged
     from fremap.rows import Rows
 
-__all__ = ["BatchDataset"]
+__all__ = ["BatchDataset", "RowEmbedding"]
+
+# Lookups that are kept ready by `prefetch`, and memory that is kept for later ones.
+_MOST_AHEAD = 2
 
 
 class BatchDataset(IterableDataset):
@@ -241,3 +247,327 @@ def _rank_and_world_size() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+class RowEmbedding(torch.nn.Module):
+    """Look rows up by their numbers, as `torch.nn.Embedding` does, in a table that stays in files.
+
+    For inference: a table has no gradient. Each call reads the rows that it needs, each once,
+    into pinned memory, copies them to the device on a stream of its own, converts them there,
+    and gives every id its row.
+
+    Parameters
+    ----------
+    rows : Rows
+        The table. It stays the caller's: this does not close it.
+    device : torch.device or str, default "cpu"
+        Where the rows go; ``module.to(device)`` changes it.
+    dtype : torch.dtype, optional
+        What the rows are converted to on the device. If not given they stay what they are, or
+        become torch's default type where there is a `scale`.
+    scale : Rows, optional
+        Factors by which rows are multiplied, in float32, before they are converted: as many rows,
+        each of one number, or of several, each for an equal part of a row's last axis.
+
+    Raises
+    ------
+    ArgumentError
+        `scale` does not fit the rows, or torch has no type for them.
+
+    See Also
+    --------
+    Rows.submit : Reads rows while the caller goes on, without torch.
+
+    Notes
+    -----
+    Ids may be of any integer type and shape, on any device. Ids on a GPU are copied to the host
+    first, which waits for what the GPU does: pass ids from the host where they are known there.
+    `prefetch` begins the reads of a later call, up to two of them.
+
+    Any number of threads may call it. ``torch.compile`` leaves it out of its graphs.
+
+    The results on the CPU are tested with every release. The path over CUDA follows the
+    documentation of PyTorch (pinned memory, a side stream, ``record_stream``). It has not been run
+    on a GPU by fremap's own tests.
+
+    Examples
+    --------
+    >>> table = fremap.rows("model", tensor="ngram.shard_{i}", direct=True)  # doctest: +SKIP
+    >>> embed = RowEmbedding(table, device="cuda", dtype=torch.bfloat16)  # doctest: +SKIP
+    >>> for ids, ids_next in steps:  # doctest: +SKIP
+    ...     found = embed(ids)
+    ...     embed.prefetch(ids_next)
+    ...     run(found)
+    """
+
+    _anchor: torch.Tensor
+
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        scale: Rows | None = None,
+    ) -> None:
+        super().__init__()
+        self.rows = rows
+        self.scale = scale
+        self._type = _torch_type(rows)
+        self._scale_type = None if scale is None else _torch_type(scale)
+        if scale is not None:
+            _check_scale(rows, scale)
+        if dtype is None:
+            dtype = self._type if scale is None else torch.get_default_dtype()
+        self.dtype = dtype
+        # Tells `to` where this is; of a type that no conversion of a model changes.
+        self.register_buffer(
+            "_anchor", torch.empty(0, dtype=torch.uint8, device=device), persistent=False
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+        self._ahead: list[_Lookup] = []
+        self._free: list[_Memory] = []
+        self._streams: dict[torch.device, Any] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows go."""
+        return self._anchor.device
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of rows, as `torch.nn.Embedding` calls it."""
+        return len(self.rows)
+
+    def prefetch(self, ids: torch.Tensor) -> None:
+        """Begin to read the rows of a later call with the same ids, and return at once.
+
+        Parameters
+        ----------
+        ids : Tensor of int
+            The ids of the call. If two such lookups are ready or under way, the older one is
+            given up.
+        """
+        lookup = self._begun(_on_host(ids), wait=False)
+        with self._lock:
+            self._ahead.append(lookup)
+            given_up = self._ahead[:-_MOST_AHEAD]
+            del self._ahead[:-_MOST_AHEAD]
+        for old in given_up:
+            old.cancel()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the row of each id.
+
+        Parameters
+        ----------
+        ids : Tensor of int
+            Numbers of rows, of any shape.
+
+        Returns
+        -------
+        Tensor, shape ``ids.shape + row_shape``
+            The rows, on the device.
+
+        Raises
+        ------
+        PageRangeError
+            There is no such row; also an `IndexError`.
+        StoreError
+            A row cannot be read.
+        """
+        wanted = _on_host(ids)
+        shape = (*ids.shape, *self.rows.row_shape)
+        if 0 in shape:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+        lookup = self._found_ahead(wanted) or self._begun(wanted, wait=True)
+        lookup.wait()
+        *tables, places = self._on_device(lookup)
+        found = _expanded(self._converted(*tables), places).reshape(shape)
+        with self._lock:
+            if len(self._free) < _MOST_AHEAD:
+                self._free.append(lookup.memory)
+        return found
+
+    def _found_ahead(self, wanted: torch.Tensor) -> _Lookup | None:
+        with self._lock:
+            if self._owner != os.getpid():
+                # Those of the parent are read there.
+                self._begin_in_child()
+            for at, lookup in enumerate(self._ahead):
+                if torch.equal(lookup.ids, wanted):
+                    return self._ahead.pop(at)
+        return None
+
+    def _begin_in_child(self) -> None:
+        self._owner, self._ahead, self._free = os.getpid(), [], []
+
+    def _begun(self, wanted: torch.Tensor, *, wait: bool) -> _Lookup:
+        unique, places = torch.unique(wanted, return_inverse=True)
+        if len(unique) and int(unique[0]) < 0:
+            raise PageRangeError(f"RowEmbedding: row {int(unique[0])} is negative")
+        with self._lock:
+            if self._owner != os.getpid():
+                self._begin_in_child()
+            memory = self._free.pop() if self._free else _Memory()
+        tables = [(self.rows, self._type)]
+        if self.scale is not None and self._scale_type is not None:
+            tables.append((self.scale, self._scale_type))
+        room = memory.room(
+            [len(unique) * table.row_bytes for table, _ in tables],
+            places,
+            pinned=self.device.type == "cuda",
+        )
+        outs = [
+            part.view(kind).reshape(len(unique), *table.row_shape)
+            for part, (table, kind) in zip(room, tables, strict=True)
+        ]
+        pendings = []
+        for (table, _), out in zip(tables, outs, strict=True):
+            if wait:
+                table.take(unique.numpy(), out=out)
+            else:
+                pendings.append(table.submit(unique.numpy(), out=out))
+        return _Lookup(wanted, memory, outs, pendings)
+
+    def _on_device(self, lookup: _Lookup) -> list[torch.Tensor]:
+        """Return what was read, and the place of each id among it, on the device."""
+        sources = [*lookup.outs, lookup.memory.places]
+        device = self.device
+        if device.type == "cuda":
+            return self._by_side_stream(sources, lookup.memory, device)
+        return [source.to(device) for source in sources]
+
+    def _by_side_stream(
+        self, sources: list[torch.Tensor], memory: _Memory, device: torch.device
+    ) -> list[torch.Tensor]:
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams.setdefault(device, torch.cuda.Stream(device))
+        with torch.cuda.stream(stream):
+            copies = [source.to(device, non_blocking=True) for source in sources]
+            memory.in_use = torch.cuda.Event()
+            memory.in_use.record(stream)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for copy in copies:
+            # Their memory belongs to the side stream, and must outlive what follows here.
+            copy.record_stream(current)
+        return copies
+
+    def _converted(self, found: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        if scale is None:
+            return found.to(self.dtype)
+        count, lead = len(found), found.shape[1:-1]
+        factors = scale.to(torch.float32).reshape(count, *(1 for _ in lead), -1, 1)
+        parts = found.to(torch.float32).reshape(count, *lead, factors.shape[-2], -1)
+        return (parts * factors).to(self.dtype).reshape(found.shape)
+
+    def extra_repr(self) -> str:
+        """Describe the table, for the module's repr.
+
+        Returns
+        -------
+        str
+            Its length, the shape of its rows, and what they are converted to.
+        """
+        scaled = "" if self.scale is None else ", scaled"
+        return f"{len(self.rows)}, {self.rows.row_shape}, dtype={self.dtype}{scaled}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(self.__dict__)
+        for name in ("_lock", "_ahead", "_free", "_streams", "_owner"):
+            state.pop(name)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+
+class _Memory:
+    """Memory that rows are read into, and the places of ids among them."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self.places = torch.empty(0, dtype=torch.int64)
+        #: When the device has read it; None if it has.
+        self.in_use: Any = None
+
+    def room(self, lengths: list[int], places: torch.Tensor, *, pinned: bool) -> list[torch.Tensor]:
+        """Return so many bytes each, aligned for any type, once nobody uses the memory."""
+        if self.in_use is not None:
+            self.in_use.synchronize()
+            self.in_use = None
+        begins = [0]
+        for length in lengths:
+            begins.append(begins[-1] + -(-length // 64) * 64)
+        if self._bytes.numel() < begins[-1] or (pinned and not self._bytes.is_pinned()):
+            size = 1 << max(begins[-1] - 1, 1 << 12).bit_length()
+            self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        self.places = places.pin_memory() if pinned else places
+        return [
+            self._bytes[begin : begin + length]
+            for begin, length in zip(begins, lengths, strict=False)
+        ]
+
+
+class _Lookup(NamedTuple):
+    """Rows that were read, or are."""
+
+    ids: torch.Tensor
+    memory: _Memory
+    outs: list[torch.Tensor]
+    pendings: list[Pending]
+
+    def wait(self) -> None:
+        for pending in self.pendings:
+            pending.result()
+
+    def cancel(self) -> None:
+        # The memory is theirs until they end: nobody else gets it.
+        for pending in self.pendings:
+            pending.cancel()
+
+
+def _torch_type(rows: Rows) -> torch.dtype:
+    found = getattr(torch, rows.dtype_name, None)
+    if not isinstance(found, torch.dtype):
+        raise ArgumentError(f"RowEmbedding: torch has no type {rows.dtype_name}")
+    return found
+
+
+def _check_scale(rows: Rows, scale: Rows) -> None:
+    if len(scale) != len(rows):
+        raise ArgumentError(f"RowEmbedding: scale has {len(scale)} rows, the table {len(rows)}")
+    last = rows.row_shape[-1] if rows.row_shape else 1
+    parts = scale.row_shape[0] if scale.row_shape else 1
+    if len(scale.row_shape) > 1 or parts == 0 or last % parts:
+        raise ArgumentError(
+            f"RowEmbedding: scale has rows of shape {scale.row_shape}; it must be one number, or "
+            f"so many that they divide {last}, the last axis of the table's rows"
+        )
+
+
+def _on_host(ids: torch.Tensor) -> torch.Tensor:
+    if not isinstance(ids, torch.Tensor) or ids.is_floating_point() or ids.is_complex():
+        kind = getattr(ids, "dtype", type(ids).__name__)
+        raise ArgumentTypeError(f"RowEmbedding: ids must be a tensor of integers, not {kind}")
+    if ids.dtype is torch.bool:
+        raise ArgumentTypeError("RowEmbedding: ids must be integers, not bools")
+    # A copy: the caller may change them, while rows are read.
+    return ids.detach().to("cpu", torch.int64, copy=True).reshape(-1)
+
+
+def _expanded(found: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Return the row of each place, moved as whole numbers: torch indexes not every type."""
+    flat = found.reshape(len(found), -1)
+    row_bytes = flat.shape[1] * flat.element_size()
+    words = ((8, torch.int64), (4, torch.int32), (2, torch.int16), (1, torch.uint8))
+    word = next(kind for size, kind in words if row_bytes % size == 0)
+    return flat.view(word).index_select(0, places).view(flat.dtype)

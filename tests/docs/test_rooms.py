@@ -22,6 +22,7 @@ CORE_FLOORS = {
     "cache": 1,
     "slot_table": 2,
     "stats": 1,
+    "io": 1,
     "calibrate": 2,
     "trim": 2,
     "store": 2,
@@ -72,7 +73,6 @@ PACKAGE_FLOORS = {
     "npy": 6,
     "pending": 4,
     "rows": 5,
-    "runs": 6,
     "ragged_rows": 6,
     "shards": 5,
     "sources": 5,
@@ -315,3 +315,15 @@ def test_the_places_that_the_architecture_names_are_there() -> None:
     for room in re.findall(r"^\| `([a-z_/]+)` \|", page.partition("## Rooms")[2], re.MULTILINE):
         found = (CORE / room, CORE / f"{room}.rs")
         assert any(path.exists() for path in found), room
+
+
+def test_the_architecture_names_every_lock() -> None:
+    page = (REPOSITORY / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*) \|", page.partition("## Locks")[2], re.MULTILINE)
+    told = {name.rpartition("::")[2] for row in rows for name in re.findall(r"`([\w:.]+)`", row)}
+    name = r"^ *(?:pub(?:\(\w+\))? )?(?:static )?(\w+): "
+    lock = re.compile(name + r"(?:Arc<)?(?:Fork)?(?:Lock|Mutex|RwLock)<", re.MULTILINE)
+    for path in (REPOSITORY / "crates").glob("*/src/**/*.rs"):
+        source = without_comments(path.read_text()).partition("#[cfg(test)]")[0]
+        if path.name != "tests.rs":
+            assert set(lock.findall(source)) <= told, path

@@ -146,3 +146,49 @@ def test_a_child_does_everything_whatever_a_thread_was_doing(
 ) -> None:
     done = run_script(SCRIPT, path, what, rounds)
     assert (done.returncode, done.stdout) == (0, "{0}\n"), done.stderr
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("lacking", ["", "probe_uffdio_poison"])
+def test_forks_and_denials_do_not_wait_for_one_another(
+    path: Path, lacking: str, run_script: Run
+) -> None:
+    """A fork waits for a window's table, which is locked while mappings are reserved."""
+    done = run_script(
+        """
+    import contextlib, errno, os, sys, threading
+    import fremap
+    from fremap.testing import failures
+    path, lacking = sys.argv[1:]
+    refused = contextlib.nullcontext()
+    if lacking:
+        refused = failures(lacking, errno=errno.EINVAL, times=1 << 30)
+    with refused:
+        store = fremap.open(path)
+        windows = [fremap.Window(store, engine="paged") for _ in range(3)]
+    going, denials = True, []
+
+    def denies(window):
+        while going:
+            window.protect(0, fremap.Prot.NONE)
+            window.protect(0, fremap.Prot.READ)
+            denials.append(window)
+
+    threads = [threading.Thread(target=denies, args=[window]) for window in windows]
+    for thread in threads:
+        thread.start()
+    ends = set()
+    for _ in range(300):
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        ends.add(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    going = False
+    for thread in threads:
+        thread.join()
+    print(ends, set(denials) == set(windows))
+    """,
+        path,
+        lacking,
+    )
+    assert (done.returncode, done.stdout) == (0, "{0} True\n"), done.stderr

@@ -6,8 +6,6 @@ from typing import Any
 
 import fremap
 import numpy as np
-import pytest
-from fremap import runs
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,18 +25,14 @@ def test_any_rows(sizes: list[int], element: str, data: Any) -> None:
     count = len(bounds) - 1
     ids = data.draw(st.lists(st.integers(-count, count - 1), max_size=60)) if count else []
     offset = data.draw(st.sampled_from([0, 7, 4096]))
-    staged = data.draw(st.sampled_from([1, 5000, 1 << 20]))  # one row at a time, some, all
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        tempfile.TemporaryDirectory(prefix="fremap-") as folder,
-    ):
-        patch.setattr(runs, "_STAGED_BYTES", staged)
+    direct = data.draw(st.booleans())
+    with tempfile.TemporaryDirectory(prefix="fremap-") as folder:
         paths = []
         for number, end in enumerate(np.cumsum(sizes).tolist()):
             path = Path(folder, str(number))
             path.write_bytes(bytes(offset) + values[end - sizes[number] : end].tobytes())
             paths.append(path)
-        with fremap.ragged(paths, bounds, item, offset=offset) as rows:
+        with fremap.ragged(paths, bounds, item, offset=offset, direct=direct) as rows:
             for _ in range(2):
                 taken = rows.take(ids)
                 rows.take(list(range(count)) * 16)  # what is in the page cache is copied next

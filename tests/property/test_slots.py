@@ -1,4 +1,4 @@
-"""A bank beside a dict: whatever is named is there, and nothing that is pinned leaves."""
+"""Slots beside a dict: whatever is named is there, and nothing that is pinned leaves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAGES = 50
 
 
 class SlotsMachine(RuleBasedStateMachine):
-    """Drives a bank beside what each slot must show."""
+    """Drives slots beside what each slot must show."""
 
     engine: ClassVar[Any] = "eager"
 
@@ -37,7 +37,7 @@ class SlotsMachine(RuleBasedStateMachine):
         self.store = fremap.MemoryStore(PAGES * 4096 - tail, page_bytes=4096)
         self.store.write(None, numbered_words(range(PAGES)).view(np.uint8))
         self.content = self.store.read(None).tobytes()
-        self.bank = fremap.Slots(self.store, extent_pages, slot_count, engine=self.engine)
+        self.table = fremap.Slots(self.store, extent_pages, slot_count, engine=self.engine)
         self.shown: dict[int, int] = {}
         self.pins: list[tuple[SlotsPin, set[int]]] = []
         self.named = self.brought = self.left = 0
@@ -50,7 +50,7 @@ class SlotsMachine(RuleBasedStateMachine):
         return set().union(*(keys for _, keys in self.pins))
 
     def follow(self, wanted: list[int], slots: np.ndarray) -> None:
-        """Which slots are right is the bank's to choose, within what must stay."""
+        """Which slots are right is theirs to choose, within what must stay."""
         before = dict(self.shown)
         missing = set(wanted) - set(before.values())
         for key, slot in zip(wanted, slots.tolist(), strict=True):
@@ -67,20 +67,20 @@ class SlotsMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), pin=st.booleans())
     def name(self, data: st.DataObject, pin: bool) -> None:
-        limit = self.bank.extent_count
+        limit = self.table.extent_count
         wanted = data.draw(pages_of.page_lists(limit, max_size=12), "keys")
         spelt = data.draw(pages_of.spellings(wanted, limit), "spelt")
         if len(set(wanted) | self.pinned()) > self.slot_count:
-            before = self.bank.keys.tolist()
+            before = self.table.keys.tolist()
             with pytest.raises(fremap.BudgetError):
-                self.bank.pin(spelt) if pin else self.bank.ensure(spelt)
-            assert self.bank.keys.tolist() == before
+                self.table.pin(spelt) if pin else self.table.ensure(spelt)
+            assert self.table.keys.tolist() == before
         elif pin:
-            made = self.bank.pin(spelt)
+            made = self.table.pin(spelt)
             self.follow(wanted, made.slots)
             self.pins.append((made, set(wanted)))
         else:
-            self.follow(wanted, self.bank.ensure(spelt))
+            self.follow(wanted, self.table.ensure(spelt))
 
     @rule(data=st.data())
     def let_go(self, data: st.DataObject) -> None:
@@ -91,21 +91,21 @@ class SlotsMachine(RuleBasedStateMachine):
     @invariant()
     def agree(self) -> None:
         expected = [self.shown.get(slot, -1) for slot in range(self.slot_count)]
-        assert self.bank.keys.tolist() == expected
-        memory = self.bank.array(np.uint8)
+        assert self.table.keys.tolist() == expected
+        memory = self.table.array(np.uint8)
         for slot, key in self.shown.items():
             assert memory[slot].tobytes() == self.extent(key)
-        stats = self.bank.stats()
+        stats = self.table.stats()
         assert (stats.misses, stats.evictions) == (self.brought, self.left)
         assert stats.hits == self.named - self.brought
-        assert stats.bytes_read == self.brought * self.bank.extent_bytes
+        assert stats.bytes_read == self.brought * self.table.extent_bytes
         assert (stats.filled_slots, stats.pinned_slots) == (len(self.shown), len(self.pinned()))
 
     def teardown(self) -> None:
-        if hasattr(self, "bank"):
-            self.bank.close()
+        if hasattr(self, "table"):
+            self.table.close()
             self.store.close()
 
 
-def test_a_bank_does_what_a_dict_does(engine: str) -> None:
+def test_slots_do_what_a_dict_does(engine: str) -> None:
     run_state_machine_as_test(type("Machine", (SlotsMachine,), {"engine": engine}))

@@ -583,7 +583,7 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
     assert "usage: fremap bench" in capsys.readouterr().err
 
 
-# Banks of extents
+# Slots of extents
 
 
 @pytest.mark.parametrize(
@@ -598,8 +598,8 @@ def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str
         slots._MMAP_RANDOM,
     ],
 )
-def test_a_side_of_the_banks_reads_what_it_is_asked_for(file: DataFile, name: str) -> None:
-    """Of 128 extents a bank holds 32; what it reads is checked, and is wrong elsewhere."""
+def test_a_side_of_the_slots_reads_what_it_is_asked_for(file: DataFile, name: str) -> None:
+    """Of 128 extents the slots hold 32; what it reads is checked, and is wrong elsewhere."""
     accesses = slots._Accesses(FILE_PAGES // 4, 4 * PAGE_BYTES)
     accesses.count = 300
     with slots._sides(file, 4 * PAGE_BYTES, 32)[name]() as side:

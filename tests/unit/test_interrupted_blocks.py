@@ -117,16 +117,16 @@ def test_pins(path: Path) -> None:
 
 
 def test_holds(path: Path) -> None:
-    with fremap.open(path) as store, fremap.Slots(store, 1, 4) as bank:
+    with fremap.open(path) as store, fremap.Slots(store, 1, 4) as table:
 
         def block() -> None:
-            with bank.pin([3, 5]):
+            with table.pin([3, 5]):
                 pass
 
         for _ in each_place(block):
             gc.collect()
-            assert bank.stats().pinned_slots == 0
-            bank.ensure([0, 1, 2, 6])  # needs every slot
+            assert table.stats().pinned_slots == 0
+            table.ensure([0, 1, 2, 6])  # needs every slot
 
 
 def open_window(path: Path) -> None:
@@ -139,9 +139,9 @@ def open_rows(path: Path) -> None:
         rows.take([1, 2])
 
 
-def open_bank(path: Path) -> None:
-    with fremap.open(path) as store, fremap.Slots(store, 1, 2) as bank:
-        bank.ensure([1])
+def open_slots(path: Path) -> None:
+    with fremap.open(path) as store, fremap.Slots(store, 1, 2) as table:
+        table.ensure([1])
 
 
 def open_batches(path: Path) -> None:
@@ -216,7 +216,7 @@ def stays_open(most: tuple[int, int]) -> bool:
     [
         open_window,
         open_rows,
-        open_bank,
+        open_slots,
         open_batches,
         open_concat,
         open_memory,

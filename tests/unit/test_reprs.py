@@ -37,8 +37,8 @@ def test_pins() -> None:
 
 
 def test_holds(numbered_store: Callable[[int], fremap.Store]) -> None:
-    with numbered_store(16) as store, fremap.Slots(store, 1, 4) as bank:
-        pin = bank.pin([3, 5])
+    with numbered_store(16) as store, fremap.Slots(store, 1, 4) as table:
+        pin = table.pin([3, 5])
         slots = pin.slots.tolist()
         assert repr(pin) == f"<fremap.SlotsPin of slots {slots}>"
         pin.release()
@@ -46,8 +46,8 @@ def test_holds(numbered_store: Callable[[int], fremap.Store]) -> None:
 
 
 def test_pins_of_many_slots(numbered_store: Callable[[int], fremap.Store]) -> None:
-    with numbered_store(16) as store, fremap.Slots(store, 1, 16) as bank:
-        text = repr(bank.pin(range(10)))
+    with numbered_store(16) as store, fremap.Slots(store, 1, 16) as table:
+        text = repr(table.pin(range(10)))
         assert text == "<fremap.SlotsPin of slots [0, 1, 2, 3, 4, 5, 6, 7, … 2 more]>"
 
 

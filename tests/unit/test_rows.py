@@ -10,7 +10,6 @@ import pickle
 import resource
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -341,38 +340,6 @@ def test_a_cancelled_take_breaks_nothing(path: Path, table: np.ndarray) -> None:
             np.testing.assert_array_equal(await rows.take_async([7]), table[[7]])
 
     asyncio.run(main())
-
-
-def test_threads_that_are_first_at_once_share_their_executor(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both = threading.Barrier(2)
-
-    class Slow(ThreadPoolExecutor):
-        def __init__(self, *options: Any) -> None:
-            both.wait(60)
-            super().__init__(*options)
-
-    with fremap.rows(path) as rows, ThreadPoolExecutor(2) as threads:
-        monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Slow)
-        asked = [threads.submit(rows._threads) for _ in range(2)]
-        first, second = (executor.result(60) for executor in asked)
-        assert first is second
-
-
-def test_an_executor_made_beside_close_is_not_used(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = fremap.rows(path)
-
-    class Closing(ThreadPoolExecutor):
-        def __init__(self, *options: Any) -> None:
-            rows.close()
-            super().__init__(*options)
-
-    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", Closing)
-    with pytest.raises(fremap.ClosedError, match="closed"):
-        rows._threads()
 
 
 def test_closed(path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import fremap
 import numpy as np
 import pytest
+import safetensors.numpy
 from fremap.testing import counting, wait_until_settled
 
 if TYPE_CHECKING:
@@ -168,3 +169,41 @@ def test_long_rows_are_copied_without_a_system_call_each(row_bytes: int, tmp_pat
     assert calls.made.get("read", 0) == 0
     assert calls.made["stat"] == 2
     assert sum(calls.made.values()) <= 6, calls.made
+
+
+def test_each_file_is_looked_at_once_when_rows_are_opened(tmp_path: Path) -> None:
+    """Two stats, as there may be another file by the second, an open and a read; no descriptor."""
+    for number in range(100):
+        length = 8 if number < 98 else number  # the last ones have headers of their own
+        np.save(tmp_path / f"{number}.npy", np.full((length, 3), number, np.int16))
+    before = len(os.listdir("/proc/self/fd"))
+    with counting() as calls, fremap.rows(tmp_path / "*.npy") as rows:
+        assert {call: calls.made[call] for call in ("stat", "open", "read")} == {
+            "stat": 200, "open": 100, "read": 100,
+        }  # fmt: skip
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert rows.shape == (98 * 8 + 98 + 99, 3)
+        np.testing.assert_array_equal(rows[[0, 8, 98 * 8 - 1, -1]][:, 0], [0, 1, 97, 99])
+
+
+@pytest.mark.needs("sigbus_recovery", "populate_read")
+@pytest.mark.parametrize("direct", [False, True])
+def test_tensors_of_one_file_share_its_descriptor_and_its_map(tmp_path: Path, direct: bool) -> None:
+    parts = np.random.default_rng(3).integers(0, 256, (128, 1500, 40), np.uint8)
+    for number in range(10):
+        held = {f"shard.{at}": parts[at] for at in range(number, 128, 10)}
+        safetensors.numpy.save_file(held, tmp_path / f"{number}.safetensors")
+        wait_until_settled(tmp_path / f"{number}.safetensors")
+    ids = np.random.default_rng(4).integers(0, 128 * 1500, 2000)
+    with fremap.rows(tmp_path, tensor="shard.{i}", direct=direct) as rows:
+        for _ in range(20):
+            np.testing.assert_array_equal(rows.take(ids), parts.reshape(-1, 40)[ids])
+        assert rows.stats().open_files == 10
+        # What is mapped counts once, however many tensors are in it.
+        size = sum(os.path.getsize(tmp_path / f"{number}.safetensors") for number in range(10))
+        assert rows.stats().mapped_bytes <= size + 10 * 4096
+        if not direct:
+            with counting() as calls:
+                rows.take(ids)
+            assert calls.made.get("stat", 0) <= 10
+            assert calls.made.get("read", 0) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import tempfile
 from contextlib import suppress
@@ -488,3 +489,57 @@ def test_as_many_axes_as_numpy_has(tmp_path: Path) -> None:
             rows.take([[1, 0]])
     with pytest.raises(ArgumentError, match="axes; NumPy has"):
         fremap.rows(path, row_shape=[1] * MAX_AXES)
+
+
+def npy_file(text: bytes, data: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    ("said", "shape"),
+    [
+        ("(3, 2)", (3, 2)),
+        ("(6,)", (6,)),
+        ("(3,  2)", (3, 2)),
+        ("(3, 2,)", (3, 2)),
+        ("(6)", None),
+        ("(06,)", None),
+        ("(3,, 2)", None),
+        ("(-6,)", None),
+        ("(6,) + (1,)", None),
+    ],
+)
+def test_headers_that_numpy_would_not_write(
+    tmp_path: Path, said: str, shape: tuple[int, ...] | None
+) -> None:
+    """What is read by its look is what NumPy reads, and nothing else."""
+    text = f"{{'descr': '<i2', 'fortran_order': False, 'shape': {said}, }}\n".encode()
+    (tmp_path / "x.npy").write_bytes(npy_file(text, np.arange(6, dtype="<i2").tobytes()))
+    if shape is None:
+        with pytest.raises(FormatError, match="header"):
+            fremap.rows(tmp_path / "x.npy")
+        return
+    with fremap.rows(tmp_path / "x.npy") as rows:
+        np.testing.assert_array_equal(rows[:], np.load(tmp_path / "x.npy"))
+        assert rows.shape == shape
+
+
+@pytest.mark.parametrize("descr", ["<f3", "|b7", ">u9", "<c1"])
+def test_types_that_there_are_not(tmp_path: Path, descr: str) -> None:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': (2,), }}\n".encode()
+    (tmp_path / "x.npy").write_bytes(npy_file(text, bytes(64)))
+    with pytest.raises(FormatError, match="cannot be understood"):
+        fremap.rows(tmp_path / "x.npy")
+
+
+def test_a_header_is_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long header the end is read later; by then another file may be there."""
+    from fremap.sources import Opened
+
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({f"tensor.{n}": np.arange(3) for n in range(99)}, path)
+    with Opened(str(path)) as opened:
+        os.replace(shutil.copy(path, tmp_path / "other"), path)
+        with pytest.raises(FormatError, match="another file took its place"):
+            opened.header.read(0, opened.header.size)
+        assert opened.header.read(0, 8) == path.read_bytes()[:8]

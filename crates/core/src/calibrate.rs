@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::sys::file::{memory_file, temporary_file};
+use crate::sys::file::{memory_file, temporary_file, write_parts_at, Parts};
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
 use crate::sys::probe::check_kernel;
 use crate::sys::span::Span;
@@ -211,8 +211,11 @@ pub fn measure() -> Result<Calibration> {
         .or_else(|_| memory_file("fremap-calibration"))
         .map_err(fail)?;
     let mut content = vec![1; bytes];
-    crate::sys::file::write_at(file.as_fd(), Span::of(&mut content), 0)
-        .map_err(|(errno, _)| fail(errno))?;
+    let mut parts = Parts::default();
+    parts.push(Span::of(&mut content));
+    if write_parts_at(file.as_fd(), &parts, 0).map_err(fail)? < bytes {
+        return Err(fail(Errno::NOSPC));
+    }
     let source = Region::file(file.as_fd(), 0, bytes).map_err(fail)?;
     source.populate_read(0, bytes).map_err(fail)?;
     black_box(source.span(0, 1).to_vec());

@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod engine;
 pub mod error;
 pub mod fault;
+mod io;
 pub mod memory;
 pub mod plan;
 mod room;

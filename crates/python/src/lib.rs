@@ -31,7 +31,7 @@ mod _core {
     #[pymodule_export]
     use crate::provider::end_with;
     #[pymodule_export]
-    use crate::rows::{Pending, Rows};
+    use crate::rows::{look, Pending, Rows};
     #[pymodule_export]
     use crate::slot_table::{SlotTable, Taken};
     #[pymodule_export]

@@ -3,21 +3,25 @@
 use std::ffi::OsStr;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fremap_core::error::Result;
 use fremap_core::memory::Ask;
-use fremap_core::rows::{Memory, Pending as CorePending, Rows as CoreRows, ShardFile, ShardPlace};
+use fremap_core::rows::{
+    self, Asked, Front, Memory, Pending as CorePending, Rows as CoreRows, Runs, ShardFile,
+    ShardPlace,
+};
 use fremap_core::sys::span::Span;
+use fremap_core::units::Selection;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::call::{run, run_short};
 use crate::errors;
 use crate::raw::Bytes;
-use crate::selection::selection;
+use crate::selection::{numbers, selection};
 use crate::store::Store;
 
 /// Rows of fixed size, numbered through all files.
@@ -26,14 +30,47 @@ pub struct Rows {
     core: Arc<CoreRows>,
 }
 
-/// A file as Python tells it: an open store, or (path, device, inode, size).
+/// A file as Python tells it: an open store, or (path, device, inode, birth, size).
 fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
     if let Ok(store) = place.cast::<Store>() {
         return Ok(ShardFile::Store(store.get().core()));
     }
-    let (path, device, inode, size_bytes): (Vec<u8>, u64, u64, u64) = place.extract()?;
-    let path = Path::new(OsStr::from_bytes(&path)).to_path_buf();
-    Ok(ShardFile::Path { path, identity: (device, inode), size_bytes })
+    let (path, device, inode, born_ns, size_bytes): (Bound<'_, PyBytes>, u64, u64, u64, u64) =
+        place.extract()?;
+    let path = path_of(&path);
+    Ok(ShardFile::Path { path, identity: (device, inode), born_ns, size_bytes })
+}
+
+fn path_of(path: &Bound<'_, PyBytes>) -> PathBuf {
+    Path::new(OsStr::from_bytes(path.as_bytes())).to_path_buf()
+}
+
+/// What files are: of each its mode, device, inode, birth, size, and first bytes; or the number
+/// of an error.
+#[pyfunction]
+pub fn look<'py>(
+    py: Python<'py>,
+    paths: &Bound<'py, PyList>,
+    front_bytes: usize,
+) -> PyResult<Bound<'py, PyList>> {
+    let path = |path: Bound<'py, PyAny>| Ok(path_of(&path.cast_into()?));
+    let paths = paths.iter().map(path).collect::<PyResult<Vec<_>>>()?;
+    let fronts = py.detach(|| rows::look(&paths, front_bytes));
+    let found = PyList::empty(py);
+    for front in fronts {
+        match front {
+            Ok(Front { facts, born_ns, bytes }) => found.append((
+                facts.file_type.as_raw_mode(),
+                facts.identity.0,
+                facts.identity.1,
+                born_ns,
+                facts.size_bytes,
+                PyBytes::new(py, &bytes),
+            ))?,
+            Err(errno) => found.append(errno.raw_os_error())?,
+        }
+    }
+    Ok(found)
 }
 
 /// What `budget` asks for; none is no limit.
@@ -47,16 +84,42 @@ fn ask(budget: &Bound<'_, PyAny>) -> PyResult<Option<Ask>> {
     budget.extract().map(Ask::Bytes).map(Some)
 }
 
+/// What a take is of, as Python tells it.
+enum Wish {
+    Rows(Selection),
+    /// Names, first rows and numbers of rows.
+    Runs([Vec<i64>; 3]),
+}
+
+impl Wish {
+    /// A selection, or a list of three buffers.
+    fn of(rows: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let Ok(runs) = rows.cast::<PyList>() else { return selection(rows).map(Self::Rows) };
+        let (names, starts, counts) = (runs.get_item(0)?, runs.get_item(1)?, runs.get_item(2)?);
+        Ok(Self::Runs([numbers(&names)?, numbers(&starts)?, numbers(&counts)?]))
+    }
+
+    fn resolved(self, core: &CoreRows) -> Result<Asked> {
+        match self {
+            Self::Rows(selection) => core.resolve("take", selection).map(Asked::Rows),
+            Self::Runs([names, starts, counts]) => {
+                Runs::new(names, &starts, &counts, core.row_count()).map(Asked::Runs)
+            }
+        }
+    }
+}
+
 #[pymethods]
 impl Rows {
     #[new]
-    #[pyo3(signature = (shards, row_bytes, budget, direct=false))]
+    #[pyo3(signature = (shards, row_bytes, budget, direct=false, cache_bytes=0))]
     fn new(
         py: Python<'_>,
         shards: &Bound<'_, PyAny>,
         row_bytes: usize,
         budget: &Bound<'_, PyAny>,
         direct: bool,
+        cache_bytes: u64,
     ) -> PyResult<Self> {
         let mut places = Vec::new();
         for shard in shards.try_iter()? {
@@ -65,7 +128,7 @@ impl Rows {
             places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
         }
         let budget = ask(budget)?;
-        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct))?;
+        let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct, cache_bytes))?;
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -85,12 +148,11 @@ impl Rows {
         rows: &Bound<'_, PyAny>,
         out: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let rows = selection(rows)?;
+        let wish = Wish::of(rows)?;
         let out = Bytes::writable(out)?;
         run(py, |interrupt| -> Result<()> {
             self.core.check_open("take")?;
-            let rows = self.core.resolve("take", rows)?;
-            self.core.take(&rows, out.span(), interrupt)
+            self.core.take(&wish.resolved(&self.core)?, out.span(), interrupt)
         })
     }
 
@@ -103,12 +165,11 @@ impl Rows {
         out: &Bound<'_, PyAny>,
         abandons: bool,
     ) -> PyResult<Pending> {
-        let rows = selection(rows)?;
+        let wish = Wish::of(rows)?;
         let out = Bytes::writable(out)?;
         let core = run_short(py, || {
             self.core.check_open("take")?;
-            let rows = self.core.resolve("take", rows)?;
-            self.core.submit(rows, Box::new(out))
+            self.core.submit(wish.resolved(&self.core)?, Box::new(out))
         })?;
         Ok(Pending { core, abandons })
     }

@@ -100,28 +100,47 @@ class Description(NamedTuple):
     data_bytes: int
 
 
-class Header(NamedTuple):
+class Header:
     """The front of a file.
 
     Attributes
     ----------
-    fd : int
-        Its descriptor.
     name : str
         What messages call it.
     size : int
         Its bytes.
     operation : str
         What the caller asked for.
+    front : bytes
+        What is known of it: some of its first bytes, or none.
     fetch : callable, optional
         Returns bytes by their offset and number, where there is no descriptor.
     """
 
-    fd: int
-    name: str
-    size: int
-    operation: str = "rows"
-    fetch: Callable[[int, int], bytes] | None = None
+    __slots__ = ("_descriptor", "fetch", "front", "name", "operation", "size")
+
+    def __init__(
+        self,
+        descriptor: int | Callable[[], int],
+        name: str,
+        size: int,
+        operation: str = "rows",
+        front: bytes = b"",
+        fetch: Callable[[int, int], bytes] | None = None,
+    ) -> None:
+        self._descriptor = descriptor
+        self.name = name
+        self.size = size
+        self.operation = operation
+        self.front = front
+        self.fetch = fetch
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor; the file is opened for it if it is not open."""
+        if not isinstance(self._descriptor, int):
+            self._descriptor = self._descriptor()
+        return self._descriptor
 
     def read(self, offset: int, count: int) -> bytes:
         """Return `count` bytes from `offset`, which are in the file."""
@@ -130,6 +149,8 @@ class Header(NamedTuple):
                 f"its header takes {offset + count} bytes, the file has {self.size}: "
                 "it is cut short, or is something else"
             )
+        if offset + count <= len(self.front):
+            return self.front[offset : offset + count]
         if self.fetch is not None:
             return self.fetch(offset, count)
         parts = []

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::sys::lock::Lock;
-use crate::sys::{fork, pagemap};
+use crate::sys::fork_lock::ForkLock;
+use crate::sys::pagemap;
 
 /// Mappings that are left to the rest of the process.
 const LEFT_TO_OTHERS: u64 = 1000;
@@ -29,10 +29,11 @@ struct Counted {
     at: Instant,
 }
 
-/// The last count, with what was reserved since. One caller at a time counts.
-static COUNTED: Lock<Option<Counted>> = Lock::new(None);
+/// The last count, with what was reserved since. One caller at a time counts, perhaps one that
+/// has a window's state, which a fork waits for: so nobody waits here for a fork to end.
+static COUNTED: ForkLock<Option<Counted>> = ForkLock::new(None);
 /// Maps of files, by their number in the process.
-static FILE_MAPS: Lock<FileMaps> = Lock::new(FileMaps::new());
+static FILE_MAPS: ForkLock<FileMaps> = ForkLock::new(FileMaps::new());
 
 /// Fails, before any change, if `needed` more mappings would come too near to
 /// the limit. Else they count as made until the next count.
@@ -43,12 +44,6 @@ pub(crate) fn reserve(operation: &'static str, needed: u64) -> Result<()> {
     if needed == 0 {
         return Ok(());
     }
-    // A child of fork finds the lock free.
-    let _no_fork = fork::exclude();
-    reserve_while_no_fork(operation, needed)
-}
-
-fn reserve_while_no_fork(operation: &'static str, needed: u64) -> Result<()> {
     let limit = pagemap::max_map_count();
     let fits = |in_use: u64, margin: u64| {
         in_use.saturating_add(needed).saturating_add(LEFT_TO_OTHERS + margin) <= limit
@@ -76,6 +71,7 @@ const FILE_PART: u64 = 4;
 const RESERVED_TOGETHER: u64 = 64;
 
 /// What maps of files there are.
+#[derive(Default)]
 struct FileMaps {
     alive: u64,
     /// Reserved of the process's mappings.
@@ -110,7 +106,8 @@ impl FileMaps {
     }
 
     fn release(&mut self) {
-        self.alive -= 1;
+        // A child of fork may have lost count of its parent's.
+        self.alive = self.alive.saturating_sub(1);
         // What is not used goes back, but for a batch that the next ones come from.
         self.reserved = self.reserved.min(self.alive + RESERVED_TOGETHER);
         self.refused_at = None;
@@ -124,17 +121,14 @@ pub(crate) struct FileMap(());
 impl FileMap {
     /// Counts one more map of a file; none if the process should have no more.
     pub(crate) fn claim() -> Option<Self> {
-        // A child of fork finds the lock free.
-        let _no_fork = fork::exclude();
         let mut maps = FILE_MAPS.lock();
-        let reserve = |needed| reserve_while_no_fork("map", needed).is_ok();
+        let reserve = |needed| reserve("map", needed).is_ok();
         maps.claim(pagemap::max_map_count, reserve).then(|| Self(()))
     }
 }
 
 impl Drop for FileMap {
     fn drop(&mut self) {
-        let _no_fork = fork::exclude();
         FILE_MAPS.lock().release();
     }
 }

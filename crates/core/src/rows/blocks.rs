@@ -16,8 +16,6 @@ pub(super) const MAX_ALIGN: u32 = 64 << 10;
 const COMMON_ALIGN: usize = 4096;
 /// Bytes between two requests' blocks: what is asked for, and what lies before and behind it.
 const STRIDE: usize = MAX_BLOCK_BYTES + 2 * MAX_ALIGN as usize;
-/// Bytes that are in flight together at most.
-const MAX_FLIGHT_BYTES: usize = 8 << 20;
 /// What the memory that waits for the next take comes to at most.
 const MAX_IDLE_BYTES: usize = 32 << 20;
 
@@ -26,8 +24,7 @@ const MAX_IDLE_BYTES: usize = 32 << 20;
 #[derive(Debug)]
 pub(super) struct Blocks {
     region: Region,
-    /// Requests that were in flight together, and the bytes of the longest, at most.
-    depth: usize,
+    /// Bytes of the longest request that it was for.
     longest_bytes: usize,
     /// The process that made it: a child of fork shares its pages until they are written.
     owner: u32,
@@ -38,23 +35,12 @@ impl Blocks {
         let region = Region::anonymous(STRIDE * (DEPTH + 1), 1 << 16, Access::Write)?;
         // A huge page would hold a few blocks of which a take touches the front.
         let _kept = region.advise(0, region.len(), Advice::NoHugePage);
-        Ok(Self { region, depth: 0, longest_bytes: 0, owner: crate::sys::process::id() })
+        Ok(Self { region, longest_bytes: 0, owner: crate::sys::process::id() })
     }
 
-    /// Readies it for requests of so many bytes each.
-    fn prepare(&mut self, request_bytes: usize) {
-        self.depth = (MAX_FLIGHT_BYTES / request_bytes.max(1)).clamp(1, DEPTH);
-        self.longest_bytes = self.longest_bytes.max(request_bytes);
-    }
-
-    /// Requests that are in flight at most.
-    pub(super) fn depth(&self) -> usize {
-        self.depth
-    }
-
-    /// The block of a request in flight.
-    pub(super) fn of(&self, request: u32) -> Span<'_> {
-        self.region.span(request as usize * STRIDE, STRIDE)
+    /// One of the blocks for requests in flight.
+    pub(super) fn of(&self, number: u32) -> Span<'_> {
+        self.region.span(number as usize * STRIDE, STRIDE)
     }
 
     /// The one that no request has.
@@ -87,7 +73,7 @@ impl BlockPool {
             Some(blocks) => blocks,
             None => Blocks::new()?,
         };
-        blocks.prepare(request_bytes);
+        blocks.longest_bytes = blocks.longest_bytes.max(request_bytes);
         Ok(blocks)
     }
 

@@ -31,7 +31,7 @@ pub(super) struct MapBudget {
 /// The chunk that is looked at next.
 #[derive(Debug, Default)]
 struct Hand {
-    shard: usize,
+    file: usize,
     chunk: usize,
 }
 
@@ -115,10 +115,10 @@ impl MapBudget {
         // Who finds the hand taken goes without.
         let Some(mut hand) = self.hand.try_lock() else { return false };
         for _ in 0..LOOKS {
-            let shard = hand.shard % files.len();
-            let Some(map) = files.map_if_made(shard).filter(|map| hand.chunk < map.chunk_count())
+            let file = hand.file % files.len();
+            let Some(map) = files.map_if_made(file).filter(|map| hand.chunk < map.chunk_count())
             else {
-                *hand = Hand { shard: shard + 1, chunk: 0 };
+                *hand = Hand { file: file + 1, chunk: 0 };
                 continue;
             };
             let chunk = hand.chunk;

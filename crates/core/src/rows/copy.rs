@@ -4,11 +4,10 @@ use std::ops::Range;
 
 use super::files::Shard;
 use super::maps::{chunks_of, Found, Maps};
-use super::wanted::Wanted;
 use super::Rows;
 use crate::error::Result;
+use crate::io::{Pace, Segment};
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
-use crate::store::Pace;
 use crate::sys::copy::{Recovery, RowCopies};
 use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;
@@ -32,7 +31,7 @@ impl Rows {
         &self,
         ids: &[Row],
         into: Span<'_>,
-        rest: &mut Vec<Wanted>,
+        rest: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         if self.files.len() == 1 {
@@ -50,7 +49,7 @@ impl Rows {
 
     /// Adds rows to the `rest` that were copied from files which have changed meanwhile:
     /// reading them says what is wrong, if something is.
-    fn recheck(&self, touched: &[&Found], ids: &[Row], rest: &mut Vec<Wanted>) {
+    fn recheck(&self, touched: &[&Found], ids: &[Row], rest: &mut Vec<Segment>) {
         let changed = self.changed(touched);
         if changed.is_empty() {
             return;
@@ -59,17 +58,17 @@ impl Rows {
         for (position, row) in ids.iter().enumerate() {
             let wanted = self.row_at(row.0, position);
             let read = known.binary_search_by_key(&wanted.place, |row| row.place).is_ok();
-            if read || changed.contains(&wanted.shard) {
+            if read || changed.contains(&self.files.shard(wanted.file).file_number()) {
                 rest.push(wanted);
             }
         }
     }
 
     /// A row of a take.
-    fn row_at(&self, row: u64, position: usize) -> Wanted {
+    fn row_at(&self, row: u64, position: usize) -> Segment {
         let (shard, offset) = self.locate(row);
         let len = self.row_bytes as u32;
-        Wanted { shard, len, offset, place: position * self.row_bytes }
+        Segment { file: shard, offset, place: position * self.row_bytes, len }
     }
 }
 
@@ -100,7 +99,7 @@ struct Copier<'c, 'r> {
     asked: usize,
     query: Query,
     /// Rows that are to be read, by position.
-    rest: &'r mut Vec<Wanted>,
+    rest: &'r mut Vec<Segment>,
     /// Maps that were copied from.
     touched: Vec<&'c Found>,
     /// Unmappings that had ended when the rows that are copied next were begun to be added.
@@ -108,7 +107,7 @@ struct Copier<'c, 'r> {
 }
 
 impl<'c, 'r> Copier<'c, 'r> {
-    fn new(rows: &'c Rows, maps: &'c Maps, into: Span<'c>, rest: &'r mut Vec<Wanted>) -> Self {
+    fn new(rows: &'c Rows, maps: &'c Maps, into: Span<'c>, rest: &'r mut Vec<Segment>) -> Self {
         Self {
             rows,
             maps,
@@ -211,8 +210,8 @@ impl<'c, 'r> Copier<'c, 'r> {
     /// Adds any row to the copies, or to the rest.
     fn add(&mut self, position: usize, ids: &[Row]) {
         let wanted = self.rows.row_at(ids[position].0, position);
-        if wanted.shard != self.current.number {
-            self.turn_to(wanted.shard);
+        if wanted.file != self.current.number {
+            self.turn_to(wanted.file);
         }
         if let Some(from) = self.source_of(&wanted) {
             self.copies.push(from);
@@ -230,9 +229,9 @@ impl<'c, 'r> Copier<'c, 'r> {
     }
 
     /// Where a row is mapped, if all of it is, and is in the page cache as far as is known.
-    fn source_of(&mut self, wanted: &Wanted) -> Option<Span<'c>> {
+    fn source_of(&mut self, wanted: &Segment) -> Option<Span<'c>> {
         let Some(found) = self.current.found else {
-            self.rows.files.note_reads(wanted.shard, 1);
+            self.rows.files.note_reads(wanted.file, 1);
             return None;
         };
         let map = &*found.map;
@@ -249,7 +248,7 @@ impl<'c, 'r> Copier<'c, 'r> {
 
     /// Asks whether a row is in the page cache; the chunks of one that is not are unmapped.
     #[cold]
-    fn ask(&mut self, map: &SourceMap, wanted: &Wanted, chunks: Range<usize>) -> bool {
+    fn ask(&mut self, map: &SourceMap, wanted: &Segment, chunks: Range<usize>) -> bool {
         let start = wanted.offset as usize & !(system_page_bytes() - 1);
         let end = wanted.offset as usize + self.rows.row_bytes;
         if map.is_resident(start, end - start, &mut self.query).is_ok_and(|here| here) {
@@ -299,10 +298,10 @@ impl<'c, 'r> Copier<'c, 'r> {
             if read.is_ok() {
                 continue;
             }
-            let Some(found) = self.maps.find(self.rows, row.shard) else { continue };
+            let Some(found) = self.maps.find(self.rows, row.file) else { continue };
             let chunks = chunks_of(&(row.offset..row.end()));
             let absent = chunks.filter(|&chunk| !found.map.is_populated(chunk));
-            strays.extend(absent.map(|chunk| (row.shard, chunk)));
+            strays.extend(absent.map(|chunk| (row.file, chunk)));
         }
         strays.sort_unstable();
         strays.dedup();

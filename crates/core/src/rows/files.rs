@@ -1,5 +1,6 @@
 //! The files that rows are in: opened when they are needed, at most so many at a time.
 
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -29,11 +30,19 @@ pub(super) struct Opened {
     pub(super) align: u32,
 }
 
-/// A file, and the rows in it.
+/// Rows that follow each other in a file.
 #[derive(Debug)]
 pub(super) struct Shard {
     rows: Range<u64>,
     data_offset: u64,
+    /// The number of the file among those of the rows, and the file.
+    number: u32,
+    source: Arc<Source>,
+}
+
+/// A file, which may have several shards.
+#[derive(Debug)]
+struct Source {
     path: Option<PathBuf>,
     identity: (u64, u64),
     born_ns: u64,
@@ -78,34 +87,44 @@ fn lock<T: Default>(lock: &ForkLock<T>) -> ForkGuard<'_, T> {
     lock.lock()
 }
 
-impl Shard {
-    pub(super) fn new(
-        place: ShardPlace,
-        first_row: u64,
-        row_bytes: usize,
-        direct: bool,
-    ) -> Result<Self> {
-        let ShardPlace { file, data_offset, row_count } = place;
-        let mut provided = None;
-        let (path, identity, size_bytes, fixed) = match file {
-            ShardFile::Path { path, identity, size_bytes } => {
-                (Some(path), identity, size_bytes, None)
-            }
-            ShardFile::Store(store) if store.is_provided() => {
-                let size_bytes = store.size_bytes();
-                provided = Some(store);
-                (None, (0, 0), size_bytes, None)
-            }
-            ShardFile::Store(store) => {
-                let path = store.path().map(std::path::Path::to_path_buf);
-                let file = store.file().ok_or_else(|| {
-                    let text = "rows: a store of several files; give them as a list";
-                    Error::Argument(text.into())
-                })?;
-                let file = if direct { direct_file(&store, &file)? } else { file };
-                (path, (0, 0), store.size_bytes(), Some(file))
-            }
+/// What tells a file from others.
+#[derive(PartialEq, Eq, Hash)]
+enum Key {
+    Path(PathBuf, (u64, u64)),
+    Store(*const Store),
+}
+
+/// The shards of some places, and the files that they are in, each once.
+pub(super) fn shards_of(places: Vec<ShardPlace>, row_bytes: usize, direct: bool) -> Result<Files> {
+    let mut numbers: HashMap<Key, u32> = HashMap::with_capacity(places.len());
+    let mut sources: Vec<Arc<Source>> = Vec::new();
+    let mut shards: Vec<Shard> = Vec::with_capacity(places.len());
+    for ShardPlace { file, data_offset, row_count } in places {
+        let key = match &file {
+            ShardFile::Path { path, identity, .. } => Key::Path(path.clone(), *identity),
+            ShardFile::Store(store) => Key::Store(Arc::as_ptr(store)),
         };
+        let number = *numbers.entry(key).or_insert(sources.len() as u32);
+        if number as usize == sources.len() {
+            sources.push(Arc::new(Source::new(file, direct)?));
+        }
+        let source = Arc::clone(&sources[number as usize]);
+        let first_row = shards.last().map_or(0, |shard| shard.rows.end);
+        shards.push(Shard::new(source, number, data_offset, first_row, row_count, row_bytes)?);
+    }
+    Ok(Files::new(shards, sources))
+}
+
+impl Shard {
+    fn new(
+        source: Arc<Source>,
+        number: u32,
+        data_offset: u64,
+        first_row: u64,
+        row_count: u64,
+        row_bytes: usize,
+    ) -> Result<Self> {
+        let size_bytes = source.size_bytes;
         let end = row_count
             .checked_mul(row_bytes as u64)
             .and_then(|bytes| bytes.checked_add(data_offset))
@@ -115,15 +134,83 @@ impl Shard {
             return Err(Error::Argument(format!(
                 "rows: {row_count} rows of {row_bytes} bytes from byte {data_offset} on do not \
                  fit into the {size_bytes} bytes of {}",
-                path.map_or_else(|| "the store".into(), |path| path.display().to_string())
+                source.path.as_ref().map_or("the store".into(), |path| path.display().to_string())
             )));
         };
+        Ok(Self { rows: first_row..end_row, data_offset, number, source })
+    }
+
+    /// The store that the rows are in, where that has no file.
+    pub(super) fn provided(&self) -> Option<&Store> {
+        self.source.provided.as_deref()
+    }
+
+    pub(super) fn rows(&self) -> Range<u64> {
+        self.rows.clone()
+    }
+
+    #[inline]
+    pub(super) fn has(&self, row: u64) -> bool {
+        self.rows.contains(&row)
+    }
+
+    /// The number of the file that it is in.
+    #[inline]
+    pub(super) fn file_number(&self) -> u32 {
+        self.number
+    }
+
+    #[inline]
+    pub(super) fn offset_of(&self, row: u64, row_bytes: usize) -> u64 {
+        self.data_offset + (row - self.rows.start) * row_bytes as u64
+    }
+
+    /// The first byte of the row that a byte is in; of what is in front of all rows, the first's.
+    pub(super) fn row_start(&self, offset: u64, row_bytes: usize) -> u64 {
+        let row_bytes = row_bytes as u64;
+        self.data_offset + offset.saturating_sub(self.data_offset) / row_bytes * row_bytes
+    }
+
+    /// The byte behind the row that a byte is in.
+    pub(super) fn row_end(&self, offset: u64, row_bytes: usize) -> u64 {
+        let row_bytes = row_bytes as u64;
+        self.data_offset + ((offset - self.data_offset) / row_bytes + 1) * row_bytes
+    }
+
+    /// The error of a row whose bytes begin at `offset`.
+    pub(super) fn loss(&self, offset: u64, row_bytes: usize, loss: RowLoss) -> Error {
+        let row = self.rows.start + (offset - self.data_offset) / row_bytes as u64;
+        Error::Row { operation: "take", path: self.source.path.clone(), row, loss }
+    }
+}
+
+impl Source {
+    fn new(file: ShardFile, direct: bool) -> Result<Self> {
+        let mut provided = None;
+        let (path, identity, born_ns, size_bytes, fixed) = match file {
+            ShardFile::Path { path, identity, born_ns, size_bytes } => {
+                (Some(path), identity, born_ns, size_bytes, None)
+            }
+            ShardFile::Store(store) if store.is_provided() => {
+                let size_bytes = store.size_bytes();
+                provided = Some(store);
+                (None, (0, 0), 0, size_bytes, None)
+            }
+            ShardFile::Store(store) => {
+                let path = store.path().map(std::path::Path::to_path_buf);
+                let file = store.file().ok_or_else(|| {
+                    let text = "rows: a store of several files; give them as a list";
+                    Error::Argument(text.into())
+                })?;
+                let file = if direct { direct_file(&store, &file)? } else { file };
+                let born_ns = path.as_deref().map_or(0, birth_ns);
+                (path, (0, 0), born_ns, store.size_bytes(), Some(file))
+            }
+        };
         Ok(Self {
-            rows: first_row..end_row,
-            data_offset,
-            born_ns: path.as_deref().map_or(0, birth_ns),
             path,
             identity,
+            born_ns,
             size_bytes,
             fixed,
             provided,
@@ -136,41 +223,6 @@ impl Shard {
             last_change: LastChange::default(),
             reads: AtomicUsize::new(0),
         })
-    }
-
-    /// The store that the rows are in, where that has no file.
-    pub(super) fn provided(&self) -> Option<&Store> {
-        self.provided.as_deref()
-    }
-
-    pub(super) fn rows(&self) -> Range<u64> {
-        self.rows.clone()
-    }
-
-    #[inline]
-    pub(super) fn has(&self, row: u64) -> bool {
-        self.rows.contains(&row)
-    }
-
-    pub(super) fn size_bytes(&self) -> u64 {
-        self.size_bytes
-    }
-
-    #[inline]
-    pub(super) fn offset_of(&self, row: u64, row_bytes: usize) -> u64 {
-        self.data_offset + (row - self.rows.start) * row_bytes as u64
-    }
-
-    /// The byte behind the row that a byte is in.
-    pub(super) fn row_end(&self, offset: u64, row_bytes: usize) -> u64 {
-        let row_bytes = row_bytes as u64;
-        self.data_offset + ((offset - self.data_offset) / row_bytes + 1) * row_bytes
-    }
-
-    /// The error of a row whose bytes begin at `offset`.
-    pub(super) fn loss(&self, offset: u64, row_bytes: usize, loss: RowLoss) -> Error {
-        let row = self.rows.start + (offset - self.data_offset) / row_bytes as u64;
-        Error::Row { operation: "take", path: self.path.clone(), row, loss }
     }
 
     fn learn(&self, fd: &Arc<OwnedFd>) -> Kind {
@@ -204,6 +256,16 @@ impl Shard {
         self.check(sys_file::born_facts(fd.as_fd()).map_err(RowLoss::Io)?)?;
         Ok(Arc::new(fd))
     }
+
+    /// What the file is now that a map shows. Without a descriptor the path is asked; there
+    /// may be another file by now, of which nothing is said.
+    fn facts_now(&self) -> Option<Facts> {
+        let file = self.fixed.clone().or_else(|| lock(&self.open).clone());
+        if let Some(file) = file {
+            return sys_file::facts(file.as_fd()).ok();
+        }
+        self.check(sys_file::path_facts(self.path.as_deref()?).ok()?).ok()
+    }
 }
 
 /// The file of a store past the page cache.
@@ -212,8 +274,8 @@ fn direct_file(store: &Store, file: &OwnedFd) -> Result<Arc<OwnedFd>> {
         Errno::INVAL => not_direct(),
         errno => Error::system("rows", errno),
     };
-    if let Some(direct) = store.direct_file().map_err(fail)? {
-        return Ok(Arc::new(direct));
+    if let Some(direct) = store.direct_file() {
+        return Ok(direct);
     }
     sys_file::reopen(file.as_fd(), false, true).map(Arc::new).map_err(fail)
 }
@@ -233,16 +295,18 @@ pub(super) fn check_direct(path: &Path) -> Result<()> {
     }
 }
 
-/// All shards, and which of them are open.
+/// All shards, the files that they are in, and which of these are open.
 #[derive(Debug)]
 pub(super) struct Files {
     shards: Vec<Shard>,
     /// Some are in stores that have no file.
     provided: bool,
+    /// The files that they are in.
+    sources: Vec<Arc<Source>>,
     /// Rows of each shard but the last, if that is the same for all.
     even_rows: Option<u64>,
-    /// Shards with an open descriptor, the longest open first.
-    open: ForkLock<std::collections::VecDeque<u32>>,
+    /// Files with an open descriptor, the longest open first.
+    open: ForkLock<VecDeque<u32>>,
     open_limit: usize,
     open_count: AtomicU64,
     /// What the maps have mapped.
@@ -250,7 +314,7 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn new(shards: Vec<Shard>) -> Self {
+    fn new(shards: Vec<Shard>, sources: Vec<Arc<Source>>) -> Self {
         let rows_of = |shard: &Shard| shard.rows.end - shard.rows.start;
         let even_rows = shards.first().map(rows_of).filter(|&rows| {
             let (_, front) = shards.split_last().expect("there is a first");
@@ -260,8 +324,9 @@ impl Files {
         });
         let open_limit = (sys_file::descriptor_limit() / 4).clamp(1, MAX_OPEN);
         Self {
-            provided: shards.iter().any(|shard| shard.provided.is_some()),
+            provided: sources.iter().any(|source| source.provided.is_some()),
             shards,
+            sources,
             even_rows,
             open: ForkLock::default(),
             open_limit: open_limit as usize,
@@ -275,8 +340,19 @@ impl Files {
         self.provided
     }
 
+    /// How many files there are.
     pub(super) fn len(&self) -> usize {
-        self.shards.len()
+        self.sources.len()
+    }
+
+    pub(super) fn row_count(&self) -> u64 {
+        self.shards.last().map_or(0, |shard| shard.rows.end)
+    }
+
+    /// The size of each file; what has none cannot be mapped.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = u64> + '_ {
+        let filed = self.sources.iter().filter(|source| source.provided.is_none());
+        filed.map(|source| source.size_bytes)
     }
 
     /// Descriptors that are kept open at most.
@@ -304,15 +380,16 @@ impl Files {
     /// The descriptor of a shard, opened if it is not; another one may be closed for it.
     /// Whoever has it keeps it open.
     pub(super) fn file(&self, number: u32) -> Result<Opened, RowLoss> {
+        let number = self.shard(number).number;
         let file = self.descriptor(number)?;
-        let shard = self.shard(number);
-        let align = match shard.align.load(Ordering::Relaxed) {
-            _ if !shard.direct => 1,
+        let source = &self.sources[number as usize];
+        let align = match source.align.load(Ordering::Relaxed) {
+            _ if !source.direct => 1,
             0 => {
                 let told = sys_file::direct_alignment(file.as_fd());
                 let align = told.filter(|align| align.is_power_of_two() && *align <= MAX_ALIGN);
                 let align = align.ok_or(RowLoss::Io(Errno::INVAL))?;
-                shard.align.store(align, Ordering::Relaxed);
+                source.align.store(align, Ordering::Relaxed);
                 align
             }
             known => known,
@@ -320,18 +397,19 @@ impl Files {
         Ok(Opened { file, align })
     }
 
+    /// The same of a file.
     fn descriptor(&self, number: u32) -> Result<Arc<OwnedFd>, RowLoss> {
-        let shard = self.shard(number);
-        if let Some(fixed) = &shard.fixed {
+        let source = &self.sources[number as usize];
+        if let Some(fixed) = &source.fixed {
             return Ok(Arc::clone(fixed));
         }
-        shard.used.store(true, Ordering::Relaxed);
-        if let Some(file) = lock(&shard.open).as_ref() {
+        source.used.store(true, Ordering::Relaxed);
+        if let Some(file) = lock(&source.open).as_ref() {
             return Ok(Arc::clone(file));
         }
         self.make_room(self.open_limit);
         let file = loop {
-            match shard.open() {
+            match source.open() {
                 // The process is short of descriptors: with fewer of ours.
                 Err(RowLoss::Io(Errno::MFILE | Errno::NFILE)) if self.open_count() > 0 => {
                     self.make_room(self.open_count() as usize / 2);
@@ -339,7 +417,7 @@ impl Files {
                 opened => break opened?,
             }
         };
-        let mut slot = lock(&shard.open);
+        let mut slot = lock(&source.open);
         if let Some(other) = slot.as_ref() {
             return Ok(Arc::clone(other));
         }
@@ -352,7 +430,7 @@ impl Files {
     }
 
     /// Counts the open shards anew: in a child of fork the count may be its parent's.
-    fn note_open(&self, open: &std::collections::VecDeque<u32>) {
+    fn note_open(&self, open: &VecDeque<u32>) {
         self.open_count.store(open.len() as u64, Ordering::Relaxed);
     }
 
@@ -366,76 +444,65 @@ impl Files {
                 return;
             }
             let Some(number) = open.pop_front() else { return };
-            let shard = self.shard(number);
-            if shard.used.swap(false, Ordering::Relaxed) {
+            let source = &self.sources[number as usize];
+            if source.used.swap(false, Ordering::Relaxed) {
                 open.push_back(number);
                 continue;
             }
-            *lock(&shard.open) = None;
+            *lock(&source.open) = None;
             self.note_open(&open);
         }
     }
 
     /// Whether reading the shard never waits for a device; known once it was open.
     pub(super) fn is_memory_backed(&self, number: u32, file: &Arc<OwnedFd>) -> bool {
-        self.shard(number).learn(file).memory_backed
+        self.shard(number).source.learn(file).memory_backed
     }
 
     /// Whether the kernel reads of the shard ahead what it is asked to; known once it was open.
     pub(super) fn reads_when_advised(&self, number: u32, file: &Arc<OwnedFd>) -> bool {
-        self.shard(number).learn(file).advised
+        self.shard(number).source.learn(file).advised
     }
 
     /// Notes rows that are read by system calls.
     pub(super) fn note_reads(&self, number: u32, rows: usize) {
-        self.shard(number).reads.fetch_add(rows, Ordering::Relaxed);
+        self.shard(number).source.reads.fetch_add(rows, Ordering::Relaxed);
     }
 
-    /// The map of a shard, made once rows were read from it often enough; none where
+    /// The map of a file, made once rows were read from it often enough; none where
     /// it cannot be known what of the file is in the page cache.
     pub(super) fn map(&self, number: u32) -> Option<Arc<SourceMap>> {
-        let shard = self.shard(number);
-        if let Some(map) = lock(&shard.map).as_ref() {
+        let source = &self.sources[number as usize];
+        if let Some(map) = lock(&source.map).as_ref() {
             return Some(Arc::clone(map));
         }
-        let due = shard.reads.load(Ordering::Relaxed) >= POPULATE_READS;
-        if !due {
+        let due = source.reads.load(Ordering::Relaxed) >= POPULATE_READS;
+        if !due || source.provided.is_some() {
             return None;
         }
         let file = self.descriptor(number).ok()?;
-        if !shard.learn(&file).told {
+        if !source.learn(&file).told {
             return None;
         }
-        let made = Arc::new(SourceMap::new(file.as_fd(), shard.size_bytes, &self.mapped).ok()?);
-        let mut slot = lock(&shard.map);
+        let made = Arc::new(SourceMap::new(file.as_fd(), source.size_bytes, &self.mapped).ok()?);
+        let mut slot = lock(&source.map);
         Some(Arc::clone(slot.get_or_insert(made)))
     }
 
     pub(super) fn map_if_made(&self, number: usize) -> Option<Arc<SourceMap>> {
-        lock(&self.shards[number].map).clone()
+        lock(&self.sources[number].map).clone()
     }
 
-    /// To be asked before rows of a shard are copied from its map; none if they may not be.
+    /// To be asked before rows of a file are copied from its map; none if they may not be.
     pub(super) fn before_copies(&self, number: u32) -> Option<Unchanged> {
-        let shard = self.shard(number);
-        shard.last_change.before(shard.size_bytes, || self.facts_now(number))
+        let source = &self.sources[number as usize];
+        source.last_change.before(source.size_bytes, || source.facts_now())
     }
 
-    /// Whether rows of a shard that were copied since are good.
+    /// Whether rows of a file that were copied since are good.
     pub(super) fn after_copies(&self, number: u32, since: Unchanged) -> bool {
-        let shard = self.shard(number);
-        shard.last_change.after(since, shard.size_bytes, self.facts_now(number))
-    }
-
-    /// What the file is now that a map shows. Without a descriptor the path is asked; there
-    /// may be another file by now, of which nothing is said.
-    fn facts_now(&self, number: u32) -> Option<Facts> {
-        let shard = self.shard(number);
-        let file = shard.fixed.clone().or_else(|| lock(&shard.open).clone());
-        if let Some(file) = file {
-            return sys_file::facts(file.as_fd()).ok();
-        }
-        shard.check(sys_file::path_facts(shard.path.as_deref()?).ok()?).ok()
+        let source = &self.sources[number as usize];
+        source.last_change.after(since, source.size_bytes, source.facts_now())
     }
 
     pub(super) fn mapped(&self) -> &Mapped {
@@ -446,12 +513,12 @@ impl Files {
     pub(super) fn forget(&self) {
         let mut open = lock(&self.open);
         for number in open.drain(..) {
-            *lock(&self.shard(number).open) = None;
+            *lock(&self.sources[number as usize].open) = None;
         }
         self.note_open(&open);
         drop(open);
-        for shard in &self.shards {
-            *lock(&shard.map) = None;
+        for source in &self.sources {
+            *lock(&source.map) = None;
         }
     }
 }

@@ -13,30 +13,32 @@ use crate::sys::thread::major_faults;
 /// A map that a take has found, since when its file has not changed, and whether it was
 /// copied from.
 pub(super) struct Found {
+    /// Of the file.
     number: u32,
     pub(super) map: Arc<SourceMap>,
     pub(super) since: Unchanged,
     pub(super) touched: Cell<bool>,
 }
 
-/// The maps of the shards that a take comes by, each looked for once. As large as the take:
+/// The maps of the files that a take comes by, each looked for once. As large as the take:
 /// of ten thousand files a few rows want a few maps.
 pub(super) struct Maps {
-    /// A table whose size is a power of two, twice as many places as there can be shards.
+    /// A table whose size is a power of two, twice as many places as there can be files.
     places: Vec<OnceCell<(u32, Option<Found>)>>,
 }
 
 impl Maps {
     /// For a take of so many rows.
     pub(super) fn of(rows: &Rows, row_count: usize) -> Self {
-        let shards = row_count.min(rows.files.len());
-        let places = (2 * shards).next_power_of_two();
+        let files = row_count.min(rows.files.len());
+        let places = (2 * files).next_power_of_two();
         Self { places: std::iter::repeat_with(OnceCell::new).take(places).collect() }
     }
 
-    /// The map of a shard, if it has one and may be copied from.
+    /// The map of a shard's file, if it has one and may be copied from.
     #[inline]
-    pub(super) fn find(&self, rows: &Rows, number: u32) -> Option<&Found> {
+    pub(super) fn find(&self, rows: &Rows, shard: u32) -> Option<&Found> {
+        let number = rows.files.shard(shard).file_number();
         let mask = self.places.len() - 1;
         let mut place = number as usize & mask;
         loop {
@@ -60,7 +62,7 @@ impl Found {
 }
 
 impl Rows {
-    /// The shards, of those copied from, whose files have changed meanwhile.
+    /// The files, of those copied from, that have changed meanwhile.
     pub(super) fn changed(&self, touched: &[&Found]) -> Vec<u32> {
         touched
             .iter()

@@ -12,33 +12,39 @@
 
 mod blocks;
 mod budget;
+mod cache;
 mod copy;
 mod files;
+mod keep;
+mod look;
 mod maps;
 mod provided;
 mod ranges;
 mod read;
+mod runs;
 mod submit;
 mod wanted;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use crate::error::{Error, Interrupt, Result};
+use crate::io::{Pace, Quota, Segment};
 use crate::memory::{self, Ask, Reservation};
 use crate::store::source::CHUNK_BYTES;
-use crate::store::Pace;
 use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;
 use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
-use files::{Files, Shard};
+use cache::RowCache;
+use files::Files;
 use ranges::MAX_FETCHED_BYTES;
-use wanted::Wanted;
 
+pub use look::{look, Front};
+pub use runs::{Asked, Runs};
 pub use submit::{Memory, Pending};
 
 /// Rows that are copied, and then read, together: what a take needs to remember of each
@@ -65,6 +71,8 @@ pub enum ShardFile {
         path: PathBuf,
         /// Device and number of the file that was looked at.
         identity: (u64, u64),
+        /// When it was made; 0 where that is not told.
+        born_ns: u64,
         /// Its size then.
         size_bytes: u64,
     },
@@ -108,12 +116,16 @@ pub struct RowsStats {
     pub budget_bytes: u64,
     /// Descriptors that are open.
     pub open_files: u64,
+    /// Rows that were copied from those that are kept in memory.
+    pub cache_hits: u64,
+    /// Bytes of the rows that are kept.
+    pub cached_bytes: u64,
 }
 
 impl RowsStats {
     /// Every field with its name.
     #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 10] {
+    pub fn fields(&self) -> [(&'static str, u64); 12] {
         [
             ("takes", self.takes),
             ("rows_copied", self.rows_copied),
@@ -125,6 +137,8 @@ impl RowsStats {
             ("page_table_bytes", self.page_table_bytes),
             ("budget_bytes", self.budget_bytes),
             ("open_files", self.open_files),
+            ("cache_hits", self.cache_hits),
+            ("cached_bytes", self.cached_bytes),
         ]
     }
 }
@@ -136,7 +150,7 @@ macro_rules! counters {
     };
 }
 
-counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults);
+counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults, cache_hits);
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
@@ -149,17 +163,19 @@ pub struct Rows {
     row_count: u64,
     files: Files,
     budget: MapBudget,
+    /// Rows that are kept in memory.
+    cache: Option<RowCache>,
     /// Rows are read past the page cache.
     direct: bool,
     counters: Counters,
-    /// Takes that read by system calls now.
-    readers: AtomicUsize,
+    /// Reads that takes may have in flight together where each keeps one of too many files open.
+    in_flight: Quota,
     closed: AtomicBool,
 }
 
 impl Rows {
     /// Rows in shards, whose maps are kept within a budget, or that are read past the page
-    /// cache. Opens nothing.
+    /// cache; of those taken as a list `cache_bytes` are kept. Opens nothing.
     ///
     /// # Errors
     /// [`Error::Argument`] for a shard whose rows do not fit into its file,
@@ -170,6 +186,7 @@ impl Rows {
         row_bytes: usize,
         budget: Option<Ask>,
         direct: bool,
+        cache_bytes: u64,
     ) -> Result<Self> {
         let direct = direct || shards.iter().any(|place| place.file.is_direct());
         if direct {
@@ -177,23 +194,19 @@ impl Rows {
             let mut paths = shards.iter().filter_map(|place| place.file.path());
             paths.next().map_or(Ok(()), files::check_direct)?;
         }
-        let mut made = Vec::with_capacity(shards.len());
-        let mut row_count = 0_u64;
-        for place in shards {
-            let shard = Shard::new(place, row_count, row_bytes, direct)?;
-            row_count = shard.rows().end;
-            made.push(shard);
-        }
+        let files = files::shards_of(shards, row_bytes, direct)?;
+        let cache = RowCache::new(cache_bytes, row_bytes).map_err(|e| Error::system("rows", e))?;
         // Direct reads map nothing.
-        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &made)).transpose()?;
+        let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &files)).transpose()?;
         Ok(Self {
             row_bytes,
-            row_count,
-            files: Files::new(made),
+            row_count: files.row_count(),
+            in_flight: Quota::new(files.open_limit() / 2),
+            files,
             budget: MapBudget::new(budget),
+            cache,
             direct,
             counters: Counters::default(),
-            readers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
         })
     }
@@ -250,21 +263,21 @@ impl Rows {
     /// Copies rows into `into`, one after another.
     ///
     /// # Errors
-    /// [`Error::Row`] naming the row and its file, [`Error::Interrupted`]. What of `into` was
-    /// written by then is not said.
-    pub fn take(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
-        self.check_take(ids, into)?;
-        self.take_all(ids, into, interrupt)
+    /// [`Error::Row`] naming the row, or its run, and its file; [`Error::Interrupted`]. What of
+    /// `into` was written by then is not said.
+    pub fn take(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+        self.check_take(asked, into)?;
+        self.take_all(asked, into, interrupt)
     }
 
     /// Fails where a take cannot begin.
-    fn check_take(&self, ids: &Pages<Row>, into: Span<'_>) -> Result<()> {
+    fn check_take(&self, asked: &Asked, into: Span<'_>) -> Result<()> {
         self.check_open("take")?;
-        let wanted = ids.len().checked_mul(self.row_bytes);
-        if wanted != Some(into.len()) {
+        let rows = asked.row_count();
+        if rows.and_then(|rows| rows.checked_mul(self.row_bytes)) != Some(into.len()) {
             return Err(Error::Argument(format!(
                 "take: {} rows of {} bytes do not fill {} bytes",
-                ids.len(),
+                rows.unwrap_or(usize::MAX),
                 self.row_bytes,
                 into.len()
             )));
@@ -273,54 +286,59 @@ impl Rows {
     }
 
     /// A take that was begun while the rows were open, and ends as it would have then.
-    fn take_all(&self, ids: &Pages<Row>, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+    fn take_all(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
         count(&self.counters.takes, 1);
         if into.is_empty() {
             return Ok(());
         }
-        let outcome = self.take_pieces(ids, into, interrupt);
+        let outcome = self.take_pieces(asked, into, &mut Pace::new(interrupt));
         if self.is_closed() {
             // What this take has opened since.
             self.files.forget();
         }
-        outcome
+        outcome.map_err(|error| asked.name(error))
     }
 
-    fn take_pieces(
-        &self,
-        ids: &Pages<Row>,
-        into: Span<'_>,
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let mut pace = Pace::new(interrupt);
-        if self.files.are_provided() {
-            return self.take_provided(ids, into, &mut pace);
-        }
-        let mut wanted = Vec::new();
-        let ids = match ids {
-            Pages::Range(range) => {
-                return self.take_range(range.clone(), into, &mut wanted, &mut pace);
+    fn take_pieces(&self, asked: &Asked, into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
+        let ids = match asked {
+            Asked::Rows(Pages::List(ids)) => ids,
+            Asked::Rows(Pages::Range(range)) => {
+                return self.take_ranges(std::iter::once(range.clone()), into, pace);
             }
-            Pages::List(ids) => ids,
+            Asked::Runs(runs) => return self.take_ranges(runs.ranges(), into, pace),
         };
+        let mut wanted = Vec::new();
         for (number, piece) in ids.chunks(self.piece_rows()).enumerate() {
             let start = number * self.piece_rows() * self.row_bytes;
             let part = into.part(start, piece.len() * self.row_bytes);
-            if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
-                self.copy_long(piece, part, &mut wanted, &mut pace)?;
-            } else {
-                self.copy(piece, part, &mut wanted, &mut pace)?;
+            match &self.cache {
+                Some(cache) => self.take_kept(cache, piece, part, &mut wanted, pace)?,
+                None => self.take_piece_of_list(piece, part, &mut wanted, pace)?,
             }
-            self.read_rest(piece.len(), &mut wanted, part, &mut pace)?;
         }
         Ok(())
+    }
+
+    fn take_piece_of_list(
+        &self,
+        ids: &[Row],
+        into: Span<'_>,
+        wanted: &mut Vec<Segment>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        if self.direct || self.row_bytes > MAX_FETCHED_BYTES {
+            self.copy_long(ids, into, wanted, pace)?;
+        } else {
+            self.copy(ids, into, wanted, pace)?;
+        }
+        self.read_rest(ids.len(), wanted, into, pace)
     }
 
     /// Reads what of `rows` rows was not copied, and counts both.
     fn read_rest(
         &self,
         rows: usize,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         into: Span<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
@@ -349,6 +367,8 @@ impl Rows {
             page_table_bytes: mapped.table_bytes(),
             budget_bytes: self.budget.limit_bytes().unwrap_or(0),
             open_files: self.files.open_count(),
+            cache_hits: read(&self.counters.cache_hits),
+            cached_bytes: self.cache.as_ref().map_or(0, RowCache::held_bytes),
         }
     }
 
@@ -360,20 +380,14 @@ impl Rows {
 }
 
 /// Reserves what the maps of some files may take.
-fn reserve(ask: Ask, shards: &[Shard]) -> Result<Reservation> {
+fn reserve(ask: Ask, files: &Files) -> Result<Reservation> {
     let page = system_page_bytes() as u64;
     let chunk = CHUNK_BYTES as u64;
-    let mapped = |shard: &Shard| shard.size_bytes().div_ceil(chunk).saturating_mul(chunk + page);
-    // What has no file is not mapped.
-    let need = shards
-        .iter()
-        .filter(|shard| shard.provided().is_none())
-        .map(mapped)
-        .fold(0, u64::saturating_add);
+    let mapped = |size_bytes: u64| size_bytes.div_ceil(chunk).saturating_mul(chunk + page);
+    let need = files.sizes().map(mapped).fold(0, u64::saturating_add);
     let budget = memory::reserve(ask.with_need(need)).map_err(|e| Error::system("rows", e))?;
     let least = chunk + page;
-    let mapped_bytes = |shard: &Shard| shard.size_bytes() * u64::from(shard.provided().is_none());
-    let file_bytes = shards.iter().map(mapped_bytes).fold(0, u64::saturating_add);
+    let file_bytes = files.sizes().fold(0, u64::saturating_add);
     if budget.bytes() < file_bytes.min(least) {
         return Err(Error::Budget {
             operation: "rows",

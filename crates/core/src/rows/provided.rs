@@ -1,11 +1,11 @@
 //! Rows of stores whose pages other processes provide: whole pages are asked for, each once.
 
-use super::wanted::Wanted;
 use super::{count, Rows};
 use crate::error::Result;
-use crate::store::{Pace, Store};
+use crate::io::{Pace, Segment};
+use crate::store::Store;
 use crate::sys::span::Span;
-use crate::units::{FilePage, Pages, Row};
+use crate::units::FilePage;
 
 /// Bytes of pages that are asked for together.
 const TOGETHER_BYTES: usize = 256 << 20;
@@ -19,39 +19,21 @@ struct Copy {
 }
 
 impl Rows {
-    /// Takes rows, some of which lie in stores that have no file.
-    pub(super) fn take_provided(
+    /// Has what lies in stores without a file provided, and returns the rest, in its order.
+    pub(super) fn provide(
         &self,
-        ids: &Pages<Row>,
+        wanted: &[Segment],
         into: Span<'_>,
         pace: &mut Pace<'_>,
-    ) -> Result<()> {
-        let piece_rows = self.piece_rows();
-        let mut wanted = Vec::new();
-        for start in (0..ids.len()).step_by(piece_rows) {
-            let rows = start..ids.len().min(start + piece_rows);
-            let part = into.part(rows.start * self.row_bytes, rows.len() * self.row_bytes);
-            for (position, index) in rows.clone().enumerate() {
-                let (shard, offset) = self.locate(ids.at(index).0);
-                self.want(&mut wanted, shard, offset, self.row_bytes, position * self.row_bytes);
-            }
-            let (mut provided, filed): (Vec<Wanted>, Vec<Wanted>) = std::mem::take(&mut wanted)
-                .into_iter()
-                .partition(|part| self.files.shard(part.shard).provided().is_some());
-            wanted = filed;
-            self.provide(&mut provided, part, pace)?;
-            count(&self.counters.rows_read, rows.len() as u64);
-            self.read(&mut wanted, part, pace)?;
-            wanted.clear();
-        }
-        Ok(())
-    }
-
-    /// Has parts of stores without a file provided.
-    fn provide(&self, wanted: &mut [Wanted], into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
-        wanted.sort_unstable();
-        for parts in wanted.chunk_by(|one, next| one.shard == next.shard) {
-            let Some(store) = self.files.shard(parts[0].shard).provided() else { continue };
+    ) -> Result<Vec<Segment>> {
+        let shard_of = |part: &Segment| self.files.shard(part.file);
+        let (mut provided, filed): (Vec<Segment>, Vec<Segment>) =
+            wanted.iter().partition(|part| shard_of(part).provided().is_some());
+        // By store: what several shards have in one page is asked for once.
+        let number = |part: &Segment| shard_of(part).file_number();
+        provided.sort_unstable_by_key(|part| (number(part), part.offset));
+        for parts in provided.chunk_by(|one, next| number(one) == number(next)) {
+            let Some(store) = shard_of(&parts[0]).provided() else { continue };
             let page_bytes = store.page_size().bytes();
             let most = (TOGETHER_BYTES / page_bytes).max(1);
             let (mut pages, mut copies): (Vec<FilePage>, Vec<Copy>) = (Vec::new(), Vec::new());
@@ -77,7 +59,7 @@ impl Rows {
             }
             self.bring(store, &pages, &copies, into, pace)?;
         }
-        Ok(())
+        Ok(filed)
     }
 
     fn bring(

@@ -4,11 +4,10 @@
 use std::ops::Range;
 
 use super::maps::{chunks_of, Found, Maps};
-use super::wanted::Wanted;
 use super::{Rows, PIECE_ROWS};
 use crate::error::Result;
+use crate::io::{Pace, Segment};
 use crate::store::source::{Query, SourceMap, CHUNK_BYTES};
-use crate::store::Pace;
 use crate::sys::copy::Recovery;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::span::Span;
@@ -42,31 +41,48 @@ impl Rows {
         (PIECE_BYTES / self.row_bytes).clamp(1, PIECE_ROWS)
     }
 
-    /// Takes rows that follow each other.
-    pub(super) fn take_range(
+    /// Takes rows that follow each other, a number of times.
+    pub(super) fn take_ranges(
         &self,
-        range: Range<u64>,
+        ranges: impl Iterator<Item = Range<u64>>,
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let mut stretches = Vec::new();
-        let (mut row, mut done, mut bytes) = (range.start, 0, 0);
-        while row < range.end {
-            let (number, offset) = self.locate(row);
-            let most = ((PIECE_BYTES - bytes) / self.row_bytes).max(1) as u64;
-            let end = self.files.shard(number).rows().end.min(range.end).min(row + most);
-            let len = (end - row) as usize * self.row_bytes;
-            stretches.push(Stretch { shard: number, offset, len, place: done });
-            (row, done, bytes) = (end, done + len, bytes + len);
-            if row == range.end || bytes >= PIECE_BYTES || stretches.len() == PIECE_ROWS {
-                self.take_stretches(&stretches, into, wanted, pace)?;
-                self.read_rest(bytes / self.row_bytes, wanted, into, pace)?;
-                stretches.clear();
-                bytes = 0;
+        let (mut wanted, mut stretches) = (Vec::new(), Vec::new());
+        let (mut done, mut bytes) = (0, 0);
+        for Range { start: mut row, end } in ranges {
+            while row < end {
+                let (number, offset) = self.locate(row);
+                let most = ((PIECE_BYTES - bytes) / self.row_bytes).max(1) as u64;
+                let stop = self.files.shard(number).rows().end.min(end).min(row + most);
+                let len = (stop - row) as usize * self.row_bytes;
+                stretches.push(Stretch { shard: number, offset, len, place: done });
+                (row, done, bytes) = (stop, done + len, bytes + len);
+                if bytes >= PIECE_BYTES || stretches.len() == PIECE_ROWS {
+                    self.take_piece(&stretches, bytes, into, &mut wanted, pace)?;
+                    stretches.clear();
+                    bytes = 0;
+                }
             }
         }
-        Ok(())
+        self.take_piece(&stretches, bytes, into, &mut wanted, pace)
+    }
+
+    /// Takes stretches of so many bytes.
+    fn take_piece(
+        &self,
+        stretches: &[Stretch],
+        bytes: usize,
+        into: Span<'_>,
+        wanted: &mut Vec<Segment>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        if self.files.len() == 1 {
+            // Mapped at once, if that are enough.
+            self.files.note_reads(0, stretches.len());
+        }
+        self.take_stretches(stretches, into, wanted, pace)?;
+        self.read_rest(bytes / self.row_bytes, wanted, into, pace)
     }
 
     /// Copies long rows that are mapped, and adds the others to `wanted`.
@@ -74,7 +90,7 @@ impl Rows {
         &self,
         ids: &[Row],
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let stretch = |(position, row): (usize, &Row)| {
@@ -90,10 +106,10 @@ impl Rows {
         &self,
         stretches: &[Stretch],
         into: Span<'_>,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
-        let want = |wanted: &mut Vec<Wanted>, s: &Stretch| {
+        let want = |wanted: &mut Vec<Segment>, s: &Stretch| {
             self.want(wanted, s.shard, s.offset, s.len, s.place);
         };
         if self.direct {
@@ -116,8 +132,9 @@ impl Rows {
         let changed = self.changed(&touched);
         if !changed.is_empty() {
             // Reading them says what is wrong, if something is.
-            wanted.retain(|part| !changed.contains(&part.shard));
-            for stretch in stretches.iter().filter(|stretch| changed.contains(&stretch.shard)) {
+            let is_of = |shard| changed.contains(&self.files.shard(shard).file_number());
+            wanted.retain(|part| !is_of(part.file));
+            for stretch in stretches.iter().filter(|stretch| is_of(stretch.shard)) {
                 want(wanted, stretch);
             }
         }
@@ -128,7 +145,7 @@ impl Rows {
 struct Copier<'c, 'r> {
     rows: &'c Rows,
     into: Span<'c>,
-    wanted: &'r mut Vec<Wanted>,
+    wanted: &'r mut Vec<Segment>,
     /// Had once there is something to copy from.
     recovery: Option<Recovery>,
     query: Query,
@@ -143,7 +160,7 @@ struct Copier<'c, 'r> {
 }
 
 impl<'c, 'r> Copier<'c, 'r> {
-    fn new(rows: &'c Rows, into: Span<'c>, wanted: &'r mut Vec<Wanted>) -> Self {
+    fn new(rows: &'c Rows, into: Span<'c>, wanted: &'r mut Vec<Segment>) -> Self {
         Self {
             rows,
             into,

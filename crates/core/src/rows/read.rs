@@ -1,47 +1,31 @@
 //! The bytes that are read: sorted, neighbours merged, all in flight together.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::blocks::{BlockPool, Blocks, MAX_BLOCK_BYTES};
-use super::files::Opened;
-use super::wanted::{Wanted, MAX_RUN_BYTES};
+use super::files::{Files, Opened};
 use super::{count, Rows};
 use crate::error::{Error, Result, RowLoss};
-use crate::store::Pace;
-use crate::sys::clock::coarse_ns;
-use crate::sys::file::{self as sys_file, Facts, Parts};
-use crate::sys::mm::system_page_bytes;
-use crate::sys::ring::{
-    Advised, Completion, Direction, Inline, OpenFile, Queue, RingPool, Submission, DEPTH,
+use crate::io::{
+    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Share, Transfer, Way,
+    MAX_FLIGHT_BYTES,
 };
+use crate::sys::clock::coarse_ns;
+use crate::sys::file::{self as sys_file, Parts};
+use crate::sys::mm::system_page_bytes;
+use crate::sys::ring::{Direction, RingPool, DEPTH};
 use crate::sys::span::Span;
 
-/// How long a wait for the device may keep the caller's interrupt waiting.
-const WAIT: Duration = Duration::from_millis(50);
-/// Rows of one request: the kernel takes 1024 separate buffers, and between two rows is one.
-const MAX_RUN_ROWS: usize = 512;
 /// Bytes between two rows that cost less to read than another request.
 const GAP_BYTES: usize = 4096;
-/// How often a request that ended with EAGAIN or EINTR is made again as it was.
-const AGAIN_LIMIT: u8 = 8;
-/// Requests that are prepared before the device is told, while few are in flight: it would
-/// idle meanwhile.
-const EARLY: usize = 4;
-/// The same once it is busy: each telling costs a system call.
-const LATER: usize = 16;
 /// Reads through the page cache that are so few that the kernel is asked to read each ahead,
 /// and then waited for in their order. A ring wakes the thread for each page that comes, to
 /// copy from it.
 const FEW: usize = 64;
-/// Requests in flight from which on a device is busy.
-const BUSY: usize = 32;
-/// Requests that a wait is for, while others are to follow.
-const BUSY_WAIT: usize = 8;
 
 /// The rings and blocks of all rows of the process: that of the last take is ready, whichever
 /// rows it was of.
@@ -52,55 +36,77 @@ impl Rows {
     /// Reads what is wanted into its places in `into`.
     pub(super) fn read(
         &self,
-        wanted: &mut [Wanted],
+        wanted: &mut [Segment],
         into: Span<'_>,
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         if wanted.is_empty() {
             return Ok(());
         }
-        // By shard and offset first: the length is the same wherever that is.
-        if !wanted.is_sorted_by_key(|row| (row.shard, row.offset, row.place)) {
-            wanted.sort_unstable_by_key(|row| (row.shard, row.offset, row.place));
+        if !wanted.is_sorted() {
+            wanted.sort_unstable();
+        }
+        if self.files.are_provided() {
+            let filed = self.provide(wanted, into, pace)?;
+            return self.read_files(&filed, into, pace);
+        }
+        self.read_files(wanted, into, pace)
+    }
+
+    /// The same of files, sorted.
+    fn read_files(&self, wanted: &[Segment], into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
         }
         let bytes: u64 = wanted.iter().map(|row| u64::from(row.len)).sum();
         self.budget.note_reads(bytes.div_ceil(self.row_bytes as u64));
-        let _reader = Reader::new(&self.readers);
         if !self.direct {
             let mut gap = [0; GAP_BYTES];
-            return Transfer::new(self, wanted, into, Way::Cached(Span::of(&mut gap)), pace).all();
+            return self.read_by(wanted, into, Memory::Straight(Span::of(&mut gap)), pace);
         }
         let longest = wanted.iter().map(|row| row.len as usize).max().unwrap_or(0);
         let blocks = BLOCKS.take(longest).map_err(|errno| Error::system("take", errno))?;
-        let outcome = Transfer::new(self, wanted, into, Way::Direct(&blocks), pace).all();
+        let outcome = self.read_by(wanted, into, Memory::Blocks(&blocks), pace);
         BLOCKS.give_back(blocks);
         outcome
     }
-}
 
-/// A take that reads, counted as long as this lives.
-struct Reader<'r>(&'r AtomicUsize);
-
-impl<'r> Reader<'r> {
-    fn new(readers: &'r AtomicUsize) -> Self {
-        readers.fetch_add(1, Ordering::Relaxed);
-        Self(readers)
+    /// The same, by way of some memory. Reads in flight keep their files open: of more files than
+    /// may be, all takes together have half as many in flight as that.
+    fn read_by<'m>(
+        &self,
+        wanted: &[Segment],
+        into: Span<'m>,
+        memory: Memory<'m>,
+        pace: &mut Pace<'_>,
+    ) -> Result<()> {
+        let many_files = self.files.len() > self.files.open_limit();
+        let mut reads = RowReads {
+            rows: self,
+            wanted,
+            into,
+            memory,
+            free_blocks: (0..DEPTH as u32).collect(),
+            share: many_files.then(|| self.in_flight.share(DEPTH)),
+            pace,
+            next: 0,
+            stretches: Vec::new(),
+            repeats: Vec::new(),
+            failed: None,
+            began_ns: coarse_ns(),
+        };
+        transfer(&mut reads)?;
+        reads.end_all()
     }
 }
 
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// How bytes come from the file to their places.
+/// Where bytes go first.
 #[derive(Clone, Copy)]
-enum Way<'m> {
-    /// Straight; here go bytes between rows, which nobody reads.
-    Cached(Span<'m>),
-    /// Past the page cache, in whole blocks, from which they are copied.
-    Direct(&'m Blocks),
+enum Memory<'m> {
+    /// Straight to their places; here go bytes between rows, which nobody reads.
+    Straight(Span<'m>),
+    /// Past the page cache, to whole blocks, from which they are copied.
+    Blocks(&'m Blocks),
 }
 
 /// What is wanted of one file.
@@ -118,147 +124,53 @@ struct Stretch {
 }
 
 /// A request for what follows each other in a file.
-#[derive(Clone, Copy, Default)]
-struct Run {
+struct Merged {
     stretch: usize,
-    /// The first of what is wanted, and how many, those of the same bytes included.
-    first: usize,
-    rows: usize,
-    /// What has to come of it: of the last block of a file there may be a part.
-    needed_bytes: usize,
-    again: u8,
+    /// Which of the wanted it is for, those of the same bytes included.
+    wanted: Range<usize>,
+    /// Where it begins in the file, and the number of its block, if it has one.
+    offset: u64,
+    block: Option<u32>,
 }
 
 fn is_short_of_descriptors(error: &Error) -> bool {
     matches!(error, Error::Row { loss: RowLoss::Io(Errno::MFILE | Errno::NFILE), .. })
 }
 
-struct Transfer<'a, 'p, 'm> {
+struct RowReads<'a, 'p, 'm> {
     rows: &'a Rows,
-    wanted: &'a [Wanted],
+    wanted: &'a [Segment],
     into: Span<'m>,
-    way: Way<'m>,
+    memory: Memory<'m>,
+    /// Those of the memory that no read in flight has.
+    free_blocks: Vec<u32>,
+    /// What may be in flight where the files are too many to be open.
+    share: Option<Share<'a>>,
     pace: &'a mut Pace<'p>,
-    /// What is read next.
+    /// The first that was not planned.
     next: usize,
-    /// The files read from; those of which all has come are closed for this take.
+    /// Those of which all has come are closed for this take.
     stretches: Vec<Option<Stretch>>,
-    runs: Vec<Run>,
-    free: Vec<u32>,
-    spare_parts: Vec<Parts<'m>>,
     /// What has the same bytes: each is read once.
-    repeats: Vec<(Wanted, usize)>,
+    repeats: Vec<(Segment, usize)>,
     failed: Option<Error>,
     /// When it began: a file that was changed later may have been cut for a while.
     began_ns: i64,
 }
 
-impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
-    fn new(
-        rows: &'a Rows,
-        wanted: &'a [Wanted],
-        into: Span<'m>,
-        way: Way<'m>,
-        pace: &'a mut Pace<'p>,
-    ) -> Self {
-        Self {
-            rows,
-            wanted,
-            into,
-            way,
-            pace,
-            next: 0,
-            stretches: Vec::new(),
-            runs: Vec::new(),
-            free: Vec::new(),
-            spare_parts: Vec::new(),
-            repeats: Vec::new(),
-            failed: None,
-            began_ns: coarse_ns(),
-        }
-    }
-
-    fn all(&mut self) -> Result<()> {
-        let first = self.next_read()?;
-        let files = &self.rows.files;
-        let stretch = self.stretches.last().and_then(Option::as_ref);
-        let in_memory =
-            stretch.is_some_and(|stretch| files.is_memory_backed(stretch.shard, &stretch.file));
-        let advised =
-            stretch.is_some_and(|stretch| files.reads_when_advised(stretch.shard, &stretch.file));
-        let few = self.wanted.len() <= FEW && matches!(self.way, Way::Cached(_));
-        if in_memory || self.next == self.wanted.len() {
-            self.run(&mut Inline::default(), first)?;
-        } else if few && advised {
-            self.run(&mut Advised::new(FEW), first)?;
-        } else {
-            let wanted = self.wanted.len();
-            RINGS.together(wanted, |queue| self.run(queue, first))?;
-        }
+impl<'m> RowReads<'_, '_, 'm> {
+    /// What is left to be done once all reads have ended.
+    fn end_all(&mut self) -> Result<()> {
+        self.failed.take().map_or(Ok(()), Err)?;
         for &(from, to) in &self.repeats {
-            self.into.part(to, from.len as usize).copy_span(from.memory_in(self.into));
+            self.into.part(to, from.len as usize).copy_span(self.place_of(&from));
             self.pace.check((from.len as usize / system_page_bytes()).max(1))?;
         }
         Ok(())
     }
 
-    /// Reads that this take may have in flight. Each keeps its file open: of more files than
-    /// may be, all takes together have half as many as that.
-    fn depth(&self) -> usize {
-        let most = match self.way {
-            Way::Cached(_) => DEPTH,
-            Way::Direct(blocks) => blocks.depth(),
-        };
-        let open_limit = self.rows.files.open_limit();
-        if self.rows.files.len() <= open_limit {
-            return most;
-        }
-        let readers = self.rows.readers.load(Ordering::Relaxed).max(1);
-        (open_limit / 2 / readers).clamp(1, most)
-    }
-
-    fn run(
-        &mut self,
-        queue: &mut dyn Queue<'static, 'm>,
-        first: Option<Submission<'static, 'm>>,
-    ) -> Result<()> {
-        let mut ended = Vec::with_capacity(self.wanted.len().min(DEPTH));
-        if let Some(first) = first {
-            queue.push(first);
-        }
-        let mut prepared = queue.in_flight();
-        loop {
-            while self.failed.is_none() && queue.room() > 0 && queue.in_flight() < self.depth() {
-                match self.next_read() {
-                    Ok(Some(read)) => queue.push(read),
-                    Ok(None) => break,
-                    // Reads in flight keep descriptors open: some are to be had once they end.
-                    Err(error) if is_short_of_descriptors(&error) && queue.in_flight() > 0 => break,
-                    Err(error) => return Err(error),
-                }
-                prepared += 1;
-                if prepared >= if queue.in_flight() < BUSY { EARLY } else { LATER } {
-                    queue.start();
-                    prepared = 0;
-                }
-            }
-            let in_flight = queue.in_flight();
-            if in_flight == 0 {
-                return self.failed.take().map_or(Ok(()), Err);
-            }
-            prepared = 0;
-            let least = match in_flight {
-                // Nothing to be done before the last has come.
-                _ if self.next == self.wanted.len() => in_flight,
-                BUSY.. => BUSY_WAIT,
-                _ => 1,
-            };
-            queue.wait_for(least, WAIT, &mut ended);
-            for completion in ended.drain(..) {
-                self.end_read(completion, queue);
-            }
-            self.pace.check(0)?;
-        }
+    fn place_of(&self, segment: &Segment) -> Span<'m> {
+        self.into.part(segment.place, segment.len as usize)
     }
 
     fn loss(&self, shard: u32, offset: u64, loss: RowLoss) -> Error {
@@ -266,19 +178,19 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     }
 
     /// The stretch that what is wanted next is in.
-    fn stretch_of(&mut self, wanted: &Wanted) -> Result<usize> {
+    fn stretch_of(&mut self, wanted: &Segment) -> Result<usize> {
         if let Some(Some(last)) = self.stretches.last() {
-            if last.shard == wanted.shard {
+            if last.shard == wanted.file {
                 return Ok(self.stretches.len() - 1);
             }
         }
         let Opened { file, align } = self
             .rows
             .files
-            .file(wanted.shard)
-            .map_err(|loss| self.loss(wanted.shard, wanted.offset, loss))?;
+            .file(wanted.file)
+            .map_err(|loss| self.loss(wanted.file, wanted.offset, loss))?;
         self.stretches.push(Some(Stretch {
-            shard: wanted.shard,
+            shard: wanted.file,
             file,
             align: u64::from(align),
             first: self.next,
@@ -289,148 +201,23 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         Ok(self.stretches.len() - 1)
     }
 
-    /// The next request.
-    fn next_read(&mut self) -> Result<Option<Submission<'static, 'm>>> {
-        let Some(first) = self.wanted.get(self.next).copied() else { return Ok(None) };
-        let number = self.stretch_of(&first)?;
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.runs.push(Run::default());
-            u32::try_from(self.runs.len() - 1).expect("as many as are in flight")
-        });
-        let mut parts = self.spare_parts.pop().unwrap_or_default();
-        let (start, next) = (self.next, self.next_behind(number, &first, id, &mut parts));
-        let last_end = self.wanted[start..next].iter().map(Wanted::end).max().unwrap_or(0);
-        self.next = next;
-        let stretch = self.stretches[number].as_mut().expect("it was just looked at");
-        stretch.end = next;
-        stretch.in_flight += 1;
-        stretch.planned = self.wanted.get(next).is_none_or(|behind| behind.shard != stretch.shard);
-        let offset_bytes = match self.way {
-            Way::Cached(_) => first.offset,
-            Way::Direct(_) => first.offset / stretch.align * stretch.align,
-        };
-        self.runs[id as usize] = Run {
-            stretch: number,
-            first: start,
-            rows: next - start,
-            needed_bytes: (last_end - offset_bytes) as usize,
-            again: 0,
-        };
-        let file = OpenFile::Shared(Arc::clone(&stretch.file));
-        let direction = Direction::Read;
-        Ok(Some(Submission { id, direction, file, offset_bytes, parts }))
-    }
-
-    /// Says where the bytes of a request go, from `first` on as many as lie so close that one
-    /// request reads them all; the first that is not among them.
-    fn next_behind(
-        &mut self,
-        stretch: usize,
-        first: &Wanted,
-        id: u32,
-        parts: &mut Parts<'m>,
-    ) -> usize {
-        match self.way {
-            Way::Cached(gap) => self.straight(first, gap, parts),
-            Way::Direct(blocks) => {
-                let align = self.stretches[stretch].as_ref().map_or(1, |stretch| stretch.align);
-                self.in_blocks(first, blocks.of(id), align, parts)
-            }
-        }
-    }
-
-    fn straight(&mut self, first: &Wanted, gap: Span<'m>, parts: &mut Parts<'m>) -> usize {
-        let mut last = *first;
-        let mut rows = 0;
-        let mut next = self.next;
-        loop {
-            parts.push(last.memory_in(self.into));
-            rows += 1;
-            next += 1;
-            // Places of the same bytes.
-            while let Some(same) = self.wanted.get(next) {
-                if (same.shard, same.offset, same.len) != (last.shard, last.offset, last.len) {
-                    break;
-                }
-                self.repeats.push((last, same.place));
-                next += 1;
-            }
-            let Some(&behind) = self.wanted.get(next) else { break };
-            let joins = behind.shard == first.shard
-                && behind.offset >= last.end()
-                && behind.offset - last.end() <= GAP_BYTES as u64
-                && behind.end() - first.offset <= MAX_RUN_BYTES as u64
-                && rows < MAX_RUN_ROWS;
-            if !joins {
-                break;
-            }
-            if behind.offset > last.end() {
-                parts.push(gap.part(0, (behind.offset - last.end()) as usize));
-            }
-            last = behind;
-        }
-        next
-    }
-
-    /// Whole blocks, each of which is read once.
-    fn in_blocks(
-        &self,
-        first: &Wanted,
-        block: Span<'m>,
-        align: u64,
-        parts: &mut Parts<'m>,
-    ) -> usize {
+    /// Whole blocks, each of which is read once: how many of the wanted they have, and how long
+    /// they are.
+    fn blocks_at(wanted: &[Segment], align: u64) -> (usize, usize) {
+        let first = &wanted[0];
         let start = first.offset / align * align;
         let mut end = first.end().next_multiple_of(align);
-        let joined = self.wanted[self.next + 1..].iter().take_while(|behind| {
-            let joined = behind.end().next_multiple_of(align).max(end);
-            let joins = behind.shard == first.shard
-                && behind.offset <= end + GAP_BYTES as u64
+        let joined = wanted[1..].iter().take_while(|next| {
+            let joined = next.end().next_multiple_of(align).max(end);
+            let joins = next.file == first.file
+                && next.offset <= end + GAP_BYTES as u64
                 && joined - start <= MAX_BLOCK_BYTES as u64;
             if joins {
                 end = joined;
             }
             joins
         });
-        let rows = 1 + joined.count();
-        parts.push(block.part(0, (end - start) as usize));
-        self.next + rows
-    }
-
-    /// Takes a read that has ended: good, to be made again, or to be made row by row,
-    /// which goes on after a short count and finds the bad row.
-    fn end_read(
-        &mut self,
-        completion: Completion<'static, 'm>,
-        queue: &mut dyn Queue<'static, 'm>,
-    ) {
-        let Completion { submission: mut read, result } = completion;
-        let mut run = self.runs[read.id as usize];
-        let wanted = run.first..run.first + run.rows;
-        match result {
-            Ok(bytes) if bytes >= run.needed_bytes => {
-                count(&self.rows.counters.bytes_read, bytes as u64);
-                count(&self.rows.counters.reads, 1);
-                if let Way::Direct(blocks) = self.way {
-                    let block = blocks.of(read.id);
-                    for row in &self.wanted[wanted] {
-                        let at = (row.offset - read.offset_bytes) as usize;
-                        row.memory_in(self.into).copy_span(block.part(at, row.len as usize));
-                    }
-                }
-            }
-            Err(Errno::AGAIN | Errno::INTR) if run.again < AGAIN_LIMIT => {
-                run.again += 1;
-                self.runs[read.id as usize] = run;
-                queue.push(read);
-                return;
-            }
-            _ => self.read_anew(run.stretch, wanted),
-        }
-        self.free.push(read.id);
-        read.parts.clear();
-        self.spare_parts.push(read.parts);
-        self.end_of_run(run.stretch);
+        (1 + joined.count(), (end - start) as usize)
     }
 
     /// Looks at a file once all of it has come: a read beside a truncation may bring zeros and a
@@ -442,10 +229,8 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
             return;
         }
         let wanted = stretch.first..stretch.end;
-        let end = self.wanted[wanted.clone()].iter().map(Wanted::end).max().unwrap_or(0);
-        let unchanged = sys_file::facts(stretch.file.as_fd())
-            .is_ok_and(|facts| facts.size_bytes >= end && facts.changed_ns < self.began_ns);
-        if !unchanged {
+        let end = self.wanted[wanted.clone()].iter().map(Segment::end).max().unwrap_or(0);
+        if !is_unchanged(stretch.file.as_fd(), end, self.began_ns) {
             self.read_anew(number, wanted);
         }
         // The last that is wanted is asked for its file when the next is planned.
@@ -453,7 +238,7 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
     }
 
     /// Reads what is wanted row by row, each until its file did not change meanwhile.
-    fn read_anew(&mut self, number: usize, wanted: std::ops::Range<usize>) {
+    fn read_anew(&mut self, number: usize, wanted: Range<usize>) {
         let Some((file, align)) =
             self.stretches[number].as_ref().map(|s| (Arc::clone(&s.file), s.align))
         else {
@@ -469,23 +254,28 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         }
     }
 
-    /// Reads each row of what is wanted by itself.
-    fn read_rows_of(&self, file: &OwnedFd, wanted: &Wanted, align: u64) -> Result<()> {
-        let shard = self.rows.files.shard(wanted.shard);
-        let mut start = wanted.offset;
+    /// Reads what is wanted by itself; where that fails each row of it, to find the bad one.
+    fn read_rows_of(&self, file: &OwnedFd, wanted: &Segment, align: u64) -> Result<()> {
+        let shard = self.rows.files.shard(wanted.file);
+        let mut start = match self.read_alone(file, self.place_of(wanted), wanted.offset, align) {
+            Ok(()) => return Ok(()),
+            Err(RowLoss::Truncated { size_bytes }) => {
+                shard.row_start(size_bytes, self.rows.row_bytes).max(wanted.offset)
+            }
+            Err(_) => wanted.offset,
+        };
         while start < wanted.end() {
             let end = shard.row_end(start, self.rows.row_bytes).min(wanted.end());
             let place = wanted.place + (start - wanted.offset) as usize;
             let into = self.into.part(place, (end - start) as usize);
             self.read_alone(file, into, start, align)
-                .map_err(|loss| self.loss(wanted.shard, start, loss))?;
+                .map_err(|loss| self.loss(wanted.file, start, loss))?;
             start = end;
         }
         Ok(())
     }
 
-    /// Reads one row, or a part of it. Memory that the kernel cannot reach (a window's) is
-    /// filled through a buffer.
+    /// Reads one row, or a part of it.
     fn read_alone(
         &self,
         file: &OwnedFd,
@@ -494,8 +284,8 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
         align: u64,
     ) -> Result<(), RowLoss> {
         let len = into.len();
-        let read = match self.way {
-            Way::Direct(blocks) => {
+        let read = match self.memory {
+            Memory::Blocks(blocks) => {
                 let start = offset / align * align;
                 let before = (offset - start) as usize;
                 let whole = (before + len).next_multiple_of(align as usize);
@@ -505,23 +295,114 @@ impl<'a, 'p, 'm> Transfer<'a, 'p, 'm> {
                     (read.saturating_sub(before).min(len), facts)
                 })
             }
-            Way::Cached(_) => match sys_file::read_unchanged(file.as_fd(), into, offset) {
-                Err(Errno::FAULT) => {
-                    let mut buffer = vec![0; len];
-                    let read =
-                        sys_file::read_unchanged(file.as_fd(), Span::of(&mut buffer), offset);
-                    into.copy_from(&buffer);
-                    read
-                }
-                read => read,
-            },
+            Memory::Straight(_) => read_alone(file.as_fd(), into, offset),
         };
-        let (read, Facts { size_bytes, .. }) = read.map_err(RowLoss::Io)?;
+        let (read, facts) = read.map_err(RowLoss::Io)?;
         count(&self.rows.counters.bytes_read, read as u64);
         count(&self.rows.counters.reads, 1);
-        if read < len || size_bytes < offset + len as u64 {
-            return Err(RowLoss::Truncated { size_bytes });
+        if read < len || facts.size_bytes < offset + len as u64 {
+            return Err(RowLoss::Truncated { size_bytes: facts.size_bytes });
         }
         Ok(())
+    }
+}
+
+impl<'m> Transfer<'static, 'm> for RowReads<'_, '_, 'm> {
+    type Note = Merged;
+    /// A file may have to be opened.
+    const SLOW_TO_PREPARE: bool = true;
+    const USED_TOGETHER: bool = true;
+
+    fn way(&self) -> Way<'static> {
+        let files = &self.rows.files;
+        let stretch = self.stretches.last().and_then(Option::as_ref);
+        let is = |what: fn(&Files, u32, &Arc<OwnedFd>) -> bool| {
+            stretch.is_some_and(|stretch| what(files, stretch.shard, &stretch.file))
+        };
+        let few = self.wanted.len() <= FEW && matches!(self.memory, Memory::Straight(_));
+        if is(Files::is_memory_backed) {
+            Way::Caller
+        } else if few && is(Files::reads_when_advised) {
+            Way::Advised(FEW)
+        } else {
+            Way::Together(self.wanted.len(), &RINGS)
+        }
+    }
+
+    fn may_begin(&self, in_flight: usize, bytes_in_flight: usize) -> bool {
+        let direct = matches!(self.memory, Memory::Blocks(_));
+        !(direct && bytes_in_flight >= MAX_FLIGHT_BYTES)
+            && self.share.as_ref().is_none_or(|share| in_flight < share.limit())
+    }
+
+    fn next(&mut self, in_flight: usize, parts: &mut Parts<'m>) -> Result<Option<Request<Merged>>> {
+        if self.all_begun() {
+            return Ok(None);
+        }
+        let (start, first) = (self.next, self.wanted[self.next]);
+        let number = match self.stretch_of(&first) {
+            // Reads in flight keep descriptors open: some are to be had once they end.
+            Err(error) if is_short_of_descriptors(&error) && in_flight > 0 => return Ok(None),
+            number => number?,
+        };
+        let rest = &self.wanted[start..];
+        let align = self.stretches[number].as_ref().map_or(1, |stretch| stretch.align);
+        let (into, repeats) = (self.into, &mut self.repeats);
+        let (joined, offset, block) = match self.memory {
+            Memory::Straight(gap) => {
+                let memory = |segment: &Segment| into.part(segment.place, segment.len as usize);
+                let repeat = |from: &Segment, to: &Segment| repeats.push((*from, to.place));
+                (join(rest, memory, Some(gap), parts, repeat), first.offset, None)
+            }
+            Memory::Blocks(blocks) => {
+                let (joined, len) = Self::blocks_at(rest, align);
+                let block = self.free_blocks.pop().expect("one for each in flight");
+                parts.push(blocks.of(block).part(0, len));
+                (joined, first.offset / align * align, Some(block))
+            }
+        };
+        self.next += joined;
+        let last_end = rest[..joined].iter().map(Segment::end).max().unwrap_or(0);
+        let stretch = self.stretches[number].as_mut().expect("it was just looked at");
+        stretch.end = self.next;
+        stretch.in_flight += 1;
+        stretch.planned =
+            self.wanted.get(self.next).is_none_or(|behind| behind.file != stretch.shard);
+        Ok(Some(Request {
+            direction: Direction::Read,
+            file: Arc::clone(&stretch.file),
+            offset_bytes: offset,
+            needed_bytes: (last_end - offset) as usize,
+            align: align as usize,
+            note: Merged { stretch: number, wanted: start..self.next, offset, block },
+        }))
+    }
+
+    fn all_begun(&self) -> bool {
+        self.next == self.wanted.len() || self.failed.is_some()
+    }
+
+    /// Good, or to be read row by row, which finds the bad row.
+    fn end(&mut self, merged: Merged, ended: Ended) -> Result<()> {
+        if ended.whole {
+            count(&self.rows.counters.bytes_read, ended.moved_bytes as u64);
+            count(&self.rows.counters.reads, 1);
+            if let (Memory::Blocks(blocks), Some(number)) = (self.memory, merged.block) {
+                let block = blocks.of(number);
+                for row in &self.wanted[merged.wanted] {
+                    let at = (row.offset - merged.offset) as usize;
+                    self.place_of(row).copy_span(block.part(at, row.len as usize));
+                }
+            }
+        } else {
+            self.read_anew(merged.stretch, merged.wanted);
+        }
+        self.free_blocks.extend(merged.block);
+        self.end_of_run(merged.stretch);
+        Ok(())
+    }
+
+    fn check(&mut self, _ended: usize) -> Result<()> {
+        self.pace.check(0)
     }
 }

@@ -14,13 +14,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::Rows;
+use super::{Asked, Rows};
 use crate::error::{Error, Interrupt, Result};
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::futex;
 use crate::sys::span::Span;
 use crate::sys::thread::{let_faults_through, spawn_without_signals, Event};
-use crate::units::{Pages, Row};
 
 /// Takes that are under way at once at most, whatever the processors: they wait for devices.
 const MAX_THREADS: u32 = 4;
@@ -41,7 +40,7 @@ const DONE: u32 = 1;
 /// A take that was submitted.
 pub struct Pending {
     rows: Arc<Rows>,
-    ids: Pages<Row>,
+    asked: Asked,
     memory: Box<dyn Memory>,
     /// The process that does it.
     owner: u32,
@@ -137,8 +136,9 @@ impl Pending {
 
     /// What a thread does.
     fn run(&self) {
-        let take =
-            || self.check().and_then(|()| self.rows.take_all(&self.ids, self.memory.span(), self));
+        let take = || {
+            self.check().and_then(|()| self.rows.take_all(&self.asked, self.memory.span(), self))
+        };
         // A bug there must not leave anybody waiting.
         let outcome = catch_unwind(AssertUnwindSafe(take))
             .unwrap_or_else(|_| Err(Error::system("take", Errno::NOTRECOVERABLE)));
@@ -157,15 +157,11 @@ impl Rows {
     ///
     /// # Errors
     /// As [`take`](Self::take) for what can be said at once; [`Error::NoThread`].
-    pub fn submit(
-        self: &Arc<Self>,
-        ids: Pages<Row>,
-        memory: Box<dyn Memory>,
-    ) -> Result<Arc<Pending>> {
-        self.check_take(&ids, memory.span())?;
+    pub fn submit(self: &Arc<Self>, asked: Asked, memory: Box<dyn Memory>) -> Result<Arc<Pending>> {
+        self.check_take(&asked, memory.span())?;
         let pending = Arc::new(Pending {
             rows: Arc::clone(self),
-            ids,
+            asked,
             memory,
             owner: crate::sys::process::id(),
             state: AtomicU32::new(UNDER_WAY),

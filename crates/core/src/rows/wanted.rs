@@ -1,33 +1,8 @@
 //! The bytes that are still to be had: where they lie and where they go.
 
-use super::Rows;
-use crate::sys::span::Span;
-
 use super::blocks::MAX_BLOCK_BYTES;
-
-/// Bytes that are read by one request through the page cache.
-pub(super) const MAX_RUN_BYTES: usize = 1 << 20;
-
-/// A row, a part of a long one, or rows of a range that follow each other. Sorts by where
-/// the bytes lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Wanted {
-    pub(super) shard: u32,
-    pub(super) len: u32,
-    pub(super) offset: u64,
-    /// The first byte of the piece's memory that they go to.
-    pub(super) place: usize,
-}
-
-impl Wanted {
-    pub(super) fn memory_in<'m>(&self, into: Span<'m>) -> Span<'m> {
-        into.part(self.place, self.len as usize)
-    }
-
-    pub(super) fn end(&self) -> u64 {
-        self.offset + u64::from(self.len)
-    }
-}
+use super::Rows;
+use crate::io::{Segment, MAX_REQUEST_BYTES};
 
 impl Rows {
     /// Bytes that one request reads at most.
@@ -35,7 +10,7 @@ impl Rows {
         if self.direct {
             MAX_BLOCK_BYTES
         } else {
-            MAX_RUN_BYTES
+            MAX_REQUEST_BYTES
         }
     }
 
@@ -44,7 +19,7 @@ impl Rows {
     /// are cut alike each time, and at whole blocks.
     pub(super) fn want(
         &self,
-        wanted: &mut Vec<Wanted>,
+        wanted: &mut Vec<Segment>,
         shard: u32,
         offset: u64,
         len: usize,
@@ -52,14 +27,14 @@ impl Rows {
     ) {
         let most = self.most_bytes();
         if len <= most {
-            wanted.push(Wanted { shard, len: len as u32, offset, place });
+            wanted.push(Segment { file: shard, offset, place, len: len as u32 });
             return;
         }
         let mut done = 0;
         while done < len {
             let at = offset + done as u64;
             let part = (most - (at % most as u64) as usize).min(len - done);
-            wanted.push(Wanted { shard, len: part as u32, offset: at, place: place + done });
+            wanted.push(Segment { file: shard, offset: at, place: place + done, len: part as u32 });
             done += part;
         }
     }

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::store::part::Parts;
+use crate::io::Pace;
 use crate::store::source::{key, page_of, position_of, Query, SourceMap, CHUNK_BYTES, PIECE_PAGES};
-use crate::store::{Pace, Store};
+use crate::store::Store;
 use crate::sys::span::Span;
 use crate::units::{FilePage, PageSize};
 
@@ -73,21 +73,6 @@ impl Plan {
     /// Whether a request is copied from the source map.
     pub(super) fn is_copied(&self, request: usize) -> bool {
         self.copied[request - self.requests.start]
-    }
-
-    /// Whether the requests that are read are pages of one file in a row, in that
-    /// order, and no more than `max` of them: one system call reads them all.
-    pub(super) fn is_one_run(&self, parts: &Parts, pages: &[FilePage], max: usize) -> bool {
-        let mut read = self.requests().filter(|&request| !self.is_copied(request));
-        let mut end = None;
-        let mut follows = |one: usize, next: usize| {
-            let end = *end.get_or_insert_with(|| parts.end(parts.index_of(pages[one])));
-            pages[one].0 + 1 == pages[next].0 && pages[next] < end
-        };
-        self.read_count <= max
-            && read.next().is_none_or(|first| {
-                read.try_fold(first, |one, next| follows(one, next).then_some(next)).is_some()
-            })
     }
 
     /// Plans for `requests` of `pages`. Where there is no map they are read.

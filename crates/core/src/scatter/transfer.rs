@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -10,47 +9,42 @@ use super::plan::{Maps, Plan, Preference};
 use super::provided::scatter_provided;
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
+use crate::io::{
+    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Transfer, Way,
+};
 use crate::store::last_change::Unchanged;
 use crate::store::source::PIECE_PAGES;
-use crate::store::{Pace, Store};
+use crate::store::Store;
 use crate::sys::clock::coarse_ns;
 use crate::sys::copy::Recovery;
-use crate::sys::file::{self as sys_file, Facts, Parts};
-use crate::sys::mm::{system_page_bytes, Access, Region};
-use crate::sys::ring::{Completion, Direction, Inline, OpenFile, Queue, Submission, DEPTH};
+use crate::sys::file::{self as sys_file, Parts};
+use crate::sys::ring::{Direction, DEPTH};
 use crate::sys::span::Span;
 use crate::units::{FilePage, PageIndex, Run};
 
-/// How long a wait for the device may keep the caller's interrupt waiting.
-const WAIT: Duration = Duration::from_millis(50);
-/// Bytes that are read by one request, unless a page is larger.
-const MAX_RUN_BYTES: usize = 1 << 20;
-/// Pages of one request: the kernel takes 1024 separate buffers.
-const MAX_RUN_PAGES: usize = 256;
 /// Bytes of an element of a cache: so few are read without a question.
 const ELEMENT_BYTES: usize = 256 << 10;
-/// How often a request that ended with EAGAIN or EINTR is made again as it was.
-const AGAIN_LIMIT: u8 = 8;
 
-/// Pages of one request.
-fn run_limit(page_bytes: usize) -> usize {
-    (MAX_RUN_BYTES / page_bytes).clamp(1, MAX_RUN_PAGES)
-}
-
-/// Reads one page. Memory that the kernel cannot reach (a window's) is filled
-/// through a buffer.
+/// Reads one page, by a single system call where that is enough.
 pub(super) fn read_one(store: &Store, page: FilePage, into: Span<'_>) -> Result<()> {
     match store.read_page(page, into) {
-        Err(Error::Io { errno: Errno::FAULT, .. }) => {
-            let buffer = Region::anonymous(into.len(), system_page_bytes(), Access::Write)
-                .map_err(|errno| store.io_error("read", Some(page), errno))?;
-            let bytes = buffer.span(0, into.len());
-            store.read_page(page, bytes)?;
-            into.copy_span(bytes);
-            Ok(())
-        }
+        Err(Error::Io { errno: Errno::FAULT, .. }) => read_anew(store, page, into),
         outcome => outcome,
     }
+}
+
+/// Reads one page as it is, whatever becomes of the file meanwhile and wherever the memory is.
+fn read_anew(store: &Store, page: FilePage, into: Span<'_>) -> Result<()> {
+    let (fd, offset) = store.place_of(page);
+    let len = store.expected_bytes(page);
+    let (read, facts) = read_alone(fd, into.part(0, len), offset)
+        .map_err(|errno| store.io_error("read", Some(page), errno))?;
+    store.count().add_read(read);
+    if len == 0 || read < len || facts.size_bytes < offset + len as u64 {
+        return Err(store.truncated("read", page));
+    }
+    into.part(len, into.len() - len).clear();
+    Ok(())
 }
 
 /// Reads `file_pages` into the chunks of `sink`.
@@ -75,7 +69,7 @@ pub(crate) fn scatter(
     if preference == Preference::Speed && read_element(store, file_pages, sink)? {
         return Ok(());
     }
-    let mut transfer = Transfer {
+    let mut reads = PageReads {
         store,
         file_pages,
         sink,
@@ -89,15 +83,10 @@ pub(crate) fn scatter(
         next_chunk: 0,
         completed: 0,
         failed_chunk: None,
-        requests: Vec::new(),
-        free: Vec::new(),
         spare_absent: Vec::new(),
-        spare_parts: Vec::new(),
     };
-    transfer.all().map_err(|error| {
-        let completed = transfer.completed;
-        error.with_completed(completed)
-    })
+    let outcome = transfer(&mut reads);
+    outcome.map_err(|error| error.with_completed(reads.completed))
 }
 
 /// Reads a few pages that follow one another, into one chunk, by one system call: whether they
@@ -119,49 +108,41 @@ fn read_element(store: &Store, file_pages: &[FilePage], sink: &mut dyn Sink<'_>)
     Ok(true)
 }
 
-/// A page that is to be read, and its place in its chunk.
-type Absent = (FilePage, u32);
-
 /// A chunk whose buffer was handed out.
 struct Chunk<'m> {
     index: usize,
     requests: Range<usize>,
     buffer: Span<'m>,
-    /// Pages to be read, sorted; those before `next` were.
-    absent: Vec<Absent>,
+    /// Pages to be read, sorted, each with its first byte in the buffer; those before `next`
+    /// were.
+    absent: Vec<Segment>,
     next: usize,
     in_flight: usize,
     /// When its reads began: a file that was changed later may have been cut for a while.
     began_ns: i64,
     /// (from, to): places that show the same page, read once.
-    repeats: Vec<(u32, u32)>,
+    repeats: Vec<(usize, usize)>,
     /// The first request that failed, and how.
     failure: Option<(usize, Error)>,
 }
 
 impl Chunk<'_> {
+    fn all_begun(&self) -> bool {
+        self.next == self.absent.len()
+    }
+
     fn is_done(&self) -> bool {
-        self.next == self.absent.len() && self.in_flight == 0
+        self.all_begun() && self.in_flight == 0
     }
 
-    fn fail(&mut self, place: u32, error: Error) {
-        let request = self.requests.start + place as usize;
-        if self.failure.as_ref().is_none_or(|(first, _)| request < *first) {
-            self.failure = Some((request, error));
-        }
+    /// Notes that a request has failed.
+    fn note(&mut self, failure: Option<(usize, Error)>) {
+        let known = self.failure.take().into_iter();
+        self.failure = known.chain(failure).min_by_key(|(request, _)| *request);
     }
 }
 
-/// A request for a run of file pages, each with a place in the chunk.
-#[derive(Default)]
-struct Request {
-    chunk: usize,
-    first: u64,
-    places: Vec<u32>,
-    again: u8,
-}
-
-struct Transfer<'a, 'm> {
+struct PageReads<'a, 'm> {
     store: &'a Store,
     file_pages: &'a [FilePage],
     sink: &'a mut dyn Sink<'m>,
@@ -178,32 +159,10 @@ struct Transfer<'a, 'm> {
     completed: usize,
     /// Nothing behind this chunk matters any more.
     failed_chunk: Option<usize>,
-    requests: Vec<Request>,
-    free: Vec<u32>,
-    spare_absent: Vec<Vec<Absent>>,
-    spare_parts: Vec<Parts<'m>>,
+    spare_absent: Vec<Vec<Segment>>,
 }
 
-impl<'a, 'm> Transfer<'a, 'm> {
-    /// Everything. Copies alone need no queue; once there is something to read
-    /// together, one queue serves to the end.
-    fn all(&mut self) -> Result<()> {
-        while self.completed < self.file_pages.len() {
-            self.plan_next()?;
-            let limit = run_limit(self.page_bytes);
-            let one = self.plan.is_one_run(self.store.parts(), self.file_pages, limit);
-            if one || self.store.memory_backed() {
-                let until = self.plan.requests().end;
-                self.run(&mut Inline::default(), until)?;
-            } else {
-                let (store, wanted) = (self.store, self.plan.read_count);
-                let until = self.file_pages.len();
-                return store.rings().together(wanted, |queue| self.run(queue, until));
-            }
-        }
-        Ok(())
-    }
-
+impl<'m> PageReads<'_, 'm> {
     /// Plans for whole chunks, as many as are asked about together.
     fn plan_next(&mut self) -> Result<()> {
         let start = self.plan.requests().end;
@@ -211,47 +170,6 @@ impl<'a, 'm> Transfer<'a, 'm> {
         let end = self.file_pages.len().min(start.saturating_add(pages));
         let (maps, pace) = (&mut self.maps, &mut self.pace);
         self.plan.make(maps, self.file_pages, start..end, self.preference, pace)
-    }
-
-    /// Goes on until the sink has all requests before `until`.
-    fn run(&mut self, queue: &mut dyn Queue<'a, 'm>, until: usize) -> Result<()> {
-        let mut ended = Vec::with_capacity(DEPTH);
-        while self.completed < until {
-            self.fill(queue, until)?;
-            self.complete_chunks()?;
-            if queue.in_flight() > 0 {
-                queue.wait(WAIT, &mut ended);
-                for completion in ended.drain(..) {
-                    self.end_read(completion, queue);
-                }
-                self.complete_chunks()?;
-            }
-            self.pace.check(0)?;
-        }
-        Ok(())
-    }
-
-    /// Starts reads while there is room, and hands out chunks while there may be more.
-    fn fill(&mut self, queue: &mut dyn Queue<'a, 'm>, until: usize) -> Result<()> {
-        loop {
-            while queue.room() > 0 {
-                let Some(read) = self.next_read() else { break };
-                queue.push(read);
-            }
-            if queue.room() == 0 || !self.may_admit(until) {
-                return Ok(());
-            }
-            // The device works while we copy.
-            queue.start();
-            self.admit()?;
-            self.complete_chunks()?;
-        }
-    }
-
-    fn may_admit(&self, until: usize) -> bool {
-        self.failed_chunk.is_none()
-            && self.next_chunk * self.chunk_pages < until
-            && self.chunks.len() < self.sink.chunks_in_flight().max(1)
     }
 
     /// Hands out the next chunk, copies what is in the page cache, and sorts the rest.
@@ -283,15 +201,32 @@ impl<'a, 'm> Transfer<'a, 'm> {
         self.pace.check(copied)
     }
 
+    /// Leaves a page to be read.
+    fn want(&self, chunk: &mut Chunk<'m>, request: usize) {
+        let page = self.file_pages[request];
+        let index = self.store.parts().index_of(page);
+        let part = &self.store.parts().all()[index];
+        let len = self.store.expected_bytes(page);
+        if len == 0 {
+            return chunk.note(Some((request, self.store.truncated("read", page))));
+        }
+        chunk.absent.push(Segment {
+            file: u32::try_from(index).expect("so many files cannot be open"),
+            offset: part.offset_of(page, self.store.page_size()),
+            place: (request - chunk.requests.start) * self.page_bytes,
+            len: u32::try_from(len).expect("pages are smaller"),
+        });
+    }
+
     /// Copies what the plan says is in the page cache; what is not, or cannot
     /// be copied, is left to be read. Says how many pages were copied.
     fn copy_cached(&mut self, chunk: &mut Chunk<'m>) -> usize {
         let wanted = chunk.requests.clone().any(|request| self.plan.is_copied(request));
         let recovery = wanted.then(|| Recovery::begin().ok()).flatten();
         let Some(recovery) = recovery else {
-            let places = 0_u32..;
-            let pages = self.file_pages[chunk.requests.clone()].iter().copied();
-            chunk.absent.extend(pages.zip(places));
+            for request in chunk.requests.clone() {
+                self.want(chunk, request);
+            }
             return 0;
         };
         let trusted = self.trusted_parts(chunk);
@@ -301,28 +236,28 @@ impl<'a, 'm> Transfer<'a, 'm> {
         };
         let keep_cached = self.sink.reads_again();
         let mut copied = 0;
-        // The page before, whose copy fetches the beginning of this one.
-        let mut before: Option<(u32, FilePage, Span<'_>)> = None;
-        let copy =
-            |chunk: &mut Chunk<'m>, (place, page, source): (u32, FilePage, Span<'_>), next| {
-                let into = chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes);
-                match recovery.copy(into, source, next, keep_cached) {
-                    Ok(()) => 1,
-                    Err(_lost) => {
-                        chunk.absent.push((page, place));
-                        0
-                    }
+        // The request before, whose copy fetches the beginning of this one.
+        let mut before: Option<(usize, Span<'_>)> = None;
+        let copy = |chunk: &mut Chunk<'m>, (request, source): (usize, Span<'_>), next| {
+            let place = (request - chunk.requests.start) * self.page_bytes;
+            let into = chunk.buffer.part(place, self.page_bytes);
+            match recovery.copy(into, source, next, keep_cached) {
+                Ok(()) => 1,
+                Err(_lost) => {
+                    self.want(chunk, request);
+                    0
                 }
-            };
-        for (request, place) in chunk.requests.clone().zip(0_u32..) {
+            }
+        };
+        for request in chunk.requests.clone() {
             let page = self.file_pages[request];
             let in_cache = self.plan.is_copied(request) && is_trusted(page);
             let source = in_cache.then(|| self.maps.source(page)).flatten();
             let Some(source) = source else {
-                chunk.absent.push((page, place));
+                self.want(chunk, request);
                 continue;
             };
-            if let Some(before) = before.replace((place, page, source)) {
+            if let Some(before) = before.replace((request, source)) {
                 copied += copy(chunk, before, Some(source));
             }
         }
@@ -365,134 +300,39 @@ impl<'a, 'm> Transfer<'a, 'm> {
         if part.last_change.after(since, map.size_bytes(), facts) {
             return;
         }
-        for (request, place) in chunk.requests.clone().zip(0_u32..) {
-            let page = self.file_pages[request];
-            if self.plan.is_copied(request) && parts.index_of(page) == index {
-                chunk.absent.push((page, place));
+        for request in chunk.requests.clone() {
+            if self.plan.is_copied(request) && parts.index_of(self.file_pages[request]) == index {
+                self.want(chunk, request);
             }
         }
         chunk.absent.sort_unstable();
         chunk.absent.dedup();
     }
 
-    /// The same for what was read by system calls (a read beside a truncation brings zeros and a full count). A store that
-    /// writes changes its file itself, for which nothing is read a second time.
+    /// Reads again what came of files that have changed meanwhile. A store that writes changes
+    /// its file itself, for which nothing is read a second time.
     fn recheck_read(&self, chunk: &mut Chunk<'m>) {
-        let (parts, page_size) = (self.store.parts(), self.store.page_size());
-        // They are sorted, so those of a part follow each other.
-        let mut current: Option<(usize, Option<Facts>)> = None;
-        for number in 0..chunk.absent.len() {
-            let (page, place) = chunk.absent[number];
-            let index = parts.index_of(page);
-            let part = &parts.all()[index];
-            let facts = match current {
-                Some((same, facts)) if same == index => facts,
-                _ => sys_file::facts(part.fd()).ok(),
-            };
-            current = Some((index, facts));
-            // The size of an open file is always told.
-            let Some(facts) = facts else { continue };
-            let offset = part.offset_of(page, page_size);
-            let len = self.store.expected_bytes(page);
-            let end = offset + len as u64;
-            if end > facts.size_bytes {
-                chunk.fail(place, self.store.truncated("read", page));
-            } else if facts.changed_ns >= chunk.began_ns && !part.file.writable {
-                let into = chunk.buffer.part(place as usize * self.page_bytes, len);
-                let whole = sys_file::read_unchanged(part.fd(), into, offset)
-                    .is_ok_and(|(read, facts)| read == len && facts.size_bytes >= end);
-                if !whole {
-                    // Says why, or reads into memory that the kernel cannot reach.
-                    let into = chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes);
-                    if let Err(error) = read_one(self.store, page, into) {
-                        chunk.fail(place, error);
-                    }
-                }
+        let mut failure = None;
+        for of_file in chunk.absent.chunk_by(|one, other| one.file == other.file) {
+            let part = &self.store.parts().all()[of_file[0].file as usize];
+            let end = of_file.iter().map(Segment::end).max().unwrap_or(0);
+            let began_ns = if part.file.writable { i64::MAX } else { chunk.began_ns };
+            if !is_unchanged(part.fd(), end, began_ns) {
+                failure = failure.or_else(|| self.read_anew(chunk, of_file));
             }
         }
+        chunk.note(failure);
     }
 
-    /// The next run of neighbours to be read, of the first chunk that has one.
-    fn next_read(&mut self) -> Option<Submission<'a, 'm>> {
-        let last = self.failed_chunk.unwrap_or(usize::MAX);
-        let chunk = self
-            .chunks
-            .iter_mut()
-            .find(|chunk| chunk.next < chunk.absent.len() && chunk.index <= last)?;
-        let id = self.free.pop().unwrap_or_else(|| {
-            self.requests.push(Request::default());
-            u32::try_from(self.requests.len() - 1).expect("as many as are in flight")
-        });
-        let mut parts = self.spare_parts.pop().unwrap_or_default();
-        let request = &mut self.requests[id as usize];
-        let limit = run_limit(self.page_bytes);
-        let (first, _) = chunk.absent[chunk.next];
-        let store = self.store;
-        let index = store.parts().index_of(first);
-        let end = store.parts().end(index);
-        request.chunk = chunk.index;
-        request.first = first.0;
-        request.again = 0;
-        request.places.clear();
-        while let Some(&(page, place)) = chunk.absent.get(chunk.next) {
-            let count = request.places.len() as u64;
-            if count > 0 && page.0 == first.0 + count - 1 {
-                chunk.repeats.push((request.places[request.places.len() - 1], place));
-            } else if page.0 == first.0 + count && count < limit as u64 && page < end {
-                request.places.push(place);
-                parts.push(chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes));
-            } else {
-                break;
-            }
-            chunk.next += 1;
-        }
-        chunk.in_flight += 1;
-        let part = &store.parts().all()[index];
-        let offset_bytes = part.offset_of(first, store.page_size());
-        let file = OpenFile::Borrowed(part.read_fd());
-        Some(Submission { id, direction: Direction::Read, file, offset_bytes, parts })
-    }
-
-    /// Takes a read that has ended: good, to be made again, or to be made page
-    /// by page, which goes on after a short count and finds the bad page.
-    fn end_read(&mut self, completion: Completion<'a, 'm>, queue: &mut dyn Queue<'a, 'm>) {
-        let Completion { submission: mut read, result } = completion;
-        let request = &mut self.requests[read.id as usize];
-        let count = request.places.len();
-        let last = FilePage(request.first + count as u64 - 1);
-        let last_bytes = self.store.expected_bytes(last);
-        let wanted = (count - 1) * self.page_bytes + last_bytes;
-        let front = self.chunks[0].index;
-        let chunk = &mut self.chunks[request.chunk - front];
-        match result {
-            Ok(bytes) if bytes >= wanted && last_bytes > 0 => {
-                let place = request.places[count - 1] as usize;
-                let tail = chunk.buffer.part(place * self.page_bytes, self.page_bytes);
-                tail.part(last_bytes, self.page_bytes - last_bytes).clear();
-                self.store.count().add_read(wanted);
-            }
-            Err(Errno::AGAIN | Errno::INTR) if request.again < AGAIN_LIMIT => {
-                request.again += 1;
-                queue.push(read);
-                return;
-            }
-            _ => {
-                for (page, &place) in (request.first..).zip(&request.places) {
-                    let into = chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes);
-                    if let Err(error) = read_one(self.store, FilePage(page), into) {
-                        chunk.fail(place, error);
-                    }
-                }
-            }
-        }
-        chunk.in_flight -= 1;
-        let (index, failed) = (chunk.index, chunk.failure.is_some());
-        self.free.push(read.id);
-        read.parts.clear();
-        self.spare_parts.push(read.parts);
-        if failed {
-            self.note_failure(index);
-        }
+    /// Reads pages one by one; which request is the first that fails, if one does.
+    fn read_anew(&self, chunk: &Chunk<'m>, segments: &[Segment]) -> Option<(usize, Error)> {
+        let read = |segment: &Segment| {
+            let request = chunk.requests.start + segment.place / self.page_bytes;
+            let into = chunk.buffer.part(segment.place, self.page_bytes);
+            let error = read_anew(self.store, self.file_pages[request], into).err()?;
+            Some((request, error))
+        };
+        segments.iter().filter_map(read).min_by_key(|(request, _)| *request)
     }
 
     fn note_failure(&mut self, chunk: usize) {
@@ -505,11 +345,15 @@ impl<'a, 'm> Transfer<'a, 'm> {
         while self.chunks.front().is_some_and(Chunk::is_done) {
             let Some(mut chunk) = self.chunks.pop_front() else { break };
             self.recheck_read(&mut chunk);
+            let page = |place| chunk.buffer.part(place, self.page_bytes);
             for &(from, to) in &chunk.repeats {
-                let page = |place: u32| {
-                    chunk.buffer.part(place as usize * self.page_bytes, self.page_bytes)
-                };
                 page(to).copy_span(page(from));
+            }
+            // What the last page has behind the end of the file.
+            for segment in chunk.absent.iter().filter(|last| (last.len as usize) < self.page_bytes)
+            {
+                let len = segment.len as usize;
+                page(segment.place).part(len, self.page_bytes - len).clear();
             }
             let end = chunk.failure.as_ref().map_or(chunk.requests.end, |(request, _)| *request);
             if end > chunk.requests.start {
@@ -523,5 +367,91 @@ impl<'a, 'm> Transfer<'a, 'm> {
             self.spare_absent.push(chunk.absent);
         }
         Ok(())
+    }
+}
+
+/// A request for pages that follow each other.
+struct Merged {
+    chunk: usize,
+    /// Which of the chunk's absent pages they are, those of the same page included.
+    absent: Range<usize>,
+    needed_bytes: usize,
+}
+
+impl<'a, 'm> Transfer<'a, 'm> for PageReads<'a, 'm> {
+    type Note = Merged;
+
+    fn way(&self) -> Way<'a> {
+        if self.store.memory_backed() {
+            return Way::Caller;
+        }
+        let planned = self.plan.requests().end == self.file_pages.len();
+        // What was planned to be copied may be read after all.
+        let absent = self.chunks.iter().map(|chunk| chunk.absent.len()).sum();
+        let wanted = if planned { self.plan.read_count.max(absent) } else { DEPTH };
+        Way::Together(wanted, self.store.rings())
+    }
+
+    /// The next pages of the first chunk that has any to be read.
+    fn next(
+        &mut self,
+        _in_flight: usize,
+        parts: &mut Parts<'m>,
+    ) -> Result<Option<Request<Merged>>> {
+        let last = self.failed_chunk.unwrap_or(usize::MAX);
+        let may_read = |chunk: &&mut Chunk<'m>| !chunk.all_begun() && chunk.index <= last;
+        let Some(chunk) = self.chunks.iter_mut().find(may_read) else { return Ok(None) };
+        let Chunk { buffer, absent, next, repeats, .. } = chunk;
+        let memory = |segment: &Segment| buffer.part(segment.place, self.page_bytes);
+        let repeat = |from: &Segment, to: &Segment| repeats.push((from.place, to.place));
+        let count = join(&absent[*next..], memory, None, parts, repeat);
+        let run = *next..*next + count;
+        let (first, last) = (absent[run.start], absent[run.end - 1]);
+        let needed_bytes = (last.end() - first.offset) as usize;
+        chunk.next = run.end;
+        chunk.in_flight += 1;
+        let note = Merged { chunk: chunk.index, absent: run, needed_bytes };
+        let (file, align) = self.store.parts().all()[first.file as usize].file(true);
+        let (direction, offset_bytes) = (Direction::Read, first.offset);
+        Ok(Some(Request { direction, file, offset_bytes, needed_bytes, align, note }))
+    }
+
+    fn may_unfold(&self) -> bool {
+        self.failed_chunk.is_none()
+            && self.next_chunk * self.chunk_pages < self.file_pages.len()
+            && self.chunks.len() < self.sink.chunks_in_flight().max(1)
+    }
+
+    fn unfold(&mut self) -> Result<()> {
+        self.admit()?;
+        self.complete_chunks()
+    }
+
+    fn all_begun(&self) -> bool {
+        self.next_chunk * self.chunk_pages >= self.file_pages.len()
+            && self.chunks.iter().all(Chunk::all_begun)
+    }
+
+    fn end(&mut self, run: Merged, ended: Ended) -> Result<()> {
+        let number = run.chunk - self.chunks[0].index;
+        let failure = if ended.whole {
+            self.store.count().add_read(run.needed_bytes);
+            None
+        } else {
+            let chunk = &self.chunks[number];
+            self.read_anew(chunk, &chunk.absent[run.absent])
+        };
+        let failed = failure.is_some();
+        let chunk = &mut self.chunks[number];
+        chunk.in_flight -= 1;
+        chunk.note(failure);
+        if failed {
+            self.note_failure(run.chunk);
+        }
+        self.complete_chunks()
+    }
+
+    fn check(&mut self, _ended: usize) -> Result<()> {
+        self.pace.check(0)
     }
 }

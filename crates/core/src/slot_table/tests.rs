@@ -1,4 +1,4 @@
-//! Banks against what they promise, in long random histories, and between threads.
+//! Slot tables against what they promise, in long random histories, and between threads.
 
 use std::collections::{HashMap, HashSet};
 

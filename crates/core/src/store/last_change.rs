@@ -20,6 +20,13 @@ const UNKNOWN: i64 = i64::MIN;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unchanged(i64);
 
+impl Unchanged {
+    /// The time, in nanoseconds: two of the same file that are alike are of the same content.
+    pub(crate) fn ns(self) -> i64 {
+        self.0
+    }
+}
+
 /// When a file changed last, if it was whole then.
 #[derive(Debug)]
 pub(crate) struct LastChange {

@@ -14,7 +14,6 @@ mod file;
 pub(crate) mod last_change;
 mod memory;
 mod outgoing;
-mod pace;
 pub(crate) mod part;
 mod prefetch;
 mod provided;
@@ -44,7 +43,6 @@ pub(crate) use counters::Counters;
 pub use counters::StoreCounters;
 use durability::{Durability, Unsynced};
 pub use outgoing::Outgoing;
-pub(crate) use pace::Pace;
 use part::{File, Part, Parts};
 use provider::Provider;
 pub use provider::ProviderOptions;
@@ -161,7 +159,7 @@ impl Store {
             path: opened.path,
             writable: opened.writable,
             fd: Arc::new(opened.fd),
-            direct_fd: opened.direct_fd,
+            direct_fd: opened.direct_fd.map(Arc::new),
             durability: Durability::default(),
         };
         let part = Part::new(FilePage(0), file.path.clone(), Arc::new(file));
@@ -275,14 +273,12 @@ impl Store {
         }
     }
 
-    /// Another descriptor of it past the page cache, where the store is direct.
-    ///
-    /// # Errors
-    /// EMFILE at the limit of descriptors.
-    pub(crate) fn direct_file(&self) -> std::result::Result<Option<OwnedFd>, Errno> {
-        let [only] = self.parts.all() else { return Ok(None) };
-        let direct = only.file.direct_fd.as_ref();
-        direct.map(|fd| sys_file::duplicate(fd.as_fd())).transpose()
+    /// The same past the page cache, where the store is direct.
+    pub(crate) fn direct_file(&self) -> Option<Arc<OwnedFd>> {
+        match self.parts.all() {
+            [only] => only.file.direct_fd.clone(),
+            _ => None,
+        }
     }
 
     /// The descriptor to map a page by, and its offset in that file.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::durability::Durability;
 use super::last_change::LastChange;
 use super::source::{key, page_of, Source};
+use crate::sys::mm::system_page_bytes;
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 
 /// A file or a piece of shared memory, open for as long as a store has it.
@@ -18,7 +19,7 @@ pub(crate) struct File {
     /// Through the page cache. What is mapped, written, synced and asked about.
     pub(crate) fd: Arc<OwnedFd>,
     /// The same file past the page cache, for a direct store's reads and writes.
-    pub(crate) direct_fd: Option<OwnedFd>,
+    pub(crate) direct_fd: Option<Arc<OwnedFd>>,
     /// The file system keeps the file in memory: reads never wait for a device.
     pub(crate) memory_backed: bool,
     pub(super) durability: Durability,
@@ -48,9 +49,13 @@ impl Part {
         self.file.fd.as_fd()
     }
 
-    /// What reads go through.
-    pub(crate) fn read_fd(&self) -> BorrowedFd<'_> {
-        self.file.direct_fd.as_ref().map_or_else(|| self.fd(), |fd| fd.as_fd())
+    /// What reads and writes in flight together go through, or what goes past the page cache if
+    /// there is that, and what they are aligned to.
+    pub(crate) fn file(&self, past_cache: bool) -> (Arc<OwnedFd>, usize) {
+        match self.file.direct_fd.as_ref().filter(|_| past_cache) {
+            Some(direct) => (Arc::clone(direct), system_page_bytes()),
+            None => (Arc::clone(&self.file.fd), 1),
+        }
     }
 
     /// The byte of the file at which a page of the store begins.

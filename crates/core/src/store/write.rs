@@ -5,10 +5,9 @@
 //! touches it. A window's own pages, which are present, are written from where they lie
 //! ([`Outgoing`](super::Outgoing)).
 
-use std::os::fd::AsFd;
-
 use super::{Store, StoreKind};
 use crate::error::{Error, Interrupt, Result};
+use crate::io::Segment;
 use crate::sys::file as sys_file;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::span::Span;
@@ -16,15 +15,9 @@ use crate::units::{FilePage, Pages};
 
 /// Bytes of the buffer, and of the longest single write.
 const BUFFER_BYTES: usize = 1 << 20;
-
-/// A stretch of one write, all in one file: where it starts in the store and in the
-/// caller's data, and how long it is.
-#[derive(Clone, Copy)]
-struct Stretch {
-    store_offset: u64,
-    data_offset: usize,
-    len: usize,
-}
+/// Bytes of pages apart that are copied before they are written through the page cache: they
+/// stay in the processor's own.
+const APART_BYTES: usize = 64 << 10;
 
 impl Store {
     /// Writes pages, one after another in `data`. The file never becomes
@@ -48,43 +41,51 @@ impl Store {
             return Ok(());
         }
         self.note_passing();
-        let written = self.write_runs(pages, data, interrupt);
+        let written = self.write_pieces(pages, data, interrupt);
         self.note_passing();
         written
     }
 
-    fn write_runs(
+    /// Writes as many pieces together as the buffer holds. Past the page cache they are in flight
+    /// together, so that each must be of other bytes than the others: those go there by rising
+    /// pages.
+    fn write_pieces(
         &self,
         pages: &Pages<FilePage>,
         data: Span<'_>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let page_bytes = self.page_size().bytes();
-        let buffer_len = BUFFER_BYTES.min(data.len());
-        let buffer = Region::anonymous(buffer_len, system_page_bytes(), Access::Write)
+        let piece_bytes = page_bytes.min(BUFFER_BYTES);
+        let page_pieces = page_bytes / piece_bytes;
+        let buffer_bytes = BUFFER_BYTES.min(data.len());
+        let buffer = Region::anonymous(buffer_bytes, system_page_bytes(), Access::Write)
             .map_err(|errno| self.io_error("write", None, errno))?;
-        let mut position = 0;
-        while position < pages.len() {
-            let first = pages.at(position);
-            let count = run_at(pages, position, self.parts.end(self.parts.index_of(first)));
-            let mut done = 0;
-            let run_bytes = count * page_bytes;
-            while done < run_bytes {
-                let completed = position + done / page_bytes;
-                interrupt.check().map_err(|error| error.with_completed(completed))?;
-                let stretch = Stretch {
-                    store_offset: self.page_size().bytes_of(first.0) + done as u64,
-                    data_offset: position * page_bytes + done,
-                    len: buffer_len.min(run_bytes - done),
-                };
-                // Asked before each, so that a file cut meanwhile stays cut.
-                let file_bytes =
-                    self.size_now(first).map_err(|error| error.with_completed(completed))?;
-                self.write_stretch(stretch, data, &buffer, file_bytes)
-                    .map_err(|error| completed_before(error, first, position))?;
-                done += stretch.len;
+        let memory = |segment: &Segment| buffer.span(segment.place, segment.len as usize);
+        let count = pages.len() * page_pieces;
+        let (mut segments, mut start): (Vec<Segment>, usize) = (Vec::new(), 0);
+        while start < count {
+            segments.clear();
+            for number in start..count.min(start + buffer_bytes / piece_bytes) {
+                let (page, within) = (pages.at(number / page_pieces), number % page_pieces);
+                let (offset, place) = ((within * piece_bytes) as u64, segments.len() * piece_bytes);
+                let next = self.segment(page, offset, piece_bytes, place);
+                let behind = |last: &Segment| (next.file, next.offset) > (last.file, last.offset);
+                if self.direct() && !segments.last().is_none_or(behind) {
+                    break;
+                }
+                let follows = |last: &Segment| (last.file, last.end()) == (next.file, next.offset);
+                if !self.direct() && place >= APART_BYTES && !segments.last().is_some_and(follows) {
+                    break;
+                }
+                memory(&next).copy_span(data.part(number * piece_bytes, piece_bytes));
+                segments.push(next);
             }
-            position += count;
+            let checked = interrupt.check().map_err(|error| (0, error));
+            checked
+                .and_then(|()| self.write_segments(&segments, &memory, interrupt))
+                .map_err(|(done, error)| error.with_completed((start + done) / page_pieces))?;
+            start += segments.len();
         }
         Ok(())
     }
@@ -107,85 +108,12 @@ impl Store {
         Ok(())
     }
 
-    /// Where in the store the file of a page ends for a write: where it ended when it
-    /// was opened, or where it ends now, if that is less.
-    pub(super) fn size_now(&self, page: FilePage) -> Result<u64> {
-        let index = self.parts.index_of(page);
+    /// Where one of the files ends for a write: where it ended when it was opened, or where it
+    /// ends now, if that is less.
+    pub(super) fn size_now(&self, index: usize) -> Result<u64> {
         let part = &self.parts.all()[index];
         let facts =
             sys_file::facts(part.fd()).map_err(|errno| Self::part_error("write", part, errno))?;
-        let start = self.page_size().bytes_of(part.first.0);
-        Ok(start + facts.size_bytes.min(self.part_bytes(index)))
+        Ok(facts.size_bytes.min(self.part_bytes(index)))
     }
-
-    fn write_stretch(
-        &self,
-        stretch: Stretch,
-        data: Span<'_>,
-        buffer: &Region,
-        file_bytes: u64,
-    ) -> Result<()> {
-        let left = file_bytes.saturating_sub(stretch.store_offset);
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(stretch.len);
-        let page_of = |offset: u64| FilePage(self.page_size().index_of(offset));
-        buffer.span(0, len).copy_span(data.part(stretch.data_offset, len));
-        let file = &self.parts.of(page_of(stretch.store_offset)).file;
-        let whole = match &file.direct_fd {
-            Some(direct) => {
-                let whole = len - len % system_page_bytes();
-                self.write_buffer(direct.as_fd(), buffer.span(0, whole), stretch.store_offset)?;
-                whole
-            }
-            None => 0,
-        };
-        let rest = buffer.span(whole, len - whole);
-        self.write_buffer(file.fd.as_fd(), rest, stretch.store_offset + whole as u64)?;
-        // Within the page that holds the end of the file nothing is missing.
-        let end = stretch.store_offset + stretch.len as u64;
-        let missing = self.page_size().bytes_of(self.page_size().count_of(file_bytes));
-        if end > missing {
-            return Err(self.truncated("write", page_of(missing.max(stretch.store_offset))));
-        }
-        Ok(())
-    }
-
-    fn write_buffer(
-        &self,
-        fd: std::os::fd::BorrowedFd<'_>,
-        bytes: Span<'_>,
-        offset: u64,
-    ) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let at = |done: usize| FilePage(self.page_size().index_of(offset + done as u64));
-        let part = self.parts.of(at(0));
-        let file_offset = offset - self.page_size().bytes_of(part.first.0);
-        let done = sys_file::write_at(fd, bytes, file_offset)
-            .map_err(|(errno, done)| self.io_error("write", Some(at(done)), errno))?;
-        self.count().add_written(done);
-        if done < bytes.len() {
-            return Err(self.io_error("write", Some(at(done)), rustix::io::Errno::NOSPC));
-        }
-        Ok(())
-    }
-}
-
-/// How many pages from `position` follow each other in the file that ends before `end`.
-fn run_at(pages: &Pages<FilePage>, position: usize, end: FilePage) -> usize {
-    let first = pages.at(position).0;
-    let follows = |next: usize| pages.at(next).0 == first + (next - position) as u64;
-    (position + 1..pages.len()).take_while(|&next| follows(next) && pages.at(next) < end).count()
-        + 1
-}
-
-/// Counts the whole pages written before an error in the run that starts with
-/// `first` at `position`.
-pub(super) fn completed_before(error: Error, first: FilePage, position: usize) -> Error {
-    let failed = match &error {
-        Error::Io { file_page: Some(page), .. } | Error::Truncated { file_page: page, .. } => *page,
-        _ => first.0,
-    };
-    let within = usize::try_from(failed.saturating_sub(first.0)).unwrap_or(0);
-    error.with_completed(position + within)
 }

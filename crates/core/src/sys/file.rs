@@ -465,7 +465,7 @@ pub fn read_parts_at(
 /// One `pwritev`: may stop short anywhere.
 ///
 /// # Errors
-/// As [`write_at`]; EINTR.
+/// EIO, ENOSPC, EINTR, EBADF for a read-only descriptor.
 pub fn write_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
@@ -474,38 +474,33 @@ pub fn write_parts_at(
     let offset = file_offset(offset_bytes)?;
     let bytes = parts.bytes();
     let most = enter_for(Call::Write, bytes)?;
-    let front = (most < bytes).then(|| parts.front(most));
+    let front = (most < bytes).then(|| {
+        let mut front = parts.clone();
+        front.truncate(most);
+        front
+    });
     let parts = front.as_ref().unwrap_or(parts);
     let count = i32::try_from(parts.vector.len()).map_err(|_| Errno::INVAL)?;
     // SAFETY: every part came from a span that is mapped and readable.
     moved(unsafe { libc::pwritev(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
 }
 
-/// `pwrite` until all of `bytes` is written; says how many were.
+/// `pwritev` until all of `bytes` is written.
 ///
 /// # Errors
-/// EIO, ENOSPC, EBADF for a read-only descriptor; with the number of bytes
-/// that were written before.
-pub fn write_at(
-    fd: BorrowedFd<'_>,
-    bytes: Span<'_>,
-    offset_bytes: u64,
-) -> Result<usize, (Errno, usize)> {
-    let mut written = 0;
+/// EIO, ENOSPC, EBADF for a read-only descriptor.
+pub fn write_at(fd: BorrowedFd<'_>, bytes: Span<'_>, offset_bytes: u64) -> Result<(), Errno> {
     continued(bytes.len(), |done| {
-        written = done;
-        let rest = bytes.part(done, (bytes.len() - done).min(MAX_CALL_BYTES));
-        let offset = file_offset(offset_bytes + done as u64)?;
-        let rest = rest.part(0, enter_for(Call::Write, rest.len())?);
-        // SAFETY: a span is mapped and readable for the length given.
-        moved(unsafe { libc::pwrite(fd.as_raw_fd(), rest.start().cast(), rest.len(), offset) })
+        let mut rest = Parts::default();
+        rest.push(bytes.part(done, bytes.len() - done));
+        write_parts_at(fd, &rest, offset_bytes + done as u64)
     })
-    .map_err(|errno| (errno, written))
+    .map(|_all| ())
 }
 
 /// Where the bytes of one read go, or those of one write come from: spans one after
 /// another, neighbours joined.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Parts<'m> {
     vector: Vec<libc::iovec>,
     owner: PhantomData<Span<'m>>,
@@ -537,16 +532,26 @@ impl<'m> Parts<'m> {
         self.vector.iter().map(|part| part.iov_len).sum()
     }
 
-    /// The first `bytes` of them.
-    fn front(&self, bytes: usize) -> Self {
-        let mut vector = Vec::new();
+    /// Takes the first `bytes` away.
+    pub fn skip(&mut self, bytes: usize) {
         let mut left = bytes;
-        for part in &self.vector {
-            let iov_len = part.iov_len.min(left);
-            vector.push(libc::iovec { iov_base: part.iov_base, iov_len });
-            left -= iov_len;
-        }
-        Self { vector, owner: PhantomData }
+        self.vector.retain_mut(|part| {
+            let taken = part.iov_len.min(left);
+            left -= taken;
+            part.iov_base = part.iov_base.wrapping_byte_add(taken);
+            part.iov_len -= taken;
+            part.iov_len > 0
+        });
+    }
+
+    /// Takes away all but the first `bytes`.
+    pub fn truncate(&mut self, bytes: usize) {
+        let mut left = bytes;
+        self.vector.retain_mut(|part| {
+            part.iov_len = part.iov_len.min(left);
+            left -= part.iov_len;
+            part.iov_len > 0
+        });
     }
 
     /// How many separate spans there are.

@@ -6,11 +6,10 @@
 //! ([`Ring::session`]) and waits for whatever is in flight before that returns, by
 //! whichever way.
 
-mod advised;
-mod inline;
+mod caller;
 mod pool;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,38 +21,15 @@ use super::call::{enter, enter_for, Call};
 use super::file::{read_parts_at, write_parts_at, Parts};
 use super::fork_lock::ForkLock;
 
-pub use advised::Advised;
-pub use inline::Inline;
+pub use caller::Caller;
 use pool::with_threads;
 
 /// Requests that a ring has in flight at most. Beyond it devices gain nothing.
 pub const DEPTH: usize = 128;
 /// Idle rings that a pool keeps: one for each thread of a program that reads in many.
 const MAX_IDLE: usize = 32;
-/// With this many in flight a wait is for several, so that each costs less.
-const BUSY: usize = 32;
-/// How many such a wait is for.
-const BUSY_WAIT: usize = 8;
 /// How often the kernel's EAGAIN and EBUSY are answered by trying again.
 const AGAIN_LIMIT: u32 = 64;
-
-/// The file of a request, which stays open until the request has ended.
-#[derive(Clone, Debug)]
-pub enum OpenFile<'f> {
-    /// One that others keep open.
-    Borrowed(BorrowedFd<'f>),
-    /// One that is closed when its last request has ended.
-    Shared(Arc<OwnedFd>),
-}
-
-impl AsFd for OpenFile<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Borrowed(fd) => *fd,
-            Self::Shared(fd) => fd.as_fd(),
-        }
-    }
-}
 
 /// Which way the bytes of a request go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +42,20 @@ pub enum Direction {
 
 /// A read or a write: bytes of a file from `offset_bytes` on, and `parts`.
 #[derive(Debug)]
-pub struct Submission<'f, 'm> {
-    /// The caller's name for it.
-    pub id: u32,
+pub struct Submission<'m, T> {
+    /// What the caller wants to know of it when it has ended.
+    pub tag: T,
     /// Which of the two.
     pub direction: Direction,
-    /// The file.
-    pub file: OpenFile<'f>,
+    /// The file, which stays open until then.
+    pub file: Arc<OwnedFd>,
     /// Where in the file.
     pub offset_bytes: u64,
     /// Where in memory.
     pub parts: Parts<'m>,
 }
 
-impl Submission<'_, '_> {
+impl<T> Submission<'_, T> {
     /// Carries it out here and now, by one `preadv` or `pwritev`.
     ///
     /// # Errors
@@ -121,33 +97,27 @@ impl Submission<'_, '_> {
 
 /// A request that has ended.
 #[derive(Debug)]
-pub struct Completion<'f, 'm> {
+pub struct Completion<'m, T> {
     /// The request, to be used again.
-    pub submission: Submission<'f, 'm>,
+    pub submission: Submission<'m, T>,
     /// Bytes that were moved (perhaps fewer than were asked for), or the error.
     pub result: Result<usize, Errno>,
 }
 
 /// Reads and writes, some of them in flight.
-pub trait Queue<'f, 'm> {
+pub trait Queue<'m, T> {
     /// Requests that may still be pushed.
     fn room(&self) -> usize;
     /// Requests that were pushed and have not come back.
     fn in_flight(&self) -> usize;
     /// Adds a request. It may not start before [`start`](Self::start) or [`wait`](Self::wait).
-    fn push(&mut self, submission: Submission<'f, 'm>);
+    fn push(&mut self, submission: Submission<'m, T>);
     /// Starts what was pushed.
     fn start(&mut self);
-    /// Starts what was pushed, then waits until a request has ended or `timeout`
-    /// has passed, and hands out all that have ended. When the queue itself
-    /// fails, what it has not carried out comes back with ECANCELED.
-    fn wait(&mut self, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
-        let least = if self.in_flight() > BUSY { BUSY_WAIT } else { 1 };
-        self.wait_for(least, timeout, ended);
-    }
-    /// The same, waiting for `least` requests to end where the queue can wait for several:
-    /// fewer waits are cheaper, where nothing can be done before.
-    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>);
+    /// Starts what was pushed, then waits until `least` requests have ended or `timeout` has
+    /// passed, and hands out all that have ended. A queue that cannot wait for several waits for
+    /// one. When the queue itself fails, what it has not carried out comes back with ECANCELED.
+    fn wait(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'m, T>>);
 }
 
 /// A ring with nothing in flight.
@@ -195,11 +165,11 @@ impl Ring {
 
     /// The ring as a queue of up to `wanted` requests for as long as `body` runs. Also says
     /// whether the ring may be used again.
-    pub fn session<'f, 'm, T>(
+    pub fn session<'m, T, R>(
         &mut self,
         wanted: usize,
-        body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
-    ) -> (T, bool) {
+        body: impl FnOnce(&mut dyn Queue<'m, T>) -> R,
+    ) -> (R, bool) {
         let slots = wanted.clamp(1, DEPTH);
         let mut session = Session {
             ring: &mut self.ring,
@@ -217,16 +187,16 @@ impl Ring {
 }
 
 /// A ring in use. What is in `submissions` is in the submission queue or in flight.
-struct Session<'r, 'f, 'm> {
+struct Session<'r, 'm, T> {
     ring: &'r mut IoUring,
     owner: u32,
-    submissions: Vec<Option<Submission<'f, 'm>>>,
+    submissions: Vec<Option<Submission<'m, T>>>,
     free: Vec<usize>,
     /// The kernel has refused to enter the ring.
     failed: bool,
 }
 
-impl<'f, 'm> Session<'_, 'f, 'm> {
+impl<'m, T> Session<'_, 'm, T> {
     /// In a child of fork what is in flight is its parent's, and so is its end: both have
     /// the same ring.
     fn is_of_parent(&self) -> bool {
@@ -238,7 +208,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     }
 
     /// Moves what has ended from the ring to `ended`.
-    fn reap(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
+    fn reap(&mut self, mut ended: impl FnMut(Completion<'m, T>)) {
         for entry in self.ring.completion() {
             let slot = usize::try_from(entry.user_data()).expect("a slot of this session");
             let submission = self.submissions[slot].take().expect("a request ends once");
@@ -283,7 +253,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
 
     /// Waits until the kernel has no request of this session's. Requests that were
     /// never submitted stay in `submissions`; their ring is not used again.
-    fn drain(&mut self, mut ended: impl FnMut(Completion<'f, 'm>)) {
+    fn drain(&mut self, mut ended: impl FnMut(Completion<'m, T>)) {
         self.failed |= self.is_of_parent();
         while !self.failed {
             self.reap(&mut ended);
@@ -305,7 +275,7 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
 
     /// Ends the use of a ring that the kernel refuses to enter: every request
     /// comes back, once the kernel has let go of it.
-    fn give_up(&mut self, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn give_up(&mut self, ended: &mut Vec<Completion<'m, T>>) {
         self.drain(|completion| ended.push(completion));
         self.failed = true;
         let left = self.submissions.iter_mut().filter_map(Option::take);
@@ -315,14 +285,14 @@ impl<'f, 'm> Session<'_, 'f, 'm> {
     }
 }
 
-impl Drop for Session<'_, '_, '_> {
+impl<T> Drop for Session<'_, '_, T> {
     fn drop(&mut self) {
         // Also when the body panics.
         self.drain(drop);
     }
 }
 
-impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
+impl<'m, T> Queue<'m, T> for Session<'_, 'm, T> {
     fn room(&self) -> usize {
         self.free.len()
     }
@@ -331,7 +301,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         self.submissions.len() - self.free.len()
     }
 
-    fn push(&mut self, submission: Submission<'f, 'm>) {
+    fn push(&mut self, submission: Submission<'m, T>) {
         let slot = self.free.pop().expect("room was asked for");
         let entry = submission.entry().user_data(slot as u64);
         self.submissions[slot] = Some(submission);
@@ -353,7 +323,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         }
     }
 
-    fn wait_for(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, least: usize, timeout: Duration, ended: &mut Vec<Completion<'m, T>>) {
         if self.failed || self.is_of_parent() {
             self.give_up(ended);
             return;
@@ -416,11 +386,11 @@ impl RingPool {
     /// Runs `body` with a queue that has requests in flight together: a ring or, where the
     /// kernel gives none, up to `wanted` threads. Where there is no thread to be had either,
     /// one request follows the other.
-    pub fn together<'f, 'm, T>(
+    pub fn together<'m, T: Send, R>(
         &self,
         wanted: usize,
-        body: impl FnOnce(&mut dyn Queue<'f, 'm>) -> T,
-    ) -> T {
+        body: impl FnOnce(&mut dyn Queue<'m, T>) -> R,
+    ) -> R {
         if let Ok(mut ring) = self.take() {
             let (outcome, usable) = ring.session(wanted, body);
             if usable {
@@ -430,7 +400,7 @@ impl RingPool {
         }
         match with_threads(wanted, body) {
             Ok(outcome) => outcome,
-            Err(body) => body(&mut Inline::default()),
+            Err(body) => body(&mut Caller::one_by_one()),
         }
     }
 }

@@ -52,6 +52,21 @@ pub fn spawn_without_signals(
     thread.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
 }
 
+/// Does `work` in this thread and in up to `helpers` others, in which every signal is blocked, and
+/// waits for all. Where no thread can be started there are fewer.
+pub fn work_together(helpers: usize, work: impl Fn() + Sync) {
+    std::thread::scope(|scope| {
+        if let Ok(caller) = block_all_signals() {
+            for _ in 0..helpers {
+                let builder = Builder::new().name("fremap-look".to_owned());
+                let Ok(_joined_by_the_scope) = builder.spawn_scoped(scope, &work) else { break };
+            }
+            let _restored = set_signal_mask(&caller);
+        }
+        work();
+    });
+}
+
 /// Lets SIGBUS through to the calling thread: it is for the faults of its own, of files that
 /// were cut short and of windows whose faults are signals. Where it is blocked the kernel ends
 /// the process.

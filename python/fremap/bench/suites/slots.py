@@ -1,4 +1,4 @@
-"""A bank of extents that are named by Zipf, beside banks that copy and the page cache alone.
+"""Slots for extents that are named by Zipf, beside copies into slots and the page cache alone.
 
 Each access reads a word of each page of its extent, so that faults count, and the sum
 says whether it was the right one.
@@ -25,22 +25,22 @@ from fremap.bench.datafile import PAGE_BYTES, DataFile
 from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_faster
 
 _EXTENT_BYTES = (64 << 10, 256 << 10, 2 << 20)
-#: Of the file a bank holds one part of so many.
-_BANK_PART = 4
-_MOST_BANK_BYTES = 512 << 20
+#: Of the file the slots hold one part of so many.
+_SLOTS_PART = 4
+_MOST_SLOT_BYTES = 512 << 20
 _ROUND_BYTES = 256 << 20
 _BATCH = 16
 _WORDS = PAGE_BYTES // 8
 
 _AUTO = "fremap.Slots"
 _COPIED = "fremap.Slots, copied"
-_PREAD = "preadv into a bank, OrderedDict"
-_FADVISE = "preadv into a bank after posix_fadvise, OrderedDict"
-_POOL = f"preadv into a bank by {POOL_THREADS} threads, OrderedDict"
-_MEMMAP = "np.memmap copied into a bank, OrderedDict"
-_HDF5 = "h5py read_direct into a bank, OrderedDict"
-_MMAP = "np.memmap slices, no bank"
-_MMAP_RANDOM = "np.memmap slices, MADV_RANDOM, no bank"
+_PREAD = "preadv into slots, OrderedDict"
+_FADVISE = "preadv into slots after posix_fadvise, OrderedDict"
+_POOL = f"preadv into slots by {POOL_THREADS} threads, OrderedDict"
+_MEMMAP = "np.memmap copied into slots, OrderedDict"
+_HDF5 = "h5py read_direct into slots, OrderedDict"
+_MMAP = "np.memmap slices, no slots"
+_MMAP_RANDOM = "np.memmap slices, MADV_RANDOM, no slots"
 
 _OTHERS = (_COPIED, _PREAD, _FADVISE, _POOL, _MEMMAP, _HDF5, _MMAP, _MMAP_RANDOM)
 
@@ -66,7 +66,7 @@ class _Side(Protocol):
 
     @property
     def hit_ratio(self) -> float | None:
-        """Part of the accesses whose extent was in the bank."""
+        """Part of the accesses whose extent was in a slot."""
 
 
 class _SlotsSide:
@@ -75,10 +75,10 @@ class _SlotsSide:
     def __init__(self, file: DataFile, extent_bytes: int, slots: int, engine: str) -> None:
         self._stack = ExitStack()
         store = self._stack.enter_context(fremap.open(file.path))
-        self.bank = self._stack.enter_context(
+        self.slots = self._stack.enter_context(
             fremap.Slots(store, extent_bytes // PAGE_BYTES, slots, engine=engine)  # type: ignore[arg-type]
         )
-        self._words: Words = self.bank.array(np.int64, (-1, _WORDS))
+        self._words: Words = self.slots.array(np.int64, (-1, _WORDS))
 
     def __enter__(self) -> Self:
         return self
@@ -88,11 +88,11 @@ class _SlotsSide:
         self._stack.close()
 
     def read(self, keys: Keys) -> int:
-        return sum(int(self._words[slot, :, 0].sum()) for slot in self.bank.ensure(keys).tolist())
+        return sum(int(self._words[slot, :, 0].sum()) for slot in self.slots.ensure(keys).tolist())
 
     @property
     def hit_ratio(self) -> float | None:
-        stats = self.bank.stats()
+        stats = self.slots.stats()
         return stats.hits / (stats.hits + stats.misses)
 
 
@@ -168,7 +168,7 @@ class _PoolSide(_CopyingSide):
         self._under_way.append(self._pool.submit(super().bring, key, into))
 
     def read(self, keys: Keys) -> int:
-        # A batch has no more keys than a bank has slots: none of them makes another leave.
+        # A batch has no more keys than there are slots: none of them makes another leave.
         slots = [self._slot(key) for key in keys.tolist()]
         for done in self._under_way:
             done.result()
@@ -207,7 +207,7 @@ class _MemmapCopiedSide(_CopyingSide):
 
 
 class _MmapSide:
-    """Slices of an `np.memmap`: the page cache is the bank."""
+    """Slices of an `np.memmap`: the page cache has the slots."""
 
     hit_ratio: float | None = None
 
@@ -275,23 +275,23 @@ def _add_missing(report: Report) -> None:
 
 
 def _sizes(bench: Bench) -> list[tuple[int, int, int]]:
-    """Bytes of an extent, extents of the file, slots of a bank."""
+    """Bytes of an extent, extents of the file, and slots."""
     sizes = []
     for extent_bytes in _EXTENT_BYTES:
-        slots = min(bench.file.size_bytes // _BANK_PART, _MOST_BANK_BYTES) // extent_bytes
+        slots = min(bench.file.size_bytes // _SLOTS_PART, _MOST_SLOT_BYTES) // extent_bytes
         if slots < _BATCH:
             raise BenchError(
-                f"a bank of {slots} extents of {extent_bytes >> 10} KiB is too small; pass "
-                f"--file-size {_BANK_PART * _BATCH * extent_bytes >> 20}M or more"
+                f"{slots} slots of {extent_bytes >> 10} KiB are too few; pass "
+                f"--file-size {_SLOTS_PART * _BATCH * extent_bytes >> 20}M or more"
             )
-        sizes.append((extent_bytes, slots * _BANK_PART, slots))
+        sizes.append((extent_bytes, slots * _SLOTS_PART, slots))
     return sizes
 
 
 def warm(bench: Bench) -> Report:
-    """Banks that are full, over a file in the page cache."""
+    """Slots that are full, over a file in the page cache."""
     report = Report(
-        "slots", f"Zipf accesses to extents, {_BATCH} at a time, file in the page cache, banks full"
+        "slots", f"Zipf accesses to extents, {_BATCH} at a time, file in the page cache, slots full"
     )
     _add_missing(report)
     file = bench.warm_file(report)
@@ -308,16 +308,16 @@ def warm(bench: Bench) -> Report:
                 ratio = made[name].hit_ratio
                 if ratio is not None:
                     report.count(f"{_size(extent_bytes)}: {name}: hit ratio", ratio, "of the keys")
-            bank = made[_AUTO]
-            if isinstance(bank, _SlotsSide):
-                report.notes.append(f"{_size(extent_bytes)}: engine {bank.bank.engine}")
+            side = made[_AUTO]
+            if isinstance(side, _SlotsSide):
+                report.notes.append(f"{_size(extent_bytes)}: engine {side.slots.engine}")
     return report
 
 
 def cold(bench: Bench) -> Report:
-    """New banks over a file that is not in the page cache; making them is counted too."""
+    """New slots over a file that is not in the page cache; making them is counted too."""
     report = Report(
-        "slots", f"the same from an empty bank, {_BATCH} at a time, file not in the page cache"
+        "slots", f"the same from empty slots, {_BATCH} at a time, file not in the page cache"
     )
     _add_missing(report)
     for extent_bytes, extents, slots in _sizes(bench):
@@ -373,6 +373,6 @@ def _add_rows(
         if name in timings
     ]
     report.notes.append(
-        f"{label}: {accesses.count} accesses a round, a bank of {slots} slots, "
-        f"{_BANK_PART} times as many extents"
+        f"{label}: {accesses.count} accesses a round, {slots} slots, "
+        f"{_SLOTS_PART} times as many extents"
     )

@@ -117,7 +117,7 @@ impl<F: Frames> Cached<F> {
             }
         }
         for (page, entry) in kept {
-            self.unshelve(control, page, entry)?;
+            self.show_kept(control, page, entry)?;
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
         let call = Call { operation: "protect", fill: Fill::All, keep: None, interrupt };
@@ -132,7 +132,7 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Puts the content of a placed page back into the window.
-    fn unshelve(&self, control: &mut StagingMemory, page: WindowPage, entry: Entry) -> Result<()> {
+    fn show_kept(&self, control: &mut StagingMemory, page: WindowPage, entry: Entry) -> Result<()> {
         let Some(content) = self.shared.state.lock().denied_content.get(&page).cloned() else {
             return Ok(());
         };

@@ -112,7 +112,7 @@ pub struct Cached<F> {
     chunk_pages: usize,
     /// The staging memory, made when it is first needed; held for a whole call.
     control: CallLock<StagingMemory>,
-    /// Where pages are taken out to, made when it is first needed; who has the turn locks it.
+    /// Where pages are taken out to, made when it is first needed; only the call that has the call lock locks it.
     isolated: Mutex<Isolation>,
     /// Its size, to be told without waiting for a call to end.
     staging_bytes: AtomicU64,

@@ -160,7 +160,7 @@ impl Ring<'_> {
         let block = if is_huge(self.chunk_bytes) { BLOCK_BYTES } else { 1 };
         chunk.framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
         if all_moved && used_bytes == chunk.framed_bytes {
-            // Nothing is left in front, so the two change places.
+            // Nothing is left in front, so the two are exchanged.
             *chunk = Chunk { front: spare, spare: Some(chunk.front), ..*chunk };
             return;
         }

@@ -198,8 +198,7 @@ impl Provider {
         let program = Program::new(options.program).map_err(fail)?;
         let mut payload = options.payload;
         let file = memory_to_share("fremap-payload", payload.len() as u64).map_err(fail)?;
-        sys_file::write_at(file.as_fd(), Span::of(&mut payload), 0)
-            .map_err(|(errno, _)| fail(errno))?;
+        sys_file::write_at(file.as_fd(), Span::of(&mut payload), 0).map_err(fail)?;
         let page_bytes = page_size.bytes();
         let batch_pages = (options.batch_bytes / page_bytes).clamp(1, MOST_BATCH_PAGES);
         Ok(Self {

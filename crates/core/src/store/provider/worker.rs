@@ -248,8 +248,7 @@ impl Worker {
 /// Writes words to shared memory.
 fn write(memory: &OwnedFd, at: usize, words: impl IntoIterator<Item = u64>) -> Result<(), Errno> {
     let mut bytes: Vec<u8> = words.into_iter().flat_map(u64::to_ne_bytes).collect();
-    let written = sys_file::write_at(memory.as_fd(), Span::of(&mut bytes), at as u64);
-    written.map(|_all| ()).map_err(|(errno, _)| errno)
+    sys_file::write_at(memory.as_fd(), Span::of(&mut bytes), at as u64)
 }
 
 impl Drop for Worker {

@@ -16,25 +16,23 @@ const MAX_THREADS: usize = 16;
 /// Requests that may wait for each thread, so that none idles while the caller works.
 const REQUESTS_PER_THREAD: usize = 2;
 
-#[derive(Default)]
-struct State<'f, 'm> {
-    waiting: VecDeque<Submission<'f, 'm>>,
-    ended: Vec<Completion<'f, 'm>>,
+struct State<'m, T> {
+    waiting: VecDeque<Submission<'m, T>>,
+    ended: Vec<Completion<'m, T>>,
     over: bool,
 }
 
 /// What the caller and the threads share.
-#[derive(Default)]
-struct Shared<'f, 'm> {
-    state: Mutex<State<'f, 'm>>,
+struct Shared<'m, T> {
+    state: Mutex<State<'m, T>>,
     /// A request waits, or all is over.
     work: Condvar,
     /// A request has ended.
     news: Condvar,
 }
 
-impl<'f, 'm> Shared<'f, 'm> {
-    fn state(&self) -> MutexGuard<'_, State<'f, 'm>> {
+impl<'m, T> Shared<'m, T> {
+    fn state(&self) -> MutexGuard<'_, State<'m, T>> {
         // Nothing panics while it holds the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,15 +55,15 @@ impl<'f, 'm> Shared<'f, 'm> {
 }
 
 /// Threads that serve. Dropped, they have ended, also when the body panics.
-struct Crew<'s, 'f, 'm> {
-    shared: &'s Shared<'f, 'm>,
+struct Crew<'s, 'm, T> {
+    shared: &'s Shared<'m, T>,
     threads: Vec<JoinHandle<()>>,
     owner: u32,
 }
 
-impl<'s, 'f, 'm> Crew<'s, 'f, 'm> {
+impl<'s, 'm, T: Send> Crew<'s, 'm, T> {
     /// Starts as many threads as it can, up to `wanted`, with all signals blocked.
-    fn start(shared: &'s Shared<'f, 'm>, wanted: usize) -> Result<Self, Errno> {
+    fn start(shared: &'s Shared<'m, T>, wanted: usize) -> Result<Self, Errno> {
         let owner = crate::sys::process::id();
         let mut crew = Self { shared, threads: Vec::with_capacity(wanted), owner };
         let caller = block_all_signals()?;
@@ -84,7 +82,7 @@ impl<'s, 'f, 'm> Crew<'s, 'f, 'm> {
     }
 }
 
-impl Drop for Crew<'_, '_, '_> {
+impl<T> Drop for Crew<'_, '_, T> {
     fn drop(&mut self) {
         if self.owner != crate::sys::process::id() {
             // A child of fork has none of them, and one may have held the lock.
@@ -105,11 +103,12 @@ impl Drop for Crew<'_, '_, '_> {
 ///
 /// # Errors
 /// `body`, unused, when not one thread can be started.
-pub(super) fn with_threads<'f, 'm, T, B>(wanted: usize, body: B) -> Result<T, B>
+pub(super) fn with_threads<'m, T: Send, R, B>(wanted: usize, body: B) -> Result<R, B>
 where
-    B: FnOnce(&mut dyn Queue<'f, 'm>) -> T,
+    B: FnOnce(&mut dyn Queue<'m, T>) -> R,
 {
-    let shared = Shared::default();
+    let state = State { waiting: VecDeque::new(), ended: Vec::new(), over: false };
+    let shared = Shared { state: Mutex::new(state), work: Condvar::new(), news: Condvar::new() };
     let Ok(crew) = Crew::start(&shared, wanted.clamp(1, MAX_THREADS)) else { return Err(body) };
     if crew.threads.is_empty() {
         return Err(body);
@@ -120,14 +119,14 @@ where
 }
 
 /// The caller's end of the queue.
-struct Session<'s, 'f, 'm> {
-    shared: &'s Shared<'f, 'm>,
+struct Session<'s, 'm, T> {
+    shared: &'s Shared<'m, T>,
     held: usize,
     limit: usize,
     owner: u32,
 }
 
-impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
+impl<'m, T> Queue<'m, T> for Session<'_, 'm, T> {
     fn room(&self) -> usize {
         self.limit - self.held
     }
@@ -136,7 +135,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
         self.held
     }
 
-    fn push(&mut self, submission: Submission<'f, 'm>) {
+    fn push(&mut self, submission: Submission<'m, T>) {
         self.held += 1;
         self.shared.state().waiting.push_back(submission);
         self.shared.work.notify_one();
@@ -144,7 +143,7 @@ impl<'f, 'm> Queue<'f, 'm> for Session<'_, 'f, 'm> {
 
     fn start(&mut self) {}
 
-    fn wait_for(&mut self, _least: usize, timeout: Duration, ended: &mut Vec<Completion<'f, 'm>>) {
+    fn wait(&mut self, _least: usize, timeout: Duration, ended: &mut Vec<Completion<'m, T>>) {
         if self.owner != crate::sys::process::id() {
             // In a child of fork nobody serves: what was in flight is its parent's.
             self.held = 0;
