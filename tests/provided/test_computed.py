@@ -534,16 +534,10 @@ ENDS = {
         threading.Thread(target=store.read, args=(7,), daemon=True).start()
         while not any(7 in call for call in fill.calls):
             time.sleep(0.01)""",
-    "killed beside a child": """
-        store.read(0)
-        if os.fork() == 0:
-            os.closerange(1, 3)  # or who reads this would wait for the child
-            os.execv("/bin/sleep", ["sleep", "60"]) if False else signal.pause()
-        os.kill(os.getpid(), signal.SIGKILL)""",
 }
 
 
-@pytest.mark.parametrize("end", [end for end in ENDS if end != "killed beside a child"])
+@pytest.mark.parametrize("end", ENDS)
 def test_no_process_is_left_behind(end: str, run_main: RunMain, tmp_path: Path, gone: Gone) -> None:
     done = run_main(ENDS[end])
     codes = {"raises": 4, "killed": -9, "killed at work": -9}
