@@ -32,7 +32,8 @@ from hypothesis import settings
 
 ENGINES = ("alias", "paged", "eager")
 PACKAGES = (
-    "dask", "grain", "h5py", "ml_dtypes", "pandas", "pyarrow", "torch", "torchdata",
+    "dask", "fsspec", "grain", "h5py", "ml_dtypes", "moto", "obstore", "pandas", "pyarrow", "s3fs",
+    "torch", "torchdata",
 )  # fmt: skip
 SKIP_PREFIX = "needs "
 RIGHT = pytest.StashKey[list[tuple[str, str]]]()

@@ -4,7 +4,8 @@
 `~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
 budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
 extents in one array. `Window` is contiguous memory whose pages show any pages of a
-store, in any order; `open`, `MemoryStore` and `concat` make stores. `capabilities` says
+store, in any order; `open`, `MemoryStore` and `concat` make stores, of objects on servers
+too, and a `ComputedStore` has the pages that a function computes. `capabilities` says
 what this machine can do, and so does the command ``fremap doctor``.
 
 Documentation: https://fremap.github.io/fremap/
@@ -42,6 +43,8 @@ from fremap.errors import (
     MemoryLimitError,
     PageRangeError,
     PlacedPageError,
+    ProviderError,
+    ProviderTimeoutError,
     RemapError,
     SlotsFullError,
     StoreError,
@@ -57,28 +60,33 @@ from fremap.errors import (
     ViewsAliveError,
 )
 from fremap.memmap import memmap
+from fremap.opening import open
 from fremap.protection import Prot
 from fremap.rows import Rows, rows
-from fremap.stores import FileStore, MemoryStore, Store, open
+from fremap.stores import FileStore, MemoryStore, Store
 from fremap.syscall import MAP_NONBLOCK, MAP_POPULATE, remap_file_pages
 from fremap.window import Window
 
 if TYPE_CHECKING:
     from fremap import calibration
     from fremap.batches import Batches
+    from fremap.computed_store import ComputedStore
     from fremap.npy import load, open_memmap
     from fremap.pending import Pending
     from fremap.ragged_rows import Ragged, RaggedRows, ragged
+    from fremap.remote_store import RemoteStore
     from fremap.slots import Slots, SlotsPin
     from fremap.stats import MemmapStats, RowsStats, SlotsStats, WindowStats
 
 # Loaded when first asked for, from these modules: half of the time that `import fremap` took.
 _LATER = {
     "Batches": "batches",
+    "ComputedStore": "computed_store",
     "MemmapStats": "stats",
     "Pending": "pending",
     "Ragged": "ragged_rows",
     "RaggedRows": "ragged_rows",
+    "RemoteStore": "remote_store",
     "RowsStats": "stats",
     "Slots": "slots",
     "SlotsPin": "slots",
@@ -106,6 +114,7 @@ __all__ = [
     "BudgetError",
     "Capabilities",
     "ClosedError",
+    "ComputedStore",
     "ConcatStore",
     "DuplicatePageError",
     "EngineStatus",
@@ -122,9 +131,12 @@ __all__ = [
     "PlacedPageError",
     "Probe",
     "Prot",
+    "ProviderError",
+    "ProviderTimeoutError",
     "Ragged",
     "RaggedRows",
     "RemapError",
+    "RemoteStore",
     "Rows",
     "RowsStats",
     "Slots",

@@ -65,7 +65,8 @@ class ConcatStore(Store):
                     f"concat: stores must be stores, not {type(store).__name__}; fremap.open() "
                     "makes one of a path"
                 )
-            if not (store.closed or isinstance(store, ConcatStore)):
+            provided = store._core.is_provided  # noqa: SLF001 - the other half
+            if not (store.closed or provided or isinstance(store, ConcatStore)):
                 _check_npy(store)
         cores = [store._core for store in self._stores]  # noqa: SLF001 - the other half
         self._core = _core.Store.concat(cores)

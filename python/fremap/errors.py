@@ -24,6 +24,8 @@ __all__ = [
     "MemoryLimitError",
     "PageRangeError",
     "PlacedPageError",
+    "ProviderError",
+    "ProviderTimeoutError",
     "RemapError",
     "SlotsFullError",
     "StoreError",
@@ -135,6 +137,31 @@ class TruncatedError(StoreError):
     """The file is shorter than it was when the store was opened."""
 
 
+class ProviderError(StoreError):
+    """A process that computes or fetches pages has failed.
+
+    Where the function of a `ComputedStore` raised an exception, that is the cause
+    (``__cause__``), if it can be pickled.
+
+    Attributes
+    ----------
+    traceback : str
+        Where in the process the exception was raised, as text; empty if the process itself has
+        failed.
+    """
+
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        """Return the message, with the traceback of the process."""
+        text = super().__str__()
+        return f"{text}\n\nIn the provider process:\n{self.traceback}" if self.traceback else text
+
+
+class ProviderTimeoutError(ProviderError, TimeoutError):
+    """A process that computes or fetches pages has not answered in time."""
+
+
 class MappingLimitError(FremapError, OSError):
     """The process would have more kernel mappings than `vm.max_map_count` allows."""
 
@@ -217,6 +244,37 @@ def _page_range(message: str, index: int, limit: int) -> PageRangeError:
     error.index = index
     error.limit = limit
     return error
+
+
+def _provider(
+    message: str,
+    number: int,
+    said: tuple[str, bytes],
+    path: bytes | None,
+    file_page: int | None,
+    completed: int,
+) -> ProviderError:
+    """Make the error of a provider process, caused by what it has pickled."""
+    chosen = ProviderTimeoutError if number == errno.ETIMEDOUT else ProviderError
+    error = chosen(number, message) if path is None else chosen(number, message, os.fsdecode(path))
+    error.traceback, pickled = said
+    error.completed = completed
+    error.file_page = file_page
+    error.__cause__ = _unpickled(pickled)
+    return error
+
+
+def _unpickled(pickled: bytes) -> BaseException | None:
+    """Return the exception that a process of ours has pickled, if it can be had here."""
+    if not pickled:
+        return None
+    import pickle
+
+    try:
+        cause = pickle.loads(pickled)  # noqa: S301 - from a process that this one has started
+    except Exception:  # noqa: BLE001 - any class may be raised; its text is told anyway
+        return None
+    return cause if isinstance(cause, BaseException) else None
 
 
 def _system(

@@ -6,13 +6,14 @@ import fcntl
 import math
 import operator
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from fremap import errors
 from fremap.arguments import absolute_path, quantity
 from fremap.errors import ArgumentError, ArgumentTypeError
+from fremap.locations import is_remote
 from fremap.stores import FileStore
 
 if TYPE_CHECKING:
@@ -59,6 +60,16 @@ class Layout:
 
     def opened(self, file: Any) -> FileStore:
         """Open the file; created, if that is asked for."""
+        if is_remote(file):
+            if self.mode != "r":
+                raise ArgumentError(
+                    f"memmap: mode is {self.mode!r}; what is on a server is only read, "
+                    'with mode "r"'
+                )
+            from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+            # Of a file's store no more is used than both have.
+            return cast("FileStore", RemoteStore(file))
         mode: Literal["r", "r+"] = "r+" if self.mode in WRITING else "r"
         if hasattr(file, "read"):
             file.seek(0, os.SEEK_END)  # what the object has buffered is in the file then
@@ -147,7 +158,10 @@ def _without_appending(descriptor: int) -> FileStore:
 
 
 def numpys_filename(file: Any, store: FileStore) -> str | Path | None:
-    """Return what `numpy.memmap` has as its filename."""
+    """Return what `numpy.memmap` has as its filename; of what is on a server its URL."""
+    url: str | None = getattr(store, "url", None)
+    if url is not None:
+        return url
     if isinstance(file, os.PathLike):
         from pathlib import Path  # `import fremap` does without it
 
@@ -160,8 +174,10 @@ def numpys_filename(file: Any, store: FileStore) -> str | Path | None:
 
 def found_at(store: FileStore, filename: str | Path | None) -> str | Path | None:
     """Return where the file is found again: of a descriptor, where the kernel has it."""
-    if store.path is not None:
+    if is_remote(filename) or getattr(store, "path", None) is not None:
         return filename
+    if hasattr(store, "url"):
+        return None
     path = os.readlink(f"/proc/self/fd/{store.fileno()}")
     try:
         same = os.path.samestat(os.stat(path), os.fstat(store.fileno()))

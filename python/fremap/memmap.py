@@ -156,7 +156,8 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
     Parameters
     ----------
     filename : str, path or file object
-        The file. Of a file object the descriptor is used.
+        The file. Of a file object the descriptor is used. What is on a server (a URL, or what else
+        `RemoteStore` takes) is fetched as it is touched, with mode "r" alone.
     dtype : dtype, default uint8
         Type of the elements; no Python objects.
     mode : {"r+", "r", "w+", "c"}, default "r+"
@@ -231,8 +232,14 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         store = layout.opened(filename)
         # The store stays open in the backing; a failure closes it with its last reference.
         layout.fit(store)
-        memory = _memory(store, layout)
-        window = _ArrayWindow(store, layout, memory, budget, advice) if layout.nbytes else None
+        memory: mmap.mmap | Window
+        window: Window | None = None
+        if store._core.is_provided and layout.nbytes:  # noqa: SLF001 - the core's half
+            window = memory = _fetched_window(store, layout, budget, advice)
+        else:
+            memory = _memory(store, layout)
+            if layout.nbytes:
+                window = _ArrayWindow(store, layout, memory, budget, advice)
         self = np.ndarray.__new__(
             cls,
             layout.shape,
@@ -242,7 +249,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
             order=order,
         )
         # NumPy's attributes, which its `__array_finalize__` passes on to views.
-        self._mmap = memory
+        self._mmap = cast("mmap.mmap", memory)
         self.filename = numpys_filename(filename, store)  # type: ignore[assignment]
         self.offset = layout.offset
         self.mode = layout.mode
@@ -511,6 +518,18 @@ def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
         number = getattr(error, "errno", None) or 12  # ENOMEM: more than the address space
         message = f"memmap: {length} bytes cannot be mapped: {os.strerror(number)}"
         raise errors._system("system", message, number, None, None, 0) from error  # noqa: SLF001
+
+
+def _fetched_window(store: FileStore, layout: Layout, budget: Budget, advice: Advice) -> Window:
+    """Return a window whose pages are fetched when they are touched."""
+    if advice != "auto":
+        raise ArgumentError(
+            f"memmap: advice is {advice!r}, which is for the kernel; it does not read what is on a "
+            "server"
+        )
+    first_page = layout.offset // store.page_bytes
+    count = -(-layout.end // store.page_bytes) - first_page
+    return Window(store, count, first_page=first_page, engine="paged", budget=budget)
 
 
 class _ArrayWindow(Window):

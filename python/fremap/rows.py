@@ -115,7 +115,8 @@ class Rows(ClosedOnExit):
     would keep a page of 4096 bytes for each of them. Where the table fits into the page cache it
     costs time. Each take asks whether the files of kept rows have changed (``fstat``), and takes
     rows of those that have anew. What another process stores into a file through a shared map is
-    noticed as late as the kernel changes the file's times. The memory counts for no budget.
+    noticed as late as the kernel changes the file's times. The memory counts for no budget. Rows of
+    computed and remote stores are not kept.
 
     After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
     Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads

@@ -18,6 +18,7 @@ from fremap.errors import (
     ArgumentTypeError,
     BudgetError,
     FremapError,
+    ProviderError,
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
@@ -618,7 +619,12 @@ def _made_anew(
 def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
     """Whether mapping extents is cheaper than copying them, by what was measured."""
     page = _core.system_page_bytes
-    if store.direct or (store.page_bytes > page and store.size % store.page_bytes):
+    core = store._core  # noqa: SLF001 - its other half
+    if (
+        store.direct
+        or core.is_provided
+        or (store.page_bytes > page and store.size % store.page_bytes)
+    ):
         return False
     with open("/proc/sys/vm/max_map_count") as file:
         most = int(file.read()) // _MAPPINGS_PART
@@ -670,4 +676,6 @@ def _naming(error: StoreError, operation: str, key: int, done: int) -> StoreErro
     named.completed = done
     named.file_page = error.file_page
     named.key = key
+    if isinstance(error, ProviderError) and isinstance(named, ProviderError):
+        named.traceback = error.traceback
     return named

@@ -15,11 +15,14 @@ from fremap.arguments import absolute_path
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.errors import _system as system_error
 from fremap.formats.table import Header
+from fremap.locations import is_remote
 from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Self
+
+    from fremap.locations import RemoteSource
 
 __all__ = [
     "File",
@@ -108,7 +111,10 @@ class Opened:
     def __enter__(self) -> Self:
         file, operation = self.file, self._operation
         if isinstance(file, Store):
-            self.header = Header(file.fileno(), name_of(file), file.size, operation)
+            has_file = not file._core.is_provided  # noqa: SLF001 - its other half
+            fd = file.fileno() if has_file else -1
+            fetch = None if has_file else lambda offset, count: _bytes_of(file, offset, count)
+            self.header = Header(fd, name_of(file), file.size, operation, fetch=fetch)
             self.identity = (0, 0, 0)
             return self
         looked = look(file, operation) if self.looked is None else self.looked
@@ -188,6 +194,14 @@ def _path(file: str | bytes, operation: str) -> bytes:
     return path
 
 
+def _bytes_of(store: Store, offset: int, count: int) -> bytes:
+    """Return bytes of a store that has no file."""
+    first = offset // store.page_bytes
+    pages = store.read(range(first, -(-(offset + count) // store.page_bytes)))
+    start = offset - first * store.page_bytes
+    return pages.reshape(-1)[start : start + count].tobytes()
+
+
 def named_files(source: RowsSource) -> Files:
     """Return the files of a source, their paths absolute."""
     if is_single(source):
@@ -199,7 +213,9 @@ def named_files(source: RowsSource) -> Files:
         )
     files: list[File] = []
     for one in source:
-        if isinstance(one, str | bytes | os.PathLike):
+        if is_remote(one):
+            files.append(_fetched(one))
+        elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
             if _HAS_MAGIC(os.fsdecode(path)):
                 files.extend(_matching(path))
@@ -218,7 +234,8 @@ def named_files(source: RowsSource) -> Files:
 
 def is_single(source: object) -> bool:
     """Tell whether a source is one file or pattern, not several."""
-    return isinstance(source, str | bytes | os.PathLike | Store) or is_dataset(source)
+    is_file = isinstance(source, str | bytes | os.PathLike | Store)
+    return is_file or is_remote(source) or is_dataset(source)
 
 
 def is_dataset(source: object) -> bool:
@@ -231,10 +248,17 @@ def is_dataset(source: object) -> bool:
     )
 
 
+def _fetched(source: RemoteSource) -> Store:
+    """Return a store of an object on a server."""
+    from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+    return RemoteStore(source)
+
+
 def _named(one: Any) -> Files:
     """Return the files of a source that is one thing: a file, a pattern or a folder."""
-    files: list[File] = [one]
-    if isinstance(one, str | bytes | os.PathLike):
+    files: list[File] = [_fetched(one) if is_remote(one) else one]
+    if isinstance(one, str | bytes | os.PathLike) and not is_remote(one):
         path = absolute_path("rows", one)
         name = os.fsdecode(path)
         if name and "\0" not in name and os.path.isdir(name):
@@ -298,6 +322,9 @@ def _some(files: Sequence[File]) -> str:
 
 def name_of(file: File) -> str:
     """Return how messages call a file."""
+    url: str | None = getattr(file, "url", None)
+    if url is not None:
+        return url
     if isinstance(file, Store):
         return repr(file) if path_of(file) is None else os.fsdecode(file.path)  # type: ignore[attr-defined]
     if is_dataset(file):

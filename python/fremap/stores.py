@@ -43,7 +43,7 @@ if TYPE_CHECKING:
             """Bytes of all of them."""
 
 
-__all__ = ["FileStore", "MemoryStore", "Mode", "Store", "open"]
+__all__ = ["FileStore", "MemoryStore", "Mode", "PathOrDescriptor", "Store"]
 
 Mode: TypeAlias = Literal["r", "r+", "w+"]
 PathOrDescriptor: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes] | int"
@@ -436,59 +436,6 @@ def _reopen_file(
     direct: bool,  # noqa: FBT001
 ) -> FileStore:
     return cls(path, mode, page_bytes=page_bytes, direct=direct)
-
-
-def open(
-    file: PathOrDescriptor,
-    mode: Mode = "r",
-    *,
-    size: SupportsIndex | None = None,
-    page_bytes: SupportsIndex | None = None,
-    direct: bool = False,
-) -> FileStore:
-    """Open a file as a store of pages.
-
-    Parameters
-    ----------
-    file : str, bytes, path or int
-        A path, or an open descriptor, which is duplicated.
-    mode : {"r", "r+", "w+"}, default "r"
-        Read only, read and write, or create (an existing file is emptied).
-    size : int, optional
-        Bytes of the new file, with mode "w+" only.
-    page_bytes : int, optional
-        The page: a power of two from the system's page to 1 GiB; the system's
-        page if not given.
-    direct : bool, default False
-        Read and write around the page cache (``O_DIRECT``); what a window writes back is
-        in flight together.
-
-    Returns
-    -------
-    FileStore
-        The store; it is a context manager.
-
-    Raises
-    ------
-    StoreError
-        The file cannot be opened; also a `FileNotFoundError`,
-        `PermissionError`, … as `OSError` would be.
-    ArgumentError
-        The mode, size or page is impossible.
-
-    Notes
-    -----
-    ``open(2)`` and ``fstat(2)``; nothing is read or mapped yet.
-
-    Examples
-    --------
-    >>> import fremap, tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with fremap.open(f"{folder}/table", "w+", size=10_000, page_bytes=4096) as store:
-    ...         store.page_count
-    3
-    """
-    return FileStore(file, mode, size=size, page_bytes=page_bytes, direct=direct)
 
 
 class MemoryStore(Store):

@@ -35,6 +35,6 @@ def orders_are_named_or_listed(rows: fremap.Rows) -> None:
 def modes_and_engines_are_named(store: fremap.Store) -> None:
     fremap.memmap("file", mode="r+")
     fremap.memmap("file", mode="rw")  # type: ignore[arg-type]
-    fremap.open("file", "rw")  # type: ignore[arg-type]
+    fremap.open("file", "rw")  # type: ignore[call-overload]
     fremap.Window(store, engine="page")  # type: ignore[arg-type]
     fremap.Window(store, fault="signals")  # type: ignore[arg-type]

@@ -24,6 +24,8 @@ BUILTINS = {
     "PageRangeError": IndexError,
     "ArgumentTypeError": TypeError,
     "PlacedPageError": ValueError,
+    "ProviderError": OSError,
+    "ProviderTimeoutError": TimeoutError,
     "RemapError": OSError,
     "StoreError": OSError,
     "StoreExistsError": FileExistsError,

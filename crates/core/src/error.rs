@@ -236,12 +236,41 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
+    /// A provider process has not brought pages.
+    #[error("{operation}{}: {}", pages(*file_page, *page_count), said.reason)]
+    Provider {
+        /// The operation that was asked for.
+        operation: &'static str,
+        /// What messages call the place that the pages come from, where it has a name.
+        path: Option<PathBuf>,
+        /// The first of the pages that were asked for together.
+        file_page: Option<u64>,
+        /// How many they were.
+        page_count: usize,
+        /// What is known of why.
+        said: Box<Said>,
+        /// Pages from the front of the request that are done.
+        completed: usize,
+    },
     /// The caller's interrupt (Ctrl-C) stopped the operation.
     #[error("interrupted after {completed} pages")]
     Interrupted {
         /// Pages from the front of the request that are done.
         completed: usize,
     },
+}
+
+/// What a provider process said of a request that failed, or is said of the process.
+#[derive(Debug)]
+pub struct Said {
+    /// That of the exception that the program raised, EIO for one without.
+    pub errno: Errno,
+    /// A line.
+    pub reason: String,
+    /// Where in the program it happened, or nothing.
+    pub traceback: String,
+    /// The exception as the process has pickled it, or nothing.
+    pub pickled: Vec<u8>,
 }
 
 /// What is wrong with a row or its file.
@@ -294,6 +323,7 @@ impl Error {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
             | Self::Memory { completed, .. }
+            | Self::Provider { completed, .. }
             | Self::Interrupted { completed } => *completed = done,
             _ => {}
         }
@@ -303,7 +333,10 @@ impl Error {
     /// The same error, told of the operation that met it.
     #[must_use]
     pub fn with_operation(mut self, asked: &'static str) -> Self {
-        if let Self::Io { operation, .. } | Self::Truncated { operation, .. } = &mut self {
+        if let Self::Io { operation, .. }
+        | Self::Truncated { operation, .. }
+        | Self::Provider { operation, .. } = &mut self
+        {
             *operation = asked;
         }
         self
@@ -316,6 +349,7 @@ impl Error {
             Self::Io { completed, .. }
             | Self::Truncated { completed, .. }
             | Self::Memory { completed, .. }
+            | Self::Provider { completed, .. }
             | Self::Interrupted { completed } => *completed,
             _ => 0,
         }
@@ -324,6 +358,13 @@ impl Error {
 
 fn place(file_page: Option<u64>) -> String {
     file_page.map_or_else(String::new, |page| format!(" (file page {page})"))
+}
+
+fn pages(first: Option<u64>, count: usize) -> String {
+    match first {
+        Some(first) if count > 1 => format!(" ({count} file pages from {first})"),
+        _ => place(first),
+    }
 }
 
 /// What the kernel's answer means, as `strerror` has it: the number stands beside it.

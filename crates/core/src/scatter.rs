@@ -8,6 +8,7 @@
 
 mod flat;
 mod plan;
+mod provided;
 mod transfer;
 
 use std::ops::Range;

@@ -148,6 +148,7 @@ impl Window {
         store.check_open("Window")?;
         options.calibration.check()?;
         let engines = together::engines(options, mapping.advice)?;
+        let engines = choice::for_store(&store, engines, options)?;
         choice::check_prot(options)?;
         let kind = choose_engine(&engines, options.prot)?;
         let sharing = mapping.sharing;

@@ -50,6 +50,13 @@ fn build(py: Python<'_>, error: &Error) -> PyResult<PyErr> {
             let page = Some(*file_page);
             system(py, "truncated", &message, ENODATA, path.as_deref(), page, *completed)
         }
+        Error::Provider { path, file_page, said, completed, .. } => {
+            let number = said.errno.raw_os_error();
+            let path = path.as_deref().map(|path| path_bytes(py, path));
+            let said = (&said.traceback, PyBytes::new(py, &said.pickled));
+            let arguments = (message, number, said, path, *file_page, *completed);
+            Ok(PyErr::from_value(table(py)?.call_method1("_provider", arguments)?))
+        }
         Error::Row { path, row, loss, .. } => {
             let (kind, number) = match loss {
                 RowLoss::Truncated { .. } => ("truncated", ENODATA),
@@ -88,9 +95,13 @@ fn system(
     file_page: Option<u64>,
     completed: usize,
 ) -> PyResult<PyErr> {
-    let path = path.map(|path| PyBytes::new(py, path.as_os_str().as_bytes()));
+    let path = path.map(|path| path_bytes(py, path));
     let arguments = (kind, message, errno, path, file_page, completed);
     Ok(PyErr::from_value(table(py)?.call_method1("_system", arguments)?))
+}
+
+fn path_bytes<'py>(py: Python<'py>, path: &Path) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, path.as_os_str().as_bytes())
 }
 
 /// The answer of `remap_file_pages(2)` to a call that it refused.

@@ -10,6 +10,7 @@
 mod call;
 mod errors;
 mod probe;
+mod provider;
 mod raw;
 mod rows;
 mod selection;
@@ -31,6 +32,8 @@ mod _core {
         available_memory, calibrate, capabilities, clear_failures, default_calibration,
         inject_failure, inject_short, system_calls,
     };
+    #[pymodule_export]
+    use crate::provider::end_with;
     #[pymodule_export]
     use crate::rows::{look, Pending, Rows};
     #[pymodule_export]

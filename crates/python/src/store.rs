@@ -1,13 +1,14 @@
 //! `Store`: a core store behind Python's methods.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use fremap_core::error::{Error, Result};
-use fremap_core::store::{OpenMode, Store as CoreStore};
+use fremap_core::store::{OpenMode, ProviderOptions, Store as CoreStore, StoreKind};
 use fremap_core::sys::fork_lock::ForkLock;
 use fremap_core::units::{FilePage, Pages};
 use fremap_core::window::Window;
@@ -118,6 +119,31 @@ impl Store {
     }
 
     #[staticmethod]
+    #[allow(clippy::too_many_arguments)] // as the stub has them
+    fn provided(
+        py: Python<'_>,
+        size: u64,
+        page_bytes: Option<u64>,
+        name: Option<&str>,
+        program: Vec<Vec<u8>>,
+        payload: &[u8],
+        workers: usize,
+        timeout: Option<f64>,
+        batch_bytes: usize,
+    ) -> PyResult<Self> {
+        let options = ProviderOptions {
+            program: program.into_iter().map(OsString::from_vec).collect(),
+            payload: payload.to_vec(),
+            workers,
+            timeout: timeout
+                .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
+            batch_bytes,
+        };
+        let name = name.map(PathBuf::from);
+        Self::made(py, || CoreStore::provided(size, page_bytes, name, options))
+    }
+
+    #[staticmethod]
     fn unlink_shared_memory(py: Python<'_>, name: &str) -> PyResult<()> {
         run_short(py, || CoreStore::unlink_shared_memory(name))
     }
@@ -152,14 +178,30 @@ impl Store {
         self.core.is_closed()
     }
 
+    /// Whether other processes provide the pages, so that there is no file.
+    #[getter]
+    fn is_provided(&self) -> bool {
+        self.core.kind() == StoreKind::Provided
+    }
+
+    /// Provider processes that run and are not at work.
+    fn processes(&self, py: Python<'_>) -> Vec<i32> {
+        py.detach(|| self.core.provider_processes())
+    }
+
     fn fileno(&self, py: Python<'_>) -> PyResult<i32> {
         run_short(py, || {
             self.core.check_open("fileno")?;
             self.core.fd().map(|fd| fd.as_raw_fd()).ok_or_else(|| Error::Unsupported {
                 operation: "fileno",
-                reason: "the store is a row of files, each with a descriptor of its own; ask \
+                reason: match self.core.kind() {
+                    StoreKind::Provided => "no file has the pages of this store",
+                    _ => {
+                        "the store is a row of files, each with a descriptor of its own; ask \
                          the stores that it was made of"
-                    .into(),
+                    }
+                }
+                .into(),
             })
         })
     }
@@ -218,7 +260,10 @@ impl Store {
     }
 
     fn close(&self, py: Python<'_>) {
-        py.detach(|| self.core.close());
+        py.detach(|| {
+            self.core.close();
+            self.core.rest();
+        });
     }
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {

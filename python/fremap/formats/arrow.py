@@ -153,6 +153,8 @@ def _read(header: Header) -> tuple[Any, Iterator[Any], int]:
         raise header.wrong(
             "Arrow files are read by pyarrow, which is missing: pip install pyarrow"
         ) from None
+    if header.fetch is not None:
+        raise header.wrong("Arrow files are read where they lie on this machine; download it")
     try:
         mapped = pa.memory_map(f"/proc/self/fd/{header.fd}")
         base = mapped.read_buffer(1).address if header.size else 0

@@ -113,9 +113,11 @@ class Header:
         What the caller asked for.
     front : bytes
         What is known of it: some of its first bytes, or none.
+    fetch : callable, optional
+        Returns bytes by their offset and number, where there is no descriptor.
     """
 
-    __slots__ = ("_descriptor", "front", "name", "operation", "size")
+    __slots__ = ("_descriptor", "fetch", "front", "name", "operation", "size")
 
     def __init__(
         self,
@@ -124,12 +126,14 @@ class Header:
         size: int,
         operation: str = "rows",
         front: bytes = b"",
+        fetch: Callable[[int, int], bytes] | None = None,
     ) -> None:
         self._descriptor = descriptor
         self.name = name
         self.size = size
         self.operation = operation
         self.front = front
+        self.fetch = fetch
 
     @property
     def fd(self) -> int:
@@ -147,6 +151,8 @@ class Header:
             )
         if offset + count <= len(self.front):
             return self.front[offset : offset + count]
+        if self.fetch is not None:
+            return self.fetch(offset, count)
         parts = []
         while count:
             part = os.pread(self.fd, count, offset)

@@ -70,6 +70,19 @@ def numbered_page(number: int, page_bytes: int = 4096, *, generation: int = 0) -
     return numbered_words([number], page_bytes, generation=generation).tobytes()
 
 
+def fill_numbered(pages: npt.NDArray[np.int64], out: npt.NDArray[np.uint8]) -> None:
+    """Write numbered pages, as a `ComputedStore` asks for them.
+
+    Parameters
+    ----------
+    pages : ndarray of int64
+        The numbers of the pages.
+    out : ndarray of uint8, shape (n, page_bytes)
+        Where to write them.
+    """
+    out[...] = numbered_words(pages, out.shape[1]).view(np.uint8)
+
+
 def page_numbers(words: Words) -> npt.NDArray[np.int64]:
     """Which page each word comes from; -1 for a word of zero.
 

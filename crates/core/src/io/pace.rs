@@ -22,6 +22,11 @@ impl<'i> Pace<'i> {
         Self { interrupt, asked: Instant::now(), pages: 0 }
     }
 
+    /// What is asked.
+    pub(crate) fn interrupt(&self) -> &'i dyn Interrupt {
+        self.interrupt
+    }
+
     /// Notes that `pages` more are done, and asks if it is time to.
     pub(crate) fn check(&mut self, pages: usize) -> Result<()> {
         self.pages += pages;

@@ -51,6 +51,8 @@ struct Source {
     size_bytes: u64,
     /// A file that stays open.
     fixed: Option<Arc<OwnedFd>>,
+    /// A store that has no file.
+    provided: Option<Arc<Store>>,
     open: ForkLock<Option<Arc<OwnedFd>>>,
     /// Reads go past the page cache.
     direct: bool,
@@ -140,6 +142,11 @@ impl Shard {
         Ok(Self { rows: first_row..end_row, data_offset, number, source })
     }
 
+    /// The store that the rows are in, where that has no file.
+    pub(super) fn provided(&self) -> Option<&Store> {
+        self.source.provided.as_deref()
+    }
+
     pub(super) fn rows(&self) -> Range<u64> {
         self.rows.clone()
     }
@@ -181,9 +188,15 @@ impl Shard {
 
 impl Source {
     fn new(file: ShardFile, direct: bool) -> Result<Self> {
+        let mut provided = None;
         let (path, identity, born_ns, size_bytes, fixed) = match file {
             ShardFile::Path { path, identity, born_ns, size_bytes } => {
                 (Some(path), identity, born_ns, size_bytes, None)
+            }
+            ShardFile::Store(store) if store.is_provided() => {
+                let size_bytes = store.size_bytes();
+                provided = Some(store);
+                (None, (0, 0), 0, size_bytes, None)
             }
             ShardFile::Store(store) => {
                 let path = store.path().map(std::path::Path::to_path_buf);
@@ -202,6 +215,7 @@ impl Source {
             born_ns,
             size_bytes,
             fixed,
+            provided,
             open: ForkLock::default(),
             direct,
             align: AtomicU32::new(0),
@@ -287,6 +301,8 @@ pub(super) fn check_direct(path: &Path) -> Result<()> {
 #[derive(Debug)]
 pub(super) struct Files {
     shards: Vec<Shard>,
+    /// Some are in stores that have no file.
+    provided: bool,
     /// The files that they are in.
     sources: Vec<Arc<Source>>,
     /// Rows of each shard but the last, if that is the same for all.
@@ -310,6 +326,7 @@ impl Files {
         });
         let open_limit = (sys_file::descriptor_limit() / 4).clamp(1, MAX_OPEN);
         Self {
+            provided: sources.iter().any(|source| source.provided.is_some()),
             shards,
             sources,
             even_rows,
@@ -318,6 +335,11 @@ impl Files {
             open_count: AtomicU64::new(0),
             mapped: Arc::default(),
         }
+    }
+
+    /// Whether rows of some shard have to be provided.
+    pub(super) fn are_provided(&self) -> bool {
+        self.provided
     }
 
     /// How many files there are.
@@ -329,9 +351,10 @@ impl Files {
         self.shards.last().map_or(0, |shard| shard.rows.end)
     }
 
-    /// The size of each file.
+    /// The size of each file; what has none cannot be mapped.
     pub(super) fn sizes(&self) -> impl Iterator<Item = u64> + '_ {
-        self.sources.iter().map(|source| source.size_bytes)
+        let filed = self.sources.iter().filter(|source| source.provided.is_none());
+        filed.map(|source| source.size_bytes)
     }
 
     /// Descriptors that are kept open at most.
@@ -456,7 +479,7 @@ impl Files {
             return Some(Arc::clone(map));
         }
         let due = source.reads.load(Ordering::Relaxed) >= POPULATE_READS;
-        if !due {
+        if !due || source.provided.is_some() {
             return None;
         }
         let file = self.descriptor(number).ok()?;

@@ -18,6 +18,7 @@ mod files;
 mod keep;
 mod look;
 mod maps;
+mod provided;
 mod ranges;
 mod read;
 mod runs;

@@ -46,6 +46,18 @@ impl Rows {
         if !wanted.is_sorted() {
             wanted.sort_unstable();
         }
+        if self.files.are_provided() {
+            let filed = self.provide(wanted, into, pace)?;
+            return self.read_files(&filed, into, pace);
+        }
+        self.read_files(wanted, into, pace)
+    }
+
+    /// The same of files, sorted.
+    fn read_files(&self, wanted: &[Segment], into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
         let bytes: u64 = wanted.iter().map(|row| u64::from(row.len)).sum();
         self.budget.note_reads(bytes.div_ceil(self.row_bytes as u64));
         if !self.direct {

@@ -45,7 +45,7 @@ pub(crate) fn read_into(
     if file_pages.is_empty() {
         return Ok(());
     }
-    if let [only] = file_pages {
+    if let ([only], false) = (file_pages, store.is_provided()) {
         return read_one(store, *only, into);
     }
     let aligned = into.start().align_offset(system_page_bytes()) == 0;

@@ -6,6 +6,7 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use super::plan::{Maps, Plan, Preference};
+use super::provided::scatter_provided;
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
 use crate::io::{
@@ -59,6 +60,9 @@ pub(crate) fn scatter(
 ) -> Result<()> {
     if file_pages.is_empty() {
         return Ok(());
+    }
+    if store.is_provided() {
+        return scatter_provided(store, file_pages, sink, interrupt);
     }
     let page_bytes = store.page_size().bytes();
     let chunk_pages = sink.chunk_pages();

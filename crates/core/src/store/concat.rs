@@ -36,6 +36,15 @@ impl Store {
         let mut size_bytes = 0_u64;
         for member in &members {
             member.check_open("concat")?;
+            if member.is_provided() {
+                return Err(Error::Unsupported {
+                    operation: "concat",
+                    reason: format!(
+                        "{} has no file, and only the files of stores can be put in a row",
+                        member.describe()
+                    ),
+                });
+            }
             if member.page_size != page_size {
                 return Err(Error::Argument(format!(
                     "concat: {} has pages of {} bytes and {} of {}; open them with the same \

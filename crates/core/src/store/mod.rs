@@ -17,6 +17,8 @@ mod now;
 mod outgoing;
 pub(crate) mod part;
 mod prefetch;
+mod provided;
+mod provider;
 mod resident;
 pub(crate) mod source;
 mod write;
@@ -45,6 +47,8 @@ use durability::{Durability, Unsynced};
 pub(crate) use now::{Now, Place};
 pub use outgoing::Outgoing;
 use part::{File, Part, Parts};
+use provider::Provider;
+pub use provider::ProviderOptions;
 use source::Mapped;
 pub use source::SourceLimit;
 
@@ -57,6 +61,8 @@ pub enum StoreKind {
     Memory,
     /// Those of other stores, one after another.
     Concat,
+    /// Nowhere: other processes provide them.
+    Provided,
 }
 
 /// How a file is opened.
@@ -89,6 +95,8 @@ pub struct Store {
     rings: RingPool,
     /// Pages that are to be read ahead.
     prefetches: Arc<ForkLock<prefetch::Queue>>,
+    /// Who provides the pages, where no file has them.
+    provider: Option<Arc<Provider>>,
     counters: Counters,
 }
 
@@ -128,6 +136,8 @@ pub(crate) enum Unread {
     Failed(Errno),
     /// The file ends before them.
     Ended,
+    /// A provider process would have to be asked, which a signal handler cannot.
+    Provided,
 }
 
 impl fmt::Display for Unread {
@@ -137,6 +147,9 @@ impl fmt::Display for Unread {
             Self::Failed(Errno::IO) => out.write_str("EIO"),
             Self::Failed(errno) => write!(out, "errno {}", errno.raw_os_error()),
             Self::Ended => out.write_str("the file has been cut short"),
+            Self::Provided => out.write_str(
+                "its content is provided by processes of the process that made the window",
+            ),
         }
     }
 }
@@ -173,6 +186,7 @@ impl Store {
             mapped: Arc::default(),
             rings: RingPool::default(),
             prefetches: Arc::default(),
+            provider: None,
             counters: Counters::default(),
         }
     }
@@ -206,7 +220,9 @@ impl Store {
     pub fn path(&self) -> Option<&Path> {
         match self.kind {
             StoreKind::Concat => None,
-            StoreKind::File | StoreKind::Memory => self.parts.last().name.as_deref(),
+            StoreKind::File | StoreKind::Memory | StoreKind::Provided => {
+                self.parts.last().name.as_deref()
+            }
         }
     }
 
@@ -221,6 +237,7 @@ impl Store {
         match (self.kind, self.path()) {
             (StoreKind::Concat, _) => format!("a row of {} files", self.parts.all().len()),
             (_, Some(path)) => path.display().to_string(),
+            (StoreKind::Provided, None) => "a computed store".into(),
             (_, None) => "shared memory".into(),
         }
     }
@@ -246,7 +263,7 @@ impl Store {
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self.parts.all() {
-            [only] => Some(only.fd()),
+            [only] if self.provider.is_none() => Some(only.fd()),
             _ => None,
         }
     }
@@ -254,7 +271,7 @@ impl Store {
     /// The same, through the page cache, for others to keep open.
     pub(crate) fn file(&self) -> Option<Arc<OwnedFd>> {
         match self.parts.all() {
-            [only] => Some(Arc::clone(&only.file.fd)),
+            [only] if self.provider.is_none() => Some(Arc::clone(&only.file.fd)),
             _ => None,
         }
     }
@@ -350,10 +367,13 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]; [`Error::Truncated`] when the file has lost the page.
     pub fn read_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
+        if self.is_provided() {
+            return self.provide_page(page, into);
+        }
         let one = Run { first: page, count: 1 };
         self.read_run(one, into).map_err(|unread| match unread {
             Unread::Failed(errno) => self.io_error("read", Some(page), errno),
-            Unread::Ended => self.truncated("read", page),
+            Unread::Ended | Unread::Provided => self.truncated("read", page),
         })
     }
 
@@ -388,6 +408,9 @@ impl Store {
         into: Span<'_>,
         read: sys_file::Read,
     ) -> Result<i64, Unread> {
+        if self.is_provided() {
+            return Err(Unread::Provided);
+        }
         let (mut done, mut changed_ns) = (0, i64::MIN);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
@@ -537,6 +560,10 @@ impl Store {
     /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB, or when a
     /// file that others follow has another size than it had.
     pub fn refresh(&self) -> Result<()> {
+        if self.is_provided() {
+            self.forget_provided();
+            return Ok(());
+        }
         let size_bytes = self.refreshed_size()?;
         self.parts.all().iter().for_each(|part| part.file.durability.acknowledge());
         self.size_bytes.store(size_bytes, Ordering::Release);

@@ -37,6 +37,9 @@ impl Store {
     /// # Errors
     /// As [`read_run`](Self::read_run).
     pub(crate) fn read_run_now(&self, run: Run<FilePage>, into: Span<'_>) -> Result<Now, Unread> {
+        if self.is_provided() {
+            return Ok(Now::Unknown);
+        }
         let (began_ns, mut done) = (coarse_ns(), 0);
         for piece in self.cut(run) {
             let len = self.page_size.bytes_of(piece.count) as usize;
@@ -94,6 +97,9 @@ impl Store {
     /// Whether `pages`, in any order, are all in the page cache; has the kernel read those that
     /// are not.
     pub(crate) fn absent_now(&self, pages: &[FilePage]) -> Now {
+        if self.is_provided() {
+            return Now::Unknown;
+        }
         if self.memory_backed() {
             return Now::Read;
         }

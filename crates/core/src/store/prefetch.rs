@@ -72,6 +72,10 @@ impl Store {
     /// As [`prefetch`](Self::prefetch), and [`Error::Interrupted`](crate::error::Error::Interrupted).
     pub fn prefetch_until(&self, pages: &Pages<FilePage>, interrupt: &dyn Interrupt) -> Result<()> {
         let runs = runs_of(pages, interrupt)?;
+        if self.is_provided() {
+            self.provide_ahead(&runs);
+            return Ok(());
+        }
         let calls = |run: &Range<u64>| {
             let bytes = self.page_size().bytes_of(run.end - run.start);
             bytes.div_ceil(MAX_RUN_BYTES)

@@ -65,6 +65,7 @@ calls! {
     Truncate = "ftruncate",
     Advise = "fadvise",
     Sync = "fsync",
+    Spawn = "posix_spawn",
     RingSetup = "io_uring_setup",
     RingEnter = "io_uring_enter",
     RingWriteAnswer = "io_uring_write_answer",

@@ -552,6 +552,19 @@ pub fn write_parts_at(
     moved(unsafe { libc::pwritev(fd.as_raw_fd(), parts.vector.as_ptr(), count, offset) })
 }
 
+/// `pwritev` until all of `bytes` is written.
+///
+/// # Errors
+/// EIO, ENOSPC, EBADF for a read-only descriptor.
+pub fn write_at(fd: BorrowedFd<'_>, bytes: Span<'_>, offset_bytes: u64) -> Result<(), Errno> {
+    continued(bytes.len(), |done| {
+        let mut rest = Parts::default();
+        rest.push(bytes.part(done, bytes.len() - done));
+        write_parts_at(fd, &rest, offset_bytes + done as u64)
+    })
+    .map(|_all| ())
+}
+
 /// Where the bytes of one read go, or those of one write come from: spans one after
 /// another, neighbours joined.
 #[derive(Clone, Debug, Default)]

@@ -3,6 +3,7 @@
 pub mod arrivals;
 pub mod cachestat;
 pub mod call;
+pub mod child;
 mod children;
 pub mod clock;
 pub mod copy;

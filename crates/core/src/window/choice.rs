@@ -10,6 +10,7 @@ use crate::engine::EngineKind;
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::memory::Ask;
+use crate::store::Store;
 use crate::sys::uffd::Uffd;
 use crate::sys::{probe, signal};
 use crate::trim::Limit;
@@ -29,6 +30,41 @@ pub(super) fn check_prot(options: &WindowOptions) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// The engines that go with a store: where no file has its pages none can be mapped.
+///
+/// # Errors
+/// [`Error::Unsupported`] with what to ask for instead.
+pub(super) fn for_store(
+    store: &Store,
+    mut engines: Vec<EngineKind>,
+    options: &WindowOptions,
+) -> Result<Vec<EngineKind>> {
+    if !store.is_provided() {
+        return Ok(engines);
+    }
+    let refused = |reason: &str| {
+        let reason = format!("{} {reason}", store.describe());
+        Err(Error::Unsupported { operation: "Window", reason })
+    };
+    engines.retain(|&kind| kind != EngineKind::Alias);
+    if engines.is_empty() {
+        return refused(
+            "has no file that engine \"alias\" (coherent=True) could map; use engine=\"paged\", or \
+             leave both out",
+        );
+    }
+    if options.prot == Prot::Write {
+        return refused("cannot be written to; use prot=Prot.READ");
+    }
+    if options.fault == FaultMode::Signal {
+        return refused(
+            "has its pages from other processes, which a signal handler cannot ask; use \
+             fault=\"thread\"",
+        );
+    }
+    Ok(engines)
 }
 
 /// The first of these engines that works here, or why the only one does not.

@@ -13,6 +13,7 @@ from fremap.bench.suites import (
     imports,
     nonblock,
     protect,
+    provided,
     read,
     remap,
     scale,
@@ -65,6 +66,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "batches": (batches.warm, batches.cold),
     "scan": (scan.warm, scan.cold, touches.warm, touches.cold),
     "scale": (scale.flat, scale.bookkeeping),
+    "provided": (provided.touches, provided.reads),
     "import": (imports.start,),
 }
 

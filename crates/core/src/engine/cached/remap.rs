@@ -100,7 +100,8 @@ impl<F: Frames> Cached<F> {
     /// is pinned, and reads go through the page cache.
     fn overwrite(&self, call: &Call<'_>, steps: &[Step], mask: &mut [bool]) -> Result<usize> {
         let shared = &self.shared;
-        if shared.frames.tracking().is_some() || shared.store.direct() {
+        let store = &shared.store;
+        if shared.frames.tracking().is_some() || store.direct() || store.is_provided() {
             return Ok(0);
         }
         // A fault of another thread must not evict what is read into.

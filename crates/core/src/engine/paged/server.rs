@@ -265,7 +265,9 @@ impl Server {
         let pages = || ticket.attempt.run.pages().take(ticket.count as usize);
         let shown = |page| state.get(page).shown().file_page();
         let run = Run { first: shown(ticket.attempt.run.first)?, count: ticket.count };
-        if pages().map(shown).eq(run.pages().map(Some)) {
+        // What processes provide is asked for by name.
+        let one_read = run.count == 1 || !self.shared.store.is_provided();
+        if one_read && pages().map(shown).eq(run.pages().map(Some)) {
             return Some(FilePages::Run(run));
         }
         pages().map(shown).collect::<Option<Vec<_>>>().map(FilePages::List)
@@ -410,7 +412,7 @@ impl Server {
         let page = ticket.attempt.entry.shown().file_page();
         match (unread, page) {
             (Unread::Failed(errno), page) => self.shared.store.io_error("read", page, errno),
-            (Unread::Ended, page) => {
+            (Unread::Ended | Unread::Provided, page) => {
                 self.shared.store.truncated("read", page.unwrap_or(FilePage(0)))
             }
         }

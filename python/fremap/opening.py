@@ -1,0 +1,108 @@
+"""`fremap.open`: a store of whatever it is given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+
+from fremap.errors import ArgumentError
+from fremap.locations import is_remote
+from fremap.stores import FileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fremap.locations import RemoteSource
+    from fremap.remote_store import RemoteStore
+    from fremap.stores import Mode, PathOrDescriptor
+
+__all__ = ["open"]
+
+
+@overload
+def open(
+    file: PathOrDescriptor,
+    mode: Mode = "r",
+    *,
+    size: SupportsIndex | None = None,
+    page_bytes: SupportsIndex | None = None,
+    direct: bool = False,
+) -> FileStore: ...
+
+
+@overload
+def open(
+    file: RemoteSource,
+    mode: Mode = "r",
+    *,
+    size: None = None,
+    page_bytes: SupportsIndex | None = None,
+    direct: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> FileStore | RemoteStore: ...
+
+
+def open(
+    file: PathOrDescriptor | RemoteSource,
+    mode: Mode = "r",
+    *,
+    size: SupportsIndex | None = None,
+    page_bytes: SupportsIndex | None = None,
+    direct: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> FileStore | RemoteStore:
+    """Open a file, or an object on a server, as a store of pages.
+
+    Parameters
+    ----------
+    file : str, bytes, path, int or tuple
+        A path, or an open descriptor, which is duplicated. Or what `RemoteStore` takes: a URL
+        (``https://``, ``s3://``, …), or a file system and a path in it.
+    mode : {"r", "r+", "w+"}, default "r"
+        Read only, read and write, or create (an existing file is emptied).
+    size : int, optional
+        Bytes of the new file, with mode "w+" only.
+    page_bytes : int, optional
+        The page: a power of two from the system's page to 1 GiB; the system's
+        page if not given, 64 KiB for what is on a server.
+    direct : bool, default False
+        Read and write around the page cache (``O_DIRECT``); what a window writes back is
+        in flight together.
+    storage_options : mapping, optional
+        For a URL: what `RemoteStore` takes, which has further options.
+
+    Returns
+    -------
+    FileStore or RemoteStore
+        The store; it is a context manager.
+
+    Raises
+    ------
+    StoreError
+        The file cannot be opened; also a `FileNotFoundError`,
+        `PermissionError`, … as `OSError` would be.
+    ArgumentError
+        The mode, size or page is impossible; or an object on a server is to be written.
+
+    Notes
+    -----
+    ``open(2)`` and ``fstat(2)``, or a request to the server; nothing is read or mapped yet.
+
+    Examples
+    --------
+    >>> import fremap, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with fremap.open(f"{folder}/table", "w+", size=10_000, page_bytes=4096) as store:
+    ...         store.page_count
+    3
+    """
+    if not is_remote(file):
+        if storage_options is not None:
+            raise ArgumentError("open: storage_options= goes with a URL")
+        return FileStore(file, mode, size=size, page_bytes=page_bytes, direct=direct)  # type: ignore[arg-type]
+    if mode != "r" or size is not None or direct:
+        raise ArgumentError(
+            'open: what is on a server is only read; mode must be "r", without size= and direct='
+        )
+    from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+    return RemoteStore(file, page_bytes=page_bytes, storage_options=storage_options)

@@ -1,0 +1,243 @@
+"""Stores over objects on servers."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+from fremap import _core, providing
+from fremap.arguments import quantity
+from fremap.computed_store import checked_timeout
+from fremap.errors import ArgumentError, ArgumentTypeError, FremapError, UnsupportedError
+from fremap.errors import _system as system_error
+from fremap.locations import is_fsspec, is_remote
+from fremap.remote import Facts, FsspecReader, HttpReader, ObstoreReader, Reader, RemoteFill
+from fremap.stores import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from fremap.locations import RemoteSource
+
+__all__ = ["RemoteStore"]
+
+DEFAULT_PAGE_BYTES = 64 << 10
+#: Bytes of pages that one call fetches.
+_BATCH_BYTES = 32 << 20
+
+
+class RemoteStore(Store):
+    """An object on a server as a store of pages, read-only; what `fremap.open` makes of a URL.
+
+    Pages are fetched by range requests when they are wanted, by a process that the store starts.
+    Neighbouring pages are one request.
+
+    Parameters
+    ----------
+    source : str or tuple
+        A URL; or a file system of fsspec's, or a store of obstore's, and a path in it.
+        ``http://`` and ``https://`` need no package; other URLs need obstore or fsspec
+        (``pip install fremap[remote]``): obstore is used where it knows the scheme and no
+        `storage_options` are given, else fsspec.
+    page_bytes : int, default 65536
+        The page: a power of two from the system's page to 1 GiB. It is the least that is fetched.
+    in_flight : int, default 32
+        Requests that are made at once.
+    retries : int, default 4
+        How often a request is made again that failed for what may pass: no connection, no
+        answer, 429, 5xx. The pause between doubles from 0.1 s to 2 s.
+    timeout : float or None, default 60.0
+        Seconds that fetching up to 32 MiB may take, retries and all.
+    storage_options : mapping, optional
+        What the file system of fsspec is made with. With HTTP: headers, by the name "headers".
+
+    Raises
+    ------
+    StoreError
+        There is no such object, it may not be read, or its server does not answer.
+    UnsupportedError
+        The server does not send ranges; or a package is missing.
+    ArgumentError
+        An option is impossible.
+
+    Notes
+    -----
+    The version of the object is that of when the store was opened, told by its ETag or else by
+    when it was modified last. If it changes, calls raise `ProviderError` with ``errno`` ESTALE, and
+    never mix versions. For many ranges at once obstore and fsspec do not say what version their
+    answers are of, so the object is asked about once more after each batch.
+
+    Nothing is kept on the machine, beside what windows and slots hold and what `prefetch` has
+    asked for. As with `ComputedStore`, no Python runs in a fault. Pickling keeps the version.
+
+    Examples
+    --------
+    >>> import fremap
+    >>> store = fremap.open("https://example.com/table.npy")    # doctest: +SKIP
+    >>> rows = fremap.rows("s3://bucket/table.npy").take(ids)   # doctest: +SKIP
+    """
+
+    __slots__ = ("_facts", "_options", "_reader", "_url")
+
+    def __init__(
+        self,
+        source: RemoteSource,
+        *,
+        page_bytes: SupportsIndex | None = None,
+        in_flight: SupportsIndex = 32,
+        retries: SupportsIndex = 4,
+        timeout: float | None = 60.0,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        requests = quantity("open: in_flight", in_flight)
+        if requests == 0:
+            raise ArgumentError("open: in_flight is 0; it must be at least 1")
+        again = quantity("open: retries", retries)
+        seconds = checked_timeout("open", timeout)
+        url, reader = _reader(source, requests, again, seconds, dict(storage_options or {}))
+        size = DEFAULT_PAGE_BYTES
+        if page_bytes is not None:
+            size = quantity("open: page_bytes", page_bytes)
+        self._begin(url, reader, _asked(url, reader), (size, seconds))
+
+    def _begin(
+        self, url: str, reader: Reader, facts: Facts, options: tuple[int, float | None]
+    ) -> None:
+        page_bytes, timeout = options
+        self._url, self._reader, self._facts, self._options = url, reader, facts, options
+        self._core = _core.Store.provided(
+            facts.size,
+            page_bytes,
+            url,
+            providing.program(),
+            providing.payload("open", RemoteFill(reader, facts, page_bytes)),
+            1,
+            timeout,
+            _BATCH_BYTES,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where the object is: the URL that the store was opened by, or the path."""
+        return self._url
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Process numbers of the store's processes that wait for work."""
+        return tuple(self._core.processes())
+
+    def _called(self) -> str:
+        return repr(self._url)
+
+    def __reduce__(self) -> tuple[Callable[..., RemoteStore], tuple[object, ...]]:
+        if self.closed:
+            raise TypeError("a closed RemoteStore cannot be pickled")
+        return _reopened, (type(self), self._url, self._reader, self._facts, self._options)
+
+
+def _reopened(
+    cls: type[RemoteStore],
+    url: str,
+    reader: Reader,
+    facts: Facts,
+    options: tuple[int, float | None],
+) -> RemoteStore:
+    store = cls.__new__(cls)
+    store._begin(url, reader, facts, options)  # noqa: SLF001 - its own
+    return store
+
+
+def _reader(
+    source: RemoteSource,
+    in_flight: int,
+    retries: int,
+    timeout: float | None,
+    storage_options: dict[str, Any],
+) -> tuple[str, Reader]:
+    """Return what messages call an object, and how it is read."""
+    if not is_remote(source):
+        raise ArgumentTypeError(
+            "open: source must be a URL, or a file system of fsspec's or a store of obstore's with "
+            f"a path in it, not {type(source).__name__}"
+        )
+    if isinstance(source, tuple):
+        where, path = source
+        if storage_options:
+            raise ArgumentError("open: storage_options= goes with a URL")
+        made: FsspecReader | ObstoreReader = (
+            FsspecReader(where, path, in_flight, retries)
+            if is_fsspec(where)
+            else ObstoreReader(where, path, in_flight, retries)
+        )
+        return path, _local_checked(path, made)
+    if source.partition("://")[0].lower() in ("http", "https"):
+        headers = storage_options.pop("headers", {})
+        if storage_options:
+            raise ArgumentError(
+                f"open: storage_options has {sorted(storage_options)}; of HTTP it has headers alone"
+            )
+        return source, HttpReader(source, headers, in_flight, retries, timeout or 60.0)
+    if not storage_options:
+        found = _by_obstore(source, in_flight, retries)
+        if found is not None:
+            return source, found
+    return source, _by_fsspec(source, in_flight, retries, storage_options)
+
+
+def _local_checked(url: str, reader: FsspecReader | ObstoreReader) -> Reader:
+    """Refuse what is in the memory of this process alone."""
+    kind = type(reader.system if isinstance(reader, FsspecReader) else reader.store)
+    if kind.__name__ in ("MemoryFileSystem", "MemoryStore"):
+        raise UnsupportedError(
+            f"open: {url} is in the memory of this process, where the process that fetches pages "
+            "has none of it; use fremap.MemoryStore"
+        )
+    return reader
+
+
+def _by_obstore(url: str, in_flight: int, retries: int) -> Reader | None:
+    """Return a reader of obstore's, if it is installed and knows the scheme."""
+    try:
+        from obstore.store import from_url
+    except ImportError:
+        return None
+    scheme, _, rest = url.partition("://")
+    bucket, _, path = rest.partition("/")
+    if scheme not in ("s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure") or not path:
+        return None
+    options: Any = {"retry_config": {"max_retries": retries}}
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        options["client_options"] = {"allow_http": True}
+    store = from_url(f"{scheme}://{bucket}", **options)
+    return ObstoreReader(store, path, in_flight, retries)
+
+
+def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str, Any]) -> Reader:
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError:
+        raise UnsupportedError(
+            f"open: {url} is read by fsspec or obstore, which are missing: pip install "
+            "fremap[remote]"
+        ) from None
+    try:
+        system, path = url_to_fs(url, **storage_options)
+    except (ImportError, ValueError) as error:
+        raise UnsupportedError(f"open: fsspec cannot open {url}: {error}") from error
+    return _local_checked(url, FsspecReader(system, path, in_flight, retries))
+
+
+def _asked(url: str, reader: Reader) -> Facts:
+    """Ask about the object, in this process."""
+    try:
+        return reader.facts()
+    except (FremapError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        number = providing.number_of(error)
+        # Some say pages of what they know of themselves behind the first line.
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        what = os.strerror(number) if number != errno.EIO else first_line
+        message = f"open: {what}"
+        raise system_error("io", message, number, os.fsencode(url), None, 0) from error

@@ -1,0 +1,35 @@
+"""Lets provider processes find the functions of `fills`."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def gone() -> Callable[[list[int]], None]:
+    """`gone(processes)` waits until none of them is there any more."""
+
+    def wait(processes: list[int]) -> None:
+        assert processes
+        deadline = time.monotonic() + 30
+        while left := [process for process in processes if runs(process)]:
+            assert time.monotonic() < deadline, f"{left} still run"
+            time.sleep(0.01)
+
+    return wait
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(process, 0)
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")

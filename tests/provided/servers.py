@@ -1,0 +1,120 @@
+"""A server of HTTP with ranges, whose answers can be made wrong and late."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Served:
+    """What the server has, and how it answers."""
+
+    content: bytes
+    etag: str | None = '"one"'
+    #: Statuses that the next requests get instead of an answer.
+    failing: list[int] = field(default_factory=list)
+    #: Requests that get half of what they ask for, and then the end of the connection.
+    cut: int = 0
+    ranges: bool = True
+    #: Every request waits for this.
+    gate: threading.Event = field(default_factory=threading.Event)
+    moved_from: str = "/moved"
+    asked: list[tuple[int, int]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    at_once: int = 0
+    most_at_once: int = 0
+    url: str = ""
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        served: Served = self.server.served
+        with served.lock:
+            served.headers.append(dict(self.headers))
+            served.at_once += 1
+            served.most_at_once = max(served.most_at_once, served.at_once)
+        try:
+            self.answer(served)
+        finally:
+            with served.lock:
+                served.at_once -= 1
+
+    def answer(self, served: Served) -> None:
+        if self.path == served.moved_from:
+            self.send(301, {"Location": "/object"})
+            return
+        if self.path.partition("?")[0] not in ("/object", "/table.npy", "/t.safetensors"):
+            self.send(404)
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        is_first = wanted is not None and wanted.groups() == ("0", "0")
+        if not is_first:
+            served.gate.wait(60)
+        with served.lock:
+            status = served.failing.pop(0) if served.failing else None
+        if status is not None:
+            self.send(status)
+            return
+        tag = {} if served.etag is None else {"ETag": served.etag}
+        if self.headers.get("If-Match", served.etag) != served.etag:
+            self.send(412)
+            return
+        if wanted is None or not served.ranges:
+            self.send(200, tag, served.content)
+            return
+        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(served.content))
+        if start >= len(served.content):
+            self.send(416, {"Content-Range": f"bytes */{len(served.content)}"})
+            return
+        content = served.content[start:end]
+        with served.lock:
+            cut = served.cut > 0 and not is_first
+            served.cut -= cut
+            if not is_first:
+                served.asked.append((start, end))
+        place = {"Content-Range": f"bytes {start}-{end - 1}/{len(served.content)}"}
+        self.send(206, {**tag, **place}, content, cut=cut)
+
+    def send(
+        self,
+        status: int,
+        headers: dict[str, str] | None = None,
+        content: bytes = b"",
+        *,
+        cut: bool = False,
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection = self.close_connection or cut
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_arguments: object) -> None:
+        """Say nothing of clients that are gone."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.served = Served(content)
+        self.base = f"http://127.0.0.1:{self.server_address[1]}"
+        self.served.url = f"{self.base}/object"

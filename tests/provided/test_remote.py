@@ -1,0 +1,463 @@
+"""Stores over objects on servers: an HTTP server of the tests' own, and one of S3."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fremap
+import numpy as np
+import pytest
+from fremap.testing.pages import numbered_words
+from servers import Served, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = 65536
+COUNT = 64
+TAIL = b"the end"
+
+needs_s3 = pytest.mark.needs("moto", "obstore", "s3fs")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server(numbered_words(np.arange(COUNT), PAGE).tobytes() + TAIL)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def served(server: Server) -> Served:
+    return server.served
+
+
+def content(pages: Any) -> np.ndarray:
+    return numbered_words(pages, PAGE).view(np.uint8)
+
+
+def opened(served: Served, **options: Any) -> fremap.RemoteStore:
+    return fremap.RemoteStore(served.url, **options)
+
+
+# HTTP.
+
+
+def test_pages_are_ranges_of_an_object(served: Served) -> None:
+    with fremap.open(served.url) as store:
+        assert isinstance(store, fremap.RemoteStore)
+        assert (store.page_bytes, store.size, store.page_count) == (PAGE, len(served.content), 65)
+        assert store.url == served.url
+        assert not store.writable
+        np.testing.assert_array_equal(store.read([9, 3, 9]), content([9, 3, 9]))
+        last = store.read(-1)[0]
+        assert last[: len(TAIL)].tobytes() == TAIL
+        assert not last[len(TAIL) :].any()
+
+
+def test_neighbours_are_one_request(served: Served) -> None:
+    with opened(served, in_flight=1) as store:
+        store.read([5, 4, 9, 6, 20])
+        pages = [(start // PAGE, end // PAGE) for start, end in served.asked]
+        assert sorted(pages) == [(4, 7), (9, 10), (20, 21)]
+        served.asked.clear()
+        store.read()
+        assert sum(end - start for start, end in served.asked) == len(served.content)
+        assert len(served.asked) == 2
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_requests_in_flight_are_limited(served: Served, in_flight: int) -> None:
+    with opened(served, in_flight=in_flight) as store:
+        served.gate.clear()
+        done: list[np.ndarray] = []
+        reading = threading.Thread(target=lambda: done.append(store.read(range(0, 64, 2))))
+        reading.start()
+        while served.at_once < in_flight:
+            reading.join(0.01)
+            assert reading.is_alive()
+        served.gate.set()
+        reading.join()
+        np.testing.assert_array_equal(done[0], content(range(0, 64, 2)))
+        assert served.most_at_once == in_flight
+
+
+@pytest.mark.needs("paged")
+def test_windows_slots_and_prefetch(served: Served) -> None:
+    with opened(served) as store:
+        with fremap.Window(store, engine="paged") as window:
+            np.testing.assert_array_equal(window.pages[7], content([7])[0])
+            np.testing.assert_array_equal(window.pages[:COUNT], content(range(COUNT)))
+        with fremap.Slots(store, 2, 4) as slots:
+            tiles = slots.array(np.uint8)
+            np.testing.assert_array_equal(tiles[slots.ensure(3)].reshape(2, PAGE), content([6, 7]))
+            del tiles
+        served.asked.clear()
+        store.prefetch([1, 2])
+        np.testing.assert_array_equal(store.read([2, 1]), content([2, 1]))
+        assert served.asked == [(PAGE, 3 * PAGE)]
+
+
+def test_pages_of_another_size(served: Served) -> None:
+    with fremap.open(served.url, page_bytes=4096) as store:
+        store.read(3)
+        assert served.asked == [(3 * 4096, 4 * 4096)]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_what_may_pass_is_tried_again(served: Served, status: int) -> None:
+    with opened(served) as store:
+        served.failing = [status, status]
+        np.testing.assert_array_equal(store.read(3), content([3]))
+        assert not served.failing
+
+
+def test_tries_have_a_limit(served: Served) -> None:
+    with opened(served, retries=1) as store:
+        served.failing = [500] * 10
+        with pytest.raises(fremap.ProviderError, match="the server answers 500"):
+            store.read(3)
+        assert len(served.failing) == 8
+        served.failing = []
+        np.testing.assert_array_equal(store.read(3), content([3]))
+
+
+def test_an_answer_that_is_cut_is_asked_for_again(served: Served) -> None:
+    with opened(served) as store:
+        served.cut = 1
+        np.testing.assert_array_equal(store.read([3, 5]), content([3, 5]))
+        served.cut = 100
+        with pytest.raises(fremap.ProviderError, match=r"were asked for|IncompleteRead"):
+            opened(served, retries=0).read([3])
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(404, FileNotFoundError), (403, PermissionError), (401, PermissionError)],
+)
+def test_what_will_not_pass_is_an_error(served: Served, status: int, error: type) -> None:
+    served.failing = [status]
+    with pytest.raises(fremap.StoreError, match="open: ") as caught:
+        fremap.open(served.url)
+    assert isinstance(caught.value, error)
+    assert caught.value.filename == served.url
+    with opened(served) as store:
+        served.failing = [status]
+        with pytest.raises(fremap.ProviderError) as told:
+            store.read(3)
+        assert isinstance(told.value.__cause__, error)
+        assert told.value.filename == served.url
+        assert not served.failing
+
+
+def test_a_hung_server_is_a_timeout(served: Served) -> None:
+    with opened(served, timeout=0.5) as store:
+        store.read(0)
+        served.gate.clear()
+        with pytest.raises(fremap.ProviderTimeoutError):
+            store.read(1)
+        served.gate.set()
+        np.testing.assert_array_equal(store.read(1), content([1]))
+
+
+@pytest.mark.parametrize("etag", ['"two"', None])
+def test_another_version_is_an_error(served: Served, etag: str | None) -> None:
+    with opened(served) as store:
+        np.testing.assert_array_equal(store.read(3), content([3]))
+        served.etag = etag
+        for pages in ([3], [1, 5]):
+            with pytest.raises(fremap.ProviderError, match="has changed since") as caught:
+                store.read(pages)
+            assert caught.value.errno == errno.ESTALE
+        again = pickle.loads(pickle.dumps(store))
+        with pytest.raises(fremap.ProviderError, match="has changed since"):
+            again.read(3)
+
+
+def test_without_a_tag_the_size_tells(served: Served) -> None:
+    served.etag = None
+    with opened(served) as store:
+        np.testing.assert_array_equal(store.read(3), content([3]))
+        served.content += b"more"
+        with pytest.raises(fremap.ProviderError, match="has changed since"):
+            store.read(3)
+
+
+def test_a_server_without_ranges_is_refused(served: Served) -> None:
+    served.ranges = False
+    with pytest.raises(fremap.UnsupportedError, match="does not send ranges"):
+        fremap.open(served.url)
+
+
+def test_redirections_are_followed(server: Server) -> None:
+    with fremap.open(f"{server.base}/moved") as store:
+        assert store.url == f"{server.base}/moved"
+        np.testing.assert_array_equal(store.read(3), content([3]))
+
+
+def test_an_empty_object(served: Served) -> None:
+    served.content = b""
+    with opened(served) as store:
+        assert (store.size, store.page_count) == (0, 0)
+        assert store.read().shape == (0, PAGE)
+
+
+def test_headers_and_queries_are_sent(served: Served) -> None:
+    options = {"headers": {"Authorization": "Bearer x"}}
+    with fremap.open(served.url + "?a=1&b=%20", storage_options=options) as store:
+        store.read(1)
+        assert served.headers[-1]["Authorization"] == "Bearer x"
+
+
+def test_nobody_listens() -> None:
+    with pytest.raises(fremap.StoreError, match="open: "):
+        fremap.RemoteStore("http://127.0.0.1:1/object", retries=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"mode": "r+"}, fremap.ArgumentError, "only read"),
+        ({"direct": True}, fremap.ArgumentError, "only read"),
+        ({"page_bytes": 1000}, fremap.ArgumentError, "page"),
+        ({"storage_options": {"key": 1}}, fremap.ArgumentError, "headers alone"),
+    ],
+)
+def test_options_are_checked(served: Served, options: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        fremap.open(served.url, **options)
+
+
+def test_options_of_urls_are_not_those_of_files(tmp_path: Path) -> None:
+    with pytest.raises(fremap.ArgumentError, match="goes with a URL"):
+        fremap.open(tmp_path / "x", storage_options={})
+    with pytest.raises(fremap.ArgumentTypeError, match="source must be a URL"):
+        fremap.RemoteStore("no/url")
+
+
+# Rows and arrays.
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    import io
+
+    front = io.BytesIO()
+    np.save(front, array)
+    return front.getvalue()
+
+
+def test_rows_of_an_npy_object(server: Server) -> None:
+    table = np.arange(300_000, dtype=np.int32).reshape(-1, 3)
+    server.served.content = npy_bytes(table)
+    with fremap.rows(f"{server.base}/table.npy") as rows:
+        assert (rows.dtype, rows.shape) == (table.dtype, table.shape)
+        ids = np.random.default_rng(0).integers(0, len(table), (50, 3))
+        np.testing.assert_array_equal(rows.take(ids), table[ids])
+        np.testing.assert_array_equal(rows[10:90_000], table[10:90_000])
+        np.testing.assert_array_equal(rows.submit([5, 99_999]).result(), table[[5, 99_999]])
+        for batch in rows.batches(40_000, order="sequential"):
+            assert len(batch) in (40_000, 20_000)
+        with pytest.raises(fremap.PageRangeError):
+            rows.take([len(table)])
+
+
+def test_rows_of_safetensors_and_raw_bytes(server: Server) -> None:
+    from safetensors.numpy import save
+
+    table = np.arange(60_000, dtype=np.float32).reshape(-1, 6)
+    server.served.content = save({"a": table[:7] * 2, "b": table})
+    with fremap.rows(f"{server.base}/t.safetensors", tensor="b") as rows:
+        np.testing.assert_array_equal(rows.take([9_999, 0, 5]), table[[9_999, 0, 5]])
+    server.served.content = table.tobytes()
+    with fremap.rows(server.served.url, np.float32, 6) as rows:
+        np.testing.assert_array_equal(rows.take([9_999, 0, 5]), table[[9_999, 0, 5]])
+        again = pickle.loads(pickle.dumps(rows))
+        np.testing.assert_array_equal(again.take([1, 2]), table[[1, 2]])
+
+
+def test_rows_of_objects_and_files_together(server: Server, tmp_path: Path) -> None:
+    table = np.arange(60_000, dtype=np.int64).reshape(-1, 4)
+    server.served.content = npy_bytes(table)
+    np.save(tmp_path / "more.npy", -table)
+    with fremap.rows([tmp_path / "more.npy", f"{server.base}/table.npy"]) as rows:
+        ids = [0, 15_000, 29_999, 14_999, 20_000]
+        np.testing.assert_array_equal(rows.take(ids), np.concatenate([-table, table])[ids])
+
+
+def test_each_page_is_fetched_once_for_many_rows(served: Served) -> None:
+    with fremap.rows(served.url, np.uint8, 1) as rows:
+        served.asked.clear()
+        rows.take([5 * PAGE + 1, 9 * PAGE, 5 * PAGE + 7, 6 * PAGE, 5 * PAGE + 1])
+        assert sorted(served.asked) == [(5 * PAGE, 7 * PAGE), (9 * PAGE, 10 * PAGE)]
+
+
+def test_a_row_that_cannot_be_fetched(served: Served) -> None:
+    with fremap.rows(served.url, np.uint8, 1) as rows:
+        served.etag = '"two"'
+        with pytest.raises(fremap.ProviderError, match=r"take .*has changed since"):
+            rows.take([5])
+
+
+@pytest.mark.needs("paged")
+def test_an_array_in_a_window(served: Served) -> None:
+    expected = numbered_words(np.arange(COUNT), PAGE)
+    array = fremap.memmap(served.url, np.uint64, "r", shape=expected.shape, budget=8 << 20)
+    assert isinstance(array, np.memmap)
+    assert array.filename == served.url
+    assert not array.flags.writeable
+    # A touch keeps the GIL unless it is of many elements, and the server needs it too.
+    np.testing.assert_array_equal(array, expected)
+    np.testing.assert_array_equal(array[[5, 3, 60, 5]], expected[[5, 3, 60, 5]])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(array[3:5])), expected[3:5])
+    assert array.window.engine == "paged"
+    part = fremap.memmap(served.url, np.uint64, "r", offset=3 * PAGE + 8, shape=4)
+    part.populate()
+    assert part.tolist() == expected[3, 1:5].tolist()
+    with pytest.raises(fremap.ArgumentError, match="only read"):
+        fremap.memmap(served.url)
+
+
+# S3, by each of the ways.
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An S3 client that has a bucket with an object of numbered pages."""
+    import boto3
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": endpoint,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket="pages")
+    client.put_object(Bucket="pages", Key="a/object", Body=content(range(COUNT)).tobytes() + TAIL)
+    return client
+
+
+def s3_source(kind: str, endpoint: str) -> tuple[Any, dict[str, Any]]:
+    if kind == "url":
+        return "s3://pages/a/object", {}
+    options = {"client_kwargs": {"endpoint_url": endpoint}}
+    if kind == "fsspec url":
+        return "s3://pages/a/object", {"storage_options": options}
+    if kind == "fsspec":
+        import s3fs
+
+        return (s3fs.S3FileSystem(**options), "pages/a/object"), {}
+    from obstore.store import S3Store
+
+    store = S3Store("pages", endpoint=endpoint, client_options={"allow_http": True})
+    return (store, "a/object"), {}
+
+
+@needs_s3
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["url", "fsspec url", "fsspec", "obstore"])
+def test_objects_in_s3(kind: str, endpoint: str, bucket: Any) -> None:
+    source, options = s3_source(kind, endpoint)
+    with fremap.open(source, **options) as store:
+        assert store.size == COUNT * PAGE + len(TAIL)
+        np.testing.assert_array_equal(store.read([9, 3, 4, 60]), content([9, 3, 4, 60]))
+        np.testing.assert_array_equal(store.read(range(0, 64, 2)), content(range(0, 64, 2)))
+        np.testing.assert_array_equal(store.read(7), content([7]))
+        assert store.read(64)[0, : len(TAIL)].tobytes() == TAIL
+        bucket.put_object(Bucket="pages", Key="a/object", Body=bytes(len(TAIL) + COUNT * PAGE))
+        for pages in ([3], [1, 5, 9]):
+            with pytest.raises(fremap.ProviderError, match="has changed since") as caught:
+                store.read(pages)
+            assert caught.value.errno == errno.ESTALE
+
+
+@needs_s3
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["url", "fsspec url"])
+def test_objects_that_are_not_there(kind: str, endpoint: str, bucket: Any) -> None:
+    source, options = s3_source(kind, endpoint)
+    with pytest.raises(fremap.StoreNotFoundError):
+        fremap.open(source.replace("object", "nothing"), **options)
+
+
+@needs_s3
+def test_rows_in_s3(endpoint: str, bucket: Any) -> None:
+    table = np.arange(400_000, dtype=np.int32).reshape(-1, 4)
+    bucket.put_object(Bucket="pages", Key="t.npy", Body=npy_bytes(table))
+    ids = np.random.default_rng(0).integers(0, len(table), 500)
+    with fremap.rows("s3://pages/t.npy") as rows:
+        np.testing.assert_array_equal(rows.take(ids), table[ids])
+
+
+@pytest.mark.needs("fsspec")
+def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    path.write_bytes(content(range(4)).tobytes())
+    with fremap.open(f"file://{path}") as store:
+        np.testing.assert_array_equal(store.read([3, 0]), content([3, 0]))
+        path.write_bytes(bytes(4 * PAGE))
+        os.utime(path, ns=(1, 1))
+        with pytest.raises(fremap.ProviderError, match="has changed since"):
+            store.read(1)
+    with pytest.raises(fremap.UnsupportedError, match="in the memory of this process"):
+        fremap.open("memory://x")
+    with pytest.raises(fremap.UnsupportedError, match="fsspec cannot open"):
+        fremap.open("nosuch://x/y")
+
+
+def test_nothing_is_imported_before() -> None:
+    code = (
+        "import sys, fremap\n"
+        "names = ('fsspec', 'obstore', 'http.client', 'socket', 'multiprocessing')\n"
+        "print([name for name in names if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+# The documentation.
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAM = re.compile(r"^```python program\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAMS = [
+    pytest.param(block, id=f"{name}-{number}")
+    for name in ("README.md", "docs/start.md", "docs/guides/remote.md", "docs/guides/computed.md")
+    for number, block in enumerate(PROGRAM.findall((REPOSITORY / name).read_text()))
+]
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("block", PROGRAMS)
+def test_programs_of_the_documentation_run(block: str, server: Server, tmp_path: Path) -> None:
+    server.served.content = npy_bytes(np.arange(40_000).reshape(10_000, 4))
+    program = tmp_path / "program.py"
+    program.write_text(block.replace("https://example.com", server.base))
+    done = subprocess.run(
+        [sys.executable, program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
