@@ -24,7 +24,7 @@ from fremap.layout import WRITING, Layout, found_at, numpys_filename
 from fremap.protection import Prot, checked_prot
 from fremap.rowids import select, select_mask
 from fremap.selection import Numbering
-from fremap.settings import Advice, checked_budget, chosen
+from fremap.settings import Advice, Budget, CheckedBudget, checked_budget, chosen
 from fremap.window import Window
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 __all__ = ["memmap"]
 
-Budget: TypeAlias = Literal["auto"] | int | None
 
 Mode: TypeAlias = Literal["r", "r+", "w+", "c", "readonly", "readwrite", "write", "copyonwrite"]
 # Fewer rows are had by their faults sooner than by a call.
@@ -91,7 +90,7 @@ class Backing:
         window: Window | None,
         path: str | Path | None,
         layout: Layout,
-        budget: Budget,
+        budget: CheckedBudget,
         advice: Advice,
     ) -> None:
         self.store = store
@@ -170,10 +169,10 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         too short is made longer.
     order : {"C", "F"}, default "C"
         Whether the last or the first index changes fastest.
-    budget : "auto", int or None, default "auto"
-        Bytes that the array may have mapped, page tables included, and that ``a[ids]`` may
-        have beside it. "auto": all arrays that say so share half of what is available. None:
-        no limit.
+    budget : int, str or None, default "auto"
+        Bytes, or a size such as "64M", that the array may have mapped, page tables
+        included, and that ``a[ids]`` may have beside it. "auto": all arrays that say so share
+        half of what is available. None: no limit.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches (``madvise(2)``). "auto" begins with "normal",
         and has nothing read ahead while touches jump (Linux 6.7).
@@ -520,7 +519,9 @@ def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
         raise errors._system("system", message, number, None, None, 0) from error  # noqa: SLF001
 
 
-def _fetched_window(store: FileStore, layout: Layout, budget: Budget, advice: Advice) -> Window:
+def _fetched_window(
+    store: FileStore, layout: Layout, budget: CheckedBudget, advice: Advice
+) -> Window:
     """Return a window whose pages are fetched when they are touched."""
     if advice != "auto":
         raise ArgumentError(
@@ -538,7 +539,12 @@ class _ArrayWindow(Window):
     __slots__ = ()
 
     def __new__(
-        cls, store: FileStore, layout: Layout, memory: mmap.mmap, budget: Budget, advice: Advice
+        cls,
+        store: FileStore,
+        layout: Layout,
+        memory: mmap.mmap,
+        budget: CheckedBudget,
+        advice: Advice,
     ) -> Self:
         prot = Prot.READ if layout.mode == "r" else Prot.WRITE
         self = _core.WindowBase.__new__(
@@ -636,7 +642,7 @@ def _bounds(array: npt.NDArray[Any]) -> tuple[int, int]:
 
 def _reopened(
     cls: type[memmap] | None,
-    settings: tuple[str | Path, str, int, Budget, Advice],
+    settings: tuple[str | Path, str, int, CheckedBudget, Advice],
     place: tuple[int, int, int],
     dtype: np.dtype[Any],
     shape: tuple[int, ...],

@@ -18,8 +18,8 @@ from fremap.stores import FileStore
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fremap.memmap import Budget, Mode
-    from fremap.settings import Advice
+    from fremap.memmap import Mode
+    from fremap.settings import Advice, Budget
 
 __all__ = ["load", "open_memmap"]
 
@@ -51,7 +51,7 @@ def open_memmap(
         With "w+": whether the first index changes fastest.
     version : tuple of int, optional
         With "w+": the format's version, (1, 0) if not given, or (2, 0).
-    budget : "auto", int or None, default "auto"
+    budget : int, str or None, default "auto"
         As `memmap` has it.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         As `memmap` has it.
@@ -107,7 +107,7 @@ def load(
         The file.
     mmap_mode : {"r", "r+", "c"}, default "r"
         As `memmap` has its mode.
-    budget : "auto", int or None, default "auto"
+    budget : int, str or None, default "auto"
         As `memmap` has it.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         As `memmap` has it.

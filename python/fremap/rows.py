@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from fremap.errors import ArgumentError
 from fremap.formats import MAX_AXES, names_of, said_format
 from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
-from fremap.settings import checked_budget
+from fremap.settings import Budget, CheckedBudget, checked_budget
 from fremap.shards import (
     Asked,
     Kind,
@@ -77,9 +77,9 @@ class Rows(ClosedOnExit):
         The column of Arrow files; needed if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
         What the files are, if fremap does not recognize them, or should not.
-    budget : int, "auto" or None, default "auto"
-        Bytes that maps of the files and their page tables may take; "auto" is a share
-        of half of what is available.
+    budget : int, str or None, default "auto"
+        Bytes, or a size such as "64M", that maps of the files and their page tables may take;
+        "auto" is a share of half of what is available.
     direct : bool, default False
         Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
         and are hardly ever asked for the same row twice: nothing of them stays in the page
@@ -154,7 +154,7 @@ class Rows(ClosedOnExit):
         tensor: str | Sequence[str] | None = None,
         column: str | None = None,
         format: Format | None = None,  # noqa: A002 - what it is
-        budget: Literal["auto"] | int | None = "auto",
+        budget: Budget = "auto",
         direct: bool = False,
         cache_bytes: SupportsIndex = 0,
     ) -> None:
@@ -173,7 +173,7 @@ class Rows(ClosedOnExit):
         self,
         shards: tuple[Shard, ...],
         kind: Kind,
-        budget: Literal["auto"] | int | None,
+        budget: CheckedBudget,
         direct: bool,  # noqa: FBT001 - as the constructor was told
         cache_bytes: int = 0,
     ) -> None:
@@ -561,7 +561,7 @@ def _reopen(
     cls: type[Rows],
     shards: tuple[Shard, ...],
     kind: Kind,
-    budget: Literal["auto"] | int | None,
+    budget: CheckedBudget,
     direct: bool,  # noqa: FBT001 - as the constructor was told
     cache_bytes: int = 0,
 ) -> Rows:
@@ -580,7 +580,7 @@ def rows(
     tensor: str | Sequence[str] | None = None,
     column: str | None = None,
     format: Format | None = None,  # noqa: A002 - what it is
-    budget: Literal["auto"] | int | None = "auto",
+    budget: Budget = "auto",
     direct: bool = False,
     cache_bytes: SupportsIndex = 0,
 ) -> Rows:
@@ -609,9 +609,9 @@ def rows(
         The column of Arrow files; needed if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
         What the files are, if fremap does not recognize them, or should not.
-    budget : int, "auto" or None, default "auto"
-        Bytes that maps of the files and their page tables may take; "auto" is a share
-        of half of what is available.
+    budget : int, str or None, default "auto"
+        Bytes, or a size such as "64M", that maps of the files and their page tables may take;
+        "auto" is a share of half of what is available.
     direct : bool, default False
         Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
         and are hardly ever asked for the same row twice: nothing of them stays in the page

@@ -11,6 +11,7 @@ import numpy as np
 from fremap.arguments import counted, page_number, quantity
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.selection import Numbering
+from fremap.sizes import size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
+    "Budget",
+    "CheckedBudget",
     "Elements",
     "Engine",
     "Fault",
@@ -37,6 +40,8 @@ __all__ = [
 ]
 
 Advice: TypeAlias = Literal["auto", "normal", "random", "sequential"]
+Budget: TypeAlias = int | str | None
+CheckedBudget: TypeAlias = Literal["auto"] | int | None
 Engine: TypeAlias = Literal["auto", "alias", "paged", "eager"]
 Fault: TypeAlias = Literal["thread", "signal"]
 Tracking: TypeAlias = Literal["auto", "async", "sync"]
@@ -82,9 +87,12 @@ def checked_extent(
     return count, first
 
 
-def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"] | int | None:
+def checked_budget(budget: object, operation: str = "Window") -> CheckedBudget:
     """Return a budget if it is one."""
-    if budget is None:
+    said = budget
+    if isinstance(budget, str) and budget != "auto":
+        budget = size_bytes(budget)
+    elif budget is None:
         return None
     if isinstance(budget, int | np.integer) and not isinstance(budget, bool) and budget > 0:
         # More than any machine has is no limit, however it is written.
@@ -92,7 +100,8 @@ def checked_budget(budget: object, operation: str = "Window") -> Literal["auto"]
     if budget == "auto":
         return "auto"
     raise ArgumentError(
-        f'{operation}: budget is {budget!r}; it must be a positive number of bytes, "auto" or None'
+        f"{operation}: budget is {said!r}; it must be a positive number of bytes, a size such as "
+        '"64M", "auto" or None'
     )
 
 

@@ -22,7 +22,15 @@ from fremap.errors import (
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
-from fremap.settings import Engine, Shape, chosen, elements_within
+from fremap.settings import (
+    Budget,
+    CheckedBudget,
+    Engine,
+    Shape,
+    checked_budget,
+    chosen,
+    elements_within,
+)
 from fremap.stats import SlotsStats, warn_renamed
 from fremap.stores import Store
 from fremap.window import Window
@@ -122,9 +130,10 @@ class Slots:
         as ``calibration.alias_extent_pages``, the store is read through the page cache,
         and the slots take no more than a quarter of the process's kernel mappings;
         else "paged" where this process may have it; else "eager".
-    budget : "auto", int or None, default "auto"
-        Bytes that the slots may take, with engines other than "alias"; slots that do not fit
-        are refused. "auto" is a share of half of what is available, None no limit.
+    budget : int, str or None, default "auto"
+        Bytes, or a size such as "64M", that the slots may take, with engines other than
+        "alias"; slots that do not fit are refused. "auto" is a share of half of what is
+        available, None no limit.
     calibration : fremap.calibration.Calibration, optional
         Crossover points; as for `Window` if not given.
 
@@ -183,7 +192,7 @@ class Slots:
         slot_count: SupportsIndex,
         *,
         engine: Engine = "auto",
-        budget: Literal["auto"] | int | None = "auto",
+        budget: Budget = "auto",
         calibration: Calibration | None = None,
     ) -> None:
         if not isinstance(store, Store):
@@ -196,6 +205,7 @@ class Slots:
                 f"Slots: {count} slots of {pages} pages; there must be a slot and a page in it, "
                 "and less than 2**31 slots"
             )
+        budget = checked_budget(budget, "Slots")
         self._settings = {"engine": engine, "budget": budget, "calibration": calibration}
         if (
             engine == "auto"
@@ -636,7 +646,7 @@ def _slots_window(
     store: Store,
     page_count: int,
     engine: Engine,
-    budget: Literal["auto"] | int | None,
+    budget: CheckedBudget,
     calibration: Calibration | None,
 ) -> Window:
     window = Window(

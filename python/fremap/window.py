@@ -6,7 +6,7 @@ names pages, and makes arrays of what comes back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fremap.reopening import Reduced, reduced
 from fremap.selection import Numbering, PageSelection, plain_run
 from fremap.settings import (
     Advice,
+    Budget,
     Engine,
     Fault,
     InitialMapping,
@@ -78,10 +79,10 @@ class Window(Views):
         With `populate`: only those that need no I/O.
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
-    budget : "auto", int or None, default "auto"
-        Bytes that the window may take. Engine "paged": present pages, page tables, staging
-        memory, and what the store has mapped of the file. Beyond it pages leave, changed
-        ones after they were written; while that fails (a full disk) the window grows beyond
+    budget : int, str or None, default "auto"
+        Bytes, or a size such as "64M", that the window may take. Engine "paged": present
+        pages, page tables, staging memory, and what the store has mapped of the file. Beyond
+        it pages leave, changed ones after they were written; while that fails (a full disk) the window grows beyond
         it. Engine "alias": pages of the file that are mapped, and page tables; a thread
         unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto": all
         that say so share half of what the process may have, by the machine and by each
@@ -189,7 +190,7 @@ class Window(Views):
         populate: bool = False,
         nonblock: bool = False,
         lock: bool = False,
-        budget: Literal["auto"] | int | None = "auto",
+        budget: Budget = "auto",
         fault: Fault = "thread",
         tracking: Tracking = "auto",
         advice: Advice = "auto",

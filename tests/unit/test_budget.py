@@ -144,7 +144,7 @@ def test_pinned_pages_stay(make: Callable[..., Any], options: dict[str, Any]) ->
 def test_budgets_that_cannot_be(make: Callable[..., Any], path: Path) -> None:
     with pytest.raises(fremap.BudgetError, match="one batch"):
         make(budget=1 << 19)
-    for budget in (0, -1, "much", 1.5, True):
+    for budget in (0, -1, "much", "0", "-64M", "64M!", 1.5, True):
         with pytest.raises(fremap.ArgumentError, match="budget is"):
             make(budget=budget)
     refused = pytest.raises(fremap.UnsupportedError, match="leave the budget out")
@@ -152,6 +152,16 @@ def test_budgets_that_cannot_be(make: Callable[..., Any], path: Path) -> None:
         fremap.Window(store, engine="eager", budget=BUDGET)
     with make(budget=1 << 40) as window:
         assert window.stats().budget_bytes == 0
+
+
+@pytest.mark.parametrize("budget", [64 << 20, "64M", "64 MiB", "65536k", np.int64(64 << 20)])
+def test_budgets_are_written_as_the_command_has_them(budget: Any, path: Path) -> None:
+    with fremap.open(path) as store, fremap.Slots(store, 1, 2, budget=budget) as slots:
+        assert slots.ensure([1]) is not None
+    array = fremap.memmap(path, np.uint8, "r", budget=budget)
+    assert array.window.stats().budget_bytes == 64 << 20
+    with fremap.rows(path, np.uint64, 512, budget=budget) as rows:
+        rows.take([1])
 
 
 @pytest.mark.needs("eager")

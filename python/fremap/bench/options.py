@@ -1,10 +1,8 @@
 """How the command reads numbers and sizes from its arguments."""
 
 import argparse
-import re
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d+) ?([KMGT]?)(?:I?B)?", re.ASCII)
+from fremap.sizes import size_bytes
 
 
 def positive(text: str) -> int:
@@ -20,9 +18,9 @@ def positive(text: str) -> int:
 
 def byte_size(text: str) -> int:
     """Return a number of bytes from a text such as 4096, 64M, 1G or 1GiB; units are of 1024."""
-    match = _SIZE.fullmatch(text.strip().upper())
-    if match is None:
+    size = size_bytes(text)
+    if size is None:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a size; give a number of bytes, with K, M, G or T for larger units"
         )
-    return positive(match[1]) << _UNITS[match[2]]
+    return positive(str(size))
