@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import errno
+import gc
 import os
 import threading
 from contextlib import ExitStack
@@ -91,6 +92,7 @@ def touch_in_threads(words: np.ndarray, expected: np.ndarray, count: int) -> Non
 def test_many_windows_have_a_thread_or_two_and_two_descriptors_each(
     store: Any, expected: np.ndarray, options: dict[str, Any]
 ) -> None:
+    gc.collect()
     before = descriptors()
     with ExitStack() as stack:
         for _ in range(WINDOWS):
@@ -100,7 +102,8 @@ def test_many_windows_have_a_thread_or_two_and_two_descriptors_each(
         assert descriptors() - before <= 2 * WINDOWS + 6
         assert threads() == {"fremap-fault": 1} | ({"fremap-clean": 1} if options else {})
     assert threads() == {}
-    assert descriptors() == before
+    # Fewer where what an earlier test left was closed meanwhile.
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("options", KINDS)
