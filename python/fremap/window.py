@@ -80,13 +80,13 @@ class Window(Views):
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that the window may take. Engine "paged": present
-        pages, page tables, staging memory, and what the store has mapped of the file. Beyond
-        it pages leave, changed ones after they were written; while that fails (a full disk)
-        the window grows beyond it. Engine "alias": pages of the file that are mapped, and page tables; a thread
-        unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto": all
-        that say so share half of what the process may have, by the machine and by each
-        memory cgroup that it is in. None: no limit.
+        Bytes, or a size such as "64M", that the window may take. Engine "paged": present pages,
+        page tables, staging memory, and what the store has mapped of the file. Beyond it pages
+        leave, changed ones after they were written; while that fails (a full disk) the window
+        grows beyond it. Engine "alias": pages of the file that are mapped, and page tables; a
+        thread unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto": all
+        that say so share half of what the process may have, by the machine and by each memory
+        cgroup that it is in. None: no limit.
     fault : {"thread", "signal"}, default "thread"
         Who brings an absent page of engine "paged" that is touched. "thread": one
         thread of the process, for all windows. "signal": the touching thread, in a
