@@ -114,8 +114,10 @@ class Rows(ClosedOnExit):
     less memory than the table and some rows are wanted much more often than others: the page cache
     would keep a page of 4096 bytes for each of them. Where the table fits into the page cache it
     costs time. Each take asks whether the files of kept rows have changed (``fstat``), and takes
-    rows of those that have anew. What another process stores into a file through a shared map is
-    noticed as late as the kernel changes the file's times. The memory counts for no budget. Rows of
+    rows of those that have anew. Call `refresh` after the files were written all the same: the
+    kernel changes a file's times before it writes, so a row that is taken while a write is under
+    way may be kept as it was; and what is stored through a shared map, also of this process, may
+    change no time at all. The memory counts for no budget. Rows of
     computed and remote stores are not kept.
 
     After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
@@ -517,6 +519,13 @@ class Rows(ClosedOnExit):
         from fremap.stats import RowsStats
 
         return RowsStats(**self._core().stats())
+
+    def refresh(self) -> None:
+        """Forget the rows that `cache_bytes` keeps, so that they are read anew.
+
+        Takes that are under way keep nothing of what they have read.
+        """
+        self._core().refresh()
 
     def close(self) -> None:
         """Close the files and unmap them; a second time does nothing.

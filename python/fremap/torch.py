@@ -9,6 +9,7 @@ import os
 import secrets
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from fremap.arguments import quantity
@@ -249,6 +250,18 @@ def _rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
+#: Those that a child of fork has to make ready again.
+_embeddings: weakref.WeakSet[RowEmbedding] = weakref.WeakSet()
+
+
+def _ready_in_child() -> None:
+    for embedding in list(_embeddings):
+        embedding._begin_in_child()  # noqa: SLF001 - its own module
+
+
+os.register_at_fork(after_in_child=_ready_in_child)
+
+
 class RowEmbedding(torch.nn.Module):
     """Look rows up by their numbers, as `torch.nn.Embedding` does, in a table that stays in files.
 
@@ -327,7 +340,11 @@ class RowEmbedding(torch.nn.Module):
         self._begin()
 
     def _begin(self) -> None:
-        self._owner = os.getpid()
+        self._begin_in_child()
+        _embeddings.add(self)
+
+    def _begin_in_child(self) -> None:
+        # A thread of the parent may have the lock, and its lookups are read there.
         self._lock = threading.Lock()
         self._ahead: list[_Lookup] = []
         self._free: list[_Memory] = []
@@ -396,24 +413,16 @@ class RowEmbedding(torch.nn.Module):
 
     def _found_ahead(self, wanted: torch.Tensor) -> _Lookup | None:
         with self._lock:
-            if self._owner != os.getpid():
-                # Those of the parent are read there.
-                self._begin_in_child()
             for at, lookup in enumerate(self._ahead):
                 if torch.equal(lookup.ids, wanted):
                     return self._ahead.pop(at)
         return None
-
-    def _begin_in_child(self) -> None:
-        self._owner, self._ahead, self._free = os.getpid(), [], []
 
     def _begun(self, wanted: torch.Tensor, *, wait: bool) -> _Lookup:
         unique, places = torch.unique(wanted, return_inverse=True)
         if len(unique) and int(unique[0]) < 0:
             raise PageRangeError(f"RowEmbedding: row {int(unique[0])} is negative")
         with self._lock:
-            if self._owner != os.getpid():
-                self._begin_in_child()
             memory = self._free.pop() if self._free else _Memory()
         tables = [(self.rows, self._type)]
         if self.scale is not None and self._scale_type is not None:
@@ -481,7 +490,7 @@ class RowEmbedding(torch.nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(self.__dict__)
-        for name in ("_lock", "_ahead", "_free", "_streams", "_owner"):
+        for name in ("_lock", "_ahead", "_free", "_streams"):
             state.pop(name)
         return state
 

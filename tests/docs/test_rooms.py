@@ -42,6 +42,7 @@ PACKAGE_FLOORS = {
     "closing": 1,
     "protection": 1,
     "stats": 1,
+    "sizes": 1,
     "arguments": 2,
     "dtypes": 2,
     "formats": 2,

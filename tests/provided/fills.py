@@ -117,3 +117,16 @@ def half(pages: Numbers, out: Content) -> None:
 def first_words(store: object, pages: list[int]) -> list[int]:
     """Read the first word of each page, in whatever process this is."""
     return store.read(pages).view("<u8")[:, 0].tolist()
+
+
+class Gated(Noted):
+    """Numbered pages, once a file is there."""
+
+    def __init__(self, notes: Path, gate: Path) -> None:
+        super().__init__(notes)
+        self.gate = gate
+
+    def __call__(self, pages: Numbers, out: Content) -> None:
+        super().__call__(pages, out)
+        while not self.gate.exists():
+            time.sleep(0.01)

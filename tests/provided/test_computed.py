@@ -17,7 +17,7 @@ from pathlib import Path
 import fremap
 import numpy as np
 import pytest
-from fills import Broken, Meets, Noted, Wrong, first_words, half
+from fills import Broken, Gated, Meets, Noted, Wrong, first_words, half
 from fremap.testing.pages import fill_numbered, numbered_words
 
 PAGES = 4096
@@ -152,6 +152,33 @@ def test_touches_bring_pages(noted: Noted) -> None:
         assert noted.calls == [[7]]
         np.testing.assert_array_equal(window.pages, words(range(PAGES)))
         assert noted.pages == list(range(PAGES))
+
+
+@pytest.mark.needs("paged")
+def test_touches_of_other_windows_do_not_wait_for_one_that_is_slow(
+    noted: Noted, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    gated = Gated(tmp_path / "of gated", gate)
+    with (
+        computed(noted) as fast,
+        computed(gated) as slow,
+        fremap.Window(fast, engine="paged") as others,
+        fremap.Window(slow, engine="paged") as window,
+    ):
+        # More than the service has helpers for. NumPy copies a page without the GIL.
+        pages = range(0, PAGES, max(1, PAGES // 40))
+        threads = [threading.Thread(target=window.pages[page].copy) for page in pages]
+        for thread in threads:
+            thread.start()
+        while not gated.calls:
+            threading.Event().wait(0.01)
+        np.testing.assert_array_equal(others.pages, words(range(PAGES)))
+        gate.touch()
+        for thread in threads:
+            thread.join()
+        np.testing.assert_array_equal(window.pages, words(range(PAGES)))
+        del threads
 
 
 @pytest.mark.needs("paged")

@@ -132,3 +132,31 @@ def test_threads_children_and_pickles(paths: list[Path], in_child: Callable[...,
             again.take([3])
             again.take([3])
             assert again.stats().cache_hits == 1
+
+
+def test_what_a_map_stored_is_seen_after_refresh(paths: list[Path]) -> None:
+    """A store through a map may change no time of the file."""
+    mapped = np.memmap(paths[0], np.uint8, "r+")
+    with opened(paths) as rows:
+        mapped[:] = 1
+        rows.take([0, 1])
+        mapped[:] = 2
+        mapped.flush()
+        rows.refresh()
+        assert rows.stats().cached_bytes == 0
+        assert (rows.take([0, 1]) == 2).all()
+        np.testing.assert_array_equal(rows.take([COUNT - 1]), TABLE[[-1]])
+        hits = rows.stats().cache_hits
+        wait_until_settled(paths[2])
+        rows.take([COUNT - 1])
+        assert rows.stats().cache_hits == hits + 1
+        rows.refresh()
+        rows.refresh()
+        np.testing.assert_array_equal(rows.take([COUNT - 1]), TABLE[[-1]])
+        assert rows.stats().cache_hits == hits + 1
+
+
+def test_a_cache_is_no_larger_than_the_table(paths: list[Path]) -> None:
+    with opened(paths, cache_bytes=1 << 50) as rows:
+        rows.take(range(COUNT - 1, -1, -1))
+        np.testing.assert_array_equal(rows.take([5, 4]), TABLE[[5, 4]])

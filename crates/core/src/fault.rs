@@ -299,6 +299,13 @@ impl<S: Serve> Loop<S> {
             }
             self.later.retain(|&(of, _)| of != name);
             self.ahead.retain(|&of| of != name);
+            let forgotten = self.helpers.forget(name);
+            if let Some(count) = registry.helped.get_mut(&name) {
+                *count -= forgotten;
+                if *count == 0 {
+                    registry.helped.remove(&name);
+                }
+            }
         }
         // Those of windows that are gone are not served.
         self.later.append(&mut registry.found);

@@ -183,6 +183,10 @@ impl Rows {
         Ok(dict)
     }
 
+    fn refresh(&self, py: Python<'_>) {
+        py.detach(|| self.core.refresh());
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.core.close());
     }

@@ -1,6 +1,6 @@
 //! Threads that end what the service's own thread would have to wait for.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -11,7 +11,9 @@ use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
 /// Helpers at most.
-const MOST_HELPERS: usize = 8;
+const MOST_HELPERS: usize = 32;
+/// Helpers of one window at most: one whose reads take long leaves some to the others.
+const MOST_OF_ONE: usize = 8;
 /// How long a helper waits for something to do before it ends.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -24,10 +26,39 @@ struct Job<S: Serve> {
 
 struct Jobs<S: Serve> {
     waiting: VecDeque<Job<S>>,
+    /// How many jobs of each window a helper has.
+    running: HashMap<u64, usize>,
     threads: usize,
     idle: usize,
     /// Nobody asks for help any more.
     ends: bool,
+}
+
+impl<S: Serve> Jobs<S> {
+    fn is_ready(&self, job: &Job<S>) -> bool {
+        self.running.get(&job.name).is_none_or(|&running| running < MOST_OF_ONE)
+    }
+
+    /// Whether there is a job that a helper may begin.
+    fn any_ready(&self) -> bool {
+        self.waiting.iter().any(|job| self.is_ready(job))
+    }
+
+    fn next(&mut self) -> Option<Job<S>> {
+        let at = self.waiting.iter().position(|job| self.is_ready(job))?;
+        let job = self.waiting.remove(at)?;
+        *self.running.entry(job.name).or_insert(0) += 1;
+        Some(job)
+    }
+
+    fn ended(&mut self, name: u64) {
+        if let Some(running) = self.running.get_mut(&name) {
+            *running -= 1;
+            if *running == 0 {
+                self.running.remove(&name);
+            }
+        }
+    }
 }
 
 struct Board<S: Serve> {
@@ -50,7 +81,13 @@ pub(super) struct Helpers<S: Serve> {
 
 impl<S: Serve> Helpers<S> {
     pub(super) fn new(shared: Arc<Shared<S>>) -> Self {
-        let jobs = Jobs { waiting: VecDeque::new(), threads: 0, idle: 0, ends: false };
+        let jobs = Jobs {
+            waiting: VecDeque::new(),
+            running: HashMap::new(),
+            threads: 0,
+            idle: 0,
+            ends: false,
+        };
         let board = Arc::new(Board { jobs: Mutex::new(jobs), more: Condvar::new() });
         Self { shared, board, threads: Vec::new() }
     }
@@ -61,6 +98,10 @@ impl<S: Serve> Helpers<S> {
         let job = Job { name, server: Arc::clone(server), ticket };
         let mut jobs = self.board.jobs();
         jobs.waiting.push_back(job);
+        if !jobs.any_ready() {
+            // Whoever has one of the window's jobs goes on with this one.
+            return;
+        }
         if jobs.waiting.len() <= jobs.idle || jobs.threads == MOST_HELPERS {
             self.board.more.notify_one();
             return;
@@ -86,6 +127,20 @@ impl<S: Serve> Helpers<S> {
         if let Some(own) = own {
             end(&self.shared, own);
         }
+    }
+}
+
+impl<S: Serve> Helpers<S> {
+    /// Forgets what a window that is closed still had to wait for; says how much that was.
+    pub(super) fn forget(&mut self, name: u64) -> usize {
+        let mut jobs = self.board.jobs();
+        let before = jobs.waiting.len();
+        let (own, others) = jobs.waiting.drain(..).partition(|job| job.name == name);
+        jobs.waiting = others;
+        let forgotten: VecDeque<Job<S>> = own;
+        drop(jobs);
+        debug_assert!(forgotten.len() <= before);
+        forgotten.len()
     }
 }
 
@@ -123,18 +178,20 @@ fn end<S: Serve>(shared: &Shared<S>, job: Job<S>) {
 fn run<S: Serve>(shared: &Shared<S>, board: &Board<S>) {
     let mut jobs = board.jobs();
     loop {
-        if let Some(job) = jobs.waiting.pop_front() {
+        if let Some(job) = jobs.next() {
             drop(jobs);
+            let name = job.name;
             end(shared, job);
             jobs = board.jobs();
+            jobs.ended(name);
             continue;
         }
         jobs.idle += 1;
-        let idle = |jobs: &mut Jobs<S>| jobs.waiting.is_empty() && !jobs.ends;
+        let idle = |jobs: &mut Jobs<S>| !jobs.any_ready() && !jobs.ends;
         let waited = board.more.wait_timeout_while(jobs, IDLE, idle);
         jobs = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(jobs, _)| jobs);
         jobs.idle -= 1;
-        if jobs.waiting.is_empty() {
+        if !jobs.any_ready() {
             jobs.threads -= 1;
             return;
         }

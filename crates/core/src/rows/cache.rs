@@ -23,13 +23,15 @@ const PARTS: usize = 32;
 const MANY_ROWS: usize = PARTS * 64;
 /// Bytes that a row takes besides its own: two places of the index, its number, its time, its
 /// mark, and a place at the door.
-const ROW_OVERHEAD: usize = 2 * 4 + 8 + 8 + 1 + 4;
+pub(super) const ROW_OVERHEAD: usize = 2 * 4 + 8 + 8 + 1 + 4;
 
 /// Rows in memory.
 #[derive(Debug)]
 pub(super) struct RowCache {
     parts: Vec<ForkLock<Part>>,
     rows: AtomicU64,
+    /// How often all was forgotten.
+    epoch: AtomicU64,
     row_bytes: usize,
 }
 
@@ -70,7 +72,7 @@ impl RowCache {
         let count = if rows < MANY_ROWS { 1 } else { PARTS };
         let part = |_| Part::new(rows / count, row_bytes).map(ForkLock::new);
         let parts = (0..count).map(part).collect::<Result<_, _>>()?;
-        Ok(Some(Self { parts, rows: AtomicU64::new(0), row_bytes }))
+        Ok(Some(Self { parts, rows: AtomicU64::new(0), epoch: AtomicU64::new(0), row_bytes }))
     }
 
     /// Bytes of the rows that it has, with what each takes besides.
@@ -88,11 +90,27 @@ impl RowCache {
         self.part(hash).lock().get(row, hash, stamp, into)
     }
 
-    /// Keeps a row, if the policy would.
-    pub(super) fn put(&self, row: u64, stamp: i64, bytes: &[u8]) {
+    /// What a take has to know before it reads rows that it may keep.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Keeps a row that was read in this epoch, if the policy would.
+    pub(super) fn put(&self, row: u64, stamp: i64, bytes: &[u8], epoch: u64) {
         let hash = hash(row);
-        if self.part(hash).lock().put(row, hash, stamp, bytes) {
+        let mut part = self.part(hash).lock();
+        if self.epoch() == epoch && part.put(row, hash, stamp, bytes) {
             self.rows.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets all rows, and those that takes read meanwhile.
+    pub(super) fn clear(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        for part in &self.parts {
+            let mut part = part.lock();
+            self.rows.fetch_sub(part.filled as u64, Ordering::Relaxed);
+            part.clear();
         }
     }
 }
@@ -117,6 +135,11 @@ impl Part {
             hand: 0,
             filled: 0,
         })
+    }
+
+    fn clear(&mut self) {
+        self.index.fill(0);
+        (self.filled, self.hand) = (0, 0);
     }
 
     fn slot_at(&self, place: usize) -> Option<usize> {
@@ -284,7 +307,7 @@ mod tests {
                     assert_eq!(found, row);
                     hits += 1;
                 }
-                None => cache.put(row, 1, &row.to_ne_bytes()),
+                None => cache.put(row, 1, &row.to_ne_bytes(), cache.epoch()),
             }
         }
         hits
@@ -349,7 +372,12 @@ mod tests {
                     stamps.insert(row, stamp + 1);
                 }
                 let stamp = stamps[&row];
-                cache.put(row, stamp, &(row * 1000 + stamp.cast_unsigned()).to_ne_bytes());
+                cache.put(
+                    row,
+                    stamp,
+                    &(row * 1000 + stamp.cast_unsigned()).to_ne_bytes(),
+                    cache.epoch(),
+                );
                 assert!(cache.held_bytes() <= rows * (8 + ROW_OVERHEAD as u64));
             }
             assert!(cache.held_bytes() > 0);

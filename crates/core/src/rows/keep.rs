@@ -34,6 +34,7 @@ impl Rows {
         pace: &mut Pace<'_>,
     ) -> Result<()> {
         let row_bytes = self.row_bytes;
+        let epoch = cache.epoch();
         let mut since = Since::with_hasher(ByNumber::default());
         let mut kept = room(row_bytes)?;
         let mut missing = Vec::new();
@@ -57,7 +58,7 @@ impl Rows {
         for (bytes, &place) in memory.chunks_exact(row_bytes).zip(&missing) {
             let file = self.file_of(ids[place]);
             if let Some(known) = since[&file].filter(|_| !changed.contains(&file)) {
-                cache.put(ids[place].0, known.ns(), bytes);
+                cache.put(ids[place].0, known.ns(), bytes, epoch);
             }
         }
         if !changed.is_empty() {

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use crate::error::{Error, Interrupt, Result};
 use crate::io::{Pace, Quota, Segment};
 use crate::memory::{self, Ask, Reservation};
+use crate::room::no_room;
 use crate::store::source::CHUNK_BYTES;
 use crate::store::Store;
 use crate::sys::mm::system_page_bytes;
@@ -39,7 +40,7 @@ use crate::sys::span::Span;
 use crate::units::{self, PageIndex, Pages, Row, Selection};
 
 use budget::MapBudget;
-use cache::RowCache;
+use cache::{RowCache, ROW_OVERHEAD};
 use files::Files;
 use ranges::MAX_FETCHED_BYTES;
 
@@ -195,7 +196,11 @@ impl Rows {
             paths.next().map_or(Ok(()), files::check_direct)?;
         }
         let files = files::shards_of(shards, row_bytes, direct)?;
-        let cache = RowCache::new(cache_bytes, row_bytes).map_err(|e| Error::system("rows", e))?;
+        // No more than all rows take.
+        let most = (row_bytes as u64 + ROW_OVERHEAD as u64).saturating_mul(files.row_count());
+        let cache = RowCache::new(cache_bytes.min(most), row_bytes);
+        let cache =
+            cache.map_err(|_errno| no_room::<u8>("rows", cache_bytes.min(most) as usize))?;
         // Direct reads map nothing.
         let budget = budget.filter(|_| !direct).map(|ask| reserve(ask, &files)).transpose()?;
         Ok(Self {
@@ -233,6 +238,14 @@ impl Rows {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.files.forget();
+        self.refresh();
+    }
+
+    /// Forgets the rows that are kept in memory.
+    pub fn refresh(&self) {
+        if let Some(cache) = &self.cache {
+            cache.clear();
+        }
     }
 
     /// # Errors

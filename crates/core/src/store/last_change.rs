@@ -21,7 +21,9 @@ const UNKNOWN: i64 = i64::MIN;
 pub(crate) struct Unchanged(i64);
 
 impl Unchanged {
-    /// The time, in nanoseconds: two of the same file that are alike are of the same content.
+    /// The time, in nanoseconds. Two of the same file that are alike are of the same size. Of
+    /// the same content only if nothing was being written at either: the kernel changes the
+    /// time first.
     pub(crate) fn ns(self) -> i64 {
         self.0
     }

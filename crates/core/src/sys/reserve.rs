@@ -20,7 +20,7 @@ const SMALL_BYTES: usize = 256;
 const MIDDLE_BYTES: usize = 8 << 10;
 const LARGE_BYTES: usize = 128 << 10;
 
-#[repr(align(4096))]
+#[repr(C, align(4096))]
 struct Slots<const BYTES: usize> {
     memory: UnsafeCell<[[u8; BYTES]; SLOTS]>,
     taken: AtomicU64,

@@ -55,21 +55,23 @@ impl AsFd for Event {
 const START_BYTES: usize = 4 << 20;
 
 /// Fails where `RLIMIT_AS` leaves too little for a thread to start: its stack alone is not enough
-/// to run.
-fn check_room_to_start() -> Result<(), Errno> {
-    if rustix::process::getrlimit(rustix::process::Resource::As).current.is_some() {
+/// to run. Says whether there is such a limit, so that a thread has to run before the next one
+/// starts: the C library ends the process where it lacks memory for a thread's variables, which
+/// are made when the thread first uses one.
+pub(super) fn check_room_to_start() -> Result<bool, Errno> {
+    let limited = rustix::process::getrlimit(rustix::process::Resource::As).current.is_some();
+    if limited {
         let mut room: Vec<u8> = Vec::new();
         room.try_reserve_exact(START_BYTES).map_err(|_| Errno::AGAIN)?;
         if reserve::has(room.as_ptr()) {
             return Err(Errno::AGAIN);
         }
     }
-    Ok(())
+    Ok(limited)
 }
 
 /// Starts a thread in which every signal is blocked, so that handlers run in the
-/// application's threads alone. Returns once it runs: the C library ends the process where it
-/// lacks memory for a thread's variables, which are made when the thread first uses one.
+/// application's threads alone. Returns once it runs.
 ///
 /// # Errors
 /// EAGAIN at the limit of threads.
@@ -98,11 +100,18 @@ pub fn work_together(helpers: usize, work: impl Fn() + Sync) {
     std::thread::scope(|scope| {
         if let Ok(caller) = block_all_signals() {
             for _ in 0..helpers {
-                if check_room_to_start().is_err() {
-                    break;
-                }
+                let Ok(limited) = check_room_to_start() else { break };
+                let (runs, started) = channel();
                 let builder = Builder::new().name("fremap-look".to_owned());
-                let Ok(_joined_by_the_scope) = builder.spawn_scoped(scope, &work) else { break };
+                let body = || {
+                    let runs = runs;
+                    let _told = runs.send(());
+                    work();
+                };
+                let Ok(_joined_by_the_scope) = builder.spawn_scoped(scope, body) else { break };
+                if limited {
+                    let _told = started.recv();
+                }
             }
             let _restored = set_signal_mask(&caller);
         }

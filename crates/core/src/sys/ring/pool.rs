@@ -2,13 +2,14 @@
 //! `preadv` or `pwritev` after another, for the length of a closure.
 
 use std::collections::VecDeque;
+use std::sync::mpsc::channel;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::super::thread::{block_all_signals, set_signal_mask};
+use super::super::thread::{block_all_signals, check_room_to_start, set_signal_mask};
 use super::{Completion, Queue, Submission};
 
 /// Threads that are started at most.
@@ -68,14 +69,21 @@ impl<'s, 'm, T: Send> Crew<'s, 'm, T> {
         let mut crew = Self { shared, threads: Vec::with_capacity(wanted), owner };
         let caller = block_all_signals()?;
         while crew.threads.len() < wanted {
+            let Ok(limited) = check_room_to_start() else { break };
+            let (runs, started) = channel();
             let builder = Builder::new().name("fremap-io".into());
+            let body = move || {
+                let _told = runs.send(());
+                shared.serve();
+            };
             // SAFETY: what the thread borrows is there until the crew has been dropped, which
             // waits for it: a crew stays in `with_threads`, behind what it borrows. In a child
             // of fork, where nobody waits, there is no such thread.
-            let Ok(thread) = (unsafe { builder.spawn_unchecked(move || shared.serve()) }) else {
-                break;
-            };
+            let Ok(thread) = (unsafe { builder.spawn_unchecked(body) }) else { break };
             crew.threads.push(thread);
+            if limited {
+                let _told = started.recv();
+            }
         }
         set_signal_mask(&caller)?;
         Ok(crew)
