@@ -1,4 +1,5 @@
-//! The thread that writes changed pages before they have to leave, those of all windows.
+//! The thread that writes changed pages before they have to leave, those of all windows; a few
+//! more while it is kept by a slow file.
 //!
 //! A fault never waits for a write to a file: the kernel may have the file locked while it
 //! faults (`preadv` past the page cache into the window), and would wait for itself. So a fault
@@ -8,7 +9,7 @@
 
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,13 @@ use crate::units::WindowPage;
 /// How long a fault waits for a page to become clean: pages come no faster than one in that
 /// time while nothing can be written.
 const PATIENCE: Duration = Duration::from_millis(2);
-/// Pages that are written together.
+/// Pages that are written together, and bytes of them.
 const ROUND_PAGES: usize = 128;
+const ROUND_BYTES: u64 = 4 << 20;
+/// Threads that write at most: a window that waits while all others write has one more started.
+const MOST_THREADS: usize = 4;
+/// How long such a thread waits for something to write before it ends.
+const IDLE: Duration = Duration::from_secs(1);
 /// How long a window is let be after a write that failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -66,7 +72,16 @@ struct Asked {
 struct Board {
     windows: Vec<Asked>,
     next: u64,
+    /// Threads that were started besides.
+    more: usize,
     ends: bool,
+}
+
+impl Asked {
+    /// Whether a thread may begin with it.
+    fn is_due(&self, now: Instant) -> bool {
+        self.wanted && !self.busy && self.not_before.is_none_or(|instant| instant <= now)
+    }
 }
 
 impl Board {
@@ -104,7 +119,10 @@ impl Cleaner {
     /// # Errors
     /// EAGAIN at the limit of threads.
     pub fn start<F: Frames>(window: Arc<Shared<F>>) -> Result<Self, Errno> {
-        let thread = THREAD.get(CleaningThread::start)?;
+        Ok(Self::of(THREAD.get(CleaningThread::start)?, window))
+    }
+
+    fn of(thread: Arc<CleaningThread>, window: Arc<dyn Clean>) -> Self {
         let mut board = lock(&thread.signal.board);
         let name = board.next;
         board.next += 1;
@@ -118,7 +136,7 @@ impl Cleaner {
             not_before: None,
         });
         drop(board);
-        Ok(Self { thread: Some(thread), name })
+        Self { thread: Some(thread), name }
     }
 
     /// Has changed pages be written.
@@ -142,7 +160,13 @@ impl Cleaner {
         let rounds = |board: &mut Board| board.find(self.name).map_or(before, |now| now.rounds);
         let waiting = |board: &mut Board| rounds(board) == before;
         let waited = thread.signal.changed.wait_timeout_while(board, PATIENCE, waiting);
-        waited.is_ok_and(|(mut board, _)| rounds(&mut board) != before)
+        let Ok((mut board, _)) = waited else { return false };
+        let written = rounds(&mut board) != before;
+        if !written && board.find(self.name).is_some_and(|asked| asked.is_due(Instant::now())) {
+            // All threads are at other windows.
+            thread.start_one_more(board);
+        }
+        written
     }
 }
 
@@ -156,10 +180,7 @@ impl Drop for Cleaner {
         }
         let mut board = lock(&thread.signal.board);
         while board.find(self.name).is_some_and(|asked| asked.busy) {
-            board = match thread.signal.changed.wait(board) {
-                Ok(board) => board,
-                Err(poisoned) => poisoned.into_inner(),
-            };
+            board = thread.signal.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
         }
         let gone = board.windows.iter().position(|asked| asked.name == self.name);
         let gone = gone.map(|index| board.windows.remove(index));
@@ -172,8 +193,26 @@ impl CleaningThread {
     fn start() -> Result<Self, Errno> {
         let signal = Arc::new(Signal::default());
         let listener = Arc::clone(&signal);
-        let thread = spawn_without_signals("fremap-clean", move || run(&listener))?;
+        let thread = spawn_without_signals("fremap-clean", move || run(&listener, None))?;
         Ok(Self { signal, thread: Some(thread), owner: process::id() })
+    }
+
+    /// Starts a thread that ends when there is nothing to do; none beyond the limit.
+    fn start_one_more(&self, mut board: MutexGuard<'_, Board>) {
+        if board.more + 1 >= MOST_THREADS {
+            return;
+        }
+        board.more += 1;
+        drop(board);
+        let signal = Arc::clone(&self.signal);
+        let body = move || {
+            run(&signal, Some(IDLE));
+            lock(&signal.board).more -= 1;
+            signal.changed.notify_all();
+        };
+        if spawn_without_signals("fremap-clean", body).is_err() {
+            lock(&self.signal.board).more -= 1;
+        }
     }
 }
 
@@ -185,32 +224,40 @@ impl Drop for CleaningThread {
             std::mem::forget(thread);
             return;
         }
-        lock(&self.signal.board).ends = true;
+        let mut board = lock(&self.signal.board);
+        board.ends = true;
         self.signal.changed.notify_all();
+        while board.more > 0 {
+            board = self.signal.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(board);
         if thread.join().is_err() {
             stderr_line(format_args!("the thread that writes the pages of windows had panicked"));
         }
     }
 }
 
-/// Waits until a window wants something; None at the end. Each gets its turn.
-fn next(signal: &Signal, after: u64) -> Option<(u64, Arc<dyn Clean>)> {
+/// Waits until a window wants something; None at the end, or where nothing came within `idle`.
+/// Each gets its turn.
+fn next(signal: &Signal, after: u64, idle: Option<Duration>) -> Option<(u64, Arc<dyn Clean>)> {
     let mut board = lock(&signal.board);
+    let ends = idle.map(|idle| Instant::now() + idle);
     loop {
         if board.ends {
             return None;
         }
         let now = Instant::now();
-        let due = |asked: &&mut Asked| {
-            asked.wanted && asked.not_before.is_none_or(|instant| instant <= now)
-        };
+        let due = |asked: &&mut Asked| asked.is_due(now);
         let turn = |asked: &&mut Asked| (asked.name <= after, asked.name);
         if let Some(asked) = board.windows.iter_mut().filter(due).min_by_key(turn) {
             (asked.wanted, asked.busy) = (false, true);
             return Some((asked.name, Arc::clone(&asked.window)));
         }
-        let wanted = board.windows.iter().filter(|asked| asked.wanted);
-        let until = wanted.filter_map(|asked| asked.not_before).min();
+        if ends.is_some_and(|ends| ends <= now) {
+            return None;
+        }
+        let wanted = board.windows.iter().filter(|asked| asked.wanted && !asked.busy);
+        let until = wanted.filter_map(|asked| asked.not_before).chain(ends).min();
         board = match until {
             None => signal.changed.wait(board).ok()?,
             Some(until) => signal.changed.wait_timeout(board, until - now).ok()?.0,
@@ -218,9 +265,9 @@ fn next(signal: &Signal, after: u64) -> Option<(u64, Arc<dyn Clean>)> {
     }
 }
 
-fn run(signal: &Signal) {
+fn run(signal: &Signal, idle: Option<Duration>) {
     let mut last = 0;
-    while let Some((name, window)) = next(signal, last) {
+    while let Some((name, window)) = next(signal, last, idle) {
         last = name;
         let round = catch_unwind(AssertUnwindSafe(|| window.clean_ahead(ROUND_PAGES)));
         let round = round.unwrap_or_else(|_| {
@@ -248,7 +295,8 @@ impl<F: Frames> Clean for Shared<F> {
     fn clean_ahead(&self, most: usize) -> Result<Round> {
         let mut pages: Vec<WindowPage> = {
             let mut state = self.state.lock();
-            state.leaving_next(most)
+            let most_bytes = self.store.page_size().index_of(ROUND_BYTES).max(1);
+            state.leaving_next(most.min(most_bytes as usize))
         };
         if pages.is_empty() {
             return Ok(Round { pages: 0, wants_more: false });
@@ -282,5 +330,62 @@ impl<F: Frames> Shared<F> {
         self.store.note_passing();
         self.end_writing(&writing, written.is_ok());
         written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A window whose rounds take until the gate is open.
+    #[derive(Debug, Default)]
+    struct Gated {
+        open: Mutex<bool>,
+        opened: Condvar,
+        rounds: AtomicUsize,
+    }
+
+    impl Clean for Gated {
+        fn clean_ahead(&self, _most: usize) -> Result<Round> {
+            self.rounds.fetch_add(1, Ordering::SeqCst);
+            let open = self.opened.wait_while(lock(&self.open), |open| !*open);
+            drop(open);
+            Ok(Round { pages: 1, wants_more: false })
+        }
+    }
+
+    impl Gated {
+        fn open(&self) {
+            *lock(&self.open) = true;
+            self.opened.notify_all();
+        }
+    }
+
+    #[test]
+    fn a_window_does_not_wait_for_a_slow_file_of_another() {
+        let thread = Arc::new(CleaningThread::start().expect("a thread"));
+        let slow: Vec<Arc<Gated>> = (0..MOST_THREADS - 1).map(|_| Arc::default()).collect();
+        let of_slow: Vec<Cleaner> = slow
+            .iter()
+            .map(|window| Cleaner::of(Arc::clone(&thread), Arc::clone(window) as _))
+            .collect();
+        for (cleaner, window) in of_slow.iter().zip(&slow) {
+            while window.rounds.load(Ordering::SeqCst) == 0 {
+                assert!(!cleaner.wait(), "the gate is closed");
+            }
+        }
+        let fast = Arc::new(Gated::default());
+        fast.open();
+        let cleaner = Cleaner::of(Arc::clone(&thread), Arc::clone(&fast) as _);
+        assert!((0..5000).any(|_| cleaner.wait()), "nobody cleans it");
+        assert!(lock(&thread.signal.board).more < MOST_THREADS);
+        for window in &slow {
+            assert_eq!(window.rounds.load(Ordering::SeqCst), 1, "one thread at a window");
+            window.open();
+        }
+        drop((cleaner, of_slow));
+        drop(Arc::into_inner(thread).expect("nobody else has it"));
     }
 }
