@@ -65,14 +65,35 @@ pub(crate) fn mask(
     Ok(mask)
 }
 
-/// Appends `item`, or fails with an error that a caller can catch.
-pub(crate) fn push<T>(operation: &'static str, list: &mut Vec<T>, item: T) -> Result<()> {
-    if list.len() == list.capacity() {
-        list.try_reserve(1).map_err(|_| no_room::<T>(operation, list.len() + 1))?;
+/// Fails where a map of `len` items cannot grow by `count` of them without the reserve, which is
+/// not for what may be refused. `left`: as many have room.
+pub(crate) fn check_growth<T>(
+    operation: &'static str,
+    (len, left): (usize, usize),
+    count: usize,
+) -> Result<()> {
+    if count > left {
+        // A map is at most half as full after it has grown, and was freed before.
+        drop(room_for::<T>(operation, 2 * (len + count))?);
+    }
+    Ok(())
+}
+
+/// Room for `count` more, or an error that a caller can catch.
+pub(crate) fn grow<T>(operation: &'static str, list: &mut Vec<T>, count: usize) -> Result<()> {
+    let wanted = list.len() + count;
+    if wanted > list.capacity() {
+        list.try_reserve(count).map_err(|_| no_room::<T>(operation, wanted))?;
         if reserve::has(list.as_ptr().cast()) {
-            return Err(no_room::<T>(operation, list.len() + 1));
+            return Err(no_room::<T>(operation, wanted));
         }
     }
+    Ok(())
+}
+
+/// Appends `item`, or fails with an error that a caller can catch.
+pub(crate) fn push<T>(operation: &'static str, list: &mut Vec<T>, item: T) -> Result<()> {
+    grow(operation, list, 1)?;
     list.push(item);
     Ok(())
 }

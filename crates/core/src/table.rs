@@ -15,7 +15,7 @@ use hashbrown::HashTable;
 pub use entry::{Change, Entry, Residency, Shown};
 
 use crate::error::Result;
-use crate::room::{no_room, push, zeros, Zeros};
+use crate::room::{check_growth, no_room, push, zeros, Zeros};
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
 
 /// Words that are written together for the first time: a page of memory.
@@ -171,6 +171,8 @@ impl Table {
         // Each page is listed once.
         let added = added.min(self.page_count as usize - all.0.len());
         let words = &self.words;
+        let left = all.0.capacity() - all.0.len();
+        check_growth::<u64>(operation, (all.0.len(), left), added)?;
         let reserved = all.0.try_reserve(added, |&number| shown_hash(words, number));
         reserved.map_err(|_| no_room::<u64>(operation, added))
     }

@@ -16,14 +16,15 @@ use rustix::io::Errno;
 
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::mm::{Access, Region};
+use crate::sys::zeros::Zeros;
 
 /// Parts, each with a lock.
 const PARTS: usize = 32;
 /// Rows from which on there are so many parts.
 const MANY_ROWS: usize = PARTS * 64;
-/// Bytes that a row takes besides its own: two places of the index, its number, its time, its
-/// mark, and a place at the door.
-pub(super) const ROW_OVERHEAD: usize = 2 * 4 + 8 + 8 + 1 + 4;
+/// Bytes that a row takes besides its own: up to four places of the index, its number, its time,
+/// its mark, and a place at the door.
+pub(super) const ROW_OVERHEAD: usize = 4 * 4 + 8 + 8 + 1 + 4;
 
 /// Rows in memory.
 #[derive(Debug)]
@@ -40,13 +41,13 @@ pub(super) struct RowCache {
 struct Part {
     /// Places that are one more than the slot of a row; 0 where there is none. Twice as many as
     /// slots, or more: a power of two.
-    index: Vec<u32>,
+    index: Zeros<u32>,
     /// Of each slot: its row, the time of its file, and whether it was used since the hand came by.
-    rows: Vec<u64>,
-    stamps: Vec<i64>,
-    used: Vec<bool>,
+    rows: Zeros<u64>,
+    stamps: Zeros<i64>,
+    used: Zeros<u8>,
     /// Rows that were wanted once, by a part of their hash.
-    door: Vec<u32>,
+    door: Zeros<u32>,
     bytes: Option<Region>,
     hand: usize,
     /// Slots that have a row, the first ones.
@@ -106,31 +107,32 @@ impl RowCache {
 
     /// Forgets all rows, and those that takes read meanwhile.
     pub(super) fn clear(&self) {
+        self.empty(Part::clear);
+    }
+
+    /// The same, and keeps none any more.
+    pub(super) fn close(&self) {
+        self.empty(|part| *part = Part::default());
+    }
+
+    fn empty(&self, how: impl Fn(&mut Part)) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
         for part in &self.parts {
             let mut part = part.lock();
             self.rows.fetch_sub(part.filled as u64, Ordering::Relaxed);
-            part.clear();
+            how(&mut part);
         }
     }
-}
-
-/// `count` times the same, or ENOMEM.
-fn filled<T: Clone>(value: T, count: usize) -> Result<Vec<T>, Errno> {
-    let mut made = Vec::new();
-    made.try_reserve_exact(count).map_err(|_| Errno::NOMEM)?;
-    made.resize(count, value);
-    Ok(made)
 }
 
 impl Part {
     fn new(slots: usize, row_bytes: usize) -> Result<Self, Errno> {
         Ok(Self {
-            index: filled(0, (2 * slots).next_power_of_two())?,
-            rows: filled(0, slots)?,
-            stamps: filled(0, slots)?,
-            used: filled(false, slots)?,
-            door: filled(0, slots)?,
+            index: Zeros::new((2 * slots).next_power_of_two())?,
+            rows: Zeros::new(slots)?,
+            stamps: Zeros::new(slots)?,
+            used: Zeros::new(slots)?,
+            door: Zeros::new(slots)?,
             bytes: Some(Region::anonymous(slots * row_bytes, 1, Access::Write)?),
             hand: 0,
             filled: 0,
@@ -160,7 +162,7 @@ impl Part {
         let Some(bytes) = &self.bytes else { return false };
         let slot = self.slot_at(self.place_of(row, hash));
         let Some(slot) = slot.filter(|&slot| self.stamps[slot] == stamp) else { return false };
-        self.used[slot] = true;
+        self.used[slot] = 1;
         bytes.span(slot * into.len(), into.len()).copy_to(into);
         true
     }
@@ -180,7 +182,7 @@ impl Part {
             let place = self.place_of(row, hash);
             self.index[place] = slot as u32 + 1;
             self.rows[slot] = row;
-            self.used[slot] = false;
+            self.used[slot] = 0;
             slot
         };
         self.stamps[slot] = stamp;
@@ -203,7 +205,7 @@ impl Part {
             *door = tag;
             return None;
         }
-        while std::mem::take(&mut self.used[self.hand]) {
+        while std::mem::take(&mut self.used[self.hand]) != 0 {
             self.hand = (self.hand + 1) % slots;
         }
         let slot = self.hand;

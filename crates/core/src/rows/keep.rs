@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use rustix::io::Errno;
-
 use super::cache::{ByNumber, RowCache};
 use super::{count, Rows};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::io::{Pace, Segment};
+use crate::room::{collected, room_for};
 use crate::store::last_change::Unchanged;
 use crate::sys::span::Span;
 use crate::units::Row;
@@ -17,8 +16,7 @@ type Since = HashMap<u32, Option<Unchanged>, ByNumber>;
 
 /// Memory for rows on their way.
 fn room(bytes: usize) -> Result<Vec<u8>> {
-    let mut made = Vec::new();
-    made.try_reserve_exact(bytes).map_err(|_| Error::system("take", Errno::NOMEM))?;
+    let mut made = room_for("take", bytes)?;
     made.resize(bytes, 0);
     Ok(made)
 }
@@ -37,7 +35,7 @@ impl Rows {
         let epoch = cache.epoch();
         let mut since = Since::with_hasher(ByNumber::default());
         let mut kept = room(row_bytes)?;
-        let mut missing = Vec::new();
+        let mut missing = room_for("take", ids.len())?;
         for (place, &row) in ids.iter().enumerate() {
             let file = self.file_of(row);
             let known = *since.entry(file).or_insert_with(|| self.files.before_copies(file));
@@ -64,7 +62,7 @@ impl Rows {
         if !changed.is_empty() {
             // Taken again, which says what is wrong, if something is.
             let is_of = |&place: &usize| changed.contains(&self.file_of(ids[place]));
-            let again: Vec<usize> = (0..ids.len()).filter(is_of).collect();
+            let again: Vec<usize> = collected("take", (0..ids.len()).filter(is_of))?;
             self.take_to(ids, &again, into, wanted, pace)?;
         }
         Ok(())
@@ -83,7 +81,7 @@ impl Rows {
         wanted: &mut Vec<Segment>,
         pace: &mut Pace<'_>,
     ) -> Result<Vec<u8>> {
-        let rows: Vec<Row> = places.iter().map(|&place| ids[place]).collect();
+        let rows: Vec<Row> = collected("take", places.iter().map(|&place| ids[place]))?;
         let mut memory = room(rows.len() * self.row_bytes)?;
         if !rows.is_empty() {
             self.take_piece_of_list(&rows, Span::of(&mut memory), wanted, pace)?;

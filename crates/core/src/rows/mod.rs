@@ -8,7 +8,8 @@
 //! rises, `mincore` is asked row by row, and chunks with a hole are unmapped.
 //! Nothing is touched through a map that was not found in the page cache once.
 //!
-//! Nothing is locked while bytes are copied or read, so any number of threads take at once.
+//! Nothing is locked while bytes are read or copied from maps, so any number of threads take at
+//! once. A kept row is copied under the lock of its part.
 
 mod blocks;
 mod budget;
@@ -238,7 +239,9 @@ impl Rows {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.files.forget();
-        self.refresh();
+        if let Some(cache) = &self.cache {
+            cache.close();
+        }
     }
 
     /// Forgets the rows that are kept in memory.

@@ -3,6 +3,7 @@
 use super::{count, Rows};
 use crate::error::Result;
 use crate::io::{Pace, Segment};
+use crate::room::push;
 use crate::store::Store;
 use crate::sys::span::Span;
 use crate::units::FilePage;
@@ -27,8 +28,11 @@ impl Rows {
         pace: &mut Pace<'_>,
     ) -> Result<Vec<Segment>> {
         let shard_of = |part: &Segment| self.files.shard(part.file);
-        let (mut provided, filed): (Vec<Segment>, Vec<Segment>) =
-            wanted.iter().partition(|part| shard_of(part).provided().is_some());
+        let (mut provided, mut filed) = (Vec::new(), Vec::new());
+        for part in wanted {
+            let is_provided = shard_of(part).provided().is_some();
+            push("take", if is_provided { &mut provided } else { &mut filed }, *part)?;
+        }
         // By store: what several shards have in one page is asked for once.
         let number = |part: &Segment| shard_of(part).file_number();
         provided.sort_unstable_by_key(|part| (number(part), part.offset));

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use super::{Key, Slot};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
-use crate::room::{collected, no_room, room_for};
+use crate::room::{check_growth, collected, no_room, room_for};
 use crate::units::{FilePage, WindowPage};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +110,7 @@ impl SlotTable {
         // Taken from the end: slot 0 first.
         let mut empty = room_for("Slots", count)?;
         let mut slot_of = HashMap::new();
+        check_growth::<(Key, Slot)>("Slots", (0, 0), count)?;
         slot_of.try_reserve(count).map_err(|_| no_room::<(Key, Slot)>("Slots", count))?;
         slots.resize(count, State { content: Content::Empty, users: 0, pins: 0 });
         empty.extend((0..slot_count).rev().map(Slot));
@@ -198,6 +199,8 @@ impl SlotTable {
         let mut distinct = room_for(operation, rising.len())?;
         let mut missing = room_for(operation, wanted)?;
         let (mut spare, victims) = (room_for(operation, wanted)?, room_for(operation, wanted)?);
+        let left = self.slot_of.capacity() - self.slot_of.len();
+        check_growth::<(Key, Slot)>(operation, (self.slot_of.len(), left), wanted)?;
         let room = self.slot_of.try_reserve(wanted);
         room.map_err(|_| no_room::<(Key, Slot)>(operation, wanted))?;
         self.name(&own);

@@ -6,6 +6,7 @@ use std::ops::{Deref, DerefMut};
 use rustix::io::Errno;
 
 use super::mm::{system_page_bytes, Access, Advice, Region};
+use super::reserve;
 
 /// Shorter arrays come from the allocator: a mapping of their own would cost more.
 const LEAST_MAPPED_BYTES: usize = 64 << 10;
@@ -23,7 +24,7 @@ macro_rules! integers {
         impl Integer for $name {}
     )*};
 }
-integers!(u8 u16 u32 u64 u128);
+integers!(u8 u16 u32 u64 u128 i64);
 
 /// An array that begins as zeros. All of its address range is there from the start, so that
 /// nothing which is put into it later allocates; the kernel backs a page when it is first used.
@@ -47,8 +48,12 @@ impl<T: Integer> Zeros<T> {
     pub fn new(len: usize) -> Result<Self, Errno> {
         let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NOMEM)?;
         let memory = if bytes < LEAST_MAPPED_BYTES {
-            let mut zeros = Vec::new();
+            let mut zeros: Vec<T> = Vec::new();
             zeros.try_reserve_exact(len).map_err(|_| Errno::NOMEM)?;
+            // The reserve is not for what may be refused, and what stays.
+            if reserve::has(zeros.as_ptr().cast()) {
+                return Err(Errno::NOMEM);
+            }
             zeros.resize(len, T::default());
             Memory::Heap(zeros)
         } else {
@@ -61,6 +66,13 @@ impl<T: Integer> Zeros<T> {
             Memory::Mapped(region, PhantomData)
         };
         Ok(Self { memory, len })
+    }
+}
+
+impl<T> Default for Zeros<T> {
+    /// None.
+    fn default() -> Self {
+        Self { memory: Memory::Heap(Vec::new()), len: 0 }
     }
 }
 

@@ -10,7 +10,7 @@ use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
-use crate::room::{self, collected, no_room, push};
+use crate::room::{self, check_growth, collected, no_room, push};
 use crate::stats::Counters;
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -197,6 +197,7 @@ impl<F: Frames> Cached<F> {
         let mut first = HashMap::new();
         for (window_page, file_page, prot) in shown {
             if first.len() == first.capacity() {
+                check_growth::<[u64; 3]>(operation, (first.len(), 0), 1)?;
                 let grown = first.try_reserve(1);
                 grown.map_err(|_| no_room::<[u64; 3]>(operation, first.len() + 1))?;
             }

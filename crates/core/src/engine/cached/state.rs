@@ -8,7 +8,7 @@ use super::page_tables::PageTables;
 use super::reads::Reads;
 use crate::error::Result;
 use crate::plan::Members;
-use crate::room::{no_room, zeros};
+use crate::room::{check_growth, no_room, zeros};
 use crate::store::Outgoing;
 use crate::sys::span::Span;
 use crate::sys::zeros::Zeros;
@@ -162,12 +162,17 @@ impl State {
 
     /// Room to keep the content of so many more denied pages.
     pub(super) fn reserve_denied(&mut self, operation: &'static str, count: usize) -> Result<()> {
-        let reserved = self.denied_content.try_reserve(count);
+        let kept = &mut self.denied_content;
+        let left = kept.capacity() - kept.len();
+        check_growth::<(WindowPage, Vec<u8>)>(operation, (kept.len(), left), count)?;
+        let reserved = kept.try_reserve(count);
         reserved.map_err(|_| no_room::<(WindowPage, Vec<u8>)>(operation, count))
     }
 
     /// Room to pin so many more pages.
     pub(super) fn reserve_pins(&mut self, count: usize) -> Result<()> {
+        let left = self.pins.capacity() - self.pins.len();
+        check_growth::<(WindowPage, u32)>("pin", (self.pins.len(), left), count)?;
         self.pins.try_reserve(count).map_err(|_| no_room::<(WindowPage, u32)>("pin", count))
     }
 

@@ -15,7 +15,7 @@ use super::state::Writing;
 use super::{Cached, Shared, State, STEP_PAGES};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
-use crate::room::{collected, no_room};
+use crate::room::{collected, grow};
 use crate::stats::Counters;
 use crate::store::Outgoing;
 use crate::sys::lock::Guard;
@@ -42,10 +42,7 @@ impl<F: Frames> Cached<F> {
             let piece: Vec<WindowPage> = piece.iter().collect();
             let outcome = interrupt
                 .check()
-                .and_then(|()| {
-                    let room = written.try_reserve(piece.len());
-                    room.map_err(|_| no_room::<Writing>("flush", written.len() + piece.len()))
-                })
+                .and_then(|()| grow("flush", &mut written, piece.len()))
                 .and_then(|()| self.shared.begin_writing("flush", &piece, interrupt))
                 .and_then(|writing| {
                     written.extend_from_slice(&writing);

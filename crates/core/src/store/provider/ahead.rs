@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 
 use super::{Provider, WAIT};
 use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::room::room_for;
 use crate::sys::fork_lock::{ForkGuard, ForkLock};
 use crate::sys::span::Span;
 use crate::sys::thread::spawn_without_signals;
@@ -190,14 +191,18 @@ fn bring(provider: &Weak<Provider>, owner: u32) {
         };
         let Some(wanted) = next else { return };
         let page_bytes = provider.layout.page_bytes;
-        let mut content = vec![0_u8; wanted.len() * page_bytes];
-        let whole = Span::of(&mut content);
-        let mut take = |position: usize, content: Span<'_>| {
-            whole.part(position * page_bytes, page_bytes).copy_span(content);
-        };
         // Who wants pages that could not be had asks for them, and is told why.
-        let outcome = provider.read(&wanted, &mut take, &Uninterruptible);
-        let done = outcome.map_or_else(|error| error.completed(), |()| wanted.len());
+        let (mut content, mut done) = (Vec::new(), 0);
+        if let Ok(room) = room_for::<u8>("prefetch", wanted.len() * page_bytes) {
+            content = room;
+            content.resize(wanted.len() * page_bytes, 0);
+            let whole = Span::of(&mut content);
+            let mut take = |position: usize, content: Span<'_>| {
+                whole.part(position * page_bytes, page_bytes).copy_span(content);
+            };
+            let outcome = provider.read(&wanted, &mut take, &Uninterruptible);
+            done = outcome.map_or_else(|error| error.completed(), |()| wanted.len());
+        }
         let mut pages = provider.ahead.pages();
         if pages.forgotten != forgotten {
             continue;
