@@ -120,13 +120,13 @@ def first_words(store: object, pages: list[int]) -> list[int]:
 
 
 class Gated(Noted):
-    """Numbered pages, once a file is there."""
+    """Numbered pages; those from some page on once a file is there."""
 
-    def __init__(self, notes: Path, gate: Path) -> None:
+    def __init__(self, notes: Path, gate: Path, first: int = 0) -> None:
         super().__init__(notes)
-        self.gate = gate
+        self.gate, self.first = gate, first
 
     def __call__(self, pages: Numbers, out: Content) -> None:
         super().__call__(pages, out)
-        while not self.gate.exists():
+        while pages[-1] >= self.first and not self.gate.exists():
             time.sleep(0.01)

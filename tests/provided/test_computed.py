@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +180,25 @@ def test_touches_of_other_windows_do_not_wait_for_one_that_is_slow(
             thread.join()
         np.testing.assert_array_equal(window.pages, words(range(PAGES)))
         del threads
+
+
+@pytest.mark.needs("paged")
+def test_closing_waits_for_nothing_that_is_computed_ahead(noted: Noted, tmp_path: Path) -> None:
+    """Touches that run forwards have pages behind them computed, until they bring 64 at once."""
+    gate = tmp_path / "gate"
+    gated = Gated(noted.notes, gate, first=127)
+    with computed(gated, timeout=None) as store:
+        window = fremap.Window(store, engine="paged", budget=None)
+        try:
+            for page in range(64):
+                window.pages[page].copy()
+            deadline = time.monotonic() + 30
+            while gated.pages[-1] < 127:
+                assert time.monotonic() < deadline, "nothing is computed ahead"
+                time.sleep(0.01)
+            window.close()
+        finally:
+            gate.touch()
 
 
 @pytest.mark.needs("paged")

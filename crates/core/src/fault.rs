@@ -75,6 +75,9 @@ pub trait Serve: Send + Sync + 'static {
     /// Ends what has to wait, by waiting. Adds faults as [`resume`](Self::resume).
     fn wait_and_serve(&self, ticket: Self::Ticket, waiting: &mut Vec<Fault>);
 
+    /// The window is about to be closed: what helpers wait for ends soon, if that can be.
+    fn leave(&self);
+
     /// Whether there is something to [read ahead](Self::read_ahead) while no fault waits.
     fn plans_ahead(&self) -> bool;
 
@@ -97,7 +100,22 @@ struct Registry<S> {
     helped: HashMap<u64, usize>,
     /// Faults that helpers have found waiting.
     found: Vec<(u64, Fault)>,
+    /// Windows for which a helper has ended something: there may be more to read ahead.
+    served: Vec<u64>,
     ends: bool,
+}
+
+impl<S> Registry<S> {
+    /// Helpers have so many things less to do for a window; whether it was the last.
+    fn ended(&mut self, name: u64, count: usize) -> bool {
+        let Some(helped) = self.helped.get_mut(&name) else { return false };
+        *helped -= count;
+        let last = *helped == 0;
+        if last {
+            self.helped.remove(&name);
+        }
+        last
+    }
 }
 
 /// What the thread and others share.
@@ -160,6 +178,7 @@ impl<S: Serve> Service<S> {
             leaving: Vec::new(),
             helped: HashMap::new(),
             found: Vec::new(),
+            served: Vec::new(),
             ends: false,
         };
         let (poller, waker) = (Poller::new()?, Event::new()?);
@@ -206,6 +225,7 @@ impl<S: Serve> Drop for Serving<S> {
             return;
         }
         let shared = &service.shared;
+        self.server.leave();
         // A copy of the descriptor, as in a child of fork, would keep it there.
         let _removed = shared.poller.remove(self.server.uffd().fd());
         let mut registry = shared.registry();
@@ -239,7 +259,7 @@ struct Loop<S: Serve> {
 impl<S: Serve> Loop<S> {
     fn new(shared: Arc<Shared<S>>) -> Self {
         let helpers = Helpers::new(Arc::clone(&shared));
-        let (later, ahead) = (Vec::with_capacity(MOST_ARRIVALS), Vec::new());
+        let (later, ahead) = (Vec::new(), Vec::new());
         let watch = Watch::default();
         Self { shared, helpers, arrivals: None, refused: false, later, ahead, ended: false, watch }
     }
@@ -299,18 +319,19 @@ impl<S: Serve> Loop<S> {
             }
             self.later.retain(|&(of, _)| of != name);
             self.ahead.retain(|&of| of != name);
-            let forgotten = self.helpers.forget(name);
-            if let Some(count) = registry.helped.get_mut(&name) {
-                *count -= forgotten;
-                if *count == 0 {
-                    registry.helped.remove(&name);
-                }
-            }
+            registry.ended(name, self.helpers.forget(name));
         }
         // Those of windows that are gone are not served.
         self.later.append(&mut registry.found);
         self.shared.left.notify_all();
-        !registry.ends
+        let (goes_on, served) = (!registry.ends, std::mem::take(&mut registry.served));
+        drop(registry);
+        for name in served {
+            if let Some(server) = self.window(name) {
+                self.note_ahead(name, &server);
+            }
+        }
+        goes_on
     }
 
     fn window(&self, name: u64) -> Option<Arc<S>> {
@@ -364,8 +385,14 @@ impl<S: Serve> Loop<S> {
                 self.shared.poller.add(arrivals.descriptor(), ARRIVALS)?;
                 Ok(arrivals)
             });
-            self.arrivals = ready.ok();
-            self.refused = self.arrivals.is_none();
+            match ready {
+                Ok(arrivals) => self.arrivals = Some(arrivals),
+                // What passes (no memory, no descriptor) is tried again with the next.
+                Err(errno) => {
+                    let refusals = [Errno::NOSYS, Errno::PERM, Errno::ACCESS, Errno::INVAL];
+                    self.refused = refusals.contains(&errno);
+                }
+            }
         }
         self.arrivals.as_mut()
     }
@@ -376,7 +403,6 @@ impl<S: Serve> Loop<S> {
             return;
         }
         let Some(arrivals) = self.arrivals.take() else { return };
-        self.refused = true;
         let _removed = self.shared.poller.remove(arrivals.descriptor());
         for (name, ticket) in arrivals.into_values() {
             if let Some(server) = self.window(name) {

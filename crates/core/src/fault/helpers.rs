@@ -98,11 +98,12 @@ impl<S: Serve> Helpers<S> {
         let job = Job { name, server: Arc::clone(server), ticket };
         let mut jobs = self.board.jobs();
         jobs.waiting.push_back(job);
-        if !jobs.any_ready() {
+        let ready = jobs.waiting.iter().filter(|job| jobs.is_ready(job)).count();
+        if ready == 0 {
             // Whoever has one of the window's jobs goes on with this one.
             return;
         }
-        if jobs.waiting.len() <= jobs.idle || jobs.threads == MOST_HELPERS {
+        if ready <= jobs.idle || jobs.threads == MOST_HELPERS {
             self.board.more.notify_one();
             return;
         }
@@ -128,19 +129,13 @@ impl<S: Serve> Helpers<S> {
             end(&self.shared, own);
         }
     }
-}
 
-impl<S: Serve> Helpers<S> {
     /// Forgets what a window that is closed still had to wait for; says how much that was.
     pub(super) fn forget(&mut self, name: u64) -> usize {
         let mut jobs = self.board.jobs();
         let before = jobs.waiting.len();
-        let (own, others) = jobs.waiting.drain(..).partition(|job| job.name == name);
-        jobs.waiting = others;
-        let forgotten: VecDeque<Job<S>> = own;
-        drop(jobs);
-        debug_assert!(forgotten.len() <= before);
-        forgotten.len()
+        jobs.waiting.retain(|job| job.name != name);
+        before - jobs.waiting.len()
     }
 }
 
@@ -163,12 +158,9 @@ fn end<S: Serve>(shared: &Shared<S>, job: Job<S>) {
     drop(server);
     let mut registry = shared.registry();
     registry.found.extend(waiting.into_iter().map(|fault| (name, fault)));
-    if let Some(count) = registry.helped.get_mut(&name) {
-        *count -= 1;
-        if *count == 0 {
-            registry.helped.remove(&name);
-            shared.left.notify_all();
-        }
+    registry.served.push(name);
+    if registry.ended(name, 1) {
+        shared.left.notify_all();
     }
     drop(registry);
     // What had to begin later may begin now.

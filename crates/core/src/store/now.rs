@@ -66,9 +66,16 @@ impl Store {
             if !self.writable() {
                 return Ok(Now::Unknown);
             }
-            // A store that writes changes its file itself, so this is no rare case. What was
-            // just read is in the page cache.
-            self.read_piece(run, into, sys_file::read_unchanged).map(|_changed_ns| Now::Read)
+            // A store that writes changes its file itself, so this is no rare case.
+            let again: sys_file::Read = if part.file.memory_backed {
+                sys_file::read_unchanged
+            } else {
+                sys_file::read_cached_unchanged
+            };
+            match self.read_piece(run, into, again) {
+                Err(Unread::Failed(Errno::AGAIN | Errno::OPNOTSUPP)) => Ok(Now::Unknown),
+                read => read.map(|_changed_ns| Now::Read),
+            }
         };
         if part.file.memory_backed {
             return read(self.read_piece(run, into, sys_file::read_and_look)?);

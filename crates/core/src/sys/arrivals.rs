@@ -12,11 +12,13 @@ use io_uring::types::Fd;
 use io_uring::{opcode, IoUring};
 use rustix::io::Errno;
 
-use super::call::{enter, Call};
+use super::call::{enter, errno_of, Call};
 
 /// Bytes that are waited for at once, at most.
 pub const MOST_ARRIVALS: usize = 64;
 
+/// How often a submission that finds no memory is made again.
+const AGAIN_LIMIT: u32 = 64;
 /// Where the bytes go. Whoever reads them, reads what he does not know.
 static BYTE: AtomicU8 = AtomicU8::new(0);
 
@@ -39,10 +41,6 @@ impl<T> std::fmt::Debug for Arrivals<T> {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Arrivals").field("free", &self.free.len()).finish_non_exhaustive()
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 impl<T> Arrivals<T> {
@@ -94,10 +92,16 @@ impl<T> Arrivals<T> {
     /// # Errors
     /// The kernel's: none of them may end.
     pub fn start(&mut self) -> Result<(), Errno> {
+        let mut again = 0;
         while !self.ring.submission().is_empty() {
             enter(Call::RingEnter)?;
             match self.ring.submit().map_err(|error| errno_of(&error)) {
                 Ok(_) | Err(Errno::INTR) => {}
+                // Out of memory for the moment.
+                Err(Errno::AGAIN | Errno::BUSY) if again < AGAIN_LIMIT => {
+                    again += 1;
+                    std::thread::yield_now();
+                }
                 Err(errno) => return Err(errno),
             }
         }

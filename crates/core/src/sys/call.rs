@@ -162,6 +162,11 @@ pub(super) fn check(result: i32) -> Result<(), Errno> {
     }
 }
 
+/// The kernel's error in one of the standard library's.
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
 /// This thread's `errno`.
 pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)

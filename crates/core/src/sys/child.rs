@@ -1,7 +1,7 @@
 //! Processes that this one starts and speaks with.
 //!
 //! They are started by `posix_spawn`, which runs no handlers of `pthread_atfork` and copies no
-//! memory, so that the thread that serves faults may start one. Each end of a connection notices
+//! memory, so that a thread that serves faults may start one. Each end of a connection notices
 //! when the other is gone: the socket is hung up, or the other process has ended.
 
 use std::ffi::{CStr, CString, OsString};

@@ -222,6 +222,21 @@ pub fn read_blocks_unchanged(
     })
 }
 
+/// The same of what is in the page cache: waits for no device.
+///
+/// # Errors
+/// The kernel's own; EAGAIN where some of it is not there.
+pub fn read_cached_unchanged(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset: u64,
+) -> Result<(usize, Facts), Errno> {
+    unchanged(fd, || match read_cached_at(fd, into, offset)? {
+        CachedRead { waits: true, .. } => Err(Errno::AGAIN),
+        cached => Ok(cached.bytes),
+    })
+}
+
 fn unchanged(
     fd: BorrowedFd<'_>,
     mut read: impl FnMut() -> Result<usize, Errno>,

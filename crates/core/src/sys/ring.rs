@@ -17,7 +17,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{opcode, squeue, IoUring};
 use rustix::io::Errno;
 
-use super::call::{enter, enter_for, Call};
+use super::call::{enter, enter_for, errno_of, Call};
 use super::file::{read_parts_at, write_parts_at, Parts};
 use super::fork_lock::ForkLock;
 
@@ -131,10 +131,6 @@ impl std::fmt::Debug for Ring {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.debug_struct("Ring").field("owner", &self.owner).finish_non_exhaustive()
     }
-}
-
-fn errno_of(error: &std::io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 impl Ring {

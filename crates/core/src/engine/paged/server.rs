@@ -9,6 +9,7 @@
 //! them begin nothing, and are woken when it ends. A call that changes one of the pages makes
 //! the read out of date; it then ends without content, and who still waits faults once more.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
@@ -17,7 +18,7 @@ use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
 use super::{PagedFrames, Tracking};
 use crate::engine::cached::{offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault};
 use crate::engine::lock;
-use crate::error::{Error, Uninterruptible};
+use crate::error::{self, Error, Interrupt, Uninterruptible};
 use crate::fault::{Serve, Served};
 use crate::scatter;
 use crate::store::{Now, Place, Unread};
@@ -113,6 +114,17 @@ pub(super) struct Server {
     /// Writes changed pages before they have to leave, in a window that is written and has a
     /// budget.
     cleaner: Option<Cleaner>,
+    /// The window is about to be closed.
+    leaving: AtomicBool,
+}
+
+impl Interrupt for Server {
+    fn check(&self) -> error::Result<()> {
+        if self.leaving.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { completed: 0 });
+        }
+        Ok(())
+    }
 }
 
 impl Server {
@@ -135,7 +147,8 @@ impl Server {
         let (buffer, free) = (Mutex::new(buffer), Mutex::new(free));
         let cleans = evicts && shared.frames.tracking.is_some();
         let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
-        Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner })
+        let leaving = AtomicBool::new(false);
+        Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner, leaving })
     }
 
     /// Serves a fault that has just begun.
@@ -265,9 +278,8 @@ impl Server {
         let pages = || ticket.attempt.run.pages().take(ticket.count as usize);
         let shown = |page| state.get(page).shown().file_page();
         let run = Run { first: shown(ticket.attempt.run.first)?, count: ticket.count };
-        // What processes provide is asked for by name.
-        let one_read = run.count == 1 || !self.shared.store.is_provided();
-        if one_read && pages().map(shown).eq(run.pages().map(Some)) {
+        // Processes are asked for pages by their numbers.
+        if !self.shared.store.is_provided() && pages().map(shown).eq(run.pages().map(Some)) {
             return Some(FilePages::Run(run));
         }
         pages().map(shown).collect::<Option<Vec<_>>>().map(FilePages::List)
@@ -277,7 +289,9 @@ impl Server {
     fn load_now(&self, ticket: &Ticket, buffer: &Region, waiting: &mut Vec<Fault>) -> Loaded {
         let shared = &self.shared;
         let Some(files) = self.file_pages(ticket) else { return Loaded::Changed };
-        let mut free = lock(&self.free);
+        // Pages anywhere in the file may have to be waited for after all: not with this locked.
+        let mut free = matches!(files, FilePages::Run(_)).then(|| lock(&self.free));
+        let mut free = free.as_deref_mut().and_then(Option::as_mut);
         let len = shared.page().bytes_of(ticket.count) as usize;
         let frames = free.as_ref().and_then(|free| free.last(len));
         let content = frames.unwrap_or_else(|| buffer.span(0, len));
@@ -301,7 +315,7 @@ impl Server {
             Err(unread) => return Loaded::Unread(unread),
         }
         let moved = frames.is_some();
-        let content = match free.as_mut() {
+        let content = match free.take() {
             Some(free) if moved => Content::Frames(free, len),
             _ => Content::Copied(buffer.span(0, len)),
         };
@@ -313,7 +327,11 @@ impl Server {
     fn wait_and_load(&self, ticket: &Ticket, waiting: &mut Vec<Fault>) -> Loaded {
         let shared = &self.shared;
         for _ in 0..MOST_ARRIVALS {
-            let loaded = self.load_now(ticket, &lock(&self.buffer), waiting);
+            let loaded = match self.buffer.try_lock() {
+                Ok(buffer) => self.load_now(ticket, &buffer, waiting),
+                // Another helper reads into it, which may take long.
+                Err(_) => break,
+            };
             match loaded {
                 Loaded::Absent(place) => place.wait(),
                 Loaded::Waits => break,
@@ -333,12 +351,11 @@ impl Server {
             FilePages::Run(run) if run.count == 1 => shared.store.read_page(run.first, content),
             FilePages::Run(run) if shared.store.read_run(*run, content).is_ok() => Ok(()),
             FilePages::Run(_) => return Loaded::Partly,
-            FilePages::List(files) => {
-                scatter::read_into(&shared.store, files, content, &Uninterruptible)
-            }
+            FilePages::List(files) => scatter::read_into(&shared.store, files, content, self),
         };
         match read {
             Ok(()) => self.show(ticket, Content::Copied(content), size_bytes, waiting),
+            Err(Error::Interrupted { .. }) => Loaded::Changed,
             Err(_) if ticket.count > 1 => Loaded::Partly,
             Err(error) => Loaded::Failed(error),
         }
@@ -486,6 +503,10 @@ impl Serve for Server {
             }
             return;
         }
+    }
+
+    fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     fn plans_ahead(&self) -> bool {
