@@ -6,29 +6,13 @@ mod common;
 use std::cell::Cell;
 use std::sync::Arc;
 
-use common::{open, options, LAZY, NOW, PAGE};
+use common::{open, options, StopAt, LAZY, NOW, PAGE};
 use fremap_core::engine::EngineKind;
-use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
+use fremap_core::error::{Error, Uninterruptible};
 use fremap_core::store::Store;
 use fremap_core::sys::call::{count, Call};
 use fremap_core::units::Selection;
 use fremap_core::window::Target;
-
-/// Stops a call at the n-th question.
-struct StopAt {
-    asked: Cell<usize>,
-    at: usize,
-}
-
-impl Interrupt for StopAt {
-    fn check(&self) -> Result<()> {
-        self.asked.set(self.asked.get() + 1);
-        if self.asked.get() >= self.at {
-            return Err(Error::Interrupted { completed: 0 });
-        }
-        Ok(())
-    }
-}
 
 #[test]
 fn an_aliased_remap_that_is_stopped_takes_nothing_back() {

@@ -5,27 +5,11 @@ mod common;
 
 use std::cell::Cell;
 
-use common::{open, options, PAGE};
+use common::{open, options, StopAt, PAGE};
 use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::Store;
 use fremap_core::units::{FilePage, Pages, Selection};
-
-/// Stops a call at the n-th question.
-struct StopAt {
-    asked: Cell<usize>,
-    at: usize,
-}
-
-impl Interrupt for StopAt {
-    fn check(&self) -> Result<()> {
-        self.asked.set(self.asked.get() + 1);
-        if self.asked.get() >= self.at {
-            return Err(Error::Interrupted { completed: 0 });
-        }
-        Ok(())
-    }
-}
 
 /// That a call asks at least `pieces` times, and does nothing more once it is to stop.
 fn stops<T: std::fmt::Debug>(pieces: usize, call: impl Fn(&dyn Interrupt) -> Result<T>) {

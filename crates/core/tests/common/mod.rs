@@ -1,11 +1,12 @@
 //! What the tests of windows share.
 #![allow(dead_code)] // each test program uses a part
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use fremap_core::calibrate::Calibration;
 use fremap_core::engine::EngineKind;
-use fremap_core::error::Uninterruptible;
+use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::fault::FaultMode;
 use fremap_core::store::Store;
 use fremap_core::sys::span::Span;
@@ -70,4 +71,20 @@ pub fn remap(window: &Window, pages: &[i64], at: i64, options: RemapOptions) -> 
 
 pub fn shown(window: &Window, pages: std::ops::Range<usize>) -> Vec<u64> {
     pages.map(|page| number(window, page)).collect()
+}
+
+/// Stops a call at the n-th question.
+pub struct StopAt {
+    pub asked: Cell<usize>,
+    pub at: usize,
+}
+
+impl Interrupt for StopAt {
+    fn check(&self) -> Result<()> {
+        self.asked.set(self.asked.get() + 1);
+        if self.asked.get() >= self.at {
+            return Err(Error::Interrupted { completed: 0 });
+        }
+        Ok(())
+    }
 }
