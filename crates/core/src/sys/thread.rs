@@ -71,7 +71,8 @@ pub(super) fn check_room_to_start() -> Result<bool, Errno> {
 }
 
 /// Starts a thread in which every signal is blocked, so that handlers run in the
-/// application's threads alone. Where addresses are limited it runs when this returns.
+/// application's threads alone. It runs when this returns, and has its variables: addresses may
+/// be limited from the next moment on.
 ///
 /// # Errors
 /// EAGAIN at the limit of threads.
@@ -79,7 +80,7 @@ pub fn spawn_without_signals(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Errno> {
-    let limited = check_room_to_start()?;
+    let _limited = check_room_to_start()?;
     let (runs, started) = channel();
     let caller = block_all_signals()?;
     let thread = Builder::new().name(name.to_owned()).spawn(move || {
@@ -87,7 +88,7 @@ pub fn spawn_without_signals(
         let _told = runs.send(());
         body();
     });
-    if limited && thread.is_ok() {
+    if thread.is_ok() {
         let _told = started.recv();
     }
     set_signal_mask(&caller)?;
