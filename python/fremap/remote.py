@@ -1,13 +1,12 @@
 """Objects on servers, read by ranges: what runs in the provider processes of remote stores.
 
 A reader tells how long an object is and which version of it, and fetches ranges of that
-version. There is one for HTTP, of the standard library alone; one for file systems of
-fsspec, and one for stores of obstore. `RemoteFill` turns pages into ranges.
+version. There is one for file systems of fsspec, one for stores of obstore, and `HttpReader`
+(`http_reader`). `RemoteFill` turns pages into ranges.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,27 +16,27 @@ import numpy as np
 from fremap.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    import http.client
-    from collections.abc import Callable, Mapping, Sequence
-    from concurrent.futures import ThreadPoolExecutor
+    import threading
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-__all__ = ["Facts", "FsspecReader", "HttpReader", "ObstoreReader", "Range", "Reader", "RemoteFill"]
+__all__ = [
+    "Facts",
+    "FsspecReader",
+    "ObstoreReader",
+    "Range",
+    "Reader",
+    "RemoteFill",
+    "changed",
+    "cut_short",
+    "retried",
+]
 
 #: Bytes of one request, unless a page is larger.
 _MOST_RANGE_BYTES = 4 << 20
-_MOST_REDIRECTS = 5
 _FIRST_PAUSE_SECONDS = 0.1
 _MOST_PAUSE_SECONDS = 2.0
-#: Answers of a server that may be others the next time.
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
-_BY_STATUS: dict[int, type[OSError]] = {
-    401: PermissionError,
-    403: PermissionError,
-    404: FileNotFoundError,
-    410: FileNotFoundError,
-}
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 #: What tells versions of an object apart, as file systems of fsspec call it.
 _VERSION_KEYS = (
@@ -103,19 +102,32 @@ def cut_short(wanted: Range, count: int) -> OSError:
     )
 
 
-def retried(call: Callable[[], None], retries: int) -> None:
-    """Call until there is no error that may pass, at most `retries` times more."""
+def retried(
+    call: Callable[[], None], retries: int, given_up: threading.Event | None = None
+) -> None:
+    """Call until there is no error that may pass, at most `retries` times more.
+
+    Where others give up what it is a part of, it is not called again.
+    """
     pause = _FIRST_PAUSE_SECONDS
     for left in reversed(range(retries + 1)):
         try:
             return call()
         except Exception as error:
-            is_final = isinstance(error, _PERMANENT) or getattr(error, "errno", 0) == errno.ESTALE
-            if is_final or not left or not isinstance(error, OSError | EOFError):
+            if not left or not _may_pass(error) or (given_up is not None and given_up.is_set()):
                 raise
-        time.sleep(pause)
+        if given_up is None:
+            time.sleep(pause)
+        else:
+            given_up.wait(pause)
         pause = min(2 * pause, _MOST_PAUSE_SECONDS)
     return None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tell whether the same call may do better a little later."""
+    is_final = isinstance(error, _PERMANENT) or getattr(error, "errno", 0) == errno.ESTALE
+    return not is_final and isinstance(error, OSError | EOFError)
 
 
 class RemoteFill:
@@ -160,175 +172,6 @@ class RemoteFill:
                 ranges.append(Range(start, memory[place : place + length]))
             first = end
         return ranges
-
-
-class HttpReader:
-    """An object that a server of HTTP has at a URL.
-
-    Parameters
-    ----------
-    url : str
-        Where it is.
-    headers : mapping of str to str
-        What to say besides with each request.
-    in_flight : int
-        Requests at once.
-    retries : int
-        How often a request is made again that failed for what may pass.
-    timeout : float
-        Seconds that a server may be silent.
-    """
-
-    def __init__(
-        self, url: str, headers: Mapping[str, str], in_flight: int, retries: int, timeout: float
-    ) -> None:
-        self.url = url
-        self.headers = dict(headers)
-        self.in_flight = in_flight
-        self.retries = retries
-        self.timeout = timeout
-        self._begin()
-
-    def _begin(self) -> None:
-        self._idle: list[http.client.HTTPConnection] = []
-        self._threads: ThreadPoolExecutor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return all but what belongs to this process."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin without connections."""
-        vars(self).update(state)
-        self._begin()
-
-    def facts(self) -> Facts:
-        """Ask for the first byte, as some servers tell less without."""
-        found: list[Facts] = []
-        retried(lambda: found.append(self._asked()), self.retries)
-        return found[0]
-
-    def _asked(self) -> Facts:
-        for _ in range(_MOST_REDIRECTS + 1):
-            # Not kept: who asks does not fetch, as a rule.
-            with contextlib.closing(self._connection()) as connection:
-                answer = self._ask(connection, {"Range": "bytes=0-0"})
-                location = answer.getheader("Location")
-                if answer.status // 100 != 3 or not location:
-                    return self._told(answer)
-                from urllib.parse import urljoin
-
-                self.url = urljoin(self.url, location)
-        raise OSError(errno.ELOOP, f"more than {_MOST_REDIRECTS} redirections")
-
-    def _told(self, answer: http.client.HTTPResponse) -> Facts:
-        size = _whole_size(answer)
-        if answer.status == 416 and size == 0:
-            return Facts(0, _version(answer))
-        if answer.status == 200 or (answer.status == 206 and size is None):
-            raise UnsupportedError(
-                f"open: the server of {self.url} does not send ranges of it, so that pages "
-                "cannot be read; download it"
-            )
-        _check_status(answer)
-        return Facts(size or 0, _version(answer))
-
-    def _connection(self) -> http.client.HTTPConnection:
-        """Return a connection that nobody uses."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        from http.client import HTTPConnection, HTTPSConnection
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(self.url)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=self.timeout)
-
-    def _ask(
-        self, connection: http.client.HTTPConnection, more: dict[str, str]
-    ) -> http.client.HTTPResponse:
-        from http.client import HTTPException
-        from urllib.parse import urlsplit
-
-        parts = urlsplit(self.url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        try:
-            connection.request(
-                "GET", target, headers={"Accept-Encoding": "identity", **self.headers, **more}
-            )
-            return connection.getresponse()
-        except HTTPException as error:
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
-
-    def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
-        """Fetch ranges, several at once."""
-        if len(ranges) == 1:
-            self._fetch(ranges[0], facts)
-            return
-        if self._threads is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            self._threads = ThreadPoolExecutor(self.in_flight, "fremap-fetch")
-        for _done in self._threads.map(self._fetch, ranges, [facts] * len(ranges)):
-            pass
-
-    def _fetch(self, wanted: Range, facts: Facts) -> None:
-        retried(lambda: self._fetch_once(wanted, facts), self.retries)
-
-    def _fetch_once(self, wanted: Range, facts: Facts) -> None:
-        connection = self._connection()
-        try:
-            self._receive(connection, wanted, facts)
-        except BaseException:
-            connection.close()
-            raise
-        self._idle.append(connection)
-
-    def _receive(self, connection: http.client.HTTPConnection, wanted: Range, facts: Facts) -> None:
-        headers = {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
-        version = facts.version or ""
-        if version.startswith('"'):  # what weak ones promise is not that bytes are the same
-            headers["If-Match"] = version
-        answer = self._ask(connection, headers)
-        if answer.status in (200, 412, 416):
-            raise changed()
-        _check_status(answer)
-        if _whole_size(answer) != facts.size or _version(answer) != facts.version:
-            raise changed()
-        done = 0
-        while done < len(wanted.memory):
-            count = answer.readinto(wanted.memory[done:])
-            if count == 0:
-                raise cut_short(wanted, done)
-            done += count
-        if answer.read(1):
-            raise cut_short(wanted, done + 1)
-
-
-def _whole_size(answer: http.client.HTTPResponse) -> int | None:
-    """Return the bytes of the whole object, where the answer tells."""
-    whole = (answer.getheader("Content-Range") or "").rpartition("/")[2]
-    return int(whole) if whole.isdigit() else None
-
-
-def _version(answer: http.client.HTTPResponse) -> str | None:
-    return answer.getheader("ETag") or answer.getheader("Last-Modified")
-
-
-def _check_status(answer: http.client.HTTPResponse) -> None:
-    """Raise what an answer means that is no success."""
-    status = answer.status
-    if status == 206:
-        return
-    text = f"the server answers {status} {answer.reason}"
-    if status in _PASSING:
-        raise ConnectionError(text)
-    if status in _BY_STATUS:
-        kind = _BY_STATUS[status]
-        raise kind(errno.ENOENT if kind is FileNotFoundError else errno.EACCES, text)
-    raise OSError(errno.EPROTO, text) from None
 
 
 class FsspecReader:

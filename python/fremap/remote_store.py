@@ -11,8 +11,9 @@ from fremap.arguments import quantity
 from fremap.computed_store import checked_timeout
 from fremap.errors import ArgumentError, ArgumentTypeError, FremapError, UnsupportedError
 from fremap.errors import _system as system_error
+from fremap.http_reader import HttpReader
 from fremap.locations import is_fsspec, is_remote
-from fremap.remote import Facts, FsspecReader, HttpReader, ObstoreReader, Reader, RemoteFill
+from fremap.remote import Facts, FsspecReader, ObstoreReader, Reader, RemoteFill
 from fremap.stores import Store
 
 if TYPE_CHECKING:

@@ -59,6 +59,7 @@ PACKAGE_FLOORS = {
     "computed_store": 4,
     "locations": 2,
     "remote": 2,
+    "http_reader": 2,
     "remote_store": 4,
     "opening": 5,
     "concat_store": 4,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ class Served:
     ranges: bool = True
     #: Every request waits for this.
     gate: threading.Event = field(default_factory=threading.Event)
+    #: Statuses that requests for ranges get, and events that they wait for, by the first byte.
+    refused: dict[int, int] = field(default_factory=dict)
+    gates: dict[int, threading.Event] = field(default_factory=dict)
     moved_from: str = "/moved"
     asked: list[tuple[int, int]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -32,6 +36,13 @@ class Served:
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    def wait_for(self, begin: int) -> None:
+        """Wait until a range that begins at a byte was asked for."""
+        deadline = time.monotonic() + 60
+        while not any(f"bytes={begin}-" in sent.get("Range", "") for sent in self.headers):
+            assert time.monotonic() < deadline, f"nobody asks for byte {begin}"
+            time.sleep(0.01)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -64,8 +75,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         is_first = wanted is not None and wanted.groups() == ("0", "0")
         if not is_first:
             served.gate.wait(60)
+        begin = int(wanted[1]) if wanted and not is_first else -1
+        if begin in served.gates:
+            served.gates[begin].wait(30)
         with served.lock:
-            status = served.failing.pop(0) if served.failing else None
+            status = served.refused.get(begin)
+            if status is None and served.failing:
+                status = served.failing.pop(0)
         if status is not None:
             self.send(status)
             return

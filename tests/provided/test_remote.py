@@ -162,6 +162,36 @@ def test_what_will_not_pass_is_an_error(served: Served, status: int, error: type
         assert not served.failing
 
 
+def test_no_range_outlives_its_request(served: Served) -> None:
+    """What comes late for a request that has failed is not written over pages of the next."""
+    with opened(served, in_flight=2) as store:
+        served.refused[PAGE] = 403
+        served.gates = {3 * PAGE: threading.Event(), 15 * PAGE: threading.Event()}
+        with pytest.raises(fremap.ProviderError, match="403"):
+            store.read([1, 3])
+        read: list[np.ndarray] = []
+        reading = threading.Thread(target=lambda: read.append(store.read([11, 13, 15, 17])))
+        reading.start()
+        # Page 13 is where page 3 would go to. A thread of two waits for page 15; the other one,
+        # which page 3 would keep, goes on to page 17 when it has page 13 or 3.
+        served.wait_for(15 * PAGE)
+        served.gates[3 * PAGE].set()
+        served.wait_for(17 * PAGE)
+        served.gates[15 * PAGE].set()
+        reading.join()
+        np.testing.assert_array_equal(read[0], content([11, 13, 15, 17]))
+
+
+def test_a_range_that_fails_ends_the_others(served: Served) -> None:
+    """A call tells at once why it fails, whatever else it waits for."""
+    with opened(served, timeout=None) as store:
+        served.refused[PAGE] = 403
+        served.gates[3 * PAGE] = threading.Event()
+        with pytest.raises(fremap.ProviderError, match="the server answers 403"):
+            store.read([1, 3, 5])
+        assert (3 * PAGE, 4 * PAGE) not in served.asked
+
+
 def test_a_hung_server_is_a_timeout(served: Served) -> None:
     with opened(served, timeout=0.5) as store:
         store.read(0)
