@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import string
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fremap.errors import UnsupportedError
 from fremap.remote import Facts, changed, cut_short, retried
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["HttpReader"]
 
 _MOST_REDIRECTS = 5
+#: Bytes of an answer that are read to keep its connection.
+_MOST_DRAINED_BYTES = 64 << 10
+#: What another server than that of the URL is told of the headers that the caller gave.
+_FOR_ANYBODY = frozenset({"accept", "accept-language", "user-agent"})
+#: What servers answer when a link that they have signed is too old.
+_EXPIRED = frozenset({400, 401, 403, 404, 410})
 #: Answers of a server that may be others the next time.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BY_STATUS: dict[int, type[OSError]] = {
@@ -33,8 +40,31 @@ _BY_STATUS: dict[int, type[OSError]] = {
 _CONTENT_RANGE = re.compile(r"\s*bytes (?:(\d+)-(\d+)|\*)/(\d+)\s*", re.IGNORECASE | re.ASCII)
 
 
+class _Server(NamedTuple):
+    """Whom a connection leads to."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class _Exchange(NamedTuple):
+    """A request that was made, and the beginning of its answer."""
+
+    server: _Server
+    connection: http.client.HTTPConnection
+    socket: socket.socket
+    #: What messages call the server.
+    who: str
+    answer: http.client.HTTPResponse
+
+
 class HttpReader:
     """An object that a server of HTTP has at a URL.
+
+    Where the server redirects to another URL, that is asked from then on, until it refuses (links
+    that are signed expire): then the server is asked anew. Another server gets none of `headers`
+    that could be a secret.
 
     Parameters
     ----------
@@ -46,28 +76,30 @@ class HttpReader:
         Requests at once.
     retries : int
         How often a request is made again that failed for what may pass.
-    timeout : float
+    silence : float
         Seconds that a server may be silent.
     """
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], in_flight: int, retries: int, timeout: float
+        self, url: str, headers: Mapping[str, str], in_flight: int, retries: int, silence: float
     ) -> None:
         self.url = url
         self.headers = dict(headers)
         self.in_flight = in_flight
         self.retries = retries
-        self.timeout = timeout
+        self.silence = silence
         self._begin()
 
     def _begin(self) -> None:
-        self._idle: list[http.client.HTTPConnection] = []
+        #: Where the server says that the object is, if it is elsewhere.
+        self._target: str | None = None
+        self._idle: dict[_Server, list[http.client.HTTPConnection]] = {}
         #: Sockets that answers are waited for on.
         self._busy: set[socket.socket] = set()
         self._threads: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but what belongs to this process."""
+        """Return all but what belongs to this process, or will not stay true."""
         return {key: value for key, value in vars(self).items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -78,23 +110,23 @@ class HttpReader:
     def facts(self) -> Facts:
         """Ask for the first byte, as some servers tell less without."""
         found: list[Facts] = []
-        retried(lambda: found.append(self._asked()), self.retries)
+        try:
+            retried(lambda: found.append(self._asked()), self.retries)
+        finally:
+            # Who asks does not fetch, as a rule.
+            for server in tuple(self._idle):
+                self._forget(server)
         return found[0]
 
     def _asked(self) -> Facts:
-        for _ in range(_MOST_REDIRECTS + 1):
-            # Not kept: who asks does not fetch, as a rule.
-            with contextlib.closing(self._connection()) as connection:
-                answer = self._ask(connection, {"Range": "bytes=0-0"})
-                location = answer.getheader("Location")
-                if answer.status // 100 != 3 or not location:
-                    return self._told(answer)
-                from urllib.parse import urljoin
+        exchange = self._request({"Range": "bytes=0-0"}, threading.Event())
+        try:
+            return self._told(exchange)
+        finally:
+            self._end(exchange)
 
-                self.url = urljoin(self.url, location)
-        raise OSError(errno.ELOOP, f"more than {_MOST_REDIRECTS} redirections")
-
-    def _told(self, answer: http.client.HTTPResponse) -> Facts:
+    def _told(self, exchange: _Exchange) -> Facts:
+        answer = exchange.answer
         size = _whole_size(answer)
         if answer.status == 416 and size == 0:
             return Facts(0, _version(answer))
@@ -103,37 +135,120 @@ class HttpReader:
                 f"open: the server of {self.url} does not send ranges of it, so that pages "
                 "cannot be read; download it"
             )
-        _check_status(answer)
+        _check_status(exchange)
         return Facts(size or 0, _version(answer))
 
-    def _connection(self) -> http.client.HTTPConnection:
-        """Return a connection that nobody uses."""
+    def _request(self, more: dict[str, str], given_up: threading.Event) -> _Exchange:
+        """Ask where the object is, which another server may have."""
+        remembered = self._target
+        url = remembered or self.url
+        redirections = 0
+        while True:
+            exchange = self._ask(url, more, given_up)
+            answer = exchange.answer
+            location = answer.getheader("Location")
+            if answer.status // 100 == 3 and location:
+                redirections += 1
+                if redirections > _MOST_REDIRECTS:
+                    self._end(exchange)
+                    raise OSError(errno.ELOOP, f"more than {_MOST_REDIRECTS} redirections")
+                try:
+                    url = redirected(url, location)
+                finally:
+                    self._end(exchange)
+            elif remembered is not None and answer.status in _EXPIRED:
+                self._end(exchange)
+                remembered = self._target = None
+                url = self.url
+            else:
+                if answer.status == 206:
+                    self._target = None if url == self.url else url
+                return exchange
+
+    def _ask(self, url: str, more: dict[str, str], given_up: threading.Event) -> _Exchange:
+        """Make a request, by a connection that is there or by a new one."""
+        server, target = _split(url)
+        headers = {"Accept-Encoding": "identity", **self._headers_for(server), **more}
+        kept = self._kept(server)
+        if kept is not None:
+            try:
+                return self._exchanged(server, kept, target, headers, given_up)
+            except OSError as error:
+                # Else the server has closed it, as it was idle, which is no failure.
+                if isinstance(error, TimeoutError) or given_up.is_set():
+                    raise
+        return self._exchanged(server, self._connection(server), target, headers, given_up)
+
+    def _kept(self, server: _Server) -> http.client.HTTPConnection | None:
+        """Return an idle connection, if there is one."""
         try:
-            return self._idle.pop()
-        except IndexError:
-            pass
+            return self._idle[server].pop()
+        except LookupError:
+            return None
+
+    def _headers_for(self, server: _Server) -> dict[str, str]:
+        if server == _split(self.url)[0]:
+            return self.headers
+        return {name: told for name, told in self.headers.items() if name.lower() in _FOR_ANYBODY}
+
+    def _connection(self, server: _Server) -> http.client.HTTPConnection:
         from http.client import HTTPConnection, HTTPSConnection
-        from urllib.parse import urlsplit
 
-        parts = urlsplit(self.url)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        return kind(parts.hostname or "", parts.port, timeout=self.timeout)
+        kind = HTTPSConnection if server.scheme == "https" else HTTPConnection
+        return kind(server.host, server.port, timeout=self.silence)
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, more: dict[str, str]
-    ) -> http.client.HTTPResponse:
+    def _exchanged(
+        self,
+        server: _Server,
+        connection: http.client.HTTPConnection,
+        target: str,
+        headers: dict[str, str],
+        given_up: threading.Event,
+    ) -> _Exchange:
+        """Make a request by a connection, and read the beginning of the answer."""
         from http.client import HTTPException
-        from urllib.parse import urlsplit
 
-        parts = urlsplit(self.url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connected = None
         try:
-            connection.request(
-                "GET", target, headers={"Accept-Encoding": "identity", **self.headers, **more}
-            )
-            return connection.getresponse()
-        except HTTPException as error:
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            if connection.sock is None:
+                connection.connect()
+            connected = connection.sock
+            self._busy.add(connected)
+            # Who gives up hangs up what is busy after he has said so.
+            if given_up.is_set():
+                raise ConnectionAbortedError(errno.ECONNABORTED, "another range has failed")
+            connection.request("GET", target, headers=headers)
+            who = "the server" if server == _split(self.url)[0] else server.host
+            return _Exchange(server, connection, connected, who, connection.getresponse())
+        except BaseException as error:
+            self._busy.discard(connected)
+            connection.close()
+            if isinstance(error, OSError | HTTPException):
+                self._forget(server)
+            if isinstance(error, HTTPException) and not isinstance(error, OSError):
+                raise _broken(error) from error
+            raise
+
+    def _forget(self, server: _Server) -> None:
+        """Close the idle connections to a server: what has ended one has ended all, mostly."""
+        for connection in self._idle.pop(server, ()):
+            connection.close()
+
+    def _end(self, exchange: _Exchange) -> None:
+        """Be done with an answer, and keep its connection if nothing more is to come by it."""
+        answer = exchange.answer
+        try:
+            # What was asked for was read, or could not be.
+            if answer.status != 206 and (answer.length or 0) <= _MOST_DRAINED_BYTES:
+                with contextlib.suppress(Exception):  # of what nobody wants
+                    answer.read(_MOST_DRAINED_BYTES)
+            if answer.isclosed():
+                self._idle.setdefault(exchange.server, []).append(exchange.connection)
+            else:
+                answer.close()
+                exchange.connection.close()
+        finally:
+            self._busy.discard(exchange.socket)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, several at once; none goes on after the call has ended.
@@ -176,36 +291,67 @@ class HttpReader:
         retried(lambda: self._fetch_once(wanted, facts, given_up), self.retries, given_up)
 
     def _fetch_once(self, wanted: Range, facts: Facts, given_up: threading.Event) -> None:
-        connection = self._connection()
-        connected = None
-        try:
-            if connection.sock is None:
-                connection.connect()
-            connected = connection.sock
-            self._busy.add(connected)
-            # Who gives up hangs up what is busy after he has said so.
-            if given_up.is_set():
-                raise ConnectionAbortedError(errno.ECONNABORTED, "another range has failed")
-            self._receive(connection, wanted, facts)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            self._busy.discard(connected)
-        self._idle.append(connection)
-
-    def _receive(self, connection: http.client.HTTPConnection, wanted: Range, facts: Facts) -> None:
         headers = {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
         version = facts.version or ""
         if version.startswith('"'):  # what weak ones promise is not that bytes are the same
             headers["If-Match"] = version
-        answer = self._ask(connection, headers)
-        if answer.status in (200, 412, 416):
-            raise changed()
-        _check_status(answer)
-        if _whole_size(answer) != facts.size or _version(answer) != facts.version:
-            raise changed()
-        done = 0
+        exchange = self._request(headers, given_up)
+        try:
+            _receive(exchange, wanted, facts)
+        finally:
+            self._end(exchange)
+
+
+def redirected(url: str, location: str) -> str:
+    """Return where the server of a URL says that the object is.
+
+    Raises
+    ------
+    UnsupportedError
+        Whoever listens could read it there, or it is not HTTP.
+    """
+    from urllib.parse import quote, urljoin, urlsplit
+
+    # The bytes as they came, of which those that a URL cannot have are to be quoted.
+    target = urljoin(url, quote(location, safe=string.punctuation, encoding="iso-8859-1"))
+    scheme, before = urlsplit(target).scheme, urlsplit(url).scheme
+    if scheme == "https" or scheme == before == "http":
+        return target
+    raise UnsupportedError(
+        f"open: the server of {url} redirects from {before} to {scheme}, which is not followed; "
+        "give the URL that is meant"
+    )
+
+
+def _split(url: str) -> tuple[_Server, str]:
+    """Return which server has a URL, and what to ask it for."""
+    from urllib.parse import quote, urlsplit
+
+    parts = urlsplit(url)
+    scheme = parts.scheme.lower()
+    server = _Server(scheme, parts.hostname or "", parts.port or (443 if scheme == "https" else 80))
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return server, quote(target, safe=string.punctuation)
+
+
+def _receive(exchange: _Exchange, wanted: Range, facts: Facts) -> None:
+    """Read the content of an answer, if it is what was asked for."""
+    from http.client import HTTPException
+
+    answer = exchange.answer
+    if answer.status in (200, 412, 416):
+        raise changed()
+    _check_status(exchange)
+    if _whole_size(answer) != facts.size or _version(answer) != facts.version:
+        raise changed()
+    sent = answer.getheader("Content-Range") or ""
+    if f"{wanted.start}-{wanted.end - 1}/" not in sent:
+        raise OSError(
+            errno.EPROTO,
+            f"bytes {wanted.start}-{wanted.end - 1} were asked for, and the server sends {sent}",
+        )
+    done = 0
+    try:
         while done < len(wanted.memory):
             count = answer.readinto(wanted.memory[done:])
             if count == 0:
@@ -213,6 +359,13 @@ class HttpReader:
             done += count
         if answer.read(1):
             raise cut_short(wanted, done + 1)
+    except HTTPException as error:
+        raise _broken(error) from error
+
+
+def _broken(error: http.client.HTTPException) -> OSError:
+    """Make the error for an answer that is not what HTTP has."""
+    return ConnectionError(f"{type(error).__name__}: {error}")
 
 
 def _whole_size(answer: http.client.HTTPResponse) -> int | None:
@@ -225,15 +378,15 @@ def _version(answer: http.client.HTTPResponse) -> str | None:
     return answer.getheader("ETag") or answer.getheader("Last-Modified")
 
 
-def _check_status(answer: http.client.HTTPResponse) -> None:
+def _check_status(exchange: _Exchange) -> None:
     """Raise what an answer means that is no success."""
-    status = answer.status
+    status = exchange.answer.status
     if status == 206:
         return
-    text = f"the server answers {status} {answer.reason}"
+    text = f"{exchange.who} answers {status} {exchange.answer.reason}"
     if status in _PASSING:
         raise ConnectionError(text)
     if status in _BY_STATUS:
         kind = _BY_STATUS[status]
         raise kind(errno.ENOENT if kind is FileNotFoundError else errno.EACCES, text)
-    raise OSError(errno.EPROTO, text) from None
+    raise OSError(errno.EPROTO, text)

@@ -37,7 +37,11 @@ __all__ = [
 _MOST_RANGE_BYTES = 4 << 20
 _FIRST_PAUSE_SECONDS = 0.1
 _MOST_PAUSE_SECONDS = 2.0
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+#: A certificate that is not right is a ValueError too.
+_PERMANENT = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError
+)  # fmt: skip
+_FINAL_NUMBERS = frozenset({errno.ESTALE, errno.EPROTO, errno.ELOOP})
 #: What tells versions of an object apart, as file systems of fsspec call it.
 _VERSION_KEYS = (
     "ETag", "etag", "e_tag", "VersionId", "version_id", "generation", "md5Hash", "content_md5",
@@ -126,7 +130,7 @@ def retried(
 
 def _may_pass(error: Exception) -> bool:
     """Tell whether the same call may do better a little later."""
-    is_final = isinstance(error, _PERMANENT) or getattr(error, "errno", 0) == errno.ESTALE
+    is_final = isinstance(error, _PERMANENT) or getattr(error, "errno", 0) in _FINAL_NUMBERS
     return not is_final and isinstance(error, OSError | EOFError)
 
 

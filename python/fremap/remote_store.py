@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fremap import _core, providing
@@ -26,6 +27,8 @@ __all__ = ["RemoteStore"]
 DEFAULT_PAGE_BYTES = 64 << 10
 #: Bytes of pages that one call fetches.
 _BATCH_BYTES = 32 << 20
+#: How long a server may be silent where the whole has no limit.
+_UNLIMITED_SILENCE_SECONDS = 60.0
 
 
 class RemoteStore(Store):
@@ -47,9 +50,11 @@ class RemoteStore(Store):
         Requests that are made at once.
     retries : int, default 4
         How often a request is made again that failed for what may pass: no connection, no
-        answer, 429, 5xx. The pause between doubles from 0.1 s to 2 s.
+        answer, 408, 425, 429, 500, 502 to 504. The pause between doubles from 0.1 s to 2 s.
     timeout : float or None, default 60.0
-        Seconds that fetching up to 32 MiB may take, retries and all.
+        Seconds that opening may take, and fetching up to 32 MiB, retries and all. A server of HTTP
+        that is silent for ``timeout / (retries + 1)`` of them is asked again. None means no limit
+        for the whole, and 60 seconds for a server that is silent.
     storage_options : mapping, optional
         What the file system of fsspec is made with. With HTTP: headers, by the name "headers".
 
@@ -100,7 +105,7 @@ class RemoteStore(Store):
         size = DEFAULT_PAGE_BYTES
         if page_bytes is not None:
             size = quantity("open: page_bytes", page_bytes)
-        self._begin(url, reader, _asked(url, reader), (size, seconds))
+        self._begin(url, reader, _asked(url, reader, seconds), (size, seconds))
 
     def _begin(
         self, url: str, reader: Reader, facts: Facts, options: tuple[int, float | None]
@@ -178,7 +183,8 @@ def _reader(
             raise ArgumentError(
                 f"open: storage_options has {sorted(storage_options)}; of HTTP it has headers alone"
             )
-        return source, HttpReader(source, headers, in_flight, retries, timeout or 60.0)
+        silence = _UNLIMITED_SILENCE_SECONDS if timeout is None else timeout / (retries + 1)
+        return source, HttpReader(source, headers, in_flight, retries, silence)
     if not storage_options:
         found = _by_obstore(source, in_flight, retries)
         if found is not None:
@@ -229,16 +235,51 @@ def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str
     return _local_checked(url, FsspecReader(system, path, in_flight, retries))
 
 
-def _asked(url: str, reader: Reader) -> Facts:
+def _asked(url: str, reader: Reader, timeout: float | None) -> Facts:
     """Ask about the object, in this process."""
     try:
-        return reader.facts()
-    except (FremapError, KeyboardInterrupt):
+        return _within(timeout, reader.facts)
+    except FremapError:
         raise
     except Exception as error:
-        number = providing.number_of(error)
+        raise _store_error(url, error) from error
+
+
+def _within(seconds: float | None, call: Callable[[], Facts]) -> Facts:
+    """Return what a call returns, if it does in time; else it goes on in its thread alone.
+
+    The packages that read objects have limits of their own, or none: of looking up a name, say.
+    """
+    if seconds is None:
+        return call()
+    from concurrent.futures import Future
+
+    done: Future[Facts] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised by the caller
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fremap-open", daemon=True).start()
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        if done.done():
+            raise
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} seconds") from None
+
+
+def _store_error(url: str, error: Exception) -> FremapError:
+    """Make the error for an object that cannot be read, from one of a package or the system."""
+    number = providing.number_of(error)
+    what = error.strerror if isinstance(error, OSError) else None
+    if not what:
         # Some say pages of what they know of themselves behind the first line.
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        what = os.strerror(number) if number != errno.EIO else first_line
-        message = f"open: {what}"
-        raise system_error("io", message, number, os.fsencode(url), None, 0) from error
+        what = _first_line(error) if number == errno.EIO else os.strerror(number)
+    return system_error("io", f"open: {what}", number, os.fsencode(url), None, 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

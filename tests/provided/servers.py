@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import re
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -26,7 +28,15 @@ class Served:
     #: Statuses that requests for ranges get, and events that they wait for, by the first byte.
     refused: dict[int, int] = field(default_factory=dict)
     gates: dict[int, threading.Event] = field(default_factory=dict)
-    moved_from: str = "/moved"
+    #: Where requests for a path are redirected to.
+    moved: dict[str, str] = field(default_factory=lambda: {"/moved": "/object"})
+    #: The one link that the server has signed and takes; others get the status.
+    signed: str = ""
+    expired: int = 403
+    #: Requests for ranges that get no answer.
+    silent: int = 0
+    over: threading.Event = field(default_factory=threading.Event)
+    paths: list[str] = field(default_factory=list)
     asked: list[tuple[int, int]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -56,6 +66,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         served: Served = self.server.served
         with served.lock:
             served.headers.append(dict(self.headers))
+            served.paths.append(self.path)
             served.at_once += 1
             served.most_at_once = max(served.most_at_once, served.at_once)
         try:
@@ -65,19 +76,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 served.at_once -= 1
 
     def answer(self, served: Served) -> None:
-        if self.path == served.moved_from:
-            self.send(301, {"Location": "/object"})
+        if self.path in served.moved:
+            self.send(302, {"Location": served.moved[self.path]}, b"it is there")
             return
-        if self.path.partition("?")[0] not in ("/object", "/table.npy", "/t.safetensors"):
+        if self.path.startswith("/signed") and self.path != served.signed:
+            self.send(served.expired, content=b"too late")
+            return
+        known = ("/object", "/table.npy", "/t.safetensors", "/signed")
+        if self.path.partition("?")[0] not in known:
             self.send(404)
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         is_first = wanted is not None and wanted.groups() == ("0", "0")
         if not is_first:
             served.gate.wait(60)
-        begin = int(wanted[1]) if wanted and not is_first else -1
+        begin = int(wanted[1]) if wanted else -1
         if begin in served.gates:
             served.gates[begin].wait(30)
+        with served.lock:
+            is_silent = served.silent > 0 and not is_first
+            served.silent -= is_silent
+        if is_silent:
+            served.over.wait(60)
+            self.close_connection = True
+            return
         with served.lock:
             status = served.refused.get(begin)
             if status is None and served.failing:
@@ -126,11 +148,23 @@ class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Note which connections there are."""
+        self.connected.add(request)
+        super().finish_request(request, client_address)
+
+    def hang_up(self) -> None:
+        """Close all connections, as servers do with those that are idle for long."""
+        for connection in tuple(self.connected):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     def handle_error(self, *_arguments: object) -> None:
         """Say nothing of clients that are gone."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.connected: set[socket.socket] = set()
         self.served = Served(content)
         self.base = f"http://127.0.0.1:{self.server_address[1]}"
         self.served.url = f"{self.base}/object"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import fremap
 import numpy as np
 import pytest
+from fremap.http_reader import redirected
 from fremap.testing.pages import numbered_words
 from servers import Served, Server
 
@@ -30,10 +32,24 @@ needs_s3 = pytest.mark.needs("moto", "obstore", "s3fs")
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    """Another server, with the same object."""
+    with running_server() as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[Server]:
     server = Server(numbered_words(np.arange(COUNT), PAGE).tobytes() + TAIL)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.served.over.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -231,10 +247,110 @@ def test_a_server_without_ranges_is_refused(served: Served) -> None:
         fremap.open(served.url)
 
 
-def test_redirections_are_followed(server: Server) -> None:
+def test_connections_that_the_server_has_closed_are_no_failure(
+    server: Server, served: Served
+) -> None:
+    """Servers close what is idle; a read after that does not fail, nor use up its retries."""
+    with opened(served, retries=0) as store:
+        pages = range(0, 64, 2)
+        np.testing.assert_array_equal(store.read(pages), content(pages))
+        assert len(server.connected) > 2
+        for _ in range(2):
+            server.hang_up()
+            np.testing.assert_array_equal(store.read(pages), content(pages))
+        server.hang_up()
+        np.testing.assert_array_equal(store.read(7), content([7]))
+
+
+def test_no_answer_is_asked_for_again(served: Served) -> None:
+    """The time is divided among the tries, so that a server that is silent once does not use it up."""
+    with opened(served, timeout=8.0, retries=3) as store:
+        store.read(0)
+        served.silent = 1
+        np.testing.assert_array_equal(store.read(1), content([1]))
+        assert served.silent == 0
+
+
+def test_redirections_are_followed(server: Server, served: Served) -> None:
     with fremap.open(f"{server.base}/moved") as store:
         assert store.url == f"{server.base}/moved"
         np.testing.assert_array_equal(store.read(3), content([3]))
+        served.paths.clear()
+        np.testing.assert_array_equal(store.read([5, 7]), content([5, 7]))
+        assert served.paths == ["/object"] * 2
+
+
+def test_another_server_is_told_no_secrets(server: Server, other: Server) -> None:
+    """What the caller says to a server is not said to the one that it redirects to."""
+    server.served.moved["/moved"] = other.served.url
+    secrets = {"Authorization": "Bearer x", "cookie": "y", "Private-Token": "z"}
+    options = {"headers": {**secrets, "User-Agent": "somebody"}}
+    with fremap.open(f"{server.base}/moved", storage_options=options) as store:
+        np.testing.assert_array_equal(store.read([3, 9]), content([3, 9]))
+    assert server.served.paths
+    assert other.served.asked
+    for told in server.served.headers:
+        assert secrets.items() <= told.items()
+    for told in other.served.headers:
+        assert not secrets.keys() & told.keys()
+        assert told["User-Agent"] == "somebody"
+
+
+def test_the_same_server_is_told_all(server: Server, served: Served) -> None:
+    options = {"headers": {"Authorization": "Bearer x"}}
+    with fremap.open(f"{server.base}/moved", storage_options=options) as store:
+        store.read(3)
+    assert {told.get("Authorization") for told in served.headers} == {"Bearer x"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 410])
+def test_links_that_expire_are_asked_for_again(
+    server: Server, served: Served, other: Server, status: int
+) -> None:
+    """A server signs a link that is good for some time; the object stays at its own URL."""
+
+    def sign(number: int) -> None:
+        other.served.signed = f"/signed?{number}"
+        served.moved["/moved"] = f"{other.base}/signed?{number}"
+
+    sign(1)
+    other.served.expired = status
+    with fremap.open(f"{server.base}/moved", storage_options={}) as store:
+        np.testing.assert_array_equal(store.read([3, 9]), content([3, 9]))
+        again = pickle.loads(pickle.dumps(store))
+        sign(2)
+        for one in (store, again):
+            np.testing.assert_array_equal(one.read([3, 9, 11]), content([3, 9, 11]))
+        sign(3)
+        other.served.etag = '"two"'
+        with pytest.raises(fremap.ProviderError, match="has changed since"):
+            store.read([3, 9])
+        other.served.signed = ""
+        with pytest.raises(fremap.ProviderError, match=rf"127\.0\.0\.1 answers {status} "):
+            store.read(3)
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "file", "gopher"])
+def test_redirections_stay_with_http(server: Server, served: Served, scheme: str) -> None:
+    served.moved["/moved"] = f"{scheme}://127.0.0.1/object"
+    with pytest.raises(fremap.UnsupportedError, match=f"redirects from http to {scheme}"):
+        fremap.open(f"{server.base}/moved")
+    assert served.paths == ["/moved"]
+
+
+def test_redirections_do_not_leave_what_is_encrypted() -> None:
+    with pytest.raises(fremap.UnsupportedError, match="redirects from https to http"):
+        redirected("https://a/object", "http://a/object")
+    assert redirected("http://a/object", "https://b/x") == "https://b/x"
+    assert redirected("https://a/b/object?x", "../c?y=1") == "https://a/c?y=1"
+    assert redirected("https://a/object", "//b/\xc3\xa9 %20") == "https://b/%C3%A9%20%20"
+
+
+def test_redirections_in_a_circle_are_an_error(server: Server, served: Served) -> None:
+    served.moved = {"/moved": "/on", "/on": "/moved"}
+    with pytest.raises(fremap.StoreError, match="redirections"):
+        fremap.open(f"{server.base}/moved")
+    assert len(served.paths) == 6
 
 
 def test_an_empty_object(served: Served) -> None:
@@ -254,6 +370,29 @@ def test_headers_and_queries_are_sent(served: Served) -> None:
 def test_nobody_listens() -> None:
     with pytest.raises(fremap.StoreError, match="open: "):
         fremap.RemoteStore("http://127.0.0.1:1/object", retries=0)
+
+
+@pytest.mark.parametrize("status", [400, 405, 501])
+def test_what_will_never_pass_is_told_in_the_servers_words(served: Served, status: int) -> None:
+    served.failing = [status]
+    with pytest.raises(fremap.StoreError, match=rf"open: the server answers {status} \w+") as told:
+        fremap.open(served.url)
+    assert told.value.errno == errno.EPROTO
+    assert len(served.paths) == 1
+    with opened(served) as store:
+        served.failing = [status]
+        with pytest.raises(fremap.ProviderError, match=f"the server answers {status} "):
+            store.read(3)
+        assert not served.failing
+
+
+def test_opening_has_an_end(served: Served) -> None:
+    """A server that takes connections and never answers does not hold up `open` for ever."""
+    served.gates[0] = threading.Event()
+    with pytest.raises(fremap.StoreError, match=r"no answer within 0\.5 seconds") as told:
+        opened(served, timeout=0.5)
+    assert told.value.errno == errno.ETIMEDOUT
+    assert told.value.filename == served.url
 
 
 @pytest.mark.parametrize(
