@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["ClosedOnExit"]
+__all__ = ["ClosedByLast", "ClosedOnExit"]
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_ClosableT = TypeVar("_ClosableT", bound=_Closable)
 
 
 class ClosedOnExit(ABC):
@@ -33,3 +41,30 @@ class ClosedOnExit(ABC):
     ) -> None:
         """Close it."""
         self.close()
+
+
+class ClosedByLast(Generic[_ClosableT]):
+    """Objects that were opened for some users, the last of which closes them.
+
+    Parameters
+    ----------
+    shared : tuple
+        The objects.
+    """
+
+    __slots__ = ("_users", "shared")
+
+    def __init__(self, shared: tuple[_ClosableT, ...]) -> None:
+        self.shared = shared
+        self._users: weakref.WeakSet[object] = weakref.WeakSet()
+
+    def join(self, user: object) -> None:
+        """Have one user more; one that is dropped is none any more."""
+        self._users.add(user)
+
+    def leave(self, user: object) -> None:
+        """Do without a user who is closed."""
+        self._users.discard(user)
+        if not self._users:
+            for one in self.shared:
+                one.close()

@@ -107,6 +107,14 @@ class HttpReader:
         vars(self).update(state)
         self._begin()
 
+    def beside(self, name: str) -> HttpReader:
+        """Return a reader of another object, by its name beside this one."""
+        from urllib.parse import quote, urljoin
+
+        # The query is this object's, the signature of a link as a rule.
+        url = urljoin(self.url, "./" + quote(name))
+        return HttpReader(url, self.headers, self.in_flight, self.retries, self.silence)
+
     def facts(self) -> Facts:
         """Ask for the first byte, as some servers tell less without."""
         found: list[Facts] = []

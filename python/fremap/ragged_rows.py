@@ -14,11 +14,12 @@ from fremap.closing import ClosedOnExit
 from fremap.dtypes import ElementType, empty, is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.formats import arrow, megatron, told_format
+from fremap.locations import is_remote
 from fremap.rowids import as_mask, mask_of, select
 from fremap.rows import Rows
 from fremap.selection import Numbering
 from fremap.shards import Kind
-from fremap.sources import Opened, is_single, name_of, named_files
+from fremap.sources import Fetched, Opened, is_single, name_of, named_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -512,8 +513,13 @@ def _sequences(files: list[str], dtype: TypeLike | None, options: dict[str, Any]
     """Return the elements of Megatron's files, and where in them each sequence is."""
     found: list[tuple[str, megatron.Index]] = []
     for data in files:
-        with Opened(data.removesuffix(".bin") + ".idx", "ragged") as opened:
-            found.append((data, megatron.index(opened.header)))
+        fetched = Fetched()
+        try:
+            name = data.removesuffix(".bin") + ".idx"
+            with Opened(fetched.store(name) if is_remote(name) else name, "ragged") as opened:
+                found.append((data, megatron.index(opened.header)))
+        finally:
+            fetched.close()
     if not found:
         raise ArgumentError("ragged: an empty list of files has no rows")
     kinds = {index.dtype for _, index in found}
@@ -543,10 +549,12 @@ def _data_files(source: Any) -> list[str]:
             f"ragged: offsets are missing, and {type(source).__name__} has no index; give them"
         )
     name = os.fsdecode(source)
-    if not name.endswith((".bin", ".idx")) and not os.path.exists(name):
+    if not name.endswith((".bin", ".idx")) and not os.path.exists(name) and not is_remote(name):
         name += ".bin"  # Megatron's way of naming both
-    files: list[Any] = list(named_files(name).files)
-    paths = list(map(os.fsdecode, files))
+    paths = [name]
+    if not is_remote(name):
+        files: list[Any] = list(named_files(name, Fetched()).files)
+        paths = list(map(os.fsdecode, files))
     return [path.removesuffix(".idx") + ".bin" if path.endswith(".idx") else path for path in paths]
 
 

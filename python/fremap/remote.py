@@ -8,6 +8,7 @@ version. There is one for file systems of fsspec, one for stores of obstore, and
 from __future__ import annotations
 
 import errno
+import posixpath
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -92,6 +93,9 @@ class Reader(Protocol):
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges of a version of the object."""
+
+    def beside(self, name: str) -> Reader:
+        """Return a reader of another object, by its name beside this one."""
 
 
 def changed() -> OSError:
@@ -213,6 +217,11 @@ class FsspecReader:
         told = {key: str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None}
         return Facts(int(info["size"]), repr(told))
 
+    def beside(self, name: str) -> FsspecReader:
+        """Return a reader of another object, by its name beside this one."""
+        path = posixpath.join(posixpath.dirname(self.path), name)
+        return FsspecReader(self.system, path, self.in_flight, self.retries)
+
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, and see that the object was the same until then."""
         retried(lambda: self._fetch(ranges), self.retries)
@@ -264,6 +273,11 @@ class ObstoreReader:
         import obstore
 
         return _told(obstore.head(self.store, self.path))
+
+    def beside(self, name: str) -> ObstoreReader:
+        """Return a reader of another object, by its name beside this one."""
+        path = posixpath.join(posixpath.dirname(self.path), name)
+        return ObstoreReader(self.store, path, self.in_flight, self.retries)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, and see that the object was the same until then."""

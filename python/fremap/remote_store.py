@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import threading
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -132,6 +133,15 @@ class RemoteStore(Store):
     def processes(self) -> tuple[int, ...]:
         """Process numbers of the store's processes that wait for work."""
         return tuple(self._core.processes())
+
+    def _beside(self, name: str) -> RemoteStore:
+        """Open another object, by its name beside this one, with the same options."""
+        reader = self._reader.beside(name)
+        url = posixpath.join(posixpath.dirname(self._url), name)
+        if isinstance(reader, HttpReader):
+            url = reader.url
+        facts = _asked(url, reader, self._options[1])
+        return _reopened(type(self), url, reader, facts, self._options)
 
     def _called(self) -> str:
         return repr(self._url)

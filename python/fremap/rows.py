@@ -15,7 +15,7 @@ import numpy as np
 
 from fremap import _core
 from fremap.arguments import filled_memory, quantity
-from fremap.closing import ClosedOnExit
+from fremap.closing import ClosedByLast, ClosedOnExit
 from fremap.dtypes import is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError
 from fremap.formats import MAX_AXES, names_of, said_format
@@ -141,6 +141,7 @@ class Rows(ClosedOnExit):
         "_core_now",
         "_direct",
         "_kind",
+        "_own",
         "_owner",
         "_row_count",
         "_shards",
@@ -169,7 +170,9 @@ class Rows(ClosedOnExit):
             column,
         )
         kept = quantity("rows: cache_bytes", cache_bytes)
-        self._begin(*look(source, asked), checked_budget(budget, "rows"), bool(direct), kept)
+        options = (checked_budget(budget, "rows"), bool(direct), kept)
+        shards, kind, stores = look(source, asked)
+        self._begin(shards, kind, *options, ClosedByLast(stores) if stores else None)
 
     def _begin(
         self,
@@ -178,7 +181,11 @@ class Rows(ClosedOnExit):
         budget: CheckedBudget,
         direct: bool,  # noqa: FBT001 - as the constructor was told
         cache_bytes: int = 0,
+        own: ClosedByLast[Store] | None = None,
     ) -> None:
+        self._own = own
+        if own is not None:
+            own.join(self)
         self._shards = shards
         self._kind = kind
         self._budget = budget
@@ -190,7 +197,7 @@ class Rows(ClosedOnExit):
     def _with(self, shards: tuple[Shard, ...], kind: Kind) -> Rows:
         """Return other rows of these files, with the same options."""
         made = type(self).__new__(type(self))
-        made._begin(shards, kind, self._budget, self._direct)  # noqa: SLF001 - its own
+        made._begin(shards, kind, self._budget, self._direct, own=self._own)  # noqa: SLF001 - its own
         return made
 
     def _open(self) -> None:
@@ -535,6 +542,8 @@ class Rows(ClosedOnExit):
         Takes that are under way end as they would have, and keep what they use until then.
         """
         self._core().close()
+        if self._own is not None:
+            self._own.leave(self)
 
     def __repr__(self) -> str:
         files = name_of(self._shards[0].file)
@@ -563,6 +572,7 @@ class Rows(ClosedOnExit):
             raise TypeError("closed Rows cannot be pickled")
         return _reopen, (
             type(self), self._shards, self._kind, self._budget, self._direct, self._cache_bytes,
+            () if self._own is None else self._own.shared,
         )  # fmt: skip
 
 
@@ -573,10 +583,12 @@ def _reopen(
     budget: CheckedBudget,
     direct: bool,  # noqa: FBT001 - as the constructor was told
     cache_bytes: int = 0,
+    stores: tuple[Store, ...] = (),
 ) -> Rows:
     rows = cls.__new__(cls)
     found = tuple(map(found_again, shards))
-    rows._begin(found, kind, budget, direct, cache_bytes)  # noqa: SLF001 - its own
+    own = ClosedByLast(stores) if stores else None
+    rows._begin(found, kind, budget, direct, cache_bytes, own)  # noqa: SLF001 - its own
     return rows
 
 

@@ -23,7 +23,15 @@ from fremap.formats import (
     told_format,
 )
 from fremap.formats.naming import some_names
-from fremap.sources import Opened, is_dataset, name_of, named_files, openings, store_error
+from fremap.sources import (
+    Fetched,
+    Opened,
+    is_dataset,
+    name_of,
+    named_files,
+    openings,
+    store_error,
+)
 from fremap.sources import look as look_at
 from fremap.stores import Store
 
@@ -32,7 +40,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from fremap.sources import Files, RowsSource
+    from fremap.sources import File, Files, RowsSource
 
 __all__ = ["Asked", "Kind", "Shard", "checked_offsets", "checked_shape", "found_again", "look"]
 
@@ -99,11 +107,25 @@ class _Piece(NamedTuple):
         return _Piece(shard, self.kind, name_of(opening.file), self.begin)
 
 
-def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
-    """Find out where the rows of a source lie, and what they are."""
-    found = named_files(source)
+def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind, tuple[Store, ...]]:
+    """Find out where the rows of a source lie, and what they are; and what was opened for it."""
+    fetched = Fetched()
+    try:
+        pieces = _all_pieces(source, asked, fetched)
+    except BaseException:
+        fetched.close()
+        raise
+    shards = tuple(piece.shard for piece in pieces)
+    if fetched.stores:
+        fetched.close(but=[shard.file for shard in shards])  # an index has no rows itself
+    return shards, pieces[0].kind, tuple(fetched.stores)
+
+
+def _all_pieces(source: RowsSource, asked: Asked, fetched: Fetched) -> list[_Piece]:
+    """Find the rows of a source, which must be alike."""
+    found = named_files(source, fetched)
     if found.together or asked.names.many:
-        pieces = _together(found, asked)
+        pieces = _together(found, asked, fetched)
     else:
         pieces = []
         for opening, offset in zip(openings(found.files), _each_offset(found, asked), strict=True):
@@ -111,7 +133,7 @@ def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
             if same is not None:
                 pieces.append(same)
             else:
-                pieces.extend(_pieces(opening, offset, asked))
+                pieces.extend(_pieces(opening, offset, asked, fetched))
     first = pieces[0]
     for piece in pieces:
         if piece.kind is not first.kind and piece.kind != first.kind:
@@ -120,7 +142,7 @@ def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind]:
                 f"{piece.kind.row_shape}, {first.name} of {first.kind.element.name} "
                 f"{first.kind.row_shape}; all must be alike"
             )
-    return tuple(piece.shard for piece in pieces), first.kind
+    return pieces
 
 
 def found_again(shard: Shard) -> Shard:
@@ -178,7 +200,7 @@ def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piec
     return _Piece(shard, kind, name)
 
 
-def _pieces(opening: Opened, offset: int, asked: Asked) -> Iterator[_Piece]:
+def _pieces(opening: Opened, offset: int, asked: Asked, fetched: Fetched) -> Iterator[_Piece]:
     """Find the rows of one file, in which there is one table only or one that is named."""
     file = opening.file
     if is_dataset(file):
@@ -203,8 +225,8 @@ def _pieces(opening: Opened, offset: int, asked: Asked) -> Iterator[_Piece]:
         if found == "raw":
             yield _raw(opened, offset, asked)
         elif found == "index":
-            ((name, path),) = safetensors.index(header, asked.names).items()
-            yield from _of_file(path, [name], asked)
+            ((tensor, name),) = safetensors.index(header, asked.names).items()
+            yield from _of_file(fetched.beside(opened.file, name), [tensor], asked)
         else:
             for table in _tables(found, header, asked):
                 piece = _piece(opened, table, asked, offset)
@@ -224,12 +246,13 @@ def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
     return safetensors.tables(header, asked.names)
 
 
-def _together(found: Files, asked: Asked) -> list[_Piece]:
+def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
     """Find tensors in many files, each of which is in one of them."""
     names = asked.names
     places: dict[str, list[str]] = {}
     pieces: dict[str, _Piece] = {}
     by_path: dict[str, list[str]] = {}
+    files: dict[str, File] = {}
     offsets = _each_offset(found, asked)
     for opening, offset in zip(openings(found.files), offsets, strict=True):
         if is_dataset(opening.file):
@@ -240,12 +263,16 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
             header = opened.header
             kind = told_format(header, asked.format, typed=True, offset=offset)
             if kind == "index":
-                for name, path in safetensors.index(header, names).items():
+                for name, beside in safetensors.index(header, names).items():
+                    file = fetched.beside(opened.file, beside)
+                    path = name_of(file)
+                    files[path] = file
                     places.setdefault(name, []).append(path)
                     by_path.setdefault(path, []).append(name)
             elif kind != "safetensors":
                 raise header.wrong("it is no safetensors file, and has no tensors by name")
             elif names.any:
+                files[header.name] = opened.file
                 for tensor in safetensors.described(header):
                     by_path.setdefault(header.name, []).append(tensor.name)
             else:
@@ -259,16 +286,16 @@ def _together(found: Files, asked: Asked) -> list[_Piece]:
                 f"rows: {found.name} has {len(every)} tensors; say which by tensor=: "
                 f"{some_names(name for _, name in every)}"
             )
-        return _of_file(every[0][0], [every[0][1]], asked)
+        return _of_file(files[every[0][0]], [every[0][1]], asked)
     order = names.in_order(places, found.name)
     for path, held in by_path.items():
-        pieces.update(zip(held, _of_file(path, held, asked), strict=True))
+        pieces.update(zip(held, _of_file(files[path], held, asked), strict=True))
     return [pieces[name] for name in order]
 
 
-def _of_file(path: str, held: list[str], asked: Asked) -> list[_Piece]:
+def _of_file(file: File, held: list[str], asked: Asked) -> list[_Piece]:
     """Find the tensors of a file that an index names, in that order."""
-    with Opened(path) as opened:
+    with Opened(file) as opened:
         tables = {
             table.name: table
             for table in safetensors.tables(opened.header, Names(tuple(held), many=True))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fremap.locations import RemoteSource
 
 __all__ = [
+    "Fetched",
     "File",
     "Files",
     "Opened",
@@ -72,6 +73,49 @@ class Files(NamedTuple):
     files: Sequence[File]
     together: bool
     name: str
+
+
+class Fetched:
+    """Stores of objects on servers that are opened for somebody, who closes them."""
+
+    __slots__ = ("_beside", "stores")
+
+    def __init__(self) -> None:
+        self._beside: dict[tuple[int, str], Store] = {}
+        self.stores: list[Store] = []
+
+    def store(self, source: RemoteSource) -> Store:
+        """Open an object."""
+        from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+        self.stores.append(RemoteStore(source))
+        return self.stores[-1]
+
+    def beside(self, file: File, name: str) -> File:
+        """Return what has a name, which may have folders in it, beside a file."""
+        path = path_of(file)
+        if path is not None:
+            return os.path.join(os.path.dirname(path), name)
+        known = self._beside.get((id(file), name))
+        if known is None:
+            from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+            if not isinstance(file, RemoteStore):
+                raise ArgumentError(
+                    f"rows: {name_of(file)} says what is in files beside it, and is no file that "
+                    "has others beside it; give its path"
+                )
+            known = self._beside[id(file), name] = file._beside(name)  # noqa: SLF001 - made for it
+            self.stores.append(known)
+        return known
+
+    def close(self, *, but: Iterable[File] = ()) -> None:
+        """Close the stores, except those among `but`, which are kept."""
+        kept = [store for store in self.stores if any(store is file for file in but)]
+        for store in self.stores:
+            if not any(store is one for one in kept):
+                store.close()
+        self.stores = kept
 
 
 class Opened:
@@ -202,10 +246,10 @@ def _bytes_of(store: Store, offset: int, count: int) -> bytes:
     return pages.reshape(-1)[start : start + count].tobytes()
 
 
-def named_files(source: RowsSource) -> Files:
-    """Return the files of a source, their paths absolute."""
+def named_files(source: RowsSource, fetched: Fetched) -> Files:
+    """Return the files of a source, their paths absolute; what is on servers as stores."""
     if is_single(source):
-        return _named(source)
+        return _named(source, fetched)
     if isinstance(source, set | frozenset | dict) or not hasattr(source, "__iter__"):
         raise ArgumentTypeError(
             "rows: a source is a path, a store, a data set of h5py's, or these in order (a list, "
@@ -214,7 +258,7 @@ def named_files(source: RowsSource) -> Files:
     files: list[File] = []
     for one in source:
         if is_remote(one):
-            files.append(_fetched(one))
+            files.append(fetched.store(one))
         elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
             if _HAS_MAGIC(os.fsdecode(path)):
@@ -248,16 +292,9 @@ def is_dataset(source: object) -> bool:
     )
 
 
-def _fetched(source: RemoteSource) -> Store:
-    """Return a store of an object on a server."""
-    from fremap.remote_store import RemoteStore  # `import fremap` does without it
-
-    return RemoteStore(source)
-
-
-def _named(one: Any) -> Files:
+def _named(one: Any, fetched: Fetched) -> Files:
     """Return the files of a source that is one thing: a file, a pattern or a folder."""
-    files: list[File] = [_fetched(one) if is_remote(one) else one]
+    files: list[File] = [fetched.store(one) if is_remote(one) else one]
     if isinstance(one, str | bytes | os.PathLike) and not is_remote(one):
         path = absolute_path("rows", one)
         name = os.fsdecode(path)

@@ -25,6 +25,27 @@ def gone() -> Callable[[list[int]], None]:
     return wait
 
 
+@pytest.fixture
+def started() -> Callable[[], list[int]]:
+    """`started()` returns the processes that this one has started during the test."""
+    before = set(children())
+    return lambda: [process for process in children() if process not in before]
+
+
+def children() -> list[int]:
+    """The processes that this one has started and that run."""
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [number for number in numbers if runs(number) and parent(number) == os.getpid()]
+
+
+def parent(process: int) -> int | None:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return None
+    return int(status.rpartition(")")[2].split()[1])
+
+
 def runs(process: int) -> bool:
     """Whether a process is there and no zombie."""
     try:

@@ -17,12 +17,16 @@ class Served:
     """What the server has, and how it answers."""
 
     content: bytes
+    #: What is at other paths.
+    beside: dict[str, bytes] = field(default_factory=dict)
     etag: str | None = '"one"'
     #: Statuses that the next requests get instead of an answer.
     failing: list[int] = field(default_factory=list)
     #: Requests that get half of what they ask for, and then the end of the connection.
     cut: int = 0
     ranges: bool = True
+    #: Bytes behind those asked for that are said to be sent.
+    shift: int = 0
     #: Every request waits for this.
     gate: threading.Event = field(default_factory=threading.Event)
     #: Statuses that requests for ranges get, and events that they wait for, by the first byte.
@@ -83,9 +87,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(served.expired, content=b"too late")
             return
         known = ("/object", "/table.npy", "/t.safetensors", "/signed")
-        if self.path.partition("?")[0] not in known:
+        path = self.path.partition("?")[0]
+        if path not in known and path not in served.beside:
             self.send(404)
             return
+        whole = served.beside.get(path, served.content)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         is_first = wanted is not None and wanted.groups() == ("0", "0")
         if not is_first:
@@ -112,19 +118,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(412)
             return
         if wanted is None or not served.ranges:
-            self.send(200, tag, served.content)
+            self.send(200, tag, whole)
             return
-        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(served.content))
-        if start >= len(served.content):
-            self.send(416, {"Content-Range": f"bytes */{len(served.content)}"})
+        start, end = int(wanted[1]), min(int(wanted[2]) + 1, len(whole))
+        if start >= len(whole):
+            self.send(416, {"Content-Range": f"bytes */{len(whole)}"})
             return
-        content = served.content[start:end]
+        content = whole[start:end]
         with served.lock:
             cut = served.cut > 0 and not is_first
             served.cut -= cut
             if not is_first:
                 served.asked.append((start, end))
-        place = {"Content-Range": f"bytes {start}-{end - 1}/{len(served.content)}"}
+        at = start + served.shift * (not is_first)
+        place = {"Content-Range": f"bytes {at}-{at + end - start - 1}/{len(whole)}"}
         self.send(206, {**tag, **place}, content, cut=cut)
 
     def send(

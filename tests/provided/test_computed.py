@@ -473,9 +473,11 @@ def test_it_is_not_written() -> None:
 
 
 def test_a_closed_store_refuses(noted: Noted, gone: Gone) -> None:
-    store = computed(noted, in_process=True)
+    store = computed(noted)
     store.read(0)
+    processes = noted.processes
     store.close()
+    gone(processes)
     for call in (lambda: store.read(0), lambda: store.prefetch(0), store.resident):
         with pytest.raises(fremap.ClosedError):
             call()

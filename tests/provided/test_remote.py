@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pickle
 import re
@@ -21,7 +22,7 @@ from fremap.testing.pages import numbered_words
 from servers import Served, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 PAGE = 65536
 COUNT = 64
@@ -159,6 +160,13 @@ def test_an_answer_that_is_cut_is_asked_for_again(served: Served) -> None:
             opened(served, retries=0).read([3])
 
 
+def test_other_bytes_than_those_asked_for_are_an_error(served: Served) -> None:
+    with opened(served) as store:
+        served.shift = 1
+        with pytest.raises(fremap.ProviderError, match="bytes 196608-262143 were asked for, and"):
+            store.read(3)
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(404, FileNotFoundError), (403, PermissionError), (401, PermissionError)],
@@ -263,7 +271,7 @@ def test_connections_that_the_server_has_closed_are_no_failure(
 
 
 def test_no_answer_is_asked_for_again(served: Served) -> None:
-    """The time is divided among the tries, so that a server that is silent once does not use it up."""
+    """The time is divided among the tries, so that one silence does not use it up."""
     with opened(served, timeout=8.0, retries=3) as store:
         store.read(0)
         served.silent = 1
@@ -454,6 +462,116 @@ def test_rows_of_safetensors_and_raw_bytes(server: Server) -> None:
         np.testing.assert_array_equal(rows.take([9_999, 0, 5]), table[[9_999, 0, 5]])
         again = pickle.loads(pickle.dumps(rows))
         np.testing.assert_array_equal(again.take([1, 2]), table[[1, 2]])
+
+
+def test_rows_end_the_processes_that_they_started(
+    server: Server, started: Callable[[], list[int]], gone: Callable[[list[int]], None]
+) -> None:
+    """What is opened for a URL is closed with the rows; a store that is given is not."""
+    server.served.content = npy_bytes(np.arange(30_000).reshape(-1, 3))
+    url = f"{server.base}/table.npy"
+    with fremap.rows(url) as rows:
+        rows.take([5, 9_999])
+        again = pickle.loads(pickle.dumps(rows))
+        processes = started()
+    gone(processes)
+    with again:
+        again.take([1])
+        processes = started()
+    gone(processes)
+    with fremap.open(url) as store:
+        with fremap.rows(store) as rows:
+            rows.take([5])
+        assert store.processes
+
+
+def test_rows_of_unequal_length_share_a_process(
+    server: Server, started: Callable[[], list[int]], gone: Callable[[list[int]], None]
+) -> None:
+    served = server.served
+    values, offsets = np.arange(100, 150_000), np.array([0, 7, 7, 140_000])
+    served.content = npy_bytes(values)
+    served.beside["/offsets.npy"] = npy_bytes(offsets)
+    url = f"{server.base}/table.npy"
+    with fremap.ragged(url, f"{server.base}/offsets.npy") as lists:
+        assert lists[2].tolist() == values[7:140_000].tolist()
+        processes = started()
+        assert len(processes) == 1
+    gone(processes)
+    with fremap.rows(url) as table:
+        with fremap.ragged(table, offsets) as lists:
+            assert lists[0].tolist() == values[:7].tolist()
+        assert table.take([3]).tolist() == [103]
+        assert started() == processes_of(table)
+        again = pickle.loads(pickle.dumps(table))
+    again.close()
+
+
+def processes_of(rows: fremap.Rows) -> list[int]:
+    return [process for shard in rows._shards for process in shard.file.processes]
+
+
+def test_sequences_of_megatron(server: Server) -> None:
+    from struct import pack
+
+    tokens, lengths = np.arange(20_000, dtype=np.int32), np.array([5, 0, 19_000], np.int32)
+    starts = (np.cumsum(lengths) - lengths).astype(np.int64) * 4
+    front = pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, 3, 4)
+    documents = np.arange(4, dtype=np.int64)
+    index = front + lengths.tobytes() + starts.tobytes() + documents.tobytes()
+    server.served.beside = {"/tokens.bin": tokens.tobytes(), "/tokens.idx": index}
+    for name in ("tokens.bin", "tokens.idx"):
+        with fremap.ragged(f"{server.base}/{name}") as sequences:
+            assert sequences[0].tolist() == [0, 1, 2, 3, 4]
+            assert sequences[2].tolist() == list(range(5, 19_005))
+
+
+def checkpoint(folder: str) -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
+    """An index and the files that it names, by their paths in a folder; and the tensors."""
+    from safetensors.numpy import save
+
+    tensors = {f"t.{n}": np.arange(6_000, dtype=np.float32).reshape(-1, 6) + n for n in range(3)}
+    files = {
+        "part 1.safetensors": save({"t.0": tensors["t.0"], "t.2": tensors["t.2"]}),
+        "more/2.safetensors": save({"t.1": tensors["t.1"]}),
+    }
+    places = {"t.0": "part 1.safetensors", "t.1": "more/2.safetensors", "t.2": "part 1.safetensors"}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
+    return {f"{folder}/{name.replace(' ', '%20')}": held for name, held in files.items()}, tensors
+
+
+def test_tensors_of_a_checkpoint(
+    server: Server, started: Callable[[], list[int]], gone: Callable[[list[int]], None]
+) -> None:
+    """The files that an index names are beside it, at URLs without its query."""
+    server.served.beside, tensors = checkpoint("/models")
+    url = f"{server.base}/models/model.safetensors.index.json"
+    for source in (url, f"{url}?signed=a/b", fremap.open(url)):
+        with fremap.rows(source, tensor="t.1") as rows:
+            np.testing.assert_array_equal(rows.take([999, 3]), tensors["t.1"][[999, 3]])
+        with fremap.rows([source], tensor="t.{i}") as rows:
+            np.testing.assert_array_equal(rows[:], np.concatenate(list(tensors.values())))
+            processes = started()
+    source.close()
+    gone(processes)
+
+
+def test_inspecting(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    from fremap.cli import main
+
+    served = server.served
+    served.content = npy_bytes(np.zeros((7, 3), np.int16))
+    url = f"{server.base}/table.npy"
+    assert main(["inspect", url]) == 0
+    assert f"{url}: npy" in capsys.readouterr().out
+    served.beside, _ = checkpoint("/models")
+    assert main(["inspect", f"{server.base}/models/model.safetensors.index.json", "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert [file["format"] for file in files] == ["index", "safetensors", "safetensors"]
+    assert [array["name"] for array in files[1]["arrays"]] == ["t.0", "t.2"]
+    served.beside["/x.h5"] = b"\x89HDF\r\n\x1a\n" + bytes(100)
+    assert main(["inspect", f"{server.base}/x.h5"]) != 0
+    assert "download it" in capsys.readouterr().err
 
 
 def test_rows_of_objects_and_files_together(server: Server, tmp_path: Path) -> None:

@@ -4,12 +4,11 @@ Reads headers, and no data. Numbers of rows are what `fremap.rows` would have of
 """
 
 import argparse
-import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fremap.cli.report import Json, columns, print_json, show, size, thousands
 from fremap.formats import Description, Header, arrow, hdf5, megatron, npy, safetensors, told_format
-from fremap.sources import Opened, named_files
+from fremap.sources import Fetched, Opened, named_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,14 +28,18 @@ class Contents(NamedTuple):
 def contents(source: str) -> list[Contents]:
     """Return what is in each file that `source` names, and in those that an index names."""
     found = []
-    paths: list[Any] = list(named_files(source).files)
-    waiting = list(map(os.fsdecode, paths))
-    for path in waiting:
-        with Opened(path, "inspect") as opened:
-            kind, arrays = arrays_of(opened.header)
-            found.append(Contents(path, kind, opened.header.size, arrays))
-            if kind == "index":
-                waiting += safetensors.indexed(opened.header)
+    fetched = Fetched()
+    try:
+        waiting = [*named_files(source, fetched).files]
+        for file in waiting:
+            with Opened(file, "inspect") as opened:
+                header = opened.header
+                kind, arrays = arrays_of(header)
+                found.append(Contents(header.name, kind, header.size, arrays))
+                if kind == "index":
+                    waiting += [fetched.beside(file, name) for name in safetensors.indexed(header)]
+    finally:
+        fetched.close()
     return found
 
 
@@ -46,6 +49,8 @@ def arrays_of(header: Header) -> tuple[str, list[Description]]:
     if front.startswith(megatron.MAGIC):
         return "megatron", [sequences(megatron.index(header))]
     if front.startswith(hdf5.MAGIC):
+        if header.fetch is not None:
+            raise header.wrong("h5py does not read HDF5 files by their pages; download it")
         return "hdf5", hdf5.described(header.name)
     kind = told_format(header, None, typed=False, offset=0)
     if kind == "npy":

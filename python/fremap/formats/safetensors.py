@@ -248,7 +248,7 @@ def index(header: Header, names: Names) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Paths by the names of tensors.
+        Names of files, which may have folders in them, by the names of tensors.
     """
     text = _index_text(header)
     files = {} if names.any else _scanned_map(text, names) or {}
@@ -260,7 +260,7 @@ def index(header: Header, names: Names) -> dict[str, str]:
 
 
 def indexed(header: Header) -> list[str]:
-    """Return the paths of all files that an index names, each once.
+    """Return the names of all files that an index names, each once.
 
     Parameters
     ----------
@@ -304,13 +304,13 @@ def _scanned_map(text: bytes, names: Names) -> dict[str, str] | None:
 
 
 def _beside(header: Header, name: str, file: object) -> str:
-    """Return the path of a file that an index names, which must be beside it."""
+    """Return the name of a file that has a tensor, which must be beside the index."""
     parts = file.split("/") if isinstance(file, str) else [""]
     if "" in (parts[0], parts[-1]) or ".." in parts or not "".join(parts).isprintable():
         raise header.wrong(
             f"tensor {shown(name)} is in {shown(file)}, which is no file beside the index"
         )
-    return posixpath.join(posixpath.dirname(header.name), *parts)
+    return posixpath.join(*parts)
 
 
 def _object(header: Header, text: bytes) -> dict[str, Any]:
