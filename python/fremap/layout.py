@@ -14,7 +14,7 @@ from fremap import errors
 from fremap.arguments import absolute_path, quantity
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.locations import is_remote
-from fremap.stores import FileStore
+from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,16 +60,17 @@ class Layout:
 
     def opened(self, file: Any) -> FileStore:
         """Open the file; created, if that is asked for."""
-        if is_remote(file):
+        is_provided = isinstance(file, Store) and file._core.is_provided  # noqa: SLF001 - its other half
+        if is_provided or is_remote(file):
             if self.mode != "r":
                 raise ArgumentError(
-                    f"memmap: mode is {self.mode!r}; what is on a server is only read, "
+                    f"memmap: mode is {self.mode!r}; what is on a server or computed is only read, "
                     'with mode "r"'
                 )
             from fremap.remote_store import RemoteStore  # `import fremap` does without it
 
-            # Of a file's store no more is used than both have.
-            return cast("FileStore", RemoteStore(file))
+            # Of a file's store no more is used than all have.
+            return cast("FileStore", file if is_provided else RemoteStore(file))
         mode: Literal["r", "r+"] = "r+" if self.mode in WRITING else "r"
         if hasattr(file, "read"):
             file.seek(0, os.SEEK_END)  # what the object has buffered is in the file then
@@ -159,9 +160,8 @@ def _without_appending(descriptor: int) -> FileStore:
 
 def numpys_filename(file: Any, store: FileStore) -> str | Path | None:
     """Return what `numpy.memmap` has as its filename; of what is on a server its URL."""
-    url: str | None = getattr(store, "url", None)
-    if url is not None:
-        return url
+    if store._core.is_provided:  # noqa: SLF001 - its other half
+        return getattr(store, "url", None)
     if isinstance(file, os.PathLike):
         from pathlib import Path  # `import fremap` does without it
 
@@ -172,12 +172,15 @@ def numpys_filename(file: Any, store: FileStore) -> str | Path | None:
     return None if store.path is None else os.fsdecode(store.path)
 
 
-def found_at(store: FileStore, filename: str | Path | None) -> str | Path | None:
-    """Return where the file is found again: of a descriptor, where the kernel has it."""
-    if is_remote(filename) or getattr(store, "path", None) is not None:
+def found_at(store: FileStore, filename: str | Path | None) -> str | Path | Store | None:
+    """Return where the file is found again: of a descriptor, where the kernel has it.
+
+    A store without a file is pickled itself, with its options and the version that is meant.
+    """
+    if store._core.is_provided:  # noqa: SLF001 - its other half
+        return store
+    if store.path is not None:
         return filename
-    if hasattr(store, "url"):
-        return None
     path = os.readlink(f"/proc/self/fd/{store.fileno()}")
     try:
         same = os.path.samestat(os.stat(path), os.fstat(store.fileno()))

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from fremap.selection import CoreSelection
     from fremap.stats import MemmapStats
-    from fremap.stores import FileStore
+    from fremap.stores import FileStore, Store
 
 __all__ = ["memmap"]
 
@@ -71,7 +71,7 @@ class Backing:
         The address at which the file's first byte would be, were it shown.
     start : int
         The byte of the file at which the window begins.
-    path : str, path or None
+    path : str, path, Store or None
         Where the file is found again, in other processes too.
     mode, budget, advice
         As `memmap` was given them.
@@ -88,7 +88,7 @@ class Backing:
         self,
         store: FileStore,
         window: Window | None,
-        path: str | Path | None,
+        path: str | Path | Store | None,
         layout: Layout,
         budget: CheckedBudget,
         advice: Advice,
@@ -154,9 +154,10 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
     Parameters
     ----------
-    filename : str, path or file object
+    filename : str, path, file object or Store
         The file. Of a file object the descriptor is used. What is on a server (a URL, or what else
-        `RemoteStore` takes) is fetched as it is touched, with mode "r" alone.
+        `RemoteStore` takes), a `RemoteStore` and a `ComputedStore` are fetched or computed as they
+        are touched, with mode "r" alone.
     dtype : dtype, default uint8
         Type of the elements; no Python objects.
     mode : {"r+", "r", "w+", "c"}, default "r+"
@@ -214,7 +215,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
     def __new__(
         cls,
-        filename: str | os.PathLike[str] | BinaryIO,
+        filename: str | os.PathLike[str] | BinaryIO | Store | tuple[Any, str],
         dtype: npt.DTypeLike = np.uint8,
         mode: Mode = "r+",
         offset: SupportsIndex = 0,
@@ -642,7 +643,7 @@ def _bounds(array: npt.NDArray[Any]) -> tuple[int, int]:
 
 def _reopened(
     cls: type[memmap] | None,
-    settings: tuple[str | Path, str, int, CheckedBudget, Advice],
+    settings: tuple[str | Path | Store, str, int, CheckedBudget, Advice],
     place: tuple[int, int, int],
     dtype: np.dtype[Any],
     shape: tuple[int, ...],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -12,20 +12,24 @@ from numpy.lib import format as npy
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.formats.npy import described
 from fremap.formats.table import Header
+from fremap.locations import is_remote
 from fremap.memmap import memmap
-from fremap.stores import FileStore
+from fremap.sources import Opened
+from fremap.stores import FileStore, Store
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fremap.locations import RemoteSource
     from fremap.memmap import Mode
+    from fremap.remote_store import RemoteStore
     from fremap.settings import Advice, Budget
 
 __all__ = ["load", "open_memmap"]
 
 
 def open_memmap(
-    filename: str | os.PathLike[str],
+    filename: str | os.PathLike[str] | RemoteStore | tuple[Any, str],
     mode: Mode = "r+",
     dtype: npt.DTypeLike | None = None,
     shape: int | tuple[int, ...] | None = None,
@@ -39,8 +43,9 @@ def open_memmap(
 
     Parameters
     ----------
-    filename : str or path
-        The file; no file object.
+    filename : str, path or RemoteStore
+        The file; no file object. What is on a server (a URL, what else `RemoteStore` takes, or
+        such a store) is fetched as it is touched, with mode "r" alone.
     mode : {"r+", "r", "w+", "c"}, default "r+"
         As `memmap` has it. "w+" writes a header.
     dtype : dtype, optional
@@ -83,17 +88,29 @@ def open_memmap(
     ...     fremap.load(path)[[3, 999], 0]
     array([1.5, 1.5], dtype=float32)
     """
-    if hasattr(filename, "read"):
+    is_store = isinstance(filename, Store)
+    if hasattr(filename, "read") and not is_store:
         raise ArgumentTypeError("open_memmap: filename must be a path, not a file object")
     options: dict[str, Any] = {"budget": budget, "advice": advice}
-    if mode in ("w+", "write"):
-        return _created(filename, dtype, shape, fortran_order, version, options)
-    kind, found, fortran, offset = _header(filename)
-    return memmap(filename, kind, mode, offset, found, "F" if fortran else "C", **options)
+    source: Any = filename
+    if is_store or is_remote(filename):
+        if mode not in ("r", "readonly"):
+            raise ArgumentError(
+                f'open_memmap: mode is {mode!r}; what is on a server is only read, with mode "r"'
+            )
+        if not is_store:
+            from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+            # One store for both, so that header and elements are of one version.
+            source = RemoteStore(cast("RemoteSource", filename))
+    elif mode in ("w+", "write"):
+        return _created(source, dtype, shape, fortran_order, version, options)
+    kind, found, fortran, offset = _header(source)
+    return memmap(source, kind, mode, offset, found, "F" if fortran else "C", **options)
 
 
 def load(
-    file: str | os.PathLike[str],
+    file: str | os.PathLike[str] | RemoteStore | tuple[Any, str],
     mmap_mode: Literal["r", "r+", "c"] = "r",
     *,
     budget: Budget = "auto",
@@ -103,8 +120,8 @@ def load(
 
     Parameters
     ----------
-    file : str or path
-        The file.
+    file : str, path or RemoteStore
+        The file; or what is on a server, as `open_memmap` has it.
     mmap_mode : {"r", "r+", "c"}, default "r"
         As `memmap` has its mode.
     budget : int, str or None, default "auto"
@@ -133,11 +150,15 @@ def load(
     return open_memmap(file, mmap_mode, budget=budget, advice=advice)
 
 
-def _header(path: str | os.PathLike[str]) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+def _header(source: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
     """Read the type, the shape, the order, and where the elements begin."""
-    with FileStore(path) as store:
-        header = Header(store.fileno(), os.fspath(path), store.size, "load")
-        shape, fortran, kind, offset = described(header)
+    if isinstance(source, Store):
+        with Opened(source, "load") as opened:
+            shape, fortran, kind, offset = described(opened.header)
+    else:
+        with FileStore(source) as store:
+            header = Header(store.fileno(), os.fspath(source), store.size, "load")
+            shape, fortran, kind, offset = described(header)
     if kind.hasobject:
         raise ArgumentTypeError(f"load: elements of dtype {kind} cannot lie in a file")
     return kind, shape, fortran, offset

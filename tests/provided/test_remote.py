@@ -18,7 +18,7 @@ import fremap
 import numpy as np
 import pytest
 from fremap.http_reader import redirected
-from fremap.testing.pages import numbered_words
+from fremap.testing.pages import fill_numbered, numbered_words
 from servers import Served, Server
 
 if TYPE_CHECKING:
@@ -614,6 +614,53 @@ def test_an_array_in_a_window(served: Served) -> None:
     assert part.tolist() == expected[3, 1:5].tolist()
     with pytest.raises(fremap.ArgumentError, match="only read"):
         fremap.memmap(served.url)
+
+
+@pytest.mark.needs("paged")
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_objects_as_arrays(
+    server: Server, order: str, started: Callable[[], list[int]], gone: Callable[[list[int]], None]
+) -> None:
+    table = np.asarray(np.arange(40_000, dtype=np.int32).reshape(-1, 4), order=order)
+    server.served.content = npy_bytes(table)
+    url = f"{server.base}/table.npy"
+    for array in (
+        fremap.load(url),
+        fremap.open_memmap(url, "r"),
+        fremap.load(fremap.open(url, storage_options={"headers": {"X-Asked": "yes"}})),
+    ):
+        assert isinstance(array, np.memmap)
+        assert (array.dtype, array.filename, array.mode) == (table.dtype, url, "r")
+        array.populate()
+        np.testing.assert_array_equal(array, table)
+        np.testing.assert_array_equal(array[[9_999, 3, 3, 0, 1]], table[[9_999, 3, 3, 0, 1]])
+        part = pickle.loads(pickle.dumps(array[5:9]))
+        part.populate()
+        np.testing.assert_array_equal(part, table[5:9])
+    assert server.served.headers[-1]["X-Asked"] == "yes"
+    for call in (fremap.open_memmap, lambda url: fremap.load(url, "r+")):
+        with pytest.raises(fremap.ArgumentError, match="only read"):
+            call(url)
+    server.served.content = bytes(1000)
+    with pytest.raises(fremap.FormatError, match=rf"load: {url}: "):
+        fremap.load(url)
+    processes = started()
+    del array, part
+    gone(processes)
+
+
+@pytest.mark.needs("paged")
+def test_an_array_of_computed_pages() -> None:
+    expected = numbered_words(np.arange(9), 4096)
+    with fremap.ComputedStore(9, fill_numbered, page_bytes=4096) as store:
+        array = fremap.memmap(store, np.uint64, "r", shape=expected.shape)
+        array.populate()
+        np.testing.assert_array_equal(array, expected)
+        part = pickle.loads(pickle.dumps(array[3:]))
+        part.populate()
+        np.testing.assert_array_equal(part, expected[3:])
+        with pytest.raises(fremap.ArgumentError, match="only read"):
+            fremap.memmap(store)
 
 
 # S3, by each of the ways.
