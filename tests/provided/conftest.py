@@ -3,12 +3,38 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from servers import Served, Server
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def server() -> "Iterator[Server]":
+    from servers import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def other() -> "Iterator[Server]":
+    """Another server, with the same object."""
+    from servers import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def served(server: "Server") -> "Served":
+    return server.served
 
 
 @pytest.fixture

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import io
 import re
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import fremap
+import numpy as np
+from fremap.testing.pages import numbered_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGE = 65536
+COUNT = 64
+TAIL = b"the end"
 
 
 @dataclass
@@ -175,3 +187,29 @@ class Server(http.server.ThreadingHTTPServer):
         self.served = Served(content)
         self.base = f"http://127.0.0.1:{self.server_address[1]}"
         self.served.url = f"{self.base}/object"
+
+
+@contextlib.contextmanager
+def running_server() -> Iterator[Server]:
+    server = Server(numbered_words(np.arange(COUNT), PAGE).tobytes() + TAIL)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.served.over.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def content(pages: Any) -> np.ndarray:
+    return numbered_words(pages, PAGE).view(np.uint8)
+
+
+def opened(served: Served, **options: Any) -> fremap.RemoteStore:
+    return fremap.RemoteStore(served.url, **options)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    front = io.BytesIO()
+    np.save(front, array)
+    return front.getvalue()
