@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 BufferLike: TypeAlias = "Buffer | npt.NDArray[Any]"
 
 _INT64_MAX = 2**63 - 1
+# About 30 years: what a wait of any kind takes.
+_MOST_SECONDS = 10**9
 
 
 def absolute_path(
@@ -70,6 +72,23 @@ def quantity(what: str, value: SupportsIndex) -> int:
     if number > _INT64_MAX:
         raise ArgumentError(f"{what} is {number}; it must be below 2**63")
     return number
+
+
+def checked_timeout(operation: str, timeout: float | None) -> float | None:
+    """Return seconds that a wait may take."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
+        raise ArgumentTypeError(
+            f"{operation}: timeout must be seconds or None, not {type(timeout).__name__}"
+        )
+    seconds = float(timeout)
+    if not 0 < seconds <= _MOST_SECONDS:
+        raise ArgumentError(
+            f"{operation}: timeout is {timeout}; it must be more than 0 seconds and at most "
+            f"{_MOST_SECONDS}, or None for no limit"
+        )
+    return seconds
 
 
 def counted(count: int, noun: str) -> str:

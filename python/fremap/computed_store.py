@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
 
 from fremap import _core, providing
-from fremap.arguments import quantity
-from fremap.errors import ArgumentError, ArgumentTypeError
+from fremap.arguments import checked_timeout, quantity
+from fremap.errors import ArgumentError
 from fremap.selection import Numbering
 from fremap.stores import Store
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ComputedStore"]
 
+_INT64_MAX = 2**63 - 1
 #: Bytes of pages that one call of `fill` is asked for.
 _BATCH_BYTES = 4 << 20
 
@@ -108,6 +108,11 @@ class ComputedStore(Store):
         bytes_each = _core.system_page_bytes
         if page_bytes is not None:
             bytes_each = quantity("ComputedStore: page_bytes", page_bytes)
+        if count * bytes_each > _INT64_MAX:
+            raise ArgumentError(
+                f"ComputedStore: page_count is {count}; pages of {bytes_each} bytes must be less "
+                "than 2**63 bytes together"
+            )
         self._core = _core.Store.provided(
             count * bytes_each,
             bytes_each,
@@ -225,20 +230,3 @@ def _made_anew(
         timeout=timeout,
         in_process=in_process,
     )
-
-
-def checked_timeout(operation: str, timeout: float | None) -> float | None:
-    """Return seconds that a wait may take."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float | np.number):
-        raise ArgumentTypeError(
-            f"{operation}: timeout must be seconds or None, not {type(timeout).__name__}"
-        )
-    seconds = float(timeout)
-    if not seconds > 0 or math.isinf(seconds):
-        raise ArgumentError(
-            f"{operation}: timeout is {timeout}; it must be more than 0 seconds, or None for "
-            "no limit"
-        )
-    return seconds

@@ -337,7 +337,9 @@ def _split(url: str) -> tuple[_Server, str]:
 
     parts = urlsplit(url)
     scheme = parts.scheme.lower()
-    server = _Server(scheme, parts.hostname or "", parts.port or (443 if scheme == "https" else 80))
+    if not parts.hostname:
+        raise ValueError("the URL names no server")
+    server = _Server(scheme, parts.hostname, parts.port or (443 if scheme == "https" else 80))
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return server, quote(target, safe=string.punctuation)
 

@@ -63,8 +63,10 @@ def program() -> list[bytes]:
     return [os.fsencode(part) for part in (spawn.get_executable(), *flags, "-P", "-c", code)]
 
 
-def payload(operation: str, fill: Fill) -> bytes:
+def payload(operation: str, fill: Fill, what: str = "fill") -> bytes:
     """Return what `main` is to unpickle: how to find modules, then the function.
+
+    Messages call the function `what`; if it is not the caller's, what it is made of is.
 
     Raises
     ------
@@ -87,16 +89,19 @@ def payload(operation: str, fill: Fill) -> bytes:
     try:
         pickled = pickle.dumps(fill)
     except Exception as error:
+        if what == "fill":
+            why, do = "runs it", "a function of a module, or an object of a class that has __call__"
+        else:
+            why, do = "needs it", "a URL and storage_options, of which a file system is made"
         raise ArgumentTypeError(
-            f"{operation}: fill cannot be pickled, as another process runs it ({error}); give a "
-            "function of a module, or an object of a class that has __call__"
+            f"{operation}: {what} cannot be pickled, as another process {why} ({error}); give {do}"
         ) from error
     # Else it is not run a second time: it need not be made for that.
     main_program = _main_program() if b"__main__" in pickled else {}
     if not main_program and b"__main__" in pickled:
         raise ArgumentError(
-            f"{operation}: fill is defined in an interactive session, where other processes cannot "
-            "find it; define it in a module and import it"
+            f"{operation}: {what} is defined in an interactive session, where other processes "
+            "cannot find it; define it in a module and import it"
         )
     return pickle.dumps({**_surroundings(), **main_program}) + pickled
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import posixpath
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from fremap import _core, providing
-from fremap.arguments import quantity
-from fremap.computed_store import checked_timeout
+from fremap.arguments import checked_timeout, quantity
 from fremap.errors import ArgumentError, ArgumentTypeError, FremapError, UnsupportedError
 from fremap.errors import _system as system_error
 from fremap.http_reader import HttpReader
@@ -19,13 +20,15 @@ from fremap.remote import Facts, FsspecReader, ObstoreReader, Reader, RemoteFill
 from fremap.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator
 
     from fremap.locations import RemoteSource
 
 __all__ = ["RemoteStore"]
 
 DEFAULT_PAGE_BYTES = 64 << 10
+_MOST_PAGE_BYTES = 1 << 30
+_INT64_MAX = 2**63 - 1
 #: Bytes of pages that one call fetches.
 _BATCH_BYTES = 32 << 20
 #: How long a server may be silent where the whole has no limit.
@@ -102,10 +105,16 @@ class RemoteStore(Store):
             raise ArgumentError("open: in_flight is 0; it must be at least 1")
         again = quantity("open: retries", retries)
         seconds = checked_timeout("open", timeout)
-        url, reader = _reader(source, requests, again, seconds, dict(storage_options or {}))
-        size = DEFAULT_PAGE_BYTES
-        if page_bytes is not None:
-            size = quantity("open: page_bytes", page_bytes)
+        size = _checked_page_bytes(page_bytes)
+        options = _checked_options(storage_options)
+        if not is_remote(source):
+            raise ArgumentTypeError(
+                "open: source must be a URL, or a file system of fsspec's or a store of obstore's "
+                f"with a path in it, not {type(source).__name__}"
+            )
+        url = source[1] if isinstance(source, tuple) else source
+        with _errors_of(url):
+            reader = _reader(source, requests, again, seconds, options)
         self._begin(url, reader, _asked(url, reader, seconds), (size, seconds))
 
     def _begin(
@@ -118,7 +127,9 @@ class RemoteStore(Store):
             page_bytes,
             url,
             providing.program(),
-            providing.payload("open", RemoteFill(reader, facts, page_bytes)),
+            providing.payload(
+                "open", RemoteFill(reader, facts, page_bytes), what=f"what reads {url}"
+            ),
             1,
             timeout,
             _BATCH_BYTES,
@@ -164,19 +175,48 @@ def _reopened(
     return store
 
 
+def _checked_page_bytes(page_bytes: SupportsIndex | None) -> int:
+    """Return the bytes of a page, before a server is asked for pages of them."""
+    if page_bytes is None:
+        return DEFAULT_PAGE_BYTES
+    size = quantity("open: page_bytes", page_bytes)
+    least = _core.system_page_bytes
+    if not least <= size <= _MOST_PAGE_BYTES or size & (size - 1):
+        raise ArgumentError(
+            f"open: page_bytes is {size}; it must be a power of two from {least} (the system's "
+            f"page) to {_MOST_PAGE_BYTES}"
+        )
+    return size
+
+
+def _checked_options(storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    if storage_options is None:
+        return {}
+    if not isinstance(storage_options, Mapping):
+        raise ArgumentTypeError(
+            f"open: storage_options must be a mapping, not {type(storage_options).__name__}"
+        )
+    return dict(storage_options)
+
+
+def _checked_headers(headers: object) -> dict[str, str]:
+    if not isinstance(headers, Mapping) or not all(
+        isinstance(name, str) and isinstance(told, str) for name, told in headers.items()
+    ):
+        raise ArgumentTypeError(
+            "open: headers in storage_options must be a mapping of str to str, by name"
+        )
+    return dict(headers)
+
+
 def _reader(
     source: RemoteSource,
     in_flight: int,
     retries: int,
     timeout: float | None,
     storage_options: dict[str, Any],
-) -> tuple[str, Reader]:
-    """Return what messages call an object, and how it is read."""
-    if not is_remote(source):
-        raise ArgumentTypeError(
-            "open: source must be a URL, or a file system of fsspec's or a store of obstore's with "
-            f"a path in it, not {type(source).__name__}"
-        )
+) -> Reader:
+    """Return how an object is read."""
     if isinstance(source, tuple):
         where, path = source
         if storage_options:
@@ -186,20 +226,20 @@ def _reader(
             if is_fsspec(where)
             else ObstoreReader(where, path, in_flight, retries)
         )
-        return path, _local_checked(path, made)
+        return _local_checked(path, made)
     if source.partition("://")[0].lower() in ("http", "https"):
-        headers = storage_options.pop("headers", {})
+        headers = _checked_headers(storage_options.pop("headers", {}))
         if storage_options:
             raise ArgumentError(
                 f"open: storage_options has {sorted(storage_options)}; of HTTP it has headers alone"
             )
         silence = _UNLIMITED_SILENCE_SECONDS if timeout is None else timeout / (retries + 1)
-        return source, HttpReader(source, headers, in_flight, retries, silence)
+        return HttpReader(source, headers, in_flight, retries, silence)
     if not storage_options:
         found = _by_obstore(source, in_flight, retries)
         if found is not None:
-            return source, found
-    return source, _by_fsspec(source, in_flight, retries, storage_options)
+            return found
+    return _by_fsspec(source, in_flight, retries, storage_options)
 
 
 def _local_checked(url: str, reader: FsspecReader | ObstoreReader) -> Reader:
@@ -241,17 +281,31 @@ def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str
     try:
         system, path = url_to_fs(url, **storage_options)
     except (ImportError, ValueError) as error:
-        raise UnsupportedError(f"open: fsspec cannot open {url}: {error}") from error
+        raise UnsupportedError(f"open: fsspec cannot open {url}: {_first_line(error)}") from error
     return _local_checked(url, FsspecReader(system, path, in_flight, retries))
 
 
 def _asked(url: str, reader: Reader, timeout: float | None) -> Facts:
     """Ask about the object, in this process."""
+    with _errors_of(url):
+        facts = _within(timeout, reader.facts)
+        if facts.size > _INT64_MAX:
+            raise OSError(errno.EFBIG, f"the object is said to have {facts.size} bytes")
+        return facts
+
+
+@contextlib.contextmanager
+def _errors_of(url: str) -> Iterator[None]:
+    """Turn what packages and the system raise into errors that name the object."""
     try:
-        return _within(timeout, reader.facts)
+        yield
     except FremapError:
         raise
     except Exception as error:
+        if isinstance(error, TypeError):
+            raise ArgumentTypeError(f"open: {url}: {_first_line(error)}") from error
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            raise ArgumentError(f"open: {url}: {_first_line(error)}") from error
         raise _store_error(url, error) from error
 
 
@@ -292,4 +346,5 @@ def _store_error(url: str, error: Exception) -> FremapError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.endswith(":") else first

@@ -37,6 +37,8 @@ class Served:
     #: Requests that get half of what they ask for, and then the end of the connection.
     cut: int = 0
     ranges: bool = True
+    #: What the server says that the size is.
+    said_size: int | None = None
     #: Bytes behind those asked for that are said to be sent.
     shift: int = 0
     #: Every request waits for this.
@@ -143,7 +145,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not is_first:
                 served.asked.append((start, end))
         at = start + served.shift * (not is_first)
-        place = {"Content-Range": f"bytes {at}-{at + end - start - 1}/{len(whole)}"}
+        place = {
+            "Content-Range": f"bytes {at}-{at + end - start - 1}/{served.said_size or len(whole)}"
+        }
         self.send(206, {**tag, **place}, content, cut=cut)
 
     def send(

@@ -442,6 +442,10 @@ def injected() -> object:
         ({"timeout": "1"}, fremap.ArgumentTypeError, "timeout must be seconds"),
         ({"page_bytes": 5000}, fremap.ArgumentError, "page"),
         ({"page_count": -1}, fremap.ArgumentError, "must not be negative"),
+        ({"page_count": 1 << 62}, fremap.ArgumentError, "less than 2\\*\\*63 bytes together"),
+        ({"page_count": (1 << 51) - 1}, fremap.ArgumentError, "stores end at"),
+        ({"timeout": float("inf")}, fremap.ArgumentError, "timeout is inf"),
+        ({"timeout": 1e300}, fremap.ArgumentError, "timeout is 1e\\+300"),
     ],
 )
 def test_arguments_are_checked(options: dict, error: type, text: str) -> None:

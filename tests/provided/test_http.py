@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import threading
 from typing import TYPE_CHECKING
 
@@ -355,11 +356,34 @@ def test_opening_has_an_end(served: Served) -> None:
         ({"direct": True}, fremap.ArgumentError, "only read"),
         ({"page_bytes": 1000}, fremap.ArgumentError, "page"),
         ({"storage_options": {"key": 1}}, fremap.ArgumentError, "headers alone"),
+        ({"storage_options": 3}, fremap.ArgumentTypeError, "must be a mapping, not int"),
+        ({"storage_options": {"headers": 3}}, fremap.ArgumentTypeError, "mapping of str to str"),
+        ({"storage_options": {"headers": {"a": 3}}}, fremap.ArgumentTypeError, "of str to str"),
+        ({"storage_options": {"headers": {"a": "b\nc"}}}, fremap.ArgumentError, "header value"),
     ],
 )
 def test_options_are_checked(served: Served, options: dict, error: type, text: str) -> None:
     with pytest.raises(error, match=text):
         fremap.open(served.url, **options)
+
+
+def test_pages_are_checked_before_the_server_is_asked(served: Served) -> None:
+    with pytest.raises(fremap.ArgumentError, match="open: page_bytes is 1000"):
+        opened(served, page_bytes=1000)
+    assert not served.paths
+
+
+@pytest.mark.parametrize("size", [2**63, 2**70])
+def test_impossible_sizes_are_refused(served: Served, size: int) -> None:
+    served.said_size = size
+    with pytest.raises(fremap.StoreError, match=f"is said to have {size} bytes"):
+        opened(served)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999/x", "http:///x", "https://[::1/x"])
+def test_urls_that_are_none(url: str) -> None:
+    with pytest.raises(fremap.ArgumentError, match=f"open: {re.escape(url)}: "):
+        fremap.open(url)
 
 
 def test_options_of_urls_are_not_those_of_files(tmp_path: Path) -> None:

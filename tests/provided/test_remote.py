@@ -120,6 +120,57 @@ def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
         fremap.open("nosuch://x/y")
 
 
+@pytest.mark.needs("fsspec")
+@pytest.mark.parametrize(
+    ("url", "options", "error", "text"),
+    [
+        ("ftp://127.0.0.1:1/x", {}, fremap.StoreError, "Connection refused"),
+        ("zip://x::file:///nothing/a.zip", {}, fremap.StoreNotFoundError, "No such file"),
+        ("file:///nothing/x", {}, fremap.StoreNotFoundError, "No such file"),
+    ],
+)
+def test_errors_of_packages_name_the_object(
+    url: str, options: dict, error: type, text: str
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        fremap.open(url, storage_options=options)
+    assert url in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@needs_s3
+@pytest.mark.parametrize(
+    ("url", "options", "error", "text"),
+    [
+        ("s3://bad bucket/x", None, fremap.ArgumentError, "domain"),
+        ("s3://bad bucket/x", {"anon": True}, fremap.StoreError, "Invalid bucket name"),
+        ("s3://b/x", {"nosuch": 3}, fremap.ArgumentTypeError, "nosuch"),
+        ("az://c/x", None, fremap.StoreError, "Account must be specified"),
+    ],
+)
+def test_errors_of_object_stores_name_the_object(
+    url: str, options: dict | None, error: type, text: str, bucket: Any
+) -> None:
+    with pytest.raises(error, match=text) as caught:
+        fremap.open(url, storage_options=options)
+    assert url in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.needs("fsspec")
+def test_file_systems_must_be_picklable(tmp_path: Path) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Fixed(LocalFileSystem):
+        def __reduce__(self) -> Any:
+            raise ValueError("never")
+
+    path = tmp_path / "object"
+    path.write_bytes(bytes(10))
+    with pytest.raises(fremap.ArgumentTypeError, match=rf"{path} cannot be pickled.*\(never\)"):
+        fremap.open((Fixed(), str(path)))
+
+
 def test_nothing_is_imported_before() -> None:
     code = (
         "import sys, fremap\n"
