@@ -10,7 +10,8 @@ __all__ = ["RemoteSource", "is_fsspec", "is_remote"]
 #: A URL, or a file system of fsspec's or a store of obstore's with a path in it.
 RemoteSource: TypeAlias = "str | tuple[Any, str]"
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+#: Those of fsspec that are behind one another too: ``simplecache::s3://bucket/key``.
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def is_remote(source: object) -> TypeGuard[RemoteSource]:

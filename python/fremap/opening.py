@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, SupportsIndex, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from fremap.errors import ArgumentError
 from fremap.locations import is_remote
@@ -31,10 +31,29 @@ def open(
 
 @overload
 def open(
-    file: RemoteSource,
+    file: tuple[Any, str],
+    mode: Literal["r"] = "r",
+    *,
+    page_bytes: SupportsIndex | None = None,
+) -> RemoteStore: ...
+
+
+@overload
+def open(
+    file: str,
+    mode: Literal["r"] = "r",
+    *,
+    page_bytes: SupportsIndex | None = None,
+    storage_options: Mapping[str, Any],
+) -> RemoteStore: ...
+
+
+@overload
+def open(
+    file: PathOrDescriptor | RemoteSource,
     mode: Mode = "r",
     *,
-    size: None = None,
+    size: SupportsIndex | None = None,
     page_bytes: SupportsIndex | None = None,
     direct: bool = False,
     storage_options: Mapping[str, Any] | None = None,

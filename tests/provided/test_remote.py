@@ -114,6 +114,8 @@ def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
         os.utime(path, ns=(1, 1))
         with pytest.raises(fremap.ProviderError, match="has changed since"):
             store.read(1)
+    with fremap.open(f"simplecache::file://{path}") as store:
+        np.testing.assert_array_equal(store.read(3), np.zeros((1, PAGE), np.uint8))
     with pytest.raises(fremap.UnsupportedError, match="in the memory of this process"):
         fremap.open("memory://x")
     with pytest.raises(fremap.UnsupportedError, match="fsspec cannot open"):

@@ -4,6 +4,7 @@ An expected error is ignored by its code. Should mypy no longer report it, the c
 unused, which is an error in turn.
 """
 
+from pathlib import Path
 from typing import Any, assert_type
 
 import fremap
@@ -30,6 +31,20 @@ def orders_are_named_or_listed(rows: fremap.Rows) -> None:
     rows.batches(4, range(10))
     rows.batches(4, np.arange(10))
     rows.batches(4, "sequental")  # type: ignore[arg-type]
+
+
+def what_is_opened_is_known(
+    path: Path, system: object, options: dict[str, str] | None, file: Path | tuple[Any, str]
+) -> None:
+    assert_type(fremap.open(path, "r+"), fremap.FileStore)
+    assert_type(fremap.open("file", page_bytes=4096), fremap.FileStore)
+    assert_type(fremap.open((system, "bucket/key")), fremap.RemoteStore)
+    url = "s3://bucket/key"
+    assert_type(fremap.open(url, storage_options={"anon": True}), fremap.RemoteStore)
+    assert_type(fremap.open(url, storage_options=options), fremap.FileStore | fremap.RemoteStore)
+    assert_type(fremap.open(file), fremap.FileStore | fremap.RemoteStore)
+    fremap.load(url)
+    fremap.load((system, "bucket/key.npy"))
 
 
 def modes_and_engines_are_named(store: fremap.Store) -> None:
