@@ -61,6 +61,7 @@ class RemoteStore(Store):
         for the whole, and 60 seconds for a server that is silent.
     storage_options : mapping, optional
         What the file system of fsspec is made with. With HTTP: headers, by the name "headers".
+        A server that is redirected to gets those alone that can be no secrets.
 
     Raises
     ------
@@ -73,10 +74,11 @@ class RemoteStore(Store):
 
     Notes
     -----
-    The version of the object is that of when the store was opened, told by its ETag or else by
-    when it was modified last. If it changes, calls raise `ProviderError` with ``errno`` ESTALE, and
-    never mix versions. For many ranges at once obstore and fsspec do not say what version their
-    answers are of, so the object is asked about once more after each batch.
+    The version of the object is that of when the store was opened, told by its ETag or else by when
+    it was modified last. If it changes, calls raise `ProviderError` with ``errno`` ESTALE, and
+    never mix versions. Where the server tells neither, the length alone tells versions apart. For
+    many ranges at once obstore and fsspec do not say what version their answers are of, so the
+    object is asked about once more after each batch.
 
     Nothing is kept on the machine, beside what windows and slots hold and what `prefetch` has
     asked for. As with `ComputedStore`, no Python runs in a fault. Pickling keeps the version.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory, quantity
+from fremap.arguments import filled_memory
 from fremap.closing import ClosedByLast, ClosedOnExit
 from fremap.dtypes import is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError
 from fremap.formats import MAX_AXES, names_of, said_format
 from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
-from fremap.settings import Budget, CheckedBudget, checked_budget
+from fremap.settings import Budget, CheckedBudget, checked_budget, checked_size
 from fremap.shards import (
     Asked,
     Kind,
@@ -85,8 +85,9 @@ class Rows(ClosedOnExit):
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
-    cache_bytes : int, default 0
-        Bytes of memory for rows that are wanted again and again. See the notes.
+    cache_bytes : int or str, default 0
+        Bytes, or a size such as "64M", of memory for rows that are wanted again and again. See
+        the notes.
 
     Raises
     ------
@@ -159,7 +160,7 @@ class Rows(ClosedOnExit):
         format: Format | None = None,  # noqa: A002 - what it is
         budget: Budget = "auto",
         direct: bool = False,
-        cache_bytes: SupportsIndex = 0,
+        cache_bytes: SupportsIndex | str = 0,
     ) -> None:
         asked = Asked(
             None if dtype is None else said_type("rows", dtype),
@@ -169,7 +170,7 @@ class Rows(ClosedOnExit):
             said_format(format),
             column,
         )
-        kept = quantity("rows: cache_bytes", cache_bytes)
+        kept = checked_size("rows: cache_bytes", cache_bytes)
         options = (checked_budget(budget, "rows"), bool(direct), kept)
         shards, kind, stores = look(source, asked)
         self._begin(shards, kind, *options, ClosedByLast(stores) if stores else None)
@@ -603,7 +604,7 @@ def rows(
     format: Format | None = None,  # noqa: A002 - what it is
     budget: Budget = "auto",
     direct: bool = False,
-    cache_bytes: SupportsIndex = 0,
+    cache_bytes: SupportsIndex | str = 0,
 ) -> Rows:
     """Open rows of fixed size, in one file or several.
 
@@ -638,8 +639,9 @@ def rows(
         and are hardly ever asked for the same row twice: nothing of them stays in the page
         cache, and nothing else is evicted for them. Rows of a store that is direct are always
         read so; one among several makes all of them direct.
-    cache_bytes : int, default 0
-        Bytes of memory for rows that are wanted again and again. See the notes.
+    cache_bytes : int or str, default 0
+        Bytes, or a size such as "64M", of memory for rows that are wanted again and again. See
+        the notes.
 
     Returns
     -------

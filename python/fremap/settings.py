@@ -105,6 +105,18 @@ def checked_budget(budget: object, operation: str = "Window") -> CheckedBudget:
     )
 
 
+def checked_size(what: str, size: SupportsIndex | str) -> int:
+    """Return bytes that are given as a number, or as a text such as 64M."""
+    if not isinstance(size, str):
+        return quantity(what, size)
+    number = size_bytes(size)
+    if number is None:
+        raise ArgumentError(
+            f'{what} is {size!r}; it must be a number of bytes, or a size such as "64M"'
+        )
+    return quantity(what, number)
+
+
 def first_mapping(
     mapping: object, store: Store
 ) -> Literal["linear", "none"] | npt.NDArray[np.int64]:

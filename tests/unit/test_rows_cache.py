@@ -77,7 +77,18 @@ def test_none_is_kept_unless_it_is_asked_for(paths: list[Path]) -> None:
         with pytest.raises(ArgumentError, match="cache_bytes"):
             opened(paths, wrong)
     with pytest.raises(TypeError, match="cache_bytes"):
-        fremap.rows(paths, np.uint8, 100, cache_bytes="1 GiB")  # type: ignore[arg-type]
+        fremap.rows(paths, np.uint8, 100, cache_bytes=1.5)  # type: ignore[arg-type]
+    for text in ("64X", "", "-1", "8388608T"):
+        with pytest.raises(ArgumentError, match="cache_bytes"):
+            fremap.rows(paths, np.uint8, 100, cache_bytes=text)
+
+
+def test_the_memory_may_be_said_as_a_size(paths: list[Path]) -> None:
+    for said in ("1M", "1 MiB", "1048576"):
+        with fremap.rows(paths, np.uint8, 100, cache_bytes=said) as rows:
+            for _ in range(2):
+                rows.take([3, 1])
+            assert rows.stats().cache_hits == 2
 
 
 def test_what_others_write_is_seen(paths: list[Path]) -> None:
