@@ -61,7 +61,7 @@ def started() -> Callable[[], list[int]]:
 def children() -> list[int]:
     """The processes that this one has started and that run."""
     numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    return [number for number in numbers if runs(number) and parent(number) == os.getpid()]
+    return [number for number in numbers if parent(number) == os.getpid() and runs(number)]
 
 
 def parent(process: int) -> int | None:
