@@ -106,6 +106,10 @@ def test_links_of_the_readme_are_whole() -> None:
         assert link.startswith("https://"), link
 
 
+def test_the_readme_is_short() -> None:
+    assert (REPOSITORY / "README.md").read_text().count("\n") < 120
+
+
 def test_the_wheel_has_licences_in_its_metadata_alone() -> None:
     """What maturin includes beside the package lands in the root of site-packages."""
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
