@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes that the tests start would compile the package again, each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all demo bench test test-rust test-python test-ordinary test-seccomp \
+.PHONY: all quick demo bench test test-rust test-python test-ordinary test-seccomp \
 	test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
 	check check-rust check-python check-workflows kernels wheels docs clean
 
@@ -52,6 +52,15 @@ export GROUP
 .venv/built: .venv/made pyproject.toml $(RUST)
 	PIP_QUIET=1 $(BIN)/maturin develop --release --quiet
 	@touch $@
+
+# The shortest loop: what changed of Rust is compiled with little optimization, and the unit tests
+# that do not take seconds run side by side. Such a build does not count as one for other targets.
+# Python 3.12 and later warn of each fork in a process that has threads, as those of pytest-xdist do.
+quick: $(if $(wildcard .venv/built),.venv/made,.venv/built)
+	@$(MAKE) --no-print-directory --question .venv/built || \
+		$(BIN)/maturin develop --profile quick --skip-install --quiet
+	$(BIN)/pytest -q --numprocesses auto --timeout 60 -m 'not slow' \
+		-W 'ignore:This process:DeprecationWarning' tests/unit
 
 demo: .venv/built
 	$(BIN)/fremap demo

@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
     )
     config.addinivalue_line("markers", "long: runs only with --long (make test-long)")
+    config.addinivalue_line("markers", "slow: takes seconds; `make quick` leaves it out")
     config.addinivalue_line("markers", "thread_unsafe: NumPy's, whose tests of memmap run here")
     examples = config.getoption("--examples")
     settings.register_profile("suite", max_examples=examples, deadline=None, print_blob=True)

@@ -36,6 +36,7 @@ def test_a_file_cut_short_is_an_exception_at_its_batch(tmp_path: Path) -> None:
         assert raised.value.filename == str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_of_other_processes(method: str) -> None:
     script = Path(__file__).with_name("batches_in_workers.py")
@@ -86,6 +87,7 @@ def sparse_shards(folder: Path, count: int, shard_bytes: int) -> None:
             file.write((number + 1).to_bytes(8, "little"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shard_bytes", [1 << 20, pytest.param(35 << 20, marks=[pytest.mark.long], id="20 GiB")]
 )

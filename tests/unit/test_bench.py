@@ -217,6 +217,7 @@ PAGERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGERS)
 def test_pager_reads_and_stores(sparse: SparseFile, name: str) -> None:
     pages = np.random.default_rng(7).permutation(sparse.data_pages())[:6000]
@@ -356,6 +357,7 @@ def test_loop_has_a_variant(file: DataFile, file_pages: np.ndarray, name: str, m
         loops.Loop(name, file.path, FILE_PAGES, "another")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way",
     [
@@ -470,6 +472,7 @@ def test_counting_counts_no_answers(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.needs("paged")
 @pytest.mark.parametrize(
     "suite", ["remap", "element", "nonblock", "protect", "read", "fault", "dirty"]
@@ -491,6 +494,7 @@ def test_suite_measures_and_keeps_its_counts(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.needs("paged")
 def test_windows_with_a_budget_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -512,6 +516,7 @@ def test_windows_with_a_budget_are_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--file-size", "16M", "--pages", "100", "--rounds", "5", "--dir", str(tmp_path)]
     chart = tmp_path / "take.svg"
@@ -526,6 +531,7 @@ def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"<!-- {reports[0]['title']} -->" in chart.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.needs("paged")
 @pytest.mark.parametrize("suite", ["batches", "scan"])
 def test_rows_and_arrays_are_measured(suite: str, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def process_kib(name: str) -> int:
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS)
 def test_touching_everything_stays_within_the_budget(
     make: Callable[..., Any], options: dict[str, Any]
@@ -80,6 +81,7 @@ def test_touching_everything_stays_within_the_budget(
         del words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS[1:])
 def test_what_is_stored_survives_that_its_page_leaves(
     make: Callable[..., Any], options: dict[str, Any], path: Path

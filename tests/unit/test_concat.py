@@ -164,6 +164,7 @@ def shown_front(window: fremap.Window, count: int) -> list[int]:
     return page_numbers(window.array(np.uint64, (count, 512))[:, 0]).tolist()
 
 
+@pytest.mark.slow
 def test_a_thousand_files(engine: str, make_files: Callable[..., list[Path]]) -> None:
     count = 1000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -331,6 +332,7 @@ def test_pickle_opens_again(row: fremap.ConcatStore) -> None:
         pickle.dumps(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_other_processes(method: str, paths: list[Path]) -> None:
     """Files by their paths, memory by its descriptor; a child of fork has its parent's."""

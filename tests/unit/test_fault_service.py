@@ -106,6 +106,7 @@ def test_many_windows_have_a_thread_or_two_and_two_descriptors_each(
     assert descriptors() <= before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS)
 @pytest.mark.parametrize("count", [1, 16])
 def test_pages_that_are_not_in_the_page_cache_come_to_many_threads(
@@ -168,6 +169,7 @@ def test_no_page_is_read_twice_for_threads_that_want_the_same(
         views.clear()
 
 
+@pytest.mark.slow
 def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.ndarray) -> None:
     """Remapped, evicted, denied and allowed: what is seen is what the page shows by then."""
     with fremap.Window(store, engine="paged", budget=None) as window:
@@ -204,6 +206,7 @@ def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.nd
         views.clear()
 
 
+@pytest.mark.slow
 def test_windows_come_and_go_beside_faults_of_others(store: Any, expected: np.ndarray) -> None:
     with fremap.Window(store, engine="paged", budget=None) as window:
         words = window.array(np.uint64, (PAGES, -1))

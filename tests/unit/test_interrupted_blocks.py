@@ -208,6 +208,7 @@ def stays_open(most: tuple[int, int]) -> bool:
     return False
 
 
+@pytest.mark.slow
 # A file whose opening was interrupted is closed when it is dropped.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -141,6 +141,7 @@ print(len(list(Path("/proc/self/fd").iterdir())))
 """
 
 
+@pytest.mark.slow
 def test_a_thousand_arrays_take_a_descriptor_each_and_one_thread(large: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MANY, large], check=True, timeout=120, capture_output=True, text=True
@@ -308,6 +309,7 @@ print(array.stats().blocks_trimmed)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("memory_cgroup")
 @pytest.mark.parametrize("parent", [False, True])
 def test_a_default_array_is_scanned_under_a_limit_of_memory(tmp_path: Path, parent: bool) -> None:

@@ -144,6 +144,7 @@ pathlib.Path(sys.argv[1]).parent.parent.joinpath("cgroup.procs").write_text(str(
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("paged", "memory_cgroup")
 @pytest.mark.parametrize(
     "tracking",
@@ -281,6 +282,7 @@ thread.join()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.needs("sigbus_recovery")
 def test_many_objects_over_many_files_leave_mappings_to_the_process(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -150,6 +150,7 @@ def test_warm_rows_of_many_files_look_at_each_once(paths: list[Path]) -> None:
     assert sum(calls.made.values()) <= FILES + 3, calls.made
 
 
+@pytest.mark.slow
 @pytest.mark.needs("sigbus_recovery", "populate_read")
 @pytest.mark.parametrize("row_bytes", [2049, 65_536, 3 << 20])
 def test_long_rows_are_copied_without_a_system_call_each(row_bytes: int, tmp_path: Path) -> None:

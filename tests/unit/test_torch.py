@@ -89,6 +89,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_rank_is_that_of_the_process_group(rows: fremap.Rows, tmp_path: Path) -> None:
     arguments = [tmp_path / "rows.npy", tmp_path / "meeting"]
@@ -109,6 +110,7 @@ def test_a_state_of_other_batches_changes_nothing(
     assert [batch.tolist() for batch in dataset] == expected
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -121,6 +123,7 @@ def test_loader(method: str) -> None:
     assert done.stdout == "alike\n"
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_module_is_there_when_asked_for() -> None:
     program = "import fremap; fremap.torch.BatchDataset"
