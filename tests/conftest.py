@@ -43,7 +43,7 @@ WRONG = pytest.StashKey[list[tuple[str, str]]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also the tests marked long")
     parser.addoption(
-        "--examples", type=int, default=30, help="Hypothesis examples a test (default: %(default)s)"
+        "--examples", type=int, default=20, help="Hypothesis examples a test (default: %(default)s)"
     )
 
 
@@ -52,6 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "needs(*capabilities): skip where fremap.capabilities() says one is missing"
     )
     config.addinivalue_line("markers", "long: runs only with --long (make test-long)")
+    config.addinivalue_line(
+        "markers", "once: the same for all users and kernels; one run of `make test` has it"
+    )
+    config.addinivalue_line(
+        "markers", "any_user: the same for all users; the run as an ordinary user leaves it out"
+    )
     config.addinivalue_line("markers", "slow: takes seconds; `make quick` leaves it out")
     config.addinivalue_line("markers", "thread_unsafe: NumPy's, whose tests of memmap run here")
     examples = config.getoption("--examples")

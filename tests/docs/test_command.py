@@ -11,6 +11,7 @@ from fremap.bench.machine import Machine
 from fremap.bench.render import as_json
 from fremap.cli import COMMANDS, EXIT_CODES, main
 
+pytestmark = pytest.mark.once
 PAGE = Path(__file__).parents[2] / "docs/command.md"
 
 

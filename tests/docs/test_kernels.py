@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import fremap
+import pytest
 
+pytestmark = pytest.mark.once
 PAGE = Path(__file__).parents[2] / "docs/kernels.md"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once
 REPOSITORY = Path(__file__).resolve().parents[2]
 CORE = REPOSITORY / "crates/core/src"
 PACKAGE = REPOSITORY / "python/fremap"

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import fremap
+import pytest
 
+pytestmark = pytest.mark.once
 CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 # Stands in for a process that has everything but "paged", whatever is true of this one.
 LACKING = """

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+pytestmark = pytest.mark.any_user
 HUGE = """
     import resource, sys
     import fremap

@@ -25,6 +25,7 @@ from fremap.testing import ModelWindow, counting, failures, numbered_page, numbe
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 STORE_PAGES = 48
 KINDS = ("file", "cold", "memory", "concat")
 MOST_CALLS = 12  # of one kind, in one operation, that are made to fail one by one

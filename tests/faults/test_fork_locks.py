@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+pytestmark = pytest.mark.any_user
 PAGES = 512
 
 SCRIPT = """

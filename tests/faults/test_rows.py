@@ -25,6 +25,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ROW_BYTES = 160
 ROW_COUNT = 40_000  # a little more than three chunks
+LENGTHS = pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
 
 
 @pytest.fixture
@@ -170,11 +171,12 @@ def test_ten_thousand_files(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_threads_share_the_descriptors(tmp_path: Path) -> None:
+@LENGTHS
+def test_threads_share_the_descriptors(tmp_path: Path, seconds: float) -> None:
     """Reads in flight keep files open; those of all takes together leave some."""
     paths = shards(tmp_path, 2000)
     raised: list[BaseException] = []
-    end = time.monotonic() + 3
+    end = time.monotonic() + seconds
     with descriptors(160), fremap.rows(paths, np.int32, 3) as rows:
 
         def take(seed: int) -> None:
@@ -425,12 +427,15 @@ def resident_bytes_of(path: Path) -> int:
 
 
 @pytest.mark.needs("sigbus_recovery", "populate_read")
-def test_threads_that_unmap_from_under_each_other_stay_within_the_budget(tmp_path: Path) -> None:
+@LENGTHS
+def test_threads_that_unmap_from_under_each_other_stay_within_the_budget(
+    tmp_path: Path, seconds: float
+) -> None:
     """A chunk that leaves while rows of it are copied is not mapped again, uncounted."""
     path, budget = tmp_path / "rows", 16 << 20
     np.random.default_rng(1).integers(0, 256, 128 << 20, np.uint8).tofile(path)
     with fremap.rows(path, np.uint8, 160, offset=(128 << 20) % 160, budget=budget) as rows:
-        end = time.monotonic() + 4
+        end = time.monotonic() + seconds
 
         def take(seed: int) -> None:
             choice = np.random.default_rng(seed)

@@ -23,6 +23,7 @@ from fremap import Prot
 from fremap.errors import FremapError, StoreError, TruncatedError
 from fremap.testing import counting, failures, numbered_words, short_writes
 
+pytestmark = pytest.mark.any_user
 STORE_PAGES = 48
 WINDOW_PAGES = 16
 #: Window pages that are stored to: single ones, a run, the last. Page i shows file page i.

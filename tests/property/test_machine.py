@@ -21,6 +21,7 @@ from hypothesis.stateful import run_state_machine_as_test
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.once
 ENGINES = ("alias", "paged", "eager")
 
 

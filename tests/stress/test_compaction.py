@@ -19,6 +19,7 @@ from fremap.testing import numbered_words
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.any_user
 COMPACT = Path("/proc/sys/vm/compact_memory")
 PAGE_BYTES = 16_384
 PAGES = 64

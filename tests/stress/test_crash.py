@@ -22,12 +22,13 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.any_user
 FILE_PAGES = 64
 WINDOW_PAGES = 32
 MOST_STORED = 8
 SYSTEM_WORDS = 512
 REPORT = b"flushed."
-KILLS = [30, pytest.param(1000, marks=pytest.mark.long)]
+KILLS = [10, pytest.param(1000, marks=pytest.mark.long)]
 
 Stamps = list[tuple[int, int]]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 PAGE_BYTES = 4096
 PAGES = 64
 CUT_BYTES = 1000
@@ -61,7 +62,7 @@ def cutter(path: Path) -> Iterator[Any]:
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place", "place"])
 def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: float) -> None:
     last = np.full(PAGES, PAGES - 1)
@@ -163,7 +164,7 @@ print(dict(ends))
 
 
 @pytest.mark.needs("paged")
-@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["thread", "signal", "child"])
 def test_no_touch_shows_zeros(path: Path, cutter: Any, how: str, seconds: float) -> None:
     command = [sys.executable, "-c", TOUCHER, path, how, str(seconds)]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 PAGES = 1024
 ROUNDS = [4, pytest.param(100, marks=pytest.mark.long)]
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 PAGE = 4096
 PAGES = 6144
 WRITERS = 2

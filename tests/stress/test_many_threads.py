@@ -12,6 +12,7 @@ import pytest
 from fremap import Prot
 from fremap.testing import numbered_words, page_numbers
 
+pytestmark = pytest.mark.any_user
 WINDOW_PAGES = 96
 FILE_PAGES = 1024
 ROUNDS = [60, pytest.param(5000, marks=pytest.mark.long)]

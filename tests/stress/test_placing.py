@@ -13,6 +13,7 @@ from fremap.testing import write_numbered_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 ROUNDS = 300
 
 # A process of its own: a page that was lost would have its reader wait for ever.

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from fremap.testing import numbered_words
 
+pytestmark = pytest.mark.any_user
 WINDOW_PAGES = 64
 READERS = 2
-ROUNDS = [400, pytest.param(5000, marks=pytest.mark.long)]
+ROUNDS = [150, pytest.param(5000, marks=pytest.mark.long)]
 ATOMIC = pytest.mark.parametrize("engine", ["alias", "paged"], indirect=True)
 
 Running = Callable[[], AbstractContextManager[Any]]

@@ -17,6 +17,7 @@ from fremap import Prot
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.any_user
 PAGES = 512
 PAGE = 4096
 WINDOW = 256

@@ -19,6 +19,7 @@ from fremap.testing import failures
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
 LENGTHS = [1, pytest.param(60, marks=pytest.mark.long)]  # seconds
 WINDOWS = 2
 PAGES = 64  # of one window

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Running = Callable[[], AbstractContextManager[Any]]
 
+pytestmark = pytest.mark.any_user
 WORDS = 512
 OWNERS = 3
 OWN_WINDOW_PAGES = 8

@@ -87,6 +87,7 @@ def sparse_shards(folder: Path, count: int, shard_bytes: int) -> None:
             file.write((number + 1).to_bytes(8, "little"))
 
 
+@pytest.mark.any_user
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "shard_bytes", [1 << 20, pytest.param(35 << 20, marks=[pytest.mark.long], id="20 GiB")]

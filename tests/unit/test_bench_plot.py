@@ -10,6 +10,7 @@ from fremap.bench.harness import BenchError, Report, Timing
 from fremap.bench.machine import Machine
 from matplotlib.colors import to_hex
 
+pytestmark = pytest.mark.once
 SLOW = Timing("slow side", (3e-6, 4e-6, 5e-6), 1)
 FAST = Timing("fast side", (1e-6, 1e-6, 1e-6), 1)
 

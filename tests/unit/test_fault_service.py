@@ -169,6 +169,7 @@ def test_no_page_is_read_twice_for_threads_that_want_the_same(
         views.clear()
 
 
+@pytest.mark.any_user
 @pytest.mark.slow
 def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.ndarray) -> None:
     """Remapped, evicted, denied and allowed: what is seen is what the page shows by then."""
@@ -206,6 +207,7 @@ def test_calls_that_change_pages_while_they_are_read(store: Any, expected: np.nd
         views.clear()
 
 
+@pytest.mark.any_user
 @pytest.mark.slow
 def test_windows_come_and_go_beside_faults_of_others(store: Any, expected: np.ndarray) -> None:
     with fremap.Window(store, engine="paged", budget=None) as window:

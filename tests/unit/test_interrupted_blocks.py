@@ -210,6 +210,7 @@ def stays_open(most: tuple[int, int]) -> bool:
 
 @pytest.mark.slow
 # A file whose opening was interrupted is closed when it is dropped.
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ distributed.destroy_process_group()
 """
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @needs_torch
 def test_the_rank_is_that_of_the_process_group(rows: fremap.Rows, tmp_path: Path) -> None:
@@ -110,6 +111,7 @@ def test_a_state_of_other_batches_changes_nothing(
     assert [batch.tolist() for batch in dataset] == expected
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @needs_torch
 @pytest.mark.timeout(180)
@@ -123,6 +125,7 @@ def test_loader(method: str) -> None:
     assert done.stdout == "alike\n"
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @needs_torch
 def test_the_module_is_there_when_asked_for() -> None:
