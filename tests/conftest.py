@@ -32,8 +32,8 @@ from hypothesis import settings
 
 ENGINES = ("alias", "paged", "eager")
 PACKAGES = (
-    "dask", "fsspec", "grain", "h5py", "ml_dtypes", "moto", "obstore", "pandas", "pyarrow", "s3fs",
-    "torch", "torchdata",
+    "anndata", "dask", "fsspec", "grain", "h5py", "ml_dtypes", "moto", "obstore", "pandas",
+    "pyarrow", "s3fs", "torch", "torchdata", "xarray", "zarr",
 )  # fmt: skip
 SKIP_PREFIX = "needs "
 RIGHT = pytest.StashKey[list[tuple[str, str]]]()
