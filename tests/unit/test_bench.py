@@ -4,18 +4,20 @@ Nothing here says how fast anything is.
 """
 
 import errno
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import fremap
 import numpy as np
 import pytest
 from fremap import _core
-from fremap.bench import competitors, fio, harness, loops, main, memory, pagers
+from fremap.bench import command, competitors, fio, harness, loops, main, memory, pagers
 from fremap.bench.datafile import PAGE_BYTES, SPARSE_PARTS, DataFile, PageDraw, SparseFile
 from fremap.bench.harness import BenchError, Report, Row, Timing
 from fremap.bench.machine import Machine, counting
@@ -472,6 +474,25 @@ def test_counting_counts_no_answers(tmp_path: Path) -> None:
 
 
 # The command
+
+
+def test_a_terminal_is_told_how_long_the_rounds_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clock = iter([100.0, 102.0, 108.0, 110.0])
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    draw = command._progress("remap, report 1 of 2")
+    for done in (1, 2, 5):
+        draw(done, 5)
+    assert sys.stderr.getvalue().split("\r\033[K") == [
+        "",
+        "remap, report 1 of 2: round 1 of 5, about 8 s left",
+        "remap, report 1 of 2: round 2 of 5, about 12 s left",
+        "",
+    ]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def _progress(what: str) -> Watcher:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fremap bench",
-        description="Measure fremap beside what it is compared with, in paired rounds.",
+        description="Measure fremap and its alternatives in turn, round by round.",
     )
     add_arguments(parser)
     return parser
@@ -100,16 +100,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=", ".join([*SUITES, "all"]),
     )
     parser.add_argument(
-        "--json", action="store_true", help="everything, with each round's numbers, as JSON"
+        "--json", action="store_true", help="one JSON object, with the numbers of each round"
     )
     parser.add_argument(
-        "--bars", action="store_true", help="the bar of each row, too, and whether it is met"
+        "--bars",
+        action="store_true",
+        help="also say which ratio each row should reach, and whether it does",
     )
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="draw the ratios, too: FILE ends in one of "
+        help="also draw the ratios; FILE ends in one of "
         + ", ".join(plot.SUFFIXES)
         + " (needs matplotlib: pip install matplotlib)",
     )
@@ -138,8 +140,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=128,
         metavar="N",
-        help="files of the table of suite shards, which --file-size is the size of (default 128, "
-        "of 1G together)",
+        help="files that suite shards makes; --file-size is what they have together (default "
+        "128, and 1G)",
     )
     parser.add_argument(
         "--dir", help="where the data file goes (default: the system's temporary directory)"

@@ -39,13 +39,13 @@ class Command(Protocol):
 
 COMMANDS: dict[str, tuple[Command, str]] = {
     "doctor": (doctor, "what this kernel and process can do, and what to do about the rest"),
-    "selftest": (selftest, "number pages, remap them backwards, check each: every engine"),
+    "selftest": (selftest, "remap numbered pages with every engine, and check each page"),
     "demo": (demo, "shuffle all pages of a file through one window, and check each"),
     "inspect": (inspect, "what is in a file or a checkpoint: tensors, types, shapes, places"),
     "resident": (resident, "which pages of a file are in the kernel's page cache"),
     "prefault": (prefault, "bring a file into the kernel's page cache"),
     "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
-    "completion": (completion, "print the lines that complete this command in a shell"),
+    "completion": (completion, "print the lines that set up completion in a shell"),
 }
 
 EXIT_CODES = """exit codes:
@@ -86,7 +86,7 @@ def parser(*, bench: bool = False) -> argparse.ArgumentParser:
         )
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    measure = "measure fremap beside what it is compared with; `fremap bench --help` says what"
+    measure = "measure fremap beside the alternatives; `fremap bench --help` lists the suites"
     benching = commands.add_parser("bench", help=measure, add_help=False)
     if bench:
         from fremap.bench.command import add_arguments

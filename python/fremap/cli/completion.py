@@ -1,4 +1,6 @@
-"""Print the lines that complete `fremap` in a shell; argcomplete answers: pip install fremap[cli].
+"""Print the lines that set up completion in a shell.
+
+Completion needs argcomplete: pip install 'fremap[cli]'.
 
 bash:  fremap completion bash >> ~/.bashrc
 zsh:   fremap completion zsh >> ~/.zshrc

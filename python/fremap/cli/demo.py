@@ -1,8 +1,8 @@
 """Shuffle all pages of a file through one window, and check each of them.
 
 Without FILE, a file of 1 GiB with numbered pages is made in a temporary folder
-and removed at the end. Beside it, the same is tried with what there is
-otherwise: remap_file_pages(2), mmap(MAP_FIXED) and np.memmap[ids].
+and removed at the end. For comparison, the demo does the same with
+remap_file_pages(2), mmap(MAP_FIXED) and np.memmap[ids].
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What this kernel and process can do for fremap, what is chosen, and the remedy for the rest.
 
-Each line was found out by trying. Exit code 0 where at least one engine works.
+fremap finds each line out by trying. The exit code is 0 if at least one engine works.
 """
 
 import argparse
@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="PROFILE",
-        help="print the seccomp rule that a container needs; of a file or '-', the whole profile "
-        "with that rule",
+        help="print the seccomp rule that a container needs; with PROFILE, a file or '-', print "
+        "that profile with the rule added",
     )
 
 

@@ -1,6 +1,6 @@
 """What is in a file, an index or a folder of a checkpoint: tensors, types, shapes, places.
 
-Reads headers, and no data. Numbers of rows are what `fremap.rows` would have of a tensor.
+Only headers are read. The rows of an array are those that `fremap.rows` would give you.
 """
 
 import argparse

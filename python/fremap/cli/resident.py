@@ -1,8 +1,8 @@
 """Which pages of a file are in the kernel's page cache; none is read to find out.
 
-With --watch it looks again and again, until Ctrl-C or for --count times. On a terminal the
-lines are drawn anew in place; elsewhere each look is printed below the one before. With --json
-each look is one JSON object on a line of its own.
+With --watch it looks again and again, until Ctrl-C or --count times. A terminal shows the
+last look only; elsewhere each look is printed below the one before. With --json each look is
+one JSON object on a line of its own.
 """
 
 import argparse

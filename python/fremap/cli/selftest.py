@@ -1,8 +1,8 @@
-"""Number pages, remap them backwards, check each: every engine, on a file and on shared memory.
+"""Remap numbered pages with every engine, in a file and in shared memory, and check each page.
 
-It is the test program of the Linux patch of 2002 that brought
-remap_file_pages(2). Engines that do not work here are listed with the reason.
-Exit code 0 when all that work here pass, and at least one works.
+The Linux patch of 2002 that brought remap_file_pages(2) had such a test program.
+Engines that do not work here are listed with the reason. The exit code is 0 if
+at least one engine works, and each that works passes.
 """
 
 import argparse
