@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,20 @@ def test_links_to_our_own_pages_on_the_web_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"https://[^\s)>\"'`]+", path.read_text()):
         file = on_the_web(link.partition("#")[0])
         assert file is None or file.exists(), link
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MARKDOWN if path.is_relative_to(REPOSITORY / "docs")],
+    ids=lambda path: path.name,
+)
+def test_the_site_shows_code_as_code(path: Path) -> None:
+    """A fence with more than a language behind it is text to mkdocs."""
+    hooks = runpy.run_path(str(REPOSITORY / "docs/hooks.py"))
+    shown = hooks["on_page_markdown"](path.read_text())
+    fences = re.findall(r"^ *```(.*)$", shown, re.MULTILINE)
+    assert [fence for fence in fences if not re.fullmatch(r"\w*", fence)] == []
+    assert len(fences) % 2 == 0
 
 
 def test_links_of_the_readme_are_whole() -> None:
