@@ -161,6 +161,7 @@ def test_demo_tells_a_wrong_page(
     assert "window page 0 does not show file page" in result["wrong"]
 
 
+@pytest.mark.once
 def test_texts_are_ascii_where_the_terminal_is(numbered_file: Callable[..., Path]) -> None:
     path = str(numbered_file(64))
     for words in (("demo", path), ("selftest", "--pages", "8"), ("resident", path), ("doctor",)):
@@ -263,6 +264,7 @@ def test_bench_has_its_own_command_line(capsys: pytest.CaptureFixture[str]) -> N
     assert "--plot FILE" in said
 
 
+@pytest.mark.once
 def test_errors_are_one_line_and_exit_code_1(tmp_path: Path) -> None:
     done = process("resident", str(tmp_path / "missing"))
     assert done.returncode == 1
@@ -395,6 +397,7 @@ def test_watch_follows_a_file_that_grows_and_ends_with_ctrl_c(
         assert running.wait() == 0
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("rich", [True, False])
 def test_prefault_draws_progress_on_a_terminal_alone(
     numbered_file: Callable[..., Path], tmp_path: Path, rich: bool
@@ -417,6 +420,7 @@ def test_prefault_draws_progress_on_a_terminal_alone(
     assert "%" not in done.stdout
 
 
+@pytest.mark.once
 def test_shells_complete_the_command(tmp_path: Path) -> None:
     for shell in ("bash", "zsh", "fish"):
         done = process("completion", shell)
@@ -442,6 +446,7 @@ def test_shells_complete_the_command(tmp_path: Path) -> None:
         assert (tmp_path / "found").read_text().strip() == wanted
 
 
+@pytest.mark.once
 def test_exit_codes_are_told_and_kept(numbered_file: Callable[..., Path]) -> None:
     for words in (("--help",), ("resident", "--help")):
         assert "130  Ctrl-C" in process(*words).stdout

@@ -88,7 +88,7 @@ def test_names_in_a_list_in_their_order(tmp_path: Path) -> None:
     with fremap.rows(tmp_path, tensor=NAME.format(7)) as rows:
         np.testing.assert_array_equal(rows[:], content(7))
     for tensor, error, text in (
-        ([NAME.format(0), "gone"], FormatError, "has no tensor 'gone'"),
+        ([NAME.format(0), "gone"], FormatError, "has no tensor 'gone'; `fremap inspect` lists"),
         ([NAME.format(0)] * 2, ArgumentError, "names 'model.ngram.shard_0' twice"),
         ([], ArgumentError, "an empty list"),
         ([3], ArgumentTypeError, "a name, a list of names or a pattern"),

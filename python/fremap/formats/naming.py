@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Names", "names_of", "some_names"]
 
+_LISTED = "`fremap inspect` lists those that there are"
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]?[A-Za-z0-9_]*\}")
 _NAMES_SHOWN = 8
 # Digits of a number in a name: fewer than an int64 has.
@@ -84,14 +85,16 @@ class Names(NamedTuple):
         if self.pattern is None:
             missing = [name for name in self.exact if name not in places]
             if missing:
-                raise FormatError(f"rows: {where} has no tensor {_some(missing)}")
+                raise FormatError(f"rows: {where} has no tensor {_some(missing)}; {_LISTED}")
             return list(self.exact)
         return self._numbered(list(places), where)
 
     def _numbered(self, names: list[str], where: str) -> list[str]:
         """Return names in the order of their numbers, which begin with 0 or 1."""
         if not names:
-            raise FormatError(f"rows: {where} has no tensor that matches {shown(self.pattern)}")
+            raise FormatError(
+                f"rows: {where} has no tensor that matches {shown(self.pattern)}; {_LISTED}"
+            )
         matched = self.matcher()
         by_number: dict[int, str] = {}
         for name in names:

@@ -113,7 +113,7 @@ pub const FEATURES: [Feature; 13] = [
         name: "cachestat",
         since: "6.5",
         kernel: (6, 5),
-        used_for: "whether the kernel tells what is resident, and in files that cannot be mapped",
+        used_for: "asking which pages are resident, also of files that cannot be mapped",
         without: "the file's owner and mode decide, and files that cannot be mapped do not tell",
     },
     Feature {
