@@ -8,7 +8,7 @@ import pytest
 import safetensors
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEXTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TEXTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python needs ([\w ]+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RECIPES = [
     pytest.param(match[2], marks=pytest.mark.needs(*match[1].split()), id=f"{path.name}-{number}")
