@@ -46,6 +46,8 @@ def numbered_store(
         def make(page_count: int) -> fremap.Store:
             if request.param == "file":
                 path = numbered_file(page_count, PAGE)
+                # What others have just written is read twice.
+                wait_until_settled(path)
                 return opened.enter_context(fremap.open(path, "r+", page_bytes=PAGE))
             name = None
             if request.param == "shm":

@@ -64,11 +64,14 @@ def cutter(path: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place", "place"])
-def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: float) -> None:
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_no_zeros_without_an_error(
+    path: Path, cutter: Any, mode: Any, how: str, seconds: float
+) -> None:
     last = np.full(PAGES, PAGES - 1)
     with (
-        fremap.open(path, page_bytes=PAGE_BYTES) as store,
-        fremap.rows(path, np.uint8, PAGE_BYTES, budget=None) as rows,
+        fremap.open(path, mode, page_bytes=PAGE_BYTES) as store,
+        fremap.rows(store, np.uint8, PAGE_BYTES, budget=None) as rows,
         fremap.Window(store, PAGES, mapping="none", engine="eager") as window,
     ):
 
@@ -83,8 +86,8 @@ def test_no_zeros_without_an_error(path: Path, cutter: Any, how: str, seconds: f
             return window.pages[:1]
 
         def in_place() -> np.ndarray:
-            window.populate(0)
-            window.remap(PAGES - 1, in_place=True)
+            window.remap(0, at=0)
+            window.remap(PAGES - 1, at=0, in_place=True)
             return window.pages[:1]
 
         def place() -> np.ndarray:

@@ -9,9 +9,7 @@ use super::plan::{Maps, Plan, Preference};
 use super::provided::scatter_provided;
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};
-use crate::io::{
-    is_unchanged, join, read_alone, transfer, Ended, Pace, Request, Segment, Transfer, Way,
-};
+use crate::io::{join, read_alone, transfer, Ended, Pace, Request, Segment, Transfer, Way};
 use crate::store::last_change::Unchanged;
 use crate::store::source::PIECE_PAGES;
 use crate::store::Store;
@@ -309,15 +307,13 @@ impl<'m> PageReads<'_, 'm> {
         chunk.absent.dedup();
     }
 
-    /// Reads again what came of files that have changed meanwhile. A store that writes changes
-    /// its file itself, for which nothing is read a second time.
+    /// Reads again what came of files that others have changed meanwhile.
     fn recheck_read(&self, chunk: &mut Chunk<'m>) {
         let mut failure = None;
         for of_file in chunk.absent.chunk_by(|one, other| one.file == other.file) {
             let part = &self.store.parts().all()[of_file[0].file as usize];
             let end = of_file.iter().map(Segment::end).max().unwrap_or(0);
-            let began_ns = if part.file.writable { i64::MAX } else { chunk.began_ns };
-            if !is_unchanged(part.fd(), end, began_ns) {
+            if !part.is_unchanged(end, chunk.began_ns) {
                 failure = failure.or_else(|| self.read_anew(chunk, of_file));
             }
         }

@@ -46,7 +46,7 @@ pub use counters::StoreCounters;
 use durability::{Durability, Unsynced};
 pub(crate) use now::{Now, Place};
 pub use outgoing::Outgoing;
-use part::{File, Part, Parts};
+use part::{File, OwnWrites, Part, Parts};
 use provider::Provider;
 pub use provider::ProviderOptions;
 use source::Mapped;
@@ -164,6 +164,7 @@ impl Store {
             fd: Arc::new(opened.fd),
             direct_fd: opened.direct_fd.map(Arc::new),
             durability: Durability::default(),
+            own_writes: OwnWrites::default(),
         };
         let part = Part::new(FilePage(0), file.path.clone(), Arc::new(file));
         Ok(Self::over(opened.kind, vec![part], Vec::new(), opened.size_bytes, page_size))
@@ -397,8 +398,9 @@ impl Store {
     pub(crate) fn read_run_unchanged(&self, run: Run<FilePage>, into: Span<'_>) -> bool {
         let began_ns = coarse_ns();
         let changed_ns = self.read_pieces(run, into, sys_file::read_and_look);
-        // A store that writes changes its file itself.
-        changed_ns.is_ok_and(|changed_ns| changed_ns < began_ns || self.writable())
+        let own =
+            |piece: Run<FilePage>| self.parts.of(piece.first).file.own_writes.any_since(began_ns);
+        changed_ns.is_ok_and(|changed_ns| changed_ns < began_ns || self.cut(run).all(own))
     }
 
     /// Reads a run with `read`; says when a file of it changed last, by what it was after that.

@@ -89,11 +89,19 @@ impl Store {
             failure: None,
             interrupted: None,
         };
+        self.note_own_writes(segments);
         let mut outcome = transfer(&mut writes);
         // All else, and what a direct file has behind its last whole page of the system.
         (writes.past_cache, writes.next) = (false, 0);
         outcome = outcome.and_then(|()| transfer(&mut writes));
+        self.note_own_writes(segments);
         writes.completed(outcome)
+    }
+
+    fn note_own_writes(&self, segments: &[Segment]) {
+        for of_file in segments.chunk_by(|one, other| one.file == other.file) {
+            self.parts.all()[of_file[0].file as usize].file.own_writes.note();
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
 
 use super::durability::Durability;
 use super::last_change::LastChange;
 use super::source::{key, page_of, Source};
+use crate::io::is_unchanged;
+use crate::sys::clock::fine_ns;
 use crate::sys::mm::system_page_bytes;
 use crate::units::{FilePage, PageIndex, PageSize, Run};
 
@@ -23,6 +26,31 @@ pub(crate) struct File {
     /// The file system keeps the file in memory: reads never wait for a device.
     pub(crate) memory_backed: bool,
     pub(super) durability: Durability,
+    pub(super) own_writes: OwnWrites,
+}
+
+/// When a store wrote a file last: it changed the file itself then.
+#[derive(Debug)]
+pub(crate) struct OwnWrites {
+    last_ns: AtomicI64,
+}
+
+impl Default for OwnWrites {
+    fn default() -> Self {
+        Self { last_ns: AtomicI64::new(i64::MIN) }
+    }
+}
+
+impl OwnWrites {
+    /// A write begins, or has ended.
+    pub(super) fn note(&self) {
+        self.last_ns.fetch_max(fine_ns(), Ordering::AcqRel);
+    }
+
+    /// Whether one began or ended since this time of the coarse clock.
+    pub(crate) fn any_since(&self, began_ns: i64) -> bool {
+        self.last_ns.load(Ordering::Acquire) >= began_ns
+    }
 }
 
 /// The pages of one file within a store.
@@ -56,6 +84,13 @@ impl Part {
             Some(direct) => (Arc::clone(direct), system_page_bytes()),
             None => (Arc::clone(&self.file.fd), 1),
         }
+    }
+
+    /// Whether the file is as it was when a read of the bytes before `end` began. A file that the
+    /// store itself wrote meanwhile changes all the time, so that only its size tells then.
+    pub(crate) fn is_unchanged(&self, end: u64, began_ns: i64) -> bool {
+        let own = self.file.own_writes.any_since(began_ns);
+        is_unchanged(self.fd(), end, if own { i64::MAX } else { began_ns })
     }
 
     /// The byte of the file at which a page of the store begins.
@@ -133,8 +168,15 @@ impl Parts {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
+    use crate::error::Uninterruptible;
+    use crate::store::Store;
+    use crate::sys::clock::coarse_ns;
     use crate::sys::file as sys_file;
+    use crate::sys::span::Span;
+    use crate::units::Pages;
 
     /// Parts that begin with these pages.
     fn parts(firsts: &[u64]) -> Parts {
@@ -148,6 +190,7 @@ mod tests {
                 direct_fd: None,
                 memory_backed: true,
                 durability,
+                own_writes: OwnWrites::default(),
             };
             Part::new(FilePage(first), None, Arc::new(file))
         };
@@ -187,6 +230,36 @@ mod tests {
         let (own, rest) = parts.split_keys(2, rest);
         assert_eq!((own.len(), rest.len()), (1, 0));
         assert_eq!(own, [key(0, 2)]);
+    }
+
+    /// What was read at the time of a change that was not the store's own is not trusted, though
+    /// the store may write; what it wrote itself is no reason to read again.
+    #[test]
+    fn who_changed_the_file_is_known() {
+        let store = Store::memory(4 * 4096, Some(4096)).expect("a memfd");
+        let part = &store.parts.all()[0];
+        let other = std::fs::File::from(part.fd().try_clone_to_owned().expect("a descriptor"));
+        let run = Run { first: FilePage(1), count: 2 };
+        let mut content = vec![0; 2 * 4096];
+        let mut read = || store.read_run_unchanged(run, Span::of(&mut content));
+        // Until the coarse clock stands still from the change to the read.
+        loop {
+            let began_ns = coarse_ns();
+            other.write_all_at(b"foreign", 4096).expect("room");
+            let (element, scattered) = (read(), part.is_unchanged(4096, began_ns));
+            if coarse_ns() == began_ns {
+                assert!(!element && !scattered);
+                break;
+            }
+        }
+        for _ in 0..100 {
+            let began_ns = coarse_ns();
+            let mut data = vec![7; 4096];
+            let page = Pages::List(vec![FilePage(1)]);
+            store.write(&page, Span::of(&mut data), &Uninterruptible).expect("room");
+            assert!(read() && part.is_unchanged(4096, began_ns));
+        }
+        assert!(!part.is_unchanged(5 * 4096, coarse_ns()), "cut");
     }
 
     fn page_size() -> PageSize {
