@@ -15,8 +15,19 @@ from fremap.errors import ArgumentError, ArgumentTypeError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["ElementType", "TypeLike", "bits_of", "empty", "is_tensor", "said_type", "shown_as"]
+__all__ = [
+    "MAX_AXES",
+    "ElementType",
+    "TypeLike",
+    "bits_of",
+    "empty",
+    "is_tensor",
+    "said_type",
+    "shown_as",
+]
 
+#: Axes of an array, as NumPy has them.
+MAX_AXES = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
 #: Bytes of the types that NumPy does not have, by the name that torch and ml_dtypes share.
 FOREIGN = {
     "bfloat16": 2,

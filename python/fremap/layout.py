@@ -12,6 +12,7 @@ import numpy as np
 
 from fremap import errors
 from fremap.arguments import absolute_path, quantity
+from fremap.dtypes import MAX_AXES
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.locations import is_remote
 from fremap.stores import FileStore, Store
@@ -120,6 +121,10 @@ def _dimensions(shape: Any) -> tuple[int, ...]:
         raise ArgumentTypeError(
             f"memmap: shape must be an integer or integers, not {shape!r}"
         ) from None
+    if len(dimensions) > MAX_AXES:
+        raise ArgumentError(
+            f"memmap: shape has {len(dimensions)} axes; NumPy has {MAX_AXES} at most"
+        )
     if any(length < 0 for length in dimensions):
         raise ArgumentError(
             f"memmap: shape {dimensions} is negative; leave shape out to have all of the file"

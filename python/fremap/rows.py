@@ -16,9 +16,9 @@ import numpy as np
 from fremap import _core
 from fremap.arguments import filled_memory
 from fremap.closing import ClosedByLast, ClosedOnExit
-from fremap.dtypes import is_tensor, said_type, shown_as
+from fremap.dtypes import MAX_AXES, is_tensor, said_type, shown_as
 from fremap.errors import ArgumentError
-from fremap.formats import MAX_AXES, names_of, said_format
+from fremap.formats import names_of, said_format
 from fremap.indexing import choose
 from fremap.rowids import as_mask, select, select_mask
 from fremap.settings import Budget, CheckedBudget, checked_budget, checked_size

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, TypeA
 import numpy as np
 
 from fremap.arguments import counted, page_number, quantity
+from fremap.dtypes import MAX_AXES
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.selection import Numbering
 from fremap.sizes import size_bytes
@@ -148,12 +149,16 @@ class Elements(NamedTuple):
     used_bytes: int
 
 
-def elements_within(dtype: npt.DTypeLike, shape: Shape, available_bytes: int) -> Elements:
+def elements_within(
+    dtype: npt.DTypeLike, shape: Shape, available_bytes: int, *, max_axes: int = MAX_AXES
+) -> Elements:
     """Return the elements of an array, if they fit into so many bytes."""
     kind = np.dtype(dtype)
     if kind.hasobject or kind.itemsize == 0:
         raise ArgumentTypeError(f"array: elements of dtype {kind} cannot lie in a window")
     dimensions = _shape_within(shape, available_bytes // kind.itemsize)
+    if len(dimensions) > max_axes:
+        raise ArgumentError(f"array: shape has {len(dimensions)} axes; {max_axes} at most can be")
     return Elements(kind, dimensions, math.prod(dimensions) * kind.itemsize)
 
 
@@ -161,8 +166,13 @@ def _shape_within(shape: Shape, available: int) -> tuple[int, ...]:
     """Return `shape` with -1 filled in, if it fits into `available` elements."""
     if shape is None:
         return (available,)
-    given = (shape,) if page_number(shape) else tuple(shape)  # type: ignore[arg-type]
-    dimensions = [operator.index(length) for length in given]
+    try:
+        given = (shape,) if page_number(shape) else tuple(shape)  # type: ignore[arg-type]
+        dimensions = [operator.index(length) for length in given]
+    except TypeError:
+        raise ArgumentTypeError(
+            f"array: shape must be an integer or integers, not {shape!r}"
+        ) from None
     if dimensions.count(-1) > 1 or any(length < -1 for length in dimensions):
         raise ArgumentError(f"array: shape {shape} is impossible; one dimension may be -1")
     if -1 in dimensions:

@@ -8,10 +8,9 @@ import stat
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 from fremap.arguments import quantity
-from fremap.dtypes import ElementType
+from fremap.dtypes import MAX_AXES, ElementType
 from fremap.errors import ArgumentError, FormatError
 from fremap.formats import (
-    MAX_AXES,
     Format,
     Header,
     Names,

@@ -13,6 +13,7 @@ import numpy as np
 from fremap import _core
 from fremap import calibration as calibrations
 from fremap.arguments import counted, quantity
+from fremap.dtypes import MAX_AXES
 from fremap.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -574,7 +575,8 @@ class Slots:
         ...     slots.array(np.float16, (64, -1)).shape
         (8, 64, 128)
         """
-        elements = elements_within(dtype, shape, self.extent_bytes)
+        # The slots are an axis, too.
+        elements = elements_within(dtype, shape, self.extent_bytes, max_axes=MAX_AXES - 1)
         self._store._check_extents(elements, self._extent_pages)  # noqa: SLF001 - its other half
         memory = np.frombuffer(memoryview(self._window), np.uint8)
         used = memory.reshape(self.slot_count, -1)[:, : elements.used_bytes]

@@ -339,6 +339,24 @@ def test_inspect_tells_of_types_that_are_not_known(tmp_path: Path, run_json: Run
     assert result["files"][0]["arrays"][0]["dtype"] == "F4"
 
 
+def test_inspect_keeps_names_from_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names of any length, and with whatever a terminal would obey."""
+    names = ["a" * 1_000_000, "\x1b[2Jgone", "line\nbreak", "plain"]
+    places = {"dtype": "F4\x1b[0m", "shape": [2]}
+    entries = {name: places | {"data_offsets": [i, i + 1]} for i, name in enumerate(names)}
+    header = json.dumps(entries).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(len(names)))
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert len(out) < 2000
+    assert len(out.splitlines()) == 2 + len(names)
+    assert "\x1b" not in out
+    assert "plain" in out
+
+
 def terminal(*words: str, **environment: str) -> str:
     """Run a command on a terminal; return all that it wrote there."""
     reading, writing = os.openpty()

@@ -204,6 +204,7 @@ def test_names_are_as_numpy_has_them(path: Path, monkeypatch: pytest.MonkeyPatch
         ({"budget": 0}, ValueError, "budget is 0"),
         ({"mode": "r+", "shape": 1 << 61}, OSError, "cannot be made"),
         ({"mode": "r+", "shape": 1 << 80}, OSError, "cannot be made"),
+        ({"shape": (1,) * 65}, ValueError, "shape has 65 axes"),
     ],
 )
 def test_arguments_that_cannot_be(

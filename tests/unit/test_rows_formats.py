@@ -15,8 +15,8 @@ import fremap
 import numpy as np
 import pytest
 import safetensors.numpy
+from fremap.dtypes import MAX_AXES
 from fremap.errors import ArgumentError, FormatError, StoreError
-from fremap.formats import MAX_AXES
 from hypothesis import given
 from hypothesis import strategies as some
 from numpy.lib import format as npy_format

@@ -176,6 +176,16 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
         fremap.rows(tmp_path, tensor="t.{i}")
 
 
+@pytest.mark.parametrize(
+    "file", ["n" * 256, "n" * 1_000_000, "d/" * 3000 + "n"], ids=["name", "long name", "path"]
+)
+def test_an_index_of_names_that_no_file_has(tmp_path: Path, file: str) -> None:
+    (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"t": file}}))
+    with pytest.raises(FormatError, match="which is no file beside the index") as caught:
+        fremap.rows(tmp_path, tensor="t")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 300
+
+
 def test_formats_are_told_by_content(tmp_path: Path) -> None:
     """As a hub's blobs are, whose names are checksums."""
     np.save(tmp_path / "array.npy", TABLE)

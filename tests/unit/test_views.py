@@ -95,8 +95,9 @@ def test_array(
         (np.uint8, (-1, -1), fremap.ArgumentError),
         (np.uint8, (-2,), fremap.ArgumentError),
         (np.uint8, (-1, 0), fremap.ArgumentError),
-        (np.uint8, 1.5, TypeError),
-        (np.uint8, (1.5,), TypeError),
+        (np.uint8, (1,) * 65, fremap.ArgumentError),
+        (np.uint8, 1.5, fremap.ArgumentTypeError),
+        (np.uint8, (1.5,), fremap.ArgumentTypeError),
     ],
 )
 def test_impossible_arrays(

@@ -8,7 +8,11 @@ from typing import NamedTuple
 
 from fremap.cli.report import Json, columns, print_json, show, size, thousands
 from fremap.formats import Description, Header, arrow, hdf5, megatron, npy, safetensors, told_format
+from fremap.formats.table import shown
 from fremap.sources import Fetched, Opened, named_files
+
+# The longest name that is told whole: each line is as wide as the longest.
+_MAX_NAME = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,12 +95,17 @@ def described(array: Description) -> Json:
     }
 
 
+def _name(name: str) -> str:
+    """Return a name from a file as it is, or where a terminal cannot show that, quoted and cut."""
+    return name if name.isprintable() and len(name) <= _MAX_NAME else shown(name)
+
+
 def lines(array: Description) -> tuple[str, ...]:
     """Return an array as the cells of a line."""
     rows, of_row = row_count(array), row_bytes(array)
     return (
-        array.name or "(array)",
-        array.dtype_name,
+        _name(array.name) or "(array)",
+        _name(array.dtype_name),
         str(array.shape),
         "" if rows is None else thousands(rows),
         "" if of_row is None else f"{thousands(of_row)} bytes",

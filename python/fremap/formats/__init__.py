@@ -11,10 +11,9 @@ from typing import Literal, TypeAlias
 from fremap.errors import ArgumentError, FormatError
 from fremap.formats import arrow, hdf5, npy, safetensors
 from fremap.formats.naming import Names, names_of
-from fremap.formats.table import MAX_AXES, Description, Header, Table
+from fremap.formats.table import Description, Header, Table
 
 __all__ = [
-    "MAX_AXES",
     "Description",
     "Format",
     "Header",

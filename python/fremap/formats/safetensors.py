@@ -26,6 +26,9 @@ __all__ = ["described", "index", "indexed", "is_index", "is_safetensors", "table
 # The format's own limit.
 _MAX_HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
+# Of the name of a file, and of a path (`NAME_MAX`, `PATH_MAX`).
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 4095
 # Within which an index names its map of weights; only a few numbers stand before it.
 _INDEX_FRONT_BYTES = 1 << 16
 # What the library of the format writes: no spaces, fields in this order. Group 1 ends where the
@@ -306,7 +309,13 @@ def _scanned_map(text: bytes, names: Names) -> dict[str, str] | None:
 def _beside(header: Header, name: str, file: object) -> str:
     """Return the name of a file that has a tensor, which must be beside the index."""
     parts = file.split("/") if isinstance(file, str) else [""]
-    if "" in (parts[0], parts[-1]) or ".." in parts or not "".join(parts).isprintable():
+    if (
+        "" in (parts[0], parts[-1])
+        or ".." in parts
+        or not "".join(parts).isprintable()
+        or any(len(part.encode()) > _MAX_NAME_BYTES for part in parts)
+        or sum(len(part.encode()) + 1 for part in parts) > _MAX_PATH_BYTES
+    ):
         raise header.wrong(
             f"tensor {shown(name)} is in {shown(file)}, which is no file beside the index"
         )

@@ -7,17 +7,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
+from fremap.dtypes import MAX_AXES
 from fremap.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["MAX_AXES", "Description", "Header", "Table", "shown"]
+    import numpy as np
 
-#: Axes of an array, as NumPy has them.
-MAX_AXES = 64 if int(np.__version__.split(".")[0]) >= 2 else 32
+__all__ = ["Description", "Header", "Table", "shown"]
+
 _MAX_ITEM_BYTES = 2**31 - 1
 # Characters of an error's text, and of a value in it: a header may be megabytes long.
 _MAX_TEXT = 600
