@@ -230,6 +230,46 @@ def test_signals_of_others_go_where_they_went(engine: str, path: Path, run_scrip
     died_of_touching(done, {-signal.SIGSEGV})
 
 
+@pytest.mark.parametrize("child", [False, True], ids=["process", "child"])
+@pytest.mark.parametrize("opened", ["window", "memmap"])
+def test_a_touch_of_the_file_itself_that_was_cut(
+    opened: str, child: bool, path: Path, run_script: Run
+) -> None:
+    """The kernel says where, and a line says why; a window that is gone says nothing."""
+    done = run_script(
+        OPEN
+        + f"""
+    def shown():
+        if {opened == "window"}:
+            window = fremap.Window(store, mapping=[3, 11], engine=engine)
+            return memoryview(window), 4096, window
+        return fremap.memmap(path, mode="r"), 11 * 4096, None
+
+    closed = shown()
+    del closed
+    others = [shown() for _ in range(3)]
+    memory, at, window = shown()
+    del others
+    os.truncate(path, 6 * 4096)
+    print("touching", flush=True)
+    if {child}:
+        pid = os.fork()
+        if pid:
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os.kill(os.getpid(), -code)
+    memory[at + 7]
+    """,
+        "alias",
+        path,
+    )
+    died_of_touching(done, {-signal.SIGBUS})
+    page = 1 if opened == "window" else 11
+    assert done.stderr == (
+        f"fremap: window page {page} (file page 11): the file ends before it, at byte 24576; "
+        "the touch is SIGBUS\n"
+    )
+
+
 def test_a_sigbus_of_an_mmap_of_the_caller(path: Path, run_script: Run) -> None:
     """Reading stores sets up a way to survive SIGBUS; it is not for other mappings."""
     done = run_script(
@@ -240,6 +280,7 @@ def test_a_sigbus_of_an_mmap_of_the_caller(path: Path, run_script: Run) -> None:
     with open(path, "r+b") as file:
         memory = mmap.mmap(file.fileno(), 0)
     os.truncate(path, 4096)
+    window = fremap.Window(store, engine=engine)
     print("touching", flush=True)
     memory[8192]
     """,
@@ -247,6 +288,7 @@ def test_a_sigbus_of_an_mmap_of_the_caller(path: Path, run_script: Run) -> None:
         path,
     )
     died_of_touching(done, {-signal.SIGBUS})
+    assert done.stderr == ""
 
 
 @pytest.mark.needs("uffd_wp")

@@ -10,6 +10,9 @@ import ctypes
 import errno
 import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,6 +250,43 @@ def test_an_aliased_hole_that_finds_no_room(opened: str, tmp_path: Path, in_chil
             populate()
         assert caught.value.errno == errno.ENOSPC
         assert caught.value.filename == str(path)
+
+    assert in_child(body) == 0
+
+
+TOUCHED = """
+import sys
+import numpy as np
+import fremap
+path, opened = sys.argv[1:]
+if opened == "window":
+    window = fremap.Window(fremap.open(path, "r+"), coherent=True, prot=fremap.Prot.WRITE)
+    memory = window.array(np.uint8)
+else:
+    memory = fremap.memmap(path, np.uint8, "r+")
+memory[::4096] = 1
+"""
+
+
+@pytest.mark.parametrize("opened", ["window", "memmap"])
+def test_a_touch_of_an_aliased_hole_that_finds_no_room(
+    opened: str, tmp_path: Path, in_child: Child
+) -> None:
+    """The kernel sends a signal that says nothing; a line says what is full."""
+
+    def body() -> None:
+        if not mount(tmp_path, 1 << 20):
+            return
+        path = tmp_path / "holes"
+        with path.open("wb") as file:
+            file.truncate(4 << 20)
+        command = [sys.executable, "-c", TOUCHED, path, opened]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == -signal.SIGBUS
+        [line] = done.stderr.splitlines()
+        assert f"the file system of {path} has 0 bytes free" in line
+        assert line.startswith("fremap: window page ")
+        assert line.endswith("the touch is SIGBUS")
 
     assert in_child(body) == 0
 

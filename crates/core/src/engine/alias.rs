@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::call_lock::CallLock;
 use super::mappings;
+mod explain;
 mod mapped;
 mod remapping;
 
@@ -24,6 +25,7 @@ use crate::plan::{self, Changes, Extent};
 use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
+use crate::sys::fault_ranges::{Explain, Explaining};
 use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
@@ -53,8 +55,9 @@ const LEAST_ADAPTED_BYTES: usize = 32 << 20;
 /// A window that shows the file itself.
 #[derive(Debug)]
 pub struct Alias {
-    /// Ends before what it is for.
+    /// Ends before what it is for, as the next.
     trimming: Option<Registration>,
+    _explaining: Explaining,
     mapped: Arc<Mapped>,
     /// Held for a whole call: one call at a time changes the window.
     calls: CallLock<()>,
@@ -136,7 +139,15 @@ impl Alias {
         } else {
             None
         };
-        Ok(Self { trimming, mapped, calls: CallLock::new(()), counters: Counters::default() })
+        let explainer: Arc<dyn Explain> = Arc::clone(&mapped) as _;
+        let explaining = mapped.region.explained_by(explainer).map_err(fail)?;
+        Ok(Self {
+            trimming,
+            _explaining: explaining,
+            mapped,
+            calls: CallLock::new(()),
+            counters: Counters::default(),
+        })
     }
 
     /// Locks pages of a locked window again: `MAP_FIXED` drops the lock with the mapping.

@@ -17,7 +17,7 @@ use std::os::fd::IntoRawFd;
 use rustix::io::Errno;
 
 use super::call::check;
-use super::fault_ranges::{FaultRange, FAULT_RANGES};
+use super::fault_ranges::{FaultRange, EXPLAINED, FAULT_RANGES};
 use super::fork::Handlers;
 use super::{fork, signal, uffd};
 
@@ -82,6 +82,7 @@ fn after() {
 }
 
 fn in_child() {
+    EXPLAINED.iter().for_each(FaultRange::begin_child);
     let mut revived = false;
     for range in FAULT_RANGES.iter() {
         range.begin_child();
@@ -93,6 +94,14 @@ fn in_child() {
     if revived {
         signal::install_in_child();
     }
+}
+
+/// Has forks call the handlers.
+///
+/// # Errors
+/// ENOMEM when they cannot be registered.
+pub(super) fn handle_forks() -> Result<(), Errno> {
+    fork::handle(&HANDLERS)
 }
 
 /// A range that stays empty in children, as long as this lives.
@@ -108,7 +117,7 @@ impl Kept {
     /// # Errors
     /// ENOMEM when the handlers cannot be registered.
     pub(super) fn new(start: *mut c_void, len: usize) -> Result<Self, Errno> {
-        fork::handle(&HANDLERS)?;
+        handle_forks()?;
         Ok(Self { range: FAULT_RANGES.take(start, len), owner: crate::sys::process::id() })
     }
 
@@ -127,7 +136,7 @@ impl Drop for Kept {
         // In a child the range stays as it is, for those who still point into it,
         // and its own children inherit it like any mapping.
         if self.is_own() {
-            self.range.free();
+            FAULT_RANGES.free(self.range);
         }
     }
 }

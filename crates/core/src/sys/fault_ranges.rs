@@ -1,8 +1,9 @@
-//! Ranges of memory that children of `fork` do not inherit, and who resolves faults there.
+//! Ranges of memory whose faults somebody resolves, or explains. Those that are resolved children
+//! of `fork` do not inherit.
 //!
-//! The list is read by signal handlers and in children of a process with threads, where
-//! any lock may be held for ever and the allocator may not be used. So it has no lock,
-//! its entries are never freed, and reading it does nothing else.
+//! The lists are read by signal handlers and in children of a process with threads, where
+//! any lock may be held for ever and the allocator may not be used. So they have no lock,
+//! their entries are never freed, and reading them does nothing else.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -56,52 +57,79 @@ pub trait Resolve: Send + Sync + fmt::Debug {
     fn after_fork(&self);
 }
 
-/// One range, or none while `len` is 0.
+/// Who says why a touch of a range is SIGBUS, where the kernel says no more.
+pub trait Explain: Send + Sync + fmt::Debug {
+    /// In a signal handler: writes a line to stderr. Allocates nothing, waits for no lock, and
+    /// never panics.
+    fn explain(&self, touch: Touch);
+}
+
+/// One range, or none while `len` is 0, and who is asked about it.
 #[derive(Debug)]
-pub(super) struct FaultRange {
+pub(super) struct FaultRange<R: ?Sized + 'static = dyn Resolve> {
     taken: AtomicBool,
     start: AtomicPtr<c_void>,
     len: AtomicUsize,
     /// A box of its own, or null.
-    resolver: AtomicPtr<Arc<dyn Resolve>>,
+    resolver: AtomicPtr<Arc<R>>,
     /// Who is looking at `resolver`.
     callers: AtomicUsize,
     /// The userfaultfd that a child of fork has for the range, or -1.
     child_uffd: AtomicI32,
-    next: AtomicPtr<FaultRange>,
+    next: AtomicPtr<FaultRange<R>>,
 }
 
 /// A list that only grows; entries of ranges that are gone are used again.
 #[derive(Debug)]
-pub(super) struct FaultRanges(AtomicPtr<FaultRange>);
+pub(super) struct FaultRanges<R: ?Sized + 'static = dyn Resolve> {
+    first: AtomicPtr<FaultRange<R>>,
+    /// Entries that are free, or become so: there may be thousands of others to look through.
+    free: AtomicUsize,
+}
 
+/// What children of `fork` do not inherit.
 pub(super) static FAULT_RANGES: FaultRanges = FaultRanges::new();
+/// What the kernel resolves the faults of.
+pub(super) static EXPLAINED: FaultRanges<dyn Explain> = FaultRanges::new();
 
-impl FaultRanges {
+impl<R: ?Sized + 'static> FaultRanges<R> {
     const fn new() -> Self {
-        Self(AtomicPtr::new(null_mut()))
+        Self { first: AtomicPtr::new(null_mut()), free: AtomicUsize::new(0) }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &'static FaultRange> {
-        let follow = |link: &AtomicPtr<FaultRange>| {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'static FaultRange<R>> {
+        let follow = |link: &AtomicPtr<FaultRange<R>>| {
             // SAFETY: null, or a range that `take` has leaked.
             unsafe { link.load(Ordering::Acquire).as_ref::<'static>() }
         };
-        std::iter::successors(follow(&self.0), move |range| follow(&range.next))
+        std::iter::successors(follow(&self.first), move |range| follow(&range.next))
     }
 
     /// Lists a range, in an entry that is free or a new one.
-    pub(super) fn take(&self, start: *mut c_void, len: usize) -> &'static FaultRange {
-        let free = |range: &&FaultRange| !range.taken.swap(true, Ordering::Acquire);
-        let range = self.iter().find(free).unwrap_or_else(|| self.add());
+    pub(super) fn take(&self, start: *mut c_void, len: usize) -> &'static FaultRange<R> {
+        let free = |range: &&FaultRange<R>| !range.taken.swap(true, Ordering::Acquire);
+        let some = self.free.load(Ordering::Acquire) > 0;
+        let found = some.then(|| self.iter().find(free)).flatten();
+        if found.is_some() {
+            self.free.fetch_sub(1, Ordering::Relaxed);
+        }
+        let range = found.unwrap_or_else(|| self.add());
         range.start.store(start, Ordering::Relaxed);
         // Last: a child that is forked here sees no range, or this one.
         range.len.store(len, Ordering::Release);
         range
     }
 
-    fn add(&self) -> &'static FaultRange {
-        let range: &'static FaultRange = Box::leak(Box::new(FaultRange {
+    /// Nothing is to be kept any more.
+    pub(super) fn free(&self, range: &FaultRange<R>) {
+        range.len.store(0, Ordering::Relaxed);
+        // First, so that whoever finds the entry has it to take away.
+        self.free.fetch_add(1, Ordering::Relaxed);
+        range.taken.store(false, Ordering::Release);
+    }
+
+    fn add(&self) -> &'static FaultRange<R> {
+        let range: &'static FaultRange<R> = Box::leak(Box::new(FaultRange {
             taken: AtomicBool::new(true),
             start: AtomicPtr::new(null_mut()),
             len: AtomicUsize::new(0),
@@ -110,23 +138,17 @@ impl FaultRanges {
             child_uffd: AtomicI32::new(-1),
             next: AtomicPtr::new(null_mut()),
         }));
-        let link = |first: *mut FaultRange| {
+        let link = |first: *mut FaultRange<R>| {
             range.next.store(first, Ordering::Relaxed);
             Some(std::ptr::from_ref(range).cast_mut())
         };
         // Never ends without success, as `link` refuses nothing.
-        let _linked = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, link);
+        let _linked = self.first.fetch_update(Ordering::AcqRel, Ordering::Acquire, link);
         range
     }
 }
 
-impl FaultRange {
-    /// Nothing is to be kept any more.
-    pub(super) fn free(&self) {
-        self.len.store(0, Ordering::Relaxed);
-        self.taken.store(false, Ordering::Release);
-    }
-
+impl<R: ?Sized + 'static> FaultRange<R> {
     /// The range, where there is one.
     pub(super) fn range(&self) -> Option<(*mut c_void, usize)> {
         let len = self.len.load(Ordering::Acquire);
@@ -169,7 +191,7 @@ impl FaultRange {
     }
 
     /// Calls `body` with who resolves faults here, who does not go away meanwhile.
-    pub(super) fn with_resolver<T>(&self, body: impl FnOnce(&dyn Resolve) -> T) -> Option<T> {
+    pub(super) fn with_resolver<T>(&self, body: impl FnOnce(&R) -> T) -> Option<T> {
         self.callers.fetch_add(1, Ordering::SeqCst);
         // SAFETY: a box that is freed when nobody has come to look at it since it was
         // taken out, and this thread has come before.
@@ -177,6 +199,16 @@ impl FaultRange {
         let result = resolver.map(|resolver| body(resolver.as_ref()));
         self.callers.fetch_sub(1, Ordering::SeqCst);
         result
+    }
+
+    /// Drops who was asked about the range, and is not any more, when nobody asks.
+    fn retire(&self, boxed: *mut Arc<R>) {
+        while self.callers.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+        // SAFETY: made by `Resolving` or `Explaining`, taken out once, and nobody looks at it
+        // any more.
+        drop(unsafe { Box::from_raw(boxed) });
     }
 }
 
@@ -228,11 +260,34 @@ impl Drop for Resolving {
                 self.range.close_child_uffd();
             }
         }
-        while self.range.callers.load(Ordering::SeqCst) > 0 {
-            std::thread::yield_now();
-        }
-        // SAFETY: made by `new`, taken out once, and nobody looks at it any more.
-        drop(unsafe { Box::from_raw(boxed) });
+        self.range.retire(boxed);
+    }
+}
+
+/// Says why a touch is SIGBUS, in a signal handler, if it is in a range that somebody explains.
+pub(super) fn explain(touch: Touch) {
+    let range = EXPLAINED.iter().find(|range| range.contains(touch.address));
+    let _told = range.and_then(|range| range.with_resolver(|explainer| explainer.explain(touch)));
+}
+
+/// The right to explain the faults of a range, as long as this lives.
+#[derive(Debug)]
+pub struct Explaining {
+    range: &'static FaultRange<dyn Explain>,
+}
+
+impl Explaining {
+    pub(super) fn new(start: *mut c_void, len: usize, explainer: Arc<dyn Explain>) -> Self {
+        let range = EXPLAINED.take(start, len);
+        range.resolver.store(Box::into_raw(Box::new(explainer)), Ordering::SeqCst);
+        Self { range }
+    }
+}
+
+impl Drop for Explaining {
+    fn drop(&mut self) {
+        self.range.retire(self.range.resolver.swap(null_mut(), Ordering::SeqCst));
+        EXPLAINED.free(self.range);
     }
 }
 
@@ -246,7 +301,7 @@ mod tests {
         let address = |number: usize| std::ptr::without_provenance_mut(number << 12);
         let ranges: Vec<_> = (1..=3).map(|number| LIST.take(address(number), number)).collect();
         assert_eq!(LIST.iter().count(), 3);
-        ranges[1].free();
+        LIST.free(ranges[1]);
         let again = LIST.take(address(9), 9);
         assert!(std::ptr::eq(again, ranges[1]));
         assert_eq!(LIST.iter().count(), 3);
@@ -266,7 +321,7 @@ mod tests {
                         let range = LIST.take(start, thread);
                         assert_eq!(range.start.load(Ordering::Relaxed), start);
                         assert_eq!(range.len.load(Ordering::Relaxed), thread);
-                        range.free();
+                        LIST.free(range);
                     }
                 });
             }

@@ -347,10 +347,25 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
 /// # Errors
 /// ENOENT, EACCES.
 pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
-    let facts = rustix::fs::statvfs(path)?;
+    rustix::fs::statvfs(path).map(|facts| free_in(&facts))
+}
+
+/// The same of an open file. May be called in a signal handler.
+///
+/// # Errors
+/// The kernel's own.
+pub fn free_bytes_beside(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    rustix::fs::fstatvfs(fd).map(|facts| free_in(&facts))
+}
+
+fn free_in(facts: &rustix::fs::StatVfs) -> u64 {
     // A tmpfs without a size has no blocks.
     let limited = facts.f_blocks > 0;
-    Ok(if limited { facts.f_bavail.saturating_mul(facts.f_frsize) } else { u64::MAX })
+    if limited {
+        facts.f_bavail.saturating_mul(facts.f_frsize)
+    } else {
+        u64::MAX
+    }
 }
 
 /// Where the file system of an absolute path is mounted.

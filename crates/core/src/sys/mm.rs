@@ -7,8 +7,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::call::{check, enter, last_errno, Call};
-use super::children::Kept;
-use super::fault_ranges::{Resolve, Resolving};
+use super::children::{handle_forks, Kept};
+use super::fault_ranges::{Explain, Explaining, Resolve, Resolving};
 use super::per_process::PerProcess;
 pub use super::span::system_page_bytes;
 use super::span::Span;
@@ -254,6 +254,18 @@ impl Region {
     pub fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
         let kept = self.kept.as_ref().expect("a range that is kept from children");
         Resolving::new(kept.range(), resolver)
+    }
+
+    /// Has `explainer` say why a touch of the range is SIGBUS. It has to live no longer than the
+    /// range.
+    ///
+    /// # Errors
+    /// ENOMEM when a fork cannot be prepared for.
+    pub fn explained_by(&self, explainer: Arc<dyn Explain>) -> Result<Explaining, Errno> {
+        handle_forks()?;
+        // Where another handler of SIGBUS has to be the first, it says what it says.
+        let _hint = super::signal::ensure();
+        Ok(Explaining::new(self.start.cast(), self.len, explainer))
     }
 
     /// Whether this process made the range; a child of fork did not.

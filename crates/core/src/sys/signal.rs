@@ -233,6 +233,9 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
                 }
             }
             Some(Touched::Bus) | None => {
+                if outcome.is_none() && is_fault(info) {
+                    fault_ranges::explain(touch);
+                }
                 unblock(frame, signal);
                 chain(signal, info, context);
             }
