@@ -17,7 +17,7 @@ use std::os::fd::IntoRawFd;
 use rustix::io::Errno;
 
 use super::call::check;
-use super::fault_ranges::{FaultRange, EXPLAINED, FAULT_RANGES};
+use super::fault_ranges::{FaultRange, Resolve, EXPLAINED, FAULT_RANGES};
 use super::fork::Handlers;
 use super::{fork, signal, uffd};
 
@@ -67,7 +67,7 @@ fn protect_and_keep(start: *mut c_void, len: usize) -> Result<(), Errno> {
 fn before() {
     let mut resolvers = 0;
     for range in FAULT_RANGES.iter() {
-        resolvers += usize::from(range.with_resolver(|all| all.before_fork()).is_some());
+        resolvers += usize::from(range.with_resolver(Resolve::before_fork).is_some());
     }
     if resolvers > 0 {
         signal::prepare_child();
@@ -77,7 +77,7 @@ fn before() {
 /// Ends what [`before`] has begun.
 fn after() {
     FAULT_RANGES.iter().for_each(|range| {
-        range.with_resolver(|resolver| resolver.after_fork());
+        range.with_resolver(Resolve::after_fork);
     });
 }
 
