@@ -277,8 +277,8 @@ def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str
         from fsspec.core import url_to_fs
     except ImportError:
         raise UnsupportedError(
-            f"open: {url} is read by fsspec or obstore, which are missing: pip install "
-            "fremap[remote]"
+            f"open: {url} is read by obstore or fsspec, which are missing: pip install obstore "
+            "(or fsspec, and what it needs for this kind of URL)"
         ) from None
     try:
         system, path = url_to_fs(url, **storage_options)

@@ -1,5 +1,6 @@
 """Documentation that is executed, and texts that hold on any machine."""
 
+import ast
 import os
 import re
 import runpy
@@ -151,3 +152,23 @@ def test_no_file_is_too_long() -> None:
         and (lines := path.read_text().count("\n")) > MAX_LINES
     }
     assert too_long == {}
+
+
+def test_nobody_is_told_to_install_what_is_there() -> None:
+    """Who reads a message of the package has it: another install would leave it as it is."""
+    advice = re.compile(r"pip install\s+\S*fremap")
+    wrong = []
+    for path in sorted((REPOSITORY / "python").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        texts = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            said = "".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
+            if id(node) not in texts and advice.search(said):
+                wrong.append(f"{path.name}:{node.lineno}")
+    assert not wrong

@@ -1,6 +1,6 @@
 """Print the lines that set up completion in a shell.
 
-Completion needs argcomplete: pip install 'fremap[cli]'.
+Completion needs argcomplete (extra ``cli``): pip install argcomplete.
 
 bash:  fremap completion bash >> ~/.bashrc
 zsh:   fremap completion zsh >> ~/.zshrc
@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
         from argcomplete.shell_integration import shellcode
     except ImportError as error:
         raise UnsupportedError(
-            "completion: argcomplete is not installed; pip install 'fremap[cli]'"
+            "completion: argcomplete is not installed; pip install argcomplete"
         ) from error
     script = shellcode(["fremap"], shell=arguments.shell)
     if arguments.json:
