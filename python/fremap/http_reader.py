@@ -63,8 +63,8 @@ class HttpReader:
     """An object that a server of HTTP has at a URL.
 
     Where the server redirects to another URL, that is asked from then on, until it refuses (links
-    that are signed expire): then the server is asked anew. Another server gets none of `headers`
-    that could be a secret.
+    that are signed expire) or fails: then the server is asked anew. Another server gets none of
+    `headers` that could be a secret.
 
     Parameters
     ----------
@@ -138,6 +138,9 @@ class HttpReader:
         size = _whole_size(answer)
         if answer.status == 416 and size == 0:
             return Facts(0, _version(answer))
+        if answer.status == 200 and answer.length == 0:
+            # Nothing has no ranges.
+            return Facts(0, _version(answer))
         if answer.status == 200 or (answer.status == 206 and size is None):
             raise UnsupportedError(
                 f"open: the server of {self.url} does not send ranges of it, so that pages "
@@ -152,7 +155,12 @@ class HttpReader:
         url = remembered or self.url
         redirections = 0
         while True:
-            exchange = self._ask(url, more, given_up)
+            try:
+                exchange = self._ask(url, more, given_up)
+            except OSError:
+                # It may be down for good, and another be named instead.
+                self._target = None
+                raise
             answer = exchange.answer
             location = answer.getheader("Location")
             if answer.status // 100 == 3 and location:
@@ -169,8 +177,9 @@ class HttpReader:
                 remembered = self._target = None
                 url = self.url
             else:
-                if answer.status == 206:
-                    self._target = None if url == self.url else url
+                # After a failure the server is asked anew: it may name another that does better.
+                is_elsewhere = answer.status == 206 and url != self.url
+                self._target = url if is_elsewhere else None
                 return exchange
 
     def _ask(self, url: str, more: dict[str, str], given_up: threading.Event) -> _Exchange:
@@ -239,8 +248,9 @@ class HttpReader:
 
     def _forget(self, server: _Server) -> None:
         """Close the idle connections to a server: what has ended one has ended all, mostly."""
-        for connection in self._idle.pop(server, ()):
-            connection.close()
+        # One by one, as other threads take and add some meanwhile.
+        while (kept := self._kept(server)) is not None:
+            kept.close()
 
     def _end(self, exchange: _Exchange) -> None:
         """Be done with an answer, and keep its connection if nothing more is to come by it."""
@@ -250,13 +260,14 @@ class HttpReader:
             if answer.status != 206 and (answer.length or 0) <= _MOST_DRAINED_BYTES:
                 with contextlib.suppress(Exception):  # of what nobody wants
                     answer.read(_MOST_DRAINED_BYTES)
+        finally:
+            # Before another thread can have the connection, which is to be hung up then.
+            self._busy.discard(exchange.socket)
             if answer.isclosed():
                 self._idle.setdefault(exchange.server, []).append(exchange.connection)
             else:
                 answer.close()
                 exchange.connection.close()
-        finally:
-            self._busy.discard(exchange.socket)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, several at once; none goes on after the call has ended.

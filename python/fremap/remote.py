@@ -122,12 +122,10 @@ def retried(
         try:
             return call()
         except Exception as error:
-            if not left or not _may_pass(error) or (given_up is not None and given_up.is_set()):
+            if not left or not _may_pass(error) or (given_up is not None and given_up.wait(pause)):
                 raise
         if given_up is None:
             time.sleep(pause)
-        else:
-            given_up.wait(pause)
         pause = min(2 * pause, _MOST_PAUSE_SECONDS)
     return None
 

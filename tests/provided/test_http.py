@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import fremap
 import numpy as np
 import pytest
-from fremap.http_reader import redirected
+from fremap.http_reader import HttpReader, redirected
+from fremap.remote import Facts, Range, retried
 from servers import COUNT, PAGE, TAIL, Served, Server, content, opened
 
 if TYPE_CHECKING:
@@ -284,6 +285,62 @@ def test_links_that_expire_are_asked_for_again(
             store.read(3)
 
 
+@pytest.mark.parametrize("is_down", [True, False])
+def test_a_server_that_fails_is_left_for_another(
+    server: Server, served: Served, other: Server, is_down: bool
+) -> None:
+    """Where the server redirected to fails, the one that redirects is asked anew."""
+    served.moved["/moved"] = other.served.url
+    with fremap.RemoteStore(f"{server.base}/moved", retries=1) as store:
+        np.testing.assert_array_equal(store.read(3), content([3]))
+        served.moved["/moved"] = served.url
+        if is_down:
+            other.shutdown()
+            other.server_close()
+            other.hang_up()
+        else:
+            other.served.failing = [503] * 100
+        np.testing.assert_array_equal(store.read(9), content([9]))
+        assert (9 * PAGE, 10 * PAGE) in served.asked
+
+
+def test_nothing_is_tried_again_after_others_gave_up() -> None:
+    class SetMeanwhile(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            self.set()
+            return super().wait(timeout)
+
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        retried(fail, 4, SetMeanwhile())
+    assert len(calls) == 1
+
+
+def test_an_idle_connection_is_not_hung_up_for_the_request_before(served: Served) -> None:
+    reader = HttpReader(served.url, {}, 2, 0, 30.0)
+    busy = []
+
+    class Idle(dict):
+        def setdefault(self, key: object, default: object = None) -> object:
+            busy.append(set(reader._busy))
+            return super().setdefault(key, default)
+
+    reader._idle = Idle()
+    facts = Facts(len(served.content), served.etag)
+    memory = memoryview(bytearray(PAGE))
+    reader.fetch([Range(3 * PAGE, memory)], facts)
+    assert bytes(memory) == content([3]).tobytes()
+    assert busy == [set()]
+    for connections in reader._idle.values():
+        for connection in connections:
+            connection.close()
+
+
 @pytest.mark.parametrize("scheme", ["ftp", "file", "gopher"])
 def test_redirections_stay_with_http(server: Server, served: Served, scheme: str) -> None:
     served.moved["/moved"] = f"{scheme}://127.0.0.1/object"
@@ -307,8 +364,9 @@ def test_redirections_in_a_circle_are_an_error(server: Server, served: Served) -
     assert len(served.paths) == 6
 
 
-def test_an_empty_object(served: Served) -> None:
-    served.content = b""
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_empty_object(served: Served, ranges: bool) -> None:
+    served.content, served.ranges = b"", ranges
     with opened(served) as store:
         assert (store.size, store.page_count) == (0, 0)
         assert store.read().shape == (0, PAGE)
