@@ -72,6 +72,11 @@ class Layout:
 
             # Of a file's store no more is used than all have.
             return cast("FileStore", file if is_provided else RemoteStore(file))
+        if isinstance(file, Store):
+            raise ArgumentTypeError(
+                "memmap: filename must be a path, a file object, or a store whose pages are "
+                f"fetched or computed, not {type(file).__name__}; give the path of its file"
+            )
         mode: Literal["r", "r+"] = "r+" if self.mode in WRITING else "r"
         if hasattr(file, "read"):
             file.seek(0, os.SEEK_END)  # what the object has buffered is in the file then

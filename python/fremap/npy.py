@@ -89,6 +89,11 @@ def open_memmap(
     array([1.5, 1.5], dtype=float32)
     """
     is_store = isinstance(filename, Store)
+    if isinstance(filename, Store) and not filename._core.is_provided:  # noqa: SLF001 - its other half
+        raise ArgumentTypeError(
+            "open_memmap: filename must be a path, or a store whose pages are fetched or computed, "
+            f"not {type(filename).__name__}; give the path of its file"
+        )
     if hasattr(filename, "read") and not is_store:
         raise ArgumentTypeError("open_memmap: filename must be a path, not a file object")
     options: dict[str, Any] = {"budget": budget, "advice": advice}
@@ -96,17 +101,22 @@ def open_memmap(
     if is_store or is_remote(filename):
         if mode not in ("r", "readonly"):
             raise ArgumentError(
-                f'open_memmap: mode is {mode!r}; what is on a server is only read, with mode "r"'
+                f"open_memmap: mode is {mode!r}; what is on a server or computed is only read, "
+                'with mode "r"'
             )
         if not is_store:
             from fremap.remote_store import RemoteStore  # `import fremap` does without it
 
             # One store for both, so that header and elements are of one version.
-            source = RemoteStore(cast("RemoteSource", filename))
+            store = RemoteStore(cast("RemoteSource", filename))
+            try:
+                return _shown(store, mode, options)
+            except BaseException:
+                store.close()
+                raise
     elif mode in ("w+", "write"):
         return _created(source, dtype, shape, fortran_order, version, options)
-    kind, found, fortran, offset = _header(source)
-    return memmap(source, kind, mode, offset, found, "F" if fortran else "C", **options)
+    return _shown(source, mode, options)
 
 
 def load(
@@ -148,6 +158,12 @@ def load(
     if mmap_mode not in ("r", "r+", "c"):
         raise ArgumentError(f'load: mmap_mode is {mmap_mode!r}; it must be "r", "r+" or "c"')
     return open_memmap(file, mmap_mode, budget=budget, advice=advice)
+
+
+def _shown(source: Any, mode: Mode, options: dict[str, Any]) -> memmap:
+    """Show the array of a file that there is."""
+    kind, shape, fortran, offset = _header(source)
+    return memmap(source, kind, mode, offset, shape, "F" if fortran else "C", **options)
 
 
 def _header(source: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:

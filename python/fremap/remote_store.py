@@ -219,6 +219,8 @@ def _reader(
     storage_options: dict[str, Any],
 ) -> Reader:
     """Return how an object is read."""
+    from urllib.parse import urlsplit
+
     if isinstance(source, tuple):
         where, path = source
         if storage_options:
@@ -230,6 +232,11 @@ def _reader(
         )
         return _local_checked(path, made)
     if source.partition("://")[0].lower() in ("http", "https"):
+        if urlsplit(source).username is not None:
+            raise ArgumentError(
+                "open: the URL has a user in it, and messages show URLs; say who asks by the "
+                'header "Authorization" in storage_options["headers"]'
+            )
         headers = _checked_headers(storage_options.pop("headers", {}))
         if storage_options:
             raise ArgumentError(

@@ -444,6 +444,14 @@ def test_urls_that_are_none(url: str) -> None:
         fremap.open(url)
 
 
+def test_urls_with_passwords_are_refused_and_not_shown(server: Server) -> None:
+    url = server.served.url.replace("://", "://somebody:hidden@")
+    with pytest.raises(fremap.ArgumentError, match="Authorization") as told:
+        fremap.open(url)
+    assert "hidden" not in str(told.value)
+    assert not server.served.paths
+
+
 def test_options_of_urls_are_not_those_of_files(tmp_path: Path) -> None:
     with pytest.raises(fremap.ArgumentError, match="goes with a URL"):
         fremap.open(tmp_path / "x", storage_options={})

@@ -224,11 +224,25 @@ def test_npy_objects_as_arrays(
         with pytest.raises(fremap.ArgumentError, match="only read"):
             call(url)
     server.served.content = bytes(1000)
-    with pytest.raises(fremap.FormatError, match=rf"load: {url}: "):
-        fremap.load(url)
     processes = started()
     del array, part
     gone(processes)
+    with pytest.raises(fremap.FormatError, match=rf"load: {url}: ") as told:
+        fremap.load(url)
+    # Though the error has what the call had.
+    gone(started())
+    assert told.tb is not None
+
+
+def test_stores_with_files_are_no_file_names(tmp_path: Path) -> None:
+    path = tmp_path / "table.npy"
+    np.save(path, np.arange(9))
+    with fremap.FileStore(path) as store, fremap.MemoryStore(4096) as memory:
+        for one, mode, name in ((store, "r", "FileStore"), (memory, "r+", "MemoryStore")):
+            with pytest.raises(fremap.ArgumentTypeError, match=f"open_memmap: .* not {name}"):
+                fremap.open_memmap(one, mode)
+            with pytest.raises(fremap.ArgumentTypeError, match=f"memmap: .* not {name}"):
+                fremap.memmap(one, mode=mode)
 
 
 @pytest.mark.needs("paged")
