@@ -20,7 +20,6 @@ from fremap.stores import FileStore, Store
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fremap.locations import RemoteSource
     from fremap.memmap import Mode
     from fremap.remote_store import RemoteStore
     from fremap.settings import Advice, Budget
@@ -88,35 +87,11 @@ def open_memmap(
     ...     fremap.load(path)[[3, 999], 0]
     array([1.5, 1.5], dtype=float32)
     """
-    is_store = isinstance(filename, Store)
-    if isinstance(filename, Store) and not filename._core.is_provided:  # noqa: SLF001 - its other half
-        raise ArgumentTypeError(
-            "open_memmap: filename must be a path, or a store whose pages are fetched or computed, "
-            f"not {type(filename).__name__}; give the path of its file"
-        )
-    if hasattr(filename, "read") and not is_store:
-        raise ArgumentTypeError("open_memmap: filename must be a path, not a file object")
     options: dict[str, Any] = {"budget": budget, "advice": advice}
-    source: Any = filename
-    if is_store or is_remote(filename):
-        if mode not in ("r", "readonly"):
-            raise ArgumentError(
-                f"open_memmap: mode is {mode!r}; what is on a server or computed is only read, "
-                'with mode "r"'
-            )
-        if not is_store:
-            from fremap.remote_store import RemoteStore  # `import fremap` does without it
-
-            # One store for both, so that header and elements are of one version.
-            store = RemoteStore(cast("RemoteSource", filename))
-            try:
-                return _shown(store, mode, options)
-            except BaseException:
-                store.close()
-                raise
-    elif mode in ("w+", "write"):
-        return _created(source, dtype, shape, fortran_order, version, options)
-    return _shown(source, mode, options)
+    if mode in ("w+", "write"):
+        path = cast("str | os.PathLike[str]", _checked("open_memmap", filename, mode))
+        return _created(path, dtype, shape, fortran_order, version, options)
+    return _opened("open_memmap", filename, mode, options)
 
 
 def load(
@@ -157,11 +132,45 @@ def load(
     """
     if mmap_mode not in ("r", "r+", "c"):
         raise ArgumentError(f'load: mmap_mode is {mmap_mode!r}; it must be "r", "r+" or "c"')
-    return open_memmap(file, mmap_mode, budget=budget, advice=advice)
+    return _opened("load", file, mmap_mode, {"budget": budget, "advice": advice})
+
+
+def _checked(operation: str, file: Any, mode: Mode) -> Any:
+    """Return what an array is in, if it can be shown with the mode."""
+    if isinstance(file, Store):
+        if not file._core.is_provided:  # noqa: SLF001 - its other half
+            raise ArgumentTypeError(
+                f"{operation}: the file must be a path, or a store whose pages are fetched or "
+                f"computed, not {type(file).__name__}; give the path of its file"
+            )
+    elif hasattr(file, "read"):
+        raise ArgumentTypeError(f"{operation}: the file must be a path, not a file object")
+    if (isinstance(file, Store) or is_remote(file)) and mode not in ("r", "readonly"):
+        raise ArgumentError(
+            f"{operation}: mode is {mode!r}; what is on a server or computed is only read, with "
+            'mode "r"'
+        )
+    return file
+
+
+def _opened(operation: str, file: Any, mode: Mode, options: dict[str, Any]) -> memmap:
+    """Show the array of a file that there is."""
+    source = _checked(operation, file, mode)
+    if not is_remote(source):
+        return _shown(source, mode, options)
+    from fremap.remote_store import RemoteStore  # `import fremap` does without it
+
+    # One store for both, so that header and elements are of one version.
+    store = RemoteStore(source)
+    try:
+        return _shown(store, mode, options)
+    except BaseException:
+        store.close()
+        raise
 
 
 def _shown(source: Any, mode: Mode, options: dict[str, Any]) -> memmap:
-    """Show the array of a file that there is."""
+    """Show the array that a header tells of."""
     kind, shape, fortran, offset = _header(source)
     return memmap(source, kind, mode, offset, shape, "F" if fortran else "C", **options)
 

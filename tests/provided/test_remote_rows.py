@@ -220,9 +220,9 @@ def test_npy_objects_as_arrays(
         part.populate()
         np.testing.assert_array_equal(part, table[5:9])
     assert server.served.headers[-1]["X-Asked"] == "yes"
-    for call in (fremap.open_memmap, lambda url: fremap.load(url, "r+")):
-        with pytest.raises(fremap.ArgumentError, match="only read"):
-            call(url)
+    for call, name in ((fremap.open_memmap, "open_memmap"), (fremap.load, "load")):
+        with pytest.raises(fremap.ArgumentError, match=f"^{name}: mode .* only read"):
+            call(url, "r+")
     server.served.content = bytes(1000)
     processes = started()
     del array, part
@@ -239,7 +239,9 @@ def test_stores_with_files_are_no_file_names(tmp_path: Path) -> None:
     np.save(path, np.arange(9))
     with fremap.FileStore(path) as store, fremap.MemoryStore(4096) as memory:
         for one, mode, name in ((store, "r", "FileStore"), (memory, "r+", "MemoryStore")):
-            with pytest.raises(fremap.ArgumentTypeError, match=f"open_memmap: .* not {name}"):
+            with pytest.raises(
+                fremap.ArgumentTypeError, match=f"open_memmap: the file .* not {name}"
+            ):
                 fremap.open_memmap(one, mode)
             with pytest.raises(fremap.ArgumentTypeError, match=f"memmap: .* not {name}"):
                 fremap.memmap(one, mode=mode)
