@@ -348,4 +348,4 @@ def test_indexes_are_read_alike(weights: dict[str, str], data: Any) -> None:
                 except FormatError as error:
                     found.append(str(error))
     assert found[:3] == found[3:6] == found[6:]
-    assert found[2] == {"t.0": "/folder/file", "t.1": "/folder/file"}
+    assert found[2] == {"t.0": "file", "t.1": "file"}
