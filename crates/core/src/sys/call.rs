@@ -63,6 +63,7 @@ calls! {
     Read = "read",
     Write = "write",
     Truncate = "ftruncate",
+    Allocate = "fallocate",
     Advise = "fadvise",
     Sync = "fsync",
     Spawn = "posix_spawn",

@@ -9,11 +9,20 @@ use rustix::thread::futex::{self, Flags, Timespec};
 /// Sleeps while `word` is `value`, at most for `timeout`; says whether something else than the
 /// time has ended it, which may be nothing that the caller waits for.
 pub fn wait(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
+    wait_as(Flags::PRIVATE, word, value, timeout)
+}
+
+/// The same for a word in memory that other processes map, too.
+pub fn wait_shared(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
+    wait_as(Flags::empty(), word, value, timeout)
+}
+
+fn wait_as(flags: Flags, word: &AtomicU32, value: u32, timeout: Duration) -> bool {
     let timeout = Timespec {
         tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     };
-    futex::wait(word, Flags::PRIVATE, value, Some(&timeout)) != Err(Errno::TIMEDOUT)
+    futex::wait(word, flags, value, Some(&timeout)) != Err(Errno::TIMEDOUT)
 }
 
 /// Wakes one thread that sleeps.
@@ -24,4 +33,9 @@ pub fn wake_one(word: &AtomicU32) {
 /// Wakes every thread that sleeps.
 pub fn wake_all(word: &AtomicU32) {
     let _woken = futex::wake(word, Flags::PRIVATE, i32::MAX as u32);
+}
+
+/// Wakes every thread that sleeps, in any process.
+pub fn wake_all_shared(word: &AtomicU32) {
+    let _woken = futex::wake(word, Flags::empty(), i32::MAX as u32);
 }
