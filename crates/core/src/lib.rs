@@ -15,6 +15,7 @@ pub mod plan;
 pub mod room;
 pub mod rows;
 pub mod scatter;
+pub mod shared_slots;
 pub mod slot_table;
 pub mod stats;
 pub mod store;

@@ -1,0 +1,5 @@
+//! Slots that processes share.
+mod layout;
+mod table;
+#[cfg(test)]
+mod tests;
