@@ -22,6 +22,7 @@ CORE_FLOORS = {
     "plan": 1,
     "cache": 1,
     "slot_table": 2,
+    "shared_slots": 3,
     "stats": 1,
     "io": 1,
     "calibrate": 2,
@@ -36,7 +37,11 @@ CORE_FLOORS = {
 }
 PURE = ("table", "plan", "cache")  # no system call
 # Python's memory and descriptors; and the buffer protocol, whose slots are unsafe in PyO3.
-UNSAFE_ROOMS_OF_THE_BINDING = {"crates/python/src/raw.rs", "crates/python/src/window.rs"}
+UNSAFE_ROOMS_OF_THE_BINDING = {
+    "crates/python/src/raw.rs",
+    "crates/python/src/shared_slots.rs",
+    "crates/python/src/window.rs",
+}
 PACKAGE_FLOORS = {
     "_core": 0,
     "errors": 1,

@@ -14,6 +14,7 @@ mod provider;
 mod raw;
 mod rows;
 mod selection;
+mod shared_slots;
 mod slot_table;
 mod store;
 mod window;
@@ -36,6 +37,8 @@ mod _core {
     use crate::provider::end_with;
     #[pymodule_export]
     use crate::rows::{look, Pending, Rows};
+    #[pymodule_export]
+    use crate::shared_slots::{list_shared_slots, remove_shared_slots, SharedSlots, SharedTaken};
     #[pymodule_export]
     use crate::slot_table::{SlotTable, Taken};
     #[pymodule_export]

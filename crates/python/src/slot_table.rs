@@ -23,19 +23,20 @@ pub struct Taken {
     call: Call,
 }
 
-fn operation(name: &str) -> PyResult<&'static str> {
+pub fn operation(name: &str) -> PyResult<&'static str> {
     match name {
         "ensure" => Ok("ensure"),
         "pin" => Ok("pin"),
-        _ => Err(wrong_type("ensure or pin")),
+        "write" => Ok("write"),
+        _ => Err(wrong_type("ensure, pin or write")),
     }
 }
 
-fn number_of_slot(slot: Slot) -> i64 {
+pub fn number_of_slot(slot: Slot) -> i64 {
     slot.0.into()
 }
 
-fn number_of_key(key: Key) -> i64 {
+pub fn number_of_key(key: Key) -> i64 {
     i64::try_from(key.0).expect("a key below 2^63")
 }
 

@@ -41,6 +41,8 @@ pub mod header {
     pub const CHANGED: usize = 11;
     /// A [`Stage`](super::Stage).
     pub const STAGE: usize = 12;
+    /// Whether the memory behind the header is allocated.
+    pub const HAS_MEMORY: usize = 13;
     /// The lock, of at most 16 words.
     pub const LOCK: usize = 16;
     /// A word of 32 bits that changes when somebody may have waited for something.
@@ -96,6 +98,7 @@ pub enum Stage {
 
 impl Stage {
     /// The stage that a word says.
+    #[must_use]
     pub fn of(word: u64) -> Option<Self> {
         [Self::Begun, Self::Whole, Self::Unnamed].into_iter().find(|&stage| stage as u64 == word)
     }
@@ -121,21 +124,25 @@ impl Geometry {
     pub const WORDS: usize = 5;
 
     /// As the header has it.
+    #[must_use]
     pub fn words(&self) -> [u64; Self::WORDS] {
         [self.page_bytes, self.extent_pages, self.slot_count, self.store_bytes, self.store]
     }
 
     /// What the header says.
+    #[must_use]
     pub fn of([page_bytes, extent_pages, slot_count, store_bytes, store]: [u64; 5]) -> Self {
         Self { page_bytes, extent_pages, slot_count, store_bytes, store }
     }
 
     /// Bytes of an extent, and of a slot.
+    #[must_use]
     pub fn extent_bytes(&self) -> u64 {
         self.page_bytes * self.extent_pages
     }
 
     /// Extents of the store, the last perhaps cut short.
+    #[must_use]
     pub fn extent_count(&self) -> u64 {
         self.store_bytes.div_ceil(self.page_bytes).div_ceil(self.extent_pages)
     }

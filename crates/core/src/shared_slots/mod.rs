@@ -1,5 +1,365 @@
-//! Slots that processes share.
+//! Slots that all processes of a user share, each of which shows an extent of a store.
+//!
+//! The slots and the table that says what they show are one object in shared memory
+//! ([`object`]). [`table`] says which extent is where and who makes room, so that a process may
+//! be killed at any instruction; here are the lock, which is held for that and no longer, and
+//! the waiting. Nobody reads or writes content under the lock.
+//!
+//! Each process is an *owner* of its own. A child of fork has the memory, and becomes an owner
+//! with its first call. What a process held or was bringing when it died is taken back by
+//! whoever needs it: who waits for an extent looks whether the process that brings it lives,
+//! and who needs room looks at all.
+
+mod call;
 mod layout;
+mod object;
 mod table;
 #[cfg(test)]
 mod tests;
+
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::Arc;
+
+pub use call::SharedCall;
+pub use layout::Geometry;
+pub use object::{list, remove, Listed, Wanted};
+
+use crate::error::{Error, Interrupt, Result};
+use crate::room::{collected, room_for};
+use crate::slot_table::{Key, Occupant, Slot};
+use crate::sys::process;
+use crate::sys::span::Span;
+use crate::units;
+use layout::Counter;
+use object::{Locked, Object};
+use table::{Content, Given, OwnerIndex, Refusal};
+
+/// This process's use of the slots: from when it becomes an owner until it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tenure(u64);
+
+impl Tenure {
+    fn new(owner: OwnerIndex, number: u16) -> Self {
+        let process = u64::from(process::id());
+        Self(process << 32 | u64::from(number) << 16 | owner.0 as u64)
+    }
+
+    fn process(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    fn owner(self) -> OwnerIndex {
+        OwnerIndex((self.0 & 0xffff) as usize)
+    }
+}
+
+/// What the slots hold and what was done with them, by all processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SharedStats {
+    /// Keys that were named and were there, repeats counted.
+    pub hits: u64,
+    /// Extents that had to be brought.
+    pub misses: u64,
+    /// Extents that left for others.
+    pub evictions: u64,
+    /// Extents that arrived.
+    pub arrivals: u64,
+    /// Slots with an extent.
+    pub filled: u64,
+    /// Slots that are pinned.
+    pub pinned: u64,
+}
+
+/// Slots that processes share, as this process has them.
+#[derive(Debug)]
+pub struct SharedSlots {
+    object: Object,
+    /// The [`Tenure`], 0 for none; in a child of fork that of its parent, which is none.
+    tenure: AtomicU64,
+    /// How many tenures this process had.
+    tenures: AtomicU16,
+    closed: AtomicBool,
+}
+
+impl Drop for SharedSlots {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl SharedSlots {
+    /// Opens the slots of a name, or makes them.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where there are others of that name; [`Error::SharedMemory`],
+    /// [`Error::Budget`], [`Error::Io`]; [`Error::Unsupported`]; [`Error::Interrupted`].
+    pub fn attach(wanted: &Wanted<'_>, interrupt: &dyn Interrupt) -> Result<Self> {
+        let (object, owner) = Object::attach(wanted, interrupt)?;
+        Ok(Self {
+            object,
+            tenure: AtomicU64::new(Tenure::new(owner, 0).0),
+            tenures: AtomicU16::new(1),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// What the slots show.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.object.geometry
+    }
+
+    /// The memory of the slots, one after another.
+    #[must_use]
+    pub fn memory(&self) -> Span<'_> {
+        self.object.mapping.span(self.object.layout.slots_offset, self.object.layout.slots_bytes)
+    }
+
+    /// The memory of one of them.
+    fn slot_memory(&self, slot: Slot) -> Span<'_> {
+        let bytes = self.object.geometry.extent_bytes() as usize;
+        self.memory().part(slot.0 as usize * bytes, bytes)
+    }
+
+    /// Refuses later calls of this process, and those that wait.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.object.notify();
+    }
+
+    fn check_open(&self, operation: &'static str) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed { operation, what: "slot table" });
+        }
+        Ok(())
+    }
+
+    /// Numbers as keys; negative ones count from the end.
+    ///
+    /// # Errors
+    /// [`Error::PageRange`] naming the first that is outside; [`Error::Memory`].
+    pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
+        let limit = self.object.layout.extent_count;
+        let mut keys = room_for(operation, numbers.len())?;
+        for &number in numbers {
+            let key = units::resolve_index(number, limit).map(Key);
+            keys.push(key.ok_or_else(|| units::outside(operation, "key", number, limit))?);
+        }
+        Ok(keys)
+    }
+
+    // The tenure.
+
+    /// This process's, which it begins if it has none.
+    fn tenure(&self, interrupt: &dyn Interrupt) -> Result<Tenure> {
+        let known = self.tenure.load(Ordering::Acquire);
+        if known != 0 && Tenure(known).process() == process::id() {
+            return Ok(Tenure(known));
+        }
+        let dead = self.object.dead();
+        let locked = self.object.lock(interrupt)?;
+        self.object.dismiss(&locked, &dead);
+        // Another thread may have begun one meanwhile.
+        let known = self.tenure.load(Ordering::Acquire);
+        if known != 0 && Tenure(known).process() == process::id() {
+            return Ok(Tenure(known));
+        }
+        let owner = self.object.admit(&locked)?;
+        let tenure = Tenure::new(owner, self.tenures.fetch_add(1, Ordering::Relaxed));
+        self.tenure.store(tenure.0, Ordering::Release);
+        Ok(tenure)
+    }
+
+    /// Whether a tenure is still that of this process, for whoever has the lock.
+    fn is_current(&self, tenure: Tenure) -> bool {
+        tenure.process() == process::id() && self.tenure.load(Ordering::Acquire) == tenure.0
+    }
+
+    /// Lets go of all that this process has. The last process takes the name of the slots
+    /// along. A later call begins anew.
+    pub fn leave(&self) {
+        let known = Tenure(self.tenure.load(Ordering::Acquire));
+        if !self.is_current(known) {
+            return;
+        }
+        let dead = self.object.dead();
+        let Some(locked) = self.object.lock_anyway() else { return };
+        let mine = self.tenure.compare_exchange(known.0, 0, Ordering::AcqRel, Ordering::Acquire);
+        if mine.is_ok() {
+            self.object.leave(&locked, known.owner(), &dead);
+        }
+        drop(locked);
+        self.object.notify();
+    }
+
+    /// Takes back what processes had that are dead. Says whether there was one.
+    fn sweep(&self, interrupt: &dyn Interrupt) -> Result<bool> {
+        let dead = self.object.dead();
+        if dead.is_empty() {
+            return Ok(false);
+        }
+        let locked = self.object.lock(interrupt)?;
+        let any = self.object.dismiss(&locked, &dead);
+        drop(locked);
+        self.object.notify();
+        Ok(any)
+    }
+
+    // Calls.
+
+    /// The slots of these keys if all of them are there. They may leave at any time.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Memory`], [`Error::Interrupted`].
+    pub fn find(
+        &self,
+        operation: &'static str,
+        keys: &[Key],
+        interrupt: &dyn Interrupt,
+    ) -> Result<Option<Vec<Slot>>> {
+        self.check_open(operation)?;
+        let mut slots = room_for(operation, keys.len())?;
+        let locked = self.object.lock(interrupt)?;
+        Ok(locked.table.hit(keys, &mut slots).then_some(slots))
+    }
+
+    /// Takes a slot for each key, once other calls have left enough of them; with `anew` slots
+    /// whose content is to be brought again.
+    ///
+    /// # Errors
+    /// [`Error::Slots`], [`Error::Closed`], [`Error::Interrupted`], [`Error::Memory`], and where
+    /// this process cannot be an owner those of [`attach`](Self::attach).
+    pub fn reserve(
+        self: &Arc<Self>,
+        operation: &'static str,
+        keys: &[Key],
+        anew: bool,
+        interrupt: &dyn Interrupt,
+    ) -> Result<SharedCall> {
+        let mut rising = collected(operation, keys.iter().copied())?;
+        rising.sort_unstable();
+        rising.dedup();
+        let mut given = Given {
+            distinct: room_for(operation, rising.len())?,
+            missing: room_for(operation, rising.len())?,
+        };
+        let mut slots = room_for(operation, keys.len())?;
+        let mut has_swept = false;
+        loop {
+            self.check_open(operation)?;
+            let tenure = self.tenure(interrupt)?;
+            let locked = self.object.lock(interrupt)?;
+            if !self.is_current(tenure) {
+                continue;
+            }
+            let counts = (keys.len(), anew);
+            let refusal = match locked.table.reserve(tenure.owner(), &rising, counts, &mut given) {
+                Ok(()) => {
+                    drop(locked);
+                    slots.extend(keys.iter().filter_map(|key| slot_of(&given, *key)));
+                    return Ok(SharedCall::new(Arc::clone(self), tenure, slots, given));
+                }
+                Err(refusal) => refusal,
+            };
+            let notice = self.object.must_wait(&locked);
+            drop(locked);
+            if !has_swept {
+                // What is in the way may be nobody's.
+                has_swept = true;
+                self.sweep(interrupt)?;
+                continue;
+            }
+            match refusal {
+                Refusal::Full { pinned } => {
+                    let (wanted, slots) = (rising.len(), self.object.layout.slot_count);
+                    return Err(Error::Slots { operation, wanted, slots, pinned });
+                }
+                Refusal::Busy => {
+                    has_swept = self.object.sleep(notice);
+                    interrupt.check()?;
+                }
+            }
+        }
+    }
+
+    /// Has the extents of keys be read again by the next calls that name them. Who holds their
+    /// slots keeps the content. Says how many were there.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Interrupted`].
+    pub fn evict(
+        &self,
+        operation: &'static str,
+        keys: &[Key],
+        interrupt: &dyn Interrupt,
+    ) -> Result<usize> {
+        self.check_open(operation)?;
+        let locked = self.object.lock(interrupt)?;
+        let evicted = keys.iter().filter(|&&key| locked.table.evict(key)).count();
+        drop(locked);
+        self.object.notify();
+        Ok(evicted)
+    }
+
+    // What is there.
+
+    /// The key of the extent that each slot shows.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], [`Error::Interrupted`].
+    pub fn shown(&self, interrupt: &dyn Interrupt) -> Result<Vec<Option<Key>>> {
+        let count = self.object.layout.slot_count;
+        let mut keys = room_for("keys", count)?;
+        let locked = self.object.lock(interrupt)?;
+        keys.extend((0..count as u32).map(|slot| here(&locked, Slot(slot))));
+        Ok(keys)
+    }
+
+    /// The key of the extent that each of these slots shows, and whether it is pinned; None where
+    /// one is not there.
+    ///
+    /// # Errors
+    /// [`Error::Memory`], [`Error::Interrupted`].
+    pub fn at(&self, numbers: &[i64], interrupt: &dyn Interrupt) -> Result<Option<Vec<Occupant>>> {
+        let mut found = room_for("slots", numbers.len())?;
+        let locked = self.object.lock(interrupt)?;
+        for &number in numbers {
+            let slot = u32::try_from(number).ok().map(Slot);
+            let slot = slot.filter(|slot| (slot.0 as usize) < self.object.layout.slot_count);
+            let Some(slot) = slot else { return Ok(None) };
+            found.push((here(&locked, slot), locked.table.total(slot).pins > 0));
+        }
+        Ok(Some(found))
+    }
+
+    /// What the slots hold and what was done with them.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn stats(&self, interrupt: &dyn Interrupt) -> Result<SharedStats> {
+        // Pins of the dead are none.
+        self.sweep(interrupt)?;
+        let locked = self.object.lock(interrupt)?;
+        let (filled, pinned) = locked.table.counts();
+        Ok(SharedStats {
+            hits: locked.table.counter(Counter::Hits),
+            misses: locked.table.counter(Counter::Misses),
+            evictions: locked.table.counter(Counter::Evictions),
+            arrivals: locked.table.counter(Counter::Arrivals),
+            filled,
+            pinned,
+        })
+    }
+}
+
+fn here(locked: &Locked<'_>, slot: Slot) -> Option<Key> {
+    match locked.table.content(slot) {
+        Content::Here(key) => Some(key),
+        Content::Empty | Content::Coming(..) => None,
+    }
+}
+
+fn slot_of(given: &Given, key: Key) -> Option<Slot> {
+    let index = given.distinct.binary_search_by_key(&key, |&(key, _)| key).ok()?;
+    Some(given.distinct[index].1)
+}

@@ -326,7 +326,9 @@ type Step = fn(&Table<'_, Memory>, &Given);
 const STEPS: &[(&str, Step)] = &[
     ("hit", |table, _| assert!(table.hit(&[Key(0), Key(1)], &mut Vec::new()))),
     ("reserve", |table, _| drop(table.reserved(ONE, &[1, 7, 8], false).unwrap())),
-    ("reserve busy", |table, _| drop(table.reserved(ONE, &[0, 1, 7, 8, 9], false).unwrap_err())),
+    ("reserve busy", |table, _| {
+        assert_eq!(table.reserved(ONE, &[0, 1, 7, 8, 9], false).unwrap_err(), Refusal::Busy);
+    }),
     ("reserve anew", |table, _| drop(table.reserved(ONE, &[0, 1], true).unwrap())),
     ("settle", |table, coming| table.settle(ONE, &coming.missing, 1)),
     ("settle none", |table, coming| table.settle(ONE, &coming.missing, 0)),
@@ -339,7 +341,9 @@ const STEPS: &[(&str, Step)] = &[
         table.pin(ONE, &coming.distinct);
         table.unpin(ONE, &coming.distinct);
     }),
-    ("evict", |table, _| [0, 1, 4].into_iter().for_each(|key| drop(table.evict(Key(key))))),
+    ("evict", |table, _| {
+        assert_eq!([0, 1, 4].map(|key| table.evict(Key(key))), [true, true, false]);
+    }),
     ("dismiss", |table, _| table.dismiss(ONE)),
     ("dismiss another", |table, _| table.dismiss(TWO)),
     ("admit", |table, _| table.admit(OwnerIndex(2), 102)),

@@ -11,7 +11,7 @@ mod tests;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use slots::{Arrival, SlotCounters, SlotTable, Taken};
+pub use slots::{Arrival, Occupant, SlotCounters, SlotTable, Taken};
 
 use crate::error::{Error, Interrupt, Result};
 use crate::room::room_for;

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, CWD};
@@ -181,6 +181,17 @@ impl Mapping {
         // SAFETY: the range is mapped while this is borrowed and aligned to pages; any bits are
         // a word, and an atomic may be changed by others at any time.
         unsafe { std::slice::from_raw_parts(self.start.cast(), self.len / size_of::<AtomicU64>()) }
+    }
+
+    /// The first half of a word, for those that [`words`](Self::words) never touches.
+    ///
+    /// # Panics
+    /// If it is not mapped.
+    #[must_use]
+    pub fn half_word(&self, at: usize) -> &AtomicU32 {
+        let place = std::ptr::from_ref(&self.words()[at]).cast::<AtomicU32>();
+        // SAFETY: within the mapping, which this borrows; any bits are a value.
+        unsafe { &*place }
     }
 
     /// `len` bytes from `offset`, to be copied to and from.

@@ -1,0 +1,223 @@
+//! A call that names extents, from when it has slots for them until it lets go.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::Arc;
+
+use super::table::{Arrival, Given, Table};
+use super::{SharedSlots, Tenure};
+use crate::error::{Error, Interrupt, Result};
+use crate::room::room_for;
+use crate::scatter::Sink;
+use crate::slot_table::{Key, Slot};
+use crate::store::Store;
+use crate::sys::ring::DEPTH;
+use crate::sys::shm::Mapping;
+use crate::sys::span::Span;
+use crate::units::FilePage;
+
+/// How far a call has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Stage {
+    /// What is missing is being brought.
+    Bringing,
+    /// The extents stay for the call.
+    Named,
+    /// They stay until they are let go of.
+    Pinned,
+    Over,
+}
+
+/// A call that names extents, and what it was given. Dropped, it is over: what it has not
+/// brought counts as lost, and its pins end. In a child of fork it is its parent's, and does
+/// nothing.
+#[derive(Debug)]
+pub struct SharedCall {
+    shared: Arc<SharedSlots>,
+    tenure: Tenure,
+    /// The slot of each key, as they were named.
+    slots: Vec<Slot>,
+    given: Given,
+    stage: AtomicU8,
+}
+
+impl SharedCall {
+    pub(super) fn new(
+        shared: Arc<SharedSlots>,
+        tenure: Tenure,
+        slots: Vec<Slot>,
+        given: Given,
+    ) -> Self {
+        let first = if given.missing.is_empty() { Stage::Named } else { Stage::Bringing };
+        Self { shared, tenure, slots, given, stage: AtomicU8::new(first as u8) }
+    }
+
+    /// The slot of each key, as they were named.
+    #[must_use]
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// What is to be brought, by rising keys.
+    #[must_use]
+    pub fn missing(&self) -> &[(Key, Slot)] {
+        &self.given.missing
+    }
+
+    /// Goes from one stage to another, if it is at the first.
+    fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&Table<'_, Mapping>)) {
+        if self.tenure.process() != crate::sys::process::id() {
+            return;
+        }
+        let (from, to) = (from as u8, to as u8);
+        if self.stage.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        let Some(locked) = self.shared.object.lock_anyway() else { return };
+        // Whoever has left holds nothing any more.
+        if self.shared.is_current(self.tenure) {
+            then(&locked.table);
+        }
+        drop(locked);
+        self.shared.object.notify();
+    }
+
+    /// Reads what is missing from the store, all of it in flight together, and says what has
+    /// arrived.
+    ///
+    /// # Errors
+    /// As [`Store::scatter`]; the extents before the one that failed are in their slots.
+    pub fn load(&self, store: &Store, interrupt: &dyn Interrupt) -> Result<()> {
+        let geometry = self.shared.geometry();
+        let pages = geometry.extent_pages;
+        let page_count = geometry.store_bytes.div_ceil(geometry.page_bytes);
+        let mut file_pages: Vec<FilePage> =
+            room_for("ensure", self.given.missing.len() * pages as usize)?;
+        for &(key, slot) in &self.given.missing {
+            let first = key.0 * pages;
+            let end = page_count.min(first + pages);
+            file_pages.extend((first..end).map(FilePage));
+            let within = ((end - first) * geometry.page_bytes) as usize;
+            // What lies behind the store's end is the end of the last extent.
+            let memory = self.shared.slot_memory(slot);
+            memory.part(within, memory.len() - within).clear();
+        }
+        let mut sink = SlotSink { call: self, extent_pages: pages as usize };
+        let outcome = store.scatter(&file_pages, &mut sink, interrupt);
+        let done = match &outcome {
+            Ok(()) => self.given.missing.len(),
+            Err(error) => error.completed() / pages as usize,
+        };
+        self.settle(done);
+        outcome.map_err(|error| error.with_completed(done))
+    }
+
+    /// Puts what is missing into its slots: whole extents one after another, by rising keys.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where `data` is not as long.
+    pub fn fill(&self, data: Span<'_>) -> Result<()> {
+        let bytes = self.shared.geometry().extent_bytes() as usize;
+        let missing = &self.given.missing;
+        if data.len() != bytes * missing.len() {
+            return Err(Error::Argument(format!(
+                "write: {} extents of {bytes} bytes are not {} bytes",
+                missing.len(),
+                data.len()
+            )));
+        }
+        for (number, &(_, slot)) in missing.iter().enumerate() {
+            self.shared.slot_memory(slot).copy_span(data.part(number * bytes, bytes));
+        }
+        Ok(())
+    }
+
+    /// The first `done` of what was missing are in their slots, and the rest will not be.
+    pub fn settle(&self, done: usize) {
+        self.go(Stage::Bringing, Stage::Named, |table| {
+            table.settle(self.tenure.owner(), &self.given.missing, done);
+        });
+    }
+
+    /// Waits until all extents are there, also those that others bring. False if one was not
+    /// brought, or was evicted meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`], [`Error::Closed`].
+    pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
+        let object = &self.shared.object;
+        loop {
+            let locked = object.lock(interrupt)?;
+            if !self.shared.is_current(self.tenure) {
+                return Err(Error::Closed { operation: "ensure", what: "slot table" });
+            }
+            match locked.table.arrival(&self.given.distinct) {
+                Arrival::Here => return Ok(true),
+                Arrival::Lost => return Ok(false),
+                Arrival::Coming(_) => {}
+            }
+            let notice = object.must_wait(&locked);
+            drop(locked);
+            if !object.sleep(notice) {
+                self.shared.sweep(interrupt)?;
+            }
+            interrupt.check()?;
+        }
+    }
+
+    /// The extents may leave again.
+    pub fn release(&self) {
+        self.go(Stage::Named, Stage::Over, |table| {
+            table.release(self.tenure.owner(), &self.given.distinct);
+        });
+    }
+
+    /// The extents stay until [`unpin`](Self::unpin).
+    pub fn pin(&self) {
+        self.go(Stage::Named, Stage::Pinned, |table| {
+            table.pin(self.tenure.owner(), &self.given.distinct);
+        });
+    }
+
+    /// What was pinned may leave again.
+    pub fn unpin(&self) {
+        self.go(Stage::Pinned, Stage::Over, |table| {
+            table.unpin(self.tenure.owner(), &self.given.distinct);
+        });
+    }
+}
+
+impl Drop for SharedCall {
+    fn drop(&mut self) {
+        self.settle(0);
+        self.release();
+        self.unpin();
+    }
+}
+
+/// Each extent is a chunk, read into its slot.
+struct SlotSink<'m> {
+    call: &'m SharedCall,
+    extent_pages: usize,
+}
+
+impl<'m> Sink<'m> for SlotSink<'m> {
+    fn chunk_pages(&self) -> usize {
+        self.extent_pages
+    }
+
+    fn chunks_in_flight(&self) -> usize {
+        // Twice as many pages as are read at once.
+        (2 * DEPTH).div_ceil(self.extent_pages).max(2)
+    }
+
+    fn buffer(&mut self, chunk: usize) -> Span<'m> {
+        let call: &'m SharedCall = self.call;
+        call.shared.slot_memory(call.given.missing[chunk].1)
+    }
+
+    fn complete(&mut self, _requests: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! Which store it is, so that two processes know that they mean the same one.
+
+use std::hash::Hasher;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Store, StoreKind};
+use crate::error::{Error, Result};
+use crate::sys::file as sys_file;
+
+/// A store, told from others on this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreIdentity {
+    /// A hash of its files: devices, numbers and when they were made.
+    pub files: u64,
+    /// A hash of when they were changed last.
+    pub changed: u64,
+}
+
+impl Store {
+    /// Which files the store shows, and as of when.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Unsupported`] where other processes provide the pages.
+    pub fn identity(&self, operation: &'static str) -> Result<StoreIdentity> {
+        if self.kind() == StoreKind::Provided {
+            return Err(Error::Unsupported {
+                operation,
+                reason: "no file has the pages of this store, so that other processes cannot \
+                         tell whether theirs is the same one; leave out shared="
+                    .into(),
+            });
+        }
+        let (mut files, mut changed) = (Xxh3::new(), Xxh3::new());
+        for part in self.parts().all() {
+            let facts = sys_file::born_facts(part.fd());
+            let (facts, born) = facts.map_err(|errno| Self::part_error(operation, part, errno))?;
+            let (device, number) = facts.identity;
+            for word in [part.first.0, device, number, born] {
+                files.write_u64(word);
+            }
+            changed.write_i64(facts.changed_ns);
+        }
+        Ok(StoreIdentity { files: files.finish(), changed: changed.finish() })
+    }
+}
