@@ -1,7 +1,8 @@
 """Slots: memory for a number of extents of a store, which keeps those that are in use.
 
-The memory is one window. The compiled core decides which extent is in which slot, which are
-pinned, and which one makes room; other threads find extents while some are read.
+The memory is one window, or an object that processes share (`slot_memory`). The compiled core
+decides which extent is in which slot, which are pinned, and which one makes room; other threads,
+and processes, find extents while some are read.
 """
 
 from __future__ import annotations
@@ -12,29 +13,26 @@ import numpy as np
 
 from fremap import _core
 from fremap import calibration as calibrations
-from fremap.arguments import counted, quantity
+from fremap.arguments import bytes_of, counted, quantity
 from fremap.dtypes import MAX_AXES
 from fremap.errors import (
     ArgumentError,
     ArgumentTypeError,
-    BudgetError,
-    FremapError,
     ProviderError,
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
 from fremap.settings import (
     Budget,
-    CheckedBudget,
     Engine,
     Shape,
     checked_budget,
     chosen,
     elements_within,
 )
+from fremap.slot_memory import SharedMemory, WindowMemory
 from fremap.stats import SlotsStats, warn_renamed
 from fremap.stores import Store
-from fremap.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,13 +61,13 @@ class SlotsPin:
 
     Parameters
     ----------
-    taken : fremap._core.Taken
+    taken : fremap._core.Taken or fremap._core.SharedTaken
         The slots, pinned.
     """
 
     __slots__ = ("_pinned", "_taken")
 
-    def __init__(self, taken: _core.Taken) -> None:
+    def __init__(self, taken: _core.Taken | _core.SharedTaken) -> None:
         self._taken = taken
         self._pinned = True
 
@@ -137,17 +135,24 @@ class Slots:
         available, None no limit.
     calibration : fremap.calibration.Calibration, optional
         Crossover points; as for `Window` if not given.
+    shared : str, optional
+        A name, by which all processes of this user find the same slots: letters, digits, ".",
+        "_" and "-". The first process makes them, the others must ask for as many slots of the
+        same extents of the same store, and the last one to close them, or to end, removes
+        them. An extent is read once, whoever asks for it first, and pins hold in all
+        processes. Without a name the slots are this process's own.
 
     Raises
     ------
     ArgumentError
-        A number is zero, or the slots are larger than the address space.
+        A number is zero, or the slots are larger than the address space. Or there are other
+        slots of that name.
     BudgetError
         The slots do not fit into the budget.
     UnsupportedError
         The engine cannot be had, or does not go with the store.
     StoreError
-        The window cannot be mapped.
+        The window cannot be mapped, or there is no room for shared slots.
 
     Notes
     -----
@@ -161,6 +166,15 @@ class Slots:
     `evict` has it read again.
     In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
     `Window` shows there. Pickling makes empty slots on the store, re-opened.
+
+    Shared slots are a file in ``/dev/shm`` that its owner alone may open (mode 0600), allocated
+    when it is made, and one kernel mapping in each process. They work in children of ``fork``,
+    and pickling finds them by name. A process that is killed, at whatever instruction, holds up
+    nobody: its pins end, and what it was reading is read by others. Only if all were killed do
+    the slots stay, until a process uses the name again; ``fremap shm`` lists and removes them.
+    All processes must see the same process numbers (one PID namespace). Slots over a store that
+    may be written are written by `write`. With a budget "auto" new shared slots may take half
+    of the memory there is.
 
     Examples
     --------
@@ -178,12 +192,11 @@ class Slots:
     __slots__ = (
         "__weakref__",
         "_extent_pages",
+        "_memory",
         "_page_count",
         "_settings",
         "_slot_count",
         "_store",
-        "_table",
-        "_window",
     )
 
     def __init__(
@@ -195,6 +208,7 @@ class Slots:
         engine: Engine = "auto",
         budget: Budget = "auto",
         calibration: Calibration | None = None,
+        shared: str | None = None,
     ) -> None:
         if not isinstance(store, Store):
             raise ArgumentTypeError(f"Slots: store must be a store, not {type(store).__name__}")
@@ -207,20 +221,26 @@ class Slots:
                 "and less than 2**31 slots"
             )
         budget = checked_budget(budget, "Slots")
-        self._settings = {"engine": engine, "budget": budget, "calibration": calibration}
-        if (
-            engine == "auto"
-            and budget in ("auto", None)
-            and _alias_pays(store, pages, count, calibration or calibrations.load())
-        ):
-            engine = "alias"
+        self._settings: dict[str, Any] = {
+            "engine": engine, "budget": budget, "calibration": calibration, "shared": shared
+        }  # fmt: skip
+        self._memory: WindowMemory | SharedMemory
+        if shared is not None:
+            _check_shared(shared, engine, calibration)
+            self._memory = SharedMemory(store, pages, count, shared, budget)
+        else:
+            if (
+                engine == "auto"
+                and budget in ("auto", None)
+                and _alias_pays(store, pages, count, calibration or calibrations.load())
+            ):
+                engine = "alias"
+            self._memory = WindowMemory(store, pages, count, engine, budget, calibration)
         self._store = store
         self._extent_pages = pages
-        self._window = _slots_window(store, pages * count, engine, budget, calibration)
         self._slot_count = count
         #: As it was: extents do not change with the store's size.
         self._page_count = store.page_count
-        self._table = _core.SlotTable(count, self.extent_count)
 
     # What it is.
 
@@ -250,19 +270,25 @@ class Slots:
         return -(-self._page_count // self._extent_pages)
 
     @property
+    def shared(self) -> str | None:
+        """Name of the slots if processes share them, else None."""
+        name: str | None = self._settings["shared"]
+        return name
+
+    @property
     def engine(self) -> str:
-        """How the window of the slots is done."""
-        return self._window.engine
+        """How the window of the slots is done; "shared" if processes share them."""
+        return self._memory.engine
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._window.closed
+        return self._memory.closed
 
     @property
     def keys(self) -> Numbers:
         """Key of the extent that each slot shows, -1 if it is empty. A copy."""
-        return np.frombuffer(self._table.keys(), np.int64)
+        return np.frombuffer(self._memory.table.keys(), np.int64)
 
     def stats(self) -> SlotsStats:
         """Return what the slots hold and what they did so far.
@@ -277,7 +303,7 @@ class Slots:
         ForkError
             The slots were made by the parent process.
         """
-        counts = self._table.stats()
+        counts = self._memory.table.stats()
         arrivals = counts.pop("arrivals")
         return SlotsStats(bytes_read=arrivals * self.extent_bytes, **counts)
 
@@ -297,7 +323,7 @@ class Slots:
 
     def _looked(self, slots: Numbers) -> tuple[npt.NDArray[np.int8], dict[str, int], str]:
         """Return the state of each of these slots, as its place in `SLOT_STATES`."""
-        keys, pinned = self._table.at(slots)
+        keys, pinned = self._memory.table.at(slots)
         state = (np.frombuffer(keys, np.int64) >= 0).astype(np.int8)
         state[np.frombuffer(pinned, np.bool_)] = 2
         stats = self.stats()
@@ -339,7 +365,7 @@ class Slots:
         another thread is bringing in is waited for, not read twice.
         """
         wanted = self._wanted("ensure", keys)
-        found = self._table.find("ensure", wanted)
+        found = self._memory.table.find("ensure", wanted)
         if found is not None:
             return np.frombuffer(found, np.int64)
         taken = self._take("ensure", wanted)
@@ -426,7 +452,7 @@ class Slots:
         Raises
         ------
         ArgumentError
-            One of the extents is pinned. Nothing has changed.
+            One of the extents is pinned, and the slots are not shared. Nothing has changed.
         PageRangeError
             A key is outside the store.
         ClosedError, ForkError
@@ -434,6 +460,9 @@ class Slots:
 
         Notes
         -----
+        Shared slots that are pinned keep their content for those who pinned them, and the next
+        call that names the extent reads it into another slot.
+
         `Window.evict`. Waits for calls under way that name one of the extents, of which it
         cannot be known whether they read before the change.
 
@@ -451,14 +480,69 @@ class Slots:
         if keys is None:
             shown = self.keys
             wanted = shown[shown >= 0]
-        taken = self._table.evict(wanted)
-        try:
-            slots = np.frombuffer(taken.slots(), np.int64)
-            if len(slots):
-                self._window.evict(self._pages(slots), discard=True)
-        finally:
-            taken.release()
-        return len(slots)
+        return self._memory.evict(wanted)
+
+    def write(self, keys: PageSelection, data: BufferLike) -> None:
+        """Write whole extents to the store, and show them to all processes.
+
+        Parameters
+        ----------
+        keys : int, slice, range, array of int or None
+            Extents, each once.
+        data : buffer or array
+            Their content, in the order of `keys`: ``n * extent_bytes`` bytes. What lies beyond
+            the store's end is not written.
+
+        Raises
+        ------
+        UnsupportedError
+            The slots are not shared (`shared`).
+        ArgumentError
+            `data` has another size, or a key is named twice.
+        SlotsFullError
+            There are not so many slots, or too many of them are pinned. Nothing has changed.
+        PageRangeError
+            A key is outside the store.
+        StoreError
+            The store may not be written, or a write failed; extents may be written in part, and
+            are read again by the next call that names them.
+        ClosedError
+            The slots are closed.
+
+        Notes
+        -----
+        `Store.write`: the extents are in the file when this returns, not on the disk
+        (`Store.sync`). Calls of any process that name one of them meanwhile wait, and then see
+        the new content, never a part of it. Who has pinned an extent keeps the old content until
+        the pin ends: a pin is a snapshot. Two that write the same extent at once: the last one
+        counts. A process that is killed may leave an extent written in part, as with ``pwrite``.
+
+        Examples
+        --------
+        >>> import fremap, numpy as np
+        >>> store = fremap.MemoryStore(8 * 4096, name="docs-slots")
+        >>> with fremap.Slots(store, extent_pages=1, slot_count=4, shared="docs-slots") as slots:
+        ...     with slots.pin(2) as before:
+        ...         slots.write(2, np.full(4096, 7, np.uint8))
+        ...         after = slots.ensure(2)
+        ...         shown = slots.array(np.uint8)
+        ...         int(shown[before[0], 0]), int(shown[after[0], 0])
+        (0, 7)
+        >>> del shown
+        >>> store.unlink()
+        """
+        wanted = self._wanted("write", keys)
+        content = bytes_of("write", data, (len(wanted) * self.extent_bytes,))
+        rising = np.argsort(wanted, kind="stable")
+        ordered = wanted[rising]
+        twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+        if len(twice):
+            raise ArgumentError(f"write: key {ordered[twice[0]]} is named twice; name it once")
+        extents = content.reshape(len(wanted), self.extent_bytes)
+        if (rising[1:] < rising[:-1]).any():
+            extents = extents[rising]
+        if len(wanted):
+            self._memory.write(ordered, extents)
 
     def _wanted(self, operation: str, keys: PageSelection) -> Numbers:
         """Return keys as an array of int64."""
@@ -468,16 +552,18 @@ class Slots:
             selection = (0, numbering.limit)
         return np.arange(*selection) if isinstance(selection, tuple) else selection
 
-    def _take(self, operation: Literal["ensure", "pin"], wanted: Numbers) -> _core.Taken:
+    def _take(
+        self, operation: Literal["ensure", "pin"], wanted: Numbers
+    ) -> _core.Taken | _core.SharedTaken:
         """Bring extents in; none of them leaves before what is returned is released."""
         while True:
-            taken = self._table.reserve(operation, wanted)
+            taken: Any = self._memory.table.reserve(operation, wanted)
             try:
                 keys, slots = (np.frombuffer(part, np.int64) for part in taken.missing())
                 if len(keys):
                     self._load(operation, taken, keys, slots)
                 if taken.wait():
-                    return taken
+                    return taken  # type: ignore[no-any-return]
             except BaseException:
                 # Not when it is dropped: the error's traceback keeps it alive.
                 taken.settle(0)
@@ -486,47 +572,19 @@ class Slots:
             # Another thread could not read an extent: this one finds out why.
             taken.release()
 
-    def _load(self, operation: str, taken: _core.Taken, keys: Numbers, slots: Numbers) -> None:
+    def _load(self, operation: str, taken: Any, keys: Numbers, slots: Numbers) -> None:
         """Show extents in their slots; where that fails, empty those that were not reached."""
         try:
-            self._show(keys, slots)
+            self._memory.load(taken, keys, slots)
         except BaseException as error:
             completed = error.completed if isinstance(error, StoreError) else 0
             done = min(completed // self._extent_pages, len(keys) - 1)
-            self._drop(slots[done:], error)
+            self._memory.drop(slots[done:], error)
             taken.settle(done)
             if isinstance(error, StoreError):
                 raise _naming(error, operation, int(keys[done]), done) from error
             raise
         taken.settle(len(keys))
-
-    def _show(self, keys: Numbers, slots: Numbers) -> None:
-        first, pages = int(keys[0]) * self._extent_pages, self._extent_pages
-        at: int | Numbers
-        if len(keys) == 1 and first + pages <= self._page_count:
-            at = int(slots[0]) * pages
-            # Nobody reads a slot whose extent leaves.
-            pages_shown = range(first, first + pages)
-            self._window.remap(pages_shown, at=at, discard=True, in_place=True)
-            return
-        file_pages, at = self._pages(keys), self._pages(slots)
-        # Keys rise: what lies behind the store's end is the end of the last extent.
-        whole = int(np.searchsorted(file_pages, self._page_count))
-        if whole < len(file_pages):
-            self._window.place(at[whole:], bytes(self._store.page_bytes))
-        self._window.remap(file_pages[:whole], at=at[:whole], discard=True, in_place=True)
-
-    def _pages(self, numbers: Numbers) -> Numbers:
-        """Pages of extents or of slots, extent by extent."""
-        within = np.arange(self._extent_pages)
-        return (numbers[:, None] * self._extent_pages + within).reshape(-1)
-
-    def _drop(self, slots: Numbers, error: BaseException) -> None:
-        """Give back what is in slots that are to be empty."""
-        try:
-            self._window.evict(self._pages(slots), discard=True)
-        except FremapError as failure:
-            error.add_note(f"fremap: emptying the slots failed too: {failure}")
 
     # The memory.
 
@@ -578,7 +636,7 @@ class Slots:
         # The slots are an axis, too.
         elements = elements_within(dtype, shape, self.extent_bytes, max_axes=MAX_AXES - 1)
         self._store._check_extents(elements, self._extent_pages)  # noqa: SLF001 - its other half
-        memory = np.frombuffer(memoryview(self._window), np.uint8)
+        memory = np.frombuffer(self._memory.buffer, np.uint8)
         used = memory.reshape(self.slot_count, -1)[:, : elements.used_bytes]
         view: npt.NDArray[Any] = used.view(elements.dtype)
         return view.reshape(self.slot_count, *elements.shape)
@@ -596,8 +654,7 @@ class Slots:
         traceback: TracebackType | None,
     ) -> None:
         """Close for calls; the memory goes with its last view."""
-        self._window.__exit__(kind, error, traceback)
-        self._table.close()
+        self._memory.leave(kind, error, traceback)
 
     def close(self) -> None:
         """Unmap the memory; later calls raise.
@@ -611,8 +668,7 @@ class Slots:
         -----
         ``munmap(2)``. Closing again does nothing.
         """
-        self._window.close()
-        self._table.close()
+        self._memory.close()
 
     def __reduce__(self) -> tuple[Callable[..., Slots], tuple[object, ...]]:
         """Be made anew on the store, with nothing in it."""
@@ -626,6 +682,16 @@ def _made_anew(
     cls: type[Slots], store: Store, extent_pages: int, slot_count: int, settings: dict[str, Any]
 ) -> Slots:
     return cls(store, extent_pages, slot_count, **settings)
+
+
+def _check_shared(shared: object, engine: str, calibration: object) -> None:
+    """Refuse what does not go with shared slots."""
+    if not isinstance(shared, str):
+        raise ArgumentTypeError(f"Slots: shared must be a name, not {type(shared).__name__}")
+    if engine != "auto" or calibration is not None:
+        raise ArgumentError(
+            "Slots: shared slots are memory of their own; leave out engine= and calibration="
+        )
 
 
 def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
@@ -642,39 +708,6 @@ def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Cali
         most = int(file.read()) // _MAPPINGS_PART
     long = extent_pages * store.page_bytes >= measured.alias_extent_pages * page
     return long and slot_count <= most
-
-
-def _slots_window(
-    store: Store,
-    page_count: int,
-    engine: Engine,
-    budget: CheckedBudget,
-    calibration: Calibration | None,
-) -> Window:
-    window = Window(
-        store,
-        page_count,
-        mapping="none",
-        engine=engine,
-        # Copies, where the choice is left: whether aliases pay is known by now.
-        coherent=False if engine == "auto" else None,
-        # The slots of engine "alias" are the page cache's, which is not fremap's to trim.
-        budget=None if engine == "alias" else budget,
-        calibration=calibration,
-    )
-    limit, needed = window.stats().budget_bytes, window._whole_bytes()  # noqa: SLF001
-    slots_bytes = page_count * store.page_bytes
-    if engine == "alias" and isinstance(budget, int) and budget < slots_bytes:
-        limit = budget
-    if limit:
-        window.close()
-        beside = (needed or slots_bytes) - slots_bytes
-        also = f", and page tables and the memory that reads go through {beside}" if beside else ""
-        raise BudgetError(
-            f"Slots: the slots take {slots_bytes} bytes{also}; that is more than the budget of "
-            f"{limit}: use fewer slots, a larger budget, or budget=None"
-        )
-    return window
 
 
 def _naming(error: StoreError, operation: str, key: int, done: int) -> StoreError:

@@ -75,6 +75,7 @@ PACKAGE_FLOORS = {
     "pictures": 3,
     "views": 4,
     "window": 4,
+    "slot_memory": 5,
     "slots": 5,
     "layout": 4,
     "memmap": 5,

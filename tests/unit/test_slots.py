@@ -345,12 +345,12 @@ class Interrupted:
 
 def test_an_interrupted_call_leaves_its_slots_empty(table: fremap.Slots) -> None:
     table.ensure(range(5))
-    window = table._window
-    table._window = Interrupted(window)  # type: ignore[assignment]
+    window = table._memory._window  # type: ignore[union-attr]
+    table._memory._window = Interrupted(window)  # type: ignore[assignment, union-attr]
     with pytest.raises(KeyboardInterrupt) as caught:
         table.pin([4, 9, 8, 7])
     assert caught.traceback  # keeps what the call had
-    table._window = window
+    table._memory._window = window  # type: ignore[union-attr]
     assert table.keys.tolist().count(-1) == 3
     assert 4 in table.keys
     assert table.stats().pinned_slots == 0

@@ -117,11 +117,12 @@ impl SharedSlots {
     ) -> PyResult<Option<Bound<'py, PyByteArray>>> {
         let operation = operation(asked)?;
         let core = self.core(py, operation)?;
-        let keys = numbers(keys)?;
-        let found = run(py, |interrupt| {
-            let keys = core.keys(operation, &keys)?;
-            core.find(operation, &keys, interrupt)
-        })?;
+        let keys = core.keys(operation, &numbers(keys)?).map_err(|error| python(py, &error))?;
+        // Mostly nobody has the lock, and to let go of the GIL would take longer.
+        let found = match core.try_find(operation, &keys).map_err(|error| python(py, &error))? {
+            Some(found) => found,
+            None => run(py, |interrupt| core.find(operation, &keys, interrupt))?,
+        };
         let Some(slots) = found else { return Ok(None) };
         int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
     }

@@ -155,7 +155,7 @@ impl SharedCall {
             match locked.table.arrival(&self.given.distinct) {
                 Arrival::Here => return Ok(true),
                 Arrival::Lost => return Ok(false),
-                Arrival::Coming(_) => {}
+                Arrival::Coming => {}
             }
             let notice = object.must_wait(&locked);
             drop(locked);

@@ -223,8 +223,23 @@ impl SharedSlots {
         Ok(locked.table.hit(keys, &mut slots).then_some(slots))
     }
 
-    /// Takes a slot for each key, once other calls have left enough of them; with `anew` slots
-    /// whose content is to be brought again.
+    /// The same without waiting for other threads or processes; None where one would have to.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Memory`].
+    pub fn try_find(
+        &self,
+        operation: &'static str,
+        keys: &[Key],
+    ) -> Result<Option<Option<Vec<Slot>>>> {
+        self.check_open(operation)?;
+        let mut slots = room_for(operation, keys.len())?;
+        let Some(locked) = self.object.try_lock() else { return Ok(None) };
+        Ok(Some(locked.table.hit(keys, &mut slots).then_some(slots)))
+    }
+
+    /// Takes a slot for each key, once other calls have left enough of them; with `writes` slots
+    /// that this process is to [`fill`](SharedCall::fill).
     ///
     /// # Errors
     /// [`Error::Slots`], [`Error::Closed`], [`Error::Interrupted`], [`Error::Memory`], and where
@@ -233,7 +248,7 @@ impl SharedSlots {
         self: &Arc<Self>,
         operation: &'static str,
         keys: &[Key],
-        anew: bool,
+        writes: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<SharedCall> {
         let mut rising = collected(operation, keys.iter().copied())?;
@@ -252,7 +267,7 @@ impl SharedSlots {
             if !self.is_current(tenure) {
                 continue;
             }
-            let counts = (keys.len(), anew);
+            let counts = (keys.len(), writes);
             let refusal = match locked.table.reserve(tenure.owner(), &rising, counts, &mut given) {
                 Ok(()) => {
                     drop(locked);
@@ -355,7 +370,7 @@ impl SharedSlots {
 fn here(locked: &Locked<'_>, slot: Slot) -> Option<Key> {
     match locked.table.content(slot) {
         Content::Here(key) => Some(key),
-        Content::Empty | Content::Coming(..) => None,
+        Content::Empty | Content::Coming(..) | Content::Writing(..) => None,
     }
 }
 

@@ -330,30 +330,34 @@ impl Object {
 
     // The lock.
 
-    fn robust_lock(&self) -> RobustLock<'_> {
-        self.mapping.lock(header::LOCK * WORD)
-    }
-
     /// Takes the lock; what its last holder left half changed is repaired.
     pub(super) fn lock(&self, interrupt: &dyn Interrupt) -> Result<Locked<'_>> {
-        let lock = self.robust_lock();
         loop {
-            match lock.acquire(WAIT) {
+            match self.lock_within(WAIT) {
+                Ok(locked) => return Ok(locked),
                 Err(Errno::TIMEDOUT) => interrupt.check()?,
                 Err(errno) => return Err(failed(&self.path, errno)),
-                Ok(acquired) => {
-                    let table = Table::new(&self.mapping, &self.layout);
-                    if acquired == Acquired::Broken {
-                        if self.has_memory() {
-                            table.repair();
-                            table.count(Counter::Repairs, 1);
-                        }
-                        lock.mend();
-                    }
-                    return Ok(Locked { table, lock });
-                }
             }
         }
+    }
+
+    /// The same if nobody has it.
+    pub(super) fn try_lock(&self) -> Option<Locked<'_>> {
+        self.lock_within(Duration::ZERO).ok()
+    }
+
+    fn lock_within(&self, timeout: Duration) -> Result<Locked<'_>, Errno> {
+        let lock = self.mapping.lock(header::LOCK * WORD);
+        let acquired = lock.acquire(timeout)?;
+        let table = Table::new(&self.mapping, &self.layout);
+        if acquired == Acquired::Broken {
+            if self.has_memory() {
+                table.repair();
+                table.count(Counter::Repairs, 1);
+            }
+            lock.mend();
+        }
+        Ok(Locked { table, lock })
     }
 
     /// The same, however long it takes: for what must be done.

@@ -5,8 +5,8 @@
 //!
 //! A process may be killed between any two stores, so each store leaves the truth whole:
 //!
-//! - A slot's *word* says all of it at once: empty, coming (which extent, and who brings it) or
-//!   here (which extent).
+//! - A slot's *word* says all of it at once: empty, coming or being written (which extent, and who
+//!   brings it), or here (which extent).
 //! - Each process has its own row of *holds*, a word a slot: calls under way, and pins.
 //! - A process counts as an *owner* from when its row is clear until it is clear again.
 //!
@@ -35,11 +35,14 @@ pub enum Content {
     Empty,
     /// A process reads this extent.
     Coming(Key, OwnerIndex),
+    /// A process writes this extent, to the store and then to the slot.
+    Writing(Key, OwnerIndex),
     Here(Key),
 }
 
 const COMING: u64 = 1;
 const HERE: u64 = 2;
+const WRITING: u64 = 3;
 const STATE_SHIFT: u32 = 62;
 const KEY_MASK: u64 = (1 << KEY_BITS) - 1;
 
@@ -49,17 +52,20 @@ impl Content {
         let owner = OwnerIndex((word >> KEY_BITS) as usize & ((1 << (STATE_SHIFT - KEY_BITS)) - 1));
         match word >> STATE_SHIFT {
             COMING => Self::Coming(key, owner),
+            WRITING => Self::Writing(key, owner),
             HERE => Self::Here(key),
             _ => Self::Empty,
         }
     }
 
     pub fn word(self) -> u64 {
+        let brought = |state, key: Key, owner: OwnerIndex| {
+            state << STATE_SHIFT | (owner.0 as u64) << KEY_BITS | key.0
+        };
         match self {
             Self::Empty => 0,
-            Self::Coming(key, owner) => {
-                COMING << STATE_SHIFT | (owner.0 as u64) << KEY_BITS | key.0
-            }
+            Self::Coming(key, owner) => brought(COMING, key, owner),
+            Self::Writing(key, owner) => brought(WRITING, key, owner),
             Self::Here(key) => HERE << STATE_SHIFT | key.0,
         }
     }
@@ -67,7 +73,15 @@ impl Content {
     pub fn key(self) -> Option<Key> {
         match self {
             Self::Empty => None,
-            Self::Coming(key, _) | Self::Here(key) => Some(key),
+            Self::Coming(key, _) | Self::Writing(key, _) | Self::Here(key) => Some(key),
+        }
+    }
+
+    /// The process that reads or writes it.
+    pub fn bringer(self) -> Option<OwnerIndex> {
+        match self {
+            Self::Empty | Self::Here(_) => None,
+            Self::Coming(_, owner) | Self::Writing(_, owner) => Some(owner),
         }
     }
 }
@@ -157,8 +171,8 @@ pub enum Refusal {
 pub enum Arrival {
     /// All of them are.
     Here,
-    /// A process still reads one.
-    Coming(OwnerIndex),
+    /// A process still brings one.
+    Coming,
     /// One was not read, or was evicted meanwhile.
     Lost,
 }
@@ -364,7 +378,7 @@ impl<'t, W: Words> Table<'t, W> {
                 Content::Empty => self.push_free(slot),
                 Content::Here(_) => self.add(header::IDLE_COUNT, 1),
                 // Nobody brings it: he would hold it. `repair` finds none either.
-                Content::Coming(key, _) => {
+                Content::Coming(key, _) | Content::Writing(key, _) => {
                     self.empty(slot, key);
                     self.push_free(slot);
                 }
@@ -414,8 +428,9 @@ impl<'t, W: Words> Table<'t, W> {
     }
 
     /// Takes a slot for each of these keys, at once for all of them: none leaves before the
-    /// process lets go. With `anew`, extents that are there are to be brought again, in other
-    /// slots; whoever holds the old ones keeps them.
+    /// process lets go. With `writes` the process is to bring all of them, in other slots than
+    /// those that they are in; whoever holds these keeps them. One process at a time writes an
+    /// extent, so that what the slot shows in the end is what the store has.
     ///
     /// `rising` are the keys, each once; `given` has room for them, and is empty. `named` is how
     /// often they were named.
@@ -423,10 +438,17 @@ impl<'t, W: Words> Table<'t, W> {
         &self,
         owner: OwnerIndex,
         rising: &[Key],
-        (named, anew): (usize, bool),
+        (named, writes): (usize, bool),
         given: &mut Given,
     ) -> Result<(), Refusal> {
-        let here = |key: &&Key| !anew && self.find(**key).is_some();
+        let is_written = |key: &Key| {
+            let content = self.find(*key).map(|slot| self.content(slot));
+            matches!(content, Some(Content::Writing(..)))
+        };
+        if writes && rising.iter().any(is_written) {
+            return Err(Refusal::Busy);
+        }
+        let here = |key: &&Key| !writes && self.find(**key).is_some();
         let wanted = rising.len() - rising.iter().filter(here).count();
         let own_pinned = rising.iter().filter(here).filter_map(|key| self.find(*key));
         let own_pinned = own_pinned.filter(|&slot| self.total(slot).pins > 0).count();
@@ -435,19 +457,19 @@ impl<'t, W: Words> Table<'t, W> {
             return Err(Refusal::Full { pinned });
         }
         // Before others leave: what is named stays.
-        let found = |key: &Key| if anew { None } else { self.find(*key) };
+        let found = |key: &Key| if writes { None } else { self.find(*key) };
         for slot in rising.iter().filter_map(found) {
             self.hold(owner, slot, USER);
         }
         let room = self.get(header::FREE_COUNT) + self.get(header::IDLE_COUNT);
-        // Also with `anew`: evicting an extent that nobody holds leaves their sum as it is.
+        // Also with `writes`: evicting an extent that nobody holds leaves their sum as it is.
         if (room as usize) < wanted {
             for slot in rising.iter().filter_map(found) {
                 self.let_go(owner, slot, USER);
             }
             return Err(Refusal::Busy);
         }
-        if anew {
+        if writes {
             for &key in rising {
                 self.evict(key);
             }
@@ -459,7 +481,8 @@ impl<'t, W: Words> Table<'t, W> {
             } else {
                 let Some(slot) = self.vacate() else { break };
                 self.hold(owner, slot, USER);
-                self.set_content(slot, Content::Coming(key, owner));
+                let made = if writes { Content::Writing } else { Content::Coming };
+                self.set_content(slot, made(key, owner));
                 self.insert(key, slot, u32::from(self.returns(key)));
                 given.missing.push((key, slot));
                 slot
@@ -524,7 +547,8 @@ impl<'t, W: Words> Table<'t, W> {
     /// was evicted meanwhile stays so: it may have been read before it changed.
     pub fn settle(&self, owner: OwnerIndex, missing: &[(Key, Slot)], done: usize) {
         for (position, &(key, slot)) in missing.iter().enumerate() {
-            if self.content(slot) != Content::Coming(key, owner) {
+            let content = self.content(slot);
+            if content.key() != Some(key) || content.bringer() != Some(owner) {
                 continue;
             }
             if position < done {
@@ -544,7 +568,7 @@ impl<'t, W: Words> Table<'t, W> {
         for &(key, slot) in distinct {
             match self.content(slot) {
                 Content::Here(other) if other == key => {}
-                Content::Coming(other, owner) if other == key => arrival = Arrival::Coming(owner),
+                content if content.key() == Some(key) => arrival = Arrival::Coming,
                 _ => return Arrival::Lost,
             }
         }
@@ -574,10 +598,15 @@ impl<'t, W: Words> Table<'t, W> {
     }
 
     /// Has a key's slot show nothing, if it has one, so that the next call reads it again. Who
-    /// holds the slot keeps its content. Says whether the extent was there.
+    /// holds the slot keeps its content. What is being written stays, as it will be what the
+    /// store has. Says whether the extent was there.
     pub fn evict(&self, key: Key) -> bool {
         let Some(slot) = self.find(key) else { return false };
-        let was_here = matches!(self.content(slot), Content::Here(_));
+        let was_here = match self.content(slot) {
+            Content::Here(_) => true,
+            Content::Coming(..) | Content::Empty => false,
+            Content::Writing(..) => return false,
+        };
         self.empty(slot, key);
         if self.total(slot) == Holds::default() {
             self.push_free(slot);
@@ -619,12 +648,11 @@ impl<'t, W: Words> Table<'t, W> {
     pub fn dismiss(&self, owner: OwnerIndex) {
         for slot in self.slots() {
             let row = self.row(owner, slot);
-            if let Content::Coming(key, by) = self.content(slot) {
-                if by == owner {
-                    self.empty(slot, key);
-                    if self.total(slot) == Holds::default() {
-                        self.push_free(slot);
-                    }
+            let content = self.content(slot);
+            if let (Some(key), true) = (content.key(), content.bringer() == Some(owner)) {
+                self.empty(slot, key);
+                if self.total(slot) == Holds::default() {
+                    self.push_free(slot);
                 }
             }
             let held = Holds::of(self.get(row));
@@ -652,25 +680,23 @@ impl<'t, W: Words> Table<'t, W> {
             self.set(at, 0);
         }
         // From the last, so that the first free slot is taken first.
+        let owners: Vec<OwnerIndex> = self.owners().map(|(owner, _)| owner).collect();
         for slot in self.slots().rev() {
-            self.repair_slot(slot);
+            self.repair_slot(slot, &owners);
         }
     }
 
-    fn repair_slot(&self, slot: Slot) {
-        let rows = self.owners().map(|(owner, _)| self.holds(owner, slot));
+    fn repair_slot(&self, slot: Slot, owners: &[OwnerIndex]) {
+        let rows = owners.iter().map(|&owner| self.holds(owner, slot));
         let total = rows.fold(Holds::default(), Holds::plus);
         self.set_total(slot, total);
         self.add(header::PINNED_COUNT, u64::from(total.pins > 0));
-        let known = |key: Key| key.0 < self.layout.extent_count && self.find(key).is_none();
-        let content = match self.content(slot) {
-            Content::Here(key) if known(key) => Content::Here(key),
-            Content::Coming(key, owner) if known(key) && self.is_brought(slot, owner) => {
-                Content::Coming(key, owner)
-            }
-            _ => Content::Empty,
-        };
-        if self.content(slot) != content {
+        let found = self.content(slot);
+        let is_known = |key: Key| key.0 < self.layout.extent_count && self.find(key).is_none();
+        let is_right = found.key().is_some_and(is_known)
+            && found.bringer().is_none_or(|owner| self.is_brought(slot, owner));
+        let content = if is_right { found } else { Content::Empty };
+        if found != content {
             self.set_content(slot, content);
         }
         if let Some(key) = content.key() {
@@ -685,7 +711,7 @@ impl<'t, W: Words> Table<'t, W> {
                 self.add(header::IDLE_COUNT, u64::from(!is_held));
             }
             Content::Empty if !is_held => self.push_free(slot),
-            Content::Empty | Content::Coming(..) => {}
+            Content::Empty | Content::Coming(..) | Content::Writing(..) => {}
         }
     }
 

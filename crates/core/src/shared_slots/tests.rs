@@ -95,6 +95,7 @@ impl Table<'_, Memory> {
         let mut pinned = 0;
         let mut keys = BTreeSet::new();
         let mut free: BTreeSet<u32> = BTreeSet::new();
+        let owners: Vec<OwnerIndex> = self.owners().map(|(owner, _)| owner).collect();
         for number in 0..SLOTS as u32 {
             let slot = Slot(number);
             let owners = (0..MOST_OWNERS).map(OwnerIndex);
@@ -108,7 +109,7 @@ impl Table<'_, Memory> {
             match self.content(slot) {
                 Content::Empty if !is_held => assert!(free.insert(number)),
                 Content::Empty => {}
-                Content::Coming(key, owner) => {
+                Content::Coming(key, owner) | Content::Writing(key, owner) => {
                     assert!(keys.insert(key.0), "twice");
                     assert_ne!(self.owner(owner), 0);
                     assert_ne!(self.holds(owner, slot), Holds::default());
@@ -150,6 +151,7 @@ fn contents_and_holds_are_words() {
         Content::Here(Key((1 << 48) - 1)),
         Content::Coming(Key(0), OwnerIndex(0)),
         Content::Coming(Key((1 << 48) - 1), OwnerIndex(MOST_OWNERS - 1)),
+        Content::Writing(Key(1), OwnerIndex(1)),
     ] {
         assert_eq!(Content::of(content.word()), content);
     }
@@ -168,11 +170,11 @@ fn an_extent_is_brought_once_whoever_names_it() {
     let second = table.reserved(TWO, &[3, 4], false).unwrap();
     assert_eq!(second.missing, [(Key(4), second.distinct[1].1)]);
     assert_eq!(second.distinct[0], first.distinct[1]);
-    assert_eq!(table.arrival(&second.distinct[..1]), Arrival::Coming(ONE));
+    assert_eq!(table.arrival(&second.distinct[..1]), Arrival::Coming);
     assert!(!table.hit(&[Key(3)], &mut Vec::new()), "not there yet");
     table.settle(ONE, &first.missing, 2);
     assert_eq!(table.arrival(&first.distinct), Arrival::Here);
-    assert_eq!(table.arrival(&second.distinct), Arrival::Coming(TWO));
+    assert_eq!(table.arrival(&second.distinct), Arrival::Coming);
     table.settle(TWO, &second.missing, 0);
     assert_eq!(table.arrival(&second.distinct), Arrival::Lost);
     table.check(&layout);
@@ -255,7 +257,7 @@ fn what_is_evicted_while_it_comes_does_not_arrive() {
 }
 
 #[test]
-fn extents_that_are_brought_anew_come_to_other_slots_where_they_are_held() {
+fn what_is_written_comes_to_other_slots_where_it_is_held() {
     let layout = layout();
     let memory = memory(&layout);
     let table = Table::new(&memory, &layout);
@@ -273,6 +275,29 @@ fn extents_that_are_brought_anew_come_to_other_slots_where_they_are_held() {
     table.unpin(ONE, &old.distinct);
     table.check(&layout);
     assert_eq!(table.reserved(TWO, &[0, 1, 2, 3, 4], true).unwrap().missing.len(), 5);
+}
+
+#[test]
+fn one_process_at_a_time_writes_an_extent() {
+    let layout = layout();
+    let memory = memory(&layout);
+    let table = Table::new(&memory, &layout);
+    let first = table.reserved(ONE, &[0, 1], true).unwrap();
+    assert_eq!(table.reserved(TWO, &[1, 2], true).unwrap_err(), Refusal::Busy);
+    table.check(&layout);
+    assert!(!table.evict(Key(1)), "its content will be what the store has");
+    let waiting = table.reserved(TWO, &[1], false).unwrap();
+    assert_eq!(waiting.distinct, first.distinct[1..]);
+    assert_eq!(table.arrival(&waiting.distinct), Arrival::Coming);
+    table.settle(ONE, &first.missing, 2);
+    assert_eq!(table.arrival(&waiting.distinct), Arrival::Here);
+    assert_eq!(table.reserved(TWO, &[1, 2], true).unwrap().missing.len(), 2);
+    table.check(&layout);
+    // Also after one that died over it.
+    assert_eq!(table.reserved(ONE, &[2], true).unwrap_err(), Refusal::Busy);
+    table.dismiss(TWO);
+    assert_eq!(table.reserved(ONE, &[2], true).unwrap().missing.len(), 1);
+    table.check(&layout);
 }
 
 #[test]
@@ -329,7 +354,11 @@ const STEPS: &[(&str, Step)] = &[
     ("reserve busy", |table, _| {
         assert_eq!(table.reserved(ONE, &[0, 1, 7, 8, 9], false).unwrap_err(), Refusal::Busy);
     }),
-    ("reserve anew", |table, _| drop(table.reserved(ONE, &[0, 1], true).unwrap())),
+    ("reserve to write", |table, _| drop(table.reserved(ONE, &[0, 1], true).unwrap())),
+    ("settle what was written", |table, _| {
+        let given = table.reserved(ONE, &[0, 1], true).unwrap();
+        table.settle(ONE, &given.missing, 2);
+    }),
     ("settle", |table, coming| table.settle(ONE, &coming.missing, 1)),
     ("settle none", |table, coming| table.settle(ONE, &coming.missing, 0)),
     ("release", |table, coming| {
@@ -414,7 +443,7 @@ fn recover(memory: &Memory, layout: &Layout, name: &str) {
         }
         table.dismiss(ONE);
         table.check(layout);
-        assert!(!table.shown().iter().any(|content| matches!(content, Content::Coming(..))));
+        assert!(table.shown().iter().all(|content| content.bringer().is_none()));
         let left = SLOTS - pinned.len() as u64;
         let keys: Vec<u64> = (6..6 + left).collect();
         table.admit(OwnerIndex(3), 103);

@@ -295,6 +295,9 @@ impl RobustLock<'_> {
         // SAFETY: the mutex lies in the mapping, and was made by `begin`.
         let mut answer = unsafe { libc::pthread_mutex_trylock(self.mutex) };
         if answer == libc::EBUSY {
+            if timeout.is_zero() {
+                return Err(Errno::TIMEDOUT);
+            }
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let until = now.saturating_add(timeout);
             let until = libc::timespec {
