@@ -17,6 +17,7 @@ use super::layout::{
 };
 use super::table::{OwnerIndex, Table, Words};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
+use crate::memory;
 use crate::sys::owner::{namespaces, Owner};
 use crate::sys::shm::{self, Acquired, Mapping, RobustLock};
 use crate::sys::span::system_page_bytes;
@@ -261,6 +262,20 @@ impl Object {
         if let Some(budget) = wanted.most_bytes.filter(|&most| bytes > most) {
             let why = "the slots are memory that all processes share; use fewer slots";
             return Err(Error::Budget { operation: "Slots", wanted: bytes, budget, why });
+        }
+        // Before the first of them is allocated, as what is short then is short for everybody.
+        let available = memory::available().unwrap_or(u64::MAX);
+        if bytes > available {
+            return Err(Error::Memory {
+                operation: "Slots",
+                wanted: bytes,
+                available,
+                completed: 0,
+            });
+        }
+        let free = sys_file::free_bytes(Path::new(DIRECTORY));
+        if free.is_ok_and(|free| bytes > free) {
+            return Err(no_space(&self.path, bytes, Errno::NOSPC));
         }
         let mut done = 0;
         while done < bytes {
