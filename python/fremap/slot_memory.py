@@ -248,10 +248,16 @@ def _let_go_at_exit(memory: SharedMemory) -> None:
 def _register() -> None:
     _registered_by[:] = [os.getpid()]
     atexit.register(_let_go_of_all)
-    # A child of multiprocessing ends without them, after its own finalizers.
+    # A child of multiprocessing ends without them, after its own finalizers; those that are set
+    # before it begins its work are forgotten then.
     processes = sys.modules.get("multiprocessing.util")
     if processes is not None:
-        processes.Finalize(None, _let_go_of_all, exitpriority=_LAST)
+        processes.register_after_fork(_let_go_of_all, _finalize)
+        _finalize()
+
+
+def _finalize(_: object = None) -> None:
+    sys.modules["multiprocessing.util"].Finalize(None, _let_go_of_all, exitpriority=_LAST)
 
 
 def _let_go_of_all() -> None:

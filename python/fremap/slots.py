@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from fremap.arguments import BufferLike
     from fremap.calibration import Calibration
 
 __all__ = ["Slots", "SlotsPin"]

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 def test_what_a_dead_process_was_reading_is_read_by_who_waits(slots: fremap.Slots) -> None:
     def body(pause: Callable[[], None]) -> None:
-        slots._memory.table.reserve("ensure", np.arange(3))
+        taken = slots._memory.table.reserve("ensure", np.arange(3))
         pause()
+        taken.release()
 
     child = Child(body).paused()
     waiting = threading.Thread(target=check, args=(slots, [0, 1, 2, 3]))
@@ -48,8 +49,9 @@ def test_what_a_dead_process_was_reading_is_read_by_who_waits(slots: fremap.Slot
 
 def test_pins_of_a_dead_process_end(slots: fremap.Slots) -> None:
     def body(pause: Callable[[], None]) -> None:
-        slots.pin(range(SLOTS))
+        pin = slots.pin(range(SLOTS))
         pause()
+        pin.release()
 
     child = Child(body).paused()
     with pytest.raises(fremap.SlotsFullError):
@@ -98,13 +100,11 @@ def storm(store: fremap.FileStore, name: str, kills: int, workers: int = 3) -> N
                 struct.pack_into("q", progress, worker * 8, done(worker) + 1)
 
     parent = os.getpid()
-    writing, children = [], []
 
     def start(worker: int, seed: int) -> int:
         return fork(lambda: work(worker, seed), write)
 
     read, write = os.pipe()
-    del writing
     with shared(store, name) as slots:
         children = [start(worker, worker) for worker in range(workers)]
         for kill in range(kills):
@@ -138,7 +138,7 @@ def storm(store: fremap.FileStore, name: str, kills: int, workers: int = 3) -> N
 
 
 def test_processes_that_are_killed_hold_up_nobody(store: fremap.FileStore, name: str) -> None:
-    storm(store, name, 40)
+    storm(store, name, 30)
 
 
 @pytest.mark.long

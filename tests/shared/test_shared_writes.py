@@ -99,8 +99,9 @@ def test_a_writer_that_dies_holds_up_nobody(path: Path, name: str) -> None:
     with writable(path, name) as slots:
 
         def body(pause: Callable[[], None]) -> None:
-            kept = slots._memory.table.reserve("write", np.array([3]))  # type: ignore[arg-type]
+            kept = taken = slots._memory.table.reserve("write", np.array([3]))  # type: ignore[arg-type]
             pause()
+            taken.release()
             del kept
 
         child = Child(body).paused()

@@ -87,7 +87,7 @@ impl SharedCall {
     /// arrived.
     ///
     /// # Errors
-    /// As [`Store::scatter`]; the extents before the one that failed are in their slots.
+    /// As [`Store::scatter`], in pages; extents of which all were completed are in their slots.
     pub fn load(&self, store: &Store, interrupt: &dyn Interrupt) -> Result<()> {
         let geometry = self.shared.geometry();
         let pages = geometry.extent_pages;
@@ -110,7 +110,7 @@ impl SharedCall {
             Err(error) => error.completed() / pages as usize,
         };
         self.settle(done);
-        outcome.map_err(|error| error.with_completed(done))
+        outcome
     }
 
     /// Puts what is missing into its slots: whole extents one after another, by rising keys.
