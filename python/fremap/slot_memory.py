@@ -190,7 +190,7 @@ class SharedMemory:
     @property
     def buffer(self) -> memoryview:
         """The memory of all slots."""
-        return memoryview(self.table)
+        return memoryview(self.table)  # type: ignore[arg-type] # stubs lack the protocol
 
     def load(self, taken: _core.SharedTaken, _keys: Numbers, _slots: Numbers) -> None:
         """Read extents into their slots."""

@@ -1,10 +1,12 @@
 """The page of the command has the fields that --json prints, and the exit codes of --help."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import fremap
 import numpy as np
 import pytest
 from fremap.bench.machine import Machine
@@ -37,7 +39,10 @@ def test_each_command_has_its_fields_told(
         "prefault": [path],
         "selftest": ["--pages", "8"],
         "completion": ["bash"],
+        "shm": ["list"],
     }
+    made = fremap.MemoryStore(4096)
+    slots = fremap.Slots(made, 1, 1, shared=f"command-{os.getpid()}")
     told = table()
     lists = {name for name in told if " of " in name}
     for command in COMMANDS:
@@ -50,6 +55,7 @@ def test_each_command_has_its_fields_told(
             if name in printed and of in (command, "files"):
                 assert list(printed[name][0]) == told[f"{name} of {of}"]
                 lists = lists - {f"{name} of {of}"}
+    slots.close()
     assert not lists
     assert list(json.loads(as_json(Machine.this(), []))) == told["bench"]
     assert set(told) - {name for name in told if " of " in name} == {*COMMANDS, "bench"}

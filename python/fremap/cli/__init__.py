@@ -1,4 +1,4 @@
-"""The command `fremap`: doctor, selftest, demo, inspect, resident, prefault, calibrate, bench.
+"""The command `fremap`: doctor, selftest, demo, inspect, resident, prefault, shm, bench and others.
 
 Each command is a module with `add_arguments(parser)` and `run(arguments)`,
 which returns the exit code. All take ``--json``: one JSON object on standard
@@ -21,6 +21,7 @@ from fremap.cli import (
     prefault,
     resident,
     selftest,
+    shm,
 )
 from fremap.errors import FremapError
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "inspect": (inspect, "what is in a file or a checkpoint: tensors, types, shapes, places"),
     "resident": (resident, "which pages of a file are in the kernel's page cache"),
     "prefault": (prefault, "bring a file into the kernel's page cache"),
+    "shm": (shm, "which slots processes share, and the removal of what killed ones have left"),
     "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
     "completion": (completion, "print the lines that set up completion in a shell"),
 }

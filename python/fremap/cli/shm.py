@@ -1,0 +1,62 @@
+"""Which slots processes of this user share, and the removal of what killed ones have left.
+
+The last process to close shared slots removes them. If all were killed, the slots stay in memory
+until a process uses the name again, or this command removes them.
+"""
+
+import argparse
+
+from fremap import _core
+from fremap.cli.report import columns, print_json, show, size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``fremap shm``."""
+    parser.add_argument("action", choices=("list", "remove"))
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="to be removed; all that nobody uses if not given"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="remove also names in use: their processes go on, and others make new slots",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    found = _core.list_shared_slots()
+    removed = []
+    if arguments.action == "remove":
+        unused = [one["name"] for one in found if not one["processes"]]
+        for name in arguments.names or unused:
+            _core.remove_shared_slots(name, arguments.force)
+            removed.append(name)
+        found = _core.list_shared_slots()
+    if arguments.json:
+        slots = [{**one, "path": str(one["path"])} for one in found]
+        print_json({"slots": slots, "removed": removed})
+        return 0
+    for name in removed:
+        show(f"removed {name}")
+    if arguments.action == "list":
+        show(_table(found) if found else "no slots are shared")
+    return 0
+
+
+def _table(found: list[dict[str, object]]) -> str:
+    rows = [("name", "takes", "slots", "filled", "processes")]
+    for one in found:
+        processes = one["processes"]
+        used = " ".join(map(str, processes)) if isinstance(processes, list) else ""
+        taken = size(float(str(one["bytes"])))
+        rows.append(
+            (
+                str(one["name"]),
+                taken,
+                str(one["slot_count"]),
+                str(one["filled_slots"]),
+                used or "none",
+            )
+        )
+    return columns(rows, right=(1, 2, 3))
