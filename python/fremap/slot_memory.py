@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fremap import _core
-from fremap.errors import BudgetError, FremapError, UnsupportedError
+from fremap.errors import (
+    BudgetError,
+    FremapError,
+    ProviderError,
+    StoreError,
+    UnsupportedError,
+)
 from fremap.window import Window
 
 if TYPE_CHECKING:
@@ -29,8 +35,10 @@ if TYPE_CHECKING:
 
     Numbers: TypeAlias = npt.NDArray[np.int64]
 
-__all__ = ["SharedMemory", "WindowMemory"]
+__all__ = ["SharedMemory", "WindowMemory", "alias_pays", "naming"]
 
+#: The part of the process's kernel mappings that aliased extents may take.
+_MAPPINGS_PART = 4
 #: Of the memory that there is, shared slots may take one part of so many, if no budget is given.
 _AUTO_PART = 2
 _LAST = -100  # among the finalizers of a child of multiprocessing
@@ -296,3 +304,35 @@ def _slots_window(
             f"{limit}: use fewer slots, a larger budget, or budget=None"
         )
     return window
+
+
+def alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
+    """Whether mapping extents is cheaper than copying them, by what was measured."""
+    page = _core.system_page_bytes
+    core = store._core  # noqa: SLF001 - its other half
+    if (
+        store.direct
+        or core.is_provided
+        or (store.page_bytes > page and store.size % store.page_bytes)
+    ):
+        return False
+    with open("/proc/sys/vm/max_map_count") as file:
+        most = int(file.read()) // _MAPPINGS_PART
+    long = extent_pages * store.page_bytes >= measured.alias_extent_pages * page
+    return long and slot_count <= most
+
+
+def naming(error: StoreError, operation: str, key: int, done: int) -> StoreError:
+    """Return the same error, saying which extent it was that could not be read."""
+    text = f"{operation}: key {key} cannot be brought in: {error.strerror}"
+    number = error.errno or 0
+    if error.filename is None:
+        named = type(error)(number, text)
+    else:
+        named = type(error)(number, text, error.filename)
+    named.completed = done
+    named.file_page = error.file_page
+    named.key = key
+    if isinstance(error, ProviderError) and isinstance(named, ProviderError):
+        named.traceback = error.traceback
+    return named

@@ -18,7 +18,6 @@ from fremap.dtypes import MAX_AXES
 from fremap.errors import (
     ArgumentError,
     ArgumentTypeError,
-    ProviderError,
     StoreError,
 )
 from fremap.selection import Numbering, PageSelection
@@ -30,7 +29,7 @@ from fremap.settings import (
     chosen,
     elements_within,
 )
-from fremap.slot_memory import SharedMemory, WindowMemory
+from fremap.slot_memory import SharedMemory, WindowMemory, alias_pays, naming
 from fremap.stats import SlotsStats, warn_renamed
 from fremap.stores import Store
 
@@ -49,8 +48,6 @@ __all__ = ["Slots", "SlotsPin"]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 Numbers: TypeAlias = "npt.NDArray[np.int64]"
 
-#: The part of the process's kernel mappings that aliased extents may take.
-_MAPPINGS_PART = 4
 # Slots that the repr of a pin names.
 _MOST_SHOWN = 8
 
@@ -233,7 +230,7 @@ class Slots:
             if (
                 engine == "auto"
                 and budget in ("auto", None)
-                and _alias_pays(store, pages, count, calibration or calibrations.load())
+                and alias_pays(store, pages, count, calibration or calibrations.load())
             ):
                 engine = "alias"
             self._memory = WindowMemory(store, pages, count, engine, budget, calibration)
@@ -583,7 +580,7 @@ class Slots:
             self._memory.drop(slots[done:], error)
             taken.settle(done)
             if isinstance(error, StoreError):
-                raise _naming(error, operation, int(keys[done]), done) from error
+                raise naming(error, operation, int(keys[done]), done) from error
             raise
         taken.settle(len(keys))
 
@@ -693,35 +690,3 @@ def _check_shared(shared: object, engine: str, calibration: object) -> None:
         raise ArgumentError(
             "Slots: shared slots are memory of their own; leave out engine= and calibration="
         )
-
-
-def _alias_pays(store: Store, extent_pages: int, slot_count: int, measured: Calibration) -> bool:
-    """Whether mapping extents is cheaper than copying them, by what was measured."""
-    page = _core.system_page_bytes
-    core = store._core  # noqa: SLF001 - its other half
-    if (
-        store.direct
-        or core.is_provided
-        or (store.page_bytes > page and store.size % store.page_bytes)
-    ):
-        return False
-    with open("/proc/sys/vm/max_map_count") as file:
-        most = int(file.read()) // _MAPPINGS_PART
-    long = extent_pages * store.page_bytes >= measured.alias_extent_pages * page
-    return long and slot_count <= most
-
-
-def _naming(error: StoreError, operation: str, key: int, done: int) -> StoreError:
-    """Return the same error, saying which extent it was that could not be read."""
-    text = f"{operation}: key {key} cannot be brought in: {error.strerror}"
-    number = error.errno or 0
-    if error.filename is None:
-        named = type(error)(number, text)
-    else:
-        named = type(error)(number, text, error.filename)
-    named.completed = done
-    named.file_page = error.file_page
-    named.key = key
-    if isinstance(error, ProviderError) and isinstance(named, ProviderError):
-        named.traceback = error.traceback
-    return named

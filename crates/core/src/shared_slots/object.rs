@@ -15,7 +15,8 @@ use rustix::io::Errno;
 use super::layout::{
     header, Counter, Geometry, Layout, Stage, HEADER_BYTES, MAGIC, MOST_OWNERS, VERSION, WORD,
 };
-use super::table::{OwnerIndex, Table, Words};
+use super::table::{Table, Words};
+use super::words::OwnerIndex;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::memory;
 use crate::sys::owner::{namespaces, Owner};
@@ -63,7 +64,7 @@ fn prefix() -> String {
 }
 
 /// The path of an object.
-fn path_of(operation: &'static str, name: &str) -> Result<PathBuf> {
+pub(super) fn path_of(operation: &'static str, name: &str) -> Result<PathBuf> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if name.is_empty() || name.len() > MOST_NAME_BYTES || !name.bytes().all(plain) {
         return Err(Error::Argument(format!(
@@ -127,7 +128,7 @@ fn refused(path: &Path, why: &str) -> Error {
 }
 
 /// Makes an object that has a name, a header and a lock.
-fn create(path: &Path, wanted: &Wanted<'_>, layout: &Layout) -> Result<(), Error> {
+pub(super) fn create(path: &Path, wanted: &Wanted<'_>, layout: &Layout) -> Result<(), Error> {
     let fail = |errno| failed(path, errno);
     let fd = sys_file::temporary_file(Path::new(DIRECTORY)).map_err(fail)?;
     sys_file::truncate(fd.as_fd(), layout.object_bytes as u64).map_err(fail)?;

@@ -14,7 +14,8 @@
 //! follows from that, and [`Table::repair`] makes it anew. What a dead process held or was
 //! bringing is taken back by [`Table::dismiss`].
 
-use super::layout::{header, Counter, Layout, KEY_BITS, MOST_OWNERS};
+use super::layout::{header, Counter, Layout, MOST_OWNERS};
+use super::words::{Content, Holds, Link, OwnerIndex, PIN, USER};
 use crate::slot_table::{Key, Slot};
 
 /// Memory in words, which others may change only while the caller has no lock on it.
@@ -23,121 +24,6 @@ pub trait Words {
     fn get(&self, at: usize) -> u64;
     /// Changes it at once; nothing beyond the end.
     fn set(&self, at: usize, value: u64);
-}
-
-/// The number of a process that uses the slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OwnerIndex(pub usize);
-
-/// What a slot's word says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
-    Empty,
-    /// A process reads this extent.
-    Coming(Key, OwnerIndex),
-    /// A process writes this extent, to the store and then to the slot.
-    Writing(Key, OwnerIndex),
-    Here(Key),
-}
-
-const COMING: u64 = 1;
-const HERE: u64 = 2;
-const WRITING: u64 = 3;
-const STATE_SHIFT: u32 = 62;
-const KEY_MASK: u64 = (1 << KEY_BITS) - 1;
-
-impl Content {
-    pub fn of(word: u64) -> Self {
-        let key = Key(word & KEY_MASK);
-        let owner = OwnerIndex((word >> KEY_BITS) as usize & ((1 << (STATE_SHIFT - KEY_BITS)) - 1));
-        match word >> STATE_SHIFT {
-            COMING => Self::Coming(key, owner),
-            WRITING => Self::Writing(key, owner),
-            HERE => Self::Here(key),
-            _ => Self::Empty,
-        }
-    }
-
-    pub fn word(self) -> u64 {
-        let brought = |state, key: Key, owner: OwnerIndex| {
-            state << STATE_SHIFT | (owner.0 as u64) << KEY_BITS | key.0
-        };
-        match self {
-            Self::Empty => 0,
-            Self::Coming(key, owner) => brought(COMING, key, owner),
-            Self::Writing(key, owner) => brought(WRITING, key, owner),
-            Self::Here(key) => HERE << STATE_SHIFT | key.0,
-        }
-    }
-
-    pub fn key(self) -> Option<Key> {
-        match self {
-            Self::Empty => None,
-            Self::Coming(key, _) | Self::Writing(key, _) | Self::Here(key) => Some(key),
-        }
-    }
-
-    /// The process that reads or writes it.
-    pub fn bringer(self) -> Option<OwnerIndex> {
-        match self {
-            Self::Empty | Self::Here(_) => None,
-            Self::Coming(_, owner) | Self::Writing(_, owner) => Some(owner),
-        }
-    }
-}
-
-/// Holds on a slot: of one process, or of all together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Holds {
-    /// Calls under way that name the slot's extent.
-    pub users: u32,
-    /// Pins, which outlast the call that made them.
-    pub pins: u32,
-}
-
-impl Holds {
-    pub fn of(word: u64) -> Self {
-        Self { users: word as u32, pins: (word >> 32) as u32 }
-    }
-
-    pub fn word(self) -> u64 {
-        u64::from(self.pins) << 32 | u64::from(self.users)
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            users: self.users.saturating_add(other.users),
-            pins: self.pins.saturating_add(other.pins),
-        }
-    }
-
-    fn minus(self, other: Self) -> Self {
-        Self {
-            users: self.users.saturating_sub(other.users),
-            pins: self.pins.saturating_sub(other.pins),
-        }
-    }
-}
-
-const USER: Holds = Holds { users: 1, pins: 0 };
-const PIN: Holds = Holds { users: 0, pins: 1 };
-
-/// A slot's link: the next one in its bucket or in the list of free slots (from 1; 0 for none),
-/// and how often its extent was named lately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Link {
-    next: u32,
-    uses: u32,
-}
-
-impl Link {
-    fn of(word: u64) -> Self {
-        Self { next: word as u32, uses: (word >> 32) as u32 }
-    }
-
-    fn word(self) -> u64 {
-        u64::from(self.uses) << 32 | u64::from(self.next)
-    }
 }
 
 /// Uses of an extent that are remembered.

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{catch_unwind, panic_any, AssertUnwindSafe};
 
 use super::layout::{header, Counter, Geometry, Layout, MOST_OWNERS};
-use super::table::{Arrival, Content, Given, Holds, OwnerIndex, Refusal, Table, Words};
+use super::table::{Arrival, Given, Refusal, Table, Words};
+use super::words::{Content, Holds, OwnerIndex};
 use crate::slot_table::{Key, Slot};
 
 const SLOTS: u64 = 5;

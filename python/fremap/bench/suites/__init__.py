@@ -46,7 +46,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
         window.uniform_reads,
         window.uniform_writes,
     ),
-    "slots": (slots.warm, slots.cold),
+    "slots": (slots.warm, slots.cold, slots.shared),
     "take": (
         take.warm,
         take.partly_cold,

@@ -22,7 +22,15 @@ from fremap.bench import containers
 from fremap.bench.bench import Bench
 from fremap.bench.competitors import POOL_THREADS, advised_memmap
 from fremap.bench.datafile import PAGE_BYTES, DataFile
-from fremap.bench.harness import BenchError, Contender, Report, paired, timed, times_faster
+from fremap.bench.harness import (
+    BenchError,
+    Contender,
+    Report,
+    paired,
+    timed,
+    times_faster,
+    times_the_time,
+)
 
 _EXTENT_BYTES = (64 << 10, 256 << 10, 2 << 20)
 #: Of the file the slots hold one part of so many.
@@ -32,6 +40,11 @@ _ROUND_BYTES = 256 << 20
 _BATCH = 16
 _WORDS = PAGE_BYTES // 8
 
+_HITS = 5_000
+_PROCESSES = 4
+
+_OWN = "fremap.Slots of one process"
+_SHARED = "fremap.Slots(shared=)"
 _AUTO = "fremap.Slots"
 _COPIED = "fremap.Slots, copied"
 _PREAD = "preadv into slots, OrderedDict"
@@ -329,6 +342,86 @@ def cold(bench: Bench) -> Report:
         _add_rows(bench, report, contenders, accesses, slots, warm_ups=1)
     report.notes.append("each round drops the page cache; a host may have the file in its own")
     return report
+
+
+def shared(bench: Bench) -> Report:
+    """Slots that processes share, beside those of one process, where every extent is there."""
+    report = Report("slots", "a hit of one key, the extents all in slots, from Python")
+    extent_bytes, count = 16 << 10, 64
+    keys = np.random.default_rng(2002).integers(0, count, _HITS).tolist()
+    with ExitStack() as stack:
+        store = stack.enter_context(fremap.open(bench.file.path))
+        pages = extent_bytes // PAGE_BYTES
+        name = f"bench-{os.getpid()}"
+        sides = {
+            _OWN: stack.enter_context(fremap.Slots(store, pages, count)),
+            _SHARED: stack.enter_context(fremap.Slots(store, pages, count, shared=name)),
+        }
+        contenders = {}
+        for label, slots in sides.items():
+            slots.ensure(range(count))
+            for what, work in (("ensure", _ensure), ("pin and release", _pin)):
+                named = f"{what}: {label}"
+                contenders[named] = _hitting(named, partial(work, slots, keys))
+        timings = paired(list(contenders.values()), rounds=bench.rounds, operations=_HITS)
+        report.rows += [
+            times_the_time(
+                f"{what}: {_SHARED} beside {_OWN}",
+                timings[f"{what}: {_SHARED}"],
+                timings[f"{what}: {_OWN}"],
+                at_most=2,
+            )
+            for what in ("ensure", "pin and release")
+        ]
+        alone, together = (_brought(store, processes) for processes in (1, _PROCESSES))
+    report.count("extents that one process brings", alone, "of 16 KiB")
+    report.count(
+        f"extents that {_PROCESSES} processes bring for the same keys", together, "of 16 KiB"
+    )
+    report.notes.append(f"{_HITS} hits a round; the counts are of {_HITS} keys by Zipf, 64 slots")
+    return report
+
+
+def _brought(store: fremap.Store, processes: int) -> int:
+    """Return how many extents are brought for keys that processes name by turns."""
+    extents = 1024
+    shares = np.cumsum(1 / np.arange(1, extents + 1))
+    drawn = np.random.default_rng(2002).random(_HITS) * shares[-1]
+    keys = np.searchsorted(shares, drawn).tolist()
+    pages, name = (16 << 10) // PAGE_BYTES, f"bench-{os.getpid()}-{processes}"
+    with fremap.Slots(store, pages, 64, shared=name) as slots:
+        children = []
+        for number in range(processes):
+            child = os.fork()
+            if child == 0:
+                try:
+                    _ensure(slots, keys[number::processes])
+                finally:
+                    os._exit(0)  # without what its parent does at its end
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        stats = slots.stats()
+        if stats.hits + stats.misses != len(keys):
+            raise BenchError("a process has not named all of its keys")
+        return stats.misses
+
+
+def _ensure(slots: fremap.Slots, keys: list[int]) -> None:
+    for key in keys:
+        slots.ensure(key)
+
+
+def _pin(slots: fremap.Slots, keys: list[int]) -> None:
+    for key in keys:
+        slots.pin(key).release()
+
+
+def _hitting(name: str, work: Callable[[], None]) -> Contender:
+    def run(_number: int) -> Mapping[str, float]:
+        return {name: timed(work)}
+
+    return run
 
 
 def _size(extent_bytes: int) -> str:
