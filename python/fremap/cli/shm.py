@@ -12,15 +12,18 @@ from fremap.cli.report import columns, print_json, show, size
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap shm``."""
-    parser.add_argument("action", choices=("list", "remove"))
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="to be removed; all that nobody uses if not given"
-    )
-    parser.add_argument(
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="names, what they take, and who uses them")
+    removing = actions.add_parser("remove", help="remove names that no process uses")
+    removing.add_argument("names", metavar="NAME", nargs="*", help="all of these if not given")
+    removing.add_argument(
         "--force",
         action="store_true",
-        help="remove also names in use: their processes go on, and others make new slots",
+        help="also names in use: their processes go on, and others make new slots",
     )
+    for action in (listing, removing):
+        # As every command has it, also behind the action.
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> int:
