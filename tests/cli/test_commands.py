@@ -506,4 +506,5 @@ def test_shm_lists_and_removes_what_killed_processes_have_left(
         assert main(["shm", "remove", names[1]]) == 1
         assert "No such file" in capsys.readouterr().err
         assert main(["shm", "remove", "--force", names[0]]) == 0
+        assert capsys.readouterr().out == f"removed {names[0]}\n"
         assert not listed()

@@ -9,6 +9,7 @@ use super::table::Words;
 use super::SharedSlots;
 use crate::error::{Error, Uninterruptible};
 use crate::slot_table::Key;
+use crate::sys::shm::dies_after;
 use crate::sys::span::system_page_bytes;
 
 const SLOTS: u64 = 4;
@@ -34,22 +35,6 @@ fn attached(name: &str) -> Arc<SharedSlots> {
 
 fn is_listed(name: &str) -> bool {
     object::list().unwrap().iter().any(|one| one.name == name)
-}
-
-/// Runs `body` in a child that then ends at once, as if it were killed there.
-fn dies_after(body: impl FnOnce()) {
-    // SAFETY: the child does what `body` does, and ends without running anything else.
-    unsafe {
-        let child = libc::fork();
-        if child == 0 {
-            libc::alarm(10);
-            body();
-            libc::_exit(0);
-        }
-        let mut status = 0;
-        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-        assert_eq!(status, 0);
-    }
 }
 
 fn keys(numbers: &[u64]) -> Vec<Key> {

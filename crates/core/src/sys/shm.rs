@@ -326,6 +326,24 @@ impl RobustLock<'_> {
     }
 }
 
+/// Runs `body` in a child of fork that then ends at once, as if it were killed there.
+#[cfg(test)]
+pub(crate) fn dies_after(body: impl FnOnce()) {
+    // SAFETY: the child does what `body` does, and ends without running anything else; its
+    // alarm ends it should it hang.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            libc::alarm(10);
+            body();
+            libc::_exit(0);
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
+        assert_eq!(status, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,22 +355,6 @@ mod tests {
         Mapping::new(fd, 4096).unwrap()
     }
 
-    /// Runs `body` in a child, which then ends as if it had been killed.
-    fn in_child(body: impl FnOnce()) {
-        // SAFETY: the child does what `body` does, and ends without running anything else.
-        unsafe {
-            let child = libc::fork();
-            if child == 0 {
-                libc::alarm(10);
-                body();
-                libc::_exit(0);
-            }
-            let mut status = 0;
-            assert_eq!(libc::waitpid(child, &raw mut status, 0), child);
-            assert_eq!(status, 0);
-        }
-    }
-
     #[test]
     fn a_lock_is_taken_back_from_a_process_that_dies() {
         let mapping = mapping();
@@ -361,9 +363,9 @@ mod tests {
         let soon = Duration::from_secs(10);
         assert_eq!(lock.acquire(soon), Ok(Acquired::Whole));
         let moment = Duration::from_millis(1);
-        in_child(|| assert_eq!(lock.acquire(moment), Err(Errno::TIMEDOUT)));
+        dies_after(|| assert_eq!(lock.acquire(moment), Err(Errno::TIMEDOUT)));
         lock.release();
-        in_child(|| assert_eq!(lock.acquire(soon), Ok(Acquired::Whole)));
+        dies_after(|| assert_eq!(lock.acquire(soon), Ok(Acquired::Whole)));
         assert_eq!(lock.acquire(soon), Ok(Acquired::Broken));
         // Whoever mends it may die as well.
         lock.mend();
