@@ -99,11 +99,8 @@ impl Table<'_, Memory> {
         let owners: Vec<OwnerIndex> = self.owners().map(|(owner, _)| owner).collect();
         for number in 0..SLOTS as u32 {
             let slot = Slot(number);
-            let owners = (0..MOST_OWNERS).map(OwnerIndex);
-            let rows = owners.filter(|&owner| self.owner(owner) != 0);
-            let total = rows
-                .map(|owner| self.holds(owner, slot))
-                .fold((0, 0), |sum, holds| (sum.0 + holds.users, sum.1 + holds.pins));
+            let rows = owners.iter().map(|&owner| self.holds(owner, slot));
+            let total = rows.fold((0, 0), |sum, holds| (sum.0 + holds.users, sum.1 + holds.pins));
             assert_eq!(self.total(slot), Holds { users: total.0, pins: total.1 });
             let is_held = total != (0, 0);
             pinned += u64::from(total.1 > 0);
