@@ -414,6 +414,8 @@ impl Object {
 
     /// Makes this process an owner.
     pub(super) fn admit(&self, locked: &Locked<'_>) -> Result<OwnerIndex> {
+        // A child of fork may be in another one than its parent.
+        check_namespaces(&self.path, &self.mapping)?;
         let this = Owner::this().map_err(|errno| failed(Path::new("/proc/self/stat"), errno))?;
         let owner = locked.table.vacancy().ok_or_else(|| {
             refused(&self.path, &format!("has {MOST_OWNERS} processes, which is the most"))
@@ -486,6 +488,12 @@ fn checked_header(path: &Path, mapping: &Mapping) -> Result<Geometry> {
              or another name",
         ));
     }
+    check_namespaces(path, mapping)?;
+    Ok(Geometry::of(std::array::from_fn(|at| mapping.get(header::GEOMETRY + at))))
+}
+
+/// Refuses where this process does not see the processes that the object's owners are.
+fn check_namespaces(path: &Path, mapping: &Mapping) -> Result<()> {
     let own = namespaces().map_err(|errno| failed(Path::new("/proc/self/ns/pid"), errno))?;
     if own != [0, 1].map(|at| mapping.get(header::NAMESPACES + at)) {
         return Err(Error::Unsupported {
@@ -498,7 +506,7 @@ fn checked_header(path: &Path, mapping: &Mapping) -> Result<Geometry> {
             ),
         });
     }
-    Ok(Geometry::of(std::array::from_fn(|at| mapping.get(header::GEOMETRY + at))))
+    Ok(())
 }
 
 /// An object that has a name.

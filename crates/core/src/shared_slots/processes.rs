@@ -135,3 +135,22 @@ fn an_object_in_use_is_not_removed_unless_by_force() {
     assert!(matches!(gone, Error::Io { errno: rustix::io::Errno::NOENT, .. }));
     assert!(slots.reserve("ensure", &keys(&[0]), false, &Uninterruptible).is_ok(), "it goes on");
 }
+
+#[test]
+fn processes_that_cannot_see_each_other_share_nothing() {
+    let name = name("namespaces");
+    let slots = attached(&name);
+    let own = slots.object.mapping.get(header::NAMESPACES);
+    slots.object.mapping.set(header::NAMESPACES, own + 1);
+    let refused = SharedSlots::attach(&wanted(&name), &Uninterruptible).unwrap_err();
+    assert!(matches!(&refused, Error::Unsupported { reason, .. } if reason.contains("namespace")));
+    // Also a child of fork, which has the memory already.
+    dies_after(|| {
+        let call = slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible);
+        assert!(matches!(call, Err(Error::Unsupported { .. })));
+    });
+    assert!(slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible).is_ok(), "it is one");
+    slots.object.mapping.set(header::NAMESPACES, own);
+    drop(slots);
+    assert!(!is_listed(&name));
+}
