@@ -30,6 +30,7 @@ from sharing import (
     extent,
     named,
     shared,
+    zeros,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +112,14 @@ def test_more_than_the_machine_has(store: fremap.FileStore, name: str) -> None:
     assert not named(name).exists()
     with pytest.raises(fremap.ArgumentError, match="are more than the address space has"):
         fremap.Slots(store, 1 << 20, (1 << 31) - 1, shared=name, budget=None)
+
+
+def test_pages_that_no_file_has_are_refused(name: str) -> None:
+    with (
+        fremap.ComputedStore(EXTENTS, zeros, page_bytes=4096) as store,
+        pytest.raises(fremap.UnsupportedError, match="no file has the pages of this store"),
+    ):
+        shared(store, name)
 
 
 def test_no_more_than_half_of_memory_by_itself(
