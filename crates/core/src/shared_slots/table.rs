@@ -30,6 +30,8 @@ pub trait Words {
 const MOST_USES: u32 = 3;
 /// Of the slots one part of so many is for extents that were named once.
 const PROBATION_PART: u64 = 10;
+/// Extents of which the least used leaves.
+const SAMPLE: u64 = 8;
 
 /// Slots that a call was given.
 #[derive(Clone, Debug, Default)]
@@ -384,13 +386,21 @@ impl<'t, W: Words> Table<'t, W> {
     ///
     /// As in the slots of one process (`docs/decisions/005-eviction-policy.md`), what was named
     /// once leaves first, in the order of the slots, while it is more than a tenth: a scan
-    /// displaces no more. Else what was named again loses one of its uses as the hand passes.
+    /// displaces no more. Else the least used of a few that are chosen at random leaves, and the
+    /// others lose a use: a loop over a bit more than the slots would meet each extent just
+    /// after it left, if there were an order.
     fn vacate(&self) -> Option<Slot> {
         if let Some(slot) = self.pop_free() {
             return Some(slot);
         }
         let count = self.layout.slot_count as u64;
         let mut spares_used = self.get(header::PROBATION_COUNT) > count / PROBATION_PART;
+        if !spares_used {
+            if let Some((slot, key)) = self.least_used_of_some() {
+                self.leave(slot, key);
+                return Some(slot);
+            }
+        }
         let mut hand = self.get(header::HAND) % count;
         for passed in 0..count * (u64::from(MOST_USES) + 2) {
             // Those on probation are all held.
@@ -404,17 +414,48 @@ impl<'t, W: Words> Table<'t, W> {
             let link = self.link(slot);
             if link.uses == 0 {
                 self.set(header::HAND, hand);
-                self.empty(slot, key);
-                self.remember(key);
-                self.count(Counter::Evictions, 1);
+                self.leave(slot, key);
                 return Some(slot);
             }
             if !spares_used {
-                self.set_link(slot, Link { uses: link.uses - 1, ..link });
-                self.add(header::PROBATION_COUNT, u64::from(link.uses == 1));
+                self.forget_use(slot);
             }
         }
         None
+    }
+
+    /// An extent that may leave, of some that are chosen by the number of those that left.
+    fn least_used_of_some(&self) -> Option<(Slot, Key)> {
+        let count = self.layout.slot_count as u64;
+        let seed = hash(Key(self.counter(Counter::Evictions)));
+        let chosen = |number: u64| {
+            let slot = Slot((hash(Key(seed.wrapping_add(number))) % count) as u32);
+            match self.content(slot) {
+                Content::Here(key) if self.total(slot) == Holds::default() => Some((slot, key)),
+                _ => None,
+            }
+        };
+        let some = (0..SAMPLE).filter_map(chosen);
+        let least = some.min_by_key(|&(slot, _)| self.link(slot).uses)?;
+        for (slot, _) in (0..SAMPLE).filter_map(chosen) {
+            if slot != least.0 && self.link(slot).uses > 0 {
+                self.forget_use(slot);
+            }
+        }
+        Some(least)
+    }
+
+    fn forget_use(&self, slot: Slot) {
+        let link = self.link(slot);
+        self.set_link(slot, Link { uses: link.uses - 1, ..link });
+        self.add(header::PROBATION_COUNT, u64::from(link.uses == 1));
+    }
+
+    /// An extent makes room for another.
+    fn leave(&self, slot: Slot, key: Key) {
+        self.empty(slot, key);
+        self.remember(key);
+        self.count(Counter::Evictions, 1);
     }
 
     /// Remembers the key of an extent that leaves.

@@ -321,6 +321,22 @@ fn what_is_named_again_and_again_outlasts_a_scan() {
 }
 
 #[test]
+fn a_loop_over_a_bit_more_than_the_slots_finds_most() {
+    let store_bytes = 50 * 4096;
+    let geometry =
+        Geometry { page_bytes: 4096, extent_pages: 1, slot_count: 40, store_bytes, store: 7 };
+    let layout = Layout::new(&geometry, 4096).unwrap();
+    let memory = memory(&layout);
+    let table = Table::new(&memory, &layout);
+    for key in (0..50).cycle().take(2000) {
+        table.ensured(ONE, &[key]);
+    }
+    assert!(table.counter(Counter::Hits) > 800, "{}", table.counter(Counter::Hits));
+    table.repair();
+    assert_eq!(table.counts(), (40, 0));
+}
+
+#[test]
 fn owners_that_leave_hold_nothing() {
     let layout = layout();
     let memory = memory(&layout);
