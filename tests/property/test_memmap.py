@@ -7,7 +7,7 @@ from typing import Any
 
 import fremap
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays
 
@@ -114,6 +114,7 @@ def test_a_file_that_either_made_is_read_by_the_other(layout: dict[str, Any]) ->
         optional={"shape": arrays.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=200)},
     ),
 )
+@example(bytes_there=0, dtype=np.dtype("u1"), mode="r+", options={"offset": 2})
 def test_what_can_be_mapped_is_the_same(
     bytes_there: int, dtype: np.dtype[Any], mode: str, options: dict[str, Any]
 ) -> None:
@@ -132,7 +133,11 @@ def test_what_can_be_mapped_is_the_same(
                 results.append("refused")
             file.seek(0, 2)
             results.append(file.tell())
-    assert results[:2] == results[2:]
+    theirs, ours = results[:2], results[2:]
+    if theirs[0] == "refused":
+        # NumPy makes an empty file longer before it refuses it.
+        theirs = ["refused", bytes_there]
+    assert ours == theirs
 
 
 @given(data=some.data(), shape=arrays.array_shapes(min_dims=1, max_dims=2, min_side=1, max_side=99))
