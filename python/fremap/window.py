@@ -81,22 +81,23 @@ class Window(Views):
         Keep the pages in memory (``mlock2``); implies `populate`.
     budget : int, str or None, default "auto"
         Bytes, or a size such as "64M", that the window may take. Engine "paged": present pages,
-        page tables, staging memory, and what the store has mapped of the file. Beyond it pages
-        leave, changed ones after they were written; while that fails (a full disk) the window
-        grows beyond it. Engine "alias": pages of the file that are mapped, and page tables; a
-        thread unmaps the oldest, which loses nothing, and may come late by 32 MiB. "auto": all
-        that say so share half of what the process may have, by the machine and by each memory
-        cgroup that it is in. None: no limit.
+        page tables, staging memory, and what the store has mapped of the file. When it is full,
+        fremap evicts pages, and writes modified ones back first; while that fails (a full disk)
+        the window grows beyond it. Engine "alias": pages of the file that are mapped, and page tables; a
+        thread unmaps the oldest, which loses nothing. Until it has run, the window may exceed
+        the budget, mostly by less than 32 MiB. "auto": all objects with this budget share half
+        of the memory that the machine and the memory cgroups leave to the process. None: no
+        limit.
     fault : {"thread", "signal"}, default "thread"
-        Who brings an absent page of engine "paged" that is touched. "thread": one
-        thread of the process, for all windows. "signal": the touching thread, in a
-        handler of SIGBUS, which spares waking another; without a budget, and system calls
-        get EFAULT from absent pages.
+        Which thread loads an absent page of engine "paged" when it is touched. "thread": one
+        thread of the process, for all windows. "signal": the touching thread, in a handler of
+        SIGBUS. That is faster, as no other thread has to wake up, but such a window has no
+        budget, and system calls get EFAULT from absent pages.
     tracking : {"auto", "async", "sync"}, default "auto"
-        How stores to a window of engine "paged" are noticed. "async": the kernel notes them
-        (Linux 6.8). "sync": the first store to a page is a fault (Linux 5.7), dearer, but
-        pages can be protected with `Prot.READ`; system calls get EFAULT from absent pages,
-        and where they store to clean ones.
+        How writes to a window of engine "paged" are noticed. "async": the kernel notes them
+        (Linux 6.8). "sync": the first write to a page is a fault (Linux 5.7). That costs more,
+        but pages can be protected with `Prot.READ`. System calls get EFAULT when they touch
+        absent pages or write to clean ones.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches in a window of engine "alias"
         (``madvise(2)``); "auto" follows how the window is touched (Linux 6.7).
