@@ -83,10 +83,10 @@ class Window(Views):
         Bytes, or a size such as "64M", that the window may take. Engine "paged": present pages,
         page tables, staging memory, and what the store has mapped of the file. When it is full,
         fremap evicts pages, and writes modified ones back first; while that fails (a full disk)
-        the window grows beyond it. Engine "alias": pages of the file that are mapped, and page tables; a
-        thread unmaps the oldest, which loses nothing. Until it has run, the window may exceed
-        the budget, mostly by less than 32 MiB. "auto": all objects with this budget share half
-        of the memory that the machine and the memory cgroups leave to the process. None: no
+        the window grows beyond it. Engine "alias": pages of the file that are mapped, and page
+        tables; a thread unmaps the oldest, which loses nothing. Until it has run, the window may
+        exceed the budget, mostly by less than 32 MiB. "auto": all objects with this budget share
+        half of the memory that the machine and the memory cgroups leave to the process. None: no
         limit.
     fault : {"thread", "signal"}, default "thread"
         Which thread loads an absent page of engine "paged" when it is touched. "thread": one
