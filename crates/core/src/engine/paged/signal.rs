@@ -170,7 +170,7 @@ fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str>
     let changing = entry.held() && tracking == Some(Tracking::Kernel);
     match entry.shown() {
         Shown::Nothing => Some("nothing is mapped there"),
-        Shown::Placed => Some("its content is its own, in the process that forked this one"),
+        Shown::Placed => Some("place() gave it its content in the process that forked this one"),
         Shown::File(_) if !entry.clean() || changing => Some(
             "it was changed in the process that forked this one, and the store does not have it; \
              flush() before the fork",
