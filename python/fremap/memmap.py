@@ -149,15 +149,16 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
     """An array on a file, as `numpy.memmap` is, whose memory keeps to a budget.
 
     It is a ``MAP_SHARED`` mapping of the file (``MAP_PRIVATE`` with mode "c"), and does all
-    that `numpy.memmap` does. Beyond the budget a thread unmaps what was touched longest ago;
-    nothing is lost by that, as the pages stay in the page cache, and a touch maps them again.
+    that `numpy.memmap` does. When the budget is full, a thread unmaps the pages that came
+    into memory first. Nothing is lost by that: the pages stay in the page cache, and a touch
+    maps them again.
 
     Parameters
     ----------
     filename : str, path, file object or Store
-        The file. Of a file object the descriptor is used. What is on a server (a URL, or what else
-        `RemoteStore` takes), a `RemoteStore` and a `ComputedStore` are fetched or computed as they
-        are touched, with mode "r" alone.
+        The file. Of a file object the descriptor is used. An object on a server (a URL, or anything
+        else that `RemoteStore` takes), a `RemoteStore` or a `ComputedStore` needs mode "r", and
+        its pages are fetched or computed when they are touched.
     dtype : dtype, default uint8
         Type of the elements; no Python objects.
     mode : {"r+", "r", "w+", "c"}, default "r+"
@@ -172,8 +173,8 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         Whether the last or the first index changes fastest.
     budget : int, str or None, default "auto"
         Bytes, or a size such as "64M", that the array may have mapped, page tables
-        included, and that ``a[ids]`` may have beside it. "auto": all arrays that say so share
-        half of what is available. None: no limit.
+        included, and that ``a[ids]`` may have beside it. "auto": all objects with this budget
+        share half of what is available. None: no limit.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches (``madvise(2)``). "auto" begins with "normal",
         and has nothing read ahead while touches jump (Linux 6.7).
@@ -190,10 +191,10 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
     Notes
     -----
     ``mmap(2)`` with engine "alias" of `Window`: one descriptor, and one thread for all arrays
-    of the process that are larger than their budget. The memory may exceed the budget by
-    32 MiB for some milliseconds. Mode "c": what is written stays, beyond the budget too; the
-    rest leaves by ``MADV_PAGEOUT`` (Linux 5.4), where the file is the user's own or may be
-    written by him.
+    of the process that are larger than their budget. The memory may exceed the budget until
+    that thread has run, mostly by less than 32 MiB. Mode "c": what is written stays in memory,
+    beyond the budget too. The rest is evicted by ``MADV_PAGEOUT`` (Linux 5.4) if the user owns
+    the file or may write it.
 
     Indexing by an array of rows (``a[ids]``, of a mask too) reads all that are not in the
     page cache together. Everything else reads pages as they are touched.
