@@ -52,14 +52,15 @@ class Window(Views):
     """A contiguous range of memory whose pages show any pages of a store.
 
     A window is a buffer: `memoryview`, `numpy.frombuffer` and `array` see its memory without
-    a copy. Leaving its context flushes it and closes it for calls; the memory goes with the
-    last view. Every method may be called from several threads at once; long calls release
+    a copy. Leaving its context flushes it and closes it for calls; the memory is freed with
+    the last view. Every method may be called from several threads at once; long calls release
     the GIL and end within 100 ms of Ctrl-C.
 
     Parameters
     ----------
-    store : FileStore, MemoryStore or ConcatStore
-        Whose pages to show.
+    store : Store
+        Whose pages to show: a file, shared memory, several stores in a row, or a computed or
+        remote store.
     page_count : int, optional
         As many as the store has from `first_page` on, or as `mapping` names, if not given.
     first_page : int, default 0
@@ -69,8 +70,9 @@ class Window(Views):
     prot : Prot, default Prot.READ
         What may be done with the pages. `Prot.WRITE` includes reading.
     coherent : bool, optional
-        Whether stores to the window and to the file are seen at once by all who map the file,
-        as with ``MAP_SHARED``. One that may be written must say; else either will do.
+        Whether every process that maps the file sees a write to the window or the file at once,
+        as with ``MAP_SHARED``. Required for a window that may be written; a read-only window
+        may have either by default.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
         How it is done; `fremap.capabilities` says what works here and what "auto" chooses.
     populate : bool, default False
@@ -348,7 +350,7 @@ class Window(Views):
             New protection of these window pages; as it was if not given.
         nonblock : bool, default False
             Bring in only pages that are in the page cache. The others change
-            their mapping and are absent: a touch brings the right page.
+            their mapping and are absent: a touch loads the right page.
         populate : bool, default True
             Bring the pages in now; False leaves them to the first touch.
         discard : bool, default False
