@@ -115,8 +115,9 @@ class Slots:
 
     Parameters
     ----------
-    store : FileStore, MemoryStore or ConcatStore
-        Whose pages to show.
+    store : Store
+        Whose pages to show: a file, shared memory, several stores in a row, or a computed or
+        remote store.
     extent_pages : int
         Pages of an extent. The last extent may be cut short by the end of the store,
         and is zeros behind it.
@@ -156,8 +157,8 @@ class Slots:
     -----
     `Window` with ``mapping="none"``. A slot that is empty shows nothing: touching it is
     SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
-    mapping a slot; the kernel may take pages back, and a touch reads them again. What
-    leaves is chosen by the policy of windows with a budget, which here sees hits too.
+    mapping a slot; the kernel may take pages back, and a touch reads them again. The
+    policy of windows with a budget chooses what is evicted; here it sees hits too.
     Extents are those of the store when the slots were made, also after a `Store.refresh`.
     With engine "alias" a slot shows what others write to the store at once; with the other
     engines, which copy, it shows what was there when the extent was brought in, until
@@ -167,8 +168,8 @@ class Slots:
 
     Shared slots are a file in ``/dev/shm`` that its owner alone may open (mode 0600), allocated
     when it is made, and one kernel mapping in each process. They work in children of ``fork``,
-    and pickling finds them by name. A process that is killed, at whatever instruction, holds up
-    nobody: its pins end, and what it was reading is read by others. Only if all were killed do
+    and pickling finds them by name. If a process is killed, at whatever instruction, the
+    others go on: its pins end, and another process reads what it was reading. Only if all were killed do
     the slots stay, until a process uses the name again; ``fremap shm`` lists and removes them.
     All processes must see the same process numbers (one PID namespace). Slots over a store that
     may be written are written by `write`. With a budget "auto" new shared slots may take half
