@@ -170,7 +170,8 @@ class Slots:
     when it is made, and one kernel mapping in each process. They work in children of ``fork``,
     and pickling finds them by name. If a process is killed, at whatever instruction, the
     others go on: its pins end, and another process reads what it was reading. Only if all were
-    killed, the slots stay until a process uses the name again; ``fremap shm`` lists and removes them.
+    killed, the slots stay until a process uses the name again; ``fremap shm`` lists and removes
+    them.
     All processes must see the same process numbers (one PID namespace). Slots over a store that
     may be written are written by `write`. With a budget "auto" new shared slots may take half
     of the memory there is.

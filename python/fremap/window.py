@@ -71,8 +71,8 @@ class Window(Views):
         What may be done with the pages. `Prot.WRITE` includes reading.
     coherent : bool, optional
         Whether every process that maps the file sees a write to the window or the file at once,
-        as with ``MAP_SHARED``. Required for a window that may be written; a read-only window
-        may have either by default.
+        as with ``MAP_SHARED``. Required for a window that may be written. A read-only window
+        may be either if it is not given.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
         How it is done; `fremap.capabilities` says what works here and what "auto" chooses.
     populate : bool, default False
