@@ -174,6 +174,13 @@ impl Layout {
     /// # Errors
     /// [`Error::Argument`] where there is no such object.
     pub fn new(geometry: &Geometry, page_bytes: usize) -> Result<Self> {
+        if geometry.words()[..3].contains(&0) || geometry.slot_count >= 1 << 31 {
+            return Err(Error::Argument(format!(
+                "Slots: {} slots of {} pages of {} bytes; there must be less than 2**31 slots, and \
+                 none of these numbers is 0",
+                geometry.slot_count, geometry.extent_pages, geometry.page_bytes
+            )));
+        }
         let whole = || {
             let slot_count = usize::try_from(geometry.slot_count).ok()?;
             let bucket_count = slot_count.checked_next_power_of_two()?;
@@ -191,7 +198,8 @@ impl Layout {
             let holds_offset = slots_offset.checked_add(slots_bytes)?;
             let row = slot_count.checked_mul(WORD)?.checked_next_multiple_of(page_bytes)?;
             let object_bytes = holds_offset.checked_add(row.checked_mul(MOST_OWNERS)?)?;
-            (object_bytes < 1 << 47).then_some(Self {
+            let has_room = object_bytes < 1 << 47 && geometry.extent_count() <= 1 << KEY_BITS;
+            has_room.then_some(Self {
                 slot_count,
                 extent_count: geometry.extent_count(),
                 owners,
@@ -210,8 +218,11 @@ impl Layout {
         };
         whole().ok_or_else(|| {
             Error::Argument(format!(
-                "Slots: {} slots of {} pages are more than the address space has",
-                geometry.slot_count, geometry.extent_pages
+                "Slots: {} slots of {} pages are more than the address space has, or the store's \
+                 {} extents are more than 2**{KEY_BITS}; use fewer slots, or longer extents",
+                geometry.slot_count,
+                geometry.extent_pages,
+                geometry.extent_count()
             ))
         })
     }

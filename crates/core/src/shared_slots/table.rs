@@ -341,7 +341,7 @@ impl<'t, W: Words> Table<'t, W> {
         let own_pinned = rising.iter().filter(here).filter_map(|key| self.find(*key));
         let own_pinned = own_pinned.filter(|&slot| self.total(slot).pins > 0).count();
         let pinned = (self.get(header::PINNED_COUNT) as usize).saturating_sub(own_pinned);
-        if rising.len() + pinned > self.layout.slot_count {
+        if rising.len().saturating_add(pinned) > self.layout.slot_count {
             return Err(Refusal::Full { pinned });
         }
         // Before others leave: what is named stays.
@@ -349,7 +349,7 @@ impl<'t, W: Words> Table<'t, W> {
         for slot in rising.iter().filter_map(found) {
             self.hold(owner, slot, USER);
         }
-        let room = self.get(header::FREE_COUNT) + self.get(header::IDLE_COUNT);
+        let room = self.get(header::FREE_COUNT).saturating_add(self.get(header::IDLE_COUNT));
         // Also with `writes`: evicting an extent that nobody holds leaves their sum as it is.
         if (room as usize) < wanted {
             for slot in rising.iter().filter_map(found) {
@@ -367,7 +367,18 @@ impl<'t, W: Words> Table<'t, W> {
                 self.touch(slot);
                 slot
             } else {
-                let Some(slot) = self.vacate() else { break };
+                let Some(slot) = self.vacate() else {
+                    // The counts promised more than there is: somebody has written over them.
+                    self.settle(owner, &given.missing, 0);
+                    self.release(owner, &given.distinct);
+                    for slot in rising[given.distinct.len()..].iter().filter_map(found) {
+                        self.let_go(owner, slot, USER);
+                    }
+                    given.missing.clear();
+                    given.distinct.clear();
+                    self.repair();
+                    return Err(Refusal::Busy);
+                };
                 self.hold(owner, slot, USER);
                 let made = if writes { Content::Writing } else { Content::Coming };
                 self.set_content(slot, made(key, owner));

@@ -7,6 +7,7 @@ use std::panic::{catch_unwind, panic_any, AssertUnwindSafe};
 use super::layout::{header, Counter, Geometry, Layout, MOST_OWNERS};
 use super::table::{Arrival, Given, Refusal, Table, Words};
 use super::words::{Content, Holds, OwnerIndex};
+use crate::error::Error;
 use crate::slot_table::{Key, Slot};
 
 const SLOTS: u64 = 5;
@@ -357,6 +358,52 @@ fn owners_that_leave_hold_nothing() {
     table.admit(ONE, 200);
     table.ensured(ONE, &[0, 1, 2, 3, 4]);
     table.check(&layout);
+}
+
+#[test]
+fn counts_that_somebody_has_written_over_are_repaired() {
+    let layout = layout();
+    let memory = memory(&layout);
+    let table = Table::new(&memory, &layout);
+    let pinned = table.brought(ONE, &[0, 1, 2]);
+    table.ensured(TWO, &[3]);
+    for count in [u64::MAX, 77] {
+        memory.set(header::FREE_COUNT, count);
+        memory.set(header::IDLE_COUNT, count);
+        // Two of these are there, one has room, and two have none.
+        assert_eq!(table.reserved(TWO, &[0, 4, 5, 6, 3], false).unwrap_err(), Refusal::Busy);
+        table.check(&layout);
+    }
+    memory.set(header::PINNED_COUNT, u64::MAX);
+    let refused = table.reserved(TWO, &[3], false).unwrap_err();
+    assert!(matches!(refused, Refusal::Full { .. }));
+    table.release(ONE, &pinned.distinct);
+    table.repair();
+    table.ensured(TWO, &[0, 4, 5, 6, 3]);
+    table.check(&layout);
+}
+
+#[test]
+fn a_header_that_says_nonsense_is_no_layout() {
+    let right = Geometry {
+        page_bytes: 4096,
+        extent_pages: 1,
+        slot_count: SLOTS,
+        store_bytes: EXTENTS * 4096,
+        store: 7,
+    };
+    for wrong in [
+        Geometry { page_bytes: 0, ..right },
+        Geometry { extent_pages: 0, ..right },
+        Geometry { slot_count: 0, ..right },
+        Geometry { slot_count: 1 << 31, page_bytes: 1, ..right },
+        Geometry { extent_pages: u64::MAX, ..right },
+        // Keys that a slot's word has no bits for.
+        Geometry { store_bytes: (1 << 60) + 1, ..right },
+    ] {
+        assert!(matches!(Layout::new(&wrong, 4096), Err(Error::Argument(_))), "{wrong:?}");
+    }
+    assert!(Layout::new(&Geometry { store_bytes: 1 << 60, ..right }, 4096).is_ok());
 }
 
 type Step = fn(&Table<'_, Memory>, &Given);
