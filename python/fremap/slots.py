@@ -110,7 +110,8 @@ class Slots:
 
     Any number of threads may use the slots. An extent stays in its slot until it has to
     make room: what a call has returned may be gone as soon as another call needs room,
-    by this thread or another, unless it is pinned (`pin`). While a call is under way
+    by this thread or another, or by another process that shares the slots, unless it is
+    pinned (`pin`). While a call is under way
     nothing that it names leaves.
 
     Parameters

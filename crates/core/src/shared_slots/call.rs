@@ -67,7 +67,7 @@ impl SharedCall {
 
     /// Goes from one stage to another, if it is at the first.
     fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&Table<'_, Mapping>)) {
-        if self.tenure.process() != crate::sys::process::id() {
+        if !self.tenure.is_own() {
             return;
         }
         let (from, to) = (from as u8, to as u8);
@@ -78,6 +78,9 @@ impl SharedCall {
         // Whoever has left holds nothing any more.
         if self.shared.is_current(self.tenure) {
             then(&locked.table);
+            if from == Stage::Bringing as u8 {
+                self.shared.has_brought(&locked, self.tenure);
+            }
         }
         drop(locked);
         self.shared.object.notify();
@@ -127,8 +130,14 @@ impl SharedCall {
                 data.len()
             )));
         }
-        for (number, &(_, slot)) in missing.iter().enumerate() {
-            self.shared.slot_memory(slot).copy_span(data.part(number * bytes, bytes));
+        let store_bytes = self.shared.geometry().store_bytes;
+        for (number, &(key, slot)) in missing.iter().enumerate() {
+            // What lies behind the store's end was not written, and is zeros when it is read.
+            let within =
+                store_bytes.saturating_sub(key.0 * bytes as u64).min(bytes as u64) as usize;
+            let memory = self.shared.slot_memory(slot);
+            memory.part(0, within).copy_span(data.part(number * bytes, within));
+            memory.part(within, bytes - within).clear();
         }
         Ok(())
     }
@@ -148,6 +157,7 @@ impl SharedCall {
     pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
         let object = &self.shared.object;
         loop {
+            self.shared.check_open("ensure")?;
             let locked = object.lock(interrupt)?;
             if !self.shared.is_current(self.tenure) {
                 return Err(Error::Closed { operation: "ensure", what: "slot table" });

@@ -20,7 +20,7 @@ mod table;
 mod tests;
 mod words;
 
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 pub use call::SharedCall;
@@ -30,31 +30,45 @@ pub use object::{list, remove, Listed, Wanted};
 use crate::error::{Error, Interrupt, Result};
 use crate::room::{collected, room_for};
 use crate::slot_table::{Key, Occupant, Slot};
-use crate::sys::process;
 use crate::sys::span::Span;
+use crate::sys::{fork, process};
 use crate::units;
-use layout::Counter;
+use layout::{Counter, MOST_OWNERS};
 use object::{Locked, Object};
 use table::{Given, Refusal};
 use words::{Content, OwnerIndex};
 
 /// This process's use of the slots: from when it becomes an owner until it leaves.
+///
+/// From the top: how many forks there were before it, 16 bits; its number, 22; which of its
+/// tenures this is, 16; the owner, 10. The number alone would not do: a worker may have the
+/// number that an ancestor had, whose tenure it finds in its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tenure(u64);
 
+/// The bits of a tenure that say which owner it is.
+const OWNER_BITS: u32 = MOST_OWNERS.ilog2();
+/// The bits below those that say which process.
+const PROCESS_SHIFT: u32 = OWNER_BITS + 16;
+
 impl Tenure {
     fn new(owner: OwnerIndex, number: u16) -> Self {
-        let process = u64::from(process::id());
-        Self(process << 32 | u64::from(number) << 16 | owner.0 as u64)
+        Self(this_process() << PROCESS_SHIFT | u64::from(number) << OWNER_BITS | owner.0 as u64)
     }
 
-    fn process(self) -> u32 {
-        (self.0 >> 32) as u32
+    /// Whether it is of this process, and not of one that has forked it.
+    fn is_own(self) -> bool {
+        self.0 >> PROCESS_SHIFT == this_process()
     }
 
     fn owner(self) -> OwnerIndex {
-        OwnerIndex((self.0 & 0xffff) as usize)
+        OwnerIndex(self.0 as usize & (MOST_OWNERS - 1))
     }
+}
+
+fn this_process() -> u64 {
+    // The kernel has no process numbers of more bits.
+    u64::from(fork::generation() & 0xffff) << 22 | u64::from(process::id())
 }
 
 /// What the slots hold and what was done with them, by all processes.
@@ -83,6 +97,10 @@ pub struct SharedSlots {
     /// How many tenures this process had.
     tenures: AtomicU16,
     closed: AtomicBool,
+    /// Calls of this tenure that bring extents; changed only under the lock.
+    bringing: AtomicUsize,
+    /// The tenure ends with the last of them; changed only under the lock.
+    leaving: AtomicBool,
 }
 
 impl Drop for SharedSlots {
@@ -104,6 +122,8 @@ impl SharedSlots {
             tenure: AtomicU64::new(Tenure::new(owner, 0).0),
             tenures: AtomicU16::new(1),
             closed: AtomicBool::new(false),
+            bringing: AtomicUsize::new(0),
+            leaving: AtomicBool::new(false),
         })
     }
 
@@ -157,48 +177,72 @@ impl SharedSlots {
     /// This process's, which it begins if it has none.
     fn tenure(&self, interrupt: &dyn Interrupt) -> Result<Tenure> {
         let known = self.tenure.load(Ordering::Acquire);
-        if known != 0 && Tenure(known).process() == process::id() {
+        if Tenure(known).is_own() {
             return Ok(Tenure(known));
         }
-        let dead = self.object.dead();
+        let dead = self.object.dead()?;
         let locked = self.object.lock(interrupt)?;
         self.object.dismiss(&locked, &dead);
         // Another thread may have begun one meanwhile.
         let known = self.tenure.load(Ordering::Acquire);
-        if known != 0 && Tenure(known).process() == process::id() {
+        if Tenure(known).is_own() {
             return Ok(Tenure(known));
         }
         let owner = self.object.admit(&locked)?;
         let tenure = Tenure::new(owner, self.tenures.fetch_add(1, Ordering::Relaxed));
+        // In a child of fork they are what its parent's were.
+        self.bringing.store(0, Ordering::Relaxed);
+        self.leaving.store(false, Ordering::Relaxed);
         self.tenure.store(tenure.0, Ordering::Release);
         Ok(tenure)
     }
 
     /// Whether a tenure is still that of this process, for whoever has the lock.
     fn is_current(&self, tenure: Tenure) -> bool {
-        tenure.process() == process::id() && self.tenure.load(Ordering::Acquire) == tenure.0
+        tenure.is_own() && self.tenure.load(Ordering::Acquire) == tenure.0
     }
 
     /// Lets go of all that this process has. The last process takes the name of the slots
     /// along. A later call begins anew.
+    ///
+    /// Where other threads are reading into slots, the last of them does it: another process
+    /// that was given such a slot would find in it what is still being read.
     pub fn leave(&self) {
         let known = Tenure(self.tenure.load(Ordering::Acquire));
         if !self.is_current(known) {
             return;
         }
-        let dead = self.object.dead();
+        // Those are taken back by the next process, too.
+        let dead = self.object.dead().unwrap_or_default();
         let Some(locked) = self.object.lock_anyway() else { return };
-        let mine = self.tenure.compare_exchange(known.0, 0, Ordering::AcqRel, Ordering::Acquire);
-        if mine.is_ok() {
-            self.object.leave(&locked, known.owner(), &dead);
+        if self.is_current(known) {
+            if self.bringing.load(Ordering::Relaxed) > 0 {
+                self.leaving.store(true, Ordering::Relaxed);
+            } else {
+                self.end(&locked, known, &dead);
+            }
         }
         drop(locked);
         self.object.notify();
     }
 
+    /// Ends this process's tenure, for whoever has the lock.
+    fn end(&self, locked: &Locked<'_>, tenure: Tenure, dead: &[(OwnerIndex, u64)]) {
+        self.tenure.store(0, Ordering::Release);
+        self.object.leave(locked, tenure.owner(), dead);
+    }
+
+    /// A call of the current tenure no longer writes to its slots.
+    fn has_brought(&self, locked: &Locked<'_>, tenure: Tenure) {
+        let before = self.bringing.fetch_sub(1, Ordering::Relaxed);
+        if before == 1 && self.leaving.load(Ordering::Relaxed) {
+            self.end(locked, tenure, &[]);
+        }
+    }
+
     /// Takes back what processes had that are dead. Says whether there was one.
     fn sweep(&self, interrupt: &dyn Interrupt) -> Result<bool> {
-        let dead = self.object.dead();
+        let dead = self.object.dead()?;
         if dead.is_empty() {
             return Ok(false);
         }
@@ -274,6 +318,8 @@ impl SharedSlots {
             let counts = (keys.len(), writes);
             let refusal = match locked.table.reserve(tenure.owner(), &rising, counts, &mut given) {
                 Ok(()) => {
+                    self.bringing
+                        .fetch_add(usize::from(!given.missing.is_empty()), Ordering::Relaxed);
                     drop(locked);
                     slots.extend(keys.iter().filter_map(|key| slot_of(&given, *key)));
                     return Ok(SharedCall::new(Arc::clone(self), tenure, slots, given));

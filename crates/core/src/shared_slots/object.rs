@@ -16,7 +16,7 @@ use super::layout::{
     header, Counter, Geometry, Layout, Stage, HEADER_BYTES, MAGIC, MOST_OWNERS, VERSION, WORD,
 };
 use super::table::{Table, Words};
-use super::words::OwnerIndex;
+use super::words::{Content, OwnerIndex};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::memory;
 use crate::sys::owner::{namespaces, Owner};
@@ -108,7 +108,7 @@ pub struct Wanted<'n> {
     /// What the slots show.
     pub geometry: Geometry,
     /// When the store's files were changed last: extents that were read before are read anew.
-    /// None if all changes are made through the slots.
+    /// None if all changes are made through the slots, while there is a process that uses them.
     pub changed: Option<u64>,
     /// Bytes that a new object may take.
     pub most_bytes: Option<u64>,
@@ -140,7 +140,7 @@ pub(super) fn create(path: &Path, wanted: &Wanted<'_>, layout: &Layout) -> Resul
     head.set(header::MAGIC, MAGIC);
     head.set(header::VERSION, VERSION);
     head.set(header::LOCK_LAYOUT, RobustLock::LAYOUT);
-    for (at, word) in namespaces().map_err(fail)?.into_iter().enumerate() {
+    for (at, word) in own_namespaces()?.into_iter().enumerate() {
         head.set(header::NAMESPACES + at, word);
     }
     for (at, word) in wanted.geometry.words().into_iter().enumerate() {
@@ -215,7 +215,7 @@ impl Object {
 
     /// Makes this process an owner; None if the object has lost its name.
     fn join(&self, wanted: &Wanted<'_>, interrupt: &dyn Interrupt) -> Result<Option<OwnerIndex>> {
-        let dead = self.dead();
+        let dead = self.dead()?;
         let locked = self.lock(interrupt)?;
         let stage = self.stage();
         if stage == Stage::Unnamed {
@@ -239,9 +239,11 @@ impl Object {
             }
         }
         self.mapping.populate(self.layout.table_bytes());
-        if let Some(changed) =
-            wanted.changed.filter(|&new| new != self.mapping.get(header::CHANGED))
-        {
+        let known = self.mapping.get(header::CHANGED);
+        let changed = wanted.changed.unwrap_or(known);
+        // While no process has used them, anybody may have changed a store that is written; when
+        // that was last says nothing, as it was also changed through the slots.
+        if changed != known || (wanted.changed.is_none() && !in_use) {
             self.forget(&locked);
             self.mapping.set(header::CHANGED, changed);
         }
@@ -365,15 +367,15 @@ impl Object {
     fn lock_within(&self, timeout: Duration) -> Result<Locked<'_>, Errno> {
         let lock = self.mapping.lock(header::LOCK * WORD);
         let acquired = lock.acquire(timeout)?;
-        let table = Table::new(&self.mapping, &self.layout);
+        let locked = Locked { table: Table::new(&self.mapping, &self.layout), lock };
         if acquired == Acquired::Broken {
             if self.has_memory() {
-                table.repair();
-                table.count(Counter::Repairs, 1);
+                locked.table.repair();
+                locked.table.count(Counter::Repairs, 1);
             }
-            lock.mend();
+            locked.lock.mend();
         }
-        Ok(Locked { table, lock })
+        Ok(locked)
     }
 
     /// The same, however long it takes: for what must be done.
@@ -392,9 +394,14 @@ impl Object {
     }
 
     /// Those whose process is dead.
-    pub(super) fn dead(&self) -> Vec<(OwnerIndex, u64)> {
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] in a child that is in another namespace, where all of them would
+    /// seem dead.
+    pub(super) fn dead(&self) -> Result<Vec<(OwnerIndex, u64)>> {
+        check_namespaces(&self.path, &self.mapping)?;
         let owners = self.owners().into_iter();
-        owners.filter(|&(_, word)| !process_of(word).lives()).collect()
+        Ok(owners.filter(|&(_, word)| !process_of(word).lives()).collect())
     }
 
     /// Takes back what owners had that are dead; says whether there was one.
@@ -403,6 +410,10 @@ impl Object {
         for &(owner, word) in dead {
             // Another process may have its number by now.
             if locked.table.owner(owner) == word {
+                if self.renew_coming(locked, owner).is_err() {
+                    // Its slots stay its own, and are given to nobody; whoever waits tries again.
+                    continue;
+                }
                 locked.table.dismiss(owner);
                 locked.table.count(Counter::Deaths, 1);
                 self.free_holds(owner);
@@ -410,6 +421,21 @@ impl Object {
             }
         }
         any
+    }
+
+    /// Gives the slots that a dead process was reading into other memory. The kernel does not wait
+    /// for a device when it ends a process: what was in flight still arrives, in the old memory.
+    fn renew_coming(&self, locked: &Locked<'_>, owner: OwnerIndex) -> Result<(), Errno> {
+        let bytes = self.geometry.extent_bytes();
+        for slot in 0..self.layout.slot_count as u32 {
+            let content = locked.table.content(crate::slot_table::Slot(slot));
+            if matches!(content, Content::Coming(_, bringer) if bringer == owner) {
+                let offset = self.layout.slots_offset as u64 + u64::from(slot) * bytes;
+                shm::free(self.mapping.fd(), offset, bytes)?;
+                shm::allocate(self.mapping.fd(), offset, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes this process an owner.
@@ -439,7 +465,7 @@ impl Object {
         locked.table.dismiss(owner);
         self.free_holds(owner);
         self.dismiss(locked, dead);
-        if locked.table.owners().next().is_none() && self.stage() == Stage::Whole {
+        if locked.table.owners().next().is_none() && self.stage() != Stage::Unnamed {
             self.unname();
         }
     }
@@ -492,16 +518,30 @@ fn checked_header(path: &Path, mapping: &Mapping) -> Result<Geometry> {
     Ok(Geometry::of(std::array::from_fn(|at| mapping.get(header::GEOMETRY + at))))
 }
 
+/// The namespaces of this process, if `/proc` tells of the processes in them.
+fn own_namespaces() -> Result<[u64; 2]> {
+    namespaces().map_err(|errno| match errno {
+        Errno::XDEV => Error::Unsupported {
+            operation: "Slots",
+            reason: "/proc shows the processes of another PID namespace, so that one that died \
+                     cannot be told from one that lives; mount the /proc of this namespace \
+                     (unshare --mount-proc)"
+                .into(),
+        },
+        _ => failed(Path::new("/proc/self/ns"), errno),
+    })
+}
+
 /// Refuses where this process does not see the processes that the object's owners are.
 fn check_namespaces(path: &Path, mapping: &Mapping) -> Result<()> {
-    let own = namespaces().map_err(|errno| failed(Path::new("/proc/self/ns/pid"), errno))?;
+    let own = own_namespaces()?;
     if own != [0, 1].map(|at| mapping.get(header::NAMESPACES + at)) {
         return Err(Error::Unsupported {
             operation: "Slots",
             reason: format!(
                 "{} was made in another PID or time namespace, in which a process that died cannot \
-                 be told from one that lives; share the namespace (docker run --pid=), or use \
-                 another name",
+                 be told from one that lives; share the namespace (docker run --pid=), use \
+                 another name, or remove the file if that namespace is gone",
                 path.display()
             ),
         });
@@ -579,7 +619,7 @@ impl Object {
 pub fn remove(name: &str, forced: bool, interrupt: &dyn Interrupt) -> Result<()> {
     let path = path_of("remove", name)?;
     let Some(object) = Object::open(&path)? else { return Err(failed(&path, Errno::NOENT)) };
-    let dead = object.dead();
+    let dead = object.dead()?;
     let locked = object.lock(interrupt)?;
     object.dismiss(&locked, &dead);
     let used = object.owners().len();

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use super::layout::{header, Counter, Geometry, Layout, Stage};
 use super::object::{self, Object, Wanted};
 use super::table::Words;
-use super::SharedSlots;
+use super::words::{Holds, OwnerIndex};
+use super::{SharedSlots, Tenure};
 use crate::error::{Error, Uninterruptible};
 use crate::slot_table::Key;
 use crate::sys::shm::dies_after;
-use crate::sys::span::system_page_bytes;
+use crate::sys::span::{system_page_bytes, Span};
 
 const SLOTS: u64 = 4;
 
@@ -137,9 +138,140 @@ fn an_object_in_use_is_not_removed_unless_by_force() {
 }
 
 #[test]
+fn a_process_that_leaves_lets_go_of_slots_when_nothing_is_read_into_them_any_more() {
+    let name = name("leaves");
+    let (slots, other) = (attached(&name), attached(&name));
+    let calls =
+        [1, 2].map(|key| slots.reserve("ensure", &keys(&[key]), false, &Uninterruptible).unwrap());
+    slots.close();
+    slots.leave();
+    let waits = calls[0].wait(&Uninterruptible);
+    assert!(matches!(waits, Err(Error::Closed { .. })));
+    let given = |call: &super::SharedCall| {
+        let locked = other.object.lock(&Uninterruptible).unwrap();
+        call.slots().iter().any(|&slot| locked.table.total(slot) != Holds::default())
+    };
+    // Another process may not have the slots while this one writes to them.
+    assert!(calls.iter().all(given));
+    let [one, two] = calls;
+    one.settle(1);
+    assert!(given(&two));
+    two.settle(1);
+    assert!(!given(&one) && !given(&two));
+    let locked = other.object.lock(&Uninterruptible).unwrap();
+    assert_eq!(locked.table.owners().count(), 1);
+    drop(locked);
+    drop((one, two, slots));
+    assert!(is_listed(&name));
+    drop(other);
+    assert!(!is_listed(&name));
+}
+
+#[test]
+fn a_slot_into_which_a_dead_process_was_reading_gets_other_memory() {
+    let name = name("renewed");
+    let slots = attached(&name);
+    let here = slots.reserve("pin", &keys(&[1]), false, &Uninterruptible).unwrap();
+    let fill = |call: &super::SharedCall, byte| {
+        let mut content = vec![byte; geometry().extent_bytes() as usize];
+        slots.slot_memory(call.slots()[0]).copy_span(Span::of(&mut content));
+    };
+    fill(&here, 5);
+    here.settle(1);
+    dies_after(|| {
+        let coming = slots.reserve("ensure", &keys(&[2]), false, &Uninterruptible).unwrap();
+        fill(&coming, 6);
+        std::mem::forget(coming);
+    });
+    let waits = slots.reserve("ensure", &keys(&[2]), false, &Uninterruptible).unwrap();
+    assert!(waits.missing().is_empty());
+    assert!(!waits.wait(&Uninterruptible).unwrap());
+    // A device that still writes for the dead process writes to memory that no slot has.
+    let shown = |call: &super::SharedCall| slots.slot_memory(call.slots()[0]).to_vec();
+    assert!(shown(&waits).iter().all(|&byte| byte == 0));
+    assert!(shown(&here).iter().all(|&byte| byte == 5));
+}
+
+#[test]
+fn what_is_written_behind_the_end_of_the_store_is_zeros() {
+    let name = name("end");
+    let whole = geometry();
+    let bytes = whole.page_bytes as usize;
+    let cut = Geometry { store_bytes: whole.store_bytes - whole.page_bytes / 2, ..whole };
+    let wanted = Wanted { geometry: cut, ..wanted(&name) };
+    let slots = Arc::new(SharedSlots::attach(&wanted, &Uninterruptible).unwrap());
+    let call = slots.reserve("write", &keys(&[8, 9]), true, &Uninterruptible).unwrap();
+    let mut content = vec![7_u8; 2 * bytes];
+    call.fill(Span::of(&mut content)).unwrap();
+    let mut shown = vec![1_u8; bytes];
+    Span::of(&mut shown).copy_span(slots.slot_memory(call.slots()[0]));
+    assert!(shown.iter().all(|&byte| byte == 7));
+    Span::of(&mut shown).copy_span(slots.slot_memory(call.slots()[1]));
+    assert!(shown[..bytes / 2].iter().all(|&byte| byte == 7));
+    assert!(shown[bytes / 2..].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn what_killed_processes_leave_is_read_anew_where_the_store_may_be_written() {
+    let name = name("left");
+    let read_only = |changed| Wanted { changed: Some(changed), ..wanted(&name) };
+    let finds = |wanted: &Wanted<'_>| {
+        let slots = Arc::new(SharedSlots::attach(wanted, &Uninterruptible).unwrap());
+        slots.find("ensure", &keys(&[1]), &Uninterruptible).unwrap().is_some()
+    };
+    // (who has left it, who comes, whether he finds it)
+    let cases = [
+        (read_only(5), read_only(5), true),
+        (read_only(5), read_only(6), false),
+        (read_only(5), wanted(&name), false),
+        (wanted(&name), wanted(&name), false),
+        (wanted(&name), read_only(5), false),
+    ];
+    for (left, comes, is_found) in cases {
+        dies_after(|| {
+            let slots = Arc::new(SharedSlots::attach(&left, &Uninterruptible).unwrap());
+            slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible).unwrap().settle(1);
+            std::mem::forget(slots);
+        });
+        assert_eq!(finds(&comes), is_found, "{left:?} {comes:?}");
+        assert!(!is_listed(&name));
+    }
+    // While a process uses them, they are what it has.
+    let slots = attached(&name);
+    slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible).unwrap().settle(1);
+    assert!(finds(&wanted(&name)));
+}
+
+#[test]
+fn a_name_goes_with_the_last_process_also_where_the_first_died_as_it_began() {
+    let name = name("half-begun");
+    let first = attached(&name);
+    first.object.mapping.set(header::STAGE, Stage::Begun as u64);
+    drop(attached(&name));
+    assert!(is_listed(&name));
+    drop(first);
+    assert!(!is_listed(&name));
+}
+
+#[test]
+fn a_tenure_is_not_that_of_a_descendant_with_the_same_number() {
+    let own = Tenure::new(OwnerIndex(1023), u16::MAX);
+    assert_eq!(own.owner(), OwnerIndex(1023));
+    assert!(own.is_own());
+    // As the memory of a child says, which has got this process's number.
+    let of_parent = Tenure(own.0.wrapping_sub(1 << 48));
+    assert!(!of_parent.is_own());
+    dies_after(|| assert!(!own.is_own()));
+}
+
+#[test]
 fn processes_that_cannot_see_each_other_share_nothing() {
     let name = name("namespaces");
     let slots = attached(&name);
+    // A process that seems dead from here.
+    let locked = slots.object.lock(&Uninterruptible).unwrap();
+    locked.table.admit(OwnerIndex(9), u64::from(u32::MAX >> 1) << 32 | 1);
+    drop(locked);
     let own = slots.object.mapping.get(header::NAMESPACES);
     slots.object.mapping.set(header::NAMESPACES, own + 1);
     let refused = SharedSlots::attach(&wanted(&name), &Uninterruptible).unwrap_err();
@@ -148,7 +280,13 @@ fn processes_that_cannot_see_each_other_share_nothing() {
     dies_after(|| {
         let call = slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible);
         assert!(matches!(call, Err(Error::Unsupported { .. })));
+        assert!(matches!(slots.stats(&Uninterruptible), Err(Error::Unsupported { .. })));
     });
+    // It must not take back what those hold whom it does not see.
+    let locked = slots.object.lock(&Uninterruptible).unwrap();
+    assert_eq!(locked.table.owners().count(), 2);
+    assert_eq!(locked.table.counter(Counter::Deaths), 0);
+    drop(locked);
     assert!(slots.reserve("ensure", &keys(&[1]), false, &Uninterruptible).is_ok(), "it is one");
     slots.object.mapping.set(header::NAMESPACES, own);
     drop(slots);

@@ -33,7 +33,8 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How many forks there were between the first process and this one, of those that run
 /// handlers.
-pub(super) fn generation() -> u32 {
+#[must_use]
+pub fn generation() -> u32 {
     // Fails only for want of memory, and is tried again by the next caller.
     let _registered = register();
     GENERATION.load(Ordering::Relaxed)

@@ -77,12 +77,21 @@ impl Owner {
     }
 }
 
+/// Whether the link `/proc/self` names a process by the number that it has for itself.
+fn names(link: &[u8], process: u32) -> bool {
+    link == process.to_string().as_bytes()
+}
+
 /// The namespaces that process numbers and starting times are told in, as numbers of files.
 ///
 /// # Errors
-/// ENOENT without `/proc`.
+/// ENOENT without `/proc`; EXDEV where it shows the processes of another PID namespace.
 pub fn namespaces() -> Result<[u64; 2], Errno> {
     enter(Call::Stat)?;
+    let own = rustix::fs::readlink("/proc/self", Vec::new())?;
+    if !names(own.to_bytes(), super::process::id()) {
+        return Err(Errno::XDEV);
+    }
     let processes = rustix::fs::stat("/proc/self/ns/pid")?.st_ino;
     // Since Linux 5.6; before, all have the same time.
     let times = rustix::fs::stat("/proc/self/ns/time").map_or(0, |stat| stat.st_ino);
@@ -123,6 +132,13 @@ mod tests {
         // SAFETY: as above.
         unsafe { libc::waitpid(child, &raw mut status, 0) };
         assert!(!owner.lives(), "gone");
+    }
+
+    #[test]
+    fn another_namespaces_proc_is_told_by_what_it_calls_this_process() {
+        assert!(namespaces().is_ok());
+        assert!(names(b"5284", 5284));
+        assert!(!names(b"5284", 1) && !names(b"5284", 528) && !names(b"", 1));
     }
 
     #[test]
