@@ -258,10 +258,14 @@ fn a_tenure_is_not_that_of_a_descendant_with_the_same_number() {
     let own = Tenure::new(OwnerIndex(1023), u16::MAX);
     assert_eq!(own.owner(), OwnerIndex(1023));
     assert!(own.is_own());
-    // As the memory of a child says, which has got this process's number.
-    let of_parent = Tenure(own.0.wrapping_sub(1 << 48));
-    assert!(!of_parent.is_own());
-    dies_after(|| assert!(!own.is_own()));
+    dies_after(|| {
+        assert!(!own.is_own());
+        // As if this child had got the number that its parent had.
+        let forks = u64::from(u16::MAX) << 48;
+        let child = Tenure::new(OwnerIndex(1023), u16::MAX);
+        assert!(child.is_own());
+        assert!(!Tenure(own.0 & forks | child.0 & !forks).is_own());
+    });
 }
 
 #[test]
