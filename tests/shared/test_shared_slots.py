@@ -173,14 +173,19 @@ def test_four_processes_read_what_one_does(store: fremap.FileStore, name: str) -
             for key in keys[number::4]:
                 with slots.pin(key):
                     pass
+                pause()
 
         return body
 
     with shared(store, name) as slots:
         children = [Child(part(number)).paused() for number in range(4)]
+        for turn in range(len(keys)):
+            # At once they would hold more, and come in another order.
+            child = children[turn % 4]
+            child.go_on()
+            child.paused()
         for child in children:
             child.go_on()
-        for child in children:
             child.answer()
         assert slots.stats().misses <= 1.1 * alone
 
