@@ -1,4 +1,4 @@
-"""Remaps while the kernel migrates the pages they move.
+"""Windows while the kernel migrates their pages.
 
 Linux 6.18 answers EEXIST to a MOVE that met a page under migration, and has moved
 it (docs/decisions/006). Only root may ask for compaction; anybody else's run has
@@ -54,4 +54,19 @@ def test_pages_are_right_whatever_the_kernel_migrates(
             window.evict(random.permutation(PAGES)[:20])
             if running.failures:
                 break
+        running.wait_for_rounds(1)
+
+
+def test_a_page_under_migration_is_present(threads: Callable[[], Any]) -> None:
+    pages = 1024  # enough that some are under way at many looks
+    with (
+        fremap.MemoryStore(pages * PAGE_BYTES, page_bytes=PAGE_BYTES) as store,
+        fremap.Window(store, pages, engine="alias") as window,
+        threads() as running,
+    ):
+        window.remap(np.arange(pages))
+        window.populate()
+        running.start(migrate)
+        for _ in range(2000):
+            assert window.present().all()
         running.wait_for_rounds(1)

@@ -29,12 +29,20 @@ const SCAN_RANGES: usize = 512;
 
 /// Bit of a `/proc/self/pagemap` entry: the page is mapped.
 const PRESENT: u64 = 1 << 63;
-/// The same: the page is in swap.
+/// The same: the page is in swap, or is just being moved to another place in memory.
 const SWAPPED: u64 = 1 << 62;
 /// The same: the page is of a file or of shared memory, not the process's own.
 const OF_FILE: u64 = 1 << 61;
 /// Pages whose entries are read at once.
 const BATCH_PAGES: usize = 65_536;
+
+/// Whether the kernel has the content of a page with this entry of `/proc/self/pagemap`.
+///
+/// A page that the kernel is moving (compaction) is not mapped for that moment; its entry
+/// says "in swap", also for pages of files, which are never in swap through a mapping.
+const fn has_content(entry: u64) -> bool {
+    entry & (PRESENT | SWAPPED) != 0
+}
 
 fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
@@ -124,26 +132,6 @@ impl PageMap {
         SHARED.get(Self::open)
     }
 
-    /// Which system pages of `len` bytes of `region` are mapped, one bool each.
-    ///
-    /// # Errors
-    /// EIO and its like.
-    pub fn present(&self, region: &Region, offset: usize, len: usize) -> Result<Vec<bool>, Errno> {
-        let page_count = len / system_page_bytes();
-        let first = (region.start() as usize + offset) / system_page_bytes();
-        let mut present = Vec::with_capacity(page_count);
-        let mut bytes = vec![0; BATCH_PAGES.min(page_count) * 8];
-        while present.len() < page_count {
-            let batch = BATCH_PAGES.min(page_count - present.len());
-            let bytes = &mut bytes[..batch * 8];
-            let offset = (first + present.len()) as u64 * 8;
-            self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
-            let (entries, _) = bytes.as_chunks::<8>();
-            present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
-        }
-        Ok(present)
-    }
-
     /// Whether the kernel has the content of all system pages of `span`, in memory or in
     /// swap.
     ///
@@ -157,7 +145,7 @@ impl PageMap {
             let bytes = &mut bytes[..count * 8];
             self.0.read_exact_at(bytes, first as u64 * 8).map_err(|error| errno(&error))?;
             let (entries, _) = bytes.as_chunks::<8>();
-            if !entries.iter().all(|entry| u64::from_ne_bytes(*entry) & (PRESENT | SWAPPED) != 0) {
+            if !entries.iter().all(|entry| has_content(u64::from_ne_bytes(*entry))) {
                 return Ok(false);
             }
         }
@@ -279,7 +267,8 @@ impl PageMap {
         Ok(())
     }
 
-    /// Adds which system pages of a span are mapped, one bool each, to `present`, which has room.
+    /// Adds to `present`, which has room, a bool for each system page of a span: whether the
+    /// kernel has its content, in memory or in swap.
     ///
     /// # Errors
     /// The kernel's.
@@ -292,7 +281,7 @@ impl PageMap {
             let offset = (first + start) as u64 * 8;
             self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
             let (entries, _) = bytes.as_chunks::<8>();
-            present.extend(entries.iter().map(|entry| u64::from_ne_bytes(*entry) & PRESENT != 0));
+            present.extend(entries.iter().map(|entry| has_content(u64::from_ne_bytes(*entry))));
         }
         Ok(())
     }
