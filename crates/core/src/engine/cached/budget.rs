@@ -26,7 +26,7 @@ use crate::units::{FilePage, PageSize, WindowPage};
 /// Pages that one step evicts at most.
 const MAX_VICTIMS: u64 = 512;
 /// The part of a budget that the source map of the store may have mapped.
-const SOURCE_PART: u64 = 8;
+const SOURCE_PART: u64 = 32;
 /// The part of a budget that a chunk of staging memory may take.
 const CHUNK_PART: u64 = 64;
 /// The largest chunk of a window with a budget: small pages, which can leave one by one.
