@@ -575,8 +575,12 @@ def test_rows_and_arrays_are_measured(suite: str, tmp_path: Path) -> None:
         passes = report["title"].startswith("scan")
         # Whether the trimmer gets a processor in time is the machine's to say.
         bars = [row["what"] for row in rows if row["met"] is not None]
-        assert all("memory that fremap.memmap took" in what for what in bars)
-        assert len(bars) == (3 if passes else 0)
+        if suite == "scan" and not passes:
+            assert bars
+            assert all("thread" in what and "an eighth" not in what for what in bars)
+        else:
+            assert all("memory that fremap.memmap took" in what for what in bars)
+            assert len(bars) == (3 if passes else 0)
         assert len([row for row in rows if row["fremap"]]) >= 2
     assert list(tmp_path.iterdir()) == []
 
