@@ -164,7 +164,7 @@ def test_a_range_that_fails_ends_the_others(served: Served) -> None:
 
 
 def test_a_hung_server_is_a_timeout(served: Served) -> None:
-    with opened(served, timeout=0.5) as store:
+    with opened(served, timeout=1.5) as store:
         store.read(0)
         served.gate.clear()
         with pytest.raises(fremap.ProviderTimeoutError):

@@ -246,9 +246,10 @@ def test_a_wait_for_another_process_can_be_interrupted(slots: fremap.Slots) -> N
 
     child = Child(body).paused()
     before = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, 0.01)
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
     try:
         with pytest.raises(StopError):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
             slots.ensure([9])
     finally:
         signal.setitimer(signal.ITIMER_REAL, left, interval)

@@ -356,10 +356,11 @@ def test_an_interrupt_while_the_order_is_made_leaves_it_to_be_made() -> None:
     batches = Batches(Numbers(length), 1 << 20, seed=1)
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
         with pytest.raises(KeyboardInterrupt):
-            while True:  # the shuffle alone takes longer
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            while True:
                 next(batches)
+                batches = Batches(Numbers(length), 1 << 20, seed=1)  # another order to be made
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

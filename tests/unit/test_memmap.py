@@ -1,6 +1,7 @@
 """`fremap.memmap`: what it shares with `numpy.memmap`, and what it does differently."""
 
 import copy
+import gc
 import io
 import os
 import pickle
@@ -454,9 +455,11 @@ def test_threads_read_and_gather_at_once(large: Path) -> None:
 
 
 def test_nothing_stays_open(path: Path) -> None:
-    before = sorted(os.listdir("/proc/self/fd"))
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
     for _ in range(5):
         fremap.memmap(path, np.int32, "r+")[:10].sum()
     with pytest.raises(ValueError, match="file has"):
         fremap.memmap(path, mode="r", shape=1 << 40)
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    # Fewer where a thread of an earlier test has ended meanwhile.
+    assert set(os.listdir("/proc/self/fd")) <= before

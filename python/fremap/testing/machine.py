@@ -98,7 +98,7 @@ class WindowMachine(RuleBasedStateMachine):
         self.generation = 0
         self.store: Any = None
         self.window: Any = None
-        self._reclaimed = _reclaimed_file_pages()
+        self._scanned = _scanned_file_pages()
 
     # What is driven: to be overridden for other stores.
 
@@ -429,8 +429,8 @@ class WindowMachine(RuleBasedStateMachine):
             assert window.vma_count == 1
 
     def _may_be_reclaimed(self) -> bool:
-        """Whether the kernel took pages of files back meanwhile, and may unmap them."""
-        return self.engine == "alias" and _reclaimed_file_pages() != self._reclaimed
+        """Whether the kernel looked for pages of files to take back, and may have unmapped some."""
+        return self.engine == "alias" and _scanned_file_pages() != self._scanned
 
     def _agree_on(self, page: int) -> None:
         model = self.model
@@ -612,10 +612,14 @@ def _without_repeats(mapping: Sequence[int]) -> list[int]:
     ]
 
 
-def _reclaimed_file_pages() -> int:
-    """Pages of files that the kernel has taken back since it was started."""
+def _scanned_file_pages() -> int:
+    """Pages of files that the kernel has looked at to take them back, since it was started.
+
+    Counted before they are unmapped; those that it then took are counted later, and those
+    that it kept after all (dirty ones) are not.
+    """
     for line in Path("/proc/vmstat").read_text().splitlines():
         name, _, count = line.partition(" ")
-        if name == "pgsteal_file":
+        if name == "pgscan_file":
             return int(count)
     return 0
