@@ -109,7 +109,7 @@ def test_no_zeros_without_an_error(
         cutter()
         whole, wrong = 0, []
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while time.monotonic() < end or whole == 0:
             try:
                 seen = found()
             except fremap.StoreError:
@@ -119,7 +119,6 @@ def test_no_zeros_without_an_error(
                 wrong.append(int((seen == 0).sum()))
         del found, remapped, element, in_place, place
     assert wrong == []
-    assert whole > 0
 
 
 # Touches the last page again and again: in windows of its own, or in one of its parent's. A
