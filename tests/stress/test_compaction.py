@@ -7,14 +7,16 @@ what memory pressure brings.
 
 from __future__ import annotations
 
+import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
-from fremap.testing import numbered_words
+from fremap.testing import failures, numbered_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,16 +59,22 @@ def test_pages_are_right_whatever_the_kernel_migrates(
         running.wait_for_rounds(1)
 
 
-def test_a_page_under_migration_is_present(threads: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("lacking", [[], ["pagemap_scan"]])
+def test_a_page_under_migration_is_present(lacking: list[str], threads: Callable[[], Any]) -> None:
+    """Told by a scan of the page map, and before Linux 6.7 by its entries."""
     pages = 1024  # enough that some are under way at many looks
     with (
         fremap.MemoryStore(pages * PAGE_BYTES, page_bytes=PAGE_BYTES) as store,
         fremap.Window(store, pages, engine="alias") as window,
+        ExitStack() as refused,
         threads() as running,
     ):
+        for call in lacking:
+            refused.enter_context(failures(call, errno=errno.ENOTTY, times=1 << 30))
         window.remap(np.arange(pages))
         window.populate()
         running.start(migrate)
         for _ in range(2000):
             assert window.present().all()
+            assert window.stats().present_pages == pages
         running.wait_for_rounds(1)

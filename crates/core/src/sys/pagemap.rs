@@ -250,7 +250,9 @@ impl PageMap {
                 end,
                 vec: ranges.as_mut_ptr() as u64,
                 vec_len: SCAN_RANGES as u64,
-                category_mask: PAGE_IS_FILE | PAGE_IS_PRESENT,
+                // "Swapped" are pages that the kernel is moving: those of files are in no swap.
+                category_mask: PAGE_IS_FILE,
+                category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
                 return_mask: PAGE_IS_FILE,
                 ..ScanArgument::default()
             };
@@ -303,7 +305,8 @@ impl PageMap {
             self.0.read_exact_at(bytes, offset).map_err(|error| errno(&error))?;
             let (entries, _) = bytes.as_chunks::<8>();
             for (index, entry) in (start..).zip(entries) {
-                if u64::from_ne_bytes(*entry) & (PRESENT | OF_FILE) != PRESENT | OF_FILE {
+                let entry = u64::from_ne_bytes(*entry);
+                if entry & OF_FILE == 0 || !has_content(entry) {
                     continue;
                 }
                 if run.end != index {
