@@ -477,6 +477,7 @@ class WindowMachine(RuleBasedStateMachine):
             shows = self.model.mapping
             for page, got, want in zip(pages, found.tolist(), expected, strict=True):
                 unsure = want is None or shows[page] in doubtful
+                unsure |= want is True and not got and self._may_be_reclaimed()
                 assert unsure or got == want, f"window page {page}: present is {got}"
             self.model.unsettle(doubtful)
 
