@@ -24,7 +24,7 @@ use rustix::io::Errno;
 
 use super::cached::{
     cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Serving, Tracking,
-    Userfault, CHUNKS_IN_FLIGHT,
+    Userfault,
 };
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
@@ -434,12 +434,10 @@ pub fn open(
         Some(ask) => {
             let chunk_pages =
                 Cached::<PagedFrames>::chunk_pages(page, &table, tracking, calibration);
-            // Each with its spare memory.
-            let chunks = 2 * CHUNKS_IN_FLIGHT as u64;
-            let need = whole_bytes(page_count, page, chunk_pages, chunks, tracking);
+            let need = whole_bytes(page_count, page, chunk_pages, tracking);
             let budget = memory::reserve(ask.with_need(need))
                 .map_err(|errno| Error::system("Window", errno))?;
-            let division = divide(budget.bytes(), page_count, page, chunk_pages, chunks, tracking)?;
+            let division = divide(budget.bytes(), page_count, page, chunk_pages, tracking)?;
             Some((budget, division))
         }
         None => None,

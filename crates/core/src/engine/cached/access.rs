@@ -1,10 +1,10 @@
 //! Taking access from pages and giving it back; content of their own.
 
+use super::frame_pool::FramePool;
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
-use super::staging::StagingMemory;
 use super::{offset_of, pieces_of, Cached, State};
-use crate::engine::{lock, mappings, Fill};
+use crate::engine::{mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::room::{self, collected, copied, room_for};
@@ -13,7 +13,11 @@ use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
 
 impl<F: Frames> Cached<F> {
-    pub(super) fn deny_pages(&self, pages: impl Iterator<Item = WindowPage>) -> Result<()> {
+    pub(super) fn deny_pages(
+        &self,
+        pool: &mut FramePool,
+        pages: impl Iterator<Item = WindowPage>,
+    ) -> Result<()> {
         // Calls change the table one at a time, so what is copied here, where a
         // fault could be served, is still so below.
         let entries: Vec<_> = {
@@ -28,7 +32,7 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking() == Some(Tracking::Kernel) {
             // Nothing keeps a thread from storing to a page but that it is gone.
             let pages: Vec<WindowPage> = placed.clone().map(|(page, _)| *page).collect();
-            let kept = self.shared.keep_denied(&mut lock(&self.isolated), &pages);
+            let kept = self.shared.keep_denied(pool.isolated(), &pages);
             kept.map_err(|errno| Error::system("protect", errno))?;
         }
         // Who stores to a placed page from now on waits, where stores are faults.
@@ -90,7 +94,7 @@ impl<F: Frames> Cached<F> {
 
     pub(super) fn give_access(
         &self,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         pages: impl Iterator<Item = WindowPage>,
         prot: Prot,
         interrupt: &dyn Interrupt,
@@ -122,11 +126,11 @@ impl<F: Frames> Cached<F> {
             }
         }
         for (page, entry) in kept {
-            self.show_kept(control, page, entry)?;
+            self.show_kept(pool, page, entry)?;
         }
         let mut mask = vec![false; loads.last().map_or(0, |step| step.position + 1)];
         let call = Call { operation: "protect", fill: Fill::All, keep: None, interrupt };
-        self.carry_out(&call, control, &loads, &mut mask)
+        self.carry_out(&call, pool, &loads, &mut mask)
     }
 
     /// Whether giving access to a page brings its content at once: nobody else
@@ -137,12 +141,12 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Puts the content of a placed page back into the window.
-    fn show_kept(&self, control: &mut StagingMemory, page: WindowPage, entry: Entry) -> Result<()> {
+    fn show_kept(&self, pool: &mut FramePool, page: WindowPage, entry: Entry) -> Result<()> {
         let content = match self.shared.state.lock().denied_content.get(&page) {
             Some(content) => collected("protect", content.iter().copied())?,
             None => return Ok(()),
         };
-        self.put("protect", control, Run { first: page, count: 1 }, |_| entry, |_| &content)
+        self.put("protect", pool, Run { first: page, count: 1 }, |_| entry, |_| &content)
     }
 
     /// Puts bytes into the window by way of the staging memory. `run` is no
@@ -150,31 +154,31 @@ impl<F: Frames> Cached<F> {
     fn put<'d>(
         &self,
         operation: &'static str,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         run: Run<WindowPage>,
         entry_of: impl Fn(u64) -> Entry,
         content_of: impl Fn(u64) -> &'d [u8],
     ) -> Result<()> {
-        let (region, mut ring) = self.staging(control, run.count as usize)?.parts();
+        let (mut ring, _) = pool.for_loading(&self.shared.frames, run.count as usize)?;
         let (_, used) = self.bytes(run);
-        let from = ring.read_into(region, 0, used).part(0, used);
+        let from = ring.read_into(0, used).part(0, used);
         for index in 0..run.count {
             let slot = offset_of(self.page, WindowPage(index));
             from.part(slot, self.page.bytes()).copy_from(content_of(index));
         }
-        let spare = ring.spare(region, 0).map(|spare| spare.part(0, used));
+        let spare = ring.spare(0).map(|spare| spare.part(0, used));
         let mut state = self.shared.state.lock();
         let from = (from, self.shared.store.size_bytes());
         let filled = self.install(&mut state, run, entry_of, from, spare, None);
         drop(state);
         let moved = filled.as_ref().is_ok_and(|filled| *filled == Filled::Moved);
-        ring.recycle(&self.shared.frames, region, 0, used, moved);
+        ring.recycle(&self.shared.frames, 0, used, moved);
         filled.map(|_| ()).map_err(|(_, errno)| Error::system(operation, errno))
     }
 
     pub(super) fn place_run<'d>(
         &self,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         run: Run<WindowPage>,
         content_of: impl Fn(usize) -> &'d [u8],
     ) -> Result<()> {
@@ -189,13 +193,13 @@ impl<F: Frames> Cached<F> {
             let entry_of = |index| Entry::new(Shown::Placed, prots[first + index as usize]);
             let content_of = |index| content_of(first + index as usize);
             let old = self.placed_content(piece)?;
-            self.put("place", control, piece, entry_of, content_of).inspect_err(|_| {
+            self.put("place", pool, piece, entry_of, content_of).inspect_err(|_| {
                 // What was placed before is not lost to a call that fails.
                 for (page, content) in &old {
                     let one = Run { first: *page, count: 1 };
                     let prot = prots[(page.0 - run.first.0) as usize];
                     let entry_of = |_| Entry::new(Shown::Placed, prot);
-                    let _kept = self.put("place", control, one, entry_of, |_| content);
+                    let _kept = self.put("place", pool, one, entry_of, |_| content);
                 }
             })?;
         }
@@ -224,7 +228,7 @@ impl<F: Frames> Cached<F> {
     /// to the file.
     pub(super) fn place_shown(
         &self,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
@@ -246,16 +250,16 @@ impl<F: Frames> Cached<F> {
             let placed = piece.clone().map(|position| pages.at(position));
             self.reserve_moves("place", pages, piece.clone())
                 .map_err(|error| error.with_completed(piece.start))?;
-            let held = self.save_and_hold("place", placed, false, interrupt);
+            let held = self.save_and_hold("place", pool, placed, false, interrupt);
             let _held = held.map_err(|error| error.with_completed(piece.start))?;
             let interrupt = self.while_held(interrupt);
             if self.shared.frames.tracking() == Some(Tracking::Kernel) {
-                self.place_saved(control, pages, piece)?;
+                self.place_saved(pool, pages, piece)?;
                 continue;
             }
             let steps = self.populate_steps(pages, piece.clone(), &mut mask)?;
             let call = Call { operation: "place", fill: Fill::All, keep: keep.as_ref(), interrupt };
-            self.carry_out(&call, control, &steps, &mut mask)?;
+            self.carry_out(&call, pool, &steps, &mut mask)?;
             for position in piece {
                 self.cut_tie(pages.at(position)).map_err(|e| e.with_completed(position))?;
             }
@@ -266,7 +270,7 @@ impl<F: Frames> Cached<F> {
     /// Makes pages their own that were taken out of the window, and that the store has.
     fn place_saved(
         &self,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         pages: &Pages<WindowPage>,
         piece: std::ops::Range<usize>,
     ) -> Result<()> {
@@ -278,7 +282,7 @@ impl<F: Frames> Cached<F> {
             self.shared
                 .store
                 .read_page(file_page, Span::of(&mut content))
-                .and_then(|()| self.place_run(control, Run { first: page, count: 1 }, |_| &content))
+                .and_then(|()| self.place_run(pool, Run { first: page, count: 1 }, |_| &content))
                 .map_err(|error| error.with_operation("place").with_completed(position))?;
         }
         Ok(())

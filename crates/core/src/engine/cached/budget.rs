@@ -9,10 +9,10 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use super::frame_pool;
 use super::frames::Tracking;
 use super::page_tables::block_bytes;
-use super::staging::ELEMENT_BYTES;
-use super::{State, ISOLATED_BYTES};
+use super::State;
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::memory::Reservation;
@@ -48,7 +48,7 @@ pub struct Budget {
     reservation: Reservation,
     /// What the store's source map may have of it.
     _source_limit: SourceLimit,
-    /// Staging memory, isolated frames of calls and of faults.
+    /// The frames of calls and of faults outside the window.
     fixed_bytes: u64,
     whole_bytes: u64,
     cache: Cache,
@@ -85,12 +85,11 @@ pub fn whole_bytes(
     page_count: u64,
     page: PageSize,
     chunk_pages: u64,
-    chunks: u64,
     tracking: Option<Tracking>,
 ) -> u64 {
     let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
     let cluster_pages = cluster_pages(page, page_count);
-    let division = Division::new(page, chunk_pages, cluster_pages, chunks, tracking);
+    let division = Division::new(page, chunk_pages, cluster_pages, tracking);
     page.bytes_of(page_count) + tables + division.fixed_bytes
 }
 
@@ -103,17 +102,16 @@ pub fn divide(
     page_count: u64,
     page: PageSize,
     chunk_pages: u64,
-    chunks: u64,
     tracking: Option<Tracking>,
 ) -> Result<Option<Division>> {
-    let whole_bytes = whole_bytes(page_count, page, chunk_pages, chunks, tracking);
+    let whole_bytes = whole_bytes(page_count, page, chunk_pages, tracking);
     if whole_bytes <= budget_bytes {
         return Ok(None);
     }
     let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
     let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
     let cluster_pages = chunk_pages.min(cluster_pages(page, page_count));
-    let small = Division::new(page, chunk_pages, cluster_pages, chunks, tracking);
+    let small = Division::new(page, chunk_pages, cluster_pages, tracking);
     let least = small.fixed_bytes
         + page.bytes_of(LEAST_PAGES)
         + LEAST_PAGES * system_page_bytes() as u64
@@ -134,22 +132,9 @@ impl Division {
         page: PageSize,
         chunk_pages: u64,
         cluster_pages: u64,
-        chunks: u64,
         tracking: Option<Tracking>,
     ) -> Self {
-        let isolated = if tracking == Some(Tracking::Kernel) {
-            // Of calls and of faults, each with its copies.
-            4 * page.bytes_of(1).max(ISOLATED_BYTES as u64)
-        } else {
-            0
-        };
-        // Pages that are read for faults as well, and their free frames.
-        let spare_pages = if tracking.is_none() { cluster_pages } else { 0 };
-        let staging_pages = chunks * chunk_pages + cluster_pages + spare_pages;
-        let chunk_bytes = page.bytes_of(chunk_pages) as usize;
-        let elements = tracking.is_none() && chunk_bytes > ELEMENT_BYTES;
-        let element_bytes = if elements { 2 * ELEMENT_BYTES as u64 } else { 0 };
-        let fixed_bytes = page.bytes_of(staging_pages) + isolated + element_bytes;
+        let fixed_bytes = frame_pool::most_bytes(page, chunk_pages, cluster_pages, tracking);
         Self { chunk_pages, cluster_pages, fixed_bytes, whole_bytes: u64::MAX }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::budget::{may_leave, Budget};
 use super::cleaner::Cleaner;
+use super::frame_pool::IsolatedFrames;
 use super::frames::{Frames, Tracking};
-use super::isolated::Isolation;
-use super::{Cached, FreeFrames, Shared, State};
+use super::{Cached, Shared, State};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::memory::GiveBack;
 use crate::plan::Members;
@@ -18,8 +18,7 @@ impl<F: Frames> Shared<F> {
         self.store.source_mapped_bytes() + self.store.source_table_bytes()
     }
 
-    /// Evicts pages until `coming` more fit into the budget, but none of `keep`. `free`
-    /// takes frames of theirs where stores are not noticed.
+    /// Evicts pages until `coming` more fit into the budget, but none of `keep`.
     ///
     /// # Errors
     /// [`Error::Budget`] if nothing else may leave; I/O where changed pages are written.
@@ -28,8 +27,7 @@ impl<F: Frames> Shared<F> {
         operation: &'static str,
         coming: u64,
         keep: Option<&Members>,
-        isolated: &mut Isolation,
-        mut free: Option<&mut FreeFrames>,
+        isolated: &mut IsolatedFrames,
     ) -> Result<()> {
         loop {
             let source_bytes = self.source_bytes();
@@ -43,7 +41,7 @@ impl<F: Frames> Shared<F> {
             let fail = |errno| Error::system(operation, errno);
             if self.frames.tracking().is_none() {
                 let evicted =
-                    self.evict_locked(&mut state, victims.iter().copied(), free.as_deref_mut());
+                    self.evict_locked(&mut state, victims.iter().copied(), Some(isolated));
                 if evicted.is_err() {
                     state.take_back(&victims);
                 }
@@ -93,7 +91,7 @@ impl<F: Frames> Shared<F> {
     pub fn make_clean_room(
         &self,
         coming: u64,
-        isolated: &mut Isolation,
+        isolated: &mut IsolatedFrames,
         cleaner: &Cleaner,
     ) -> Result<bool> {
         let fail = |errno| Error::system("fault", errno);
@@ -156,7 +154,7 @@ impl<F: Frames> GiveBack for Shared<F> {
     fn give_back(&self) {
         // What cannot leave now (pinned, or not to be written) is asked for again, and the
         // error told, when this window next makes room.
-        let _later = self.make_room("Window", 0, None, &mut Isolation::default(), None);
+        let _later = self.make_room("Window", 0, None, &mut IsolatedFrames::default());
     }
 }
 

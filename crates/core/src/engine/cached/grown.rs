@@ -7,7 +7,7 @@
 use super::frames::Frames;
 use super::load::{Call, Step};
 use super::{Cached, State};
-use crate::engine::{lock, Fill};
+use crate::engine::Fill;
 use crate::error::{Interrupt, Result};
 use crate::room::collected;
 use crate::units::{FilePage, Pages, WindowPage};
@@ -20,7 +20,7 @@ impl<F: Frames> Cached<F> {
         if self.shared.frames.tracking().is_none() {
             return Ok(());
         }
-        let mut control = self.control.take(interrupt)?;
+        let mut pool = self.call.take(interrupt)?;
         let store = &self.shared.store;
         let has_grown = |state: &State, page: FilePage| {
             store.expected_bytes(page) > state.file_bytes(page, self.page)
@@ -55,11 +55,11 @@ impl<F: Frames> Cached<F> {
             collected(OPERATION, steps)?
         };
         let pages = collected(OPERATION, steps.iter().map(|step| step.window_page))?;
-        self.shared.save(OPERATION, &mut lock(&self.isolated), &pages, false)?;
+        self.shared.save(OPERATION, pool.isolated(), &pages, false)?;
         let keep = self.kept(OPERATION, &Pages::List(pages))?;
         let interrupt = self.while_held(interrupt);
         let call = Call { operation: OPERATION, fill: Fill::All, keep: keep.as_ref(), interrupt };
         let mut mask = collected(OPERATION, steps.iter().map(|_| false))?;
-        self.carry_out(&call, &mut control, &steps, &mut mask)
+        self.carry_out(&call, &mut pool, &steps, &mut mask)
     }
 }

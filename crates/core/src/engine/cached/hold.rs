@@ -6,13 +6,11 @@
 //! asked whether to stop while pages are held: the thread that waits for one may have
 //! Python's lock, or be this one in a signal handler.
 
-use std::sync::Mutex;
 use std::time::Duration;
 
+use super::frame_pool::FramePool;
 use super::frames::{Frames, Tracking};
-use super::isolated::Isolation;
 use super::{Cached, Shared, State, STEP_PAGES};
-use crate::engine::lock;
 use crate::error::{Interrupt, Result};
 use crate::plan;
 use crate::room::collected;
@@ -23,17 +21,14 @@ use crate::units::WindowPage;
 /// How long a wait for a write-back may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(25);
 
-/// Pages that a call is about to change, until this is dropped. The isolated frames that
-/// were kept for them are freed then.
+/// Pages that a call is about to change, until this is dropped.
 pub(super) struct Held<'s, F: Frames> {
     shared: &'s Shared<F>,
-    isolated: &'s Mutex<Isolation>,
     pages: Vec<WindowPage>,
 }
 
 impl<F: Frames> Drop for Held<'_, F> {
     fn drop(&mut self) {
-        lock(self.isolated).free_kept();
         self.shared.let_go(&self.pages);
     }
 }
@@ -53,9 +48,9 @@ impl<F: Frames> Cached<F> {
         pages: impl Iterator<Item = WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<Held<'_, F>> {
-        let (shared, isolated) = (&*self.shared, &self.isolated);
+        let shared = &*self.shared;
         if shared.frames.tracking().is_none() {
-            return Ok(Held { shared, isolated, pages: Vec::new() });
+            return Ok(Held { shared, pages: Vec::new() });
         }
         let mut pages = collected(operation, pages)?;
         pages.sort_unstable();
@@ -64,7 +59,7 @@ impl<F: Frames> Cached<F> {
         for &page in &pages {
             state.hold(page);
         }
-        Ok(Held { shared, isolated, pages })
+        Ok(Held { shared, pages })
     }
 
     /// The same, and writes the dirty ones back. Where the kernel alone notes writes they are
@@ -73,6 +68,7 @@ impl<F: Frames> Cached<F> {
     pub(super) fn save_and_hold(
         &self,
         operation: &'static str,
+        pool: &mut FramePool,
         pages: impl Iterator<Item = WindowPage>,
         keep: bool,
         interrupt: &dyn Interrupt,
@@ -88,9 +84,7 @@ impl<F: Frames> Cached<F> {
             }
         }
         let held = self.hold(operation, pages.into_iter(), interrupt)?;
-        // Only the call that has the call lock locks it.
-        let mut isolated = lock(&self.isolated);
-        self.shared.save(operation, &mut isolated, &held.pages, keep)?;
+        self.shared.save(operation, pool.isolated(), &held.pages, keep)?;
         Ok(held)
     }
 }

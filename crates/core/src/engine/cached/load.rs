@@ -1,22 +1,19 @@
 //! Bringing content: reads into staging memory, and chunk by chunk into the window.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use rustix::io::Errno;
 
 use super::dirty::content_hash;
+use super::frame_pool::{FramePool, IsolatedFrames, Ring};
 use super::frames::{Before, Filled, Frames, Tracking, Userfault};
-use super::isolated::Isolation;
-use super::staging::{Ring, Staging, StagingMemory};
 use super::{Cached, State, STEP_PAGES};
-use crate::engine::{lock, mappings, Fill};
+use crate::engine::{mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::Members;
 use crate::room::collected;
 use crate::scatter::Sink;
 use crate::stats::Counters;
-use crate::sys::mm::Region;
 use crate::sys::span::Span;
 use crate::table::Entry;
 use crate::units::{FilePage, PageIndex, Prot, Run, WindowPage};
@@ -47,7 +44,7 @@ impl<F: Frames> Cached<F> {
     pub(super) fn carry_out(
         &self,
         call: &Call<'_>,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         steps: &[Step],
         mask: &mut [bool],
     ) -> Result<()> {
@@ -61,13 +58,13 @@ impl<F: Frames> Cached<F> {
                 steps[step].entry.shown().file_page().expect("loads have a file page")
             });
             let files: Vec<FilePage> = collected(call.operation, files).map_err(none_done)?;
-            let staging = self.staging(control, loads.len()).map_err(none_done)?;
-            let (region, ring) = staging.parts();
+            let loading = pool.for_loading(&self.shared.frames, loads.len());
+            let (ring, isolated) = loading.map_err(none_done)?;
             let mut loader = Loader {
                 cached: self,
                 call: *call,
-                region,
                 ring,
+                isolated,
                 size_bytes: self.shared.store.size_bytes(),
                 steps,
                 loads: &loads,
@@ -88,21 +85,6 @@ impl<F: Frames> Cached<F> {
             }
         }
         self.change_absent(call.operation, &steps[next_step..])
-    }
-
-    /// The staging memory for a call that brings `count` pages.
-    pub(super) fn staging<'a>(
-        &self,
-        control: &'a mut StagingMemory,
-        count: usize,
-    ) -> Result<&'a mut Staging> {
-        let frames = &self.shared.frames;
-        let made = control.bytes();
-        control.ready(frames, self.page, self.chunk_pages, count)?;
-        if control.bytes() != made {
-            self.staging_bytes.store(control.bytes(), Ordering::Relaxed);
-        }
-        control.ready(frames, self.page, self.chunk_pages, count)
     }
 
     /// Carries out steps that bring nothing: their pages become absent.
@@ -156,7 +138,7 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         (from, size_bytes): (Span<'_>, u64),
         spare: Option<Span<'_>>,
-        isolated: Option<&mut Isolation>,
+        isolated: Option<&mut IsolatedFrames>,
     ) -> Result<Filled, (u64, Errno)> {
         let replaces = !state.table.any(run, |entry| !entry.present());
         let before = Before {
@@ -249,8 +231,8 @@ impl<F: Frames> Cached<F> {
 struct Loader<'a, 'm, F> {
     cached: &'a Cached<F>,
     call: Call<'a>,
-    region: &'m Region,
-    ring: Ring<'a>,
+    ring: Ring<'m>,
+    isolated: &'a mut IsolatedFrames,
     /// What the store had when the reads began: it may have grown since.
     size_bytes: u64,
     steps: &'a [Step],
@@ -291,7 +273,7 @@ impl<F: Frames> Loader<'_, '_, F> {
     }
 
     /// Makes room in the budget for those pages of a chunk that are absent.
-    fn make_room(&self, requests: &Range<usize>) -> Result<()> {
+    fn make_room(&mut self, requests: &Range<usize>) -> Result<()> {
         if self.call.keep.is_none() {
             return Ok(());
         }
@@ -302,9 +284,8 @@ impl<F: Frames> Loader<'_, '_, F> {
             };
             requests.clone().filter(absent).count() as u64
         };
-        let mut isolated = lock(&self.cached.isolated);
         let Call { operation, keep, .. } = self.call;
-        self.cached.shared.make_room(operation, coming, keep, &mut isolated, None)
+        self.cached.shared.make_room(operation, coming, keep, self.isolated)
     }
 
     /// Finds out what was stored to pages that were put in by reused frames, before stores
@@ -327,28 +308,27 @@ impl<F: Frames> Loader<'_, '_, F> {
 
     fn put_chunk(&mut self, requests: Range<usize>) -> Result<bool, Errno> {
         let cached = self.cached;
-        let number = requests.start / self.ring.chunk_pages;
-        let front = self.ring.front(self.region, number);
-        let spare = self.ring.spare(self.region, number);
-        let mut isolated = lock(&cached.isolated);
+        let number = requests.start / self.ring.chunk_pages();
+        let (front, spare) = (self.ring.front(number), self.ring.spare(number));
         let mut state = cached.shared.state.lock();
         let mut all_moved = true;
         let mut request = requests.start;
         while request < requests.end {
             let run = self.run(request, requests.end);
             self.change_absent_before(&mut state, self.loads[request])?;
-            let slot = (request % self.ring.chunk_pages) * cached.page.bytes();
+            let slot = (request % self.ring.chunk_pages()) * cached.page.bytes();
             let (_, len) = cached.bytes(run);
             let from = front.part(slot, len);
             let spare = spare.map(|spare| spare.part(slot, len));
-            let step_of = |index: u64| &self.steps[self.loads[request + index as usize]];
+            let (steps, loads) = (self.steps, self.loads);
+            let step_of = |index: u64| &steps[loads[request + index as usize]];
             let filled = cached.install(
                 &mut state,
                 run,
                 |i| step_of(i).entry,
                 (from, self.size_bytes),
                 spare,
-                Some(&mut isolated),
+                Some(self.isolated),
             );
             if filled == Ok(Filled::Reused) {
                 self.reused.push((run, from));
@@ -374,7 +354,7 @@ impl<F: Frames> Loader<'_, '_, F> {
 
 impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     fn chunk_pages(&self) -> usize {
-        self.ring.chunk_pages
+        self.ring.chunk_pages()
     }
 
     fn chunks_in_flight(&self) -> usize {
@@ -386,19 +366,20 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     }
 
     fn buffer(&mut self, chunk: usize) -> Span<'m> {
-        let asked = self.ring.chunk_pages.min(self.loads.len() - chunk * self.ring.chunk_pages);
-        self.ring.read_into(self.region, chunk, asked * self.cached.page.bytes())
+        let chunk_pages = self.ring.chunk_pages();
+        let asked = chunk_pages.min(self.loads.len() - chunk * chunk_pages);
+        self.ring.read_into(chunk, asked * self.cached.page.bytes())
     }
 
     fn complete(&mut self, requests: Range<usize>) -> Result<()> {
-        let number = requests.start / self.ring.chunk_pages;
+        let number = requests.start / self.ring.chunk_pages();
         let used = requests.len() * self.cached.page.bytes();
         self.make_room(&requests)?;
         let result = self.put_chunk(requests);
         self.compare();
         let moved = result == Ok(true);
         let frames = &self.cached.shared.frames;
-        self.ring.recycle(frames, self.region, number, used, moved);
+        self.ring.recycle(frames, number, used, moved);
         result.map(|_| ()).map_err(|errno| Error::system(self.call.operation, errno))
     }
 }

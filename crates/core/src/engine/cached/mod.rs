@@ -5,8 +5,8 @@
 //! that step alone ([`Frames`]).
 //!
 //! Two locks, always taken in this order:
-//! 1. *control*, the call lock, held for a whole call: one call at a time changes the
-//!    window. It owns the staging memory. Nothing that serves a fault waits for it.
+//! 1. The call lock, held for a whole call: one call at a time changes the window. It owns
+//!    the frame pool of calls. Nothing that serves a fault waits for it.
 //! 2. *state*, held for one step (microseconds to a millisecond): the table, the
 //!    content of denied pages, and what the kernel shows change together under it. No page of a
 //!    window and no memory of a caller is touched while it is held, so no fault
@@ -19,7 +19,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 
 use rustix::io::Errno;
 
@@ -28,30 +28,27 @@ mod budget;
 mod cleaner;
 mod dirty;
 mod evict;
+mod frame_pool;
 mod frames;
-mod free_frames;
 mod grown;
 mod hold;
-mod isolated;
 mod load;
 mod page_tables;
 mod pin;
 mod reads;
 mod remap;
-mod staging;
 mod state;
+mod take_out;
 mod write_back;
 
 use budget::Budget;
 pub use budget::{cluster_pages, divide, whole_bytes, Division};
 pub use cleaner::Cleaner;
+use frame_pool::FramePool;
+pub use frame_pool::{FrameStack, IsolatedFrames};
 pub use frames::{Before, Filled, Frames, Tracking, Userfault};
-pub use free_frames::FreeFrames;
-pub use isolated::Isolation;
 use load::{Call, Step};
 pub use reads::{ReadIndex, MAX_READS};
-use staging::StagingMemory;
-pub use staging::CHUNKS_IN_FLIGHT;
 pub use state::State;
 
 use super::call_lock::CallLock;
@@ -75,9 +72,6 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 const PIECE_PAGES: usize = 65_536;
 /// Pages that one step changes while it holds the state.
 const STEP_PAGES: usize = 4096;
-/// Bytes of pages that are taken out together, unless a page is larger: they and their
-/// copies stay in the processor's cache until they are compared.
-const ISOLATED_BYTES: usize = 128 << 10;
 /// Pages that are held together, during which nobody is asked whether to stop.
 const HELD_PAGES: usize = 4096;
 /// Bytes of a chunk of staging memory that pages are copied out of.
@@ -113,13 +107,10 @@ pub struct Cached<F> {
     resolving: Option<Resolving>,
     shared: Arc<Shared<F>>,
     page: PageSize,
-    chunk_pages: usize,
-    /// The staging memory, made when it is first needed; held for a whole call.
-    control: CallLock<StagingMemory>,
-    /// Where pages are taken out to, made when it is first needed; only the call that has the call lock locks it.
-    isolated: Mutex<Isolation>,
-    /// Its size, to be told without waiting for a call to end.
-    staging_bytes: AtomicU64,
+    /// One call at a time, which has the frames outside the window.
+    call: CallLock<FramePool>,
+    /// Of the staging memory, which only the call under way may look at.
+    staging_bytes: Arc<AtomicU64>,
 }
 
 impl<F: Frames> Cached<F> {
@@ -168,15 +159,14 @@ impl<F: Frames> Cached<F> {
             let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
             budget.reservation().given_back_by(owner);
         }
+        let pool = FramePool::new(page, chunk_pages as usize);
         Ok(Self {
             serving: None,
             resolving: None,
             shared,
             page,
-            chunk_pages: chunk_pages as usize,
-            control: CallLock::new(StagingMemory::default()),
-            isolated: Mutex::default(),
-            staging_bytes: 0.into(),
+            staging_bytes: pool.staging_bytes(),
+            call: CallLock::new(pool),
         })
     }
 
@@ -360,12 +350,12 @@ impl<F: Frames> Shared<F> {
         plan::runs(pages).map(|run| self.bytes(run)).collect()
     }
 
-    /// Drops pages; what was stored to them is written by now. `free` takes frames of them.
+    /// Drops pages; what was stored to them is written by now. `free` takes frames of runs.
     fn evict_locked(
         &self,
         state: &mut State,
         pages: impl Iterator<Item = WindowPage>,
-        free: Option<&mut FreeFrames>,
+        free: Option<&mut IsolatedFrames>,
     ) -> Result<(), Errno> {
         let (mut dropped, mut allowed, mut taken) = (Vec::new(), Vec::new(), 0);
         for page in pages {
@@ -387,7 +377,7 @@ impl<F: Frames> Shared<F> {
         let mut runs: Vec<_> = plan::runs(dropped.iter().copied()).collect();
         if let (Some(free), Some(frames)) = (free, self.frames.userfault()) {
             runs.retain_mut(|run| {
-                let taken_bytes = free.take(frames, self.bytes(*run));
+                let taken_bytes = free.take_run(frames, self.bytes(*run));
                 let taken = self.store.page_size().index_of(taken_bytes as u64);
                 *run = Run { first: run.first.offset(taken), count: run.count - taken };
                 run.count > 0
@@ -418,8 +408,10 @@ impl<F: Frames> Engine for Cached<F> {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let mut control = self.control.take(interrupt)?;
-        self.remap_pages(&mut control, changes, options, interrupt)
+        let mut pool = self.call.take(interrupt)?;
+        let remapped = self.remap_pages(&mut pool, changes, options, interrupt);
+        pool.isolated().free_kept();
+        remapped
     }
 
     fn populate(
@@ -428,7 +420,7 @@ impl<F: Frames> Engine for Cached<F> {
         fill: Fill,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        let mut control = self.control.take(interrupt)?;
+        let mut pool = self.call.take(interrupt)?;
         let keep = self.kept("populate", pages)?;
         if fill == Fill::All && keep.is_some() {
             self.check_budget("populate", &plan::distinct("populate", pages)?)?;
@@ -458,7 +450,7 @@ impl<F: Frames> Engine for Cached<F> {
             }
             let interrupt = self.while_held(interrupt);
             let call = Call { operation: "populate", fill, keep: keep.as_ref(), interrupt };
-            self.carry_out(&call, &mut control, &steps, &mut mask)?;
+            self.carry_out(&call, &mut pool, &steps, &mut mask)?;
         }
         Ok(mask)
     }
@@ -469,7 +461,7 @@ impl<F: Frames> Engine for Cached<F> {
         discard: bool,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let _control = self.control.take(interrupt)?;
+        let mut pool = self.call.take(interrupt)?;
         self.check_placed("evict", pages, discard)?;
         self.check_unpinned("evict", pages)?;
         let pages = plan::distinct("evict", pages)?;
@@ -478,7 +470,7 @@ impl<F: Frames> Engine for Cached<F> {
             interrupt.check().map_err(completed)?;
             let evicted = piece.clone().map(|position| pages.at(position));
             let _held = self
-                .save_and_hold("evict", evicted.clone(), false, interrupt)
+                .save_and_hold("evict", &mut pool, evicted.clone(), false, interrupt)
                 .map_err(completed)?;
             let mut state = self.shared.state.lock();
             self.shared
@@ -494,7 +486,7 @@ impl<F: Frames> Engine for Cached<F> {
         prot: Prot,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let mut control = self.control.take(interrupt)?;
+        let mut pool = self.call.take(interrupt)?;
         let pages = plan::distinct("protect", pages)?;
         if prot == Prot::Write {
             self.check_protect(&pages)?;
@@ -504,15 +496,16 @@ impl<F: Frames> Engine for Cached<F> {
             interrupt.check().map_err(completed)?;
             let chosen = piece.clone().map(|position| pages.at(position));
             if prot == Prot::None {
-                let held = self.save_and_hold("protect", chosen.clone(), false, interrupt);
+                let held =
+                    self.save_and_hold("protect", &mut pool, chosen.clone(), false, interrupt);
                 let _held = held.map_err(completed)?;
-                self.deny_pages(chosen).map_err(completed)?;
+                self.deny_pages(&mut pool, chosen).map_err(completed)?;
             } else {
                 let held = self.hold("protect", chosen.clone(), interrupt);
                 let _held = held.map_err(completed)?;
                 self.change_access(chosen.clone(), prot).map_err(completed)?;
                 let interrupt = self.while_held(interrupt);
-                self.give_access(&mut control, chosen, prot, interrupt).map_err(completed)?;
+                self.give_access(&mut pool, chosen, prot, interrupt).map_err(completed)?;
             }
         }
         Ok(())
@@ -524,14 +517,14 @@ impl<F: Frames> Engine for Cached<F> {
         data: Option<&[u8]>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let mut control = self.control.take(interrupt)?;
+        let mut pool = self.call.take(interrupt)?;
         let Some(data) = data else {
-            return self.place_shown(&mut control, pages, interrupt);
+            return self.place_shown(&mut pool, pages, interrupt);
         };
         let page_bytes = self.page.bytes();
         let mut position = 0;
         for run in plan::runs(pages.iter()) {
-            for run in split_run(run, self.chunk_pages as u64) {
+            for run in split_run(run, pool.chunk_pages() as u64) {
                 let completed = |error: Error| error.with_completed(position);
                 interrupt.check().map_err(completed)?;
                 self.shared
@@ -541,9 +534,9 @@ impl<F: Frames> Engine for Cached<F> {
                     .reserve_moves("place", run.pages())
                     .map_err(completed)?;
                 let _held = self
-                    .save_and_hold("place", run.pages(), false, interrupt)
+                    .save_and_hold("place", &mut pool, run.pages(), false, interrupt)
                     .map_err(completed)?;
-                self.place_run(&mut control, run, |index| {
+                self.place_run(&mut pool, run, |index| {
                     placed_bytes(data, position + index, page_bytes)
                 })?;
                 position += run.count as usize;
@@ -557,7 +550,7 @@ impl<F: Frames> Engine for Cached<F> {
             // A read-only window has nothing to write.
             return Ok(());
         }
-        let _control = self.control.take(interrupt)?;
+        let _call = self.call.take(interrupt)?;
         self.flush_pages(pages, interrupt)
     }
 
@@ -592,7 +585,7 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()> {
-        let _control = self.control.take(interrupt)?;
+        let _call = self.call.take(interrupt)?;
         self.pin_pages(pages, interrupt)
     }
 

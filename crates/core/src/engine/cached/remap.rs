@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::frame_pool::FramePool;
 use super::frames::Frames;
 use super::load::{Call, Step};
-use super::staging::StagingMemory;
 use super::{leave_out, pieces_of, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
@@ -33,9 +33,10 @@ fn file_run(steps: &[Step], most: u64) -> Option<Run<FilePage>> {
 }
 
 impl<F: Frames> Cached<F> {
+    /// Shows other file pages. Frames that it has isolated and not used stay in `pool`.
     pub(super) fn remap_pages(
         &self,
-        control: &mut StagingMemory,
+        pool: &mut FramePool,
         changes: &Changes,
         options: RemapOptions,
         interrupt: &dyn Interrupt,
@@ -56,6 +57,7 @@ impl<F: Frames> Cached<F> {
         let piece_pages = if moves { changes.len() } else { self.piece_pages() };
         for piece in pieces_of(changes.len(), piece_pages) {
             let completed = |error: Error| error.with_completed(piece.start);
+            pool.isolated().free_kept();
             interrupt.check().map_err(completed)?;
             let replaced = self.replaced_pages(changes, options.prot, piece.clone());
             let replaced = replaced.map_err(completed)?;
@@ -65,7 +67,7 @@ impl<F: Frames> Cached<F> {
             }
             self.reserve_moves("remap", changes.window_pages(), piece.clone())
                 .map_err(completed)?;
-            let held = self.save_and_hold("remap", replaced.into_iter(), loads, interrupt);
+            let held = self.save_and_hold("remap", pool, replaced.into_iter(), loads, interrupt);
             let _held = held.map_err(completed)?;
             let resident = match options.fill {
                 Fill::Resident => {
@@ -86,7 +88,7 @@ impl<F: Frames> Cached<F> {
             let keep = keep.as_ref();
             let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
             let done = if options.in_place { self.overwrite(&call, &steps, &mut mask)? } else { 0 };
-            self.carry_out(&call, control, &steps[done..], &mut mask)
+            self.carry_out(&call, pool, &steps[done..], &mut mask)
                 .inspect_err(|_| self.forget_repeats(changes, piece.clone()))?;
         }
         Ok(mask)

@@ -9,8 +9,8 @@
 use rustix::io::Errno;
 
 use super::dirty::content_hash;
+use super::frame_pool::IsolatedFrames;
 use super::frames::{Frames, Tracking};
-use super::isolated::Isolation;
 use super::state::Writing;
 use super::{Cached, Shared, State, STEP_PAGES};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
@@ -80,13 +80,13 @@ impl<F: Frames> Shared<F> {
     pub(super) fn save(
         &self,
         operation: &'static str,
-        isolation: &mut Isolation,
+        isolated: &mut IsolatedFrames,
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<()> {
         match self.frames.tracking() {
             None => Ok(()),
-            Some(Tracking::Kernel) => self.save_isolated(operation, isolation, pages, keep),
+            Some(Tracking::Kernel) => self.save_isolated(operation, isolated, pages, keep),
             Some(Tracking::Faults | Tracking::Content) => self.save_in_place(operation, pages),
         }
     }
@@ -109,7 +109,7 @@ impl<F: Frames> Shared<F> {
     fn save_isolated(
         &self,
         operation: &'static str,
-        isolation: &mut Isolation,
+        isolated: &mut IsolatedFrames,
         pages: &[WindowPage],
         keep: bool,
     ) -> Result<()> {
@@ -120,7 +120,7 @@ impl<F: Frames> Shared<F> {
         };
         let present = self.without_lost(present);
         let present = present.map_err(|errno| Error::system(operation, errno))?;
-        self.take_out(operation, isolation, &present, keep)
+        self.take_out(operation, isolated, &present, keep)
     }
 
     /// The pages that the kernel still has; the others are absent from now on: this

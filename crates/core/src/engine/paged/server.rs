@@ -16,7 +16,9 @@ use rustix::io::Errno;
 
 use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
 use super::{PagedFrames, Tracking};
-use crate::engine::cached::{offset_of, Cleaner, FreeFrames, Isolation, Shared, State, Userfault};
+use crate::engine::cached::{
+    offset_of, Cleaner, FrameStack, IsolatedFrames, Shared, State, Userfault,
+};
 use crate::engine::lock;
 use crate::error::{self, Error, Interrupt, Uninterruptible};
 use crate::fault::{Serve, Served};
@@ -97,7 +99,7 @@ enum Content<'a> {
     /// To be copied.
     Copied(Span<'a>),
     /// The last so many bytes of frames that can be moved.
-    Frames(&'a mut FreeFrames, usize),
+    Frames(&'a mut FrameStack, usize),
 }
 
 /// What the service works with.
@@ -107,10 +109,8 @@ pub(super) struct Server {
     /// Memory for a cluster of pages. A helper keeps it while it reads.
     buffer: Mutex<Region>,
     cluster_pages: u64,
-    /// Where pages are taken out to that make room, in a window that is written,
-    isolated: Mutex<Isolation>,
-    /// and in one that is read.
-    free: Mutex<Option<FreeFrames>>,
+    /// Where pages are taken out to that make room.
+    isolated: Mutex<IsolatedFrames>,
     /// Writes changed pages before they have to leave, in a window that is written and has a
     /// budget.
     cleaner: Option<Cleaner>,
@@ -138,17 +138,18 @@ impl Server {
         let mut buffer = Region::anonymous(bytes, 1, Access::Write)?;
         buffer.keep_from_children()?;
         let frames = &shared.frames;
-        let recycles = evicts && frames.tracking.is_none() && frames.uffd.features().swap();
-        let free =
-            recycles.then(|| FreeFrames::new(frames, shared.page(), cluster_pages)).transpose()?;
-        let takes_out = evicts && frames.tracking == Some(Tracking::Kernel);
-        let isolated = takes_out.then(|| Isolation::prepared(frames, shared.page())).transpose()?;
-        let isolated = Mutex::new(isolated.unwrap_or_default());
-        let (buffer, free) = (Mutex::new(buffer), Mutex::new(free));
+        let isolated = match frames.tracking {
+            None if evicts && frames.uffd.features().swap() => {
+                IsolatedFrames::of_runs(frames, shared.page(), cluster_pages)?
+            }
+            Some(Tracking::Kernel) if evicts => IsolatedFrames::of_pages(frames, shared.page())?,
+            _ => IsolatedFrames::default(),
+        };
+        let (buffer, isolated) = (Mutex::new(buffer), Mutex::new(isolated));
         let cleans = evicts && shared.frames.tracking.is_some();
         let cleaner = cleans.then(|| Cleaner::start(Arc::clone(&shared))).transpose()?;
         let leaving = AtomicBool::new(false);
-        Ok(Self { shared, buffer, cluster_pages, isolated, free, cleaner, leaving })
+        Ok(Self { shared, buffer, cluster_pages, isolated, cleaner, leaving })
     }
 
     /// Serves a fault that has just begun.
@@ -239,10 +240,9 @@ impl Server {
 
     /// Whether the pages of a ticket fit into the budget, now that others have left for them.
     fn room_for(&self, ticket: &Ticket) -> Room {
-        let (mut isolated, mut free) = (lock(&self.isolated), lock(&self.free));
+        let mut isolated = lock(&self.isolated);
         let Some(cleaner) = &self.cleaner else {
-            let (isolated, free) = (&mut isolated, free.as_mut());
-            let made = self.shared.make_room("fault", ticket.count, None, isolated, free);
+            let made = self.shared.make_room("fault", ticket.count, None, &mut isolated);
             return if made.is_ok() { Room::Enough } else { Room::None };
         };
         match self.shared.make_clean_room(ticket.count, &mut isolated, cleaner) {
@@ -290,10 +290,10 @@ impl Server {
         let shared = &self.shared;
         let Some(files) = self.file_pages(ticket) else { return Loaded::Changed };
         // Pages anywhere in the file may have to be waited for after all: not with this locked.
-        let mut free = matches!(files, FilePages::Run(_)).then(|| lock(&self.free));
-        let mut free = free.as_deref_mut().and_then(Option::as_mut);
+        let mut isolated = matches!(files, FilePages::Run(_)).then(|| lock(&self.isolated));
+        let mut free = isolated.as_deref_mut().and_then(IsolatedFrames::made);
         let len = shared.page().bytes_of(ticket.count) as usize;
-        let frames = free.as_ref().and_then(|free| free.last(len));
+        let frames = free.as_ref().and_then(|free| free.mostly(len));
         let content = frames.unwrap_or_else(|| buffer.span(0, len));
         let size_bytes = shared.store.size_bytes();
         let read = match &files {
@@ -380,6 +380,7 @@ impl Server {
         let shown = match content {
             Content::Frames(free, len) => {
                 let put = free.put(&shared.frames, offset_of(shared.page(), run.first), len);
+                let put = put.map(|_| ());
                 shared.note_shown(&mut state, &attempt, put, size_bytes, ticket.waiter())
             }
             Content::Copied(content) => {
