@@ -15,13 +15,10 @@ All skips are listed at the end of the run. A skip for any other reason, or
 for a capability that is there, fails the run.
 """
 
-import ctypes
 import functools
 import importlib.util
 import os
-import signal
-import traceback
-import warnings
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from forking import fork
 
 ENGINES = ("alias", "paged", "eager")
 PACKAGES = (
@@ -146,24 +147,6 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"prot": Prot.WRITE, "coherent": False, **options}
 
 
-def fork(body: Callable[[], None], writing: int) -> int:
-    """Run `body` in a child of fork, and write what it raises to a pipe; the child's id."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
-        child = os.fork()
-    if child == 0:
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        try:
-            body()
-            os._exit(0)
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode()[-60_000:])
-        finally:
-            os._exit(1)
-    return child
-
-
 @pytest.fixture
 def in_child() -> Callable[..., int]:
     """`in_child(body)` runs it in a child of fork; an exception there is the test's failure.
@@ -239,6 +222,24 @@ def numbered_file(tmp_path: Path) -> Callable[..., Path]:
                 file.write(numbered(pages, page_bytes).tobytes())
             if tail_bytes:
                 file.write(numbered([page_count], page_bytes).tobytes()[:tail_bytes])
+        return path
+
+    return make
+
+
+@pytest.fixture
+def settled_file(tmp_path: Path) -> Callable[[int], Path]:
+    """`settled_file(page_count)` → a file of `fremap.testing.numbered_words`, all of it written.
+
+    The kernel reads no page of it ahead or anew behind the test's back.
+    """
+
+    def make(page_count: int) -> Path:
+        from fremap.testing import numbered_words, wait_until_settled
+
+        path = tmp_path / "pages"
+        path.write_bytes(numbered_words(range(page_count)).tobytes())
+        wait_until_settled(path)
         return path
 
     return make

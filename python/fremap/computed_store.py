@@ -10,7 +10,7 @@ from fremap import _core, providing
 from fremap.arguments import checked_timeout, quantity
 from fremap.errors import ArgumentError
 from fremap.selection import Numbering
-from fremap.stores import Store
+from fremap.stores import ProvidedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ _INT64_MAX = 2**63 - 1
 _BATCH_BYTES = 4 << 20
 
 
-class ComputedStore(Store):
+class ComputedStore(ProvidedStore):
     """Pages that a function computes when they are wanted, in processes of their own.
 
     Use it for pages that are cheaper to compute again than to keep: tiles that are rendered,
@@ -127,11 +127,6 @@ class ComputedStore(Store):
         self._in_process = bool(in_process)
         self._arguments = (count, bytes_each, int(workers), timeout, self._in_process)
 
-    @property
-    def processes(self) -> tuple[int, ...]:
-        """Process numbers of the store's processes that wait for work."""
-        return tuple(self._core.processes())
-
     def _called(self) -> str:
         name = getattr(self._fill, "__qualname__", None) or type(self._fill).__qualname__
         return f"by {name}"
@@ -208,8 +203,7 @@ class ComputedStore(Store):
                 into[...] = content[places]
 
     def __reduce__(self) -> tuple[Callable[..., ComputedStore], tuple[object, ...]]:
-        if self.closed:
-            raise TypeError("a closed ComputedStore cannot be pickled")
+        self._check_pickled()
         return _made_anew, (type(self), self._fill, *self._arguments)
 
 

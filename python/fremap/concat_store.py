@@ -111,8 +111,7 @@ class ConcatStore(Store):
         return f"of {counted(len(self._stores), 'store')}"
 
     def __reduce__(self) -> tuple[Callable[..., ConcatStore], tuple[object, ...]]:
-        if self.closed:
-            raise TypeError("a closed ConcatStore cannot be pickled")
+        self._check_pickled()
         return type(self), (self._stores,)
 
 

@@ -17,7 +17,7 @@ from fremap.errors import _system as system_error
 from fremap.http_reader import HttpReader
 from fremap.locations import is_fsspec, is_remote
 from fremap.remote import Facts, FsspecReader, ObstoreReader, Reader, RemoteFill
-from fremap.stores import Store
+from fremap.stores import ProvidedStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ _BATCH_BYTES = 32 << 20
 _UNLIMITED_SILENCE_SECONDS = 60.0
 
 
-class RemoteStore(Store):
+class RemoteStore(ProvidedStore):
     """An object on a server as a store of pages, read-only; what `fremap.open` makes of a URL.
 
     Pages are fetched by range requests when they are wanted, by a process that the store starts.
@@ -142,11 +142,6 @@ class RemoteStore(Store):
         """Where the object is: the URL that the store was opened by, or the path."""
         return self._url
 
-    @property
-    def processes(self) -> tuple[int, ...]:
-        """Process numbers of the store's processes that wait for work."""
-        return tuple(self._core.processes())
-
     def _beside(self, name: str) -> RemoteStore:
         """Open another object, by its name beside this one, with the same options."""
         reader = self._reader.beside(name)
@@ -160,8 +155,7 @@ class RemoteStore(Store):
         return repr(self._url)
 
     def __reduce__(self) -> tuple[Callable[..., RemoteStore], tuple[object, ...]]:
-        if self.closed:
-            raise TypeError("a closed RemoteStore cannot be pickled")
+        self._check_pickled()
         return _reopened, (type(self), self._url, self._reader, self._facts, self._options)
 
 

@@ -100,6 +100,11 @@ class Store(ClosedOnExit):
     def __repr__(self) -> str:
         return f"<fremap.{type(self).__name__} {self._called()}, {self._described()}>"
 
+    def _check_pickled(self) -> None:
+        """Fail for a store that cannot be pickled as it is closed."""
+        if self.closed:
+            raise TypeError(f"a closed {type(self).__name__} cannot be pickled")
+
     @property
     def _named(self) -> str:
         """What reprs of windows and slots call the store."""
@@ -343,6 +348,17 @@ class Store(ClosedOnExit):
         self._core.close()
 
 
+class ProvidedStore(Store):
+    """What `ComputedStore` and `RemoteStore` have in common; not made directly."""
+
+    __slots__ = ()
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Process numbers of the store's processes that wait for work."""
+        return tuple(self._core.processes())
+
+
 class FileStore(Store):
     """A file as a store of pages; what `fremap.open` returns.
 
@@ -423,8 +439,7 @@ class FileStore(Store):
                 "a FileStore opened by descriptor cannot be pickled, as the descriptor means "
                 "nothing elsewhere; open it by path"
             )
-        if self.closed:
-            raise TypeError("a closed FileStore cannot be pickled")
+        self._check_pickled()
         return _reopen_file, (type(self), self._path, *self._reopen)
 
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 
 import fremap
 import pytest
-from fremap.testing import numbered_words, wait_until_settled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,11 +23,8 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "pages"
-    path.write_bytes(numbered_words(range(PAGES)).tobytes())
-    wait_until_settled(path)
-    return path
+def path(settled_file: Callable[[int], Path]) -> Path:
+    return settled_file(PAGES)
 
 
 @pytest.fixture

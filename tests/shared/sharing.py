@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
-import traceback
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
+from forking import fork
 from fremap.testing import page_numbers
 
 if TYPE_CHECKING:
@@ -33,24 +31,6 @@ def named(name: str) -> Path:
 
 def shared(store: fremap.Store, name: str, slot_count: int = SLOTS, **options: Any) -> fremap.Slots:
     return fremap.Slots(store, EXTENT_PAGES, slot_count, shared=name, **options)
-
-
-def fork(body: Callable[[], None], writing: int) -> int:
-    """Run `body` in a child of fork, which ends with its parent; write what it raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # other threads take no part
-        child = os.fork()
-    if child == 0:
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        try:
-            body()
-            os._exit(0)
-        except BaseException:
-            os.write(writing, traceback.format_exc().encode()[-60_000:])
-        finally:
-            os._exit(1)
-    return child
 
 
 class Child:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import fremap
 import numpy as np
 import pytest
+from forking import fork
 from fremap import _core
 from sharing import (
     EXTENTS,
     SLOTS,
     Child,
     check,
-    fork,
     shared,
 )
 

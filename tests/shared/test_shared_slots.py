@@ -28,6 +28,7 @@ from sharing import (
     Child,
     check,
     extent,
+    kernel_mappings,
     named,
     shared,
     zeros,
@@ -35,10 +36,6 @@ from sharing import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def kernel_mappings(name: str) -> int:
-    return sum(name in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
 # What they are.

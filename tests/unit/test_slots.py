@@ -19,7 +19,6 @@ from fremap.testing import (
     numbered_page,
     numbered_words,
     page_numbers,
-    wait_until_settled,
 )
 
 if TYPE_CHECKING:
@@ -33,11 +32,8 @@ TAIL_PAGES = 2  # of the last extent
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    path = tmp_path / "pages"
-    path.write_bytes(numbered_words(range((EXTENTS - 1) * EXTENT_PAGES + TAIL_PAGES)).tobytes())
-    wait_until_settled(path)
-    return path
+def path(settled_file: Callable[[int], Path]) -> Path:
+    return settled_file((EXTENTS - 1) * EXTENT_PAGES + TAIL_PAGES)
 
 
 @pytest.fixture
