@@ -149,7 +149,7 @@ class Window(Views):
 
     Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are swapped in whole
     by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one kernel mapping whatever it
-    shows, not coherent. Engine "alias": ``mmap(MAP_FIXED)`` an extent, coherent, bounded by
+    shows, not coherent. Engine "alias": ``mmap(MAP_FIXED)`` a run, coherent, bounded by
     ``vm.max_map_count``. Engine "eager": plain memory, filled by `remap`.
 
     In a child of ``fork`` the window shows the store at the same addresses, to be read
@@ -380,7 +380,7 @@ class Window(Views):
             the rest the old one; in a window that is written those of the rest whose
             file page is shown elsewhere by now show nothing (-1 in `mapping`).
         MappingLimitError
-            Engine "alias": too many extents; nothing changed.
+            Engine "alias": too many runs of pages; nothing changed.
         DuplicatePageError
             A file page that may be written would be shown twice; nothing changed.
         UnsupportedError
@@ -390,8 +390,8 @@ class Window(Views):
         -----
         Engine "paged": content is read into staging memory and swapped in by
         ``UFFDIO_MOVE`` (Linux 6.8; ``UFFDIO_COPY`` before), under a microsecond
-        a page from the page cache. Engine "alias": ``mmap(MAP_FIXED)`` an
-        extent. In both an aligned load of another thread sees the old content
+        a page from the page cache. Engine "alias": ``mmap(MAP_FIXED)`` a
+        run of pages. In both an aligned load of another thread sees the old content
         or the new; "eager" overwrites, so keep readers out. Any number of
         threads; calls on one window take turns.
 

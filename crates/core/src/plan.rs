@@ -180,20 +180,27 @@ pub fn join_runs(
 
 /// A run of window pages that shows a run of file pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Extent {
+pub struct LinearRun {
     /// The window pages.
     pub window: Run<WindowPage>,
     /// The file page that the first of them shows.
     pub file: FilePage,
 }
 
-/// Adds the extents of a piece of `changes` that differ from what the table shows,
+impl LinearRun {
+    /// Whether a page that shows a file page continues it.
+    fn ends_before(self, page: WindowPage, file: FilePage) -> bool {
+        self.window.end() == page && self.file.offset(self.window.count) == file
+    }
+}
+
+/// Adds the runs of a piece of `changes` that differ from what the table shows,
 /// neighbours joined, in the caller's order. `prot` is the new protection, if any.
 ///
 /// # Errors
 /// [`Error::Memory`].
-pub fn add_extents(
-    extents: &mut Vec<Extent>,
+pub fn add_linear_runs(
+    runs: &mut Vec<LinearRun>,
     table: &Table,
     changes: &Changes,
     piece: Range<usize>,
@@ -207,15 +214,11 @@ pub fn add_extents(
         }
         let same_prot =
             |other: WindowPage| prot.is_some() || table.get(other).prot() == entry.prot();
-        match extents.last_mut() {
-            Some(extent)
-                if extent.window.end() == window
-                    && extent.file.offset(extent.window.count) == file
-                    && same_prot(extent.window.first) =>
-            {
-                extent.window.count += 1;
+        match runs.last_mut() {
+            Some(run) if run.ends_before(window, file) && same_prot(run.window.first) => {
+                run.window.count += 1;
             }
-            _ => push("remap", extents, Extent { window: Run { first: window, count: 1 }, file })?,
+            _ => push("remap", runs, LinearRun { window: Run { first: window, count: 1 }, file })?,
         }
     }
     Ok(())
@@ -231,29 +234,22 @@ pub fn continues(left: Entry, right: Entry) -> bool {
     }
 }
 
-/// Runs of a table that show a run of file pages each.
+/// All pages of a table that show file pages, neighbours joined, in the window's order.
 ///
 /// # Errors
 /// [`Error::Memory`].
-pub fn linear_runs(table: &Table) -> Result<Vec<Run<WindowPage>>> {
-    let mut runs: Vec<Run<WindowPage>> = Vec::new();
+pub fn linear_runs(table: &Table) -> Result<Vec<LinearRun>> {
+    let mut runs: Vec<LinearRun> = Vec::new();
     let mut page = WindowPage(0);
     while page.0 < table.page_count() {
         let count = table.original_pages(page).max(1);
         if let Shown::File(file) = table.get(page).shown() {
             match runs.last_mut() {
-                Some(run)
-                    if run.end() == page
-                        && table
-                            .get(run.first)
-                            .shown()
-                            .file_page()
-                            .map(|f| f.offset(run.count))
-                            == Some(file) =>
-                {
-                    run.count += count;
+                Some(run) if run.ends_before(page, file) => run.window.count += count,
+                _ => {
+                    let window = Run { first: page, count };
+                    push("Window", &mut runs, LinearRun { window, file })?;
                 }
-                _ => push("Window", &mut runs, Run { first: page, count })?,
             }
         }
         page = page.offset(count);
@@ -307,22 +303,22 @@ mod tests {
         Changes::new(list(at), list(file_pages)).unwrap()
     }
 
-    fn plain(extents: &[Extent]) -> Vec<(u64, u64, u64)> {
-        extents.iter().map(|e| (e.window.first.0, e.file.0, e.window.count)).collect()
+    fn plain(runs: &[LinearRun]) -> Vec<(u64, u64, u64)> {
+        runs.iter().map(|e| (e.window.first.0, e.file.0, e.window.count)).collect()
     }
 
     fn all_runs(pages: impl IntoIterator<Item = WindowPage>) -> Vec<Run<WindowPage>> {
         runs(pages).collect()
     }
 
-    fn extents(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<Extent> {
-        let mut extents = Vec::new();
+    fn differing(table: &Table, changes: &Changes, prot: Option<Prot>) -> Vec<LinearRun> {
+        let mut runs = Vec::new();
         // In two pieces, as of a long call.
         let middle = changes.len() / 2;
         for piece in [0..middle, middle..changes.len()] {
-            add_extents(&mut extents, table, changes, piece, prot).unwrap();
+            add_linear_runs(&mut runs, table, changes, piece, prot).unwrap();
         }
-        extents
+        runs
     }
 
     fn run(first: u64, count: u64) -> Run<WindowPage> {
@@ -349,34 +345,34 @@ mod tests {
 
     #[test]
     fn neighbours_on_both_sides_become_one_extent() {
-        let plan = extents(&linear(100), &changes(&[10, 11, 12, 20], &[50, 51, 52, 53]), None);
+        let plan = differing(&linear(100), &changes(&[10, 11, 12, 20], &[50, 51, 52, 53]), None);
         assert_eq!(plain(&plan), [(10, 50, 3), (20, 53, 1)]);
     }
 
     #[test]
     fn neighbours_in_the_window_alone_do_not_join() {
-        let plan = extents(&linear(100), &changes(&[0, 1, 2], &[9, 8, 7]), None);
+        let plan = differing(&linear(100), &changes(&[0, 1, 2], &[9, 8, 7]), None);
         assert_eq!(plain(&plan), [(0, 9, 1), (1, 8, 1), (2, 7, 1)]);
     }
 
     #[test]
     fn pages_that_already_show_it_are_left_alone() {
-        let plan = extents(&linear(10), &changes(&[0, 1, 2, 3], &[0, 1, 7, 3]), None);
+        let plan = differing(&linear(10), &changes(&[0, 1, 2, 3], &[0, 1, 7, 3]), None);
         assert_eq!(plain(&plan), [(2, 7, 1)]);
     }
 
     #[test]
     fn new_protection_alone_is_a_change() {
         let same = changes(&[0, 1], &[0, 1]);
-        assert_eq!(plain(&extents(&linear(10), &same, Some(Prot::None))), [(0, 0, 2)]);
-        assert_eq!(plain(&extents(&linear(10), &same, Some(Prot::Read))), []);
+        assert_eq!(plain(&differing(&linear(10), &same, Some(Prot::None))), [(0, 0, 2)]);
+        assert_eq!(plain(&differing(&linear(10), &same, Some(Prot::Read))), []);
     }
 
     #[test]
     fn pages_of_different_protection_do_not_join() {
         let mut table = linear(10);
         table.update(WindowPage(1), |entry| entry.with_prot(Prot::None));
-        let plan = extents(&table, &changes(&[0, 1], &[5, 6]), None);
+        let plan = differing(&table, &changes(&[0, 1], &[5, 6]), None);
         assert_eq!(plain(&plan), [(0, 5, 1), (1, 6, 1)]);
     }
 
@@ -404,14 +400,13 @@ mod tests {
     #[test]
     fn linear_runs_are_as_long_as_they_can_be() {
         let mut table = linear(2000);
-        assert_eq!(linear_runs(&table).unwrap(), [run(0, 2000)]);
+        assert_eq!(plain(&linear_runs(&table).unwrap()), [(0, 0, 2000)]);
         table.set(WindowPage(700), Entry::new(Shown::Nothing, Prot::Read));
         table.set(WindowPage(701), Entry::new(Shown::File(FilePage(5)), Prot::Read));
-        assert_eq!(linear_runs(&table).unwrap(), [run(0, 700), run(701, 1), run(702, 1298)]);
-        assert_eq!(
-            linear_runs(&Table::new(1000, Origin::Nothing, Prot::Read).unwrap()).unwrap(),
-            []
-        );
+        let runs = plain(&linear_runs(&table).unwrap());
+        assert_eq!(runs, [(0, 0, 700), (701, 5, 1), (702, 702, 1298)]);
+        let nothing = Table::new(1000, Origin::Nothing, Prot::Read).unwrap();
+        assert_eq!(linear_runs(&nothing).unwrap(), []);
     }
 
     #[test]
@@ -446,12 +441,12 @@ mod tests {
                 };
                 let files: Vec<u64> = at.iter().map(|_| random(12)).collect();
                 let changes = changes(&at, &files);
-                let plan = extents(&table, &changes, None);
+                let plan = differing(&table, &changes, None);
                 let whole = run(0, 24);
                 let bound = boundaries(&table, whole)
-                    + mappings_added(&table, plan.iter().map(|extent| extent.window));
-                for extent in plan {
-                    for (page, file) in extent.window.pages().zip(extent.file.0..) {
+                    + mappings_added(&table, plan.iter().map(|run| run.window));
+                for run in plan {
+                    for (page, file) in run.window.pages().zip(run.file.0..) {
                         let shown = Shown::File(FilePage(file));
                         table.set(page, Entry::new(shown, Prot::Read));
                     }

@@ -380,11 +380,6 @@ impl Table {
         run.pages().any(|page| test(self.get(page)))
     }
 
-    /// Every word, in order.
-    pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        (0..self.page_count).map(|index| self.get(WindowPage(index)))
-    }
-
     /// Bytes that the table occupies.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -67,18 +67,6 @@ fn an_empty_file_has_no_page() {
 }
 
 #[test]
-fn making_a_file_empties_it_and_gives_it_its_size() {
-    let file = numbered(5 * PAGE, PAGE);
-    let mode = OpenMode::Create { size_bytes: 3 * PAGE as u64 + 7 };
-    let store = Store::open(file.path(), mode, None, false).expect("made");
-    assert_eq!((store.page_count(), store.size_bytes()), (4, 3 * PAGE as u64 + 7));
-    assert!(store.writable());
-    let (bytes, outcome) = read(&store, &[0, 3, 1, 2]);
-    outcome.expect("read");
-    assert!(bytes.iter().all(|&byte| byte == 0));
-}
-
-#[test]
 fn descriptors_are_taken_as_they_are() {
     let file = numbered(3 * PAGE, PAGE);
     let reading = || OwnedFd::from(File::open(file.path()).expect("opened"));
@@ -118,24 +106,4 @@ fn shared_memory_by_name() {
     for bad in ["", "/", "a/b", "..", "a\0b"] {
         assert!(matches!(Store::unlink_shared_memory(bad), Err(Error::Argument(_))), "{bad:?}");
     }
-}
-
-#[test]
-fn memory_from_another_descriptor() {
-    let made = Store::memory(3 * PAGE as u64, None).expect("made");
-    let fd = made.fd().expect("one file").try_clone_to_owned().expect("duplicated");
-    let same = Store::memory_from_fd(fd, None).expect("opened");
-    let mut page = numbered::page_content(2, PAGE);
-    same.write(&list(&[2]), Span::of(&mut page), &Uninterruptible).expect("written");
-    assert_pages(&read(&made, &[2]).0, &[2], PAGE, 3 * PAGE as u64);
-}
-
-#[test]
-fn a_closed_store_says_so() {
-    let store = Store::memory(PAGE as u64, None).expect("made");
-    store.check_open("read").expect("open");
-    store.close();
-    assert!(store.is_closed());
-    assert!(matches!(store.check_open("read"), Err(Error::Closed { what: "store", .. })));
-    read(&store, &[0]).1.expect("windows go on");
 }

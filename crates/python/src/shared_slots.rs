@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fremap_core::error::{Error, Result};
-use fremap_core::shared_slots::{self, Geometry, SharedCall, SharedSlots as Core, Wanted};
+use fremap_core::shared_slots::{self, Found, Geometry, SharedCall, SharedSlots as Core, Wanted};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList};
@@ -120,8 +120,9 @@ impl SharedSlots {
         let keys = core.keys(operation, &numbers(keys)?).map_err(|error| python(py, &error))?;
         // Mostly nobody has the lock, and to let go of the GIL would take longer.
         let found = match core.try_find(operation, &keys).map_err(|error| python(py, &error))? {
-            Some(found) => found,
-            None => run(py, |interrupt| core.find(operation, &keys, interrupt))?,
+            Found::All(slots) => Some(slots),
+            Found::NotAll => None,
+            Found::Busy => run(py, |interrupt| core.find(operation, &keys, interrupt))?,
         };
         let Some(slots) = found else { return Ok(None) };
         int64s(py, slots.into_iter().map(number_of_slot)).map(Some)

@@ -1,7 +1,7 @@
-//! Engine `alias`: shows the file itself, a kernel mapping for each extent.
+//! Engine `alias`: shows the file itself, a kernel mapping for each linear run.
 //!
 //! `mmap(MAP_FIXED)` replaces what is shown, atomically for who reads it.
-//! Coherent: all who map the file see a write at once. Each extent that does not
+//! Coherent: all who map the file see a write at once. Each run that does not
 //! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
 //! what would come too near to that limit is refused before any change.
 
@@ -21,7 +21,7 @@ use self::mapped::{access, one_file_each, Mapped};
 use self::remapping::Remapping;
 use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
-use crate::plan::{self, Changes, Extent};
+use crate::plan::{self, Changes, LinearRun};
 use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
@@ -40,8 +40,8 @@ const POPULATE_PAGES: usize = 16_384;
 const MAX_POPULATE_RETRIES: u32 = 16;
 /// Bytes that are mapped between two questions whether to stop.
 const POPULATE_STEP_BYTES: u64 = 16 << 20;
-/// Extents that are mapped between two questions whether to stop.
-const INTERRUPT_EXTENTS: usize = 1024;
+/// Runs that are mapped between two questions whether to stop.
+const INTERRUPT_RUNS: usize = 1024;
 /// Pages that are evicted between two questions whether to stop.
 const EVICTED_PAGES: usize = 4096;
 /// System pages that the kernel is asked about between two questions whether to stop.
@@ -97,11 +97,8 @@ impl Alias {
         let page = store.page_size();
         let AliasOptions { locked, sharing, limit, advice, region } = options;
         let bytes = page.bytes_of(table.page_count()) as usize;
-        let extents = plan::linear_runs(&table)?.into_iter().filter_map(|window| {
-            table.get(window.first).shown().file_page().map(|file| Extent { window, file })
-        });
-        let extents = one_file_each(&store, "Window", extents)?;
-        mappings::reserve("Window", extents.len() as u64)?;
+        let runs = one_file_each(&store, "Window", plan::linear_runs(&table)?)?;
+        mappings::reserve("Window", runs.len() as u64)?;
         let fail = |errno| Error::system_with_hint("Window", errno, memory_hint(locked));
         let region = match region {
             Some(region) if region.len() != bytes => {
@@ -121,8 +118,8 @@ impl Alias {
         let mapped = Arc::new(mapped);
         {
             let table = lock(&mapped.table);
-            for extent in extents {
-                mapped.map(table.get(extent.window.first), extent.window).map_err(fail)?;
+            for run in runs {
+                mapped.map(table.get(run.window.first), run.window).map_err(fail)?;
             }
         }
         if locked {
@@ -175,14 +172,14 @@ impl Alias {
         Ok(())
     }
 
-    fn show(&self, table: &mut Table, extent: Extent, prot: Option<Prot>) -> Result<(), Errno> {
+    fn show(&self, table: &mut Table, run: LinearRun, prot: Option<Prot>) -> Result<(), Errno> {
         let entry_of = |index, old: Entry| {
-            let shown = Shown::File(extent.file.offset(index));
+            let shown = Shown::File(run.file.offset(index));
             Entry::new(shown, prot.unwrap_or(old.prot()))
         };
-        Self::change(table, extent.window, entry_of, |entry| self.map(entry, extent.window))?;
-        // Where this fails the extent shows what the table says, and is rolled back.
-        self.lock_again(extent.window)
+        Self::change(table, run.window, entry_of, |entry| self.map(entry, run.window))?;
+        // Where this fails the run shows what the table says, and is rolled back.
+        self.lock_again(run.window)
     }
 
     fn check_placed(
@@ -383,20 +380,20 @@ impl Engine for Alias {
         let fail = |errno| Error::system("remap", errno);
         Self::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
         let plan = self.plan(changes, options, interrupt)?;
-        let Remapping { entries, extents, mut replaced } = plan;
-        let windows = extents.iter().map(|extent| extent.window);
+        let Remapping { entries, runs, mut replaced } = plan;
+        let windows = runs.iter().map(|run| run.window);
         let needed = plan::mappings_added(&lock(&self.table), windows);
         mappings::reserve("remap", needed)?;
         // What the kernel may refuse to tell is asked before anything changes.
         let wanted = self.wanted("remap", &entries, options.fill)?;
         let mask = Self::mask("remap", &entries, &wanted)?;
-        for batch in extents.chunks(INTERRUPT_EXTENTS) {
+        for batch in runs.chunks(INTERRUPT_RUNS) {
             // Not with the table locked. What was changed stays so: to take it back can take as
             // long as to go on.
             interrupt.check()?;
             let mut table = lock(&self.table);
-            let shown = batch.iter().try_for_each(|extent| {
-                self.show(&mut table, *extent, options.prot).map_err(|errno| match errno {
+            let shown = batch.iter().try_for_each(|run| {
+                self.show(&mut table, *run, options.prot).map_err(|errno| match errno {
                     Errno::NOMEM => mappings::refused("remap", needed),
                     errno => fail(errno),
                 })
@@ -494,7 +491,7 @@ impl Engine for Alias {
             }
         }
         drop(table);
-        for batch in runs.chunks(INTERRUPT_EXTENTS) {
+        for batch in runs.chunks(INTERRUPT_RUNS) {
             interrupt.check()?;
             let mut table = lock(&self.table);
             for &run in batch {

@@ -223,12 +223,6 @@ impl Rows {
         self.row_count
     }
 
-    /// Bytes of one.
-    #[must_use]
-    pub fn row_bytes(&self) -> usize {
-        self.row_bytes
-    }
-
     /// Whether [`close`](Self::close) was called.
     #[must_use]
     pub fn is_closed(&self) -> bool {

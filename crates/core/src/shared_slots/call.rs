@@ -76,7 +76,7 @@ impl SharedCall {
         }
         let Some(locked) = self.shared.object.lock_anyway() else { return };
         // Whoever has left holds nothing any more.
-        if self.shared.is_current(self.tenure) {
+        if self.shared.is_current(&locked, self.tenure) {
             then(&locked.table);
             if from == Stage::Bringing as u8 {
                 self.shared.has_brought(&locked, self.tenure);
@@ -159,7 +159,7 @@ impl SharedCall {
         loop {
             self.shared.check_open("ensure")?;
             let locked = object.lock(interrupt)?;
-            if !self.shared.is_current(self.tenure) {
+            if !self.shared.is_current(&locked, self.tenure) {
                 return Err(Error::Closed { operation: "ensure", what: "slot table" });
             }
             match locked.table.arrival(&self.given.distinct) {

@@ -88,6 +88,17 @@ pub struct SharedStats {
     pub pinned: u64,
 }
 
+/// What a look for extents has found that waits for nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// All are here, in these slots.
+    All(Vec<Slot>),
+    /// One is not.
+    NotAll,
+    /// Another thread or process has the lock.
+    Busy,
+}
+
 /// Slots that processes share, as this process has them.
 #[derive(Debug)]
 pub struct SharedSlots {
@@ -197,8 +208,8 @@ impl SharedSlots {
         Ok(tenure)
     }
 
-    /// Whether a tenure is still that of this process, for whoever has the lock.
-    fn is_current(&self, tenure: Tenure) -> bool {
+    /// Whether a tenure is still that of this process.
+    fn is_current(&self, _locked: &Locked<'_>, tenure: Tenure) -> bool {
         tenure.is_own() && self.tenure.load(Ordering::Acquire) == tenure.0
     }
 
@@ -209,13 +220,13 @@ impl SharedSlots {
     /// that was given such a slot would find in it what is still being read.
     pub fn leave(&self) {
         let known = Tenure(self.tenure.load(Ordering::Acquire));
-        if !self.is_current(known) {
+        if !known.is_own() {
             return;
         }
         // Those are taken back by the next process, too.
         let dead = self.object.dead().unwrap_or_default();
         let Some(locked) = self.object.lock_anyway() else { return };
-        if self.is_current(known) {
+        if self.is_current(&locked, known) {
             if self.bringing.load(Ordering::Relaxed) > 0 {
                 self.leaving.store(true, Ordering::Relaxed);
             } else {
@@ -226,7 +237,7 @@ impl SharedSlots {
         self.object.notify();
     }
 
-    /// Ends this process's tenure, for whoever has the lock.
+    /// Ends this process's tenure.
     fn end(&self, locked: &Locked<'_>, tenure: Tenure, dead: &[(OwnerIndex, u64)]) {
         self.tenure.store(0, Ordering::Release);
         self.object.leave(locked, tenure.owner(), dead);
@@ -271,19 +282,15 @@ impl SharedSlots {
         Ok(locked.table.hit(keys, &mut slots).then_some(slots))
     }
 
-    /// The same without waiting for other threads or processes; None where one would have to.
+    /// The same without waiting for other threads or processes.
     ///
     /// # Errors
     /// [`Error::Closed`], [`Error::Memory`].
-    pub fn try_find(
-        &self,
-        operation: &'static str,
-        keys: &[Key],
-    ) -> Result<Option<Option<Vec<Slot>>>> {
+    pub fn try_find(&self, operation: &'static str, keys: &[Key]) -> Result<Found> {
         self.check_open(operation)?;
         let mut slots = room_for(operation, keys.len())?;
-        let Some(locked) = self.object.try_lock() else { return Ok(None) };
-        Ok(Some(locked.table.hit(keys, &mut slots).then_some(slots)))
+        let Some(locked) = self.object.try_lock() else { return Ok(Found::Busy) };
+        Ok(if locked.table.hit(keys, &mut slots) { Found::All(slots) } else { Found::NotAll })
     }
 
     /// Takes a slot for each key, once other calls have left enough of them; with `writes` slots
@@ -312,7 +319,7 @@ impl SharedSlots {
             self.check_open(operation)?;
             let tenure = self.tenure(interrupt)?;
             let locked = self.object.lock(interrupt)?;
-            if !self.is_current(tenure) {
+            if !self.is_current(&locked, tenure) {
                 continue;
             }
             let counts = (keys.len(), writes);

@@ -20,7 +20,7 @@ use super::words::{Content, OwnerIndex};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::memory;
 use crate::sys::owner::{namespaces, Owner};
-use crate::sys::shm::{self, Acquired, Mapping, RobustLock};
+use crate::sys::shm::{self, Mapping, RobustGuard, RobustLock};
 use crate::sys::span::system_page_bytes;
 use crate::sys::{file as sys_file, futex};
 
@@ -88,7 +88,7 @@ pub struct Object {
 /// The table of an object, while this thread has the lock.
 pub(super) struct Locked<'o> {
     pub(super) table: Table<'o, Mapping>,
-    lock: RobustLock<'o>,
+    guard: RobustGuard<'o>,
 }
 
 impl Drop for Locked<'_> {
@@ -96,7 +96,6 @@ impl Drop for Locked<'_> {
         if std::thread::panicking() {
             self.table.repair();
         }
-        self.lock.release();
     }
 }
 
@@ -220,21 +219,21 @@ impl Object {
         let stage = self.stage();
         if stage == Stage::Unnamed {
             // Whoever said so may have died before he took the name away.
-            self.unlink();
+            self.unlink(&locked);
             return Ok(None);
         }
         self.dismiss(&locked, &dead);
         let in_use = !self.owners().is_empty();
         if self.geometry != wanted.geometry {
             if !in_use {
-                self.unname();
+                self.unname(&locked);
                 return Ok(None);
             }
             return Err(self.differs(&wanted.geometry));
         }
         if !self.has_memory() {
             if let Err(error) = self.fill(&locked, wanted, interrupt) {
-                self.unname();
+                self.unname(&locked);
                 return Err(error);
             }
         }
@@ -249,7 +248,7 @@ impl Object {
         }
         let admitted = self.admit(&locked);
         if admitted.is_err() && !in_use {
-            self.unname();
+            self.unname(&locked);
         }
         admitted.map(Some)
     }
@@ -333,13 +332,13 @@ impl Object {
     }
 
     /// Says that the object is about to lose its name, and takes it away.
-    fn unname(&self) {
+    fn unname(&self, locked: &Locked<'_>) {
         self.mapping.set(header::STAGE, Stage::Unnamed as u64);
-        self.unlink();
+        self.unlink(locked);
     }
 
-    /// Takes the name away, if it is still this object's. Nobody else does without the lock.
-    fn unlink(&self) {
+    /// Takes the name away, if it is still this object's.
+    fn unlink(&self, _locked: &Locked<'_>) {
         if shm::named_facts(&self.path).is_ok_and(|facts| facts.identity == self.identity) {
             // Its owner may; else somebody has removed it meanwhile.
             let _unlinked = shm::unlink(&self.path);
@@ -365,15 +364,14 @@ impl Object {
     }
 
     fn lock_within(&self, timeout: Duration) -> Result<Locked<'_>, Errno> {
-        let lock = self.mapping.lock(header::LOCK * WORD);
-        let acquired = lock.acquire(timeout)?;
-        let locked = Locked { table: Table::new(&self.mapping, &self.layout), lock };
-        if acquired == Acquired::Broken {
+        let guard = self.mapping.lock(header::LOCK * WORD).acquire(timeout)?;
+        let mut locked = Locked { table: Table::new(&self.mapping, &self.layout), guard };
+        if locked.guard.is_broken() {
             if self.has_memory() {
                 locked.table.repair();
                 locked.table.count(Counter::Repairs, 1);
             }
-            locked.lock.mend();
+            locked.guard.mend();
         }
         Ok(locked)
     }
@@ -466,7 +464,7 @@ impl Object {
         self.free_holds(owner);
         self.dismiss(locked, dead);
         if locked.table.owners().next().is_none() && self.stage() != Stage::Unnamed {
-            self.unname();
+            self.unname(locked);
         }
     }
 
@@ -480,7 +478,7 @@ impl Object {
         self.mapping.half_word(header::SLEEPERS)
     }
 
-    /// What to [`sleep`](Self::sleep) on, for whoever has the lock and finds that he must wait.
+    /// What to [`sleep`](Self::sleep) on, for a process that finds under the lock that it must wait.
     pub(super) fn must_wait(&self, _locked: &Locked<'_>) -> u32 {
         self.sleepers().store(1, Ordering::SeqCst);
         self.notices().load(Ordering::SeqCst)
@@ -626,6 +624,6 @@ pub fn remove(name: &str, forced: bool, interrupt: &dyn Interrupt) -> Result<()>
     if used > 0 && !forced {
         return Err(refused(&path, &format!("is used by {used} process(es); end them first")));
     }
-    object.unname();
+    object.unname(&locked);
     Ok(())
 }

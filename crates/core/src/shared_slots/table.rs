@@ -1,7 +1,7 @@
 //! Which extent is in which slot, who holds it, and who makes room: every change of the table.
 //!
 //! Pure: a [`Table`] changes words of a [`Words`], which is memory of several processes or a
-//! test's. The caller has the lock.
+//! test's. That of several processes is reached by the guard of their lock (`object::Locked`).
 //!
 //! A process may be killed between any two stores, so each store leaves the truth whole:
 //!
@@ -18,7 +18,7 @@ use super::layout::{header, Counter, Layout, MOST_OWNERS};
 use super::words::{Content, Holds, Link, OwnerIndex, PIN, USER};
 use crate::slot_table::{Key, Slot};
 
-/// Memory in words, which others may change only while the caller has no lock on it.
+/// Memory in words, which others change only under the same lock.
 pub trait Words {
     /// The word at a place; 0 beyond the end.
     fn get(&self, at: usize) -> u64;
@@ -65,7 +65,7 @@ pub enum Arrival {
     Lost,
 }
 
-/// The table, of whoever has the lock.
+/// The table.
 pub struct Table<'t, W> {
     memory: &'t W,
     layout: &'t Layout,

@@ -651,18 +651,6 @@ impl<'m> Parts<'m> {
         });
     }
 
-    /// How many separate spans there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.vector.len()
-    }
-
-    /// Whether there is no span.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.vector.is_empty()
-    }
-
     /// The list as the kernel wants it.
     #[must_use]
     pub fn vector(&self) -> &[libc::iovec] {

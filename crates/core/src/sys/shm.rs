@@ -163,18 +163,6 @@ impl Mapping {
         self.fd.as_fd()
     }
 
-    /// Bytes that are mapped.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing is mapped; never, as the kernel maps no empty range.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// The words from the front, or as many as are mapped.
     #[must_use]
     pub fn words(&self) -> &[AtomicU64] {
@@ -236,21 +224,19 @@ impl Drop for Mapping {
     }
 }
 
-/// How a lock was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acquired {
-    /// Whoever had it before has let go of it.
-    Whole,
-    /// Whoever had it has died with it: what it guards may be half changed.
-    Broken,
-}
-
 /// A lock of several processes, which the kernel takes back from one that dies (a robust mutex
 /// of POSIX, by the kernel's list of robust futexes).
 #[derive(Debug)]
 pub struct RobustLock<'m> {
     mutex: *mut libc::pthread_mutex_t,
     mapping: PhantomData<&'m Mapping>,
+}
+
+/// A lock that this thread has; dropped, it is let go of.
+#[derive(Debug)]
+pub struct RobustGuard<'m> {
+    lock: RobustLock<'m>,
+    is_broken: bool,
 }
 
 fn checked(answer: i32) -> Result<(), Errno> {
@@ -261,7 +247,7 @@ fn checked(answer: i32) -> Result<(), Errno> {
     }
 }
 
-impl RobustLock<'_> {
+impl<'m> RobustLock<'m> {
     /// What it takes of the object.
     pub const BYTES: usize = size_of::<libc::pthread_mutex_t>();
     /// C libraries lay it out differently: the same number for those that agree.
@@ -291,7 +277,7 @@ impl RobustLock<'_> {
     ///
     /// # Errors
     /// ETIMEDOUT; ENOTRECOVERABLE where somebody has let go of a broken one; EAGAIN.
-    pub fn acquire(&self, timeout: Duration) -> Result<Acquired, Errno> {
+    pub fn acquire(self, timeout: Duration) -> Result<RobustGuard<'m>, Errno> {
         // SAFETY: the mutex lies in the mapping, and was made by `begin`.
         let mut answer = unsafe { libc::pthread_mutex_trylock(self.mutex) };
         if answer == libc::EBUSY {
@@ -307,22 +293,34 @@ impl RobustLock<'_> {
             // SAFETY: as above; the time outlives the call.
             answer = unsafe { libc::pthread_mutex_timedlock(self.mutex, &raw const until) };
         }
-        match answer {
-            libc::EOWNERDEAD => Ok(Acquired::Broken),
-            answer => checked(answer).map(|()| Acquired::Whole),
+        let is_broken = answer == libc::EOWNERDEAD;
+        if !is_broken {
+            checked(answer)?;
         }
+        Ok(RobustGuard { lock: self, is_broken })
+    }
+}
+
+impl RobustGuard<'_> {
+    /// Whether whoever had it has died with it: what it guards may be half changed.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.is_broken
     }
 
-    /// Says that what the broken lock guards is whole again. Whoever has taken it calls this.
-    pub fn mend(&self) {
-        // SAFETY: as above; refused if the lock is not broken or not this thread's.
-        let _mended = unsafe { libc::pthread_mutex_consistent(self.mutex) };
+    /// Says that what the broken lock guards is whole again.
+    pub fn mend(&mut self) {
+        // SAFETY: the mutex lies in the mapping, and this thread has it; refused if it is not
+        // broken.
+        let _mended = unsafe { libc::pthread_mutex_consistent(self.lock.mutex) };
+        self.is_broken = false;
     }
+}
 
-    /// Lets go of the lock. Whoever has taken it calls this.
-    pub fn release(&self) {
+impl Drop for RobustGuard<'_> {
+    fn drop(&mut self) {
         // SAFETY: as above; refused if the lock is not this thread's.
-        let _released = unsafe { libc::pthread_mutex_unlock(self.mutex) };
+        let _released = unsafe { libc::pthread_mutex_unlock(self.lock.mutex) };
     }
 }
 
@@ -359,19 +357,27 @@ mod tests {
     #[test]
     fn a_lock_is_taken_back_from_a_process_that_dies() {
         let mapping = mapping();
-        let lock = mapping.lock(64);
-        lock.begin().unwrap();
-        let soon = Duration::from_secs(10);
-        assert_eq!(lock.acquire(soon), Ok(Acquired::Whole));
-        let moment = Duration::from_millis(1);
-        dies_after(|| assert_eq!(lock.acquire(moment), Err(Errno::TIMEDOUT)));
-        lock.release();
-        dies_after(|| assert_eq!(lock.acquire(soon), Ok(Acquired::Whole)));
-        assert_eq!(lock.acquire(soon), Ok(Acquired::Broken));
+        mapping.lock(64).begin().unwrap();
+        let (soon, moment) = (Duration::from_secs(10), Duration::from_millis(1));
+        let taken = |timeout| mapping.lock(64).acquire(timeout);
+        let dies_with_it = |was_broken| {
+            dies_after(|| {
+                let guard = taken(soon).unwrap();
+                assert_eq!(guard.is_broken(), was_broken);
+                std::mem::forget(guard);
+            });
+        };
+        let guard = taken(soon).unwrap();
+        assert!(!guard.is_broken());
+        dies_after(|| assert_eq!(taken(moment).unwrap_err(), Errno::TIMEDOUT));
+        drop(guard);
+        dies_with_it(false);
         // Whoever mends it may die as well.
-        lock.mend();
-        lock.release();
-        assert_eq!(lock.acquire(soon), Ok(Acquired::Whole));
-        lock.release();
+        dies_with_it(true);
+        let mut guard = taken(soon).unwrap();
+        assert!(guard.is_broken());
+        guard.mend();
+        drop(guard);
+        assert!(!taken(soon).unwrap().is_broken());
     }
 }

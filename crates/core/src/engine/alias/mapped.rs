@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::engine::lock;
 use crate::error;
-use crate::plan::Extent;
+use crate::plan::LinearRun;
 use crate::room::collected;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
@@ -27,20 +27,20 @@ pub(super) fn access(entry: Entry) -> Access {
     }
 }
 
-/// The same extents, cut where one file of the store ends and the next begins.
+/// The same runs, cut where one file of the store ends and the next begins.
 pub(super) fn one_file_each(
     store: &Store,
     operation: &'static str,
-    extents: impl IntoIterator<Item = Extent>,
-) -> error::Result<Vec<Extent>> {
-    let cut = |extent: Extent| {
-        let run = Run { first: extent.file, count: extent.window.count };
+    runs: impl IntoIterator<Item = LinearRun>,
+) -> error::Result<Vec<LinearRun>> {
+    let cut = |LinearRun { window, file }: LinearRun| {
+        let run = Run { first: file, count: window.count };
         store.cut(run).map(move |piece| {
-            let first = extent.window.first.offset(piece.first.0 - extent.file.0);
-            Extent { window: Run { first, count: piece.count }, file: piece.first }
+            let first = window.first.offset(piece.first.0 - file.0);
+            LinearRun { window: Run { first, count: piece.count }, file: piece.first }
         })
     };
-    collected(operation, extents.into_iter().flat_map(cut))
+    collected(operation, runs.into_iter().flat_map(cut))
 }
 
 /// A range of memory and what it shows.

@@ -4,7 +4,7 @@ use super::mapped::{access, one_file_each};
 use super::Alias;
 use crate::engine::{lock, room_for, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
-use crate::plan::{self, Changes, Extent};
+use crate::plan::{self, Changes, LinearRun};
 use crate::room::copied;
 use crate::sys::mm::Access;
 use crate::sys::stderr_line::stderr_line;
@@ -19,7 +19,7 @@ pub(super) struct Remapping {
     /// The words to be, by position.
     pub(super) entries: Vec<Entry>,
     /// What differs from what is shown.
-    pub(super) extents: Vec<Extent>,
+    pub(super) runs: Vec<LinearRun>,
     /// What was there, by position.
     pub(super) replaced: Vec<Replaced>,
 }
@@ -42,14 +42,14 @@ impl Alias {
     ) -> Result<Remapping> {
         let mut entries = room_for("remap", changes.len())?;
         let mut replaced = room_for("remap", changes.len())?;
-        let mut extents = Vec::new();
+        let mut runs = Vec::new();
         for start in (0..changes.len()).step_by(PLANNED_PAGES) {
             // Not with the table locked: a signal handler may ask for it. No other call changes
             // it in between.
             interrupt.check()?;
             let table = lock(&self.table);
             let piece = start..changes.len().min(start + PLANNED_PAGES);
-            plan::add_extents(&mut extents, &table, changes, piece.clone(), options.prot)?;
+            plan::add_linear_runs(&mut runs, &table, changes, piece.clone(), options.prot)?;
             for position in piece {
                 let (page, file) = changes.pair(position);
                 let old = table.get(page);
@@ -61,7 +61,7 @@ impl Alias {
                 replaced.push(Replaced { page, entry: old, content });
             }
         }
-        Ok(Remapping { entries, extents: one_file_each(&self.store, "remap", extents)?, replaced })
+        Ok(Remapping { entries, runs: one_file_each(&self.store, "remap", runs)?, replaced })
     }
 
     fn placed_content(&self, page: WindowPage, entry: Entry) -> Result<Vec<u8>> {
@@ -78,7 +78,7 @@ impl Alias {
         content
     }
 
-    /// Shows what was replaced again, with a mapping for each extent that it had.
+    /// Shows what was replaced again, with a mapping for each run that it had.
     pub(super) fn roll_back(&self, table: &mut Table, replaced: &mut [Replaced]) {
         let (mut failed, mut unlocked) = (0, 0);
         replaced.sort_unstable_by_key(|old| old.page);

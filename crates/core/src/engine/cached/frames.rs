@@ -39,7 +39,8 @@ pub enum Tracking {
 }
 
 /// How pages get into a window's memory and out of it: what every engine of copies can do.
-/// Ranges are (offset, length) in bytes. Each function is called with the state locked.
+/// Ranges are (offset, length) in bytes. Who changes what pages show has the table's guard
+/// meanwhile, and changes the table in the same step.
 pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     /// The window's memory.
     fn region(&self) -> &Region;
