@@ -50,7 +50,9 @@ impl<F: Frames> Cached<F> {
         }
         let mut state = self.shared.state.lock();
         state.reserve_denied("protect", kept.len())?;
-        state.denied_content.extend(kept);
+        for (page, content) in kept {
+            state.keep_denied(page, content);
+        }
         let changed: Vec<_> =
             entries.into_iter().map(|(page, _)| (page, state.get(page))).collect();
         for (page, old) in &changed {
@@ -142,7 +144,7 @@ impl<F: Frames> Cached<F> {
 
     /// Puts the content of a placed page back into the window.
     fn show_kept(&self, pool: &mut FramePool, page: WindowPage, entry: Entry) -> Result<()> {
-        let content = match self.shared.state.lock().denied_content.get(&page) {
+        let content = match self.shared.state.lock().denied_content(page) {
             Some(content) => collected("protect", content.iter().copied())?,
             None => return Ok(()),
         };
@@ -207,7 +209,7 @@ impl<F: Frames> Cached<F> {
         for (page, index) in pages.filter(|&(_, index)| prots[index] == Prot::None) {
             let content = collected("place", content_of(index).iter().copied())?;
             state.reserve_denied("place", 1)?;
-            state.denied_content.insert(page, content);
+            state.keep_denied(page, content);
             state.set(page, Entry::new(Shown::Placed, Prot::None));
         }
         Ok(())
@@ -297,7 +299,7 @@ impl<F: Frames> Cached<F> {
             self.shared.store.read_page(file_page, Span::of(&mut content))?;
             let mut state = self.shared.state.lock();
             state.reserve_denied("place", 1)?;
-            state.denied_content.insert(page, content);
+            state.keep_denied(page, content);
             state.set(page, placed);
         } else {
             self.shared.state.lock().set(page, placed.finish_load());

@@ -92,7 +92,7 @@ impl<F: Frames> Shared<F> {
         for &page in pages {
             let entry = state.get(page);
             let known = entry.present() && !entry.dirty() && entry.shown().file_page().is_some();
-            if known && content_hash(self.content_of(page)) != state.hashes[page.0 as usize] {
+            if known && content_hash(self.content_of(page)) != state.hash(page) {
                 state.mark(page, entry.note_write());
             }
         }

@@ -121,8 +121,7 @@ impl<F: Frames> Cached<F> {
         frames.allow(&self.ranges(allowed))?;
         frames.deny(&self.ranges(denied))?;
         for step in steps {
-            state.denied_content.remove(&step.window_page);
-            state.set(step.window_page, step.entry);
+            state.replace(step.window_page, step.entry);
         }
         Ok(())
     }
@@ -182,7 +181,6 @@ impl<F: Frames> Cached<F> {
         let hashed = of_file && tracking == Some(Tracking::Content);
         for index in 0..done {
             let page = run.first.offset(index);
-            state.denied_content.remove(&page);
             let entry = entry_of(index);
             if let (true, Some(file_page)) = (of_file, entry.shown().file_page()) {
                 let file_bytes = self.shared.store.bytes_within(file_page, size_bytes);
@@ -190,12 +188,12 @@ impl<F: Frames> Cached<F> {
                 if hashed {
                     let page_bytes = self.page.bytes();
                     let content = from.part(index as usize * page_bytes, page_bytes);
-                    state.hashes[page.0 as usize] = content_hash(content);
+                    state.note_hash(page, content_hash(content));
                 }
             }
             // What reused frames show counts as written to until it was compared.
             let entry = entry.finish_load();
-            state.set(page, if again { entry.note_write() } else { entry });
+            state.replace(page, if again { entry.note_write() } else { entry });
         }
         Counters::add(&self.shared.counters.pages_loaded, done);
         let read = if first.shown().file_page().is_some() { done_bytes } else { 0 };

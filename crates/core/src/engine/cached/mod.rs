@@ -365,8 +365,7 @@ impl<F: Frames> Shared<F> {
             } else if old.occupied() {
                 dropped.push(page);
             } else if old.shown() == Shown::Placed {
-                state.denied_content.remove(&page);
-                state.set(page, Entry::new(Shown::Nothing, old.prot()));
+                state.replace(page, Entry::new(Shown::Nothing, old.prot()));
             } else {
                 taken += u64::from(old.held());
                 state.set(page, old.forget_denied());

@@ -148,8 +148,7 @@ impl<F: Frames> Cached<F> {
                 return Ok(done);
             }
             for step in &steps[done..done + count] {
-                state.denied_content.remove(&step.window_page);
-                state.set(step.window_page, step.entry.finish_load());
+                state.replace(step.window_page, step.entry.finish_load());
                 mask[step.position] = true;
             }
             Counters::add(&shared.counters.pages_loaded, run.count);

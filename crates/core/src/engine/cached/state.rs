@@ -23,14 +23,14 @@ const MAX_CUT_PAGES: usize = 64;
 pub struct State {
     pub(super) table: Table,
     /// Content of placed pages to which access was taken away.
-    pub(super) denied_content: HashMap<WindowPage, Vec<u8>>,
+    denied_content: HashMap<WindowPage, Vec<u8>>,
     /// What is being read for faults.
     pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
     /// how many bytes of them it had.
     cut: Vec<(FilePage, usize)>,
     /// The hash of each page's content in the store, where stores are found by it.
-    pub(super) hashes: Zeros<u128>,
+    hashes: Zeros<u128>,
     /// Pages were written since the store was last made durable.
     pub(super) unsynced: bool,
     /// How often each pinned page is pinned.
@@ -121,6 +121,38 @@ impl State {
     pub(super) fn set(&mut self, page: WindowPage, entry: Entry) {
         self.reads.outdate(page);
         self.mark(page, entry);
+    }
+
+    /// The same for a page that shows something else from now on: denied content is lost.
+    pub(super) fn replace(&mut self, page: WindowPage, entry: Entry) {
+        self.denied_content.remove(&page);
+        self.set(page, entry);
+    }
+
+    /// Keeps the content of a placed page to which access is taken away, for which there is
+    /// [room](Self::reserve_denied).
+    pub(super) fn keep_denied(&mut self, page: WindowPage, content: Vec<u8>) {
+        self.denied_content.insert(page, content);
+    }
+
+    /// What [`keep_denied`](Self::keep_denied) has kept of a page.
+    pub(super) fn denied_content(&self, page: WindowPage) -> Option<&[u8]> {
+        self.denied_content.get(&page).map(Vec::as_slice)
+    }
+
+    /// A page is in the window again with its denied content.
+    pub(super) fn forget_denied(&mut self, page: WindowPage) {
+        self.denied_content.remove(&page);
+    }
+
+    /// Notes what the store has of a page, by its hash.
+    pub(super) fn note_hash(&mut self, page: WindowPage, hash: u128) {
+        self.hashes[page.0 as usize] = hash;
+    }
+
+    /// The hash of what the store has of a page, where it was noted.
+    pub(super) fn hash(&self, page: WindowPage) -> u128 {
+        self.hashes[page.0 as usize]
     }
 
     /// Marks a page absent before the kernel is asked to drop it. What is placed

@@ -239,7 +239,7 @@ impl<F: Frames> Shared<F> {
             // A part of a page that is larger than the system's may have come out.
             return self.userfault().move_back(offset, content).and(Err(errno));
         }
-        state.denied_content.insert(page, content.to_vec());
+        state.keep_denied(page, content.to_vec());
         let entry = state.get(page).finish_drop();
         state.mark(page, entry);
         drop(state);
@@ -256,11 +256,11 @@ impl<F: Frames> Shared<F> {
             };
             let (offset, _) = self.bytes(Run { first: page, count: 1 });
             let mut state = self.state.lock();
-            let Some(bytes) = state.denied_content.get(&page) else { continue };
+            let Some(bytes) = state.denied_content(page) else { continue };
             let content = stack.content(0);
             content.copy_from(bytes);
             if self.userfault().move_back(offset, content).is_ok() {
-                state.denied_content.remove(&page);
+                state.forget_denied(page);
                 let entry = state.get(page).finish_load();
                 state.mark(page, entry);
             }

@@ -239,7 +239,7 @@ impl<F: Frames> Shared<F> {
             self.write_out(&outgoing, interrupt)?;
             let mut state = self.state.lock();
             for (page, hash) in writing.iter().zip(hashes) {
-                state.hashes[page.window_page.0 as usize] = hash;
+                state.note_hash(page.window_page, hash);
             }
         }
         Ok(())
