@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import re
 import string
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fremap.errors import UnsupportedError
-from fremap.remote import Facts, changed, cut_short, retried
+from fremap.remote import Facts, FetchThreads, changed, cut_short, retried
 
 if TYPE_CHECKING:
     import http.client
     import socket
     from collections.abc import Mapping, Sequence
-    from concurrent.futures import Future, ThreadPoolExecutor
 
     from fremap.remote import Range
 
@@ -31,6 +31,9 @@ _FOR_ANYBODY = frozenset({"accept", "accept-language", "user-agent"})
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
 #: Answers of a server that may be others the next time.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: Ways to encode content that leave its bytes as they are. The second is that of uploads by signed
+#: chunks, which some servers of S3 repeat.
+_AS_IT_IS = frozenset({"", "identity", "aws-chunked"})
 _BY_STATUS: dict[int, type[OSError]] = {
     401: PermissionError,
     403: PermissionError,
@@ -85,9 +88,9 @@ class HttpReader:
     ) -> None:
         self.url = url
         self.headers = dict(headers)
-        self.in_flight = in_flight
         self.retries = retries
         self.silence = silence
+        self.threads = FetchThreads(in_flight)
         self._begin()
 
     def _begin(self) -> None:
@@ -96,7 +99,6 @@ class HttpReader:
         self._idle: dict[_Server, list[http.client.HTTPConnection]] = {}
         #: Sockets that answers are waited for on.
         self._busy: set[socket.socket] = set()
-        self._threads: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return all but what belongs to this process, or will not stay true."""
@@ -113,7 +115,7 @@ class HttpReader:
 
         # The query is this object's, the signature of a link as a rule.
         url = urljoin(self.url, "./" + quote(name))
-        return HttpReader(url, self.headers, self.in_flight, self.retries, self.silence)
+        return HttpReader(url, self.headers, self.threads.count, self.retries, self.silence)
 
     def facts(self) -> Facts:
         """Ask for the first byte, as some servers tell less without."""
@@ -147,6 +149,12 @@ class HttpReader:
                 "cannot be read; download it"
             )
         _check_status(exchange)
+        encoding = _encoding(answer)
+        if encoding is not None:
+            raise UnsupportedError(
+                f"open: the server of {self.url} sends it encoded ({encoding}) although that was "
+                "not asked for, so that ranges are not those of its content; download it"
+            )
         return Facts(size or 0, _version(answer))
 
     def _request(self, more: dict[str, str], given_up: threading.Event) -> _Exchange:
@@ -274,28 +282,9 @@ class HttpReader:
 
         The memory that they go to is that of other pages in the next call.
         """
-        given_up = threading.Event()
-        if len(ranges) == 1:
-            self._fetch(ranges[0], facts, given_up)
-            return
-        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.in_flight, "fremap-fetch")
-        begun: list[Future[None]] = []
-        try:
-            for wanted in ranges:
-                begun.append(self._threads.submit(self._fetch, wanted, facts, given_up))  # noqa: PERF401 - as many as have begun
-            done, _ = wait(begun, return_when=FIRST_EXCEPTION)
-        finally:
-            given_up.set()
-            for one in begun:
-                one.cancel()
-            self._hang_up()
-            wait(begun)
-        # Not those that have failed since, which is because they were hung up.
-        for one in done:
-            one.result()
+        self.threads.run(
+            lambda wanted, given_up: self._fetch(wanted, facts, given_up), ranges, self._hang_up
+        )
 
     def _hang_up(self) -> None:
         """End the waiting of those who wait for answers."""
@@ -342,6 +331,7 @@ def redirected(url: str, location: str) -> str:
     )
 
 
+@functools.lru_cache(64)  # of each request it is asked three times
 def _split(url: str) -> tuple[_Server, str]:
     """Return which server has a URL, and what to ask it for."""
     from urllib.parse import quote, urlsplit
@@ -365,6 +355,12 @@ def _receive(exchange: _Exchange, wanted: Range, facts: Facts) -> None:
     _check_status(exchange)
     if _whole_size(answer) != facts.size or _version(answer) != facts.version:
         raise changed()
+    encoding = _encoding(answer)
+    if encoding is not None:
+        raise OSError(
+            errno.EPROTO,
+            f"the server sends the bytes encoded ({encoding}), which was not asked for",
+        )
     sent = answer.getheader("Content-Range") or ""
     if f"{wanted.start}-{wanted.end - 1}/" not in sent:
         raise OSError(
@@ -393,6 +389,12 @@ def _whole_size(answer: http.client.HTTPResponse) -> int | None:
     """Return the bytes of the whole object, where the answer tells."""
     found = _CONTENT_RANGE.fullmatch(answer.getheader("Content-Range") or "")
     return None if found is None else int(found[3])
+
+
+def _encoding(answer: http.client.HTTPResponse) -> str | None:
+    """Return how content is encoded, where its bytes are not as they are."""
+    told = (answer.getheader("Content-Encoding") or "").split(",")
+    return next((name for name in map(str.strip, told) if name.lower() not in _AS_IT_IS), None)
 
 
 def _version(answer: http.client.HTTPResponse) -> str | None:

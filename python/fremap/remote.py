@@ -7,10 +7,11 @@ version. There is one for file systems of fsspec, one for stores of obstore, and
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import posixpath
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,12 +19,14 @@ from fremap.errors import UnsupportedError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     import numpy.typing as npt
 
 __all__ = [
     "Facts",
+    "FetchThreads",
     "FsspecReader",
     "ObstoreReader",
     "Range",
@@ -33,6 +36,8 @@ __all__ = [
     "cut_short",
     "retried",
 ]
+
+_T = TypeVar("_T")
 
 #: Bytes of one request, unless a page is larger.
 _MOST_RANGE_BYTES = 4 << 20
@@ -130,10 +135,76 @@ def retried(
     return None
 
 
+@contextlib.contextmanager
+def _of_version(reader: Reader, facts: Facts) -> Iterator[None]:
+    """Tell of another version where that is why ranges cannot be had: it may be shorter."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) != errno.ESTALE and reader.facts() != facts:
+            raise changed() from error
+        raise
+
+
 def _may_pass(error: Exception) -> bool:
     """Tell whether the same call may do better a little later."""
     is_final = isinstance(error, _PERMANENT) or getattr(error, "errno", 0) in _FINAL_NUMBERS
     return not is_final and isinstance(error, OSError | EOFError)
+
+
+class FetchThreads:
+    """Threads that fetch ranges. Pickling leaves them behind.
+
+    Parameters
+    ----------
+    count : int
+        How many there are, at most.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __reduce__(self) -> tuple[type[FetchThreads], tuple[int]]:
+        return type(self), (self.count,)
+
+    def run(
+        self,
+        fetch: Callable[[_T, threading.Event], None],
+        wanted: Sequence[_T],
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        """Call `fetch` for each part of what is wanted; return when all calls have ended.
+
+        None may go on, as the memory that it writes to is that of other pages in the next fetch.
+        When one has raised, the event that all are given is set and `end` is called, so that those
+        under way end soon; the others are never begun.
+        """
+        import threading
+
+        given_up = threading.Event()
+        if len(wanted) == 1:
+            fetch(wanted[0], given_up)
+            return
+        from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.count, "fremap-fetch")
+        begun: list[Future[None]] = []
+        try:
+            for part in wanted:
+                begun.append(self._pool.submit(fetch, part, given_up))  # noqa: PERF401 - as many as have begun
+            done, _ = wait(begun, return_when=FIRST_EXCEPTION)
+        finally:
+            given_up.set()
+            for one in begun:
+                one.cancel()
+            if end is not None:
+                end()
+            wait(begun)
+        # Not those that have failed since, which is because they were ended.
+        for one in done:
+            one.result()
 
 
 class RemoteFill:
@@ -222,7 +293,8 @@ class FsspecReader:
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, and see that the object was the same until then."""
-        retried(lambda: self._fetch(ranges), self.retries)
+        with _of_version(self, facts):
+            retried(lambda: self._fetch(ranges), self.retries)
         if self.facts() != facts:
             raise changed()
 
@@ -251,20 +323,26 @@ class ObstoreReader:
     path : str
         Where in it the object is.
     in_flight : int
-        Requests at once; obstore makes ten at once of one call.
+        Requests at once.
     retries : int
         How often ranges are fetched again after an error that may pass, beside what the store
         itself does.
     """
 
-    #: Requests that one call has in flight.
+    #: Requests that one call of `get_ranges` has in flight.
     TOGETHER = 10
+    #: Up to this many ranges are fetched by a call each. Each answer then tells which version it is
+    #: of, while `get_ranges` needs one more request that asks for it at the end. For many ranges
+    #: `get_ranges` is cheaper: a call of Python's, and turns of the GIL, are for many of them.
+    MOST_ALONE = 128
+    _MOST_IN_A_CALL = 4 * TOGETHER
 
     def __init__(self, store: Any, path: str, in_flight: int, retries: int) -> None:
         self.store = store
         self.path = path
-        self.in_flight = in_flight
         self.retries = retries
+        self.threads = FetchThreads(in_flight)
+        self.callers = FetchThreads(in_flight // self.TOGETHER)
 
     def facts(self) -> Facts:
         """Ask for the object's metadata."""
@@ -275,57 +353,53 @@ class ObstoreReader:
     def beside(self, name: str) -> ObstoreReader:
         """Return a reader of another object, by its name beside this one."""
         path = posixpath.join(posixpath.dirname(self.path), name)
-        return ObstoreReader(self.store, path, self.in_flight, self.retries)
+        return ObstoreReader(self.store, path, self.threads.count, self.retries)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
-        """Fetch ranges, and see that the object was the same until then."""
-        retried(lambda: self._fetch(ranges, facts), self.retries)
+        """Fetch ranges of one version, several at once."""
+        with _of_version(self, facts):
+            self._fetch(ranges, facts)
 
     def _fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
-        import obstore
+        callers = self.callers.count
+        if len(ranges) <= self.MOST_ALONE or callers == 0:
 
-        if len(ranges) == 1:
-            (wanted,) = ranges
-            options: Any = {"range": (wanted.start, wanted.end)}
-            answer = obstore.get(self.store, self.path, options=options)
-            if _told(answer.meta) != facts:
-                raise changed()
-            _copy(wanted, answer.bytes())
+            def get(wanted: Range, given_up: threading.Event) -> None:
+                retried(lambda: self._get(wanted, facts), self.retries, given_up)
+
+            self.threads.run(get, ranges)
             return
-        for wanted, content in zip(ranges, self._answers(ranges), strict=True):
-            _copy(wanted, content)
+
+        def get_ranges(part: Sequence[Range], given_up: threading.Event) -> None:
+            retried(lambda: self._get_ranges(part), self.retries, given_up)
+
+        # As many for each caller, and no neighbours in a call: obstore would join them.
+        calls = callers * -(-len(ranges) // (callers * self._MOST_IN_A_CALL))
+        self.callers.run(get_ranges, [ranges[call::calls] for call in range(calls)])
         if self.facts() != facts:
             raise changed()
 
-    def _answers(self, ranges: Sequence[Range]) -> list[Any]:
-        """Return the content of ranges."""
+    def _get(self, wanted: Range, facts: Facts) -> None:
         import obstore
 
-        starts, ends = ([wanted.start for wanted in ranges], [wanted.end for wanted in ranges])
-        calls = -(-self.in_flight // self.TOGETHER)
-        if calls == 1 or len(ranges) <= self.TOGETHER:
-            return list(
-                obstore.get_ranges(self.store, self.path, starts=starts, ends=ends, coalesce=0)
-            )
-        import asyncio
+        options: Any = {"range": (wanted.start, wanted.end)}
+        answer = obstore.get(self.store, self.path, options=options)
+        if _told(answer.meta) != facts:
+            raise changed()
+        _copy(wanted, answer.bytes())
 
-        async def gathered() -> list[Any]:
-            parts = [
-                obstore.get_ranges_async(
-                    self.store,
-                    self.path,
-                    starts=starts[part::calls],
-                    ends=ends[part::calls],
-                    coalesce=0,
-                )
-                for part in range(calls)
-            ]
-            answers: list[Any] = [None] * len(ranges)
-            for part, content in enumerate(await asyncio.gather(*parts)):
-                answers[part::calls] = content
-            return answers
+    def _get_ranges(self, ranges: Sequence[Range]) -> None:
+        import obstore
 
-        return asyncio.run(gathered())
+        answers = obstore.get_ranges(
+            self.store,
+            self.path,
+            starts=[wanted.start for wanted in ranges],
+            ends=[wanted.end for wanted in ranges],
+            coalesce=0,
+        )
+        for wanted, content in zip(ranges, answers, strict=True):
+            _copy(wanted, content)
 
 
 def _told(meta: Any) -> Facts:

@@ -32,6 +32,8 @@ class Served:
     #: What is at other paths.
     beside: dict[str, bytes] = field(default_factory=dict)
     etag: str | None = '"one"'
+    #: How the server says that answers for ranges are encoded.
+    encoding: str | None = None
     #: Statuses that the next requests get instead of an answer.
     failing: list[int] = field(default_factory=list)
     #: Requests that get half of what they ask for, and then the end of the connection.
@@ -87,11 +89,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             served.paths.append(self.path)
             served.at_once += 1
             served.most_at_once = max(served.most_at_once, served.at_once)
+        self.waits = True
         try:
             self.answer(served)
         finally:
-            with served.lock:
-                served.at_once -= 1
+            self.waited()
+
+    def waited(self) -> None:
+        """Count the client no longer, which may ask again as soon as it has the answer."""
+        with self.server.served.lock:
+            self.server.served.at_once -= self.waits
+        self.waits = False
+
+    do_HEAD = do_GET  # noqa: N815 - what http.server calls
 
     def answer(self, served: Served) -> None:
         if self.path in served.moved:
@@ -144,6 +154,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             served.cut -= cut
             if not is_first:
                 served.asked.append((start, end))
+        if served.encoding is not None:
+            tag["Content-Encoding"] = served.encoding
         at = start + served.shift * (not is_first)
         place = {
             "Content-Range": f"bytes {at}-{at + end - start - 1}/{served.said_size or len(whole)}"
@@ -158,12 +170,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         *,
         cut: bool = False,
     ) -> None:
+        self.waited()
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if cut else content)
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
         self.close_connection = self.close_connection or cut
 
 

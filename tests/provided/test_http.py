@@ -114,6 +114,21 @@ def test_other_bytes_than_those_asked_for_are_an_error(served: Served) -> None:
             store.read(3)
 
 
+def test_content_that_is_encoded_is_refused(served: Served) -> None:
+    """Some servers compress whatever is asked for; their ranges are those of what they send."""
+    with opened(served) as store:
+        served.encoding = "identity, GZip"
+        with pytest.raises(fremap.ProviderError, match=r"sends the bytes encoded \(GZip\)") as told:
+            store.read(3)
+        assert told.value.errno == errno.EPROTO
+        with pytest.raises(fremap.UnsupportedError, match=r"sends it encoded \(GZip\)"):
+            opened(served)
+        for encoding in ("identity", "aws-chunked", ""):
+            served.encoding = encoding
+            with opened(served) as other:
+                np.testing.assert_array_equal(other.read(3), content([3]))
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [(404, FileNotFoundError), (403, PermissionError), (401, PermissionError)],

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fremap
 import numpy as np
 import pytest
-from servers import COUNT, PAGE, TAIL, Server, content, npy_bytes
+from fremap.remote import Facts, ObstoreReader, Range
+from servers import COUNT, PAGE, TAIL, Served, Server, content, npy_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 needs_s3 = pytest.mark.needs("moto", "obstore", "s3fs")
 
@@ -104,6 +107,96 @@ def test_rows_in_s3(endpoint: str, bucket: Any) -> None:
         np.testing.assert_array_equal(rows.take(ids), table[ids])
 
 
+# Stores of obstore, asked for few ranges and for many.
+
+FEW, MANY = range(0, 15, 5), range(0, 1000, 5)
+
+
+def reader_of(server: Server, in_flight: int = 32) -> ObstoreReader:
+    from obstore.store import HTTPStore
+
+    store = HTTPStore.from_url(server.base, client_options={"allow_http": True})
+    return ObstoreReader(store, "object", in_flight, retries=0)
+
+
+def fetched(reader: ObstoreReader, pieces: Iterable[int], facts: Facts | None = None) -> bytes:
+    """What the reader says is in pieces of 4 KiB."""
+    memory = memoryview(bytearray(4096 * len(list(pieces))))
+    places = range(0, len(memory), 4096)
+    ranges = [
+        Range(piece * 4096, memory[place : place + 4096])
+        for piece, place in zip(pieces, places, strict=True)
+    ]
+    reader.fetch(ranges, facts or reader.facts())
+    return bytes(memory)
+
+
+@pytest.mark.needs("obstore")
+@pytest.mark.parametrize("pieces", [[7], FEW, MANY])
+def test_ranges_go_where_they_belong(pieces: Sequence[int], server: Server) -> None:
+    reader = reader_of(server)
+    wanted = b"".join(server.served.content[at * 4096 :][:4096] for at in pieces)
+    assert fetched(reader, pieces) == wanted
+    assert fetched(pickle.loads(pickle.dumps(reader)), pieces) == wanted
+
+
+@pytest.mark.needs("obstore")
+@pytest.mark.parametrize(
+    ("pieces", "in_flight", "at_once"),
+    [(FEW, 32, 3), (FEW, 1, 1), (MANY, 7, 7), (MANY, 10, 10), (MANY, 25, 20)],
+)
+def test_requests_of_obstore_are_limited(
+    pieces: Sequence[int], in_flight: int, at_once: int, server: Server
+) -> None:
+    """Many ranges are asked for by calls, each of which has ten requests in flight."""
+    reader, served = reader_of(server, in_flight), server.served
+    facts = reader.facts()
+    served.gate.clear()
+    reading = threading.Thread(target=lambda: fetched(reader, pieces, facts))
+    reading.start()
+    while served.at_once < at_once:
+        reading.join(0.01)
+        assert reading.is_alive()
+    served.gate.set()
+    reading.join()
+    assert served.most_at_once == at_once
+
+
+@pytest.mark.needs("obstore")
+def test_obstore_joins_no_neighbours(served: Served, server: Server) -> None:
+    """A request has no more than 4 MiB: longer runs of pages are several on purpose."""
+    reader = reader_of(server)
+    assert fetched(reader, range(300)) == served.content[: 300 * 4096]
+    assert sorted(served.asked) == [(at * 4096, (at + 1) * 4096) for at in range(300)]
+
+
+@pytest.mark.needs("obstore")
+@pytest.mark.parametrize("pieces", [[7], FEW, MANY])
+def test_obstore_reads_one_version(pieces: Sequence[int], served: Served, server: Server) -> None:
+    reader = reader_of(server)
+    facts = reader.facts()
+    served.etag = '"two"'
+    with pytest.raises(OSError, match="has changed since") as caught:
+        fetched(reader, pieces, facts)
+    assert caught.value.errno == errno.ESTALE
+    served.content = served.content[:4096]
+    with pytest.raises(OSError, match="has changed since"):
+        fetched(reader, pieces, facts)
+
+
+@pytest.mark.needs("obstore")
+@pytest.mark.parametrize("pieces", [FEW, MANY])
+def test_a_range_that_is_refused_fails_all(
+    pieces: Sequence[int], served: Served, server: Server
+) -> None:
+    reader = reader_of(server)
+    served.refused[pieces[2] * 4096] = 404
+    with pytest.raises(FileNotFoundError):
+        fetched(reader, pieces)
+    served.refused.clear()
+    fetched(reader, pieces)
+
+
 @pytest.mark.needs("fsspec")
 def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
     path = tmp_path / "object"
@@ -114,6 +207,11 @@ def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
         os.utime(path, ns=(1, 1))
         with pytest.raises(fremap.ProviderError, match="has changed since"):
             store.read(1)
+    with fremap.RemoteStore(f"file://{path}", retries=0) as store:
+        os.truncate(path, PAGE)
+        with pytest.raises(fremap.ProviderError, match="has changed since"):
+            store.read(2)
+        os.truncate(path, 4 * PAGE)
     with fremap.open(f"simplecache::file://{path}") as store:
         np.testing.assert_array_equal(store.read(3), np.zeros((1, PAGE), np.uint8))
     with pytest.raises(fremap.UnsupportedError, match="in the memory of this process"):
