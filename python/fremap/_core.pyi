@@ -81,6 +81,7 @@ class Store:
         workers: int,
         timeout: float | None,
         batch_bytes: int,
+        content_id: bytes | None,
     ) -> Store: ...
     @staticmethod
     def unlink_shared_memory(name: str) -> None: ...

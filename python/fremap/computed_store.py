@@ -122,6 +122,7 @@ class ComputedStore(ProvidedStore):
             quantity("ComputedStore: workers", workers),
             checked_timeout("ComputedStore", timeout),
             _BATCH_BYTES,
+            None,
         )
         self._fill = fill
         self._in_process = bool(in_process)

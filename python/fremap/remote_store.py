@@ -51,7 +51,7 @@ class RemoteStore(ProvidedStore):
     page_bytes : int, default 65536
         The page: a power of two from the system's page to 1 GiB. It is the least that is fetched.
     in_flight : int, default 32
-        Requests that are made at once.
+        Requests that are made at once, at most.
     retries : int, default 4
         How often a request is made again that failed for what may pass: no connection, no
         answer, 408, 425, 429, 500, 502 to 504. The pause between doubles from 0.1 s to 2 s.
@@ -76,9 +76,10 @@ class RemoteStore(ProvidedStore):
     -----
     The version of the object is that of when the store was opened, told by its ETag or else by when
     it was modified last. If it changes, calls raise `ProviderError` with ``errno`` ESTALE, and
-    never mix versions. Where the server tells neither, the length alone tells versions apart. For
-    many ranges at once obstore and fsspec do not say what version their answers are of, so the
-    object is asked about once more after each batch.
+    never mix versions. Where the server tells neither, the length alone tells versions apart.
+    fsspec does not say which version its answers are of, nor does obstore for many ranges at once.
+    So the object is asked about once more after each batch: always with fsspec, with obstore when a
+    batch has more than 128 ranges.
 
     Nothing is kept on the machine, beside what windows and slots hold and what `prefetch` has
     asked for. As with `ComputedStore`, no Python runs in a fault. Pickling keeps the version.
@@ -135,6 +136,7 @@ class RemoteStore(ProvidedStore):
             1,
             timeout,
             _BATCH_BYTES,
+            _content_id(url, facts),
         )
 
     @property
@@ -157,6 +159,13 @@ class RemoteStore(ProvidedStore):
     def __reduce__(self) -> tuple[Callable[..., RemoteStore], tuple[object, ...]]:
         self._check_pickled()
         return _reopened, (type(self), self._url, self._reader, self._facts, self._options)
+
+
+def _content_id(url: str, facts: Facts) -> bytes | None:
+    """Return what tells the object and its version from others, so that slots can be shared."""
+    if "://" not in url or facts.version is None:
+        return None
+    return repr((url, *facts)).encode()
 
 
 def _reopened(

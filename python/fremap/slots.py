@@ -140,7 +140,9 @@ class Slots:
         "_" and "-". The first process makes them, the others must ask for as many slots of the
         same extents of the same store, and the last one to close them, or to end, removes
         them. An extent is read once, whoever asks for it first, and pins hold in all
-        processes. Without a name the slots are this process's own.
+        processes. The store may be an object on a server, if it was opened by its URL and the
+        server tells its version; each version has slots of its own. Without a name the slots are
+        this process's own.
 
     Raises
     ------

@@ -130,6 +130,7 @@ impl Store {
         workers: usize,
         timeout: Option<f64>,
         batch_bytes: usize,
+        content_id: Option<&[u8]>,
     ) -> PyResult<Self> {
         let options = ProviderOptions {
             program: program.into_iter().map(OsString::from_vec).collect(),
@@ -138,6 +139,7 @@ impl Store {
             timeout: timeout
                 .map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
             batch_bytes,
+            content_id: content_id.map(<[u8]>::to_vec),
         };
         let name = name.map(PathBuf::from);
         Self::made(py, || CoreStore::provided(size, page_bytes, name, options))

@@ -306,7 +306,7 @@ impl Object {
     fn differs(&self, wanted: &Geometry) -> Error {
         let Geometry { page_bytes, extent_pages, slot_count, store_bytes, .. } = self.geometry;
         let what = if self.geometry.words()[..4] == wanted.words()[..4] {
-            "slots of another file".into()
+            "slots of another store, or of another version of it".into()
         } else {
             format!(
                 "{slot_count} slots of {extent_pages} pages of {page_bytes} bytes, of a store of \

@@ -4,7 +4,7 @@ use std::hash::Hasher;
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{Store, StoreKind};
+use super::Store;
 use crate::error::{Error, Result};
 use crate::sys::file as sys_file;
 
@@ -21,13 +21,17 @@ impl Store {
     /// Which files the store shows, and as of when.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Unsupported`] where other processes provide the pages.
+    /// [`Error::Io`]; [`Error::Unsupported`] where other processes provide the pages, and nothing
+    /// tells their content from any other.
     pub fn identity(&self, operation: &'static str) -> Result<StoreIdentity> {
-        if self.kind() == StoreKind::Provided {
-            return Err(Error::Unsupported {
+        if let Some(provider) = &self.provider {
+            // The content never changes: of another version the hash is another one.
+            let known = provider.content_hash.map(|files| StoreIdentity { files, changed: 0 });
+            return known.ok_or_else(|| Error::Unsupported {
                 operation,
-                reason: "no file has the pages of this store, so that other processes cannot \
-                         tell whether theirs is the same one; leave out shared="
+                reason: "other processes cannot tell whether their store has the same pages: they \
+                         are computed, or come from a server that tells no version of an object, \
+                         or by a file system or store instead of a URL; leave out shared="
                     .into(),
             });
         }

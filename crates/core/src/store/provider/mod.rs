@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Interrupt, Result, Said};
 use crate::sys::child::{memory_to_share, Program};
@@ -48,6 +49,9 @@ pub struct ProviderOptions {
     pub timeout: Option<Duration>,
     /// Bytes of pages that one request may ask for; a page, if that is more.
     pub batch_bytes: usize,
+    /// What tells the pages' content from any other, so that processes know that they mean the
+    /// same; None where nothing does.
+    pub content_id: Option<Vec<u8>>,
 }
 
 /// The processes that provide the pages of a store.
@@ -58,6 +62,8 @@ pub(crate) struct Provider {
     layout: Layout,
     worker_limit: usize,
     timeout: Option<Duration>,
+    /// A hash of what tells the content from any other.
+    pub(super) content_hash: Option<u64>,
     pool: ForkLock<Pool>,
     /// Changes when a process becomes free.
     changes: AtomicU32,
@@ -207,6 +213,7 @@ impl Provider {
             layout: Layout { batch_pages, page_bytes },
             worker_limit: options.workers,
             timeout: options.timeout,
+            content_hash: options.content_id.as_deref().map(xxh3_64),
             pool: ForkLock::default(),
             changes: AtomicU32::new(0),
             ahead: Ahead::default(),
