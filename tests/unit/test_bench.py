@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -559,6 +560,24 @@ def test_takes_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert list(tmp_path.iterdir()) == [chart]
     # Matplotlib notes texts beside their outlines.
     assert f"<!-- {reports[0]['title']} -->" in chart.read_text()
+
+
+@pytest.mark.once
+@pytest.mark.slow
+@pytest.mark.needs("obstore", "s3fs")
+def test_rows_of_an_object_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--file-size", "16M", "--rounds", "5", "--dir", str(tmp_path)]
+    assert main(["remote", "--json", *small]) == 0
+    reports = json.loads(capsys.readouterr().out)["reports"]
+    assert len(reports) == 2
+    for report in reports:
+        assert len(report["rows"]) == len(report["notes"]) == 4
+        told = [re.search(r"(\d+) requests, .* at most (\d+)", note) for note in report["notes"]]
+        requests, at_once = zip(*[(int(of[1]), int(of[2])) for of in told if of], strict=True)
+        # Each side asks for all of the object, the last one for a row at a time.
+        assert [count >= 4 for count in requests] == [True, True, False, True]
+        assert max(at_once) <= 32
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.once

@@ -16,6 +16,7 @@ from fremap.bench.suites import (
     provided,
     read,
     remap,
+    remote,
     scale,
     scan,
     shards,
@@ -67,6 +68,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "scan": (scan.warm, scan.cold, touches.warm, touches.cold),
     "scale": (scale.flat, scale.bookkeeping),
     "provided": (provided.touches, provided.reads),
+    "remote": (remote.loopback, remote.distant),
     "import": (imports.start,),
 }
 
