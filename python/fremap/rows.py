@@ -8,19 +8,16 @@ without a system call; the others are read all in flight together.
 from __future__ import annotations
 
 import os
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
 from fremap import _core
-from fremap.arguments import filled_memory
-from fremap.closing import ClosedByLast, ClosedOnExit
-from fremap.dtypes import MAX_AXES, is_tensor, said_type, shown_as
-from fremap.errors import ArgumentError
+from fremap.closing import ClosedByLast
+from fremap.dtypes import said_type
 from fremap.formats import names_of, said_format
-from fremap.indexing import choose
-from fremap.rowids import as_mask, select, select_mask
+from fremap.row_array import RowArray
+from fremap.rowids import select
 from fremap.settings import Budget, CheckedBudget, checked_budget, checked_size
 from fremap.shards import (
     Asked,
@@ -35,23 +32,21 @@ from fremap.sources import RowsSource, as_it_is, name_of
 from fremap.stores import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Unpack
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-    from fremap.batches import Batches, BatchOptions
     from fremap.dtypes import TypeLike
-    from fremap.epochs import Order
     from fremap.formats import Format
     from fremap.pending import Pending
     from fremap.rowids import RowIds
+    from fremap.selection import CoreSelection
     from fremap.stats import RowsStats
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
 
-class Rows(ClosedOnExit):
+class Rows(RowArray):
     """Rows of fixed size, numbered through one file or several; what `rows` returns.
 
     Parameters
@@ -229,44 +224,6 @@ class Rows(ClosedOnExit):
                 self._core_now.close()
         return self._core_now
 
-    def __len__(self) -> int:
-        return self._row_count
-
-    @property
-    def dtype(self) -> Any:
-        """Type of the elements: the one that was said; of as many bytes where NumPy has none."""
-        return self._kind.element.shown
-
-    @property
-    def dtype_name(self) -> str:
-        """What the elements are: "float32", or "bfloat16" where `dtype` is uint16."""
-        return self._kind.element.name
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self._kind.row_shape
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self._kind.row_bytes
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of all rows together."""
-        return (self._row_count, *self._kind.row_shape)
-
-    @property
-    def ndim(self) -> int:
-        """Number of axes of all rows together."""
-        return 1 + len(self._kind.row_shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all rows together."""
-        return self._row_count * self._kind.row_bytes
-
     @property
     def shard_rows(self) -> npt.NDArray[np.int64]:
         """Rows of each file, or of each tensor or record batch that was joined, in order."""
@@ -330,18 +287,6 @@ class Rows(ClosedOnExit):
         """
         return self._take(*select(ids, self._row_count), out)
 
-    def __getitem__(self, index: Any) -> Any:
-        """Return rows as an array would: by ``3``, ``2:8``, integers, a mask, ``ids, 2:5``."""
-        mask = as_mask(index)
-        if isinstance(index, tuple | EllipsisType | None) or (mask is not None and mask.ndim > 1):
-            chosen = choose(index, self.shape)
-            taken = self._filled("rows", *select(chosen.ids, self._row_count), None)
-            return shown_as(chosen.of(taken), self._kind.element.shown)
-        if mask is not None:
-            return self._take(*select_mask(mask, self._row_count), None)
-        found = self.take(index)
-        return found if found.ndim else found[()]
-
     def __dask_tokenize__(self) -> object:
         """Return what dask names a graph by: the files as they are now, and where the rows lie."""
         return (
@@ -351,61 +296,8 @@ class Rows(ClosedOnExit):
             [(*as_it_is(shard.file), shard.data_offset, shard.row_count) for shard in self._shards],
         )
 
-    def __iter__(self) -> Iterator[Any]:
-        """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
-        return map(self.__getitem__, range(self._row_count))
-
-    def __getitems__(self, ids: RowIds) -> list[Any]:
-        """Return many rows as a list, read together: what a torch DataLoader asks for a batch."""
-        return list(self.take(ids))
-
-    def __array__(
-        self,
-        dtype: npt.DTypeLike | None = None,
-        copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
-    ) -> Any:
-        """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
-        if copy is False:
-            raise ArgumentError("rows: an array of all rows is always a copy")
-        everything = self._filled("rows", *select(slice(None), self._row_count), None)
-        return everything if dtype is None else everything.astype(dtype, copy=False)
-
-    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
-        return self._shown(self._filled("take", selection, leading, out), out)
-
-    def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
-        """Return what a call gives for an array that it has filled, or fills."""
-        if out is None:
-            return shown_as(filled, self._kind.element.shown)
-        return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
-
-    def _filled(
-        self, operation: str, selection: Any, leading: tuple[int, ...], out: Any
-    ) -> npt.NDArray[Any]:
-        """Return rows as an array, over the memory of `out` if it is given."""
-        filled, memory = self._memory(operation, leading, out)
+    def _fill(self, selection: CoreSelection, memory: npt.NDArray[Any]) -> None:
         self._core().take(selection, memory)
-        return filled
-
-    def _memory(
-        self, operation: str, leading: tuple[int, ...], out: Any
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Return an array for the rows, over `out` if it is given, and what the core fills."""
-        shape = leading + self._kind.row_shape
-        if len(shape) > MAX_AXES:
-            raise ArgumentError(
-                f"{operation}: ids of {len(leading)} axes and rows of "
-                f"{len(self._kind.row_shape)} make an array of {len(shape)}; NumPy has {MAX_AXES} "
-                "at most"
-            )
-        element = self._kind.element
-        if out is None:
-            filled = np.empty(shape, element.dtype)
-        else:
-            filled = filled_memory(operation, out, element, shape)
-        # NumPy exports no buffer of times, nor of types that are not its own.
-        plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
-        return filled, filled if plain and shape else filled.reshape(-1).view(np.uint8)
 
     def submit(self, ids: RowIds, out: Any = None) -> Pending:
         """Begin to take rows and return at once.
@@ -480,41 +372,6 @@ class Rows(ClosedOnExit):
         early: `out` may be written until what is in flight has ended.
         """
         return await self.submit(ids, out)
-
-    def batches(
-        self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
-    ) -> Batches:
-        """Return an iterator over the batches of an epoch, which reads ahead.
-
-        Parameters
-        ----------
-        batch_size : int
-            Rows of a batch.
-        order : {"shuffle", "sequential"} or array of int, default "shuffle"
-            All rows in random order, all as they stand, or these rows.
-        **options
-            As `Batches` has them: `seed`, `epoch`, `drop_last`, `pad`, `rank`, `world_size`,
-            `worker`, `worker_count`, `prefetch`, `return_ids`, `state`.
-
-        Returns
-        -------
-        Batches
-            The iterator; it is a context manager.
-
-        Raises
-        ------
-        ArgumentError
-            An argument is impossible, or the state is of other batches.
-        PageRangeError
-            `order` names a row that there is not.
-
-        See Also
-        --------
-        fremap.torch : The same for a torch DataLoader.
-        """
-        from fremap.batches import Batches
-
-        return Batches(self, batch_size, order, **options)
 
     def stats(self) -> RowsStats:
         """Return what is held now, and what was done since it was opened.

@@ -1,0 +1,191 @@
+"""What all tables of rows have in common: they look like an array along whose first axis one reads.
+
+`Rows` reads rows in this process, `fremap.ray.DistributedRows` has other machines read them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+import numpy as np
+
+from fremap.arguments import filled_memory
+from fremap.closing import ClosedOnExit
+from fremap.dtypes import MAX_AXES, is_tensor, shown_as
+from fremap.errors import ArgumentError
+from fremap.indexing import choose
+from fremap.rowids import as_mask, select, select_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Unpack
+
+    import numpy.typing as npt
+
+    from fremap.batches import Batches, BatchOptions
+    from fremap.epochs import Order
+    from fremap.rowids import RowIds
+    from fremap.selection import CoreSelection
+    from fremap.shards import Kind
+
+__all__ = ["RowArray"]
+
+
+class RowArray(ClosedOnExit):
+    """Rows of fixed size, numbered from 0, that a subclass can fetch into memory."""
+
+    __slots__ = ()
+
+    _kind: Kind
+    _row_count: int
+
+    @abstractmethod
+    def _fill(self, selection: CoreSelection, memory: npt.NDArray[Any]) -> None:
+        """Fetch rows, one after the other, into memory that has their size."""
+
+    @abstractmethod
+    def take(self, ids: RowIds, out: Any = None) -> Any:
+        """Return rows, in any order."""
+
+    def __len__(self) -> int:
+        return self._row_count
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the elements: the one that was said; of as many bytes where NumPy has none."""
+        return self._kind.element.shown
+
+    @property
+    def dtype_name(self) -> str:
+        """What the elements are: "float32", or "bfloat16" where `dtype` is uint16."""
+        return self._kind.element.name
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        return self._kind.row_shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self._kind.row_bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all rows together."""
+        return (self._row_count, *self._kind.row_shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of all rows together."""
+        return 1 + len(self._kind.row_shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows together."""
+        return self._row_count * self._kind.row_bytes
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return rows as an array would: by ``3``, ``2:8``, integers, a mask, ``ids, 2:5``."""
+        mask = as_mask(index)
+        if isinstance(index, tuple | EllipsisType | None) or (mask is not None and mask.ndim > 1):
+            chosen = choose(index, self.shape)
+            taken = self._array(*select(chosen.ids, self._row_count))
+            return shown_as(chosen.of(taken), self._kind.element.shown)
+        if mask is not None:
+            return self._take(*select_mask(mask, self._row_count), None)
+        found = self.take(index)
+        return found if found.ndim else found[()]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return an iterator over the rows, one by one; `batches` reads many together, ahead."""
+        return map(self.__getitem__, range(self._row_count))
+
+    def __getitems__(self, ids: RowIds) -> list[Any]:
+        """Return many rows as a list, read together: what a torch DataLoader asks for a batch."""
+        return list(self.take(ids))
+
+    def __array__(
+        self,
+        dtype: npt.DTypeLike | None = None,
+        copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
+    ) -> Any:
+        """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
+        if copy is False:
+            raise ArgumentError("rows: an array of all rows is always a copy")
+        everything = self._array(*select(slice(None), self._row_count))
+        return everything if dtype is None else everything.astype(dtype, copy=False)
+
+    def _take(self, selection: Any, leading: tuple[int, ...], out: Any) -> Any:
+        filled, memory = self._memory("take", leading, out)
+        self._fill(selection, memory)
+        return self._shown(filled, out)
+
+    def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
+        """Return what a call gives for an array that it has filled, or fills."""
+        if out is None:
+            return shown_as(filled, self._kind.element.shown)
+        return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
+
+    def _array(self, selection: Any, leading: tuple[int, ...]) -> npt.NDArray[Any]:
+        """Return rows as an array of NumPy's, whatever they are shown as."""
+        filled, memory = self._memory("rows", leading, None)
+        self._fill(selection, memory)
+        return filled
+
+    def _memory(
+        self, operation: str, leading: tuple[int, ...], out: Any
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return an array for the rows, over `out` if it is given, and what the core fills."""
+        shape = leading + self._kind.row_shape
+        if len(shape) > MAX_AXES:
+            raise ArgumentError(
+                f"{operation}: ids of {len(leading)} axes and rows of "
+                f"{len(self._kind.row_shape)} make an array of {len(shape)}; NumPy has {MAX_AXES} "
+                "at most"
+            )
+        element = self._kind.element
+        if out is None:
+            filled = np.empty(shape, element.dtype)
+        else:
+            filled = filled_memory(operation, out, element, shape)
+        # NumPy exports no buffer of times, nor of types that are not its own.
+        plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
+        return filled, filled if plain and shape else filled.reshape(-1).view(np.uint8)
+
+    def batches(
+        self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]
+    ) -> Batches:
+        """Return an iterator over the batches of an epoch, which reads ahead.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of a batch.
+        order : {"shuffle", "sequential"} or array of int, default "shuffle"
+            All rows in random order, all as they stand, or these rows.
+        **options
+            As `Batches` has them: `seed`, `epoch`, `drop_last`, `pad`, `rank`, `world_size`,
+            `worker`, `worker_count`, `prefetch`, `return_ids`, `state`.
+
+        Returns
+        -------
+        Batches
+            The iterator; it is a context manager.
+
+        Raises
+        ------
+        ArgumentError
+            An argument is impossible, or the state is of other batches.
+        PageRangeError
+            `order` names a row that there is not.
+
+        See Also
+        --------
+        fremap.torch : The same for a torch DataLoader.
+        """
+        from fremap.batches import Batches
+
+        return Batches(self, batch_size, order, **options)
