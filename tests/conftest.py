@@ -34,7 +34,7 @@ from forking import fork
 ENGINES = ("alias", "paged", "eager")
 PACKAGES = (
     "anndata", "dask", "fsspec", "grain", "h5py", "ml_dtypes", "moto", "obstore", "pandas",
-    "pyarrow", "s3fs", "torch", "torchdata", "xarray", "zarr",
+    "pyarrow", "ray", "s3fs", "torch", "torchdata", "xarray", "zarr",
 )  # fmt: skip
 SKIP_PREFIX = "needs "
 RIGHT = pytest.StashKey[list[tuple[str, str]]]()

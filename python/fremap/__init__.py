@@ -31,6 +31,7 @@ from fremap._core import __version__
 from fremap.capabilities import Capabilities, EngineStatus, Probe, capabilities
 from fremap.concat_store import ConcatStore, concat
 from fremap.errors import (
+    ActorLostError,
     ArgumentError,
     ArgumentTypeError,
     BudgetError,
@@ -108,6 +109,7 @@ _RENAMED = {
 __all__ = [
     "MAP_NONBLOCK",
     "MAP_POPULATE",
+    "ActorLostError",
     "ArgumentError",
     "ArgumentTypeError",
     "Batches",
@@ -181,8 +183,8 @@ def _renamed(name: str) -> Any:
 if not TYPE_CHECKING:  # or every name were there to who checks types
 
     def __getattr__(name: str) -> Any:
-        if name == "torch":  # not among the others: without PyTorch it is an ImportError
-            return import_module("fremap.torch")
+        if name in ("ray", "torch"):  # not among the others: an ImportError without that package
+            return import_module(f"fremap.{name}")
         if name in _RENAMED:
             return _renamed(name)
         if name not in _LATER:

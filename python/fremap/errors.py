@@ -12,6 +12,7 @@ import os
 import resource
 
 __all__ = [
+    "ActorLostError",
     "ArgumentError",
     "ArgumentTypeError",
     "BudgetError",
@@ -103,7 +104,7 @@ class TakeCancelledError(FremapError):
 
 
 class TakeTimeoutError(FremapError, TimeoutError):
-    """A submitted take is not done yet."""
+    """A submitted take is not done yet, or an actor of Ray has not answered in time."""
 
 
 class StoreError(FremapError, OSError):
@@ -160,6 +161,21 @@ class ProviderError(StoreError):
 
 class ProviderTimeoutError(ProviderError, TimeoutError):
     """A process that computes or fetches pages has not answered in time."""
+
+
+class ActorLostError(StoreError, ConnectionError):
+    """An actor of Ray that reads rows has died and is not restarted, or cannot be placed.
+
+    Attributes
+    ----------
+    actor : str
+        Ray's ID of the actor.
+    node : str
+        Ray's ID of the node that it ran on; empty if it never ran.
+    """
+
+    actor: str = ""
+    node: str = ""
 
 
 class MappingLimitError(FremapError, OSError):

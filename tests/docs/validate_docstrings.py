@@ -20,8 +20,7 @@ from numpydoc.validate import Validator, validate
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 MODULES = ["fremap", "fremap.calibration", "fremap.testing"]
-if importlib.util.find_spec("torch"):
-    MODULES.append("fremap.torch")
+MODULES += [f"fremap.{name}" for name in ("ray", "torch") if importlib.util.find_spec(name)]
 
 
 def public_names() -> Iterator[str]:

@@ -1,0 +1,393 @@
+"""The client: a table of which other machines have the rows."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import deque
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
+
+import numpy as np
+import ray
+
+from fremap.arguments import checked_timeout, counted
+from fremap.errors import ActorLostError, ArgumentTypeError, ClosedError, ForkError
+from fremap.ray.actors import Shard, numbered, on_nodes, settings_of, split, started
+from fremap.ray.calls import Call, Round, awaited, got, submitted
+from fremap.row_array import RowArray
+from fremap.rowids import select
+from fremap.selection import Numbering
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+    from typing import Unpack
+
+    import numpy.typing as npt
+
+    from fremap.dtypes import TypeLike
+    from fremap.formats import Format
+    from fremap.rowids import RowIds
+    from fremap.selection import CoreSelection
+    from fremap.settings import Budget
+    from fremap.shards import Kind
+    from fremap.sources import RowsSource
+
+__all__ = ["DistributedRows"]
+
+# Rows that a take asks all actors for at once; a second round is under way meanwhile.
+_ROUND_BYTES = 16 << 20
+_ROUNDS_AHEAD = 2
+# Ray sends a value of up to 100 KiB, as pickled, with the answer. More than eight of them take
+# as long as one that goes through the object store.
+_INLINE_BYTES = 96 << 10
+_MOST_INLINE = 8
+
+
+class RowsOptions(TypedDict, total=False):
+    """What `fremap.rows` may be told of the files of each actor."""
+
+    offset: SupportsIndex | Sequence[SupportsIndex]
+    tensor: str | Sequence[str] | None
+    column: str | None
+    format: Format | None
+    budget: Budget
+    direct: bool
+    cache_bytes: SupportsIndex | str
+
+
+class DistributedRows(RowArray):
+    """Rows of fixed size that lie on several machines, read there by actors of Ray.
+
+    Parameters
+    ----------
+    sources : mapping or sequence
+        What each actor opens, in the order of the rows. A mapping has one actor for each node: its
+        ID, address or name, and the files there, as `fremap.rows` takes them: a path, a pattern,
+        a folder, a list. A sequence has one actor for each source, which Ray places as
+        `actor_options` says. Relative paths are made absolute here, before they are sent.
+    dtype : dtype, optional
+        Of the elements; see `fremap.rows`.
+    row_shape : int or tuple of int, optional
+        Shape of one row; see `fremap.rows`.
+    actor_options : mapping or sequence of mapping, optional
+        What Ray's ``Actor.options`` takes, for all actors or for each: ``resources``,
+        ``scheduling_strategy``, ``num_cpus``, ``memory``, ``max_concurrency``, ``max_restarts``.
+    timeout : float, optional
+        Seconds to wait for an answer: until all files are open, and for each 16 MiB of a take.
+        None for no limit.
+    **options
+        As `fremap.rows` has them, the same for all actors: `offset`, `tensor`, `column`,
+        `format`, `budget`, `direct`, `cache_bytes`.
+
+    Raises
+    ------
+    ArgumentError
+        The actors have rows of different kinds, there is no such node, or Ray refuses an option.
+    StoreError
+        An actor cannot open a file.
+    ActorLostError
+        An actor has died, or cannot be placed.
+    TakeTimeoutError
+        Not all actors have opened their files in time.
+
+    See Also
+    --------
+    fremap.rows : The same on one machine.
+
+    Notes
+    -----
+    fremap must be installed on every machine. Where Ray is not running yet it is started as
+    ``ray.init()`` does it.
+
+    An actor takes no processor from Ray's account, serves four requests at once, and is restarted
+    up to three times; `actor_options` changes that. Requests are repeated after a restart, so a
+    take survives it. An actor that was restarted goes on only if its files are the same, or, on
+    another machine, copies of the same size. Once it is not restarted any more, takes raise
+    `ActorLostError`.
+
+    A take holds up to 32 MiB of rows in the object stores. An actor holds 16 MiB for each request
+    that it serves, beside what `fremap.rows` uses.
+
+    Other tasks and actors of Ray may be given the object: it is pickled without the rows. The
+    actors end when it and all copies are closed or gone, or with the process that made it. Any
+    number of threads may take at once. In an event loop, use `take_async`.
+
+    Examples
+    --------
+    >>> import fremap.ray  # doctest: +SKIP
+    >>> table = fremap.ray.DistributedRows(  # doctest: +SKIP
+    ...     {"10.0.0.7": "/data/part-0*.npy", "10.0.0.8": "/data/part-1*.npy"}
+    ... )
+    >>> table.take([7, 100_000_000, -1])  # doctest: +SKIP
+    """
+
+    __slots__ = ("_closed", "_first", "_kind", "_owner", "_row_count", "_shards", "_timeout")
+
+    def __init__(
+        self,
+        sources: Mapping[str, RowsSource] | Sequence[RowsSource],
+        dtype: TypeLike | None = None,
+        row_shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+        *,
+        actor_options: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        timeout: float | None = 60.0,
+        **options: Unpack[RowsOptions],
+    ) -> None:
+        unknown = options.keys() - RowsOptions.__annotations__.keys()
+        if unknown:
+            raise ArgumentTypeError(f"DistributedRows: rows has no option {min(unknown)!r}")
+        checked = checked_timeout("DistributedRows", timeout)
+        nodes, each = split(sources)
+        settings = settings_of(actor_options, len(each))
+        if not ray.is_initialized():
+            ray.init()
+        if nodes is not None:
+            settings = on_nodes(nodes, settings)
+        begun = [
+            started(number, source, setting, (dtype, row_shape), options)
+            for number, (source, setting) in enumerate(zip(each, settings, strict=True))
+        ]
+        asked = [shard.actor.opened.remote() for shard in begun]
+        found = got("DistributedRows", asked, begun, checked)
+        self._begin(numbered(begun, found), found[0].kind, checked)
+
+    def _begin(self, shards: Sequence[Shard], kind: Kind, timeout: float | None) -> None:
+        self._shards = tuple(shards)
+        self._kind = kind
+        self._timeout = timeout
+        self._first = np.array([shard.first for shard in shards], np.int64)
+        self._row_count = int(self.shard_rows.sum())
+        self._owner = os.getpid()
+        self._closed = False
+
+    @property
+    def shard_rows(self) -> npt.NDArray[np.int64]:
+        """Rows of each actor, in order."""
+        return np.array([shard.row_count for shard in self._shards], np.int64)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Address of the node that each actor was started on, in order."""
+        return [shard.address for shard in self._shards]
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def take(self, ids: RowIds, out: Any = None) -> Any:
+        """Return rows, in any order.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end.
+        out : writable memory, optional
+            Where to put them; see `Rows.take`.
+
+        Returns
+        -------
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
+            The rows in the order asked for; `out` if that is an array or a tensor, else an
+            array over its memory.
+
+        Raises
+        ------
+        PageRangeError
+            A row does not exist; also an `IndexError`.
+        ArgumentTypeError
+            `ids` are no integers.
+        ArgumentError
+            `out` has another type or shape, or is read-only.
+        TruncatedError
+            A file is shorter than it was; ``error.row`` and ``error.filename`` say which.
+        StoreError
+            An actor cannot read a row, or was restarted and found other files (``ESTALE``).
+        ActorLostError
+            An actor has died and is not restarted; also a `ConnectionError`.
+        TakeTimeoutError
+            An actor has not answered in time.
+        ClosedError
+            `close` was called.
+
+        Notes
+        -----
+        One request to each actor that has some of the rows, for each 16 MiB of rows. Ctrl-C ends it
+        within 100 ms. After an error `out` may be written in part, but nothing writes to it later.
+        """
+        return self._take(*select(ids, self._row_count), out)
+
+    async def take_async(self, ids: RowIds, out: Any = None) -> Any:
+        """Return rows as `take` does, while the event loop goes on.
+
+        Parameters
+        ----------
+        ids : int, slice, range, sequence or array of int
+            Rows, repeats allowed; negative ones count from the end.
+        out : writable memory, optional
+            Where to put them; see `take`.
+
+        Returns
+        -------
+        ndarray or torch.Tensor, shape ``ids.shape + row_shape``
+            The rows in the order asked for.
+
+        Raises
+        ------
+        FremapError
+            As `take`.
+
+        Notes
+        -----
+        The loop's own thread asks for the rows and copies them into place, up to 16 MiB at a
+        time. If the awaiting task is cancelled, nothing is written to `out` any more.
+        """
+        selection, leading = select(ids, self._row_count)
+        filled, memory = self._memory("take", leading, out)
+        with closing(self._rounds(selection, memory)) as rounds:
+            asked = next(rounds, None)
+            while asked is not None:
+                values = await awaited(asked, self._timeout)
+                asked = _next(rounds, values)
+        return self._shown(filled, out)
+
+    def _fill(self, selection: CoreSelection, memory: npt.NDArray[Any]) -> None:
+        with closing(self._rounds(selection, memory)) as rounds:
+            asked = next(rounds, None)
+            while asked is not None:
+                values = got("take", asked.refs, asked.shards, self._timeout)
+                asked = _next(rounds, values)
+
+    def _rounds(
+        self, selection: CoreSelection, memory: npt.NDArray[Any]
+    ) -> Generator[Round, list[Any], None]:
+        """Ask for rows, round by round, and put the values that are sent for each in place."""
+        shards = self._open_shards("take")
+        count, ids_between = self._chosen(selection)
+        row_bytes = self._kind.row_bytes
+        if not count or not row_bytes:
+            return
+        rows = memory.reshape(-1).view(np.uint8).view(np.dtype((np.void, row_bytes)))
+        step = max(1, _ROUND_BYTES // row_bytes)
+        under_way: deque[Round] = deque()
+        try:
+            for first in range(0, count, step):
+                last = min(first + step, count)
+                under_way.append(self._asked(shards, ids_between(first, last), rows[first:last]))
+                if len(under_way) == _ROUNDS_AHEAD:
+                    under_way[0].place((yield under_way[0]))
+                    under_way.popleft()
+            while under_way:
+                under_way[0].place((yield under_way[0]))
+                under_way.popleft()
+        finally:
+            for asked in under_way:  # an error, or an interrupt
+                asked.cancel()
+
+    def _open_shards(self, operation: str) -> tuple[Shard, ...]:
+        """Return the shards, which a call keeps: `close` lets it end."""
+        shards = self._shards
+        if self._owner != os.getpid():
+            raise ForkError(
+                f"{operation}: Ray does not work in a child of fork; use the table in a task of Ray"
+            )
+        if self._closed:
+            raise ClosedError(f"{operation}: the file of rows is closed")
+        if not ray.is_initialized():
+            raise ActorLostError(
+                errno.ENOTCONN,
+                f"{operation}: this process has left Ray (ray.shutdown), and the actors with it; "
+                "make the table anew",
+            )
+        return shards
+
+    def _chosen(
+        self, selection: CoreSelection
+    ) -> tuple[int, Callable[[int, int], npt.NDArray[np.int64]]]:
+        """Return how many rows are chosen, and what gives a part of them."""
+        if isinstance(selection, tuple):
+            start, stop = selection
+            return stop - start, lambda first, last: np.arange(start + first, start + last)
+        assert selection is not None  # noqa: S101 - rows are chosen by ids
+        ids = Numbering("take", "row", self._row_count).resolved(selection)
+        return len(ids), lambda first, last: ids[first:last]
+
+    def _asked(
+        self,
+        shards: tuple[Shard, ...],
+        ids: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.void],
+    ) -> Round:
+        """Ask each actor for those of `ids` that it has."""
+        # Numbers of 16 bits are sorted by radix, in a fraction of the time.
+        owners = (np.searchsorted(self._first, ids, side="right") - 1).astype(np.uint16)
+        counts = np.bincount(owners, minlength=len(shards))
+        some = np.flatnonzero(counts)
+        if len(some) == 1:
+            return Round([self._call(shards[some[0]], ids, None)], rows)
+        order = np.argsort(owners, kind="stable")
+        places = np.split(order, np.cumsum(counts[some])[:-1])
+        calls = [
+            self._call(shards[number], ids[where], where)
+            for number, where in zip(some, places, strict=True)
+        ]
+        return Round(calls, rows)
+
+    def _call(
+        self, shard: Shard, ids: npt.NDArray[np.int64], places: npt.NDArray[np.intp] | None
+    ) -> Call:
+        piece_rows = _INLINE_BYTES // self._kind.row_bytes
+        pieces = -(-len(ids) // piece_rows) if piece_rows else _MOST_INLINE + 1
+        if pieces > _MOST_INLINE:
+            pieces, piece_rows = 1, 0
+        method = shard.actor.take
+        if pieces > 1:
+            method = method.options(num_returns=pieces)
+        numbers = (ids - shard.first).tobytes()
+        refs = submitted("take", shard, lambda: method.remote(numbers, piece_rows, shard.files))
+        return Call(shard, refs if isinstance(refs, list) else [refs], piece_rows, places)
+
+    def refresh(self) -> None:
+        """Forget the rows that `cache_bytes` keeps, so that the actors read them anew."""
+        shards = self._open_shards("refresh")
+        refs = [submitted("refresh", shard, shard.actor.refresh.remote) for shard in shards]
+        got("refresh", refs, shards, self._timeout)
+
+    def close(self) -> None:
+        """Let the actors go; a second time does nothing.
+
+        Notes
+        -----
+        They end once no copy of the object is open in any process. Takes of other threads that are
+        under way end as they would have.
+        """
+        self._closed = True
+        self._shards = tuple(shard._replace(actor=None) for shard in self._shards)
+
+    def __repr__(self) -> str:
+        where = f"{counted(len(self._shards), 'actor')} on {counted(len(set(self.nodes)), 'node')}"
+        state = "closed" if self.closed else f"{self._row_count} rows"
+        return (
+            f"<fremap.ray.DistributedRows {where}: {state} of {self.dtype_name} {self.row_shape}>"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., DistributedRows], tuple[object, ...]]:
+        if self._closed:
+            raise TypeError("closed DistributedRows cannot be pickled")
+        return _again, (type(self), self._shards, self._kind, self._timeout)
+
+
+def _again(
+    cls: type[DistributedRows], shards: tuple[Shard, ...], kind: Kind, timeout: float | None
+) -> DistributedRows:
+    rows = cls.__new__(cls)
+    rows._begin(shards, kind, timeout)  # noqa: SLF001 - its own
+    return rows
+
+
+def _next(rounds: Generator[Round, list[Any], None], values: list[Any]) -> Round | None:
+    try:
+        return rounds.send(values)
+    except StopIteration:
+        return None
