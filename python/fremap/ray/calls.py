@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import errno
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from fremap.errors import ActorLostError, FremapError, StoreError, TakeTimeoutError
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fremap.ray.actors import Shard
-
-# How soon Ctrl-C ends a wait: Ray itself looks for signals once a second.
-_SIGNAL_SECONDS = 0.1
 
 
 class Call(NamedTuple):
@@ -76,46 +73,41 @@ def submitted(operation: str, shard: Shard, submit: Callable[[], Any]) -> Any:
 def got(
     operation: str, refs: Sequence[Any], shards: Sequence[Shard], timeout: float | None
 ) -> list[Any]:
-    """Return the values of `refs`, each of which is of one of `shards`."""
-    until = None if timeout is None else time.monotonic() + timeout
-    wait = _SIGNAL_SECONDS
-    while True:
-        if until is not None:
-            wait = max(0.0, min(wait, until - time.monotonic()))
-        try:
-            return list(ray.get(list(refs), timeout=wait))
-        except GetTimeoutError:
-            if wait == 0.0:
-                _, left = ray.wait(list(refs), num_returns=len(refs), timeout=0, fetch_local=False)
-                late = [shard for ref, shard in zip(refs, shards, strict=True) if ref in left]
-                raise _timed_out(operation, late or shards, timeout) from None
-        except RayError as error:
-            raise _failed(operation, _failing(refs, shards), error) from error
+    """Return the values of `refs`, each of which is of one of `shards`.
+
+    Ray's own waits look for signals once a second, and raise `SystemError` where a handler raises
+    while their time ends. Futures are Python's own: Ctrl-C ends a wait for them at once.
+    """
+    futures = [ref.future() for ref in refs]
+    concurrent.futures.wait(futures, timeout, concurrent.futures.FIRST_EXCEPTION)
+    return _values(operation, futures, shards, timeout)
 
 
-def _failing(refs: Sequence[Any], shards: Sequence[Shard]) -> Shard:
-    """Return whose value cannot be had; Ray does not say it of several."""
-    for ref, shard in zip(refs, shards, strict=True):
-        try:
-            ray.get(ref, timeout=0)
-        except GetTimeoutError:
-            continue
-        except RayError:
-            return shard
-    return shards[0]
+async def awaited(
+    operation: str, refs: Sequence[Any], shards: Sequence[Shard], timeout: float | None
+) -> list[Any]:
+    """Return the values of `refs` as `got` does, while the event loop goes on."""
+    futures = [ref.future() for ref in refs]
+    waiters = [asyncio.wrap_future(future) for future in futures]
+    await asyncio.wait(waiters, timeout=timeout, return_when=asyncio.FIRST_EXCEPTION)
+    return _values(operation, futures, shards, timeout)
 
 
-async def awaited(asked: Round, timeout: float | None) -> list[Any]:
-    """Return the values of a round, as `got` does."""
-    futures = [asyncio.wrap_future(ref.future()) for ref in asked.refs]
-    try:
-        return await asyncio.wait_for(asyncio.gather(*futures), timeout)
-    except RayError as error:
-        failed = (future.done() and future.exception() is error for future in futures)
-        shard = next(one for one, failing in zip(asked.shards, failed, strict=True) if failing)
-        raise _failed("take", shard, error) from error
-    except TimeoutError:
-        raise _timed_out("take", asked.shards, timeout) from None
+def _values(
+    operation: str,
+    futures: Sequence[concurrent.futures.Future[Any]],
+    shards: Sequence[Shard],
+    timeout: float | None,
+) -> list[Any]:
+    """Return the results of futures that were waited for, or say what went wrong first."""
+    errors = [future.exception() if future.done() else None for future in futures]
+    for error, shard in zip(errors, shards, strict=True):
+        if isinstance(error, RayError):
+            raise _failed(operation, shard, error) from error
+    late = [shard for future, shard in zip(futures, shards, strict=True) if not future.done()]
+    if late:
+        raise _timed_out(operation, late, timeout)
+    return [future.result() for future in futures]
 
 
 def _timed_out(operation: str, shards: Iterable[Shard], timeout: float | None) -> TakeTimeoutError:
@@ -151,8 +143,8 @@ def _lost(operation: str, shard: Shard, error: Exception) -> ActorLostError:
     reason = str(error).partition("\n")[0].rstrip(".")
     lost = ActorLostError(
         errno.ECONNRESET,
-        f"{operation}: {shard.name} is lost: {reason}; make the table anew (more max_restarts in "
-        "actor_options would have Ray restart it)",
+        f"{operation}: {shard.name} is lost, and Ray does not restart it: {reason}; make the table "
+        "anew",
     )
     lost.actor, lost.node = shard.actor_id, shard.node
     return lost

@@ -214,7 +214,7 @@ class DistributedRows(RowArray):
         Notes
         -----
         One request to each actor that has some of the rows, for each 16 MiB of rows. Ctrl-C ends it
-        within 100 ms. After an error `out` may be written in part, but nothing writes to it later.
+        at once. After an error `out` may be written in part, but nothing writes to it later.
         """
         return self._take(*select(ids, self._row_count), out)
 
@@ -248,7 +248,7 @@ class DistributedRows(RowArray):
         with closing(self._rounds(selection, memory)) as rounds:
             asked = next(rounds, None)
             while asked is not None:
-                values = await awaited(asked, self._timeout)
+                values = await awaited("take", asked.refs, asked.shards, self._timeout)
                 asked = _next(rounds, values)
         return self._shown(filled, out)
 
@@ -366,7 +366,8 @@ class DistributedRows(RowArray):
         self._shards = tuple(shard._replace(actor=None) for shard in self._shards)
 
     def __repr__(self) -> str:
-        where = f"{counted(len(self._shards), 'actor')} on {counted(len(set(self.nodes)), 'node')}"
+        nodes = len({shard.node for shard in self._shards})
+        where = f"{counted(len(self._shards), 'actor')} on {counted(nodes, 'node')}"
         state = "closed" if self.closed else f"{self._row_count} rows"
         return (
             f"<fremap.ray.DistributedRows {where}: {state} of {self.dtype_name} {self.row_shape}>"
