@@ -497,15 +497,15 @@ def test_a_restarted_actor_finds_other_files(cluster: Any, tmp_path: Path) -> No
     path = tmp_path / "rows.npy"
     np.save(path, TABLE)
     with DistributedRows([path], timeout=None) as table:
-        killed(table._shards[0].process)
         np.save(tmp_path / "new.npy", TABLE + 1)
         os.replace(tmp_path / "new.npy", path)
+        killed(table._shards[0].process)
         with pytest.raises(StoreError, match="files are not those that the table was") as raised:
             table.take([0])
         assert raised.value.errno == errno.ESTALE
     with DistributedRows([path]) as table:
-        killed(table._shards[0].process)
         path.unlink()
+        killed(table._shards[0].process)
         with pytest.raises(StoreNotFoundError, match=r"take: actor 0 \(") as raised:
             table.take([0])
         assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(path))

@@ -14,6 +14,7 @@ from fremap.bench.suites import (
     nonblock,
     protect,
     provided,
+    ray,
     read,
     remap,
     remote,
@@ -69,6 +70,7 @@ SUITES: dict[str, tuple[Callable[[Bench], Report], ...]] = {
     "scale": (scale.flat, scale.bookkeeping),
     "provided": (provided.touches, provided.reads),
     "remote": (remote.loopback, remote.distant),
+    "ray": (ray.takes, ray.clients),
     "import": (imports.start,),
 }
 
