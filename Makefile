@@ -92,7 +92,7 @@ else
 endif
 
 # The first of these runs, in two parts of about the same length.
-UNIT := python/fremap tests/cli tests/docs tests/provided tests/unit
+UNIT := python/fremap tests/cli tests/distributed tests/docs tests/provided tests/unit
 
 test-python: test-system test-unit
 

@@ -18,7 +18,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 PICTURES = DOCS / "pictures"
-SUITES = ("take", "batches", "remap", "fault", "dirty", "protect", "scan", "slots", "remote")
+SUITES = ("take", "batches", "remap", "fault", "dirty", "protect", "scan", "slots", "remote", "ray")
 
 WIDTH, SIDE = 500, 10
 BAR_LEFT, BAR_RIGHT = SIDE, WIDTH - 70
@@ -157,9 +157,8 @@ OVERVIEW = (
 
 def unit_of(suite: str) -> str:
     """Return what the times of a suite are of."""
-    return {"take": "a row", "batches": "a row", "slots": "a key", "remote": "a row"}.get(
-        suite, "a page"
-    )
+    units = {"take": "a row", "batches": "a row", "slots": "a key", "remote": "a row", "ray": "a take"}
+    return units.get(suite, "a page")
 
 
 def pictures() -> dict[str, str]:

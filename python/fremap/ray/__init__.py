@@ -5,8 +5,9 @@ An actor on each machine opens files by `fremap.rows` and knows nothing of the o
 
 1. It checks the ids as `Rows.take` does, finds the actor of each (one `searchsorted`), and sorts
    them by actor.
-2. It asks all actors at once, in rounds of 16 MiB of rows. While it puts the rows of one round in
-   place, the next round is under way. So a take of any size needs little of Ray's object store.
+2. It asks all actors at once, in rounds of 16 MiB of rows or more. While it puts the rows of one
+   round in place, the next round is under way. So a take of any size needs little of Ray's object
+   store.
 3. Up to 768 KiB of an actor's rows travel in the answer itself, as return values that are each
    small enough for Ray to send inline; more travel through the object store, where the client
    reads them without a copy (docs/decisions/021-rows-on-several-machines.md).

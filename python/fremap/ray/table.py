@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DistributedRows"]
 
-# Rows that a take asks all actors for at once; a second round is under way meanwhile.
+# Rows that a take asks all actors for at once; a second round is under way meanwhile. Of many
+# actors each has so much to do that its rows, not the requests, take the time.
 _ROUND_BYTES = 16 << 20
+_ACTOR_BYTES = 1 << 20
 _ROUNDS_AHEAD = 2
 # Ray sends a value of up to 100 KiB, as pickled, with the answer. More than eight of them take
 # as long as one that goes through the object store.
@@ -74,8 +76,8 @@ class DistributedRows(RowArray):
         What Ray's ``Actor.options`` takes, for all actors or for each: ``resources``,
         ``scheduling_strategy``, ``num_cpus``, ``memory``, ``max_concurrency``, ``max_restarts``.
     timeout : float, optional
-        Seconds to wait for an answer: until all files are open, and for each 16 MiB of a take.
-        None for no limit.
+        Seconds to wait for an answer: until all files are open, and for each round of a take
+        (see the notes). None for no limit.
     **options
         As `fremap.rows` has them, the same for all actors: `offset`, `tensor`, `column`,
         `format`, `budget`, `direct`, `cache_bytes`.
@@ -106,8 +108,9 @@ class DistributedRows(RowArray):
     another machine, copies of the same size. Once it is not restarted any more, takes raise
     `ActorLostError`.
 
-    A take holds up to 32 MiB of rows in the object stores. An actor holds 16 MiB for each request
-    that it serves, beside what `fremap.rows` uses.
+    A take asks for rows in rounds of 16 MiB, or of 1 MiB for each actor if that is more. It holds
+    up to two rounds in the object stores. An actor holds one round at most for each request that
+    it serves, beside what `fremap.rows` uses.
 
     Other tasks and actors of Ray may be given the object: it is pickled without the rows. The
     actors end when it and all copies are closed or gone, or with the process that made it. Any
@@ -213,8 +216,8 @@ class DistributedRows(RowArray):
 
         Notes
         -----
-        One request to each actor that has some of the rows, for each 16 MiB of rows. Ctrl-C ends it
-        at once. After an error `out` may be written in part, but nothing writes to it later.
+        One request to each actor that has some of the rows, in each round. Ctrl-C ends it at once.
+        After an error `out` may be written in part, but nothing writes to it later.
         """
         return self._take(*select(ids, self._row_count), out)
 
@@ -240,8 +243,8 @@ class DistributedRows(RowArray):
 
         Notes
         -----
-        The loop's own thread asks for the rows and copies them into place, up to 16 MiB at a
-        time. If the awaiting task is cancelled, nothing is written to `out` any more.
+        The loop's own thread asks for the rows and copies them into place, a round at a time. If
+        the awaiting task is cancelled, nothing is written to `out` any more.
         """
         selection, leading = select(ids, self._row_count)
         filled, memory = self._memory("take", leading, out)
@@ -269,7 +272,7 @@ class DistributedRows(RowArray):
         if not count or not row_bytes:
             return
         rows = memory.reshape(-1).view(np.uint8).view(np.dtype((np.void, row_bytes)))
-        step = max(1, _ROUND_BYTES // row_bytes)
+        step = max(1, max(_ROUND_BYTES, len(shards) * _ACTOR_BYTES) // row_bytes)
         under_way: deque[Round] = deque()
         try:
             for first in range(0, count, step):

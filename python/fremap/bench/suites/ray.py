@@ -69,6 +69,7 @@ def _each_count(
         report.missing.append("actors: Ray is not installed (pip install ray)")
         return
     table = bench.table
+    table.warm()
     with ExitStack() as opened:
         local = opened.enter_context(table.rows(_ROW_BYTES))
         opened.enter_context(_ray())

@@ -1,0 +1,274 @@
+"""What becomes of takes where actors, nodes and files are lost, and where nobody answers."""
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fremap import (
+    ActorLostError,
+    ArgumentError,
+    ArgumentTypeError,
+    ForkError,
+    FormatError,
+    StoreError,
+    StoreNotFoundError,
+    TakeTimeoutError,
+    TruncatedError,
+)
+from nodes import TABLE, alive, killed, stopped, wait_until
+
+pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.needs("ray")]
+
+
+def test_an_actor_that_dies_is_restarted(own_table: Any) -> None:
+    ids = [700, 3, 407, -1]
+    for shard in own_table._shards[::2]:
+        killed(shard.process)
+    np.testing.assert_array_equal(own_table.take(ids), TABLE[ids])
+    np.testing.assert_array_equal(own_table.take(ids), TABLE[ids])
+
+
+def test_an_actor_that_is_lost(cluster: Any, parts: list[Path]) -> None:
+    from fremap.ray import DistributedRows
+
+    nodes = {cluster.first: parts[:2], cluster.second: parts[2:]}
+    with DistributedRows(nodes, actor_options={"max_restarts": 0, "max_task_retries": 0}) as table:
+        shard = table._shards[1]
+        os.kill(shard.process, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(table.take, [0, 700])
+            killed(shard.process)
+        for take in (under_way.result, lambda: table.take([0, 700]), lambda: asyncio.run(
+            table.take_async([0, 700])
+        )):  # fmt: skip
+            with pytest.raises(ActorLostError) as raised:
+                take()
+            error = raised.value
+            assert isinstance(error, ConnectionError)
+            assert (error.errno, error.node) == (errno.ECONNRESET, cluster.second)
+            assert error.actor == shard.actor_id
+            assert f"take: actor 1 ({error.actor}, process {shard.process} on node " in str(error)
+            assert cluster.second in str(error)
+            assert "\n" not in str(error)
+        # The other goes on.
+        np.testing.assert_array_equal(table.take([406]), TABLE[[406]])
+
+
+def test_a_node_that_is_lost(cluster: Any, parts: list[Path]) -> None:
+    """Its actor would be restarted there and nowhere else."""
+    from fremap.ray import DistributedRows
+
+    node = cluster.made.add_node(**{**cluster.node, "include_dashboard": None})
+    try:
+        with DistributedRows({cluster.first: parts[0], node.node_id: parts[3]}) as table:
+            np.testing.assert_array_equal(table.take([7]), TABLE[[408]])
+            cluster.made.remove_node(node)
+            process = table._shards[1].process
+            wait_until(lambda: not alive(process), f"process {process} is alive")
+            with pytest.raises(ActorLostError, match=node.node_id) as raised:
+                table.take([0, 7])
+            assert raised.value.node == node.node_id
+            np.testing.assert_array_equal(table.take([0]), TABLE[[0]])
+            with pytest.raises(ArgumentError, match=f"no node is {node.node_id!r}; give the ID"):
+                DistributedRows({node.node_id: parts[0]})
+    finally:
+        if node in cluster.made.list_all_nodes():
+            cluster.made.remove_node(node)
+
+
+def test_a_restarted_actor_finds_other_files(cluster: Any, tmp_path: Path) -> None:
+    from fremap.ray import DistributedRows
+
+    path = tmp_path / "rows.npy"
+    np.save(path, TABLE)
+    with DistributedRows([path], timeout=None) as table:
+        np.save(tmp_path / "new.npy", TABLE + 1)
+        os.replace(tmp_path / "new.npy", path)
+        killed(table._shards[0].process)
+        with pytest.raises(StoreError, match="files are not those that the table was") as raised:
+            table.take([0])
+        assert raised.value.errno == errno.ESTALE
+    with DistributedRows([path]) as table:
+        path.unlink()
+        killed(table._shards[0].process)
+        with pytest.raises(StoreNotFoundError, match=r"take: actor 0 \(") as raised:
+            table.take([0])
+        assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(path))
+        with pytest.raises(StoreNotFoundError, match="refresh: actor 0"):
+            table.refresh()
+
+
+def test_which_files_an_actor_may_go_on_with() -> None:
+    """The same on the same machine; on another one, files of the same size."""
+    from fremap.ray.actors import _same_elsewhere
+
+    assert _same_elsewhere("one which sizes", "two others sizes")
+    assert not _same_elsewhere("one which sizes", "one others sizes")
+    assert not _same_elsewhere("one which sizes", "two which others")
+
+
+def test_a_file_that_is_cut_short(cluster: Any, tmp_path: Path, parts: list[Path]) -> None:
+    from fremap.ray import DistributedRows
+
+    path = tmp_path / "part.npy"
+    shutil.copy(parts[3], path)
+    with DistributedRows([parts[1], path]) as table:
+        os.truncate(path, path.stat().st_size - 48)
+        for take in (table.take, lambda ids: asyncio.run(table.take_async(ids))):
+            with pytest.raises(TruncatedError, match="take: row 692 is with actor 1 ") as raised:
+                take([0, 692])
+            assert (raised.value.row, raised.value.filename) == (692, str(path))
+            assert isinstance(raised.value.errno, int | None)
+        np.testing.assert_array_equal(table.take([0, 691]), TABLE[[7, 699]])
+
+
+def test_what_cannot_be_opened(cluster: Any, tmp_path: Path, parts: list[Path]) -> None:
+    from fremap.ray import DistributedRows
+
+    missing = tmp_path / "missing.npy"
+    with pytest.raises(StoreNotFoundError, match="DistributedRows: actor 1 ") as raised:
+        DistributedRows([parts[0], missing])
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(missing))
+    (tmp_path / "text").write_text("seven")
+    with pytest.raises(FormatError, match="DistributedRows: actor 0 "):
+        DistributedRows([tmp_path / "text"], np.float32)
+    np.save(tmp_path / "wide.npy", np.zeros((2, 13), np.float32))
+    with pytest.raises(ArgumentError, match=r"has rows of float32 \(13,\), actor 0 .* \(12,\)"):
+        DistributedRows([parts[0], tmp_path / "wide.npy"])
+    with pytest.raises(ArgumentTypeError, match="has no option 'ofset'"):
+        DistributedRows(parts, ofset=3)
+    with pytest.raises(ArgumentError, match="budget is 'none'"):
+        DistributedRows(parts, budget="none")
+    for wrong in (str(parts[0]), parts[0], {str(parts[0])}, 7):
+        with pytest.raises(ArgumentTypeError, match="sources must be a mapping of nodes"):
+            DistributedRows(wrong)
+    for none in ([], {}):
+        with pytest.raises(ArgumentError, match="sources is empty"):
+            DistributedRows(none)
+    with pytest.raises(ArgumentError, match="timeout is 0"):
+        DistributedRows(parts, timeout=0)
+
+
+def test_an_actor_that_does_not_answer(own_table: Any, parts: list[Path]) -> None:
+    from fremap.ray import DistributedRows
+
+    slow = own_table._shards[1]
+    own_table._timeout = 0.2
+    with stopped(slow.process):
+        for take in (own_table.take, lambda ids: asyncio.run(own_table.take_async(ids))):
+            with pytest.raises(TakeTimeoutError, match=r"actor .* did not answer in 0.2 s") as told:
+                take([0, 8, 700])
+            assert isinstance(told.value, TimeoutError)
+        with pytest.raises(TakeTimeoutError, match=f"take: actor 1 .*{slow.actor_id}"):
+            own_table.take([8])
+        np.testing.assert_array_equal(own_table.take([0, 700]), TABLE[[0, 700]])
+    own_table._timeout = None
+    np.testing.assert_array_equal(own_table.take([0, 8]), TABLE[[0, 8]])
+    with pytest.raises(TakeTimeoutError, match=r"actor 0 \(.*\) did not answer in 0.5 s; .* waits"):
+        DistributedRows(parts[:1], actor_options={"resources": {"nowhere": 1}}, timeout=0.5)
+
+
+class InterruptedTakeError(Exception):
+    """What the signal handler of a test raises, as that of Ctrl-C raises KeyboardInterrupt."""
+
+
+def test_ctrl_c_ends_a_take(own_table: Any) -> None:
+    """Without a limit of time, while an actor does nothing; and `out` is let alone from then on."""
+
+    def interrupt(*_: object) -> None:
+        raise InterruptedTakeError
+
+    own_table._timeout = None
+    before = signal.signal(signal.SIGALRM, interrupt)
+    out = np.full((2, 12), -1, np.float32)
+    try:
+        with stopped(own_table._shards[1].process):
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(InterruptedTakeError):
+                own_table.take([0, 8], out)
+        np.testing.assert_array_equal(own_table.take([8, 9]), TABLE[[8, 9]])
+        assert (out == -1).all()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_child_of_fork_is_refused(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's threads are not there; a fork here would also end Ray's part of this process."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with pytest.raises(ForkError, match=r"^take: Ray does not work in a child of fork"):
+        table.take([0])
+
+
+def test_a_process_that_leaves_ray(cluster: Any, parts: list[Path]) -> None:
+    program = f"""
+        import ray, fremap
+        from fremap.ray import DistributedRows
+        ray.init({cluster.address!r}, log_to_driver=False, logging_level="ERROR")
+        table = DistributedRows([{str(parts[0])!r}])
+        assert table.take([3]).shape == (1, 12)
+        print(table._shards[0].process)
+        ray.shutdown()
+        for again in range(2):
+            try:
+                table.take([3])
+            except fremap.ActorLostError as error:
+                print(error)
+            ray.is_initialized() or ray.init({cluster.address!r}, log_to_driver=False,
+                                             logging_level="ERROR")
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    process, first, second = done.stdout.splitlines()
+    assert "take: this process has left Ray (ray.shutdown)" in first
+    assert "take: actor 0 (" in second
+    assert "is lost" in second
+    wait_until(lambda: not alive(int(process)), f"process {process} is alive")
+
+
+def test_an_error_that_is_not_fremaps(table: Any) -> None:
+    from fremap.ray.calls import _failed
+    from ray.exceptions import RayTaskError
+
+    told = _failed("take", table._shards[2], RayTaskError("take", "", ValueError("seven")))
+    assert isinstance(told, StoreError)
+    assert told.errno == errno.EIO
+    assert "take: actor 2 (" in str(told)
+    assert "failed: ValueError('seven')" in str(told)
+
+
+def test_takes_go_on_while_actors_are_restarted(own_table: Any) -> None:
+    """Threads take, and each actor is killed once meanwhile: no take sees it."""
+    ended = threading.Event()
+
+    def take(seed: int) -> int:
+        draw, done = np.random.default_rng(seed), 0
+        while not ended.is_set():
+            ids = draw.integers(0, 701, 40)
+            np.testing.assert_array_equal(own_table.take(ids), TABLE[ids])
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        takes = [pool.submit(take, seed) for seed in range(3)]
+        try:
+            for shard in own_table._shards:
+                killed(shard.process)
+                np.testing.assert_array_equal(own_table.take([shard.first]), TABLE[[shard.first]])
+        finally:
+            ended.set()
+        assert all(one.result() > 0 for one in takes)
