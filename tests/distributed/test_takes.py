@@ -128,7 +128,20 @@ def test_rows_of_any_size_in_any_number(cluster: Any, tmp_path: Path, row_bytes:
 
 
 @needs_ray
-def test_a_take_asks_for_little_at_once(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("round_rows", "actor_rows", "wanted"),
+    [
+        (100, 1, [[0, 1], [1], [1], [1], [1, 2], [2], [2], [2]]),
+        (1, 100, [[0, 1], [1, 2], [2]]),
+    ],
+)
+def test_a_take_asks_for_little_at_once(
+    table: Any,
+    round_rows: int,
+    actor_rows: int,
+    wanted: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two rounds at most are under way, each with one request to each actor that it concerns."""
     from fremap.ray import table as module
     from fremap.ray.calls import Round
@@ -147,11 +160,12 @@ def test_a_take_asks_for_little_at_once(table: Any, monkeypatch: pytest.MonkeyPa
             placed.append(len(values))
             super().place(values)
 
-    monkeypatch.setattr(module, "_ROUND_BYTES", 48 * 100)
+    monkeypatch.setattr(module, "_ROUND_BYTES", 48 * round_rows)
+    monkeypatch.setattr(module, "_ACTOR_BYTES", 48 * actor_rows)
     monkeypatch.setattr(module, "Round", Watched)
     np.testing.assert_array_equal(table[:], TABLE)
-    assert asked == [[0, 1], [1], [1], [1], [1, 2], [2], [2], [2]]
-    assert placed == [2, 1, 1, 1, 2, 1, 1, 1]
+    assert asked == wanted
+    assert placed == list(map(len, wanted))
     assert max(ahead) == 2
 
 
@@ -181,7 +195,7 @@ def test_tensors(cluster: Any, parts: list[Path]) -> None:
     import torch
     from fremap.ray import DistributedRows
 
-    with DistributedRows(parts, torch.float32) as table:
+    with DistributedRows([parts], torch.float32) as table:
         found = table.take([1, -1])
         assert torch.equal(found, torch.from_numpy(TABLE[[1, -1]]))
         out = torch.empty((2, 12))
@@ -288,6 +302,7 @@ def test_close_lets_takes_end(own_table: Any, monkeypatch: pytest.MonkeyPatch) -
     from fremap.ray import table as module
 
     monkeypatch.setattr(module, "_ROUND_BYTES", 48 * 100)
+    monkeypatch.setattr(module, "_ACTOR_BYTES", 0)
     rounds = own_table._rounds(np.arange(701), out := np.empty_like(TABLE))
     asked = next(rounds)
     own_table.close()
@@ -324,6 +339,7 @@ def test_in_an_event_loop(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from fremap.ray import table as module
 
     monkeypatch.setattr(module, "_ROUND_BYTES", 48 * 64)
+    monkeypatch.setattr(module, "_ACTOR_BYTES", 0)
 
     async def takes() -> None:
         ids = [np.random.default_rng(number).integers(-701, 701, 200) for number in range(8)]
