@@ -88,18 +88,20 @@ def test_a_node_that_is_lost(cluster: Any, parts: list[Path]) -> None:
 
 
 def test_a_restarted_actor_finds_other_files(cluster: Any, tmp_path: Path) -> None:
+    """On the same node; on another one they might be copies."""
     from fremap.ray import DistributedRows
 
     path = tmp_path / "rows.npy"
     np.save(path, TABLE)
-    with DistributedRows([path], timeout=None) as table:
+    sources = {cluster.second: path}
+    with DistributedRows(sources, timeout=None) as table:
         np.save(tmp_path / "new.npy", TABLE + 1)
         os.replace(tmp_path / "new.npy", path)
         killed(table._shards[0].process)
         with pytest.raises(StoreError, match="files are not those that the table was") as raised:
             table.take([0])
         assert raised.value.errno == errno.ESTALE
-    with DistributedRows([path]) as table:
+    with DistributedRows(sources) as table:
         path.unlink()
         killed(table._shards[0].process)
         with pytest.raises(StoreNotFoundError, match=r"take: actor 0 \(") as raised:
