@@ -12,6 +12,7 @@ from fremap import _core, errors
 BUILTINS = {
     "DuplicatePageError": ValueError,
     "ArgumentError": ValueError,
+    "ActorLostError": ConnectionError,
     "BudgetError": MemoryError,
     "SlotsFullError": MemoryError,
     "TakeCancelledError": Exception,
