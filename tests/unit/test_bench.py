@@ -582,6 +582,21 @@ def test_rows_of_an_object_are_measured(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.once
 @pytest.mark.slow
+@pytest.mark.needs("ray")
+def test_actors_are_measured(tmp_path: Path) -> None:
+    """In a process of its own, which Ray may be started in; `_check` sees to the rows."""
+    small = ["--file-size", "40M", "--shards", "8", "--rounds", "5", "--dir", str(tmp_path)]
+    command = [sys.executable, "-m", "fremap", "bench", "ray", "--json", *small]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    takes, clients = json.loads(done.stdout)["reports"]
+    assert len(takes["rows"]) == 6
+    assert len([row for row in clients["rows"] if row["unit"] == "a second"]) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.needs("paged")
 @pytest.mark.parametrize("suite", ["batches", "scan"])
 def test_rows_and_arrays_are_measured(suite: str, tmp_path: Path) -> None:
