@@ -178,6 +178,7 @@ def test_doctor_exits_with_0_where_an_engine_works(run_json: RunJson) -> None:
     assert result["calibration"] == fremap.calibration.load().to_dict()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -277,6 +278,7 @@ def test_errors_are_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert process("wrong").returncode == 2
 
 
+@pytest.mark.once
 def test_checks_find_a_single_changed_byte(numbered_file: Callable[..., Path]) -> None:
     order = np.random.default_rng(2).permutation(6000)
     pages = numbered_pages(order, 4096)
@@ -290,6 +292,7 @@ def test_checks_find_a_single_changed_byte(numbered_file: Callable[..., Path]) -
     assert np.flatnonzero(page_checksums(pages) != file_checksums(str(path), order, 4096)) == [5000]
 
 
+@pytest.mark.once
 def test_inspect_lists_what_is_in_a_checkpoint(
     tmp_path: Path, run_json: RunJson, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,6 +332,7 @@ def test_inspect_lists_what_is_in_a_checkpoint(
     assert "fremap inspect: " in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_inspect_tells_of_types_that_are_not_known(tmp_path: Path, run_json: RunJson) -> None:
     entries = {"four": {"dtype": "F4", "shape": [6], "data_offsets": [0, 3]}}
     header = json.dumps(entries).encode()
@@ -339,6 +343,7 @@ def test_inspect_tells_of_types_that_are_not_known(tmp_path: Path, run_json: Run
     assert result["files"][0]["arrays"][0]["dtype"] == "F4"
 
 
+@pytest.mark.once
 def test_inspect_keeps_names_from_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -379,6 +384,7 @@ def terminal(*words: str, **environment: str) -> str:
     return said.decode()
 
 
+@pytest.mark.once
 def test_resident_watches_a_file(numbered_file: Callable[..., Path]) -> None:
     path = numbered_file(512)
     drop_from_cache(path)
@@ -393,6 +399,7 @@ def test_resident_watches_a_file(numbered_file: Callable[..., Path]) -> None:
         assert process("resident", str(path), "--watch", wrong).returncode == 2
 
 
+@pytest.mark.once
 def test_watch_follows_a_file_that_grows_and_ends_with_ctrl_c(
     numbered_file: Callable[..., Path],
 ) -> None:

@@ -60,6 +60,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(block, f"{path.name}, block {number}", "exec"), names)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_commands_exist(path: Path) -> None:
     """Each `fremap ...` and `make ...` in a shell block is one there is."""
@@ -76,6 +77,7 @@ def test_commands_exist(path: Path) -> None:
             assert target in targets
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
@@ -94,6 +96,7 @@ def on_the_web(link: str) -> Path | None:
     return page if page.exists() else page.with_suffix("") / "index.md"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_to_our_own_pages_on_the_web_lead_somewhere(path: Path) -> None:
     for link in re.findall(r"https://[^\s)>\"'`]+", path.read_text()):
@@ -101,6 +104,7 @@ def test_links_to_our_own_pages_on_the_web_lead_somewhere(path: Path) -> None:
         assert file is None or file.exists(), link
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "path",
     [path for path in MARKDOWN if path.is_relative_to(REPOSITORY / "docs")],
@@ -115,6 +119,7 @@ def test_the_site_shows_code_as_code(path: Path) -> None:
     assert len(fences) % 2 == 0
 
 
+@pytest.mark.once
 def test_links_of_the_readme_are_whole() -> None:
     """An index of packages shows the README without the files beside it."""
     text = (REPOSITORY / "README.md").read_text()
@@ -122,10 +127,12 @@ def test_links_of_the_readme_are_whole() -> None:
         assert link.startswith("https://"), link
 
 
+@pytest.mark.once
 def test_the_readme_is_short() -> None:
     assert (REPOSITORY / "README.md").read_text().count("\n") < 120
 
 
+@pytest.mark.once
 def test_the_wheel_has_licences_in_its_metadata_alone() -> None:
     """What maturin includes beside the package lands in the root of site-packages."""
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
@@ -135,6 +142,7 @@ def test_the_wheel_has_licences_in_its_metadata_alone() -> None:
     assert "tests/**/*" in [entry["path"] for entry in included]
 
 
+@pytest.mark.once
 def test_no_path_of_one_machine() -> None:
     found = [
         f"{path.relative_to(REPOSITORY)}: {match.group()}"
@@ -144,6 +152,7 @@ def test_no_path_of_one_machine() -> None:
     assert found == []
 
 
+@pytest.mark.once
 def test_no_file_is_too_long() -> None:
     too_long = {
         str(path.relative_to(REPOSITORY)): lines
@@ -154,6 +163,7 @@ def test_no_file_is_too_long() -> None:
     assert too_long == {}
 
 
+@pytest.mark.once
 def test_nobody_is_told_to_install_what_is_there() -> None:
     """Who reads a message of the package has it: another install would leave it as it is."""
     advice = re.compile(r"pip install\s+\S*fremap")

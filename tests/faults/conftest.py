@@ -146,14 +146,16 @@ def make_scene(make_store: Callable[..., Any]) -> Callable[..., Any]:
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script(source, *arguments)` runs Python source in a process of its own."""
 
-    def run(source: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        source: str, *arguments: object, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"  # which processes that it spawns can import
         script.write_text(textwrap.dedent(source))
         return subprocess.run(
             [sys.executable, script, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
 

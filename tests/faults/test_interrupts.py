@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import FrameType
 
+pytestmark = pytest.mark.any_user
+
 PAGES = 30_000
 
 

@@ -21,6 +21,8 @@ import pytest
 from fremap.errors import FremapError, StoreError, TruncatedError
 from fremap.testing import failures, wait_until_settled
 
+pytestmark = pytest.mark.any_user
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ROW_BYTES = 160

@@ -9,6 +9,8 @@ from fremap import Prot
 from fremap.errors import DuplicatePageError, FremapError, PageRangeError, UnsupportedError
 from fremap.testing import NO_PAGE, PLACED, ModelStore, ModelWindow, numbered_page, numbered_words
 
+pytestmark = pytest.mark.any_user
+
 CACHED = pytest.mark.parametrize("engine", ["paged", "eager"])
 STORE_PAGES = 8
 

@@ -6,8 +6,11 @@ from typing import Any
 
 import fremap
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytestmark = pytest.mark.any_user
 
 
 @given(

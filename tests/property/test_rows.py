@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
+pytestmark = pytest.mark.any_user
+
 DTYPES = st.one_of(
     arrays_of.boolean_dtypes(),
     arrays_of.integer_dtypes(endianness="?"),

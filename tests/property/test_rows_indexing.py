@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from hypothesis.extra import numpy as arrays_of
 
+pytestmark = pytest.mark.any_user
+
 SHAPE = (11, 4, 3)
 TABLE = np.arange(np.prod(SHAPE), dtype=np.int32).reshape(SHAPE)
 

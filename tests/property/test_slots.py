@@ -21,6 +21,8 @@ from hypothesis.stateful import (
 if TYPE_CHECKING:
     from fremap.slots import SlotsPin
 
+pytestmark = pytest.mark.any_user
+
 PAGES = 50
 
 

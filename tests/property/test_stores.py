@@ -19,6 +19,8 @@ from fremap.testing import strategies as pages_of
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+pytestmark = pytest.mark.any_user
+
 MAX_BYTES = 40 * 4096
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -18,6 +18,8 @@ from servers import COUNT, PAGE, TAIL, Served, Server, content, opened
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.once
+
 
 def test_pages_are_ranges_of_an_object(served: Served) -> None:
     with fremap.open(served.url) as store:

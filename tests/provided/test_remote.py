@@ -72,6 +72,7 @@ def s3_source(kind: str, endpoint: str) -> tuple[Any, dict[str, Any]]:
 
 
 @needs_s3
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["url", "fsspec url", "fsspec", "obstore"])
 def test_objects_in_s3(kind: str, endpoint: str, bucket: Any) -> None:
@@ -90,6 +91,7 @@ def test_objects_in_s3(kind: str, endpoint: str, bucket: Any) -> None:
 
 
 @needs_s3
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("kind", ["url", "fsspec url"])
 def test_objects_that_are_not_there(kind: str, endpoint: str, bucket: Any) -> None:
@@ -99,6 +101,7 @@ def test_objects_that_are_not_there(kind: str, endpoint: str, bucket: Any) -> No
 
 
 @needs_s3
+@pytest.mark.once
 def test_rows_in_s3(endpoint: str, bucket: Any) -> None:
     table = np.arange(400_000, dtype=np.int32).reshape(-1, 4)
     bucket.put_object(Bucket="pages", Key="t.npy", Body=npy_bytes(table))
@@ -220,6 +223,7 @@ def test_other_urls_are_fsspecs(tmp_path: Path) -> None:
         fremap.open("nosuch://x/y")
 
 
+@pytest.mark.once
 @pytest.mark.needs("fsspec")
 @pytest.mark.parametrize(
     ("url", "options", "error", "text"),
@@ -239,6 +243,7 @@ def test_errors_of_packages_name_the_object(
 
 
 @needs_s3
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("url", "options", "error", "text"),
     [
@@ -257,6 +262,7 @@ def test_errors_of_object_stores_name_the_object(
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.once
 @pytest.mark.needs("fsspec")
 def test_file_systems_must_be_picklable(tmp_path: Path) -> None:
     from fsspec.implementations.local import LocalFileSystem
@@ -271,6 +277,7 @@ def test_file_systems_must_be_picklable(tmp_path: Path) -> None:
         fremap.open((Fixed(), str(path)))
 
 
+@pytest.mark.once
 def test_nothing_is_imported_before() -> None:
     code = (
         "import sys, fremap\n"

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.once
+
 
 def test_rows_of_an_npy_object(server: Server) -> None:
     table = np.arange(300_000, dtype=np.int32).reshape(-1, 3)

@@ -20,6 +20,8 @@ from fremap.batches import Batches
 from hypothesis import given
 from hypothesis import strategies as some
 
+pytestmark = pytest.mark.any_user
+
 FIRST_OF_SEED_7 = [4, 18, 2, 15, 9]
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
+
 COUNTS = (3, 5, 0, 1, 7)
 TOTAL = sum(COUNTS)
 STARTS = np.cumsum([0, *COUNTS[:-1]]).tolist()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
 
+pytestmark = pytest.mark.any_user
+
 PAGES = 16
 PACKAGE = os.path.dirname(fremap.__file__)
 # More places than any of these blocks has.

@@ -17,6 +17,8 @@ import safetensors.numpy
 from fremap.errors import ArgumentError, ArgumentTypeError, ClosedError, FormatError
 from fremap.testing import counting, wait_until_settled
 
+pytestmark = pytest.mark.any_user
+
 VALUES = np.random.default_rng(2).integers(0, 1 << 15, 50_000).astype(np.uint16)
 
 

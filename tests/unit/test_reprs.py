@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from fremap import Prot
 
+pytestmark = pytest.mark.any_user
+
 
 def test_batches(tmp_path: Path) -> None:
     np.arange(10).tofile(tmp_path / "rows")

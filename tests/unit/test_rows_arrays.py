@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from fremap.errors import ArgumentError, FormatError
 
+pytestmark = pytest.mark.any_user
+
 TABLE = np.arange(60, dtype=np.float32).reshape(20, 3)
 needs_h5py = pytest.mark.needs("h5py")
 needs_pyarrow = pytest.mark.needs("pyarrow")

@@ -17,6 +17,8 @@ from fremap.testing import counting, wait_until_settled
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
+
 ROW_BYTES = 160
 SHARD_ROWS = 4096 * 4
 FILES = 12

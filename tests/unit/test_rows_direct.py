@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.any_user
+
 ROW_BYTES = 160
 ROW_COUNT = 60_000
 FILES = 3

@@ -21,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from numpy.lib import format as npy_format
 
+pytestmark = pytest.mark.any_user
+
 TABLE = np.arange(24, dtype=np.float32).reshape(6, 4)
 
 

@@ -16,6 +16,8 @@ from fremap.errors import ArgumentError, ArgumentTypeError, FormatError
 from hypothesis import given
 from hypothesis import strategies as some
 
+pytestmark = pytest.mark.any_user
+
 SHARDS = 128
 FILES = 10
 ROWS_OF_SHARD = 5

@@ -12,6 +12,8 @@ import pytest
 import safetensors
 from fremap.errors import ArgumentError, ArgumentTypeError
 
+pytestmark = pytest.mark.any_user
+
 needs_torch = pytest.mark.needs("torch")
 needs_ml_dtypes = pytest.mark.needs("ml_dtypes")
 

@@ -13,6 +13,8 @@ from fremap.selection import Numbering
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.any_user
+
 LIMIT = 100
 
 

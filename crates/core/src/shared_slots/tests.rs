@@ -1,7 +1,7 @@
 //! The table beside what it must show, and after a death at each of its stores.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::panic::{catch_unwind, panic_any, AssertUnwindSafe};
 
 use super::layout::{header, Counter, Geometry, Layout, MOST_OWNERS};
@@ -19,13 +19,13 @@ struct Killed;
 /// Memory in which whoever makes the n-th store from now on dies before it.
 #[derive(Clone)]
 struct Memory {
-    words: RefCell<BTreeMap<usize, u64>>,
+    words: RefCell<Vec<u64>>,
     left: Cell<Option<usize>>,
 }
 
 impl Words for Memory {
     fn get(&self, at: usize) -> u64 {
-        self.words.borrow().get(&at).copied().unwrap_or(0)
+        self.words.borrow().get(at).copied().unwrap_or(0)
     }
 
     fn set(&self, at: usize, value: u64) {
@@ -34,7 +34,11 @@ impl Words for Memory {
             Some(left) => self.left.set(Some(left - 1)),
             None => {}
         }
-        self.words.borrow_mut().insert(at, value);
+        let mut words = self.words.borrow_mut();
+        if at >= words.len() {
+            words.resize(at + 1, 0);
+        }
+        words[at] = value;
     }
 }
 

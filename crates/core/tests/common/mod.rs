@@ -23,8 +23,7 @@ pub const LAZY: RemapOptions = RemapOptions { populate: false, ..NOW };
 pub fn numbered(page_count: u64) -> Arc<Store> {
     let store = Store::memory(page_count * PAGE as u64, None).unwrap();
     for page in 0..page_count {
-        let mut content = vec![0; PAGE];
-        content.chunks_exact_mut(8).for_each(|w| w.copy_from_slice(&(page + 1).to_le_bytes()));
+        let mut content = (page + 1).to_le_bytes().repeat(PAGE / 8);
         store
             .write(&Pages::List(vec![FilePage(page)]), Span::of(&mut content), &Uninterruptible)
             .unwrap();
@@ -57,10 +56,9 @@ pub fn open(store: &Arc<Store>, options: &WindowOptions) -> Window {
 /// The number that a whole page holds.
 pub fn number(window: &Window, page: usize) -> u64 {
     let bytes = window.memory().part(page * PAGE, PAGE).to_vec();
-    let words: Vec<u64> =
-        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
-    assert!(words.iter().all(|&word| word == words[0]), "page {page} is a mixture");
-    words[0]
+    let (word, _) = bytes.split_first_chunk().unwrap();
+    assert!(bytes == word.repeat(PAGE / word.len()), "page {page} is a mixture");
+    u64::from_le_bytes(*word)
 }
 
 pub fn remap(window: &Window, pages: &[i64], at: i64, options: RemapOptions) -> Vec<bool> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
@@ -58,7 +60,22 @@ impl Drop for Scratch {
 }
 
 /// What a page of a numbered file holds: in each word the page and the word's place.
+///
+/// Tests compare the same few pages again and again, and without optimization making one
+/// takes longer than reading it: small ones are kept.
 pub fn page_content(page: u64, page_bytes: usize) -> Vec<u8> {
+    thread_local! {
+        static KEPT: RefCell<HashMap<(u64, usize), Vec<u8>>> = RefCell::default();
+    }
+    if page_bytes > 4096 {
+        return made(page, page_bytes);
+    }
+    KEPT.with_borrow_mut(|kept| {
+        kept.entry((page, page_bytes)).or_insert_with(|| made(page, page_bytes)).clone()
+    })
+}
+
+fn made(page: u64, page_bytes: usize) -> Vec<u8> {
     let mut content = vec![0; page_bytes];
     for (word, bytes) in (0_u64..).zip(content.chunks_exact_mut(8)) {
         bytes.copy_from_slice(&((page << 24) | word | 1 << 60).to_ne_bytes());
