@@ -108,12 +108,12 @@ test-seccomp: .venv/built
 	$(BIN)/python tests/runners/under_seccomp.py $(BIN)/pytest $(AGAIN) 'not once'
 
 # What depends on the kernel, without the features that came after these two: not files of rows,
-# nor what Python does meanwhile. 6.1 differs from 5.15 in /dev/userfaultfd, and in dropping locked
+# nor the package's own locks. 6.1 differs from 5.15 in /dev/userfaultfd, and in dropping locked
 # and collapsing small pages.
 test-old-kernels: test-linux-6.1 test-linux-5.15
 
 test-linux-5.15: DEPENDS := tests/origin tests/faults $(addprefix --ignore=tests/faults/test_,\
-	fork_locks.py interrupts.py rows.py)
+	fork_locks.py rows.py)
 test-linux-6.1: DEPENDS := tests/origin $(addprefix tests/faults/test_,\
 	forbidden.py fork.py limits.py locked_memory.py missing_features.py signal.py)
 test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
@@ -121,7 +121,7 @@ test-linux-6.1 test-linux-5.15: test-linux-%: .venv/built
 
 test-long: .venv/built
 	$(BIN)/pytest $(SUITE) --long --examples 500 --timeout 1800
-	$(MAKE) --no-print-directory test-linux-6.1 DEPENDS='tests/origin tests/faults'
+	$(MAKE) --no-print-directory test-old-kernels DEPENDS='tests/origin tests/faults'
 	$(MAKE) --no-print-directory kernels
 
 # The kernels of four Debians, in QEMU: hours where they are emulated. docs/kernels.md has the table.
