@@ -27,7 +27,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ROW_BYTES = 160
 ROW_COUNT = 40_000  # a little more than three chunks
-LENGTHS = pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
+LENGTHS = pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=pytest.mark.long)])
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_a_file_that_shrinks_and_grows_all_the_time(
     assert store.read(range(8)).tobytes() == numbered_words(range(8)).tobytes()
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["rows", "store"])
 def test_a_read_beside_a_truncation_brings_no_zeros(
     tmp_path: Path, how: str, seconds: float

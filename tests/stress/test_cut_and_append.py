@@ -62,7 +62,7 @@ def cutter(path: Path) -> Iterator[Any]:
         assert process.returncode == 0
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["rows", "store", "remap", "element", "in place", "place"])
 @pytest.mark.parametrize("mode", ["r", "r+"])
 def test_no_zeros_without_an_error(
@@ -166,7 +166,7 @@ print(dict(ends))
 
 
 @pytest.mark.needs("paged")
-@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("how", ["thread", "signal", "child"])
 def test_no_touch_shows_zeros(path: Path, cutter: Any, how: str, seconds: float) -> None:
     command = [sys.executable, "-c", TOUCHER, path, how, str(seconds)]

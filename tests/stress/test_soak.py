@@ -24,7 +24,7 @@ WINDOW = 256
 #: Of the time, after which a process has what it needs: arenas of the allocator grow for a while.
 WARM_UP = 1 / 3
 LEAST = 6  # windows, before and after
-LENGTHS = [1, pytest.param(180, marks=pytest.mark.long)]  # seconds
+LENGTHS = [0.5, pytest.param(180, marks=pytest.mark.long)]  # seconds
 
 PAGED = pytest.mark.needs("paged")
 SYNC = pytest.mark.needs("paged", "uffd_wp")
@@ -143,7 +143,7 @@ def _threads(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("seconds", LENGTHS)
 @pytest.mark.parametrize("options", KINDS)
-def test_nothing_is_left_behind(options: dict[str, Any], seconds: int, tmp_path: Path) -> None:
+def test_nothing_is_left_behind(options: dict[str, Any], seconds: float, tmp_path: Path) -> None:
     path = tmp_path / "pages"
     np.arange(PAGES, dtype=np.uint64).repeat(PAGE // 8).tofile(path)
     number = 0
