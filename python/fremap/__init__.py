@@ -3,10 +3,11 @@
 `rows` reads rows by their numbers, many at a time, from one file or thousands; its
 `~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
 budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
-extents in one array. `Window` is contiguous memory whose pages show any pages of a
-store, in any order; `open`, `MemoryStore` and `concat` make stores, of objects on servers
-too, and a `ComputedStore` has the pages that a function computes. `capabilities` says
-what this machine can do, and so does the command ``fremap doctor``.
+extents in one array, or one that several processes share. `Window` is contiguous memory
+whose pages show any pages of a store, in any order; `open`, `MemoryStore` and `concat` make
+stores, of objects on servers too, and a `ComputedStore` has the pages that a function
+computes. `capabilities` says what this machine can do, and so does the command
+``fremap doctor``.
 
 Documentation: https://fremap.github.io/fremap/
 
