@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Processes that the tests start would compile the package again, each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: all quick demo bench test test-rust test-python test-unit test-system test-ordinary \
+.PHONY: all quick demo bench test test-rust test-python test-unit test-faults test-system test-ordinary \
 	test-seccomp test-old-kernels test-linux-6.1 test-linux-5.15 test-long \
 	check check-rust check-python check-workflows kernels wheels docs clean
 
@@ -73,7 +73,7 @@ bench: .venv/built
 # tests. The others leave out what is the same for them (the markers "once" and "any_user" of
 # tests/conftest.py) and try fewer of Hypothesis's examples.
 AGAIN := $(SUITE) --examples 8 -m
-RUNS := test-system test-unit test-rust test-ordinary test-seccomp test-old-kernels
+RUNS := test-unit test-system test-faults test-ordinary test-seccomp test-rust test-old-kernels
 
 # Side by side, unless make was told how many at once. Tests also wait for disks and for timers:
 # two runs more than there are processors keep these busy.
@@ -90,16 +90,19 @@ else
 	+cargo test -p fremap-core --quiet
 endif
 
-# The first of these runs, in two parts of about the same length.
+# The first of these runs, in three parts of about the same length.
 UNIT := python/fremap tests/cli tests/distributed tests/docs tests/provided tests/unit
 
-test-python: test-system test-unit
+test-python: test-system test-faults test-unit
 
 test-unit: .venv/built
 	$(BIN)/pytest $(SUITE) $(UNIT)
 
 test-system: .venv/built
-	$(BIN)/pytest $(SUITE) $(addprefix --ignore=,$(UNIT))
+	$(BIN)/pytest $(SUITE) $(addprefix --ignore=,$(UNIT) tests/faults)
+
+test-faults: .venv/built
+	$(BIN)/pytest $(SUITE) tests/faults
 
 test-ordinary: .venv/built
 	$(BIN)/python tests/runners/as_ordinary_user.py $(AGAIN) 'not once and not any_user'
@@ -110,7 +113,7 @@ test-seccomp: .venv/built
 # What depends on the kernel, without the features that came after these two: not files of rows,
 # nor the package's own locks. 6.1 differs from 5.15 in /dev/userfaultfd, and in dropping locked
 # and collapsing small pages.
-test-old-kernels: test-linux-6.1 test-linux-5.15
+test-old-kernels: test-linux-5.15 test-linux-6.1
 
 test-linux-5.15: DEPENDS := tests/origin tests/faults $(addprefix --ignore=tests/faults/test_,\
 	fork_locks.py rows.py)
