@@ -177,7 +177,7 @@ __all__ = [
 def _renamed(name: str) -> Any:
     """Return what `name` is called now; warn once a place that uses the old name."""
     now = _RENAMED[name]
-    warnings.warn(f"fremap.{name} is fremap.{now} now", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"fremap.{name} is now called fremap.{now}", DeprecationWarning, stacklevel=3)
     return getattr(import_module("fremap"), now)
 
 

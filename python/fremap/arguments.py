@@ -109,7 +109,7 @@ def refuse_objects(operation: str, what: str, memory: memoryview | npt.NDArray[A
         objects = memory.dtype.hasobject
     if objects:
         raise ArgumentTypeError(
-            f"{operation}: {what} holds Python objects, which are no bytes; give memory of "
+            f"{operation}: {what} holds Python objects, whose bytes are pointers; give memory of "
             "numbers or bytes"
         )
 

@@ -349,6 +349,6 @@ class Batches(ClosedOnExit):
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled."""
         raise TypeError(
-            "Batches cannot be pickled, as threads read for them; pass the rows and state() on, "
+            "Batches cannot be pickled, because they have threads; pass the rows and state() on, "
             "and call Rows.batches(..., state=state) there"
         )

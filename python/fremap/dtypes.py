@@ -104,7 +104,7 @@ def said_type(operation: str, dtype: TypeLike) -> ElementType:
             return ElementType(np.dtype(name), name, dtype)
         except TypeError:
             raise ArgumentTypeError(
-                f"{operation}: dtype is {dtype}, which is no type of whole bytes"
+                f"{operation}: dtype is {dtype}, which is not a type of whole bytes"
             ) from None
     if isinstance(dtype, str) and dtype in FOREIGN:
         try:

@@ -365,7 +365,8 @@ def _seed(name: str, seed: SupportsIndex | None, share: Share) -> int | None:
         return quantity("batches: seed", seed)
     if share.world_size > 1 or share.worker_count > 1:
         raise ArgumentError(
-            "batches: ranks and workers must shuffle alike; give all of them the same seed"
+            "batches: ranks and workers must shuffle in the same order; give all of them the same "
+            "seed"
         )
     return int.from_bytes(os.urandom(8), "little") >> 1
 

@@ -145,8 +145,8 @@ class HttpReader:
             return Facts(0, _version(answer))
         if answer.status == 200 or (answer.status == 206 and size is None):
             raise UnsupportedError(
-                f"open: the server of {self.url} does not send ranges of it, so that pages "
-                "cannot be read; download it"
+                f"open: the server of {self.url} does not send ranges of bytes, so pages cannot be "
+                "read; download it"
             )
         _check_status(exchange)
         encoding = _encoding(answer)
@@ -241,7 +241,8 @@ class HttpReader:
             self._busy.add(connected)
             # Who gives up hangs up what is busy after he has said so.
             if given_up.is_set():
-                raise ConnectionAbortedError(errno.ECONNABORTED, "another range has failed")
+                why = "another request of this read has failed"
+                raise ConnectionAbortedError(errno.ECONNABORTED, why)
             connection.request("GET", target, headers=headers)
             who = "the server" if server == _split(self.url)[0] else server.host
             return _Exchange(server, connection, connected, who, connection.getresponse())
@@ -327,7 +328,7 @@ def redirected(url: str, location: str) -> str:
         return target
     raise UnsupportedError(
         f"open: the server of {url} redirects from {before} to {scheme}, which is not followed; "
-        "give the URL that is meant"
+        "give that URL"
     )
 
 

@@ -116,10 +116,10 @@ def _check_limits(parts: list[Any], shape: tuple[int, ...]) -> None:
     axes = [_axes_of(part) for part in parts]
     if sum(axes) > len(shape):
         raise errors._page_range(  # noqa: SLF001 - one maker of messages
-            f"rows: {sum(axes)} indexes for rows of {len(shape)} axes", sum(axes), len(shape)
+            f"rows: {sum(axes)} indexes for an array of {len(shape)} axes", sum(axes), len(shape)
         )
     if sum(isinstance(part, EllipsisType) for part in parts) > 1:
-        raise ArgumentError("rows: an index has one ellipsis (...) at most")
+        raise ArgumentError("rows: an index may have only one ellipsis (...)")
     axis = 0
     for part, consumed in zip(parts, axes, strict=True):
         if isinstance(part, EllipsisType):

@@ -65,8 +65,8 @@ class Layout:
         if is_provided or is_remote(file):
             if self.mode != "r":
                 raise ArgumentError(
-                    f"memmap: mode is {self.mode!r}; what is on a server or computed is only read, "
-                    'with mode "r"'
+                    f"memmap: mode is {self.mode!r}; objects on servers and computed pages are "
+                    'read-only: use mode "r"'
                 )
             from fremap.remote_store import RemoteStore  # `import fremap` does without it
 
@@ -98,7 +98,7 @@ class Layout:
                 )
             if available % self.dtype.itemsize:
                 raise ArgumentError(
-                    f"memmap: the {available} bytes from offset {self.offset} on are no whole "
+                    f"memmap: the {available} bytes from offset {self.offset} on are not a whole "
                     f"number of elements of {self.dtype.itemsize} bytes; give a shape"
                 )
             self.shape = (available // self.dtype.itemsize,)

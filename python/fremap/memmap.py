@@ -418,8 +418,8 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
             return
         if self._backing is not None and self._backing.mode == "c":
             raise UnsupportedError(
-                'evict: an array of mode "c" has what was written in its memory alone; delete '
-                "the array to have it go"
+                'evict: an array of mode "c" keeps what was written to it only in its memory; '
+                "delete the array to free it"
             )
         window.evict(pages)
 
@@ -456,7 +456,7 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
         backing, window = self._backing, self.window
         if backing is None:
-            raise ArgumentError("stats: this array is no view of a file")
+            raise ArgumentError("stats: this array is not a view of a file")
         minor, major = _faults()
         faults = {
             "minor_faults": minor - backing.faults[0],
@@ -527,8 +527,8 @@ def _fetched_window(
     """Return a window whose pages are fetched when they are touched."""
     if advice != "auto":
         raise ArgumentError(
-            f"memmap: advice is {advice!r}, which is for the kernel; it does not read what is on a "
-            "server"
+            f"memmap: advice is {advice!r}, which is for the kernel, and the kernel does not read "
+            "objects on servers; leave it out"
         )
     first_page = layout.offset // store.page_bytes
     count = -(-layout.end // store.page_bytes) - first_page

@@ -147,8 +147,8 @@ def _checked(operation: str, file: Any, mode: Mode) -> Any:
         raise ArgumentTypeError(f"{operation}: the file must be a path, not a file object")
     if (isinstance(file, Store) or is_remote(file)) and mode not in ("r", "readonly"):
         raise ArgumentError(
-            f"{operation}: mode is {mode!r}; what is on a server or computed is only read, with "
-            'mode "r"'
+            f"{operation}: mode is {mode!r}; objects on servers and computed pages are read-only: "
+            'use mode "r"'
         )
     return file
 

@@ -116,11 +116,11 @@ def open(
     """
     if not is_remote(file):
         if storage_options is not None:
-            raise ArgumentError("open: storage_options= goes with a URL")
+            raise ArgumentError("open: storage_options= is only for URLs")
         return FileStore(file, mode, size=size, page_bytes=page_bytes, direct=direct)  # type: ignore[arg-type]
     if mode != "r" or size is not None or direct:
         raise ArgumentError(
-            'open: what is on a server is only read; mode must be "r", without size= and direct='
+            'open: objects on servers are read-only; mode must be "r", without size= and direct='
         )
     from fremap.remote_store import RemoteStore  # `import fremap` does without it
 

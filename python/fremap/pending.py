@@ -106,10 +106,11 @@ class Pending:
         """
         if not self._core.wait(timeout):
             raise TakeTimeoutError(
-                f"take: not done after {timeout:g} s; it goes on, call result again or cancel it"
+                f"take: not done after {timeout:g} s; it is still running: call result() again, or "
+                "cancel()"
             )
         if self._core.cancelled():
-            raise TakeCancelledError("take: it was cancelled before all rows had come")
+            raise TakeCancelledError("take: it was cancelled before all rows were read")
         self._core.check()
         return self._taken
 

@@ -84,7 +84,7 @@ def payload(operation: str, fill: Fill, what: str = "fill") -> bytes:
     if getattr(process.current_process(), "_inheriting", False):
         raise UnsupportedError(
             f"{operation}: the main program is imported by a provider process, which must not make "
-            'stores of its own; put what the program does under `if __name__ == "__main__":`'
+            'stores of its own; put the code of the program under `if __name__ == "__main__":`'
         )
     try:
         pickled = pickle.dumps(fill)

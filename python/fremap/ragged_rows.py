@@ -449,7 +449,7 @@ def _bounds(offsets: Any) -> npt.NDArray[np.int64]:
             f"{bounds.shape}"
         )
     if len(bounds) == 0:
-        raise ArgumentError("ragged: offsets are empty; there is one more of them than of rows")
+        raise ArgumentError("ragged: offsets are empty; there must be one more offset than rows")
     if bounds.dtype.kind == "u" and int(bounds.max()) >= 1 << 63:
         raise ArgumentError(f"ragged: offset {bounds.max()} does not fit into 64 bits")
     return bounds.astype(np.int64)
@@ -458,7 +458,7 @@ def _bounds(offsets: Any) -> npt.NDArray[np.int64]:
 def _found(source: Any, dtype: TypeLike | None, options: dict[str, Any]) -> _Found:
     """Return rows of files that know where they begin: Arrow's lists, Megatron's sequences."""
     if isinstance(source, Rows):
-        raise ArgumentError("ragged: offsets are missing; rows do not tell where others begin")
+        raise ArgumentError("ragged: offsets are missing; the source does not say where rows begin")
     sources = [source] if is_single(source) else list(source)
     column = options.pop("column", None)
     if column is not None or (sources and _is_arrow(sources[0])):

@@ -280,8 +280,7 @@ class FsspecReader:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         if info.get("size") is None:
             raise UnsupportedError(
-                f"open: {self.path} has no size that is known, so that pages cannot be read; "
-                "download it"
+                f"open: the size of {self.path} is not known, so pages cannot be read; download it"
             )
         told = {key: str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None}
         return Facts(int(info["size"]), repr(told))

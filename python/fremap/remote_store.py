@@ -227,7 +227,7 @@ def _reader(
     if isinstance(source, tuple):
         where, path = source
         if storage_options:
-            raise ArgumentError("open: storage_options= goes with a URL")
+            raise ArgumentError("open: storage_options= is only for URLs")
         made: FsspecReader | ObstoreReader = (
             FsspecReader(where, path, in_flight, retries)
             if is_fsspec(where)
@@ -237,13 +237,14 @@ def _reader(
     if source.partition("://")[0].lower() in ("http", "https"):
         if urlsplit(source).username is not None:
             raise ArgumentError(
-                "open: the URL has a user in it, and messages show URLs; say who asks by the "
+                "open: the URL has a user name in it, and messages show URLs; pass it in the "
                 'header "Authorization" in storage_options["headers"]'
             )
         headers = _checked_headers(storage_options.pop("headers", {}))
         if storage_options:
             raise ArgumentError(
-                f"open: storage_options has {sorted(storage_options)}; of HTTP it has headers alone"
+                f"open: storage_options has {sorted(storage_options)}; for HTTP it may only have "
+                "headers"
             )
         silence = _UNLIMITED_SILENCE_SECONDS if timeout is None else timeout / (retries + 1)
         return HttpReader(source, headers, in_flight, retries, silence)
@@ -287,7 +288,7 @@ def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str
         from fsspec.core import url_to_fs
     except ImportError:
         raise UnsupportedError(
-            f"open: {url} is read by obstore or fsspec, which are missing: pip install obstore "
+            f"open: {url} needs obstore or fsspec: pip install obstore "
             "(or fsspec, and what it needs for this kind of URL)"
         ) from None
     try:

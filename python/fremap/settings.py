@@ -84,7 +84,7 @@ def checked_extent(
             f"Window: first_page is {first} and the store has {counted(store.page_count, 'page')}"
         )
     if count is not None and count * store.page_bytes >= _ADDRESS_SPACE_BYTES:
-        raise ArgumentError(f"Window: {count} pages are more than the address space has")
+        raise ArgumentError(f"Window: {count} pages do not fit into the address space")
     return count, first
 
 

@@ -216,7 +216,7 @@ def _pieces(opening: Opened, offset: int, asked: Asked, fetched: Fetched) -> Ite
         found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
         if asked.column is not None:
             if found not in ("raw", "arrow"):
-                raise header.wrong("it is no Arrow file, and has no columns")
+                raise header.wrong("it is not an Arrow file, and has no columns")
             found = "arrow"  # a stream does not say so itself
         if not asked.names.any and found not in ("safetensors", "index"):
             what = {"npy": "an .npy file", "arrow": "an Arrow file", "raw": "raw bytes"}[found]
@@ -269,7 +269,7 @@ def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
                     places.setdefault(name, []).append(path)
                     by_path.setdefault(path, []).append(name)
             elif kind != "safetensors":
-                raise header.wrong("it is no safetensors file, and has no tensors by name")
+                raise header.wrong("it is not a safetensors file, and has no tensors by name")
             elif names.any:
                 files[header.name] = opened.file
                 for tensor in safetensors.described(header):
@@ -282,7 +282,7 @@ def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
         every = [(path, name) for path, within in by_path.items() for name in within]
         if len(every) != 1:
             raise FormatError(
-                f"rows: {found.name} has {len(every)} tensors; say which by tensor=: "
+                f"rows: {found.name} has {len(every)} tensors; choose one by tensor=: "
                 f"{some_names(name for _, name in every)}"
             )
         return _of_file(files[every[0][0]], [every[0][1]], asked)
@@ -311,7 +311,7 @@ def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
     """Return what rows of raw bytes are, and how many there are."""
     header = opened.header
     if asked.element is None:
-        raise ArgumentError(f"rows: {header.name} is raw bytes: say what they are by dtype=")
+        raise ArgumentError(f"rows: {header.name} is raw bytes; pass dtype= to say what they are")
     header.checked_dtype(asked.element.dtype)
     kind = Kind(asked.element, asked.row_shape or ())
     data_bytes = header.size - offset
@@ -321,7 +321,7 @@ def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
         raise ArgumentError(f"rows: raw rows of shape {kind.row_shape} have no bytes to count by")
     if data_bytes % kind.row_bytes:
         raise header.wrong(
-            f"{data_bytes} bytes from byte {offset} on are no whole number of rows of "
+            f"{data_bytes} bytes from byte {offset} on are not a whole number of rows of "
             f"{kind.row_bytes} bytes"
         )
     count = data_bytes // kind.row_bytes

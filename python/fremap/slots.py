@@ -693,5 +693,5 @@ def _check_shared(shared: object, engine: str, calibration: object) -> None:
         raise ArgumentTypeError(f"Slots: shared must be a name, not {type(shared).__name__}")
     if engine != "auto" or calibration is not None:
         raise ArgumentError(
-            "Slots: shared slots are memory of their own; leave out engine= and calibration="
+            "Slots: shared slots have memory of their own; leave out engine= and calibration="
         )

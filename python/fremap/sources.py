@@ -172,8 +172,8 @@ class Opened:
             )
         if not stat.S_ISREG(mode):
             raise ArgumentError(
-                f"{operation}: {name} is no ordinary file; a block device can be given as a store "
-                "(fremap.open)"
+                f"{operation}: {name} is not a regular file; a block device can be given as a "
+                "store (fremap.open)"
             )
         self.header = Header(self._descriptor, name, size, operation, front)
         self.identity = (device, inode, born)
@@ -234,7 +234,7 @@ def look(file: str | bytes, operation: str = "rows") -> Looked | int:
 def _path(file: str | bytes, operation: str) -> bytes:
     path = os.fsencode(file)
     if b"\0" in path:
-        raise ArgumentError(f"{operation}: {file!r} is no path: embedded null byte")
+        raise ArgumentError(f"{operation}: {file!r} is not a path: it has a null byte")
     return path
 
 

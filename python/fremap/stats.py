@@ -10,7 +10,7 @@ __all__ = ["MemmapStats", "RowsStats", "SlotsStats", "WindowStats"]
 
 def warn_renamed(old: str, new: str) -> None:
     """Warn of a name that goes with 0.2."""
-    warnings.warn(f"{old} is {new} now", DeprecationWarning, stacklevel=3)
+    warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -406,7 +406,7 @@ class FileStore(Store):
         if mode not in ("r", "r+", "w+"):
             raise ArgumentError(f'open: mode is {mode!r}; it must be "r", "r+" or "w+"')
         if (mode == "w+") != (size is not None):
-            raise ArgumentError('open: size= goes with mode "w+", which needs it')
+            raise ArgumentError('open: size= must be given with mode "w+", and with no other mode')
         size = None if size is None else quantity("open: size", size)
         page_bytes = _checked_page("open", page_bytes)
         self._path: str | bytes | None

@@ -108,7 +108,7 @@ def remap_file_pages(
                 "know what its pages show; give the Window itself"
             )
         if min(numbers) < 0 or max(numbers) > sys.maxsize or max(numbers[2], numbers[4]) > _INT_MAX:
-            raise _refusal(errno.EINVAL, "an argument that is no address, size or page")
+            raise _refusal(errno.EINVAL, "an argument is not an address, a size or a page")
         _core.remap_file_pages(view, *numbers)
 
 
@@ -128,7 +128,7 @@ def _on_window(window: Window, start: int, size: int, prot: int, pgoff: int, fla
     page_bytes = window.page_bytes
     count = -(-size // page_bytes)
     if start % page_bytes:
-        raise _refusal(errno.EINVAL, f"start {start} is no multiple of {page_bytes}")
+        raise _refusal(errno.EINVAL, f"start {start} is not a multiple of {page_bytes}")
     if count <= 0 or start < 0 or start // page_bytes + count > window.page_count:
         within = window.page_count * page_bytes
         raise _refusal(errno.EINVAL, f"{size} bytes from {start} of a window of {within} bytes")

@@ -21,7 +21,7 @@ try:
     import torch
     from torch.utils.data import IterableDataset, get_worker_info
 except ImportError as error:
-    raise ImportError("fremap.torch needs PyTorch, which is missing: pip install torch") from error
+    raise ImportError("fremap.torch needs PyTorch: pip install torch") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,7 +187,7 @@ class BatchDataset(IterableDataset):
         caller = sys._getframe(1).f_locals.get("self")  # noqa: SLF001 - the one way
         if getattr(caller, "auto_collation", False):
             raise ArgumentError(
-                "BatchDataset: the DataLoader makes batches of these batches; say "
+                "BatchDataset: the DataLoader would make batches of these batches; use "
                 "DataLoader(dataset, batch_size=None)"
             )
         return _Reading(self)

@@ -266,7 +266,7 @@ def test_a_touch_of_the_file_itself_that_was_cut(
     page = 1 if opened == "window" else 11
     assert done.stderr == (
         f"fremap: window page {page} (file page 11): the file ends before it, at byte 24576; "
-        "the touch is SIGBUS\n"
+        "the touch raises SIGBUS\n"
     )
 
 

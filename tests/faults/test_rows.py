@@ -239,7 +239,7 @@ def test_a_shard_that_is_replaced(tmp_path: Path) -> None:
     with fremap.rows(paths, np.int32, 3) as rows:
         np.full(12, 77, np.int32).tofile(tmp_path / "new")
         (tmp_path / "new").rename(paths[1])
-        with pytest.raises(StoreError, match="another file is at the path") as caught:
+        with pytest.raises(StoreError, match="the path now leads to another file") as caught:
             rows.take([0, 5])
         assert (caught.value.errno, caught.value.row) == (errno.ESTALE, 5)
         assert caught.value.filename == str(paths[1])

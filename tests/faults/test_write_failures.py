@@ -286,7 +286,7 @@ def test_a_touch_of_an_aliased_hole_that_finds_no_room(
         [line] = done.stderr.splitlines()
         assert f"the file system of {path} has 0 bytes free" in line
         assert line.startswith("fremap: window page ")
-        assert line.endswith("the touch is SIGBUS")
+        assert line.endswith("the touch raises SIGBUS")
 
     assert in_child(body) == 0
 

@@ -619,7 +619,7 @@ def test_a_touch_that_fails_is_a_signal_after_a_line(run_main: RunMain) -> None:
     assert done.stdout == "8\n"
     (line,) = done.stderr.splitlines()
     assert "window page 7 (file page 7)" in line
-    assert "ValueError: no page 7; the touch is" in line
+    assert "ValueError: no page 7; the touch raises" in line
 
 
 @pytest.mark.needs("paged")

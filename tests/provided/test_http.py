@@ -470,7 +470,7 @@ def test_urls_with_passwords_are_refused_and_not_shown(server: Server) -> None:
 
 
 def test_options_of_urls_are_not_those_of_files(tmp_path: Path) -> None:
-    with pytest.raises(fremap.ArgumentError, match="goes with a URL"):
+    with pytest.raises(fremap.ArgumentError, match="only for URLs"):
         fremap.open(tmp_path / "x", storage_options={})
     with pytest.raises(fremap.ArgumentTypeError, match="source must be a URL"):
         fremap.RemoteStore("no/url")

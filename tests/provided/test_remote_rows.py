@@ -196,7 +196,7 @@ def test_an_array_in_a_window(served: Served) -> None:
     part = fremap.memmap(served.url, np.uint64, "r", offset=3 * PAGE + 8, shape=4)
     part.populate()
     assert part.tolist() == expected[3, 1:5].tolist()
-    with pytest.raises(fremap.ArgumentError, match="only read"):
+    with pytest.raises(fremap.ArgumentError, match="read-only"):
         fremap.memmap(served.url)
 
 
@@ -223,7 +223,7 @@ def test_npy_objects_as_arrays(
         np.testing.assert_array_equal(part, table[5:9])
     assert server.served.headers[-1]["X-Asked"] == "yes"
     for call, name in ((fremap.open_memmap, "open_memmap"), (fremap.load, "load")):
-        with pytest.raises(fremap.ArgumentError, match=f"^{name}: mode .* only read"):
+        with pytest.raises(fremap.ArgumentError, match=f"^{name}: mode .* read-only"):
             call(url, "r+")
     server.served.content = bytes(1000)
     processes = started()
@@ -259,5 +259,5 @@ def test_an_array_of_computed_pages() -> None:
         part = pickle.loads(pickle.dumps(array[3:]))
         part.populate()
         np.testing.assert_array_equal(part, expected[3:])
-        with pytest.raises(fremap.ArgumentError, match="only read"):
+        with pytest.raises(fremap.ArgumentError, match="read-only"):
             fremap.memmap(store)

@@ -51,7 +51,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         fremap.load(path)
     path.write_bytes(b"no array at all")
-    with pytest.raises(fremap.FormatError, match="does not begin as"):
+    with pytest.raises(fremap.FormatError, match="does not begin like"):
         fremap.load(path)
     np.save(path, np.array([None]), allow_pickle=True)
     with pytest.raises(fremap.ArgumentTypeError):

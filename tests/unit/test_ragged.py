@@ -476,7 +476,7 @@ def test_lists_of_arrow(tmp_path: Path, kind: str, large: bool) -> None:
                     rows.take(ids).values, np.concatenate([expected[row] for row in ids])
                 )
     for arguments, error, text in (
-        ({"column": "text"}, FormatError, "of type string, which is no list of unequal length"),
+        ({"column": "text"}, FormatError, "of type string, which is not a list of unequal length"),
         ({}, FormatError, "3 columns; say which by column="),
         ({"column": "ids", "dtype": np.int64}, ArgumentError, "the lists hold int32, not"),
     ):
@@ -504,7 +504,7 @@ def test_lists_of_arrow_that_are_odd(tmp_path: Path) -> None:
         fremap.ragged(path)
     for column in (pa.array([[1], None]), pa.array([[1], [None]])):
         write(column)
-        with pytest.raises(FormatError, match="lacks values"):
+        with pytest.raises(FormatError, match="has missing values"):
             fremap.ragged(path)
     write(pa.array([[1, 2], [], [3]]).slice(1))
     with fremap.ragged(path) as rows:

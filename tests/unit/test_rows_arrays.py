@@ -128,7 +128,7 @@ def test_data_sets_of_a_file_that_moved(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(FormatError, match=r"no longer at .*b/x\.h5"):
             fremap.rows(file["t"])
         os.unlink(tmp_path / "b" / "x.h5")
-        with pytest.raises(FormatError, match="open it by its whole path"):
+        with pytest.raises(FormatError, match="open it by its absolute path"):
             fremap.rows(file["t"])
 
 

@@ -151,7 +151,7 @@ def test_safetensors(tmp_path: Path) -> None:
         with fremap.rows(path, tensor=name) as rows:
             assert (rows.shape, rows.dtype) == (tensor.shape, tensor.dtype)
             np.testing.assert_array_equal(rows[::-1], tensor[::-1])
-    with pytest.raises(FormatError, match="3 tensors; say which by tensor=: 'empty', 'small'"):
+    with pytest.raises(FormatError, match="3 tensors; choose one by tensor=: 'empty', 'small'"):
         fremap.rows(path)
     with pytest.raises(FormatError, match="no tensor 'tables'; it has 'empty'"):
         fremap.rows(path, tensor="tables")
@@ -257,7 +257,7 @@ def test_an_index_of_safetensors(tmp_path: Path) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
     with fremap.rows(index, tensor="b") as rows:
         np.testing.assert_array_equal(rows[[2]], TABLE[[2]] + 2)
-    with pytest.raises(FormatError, match="say which by tensor="):
+    with pytest.raises(FormatError, match="choose one by tensor="):
         fremap.rows(index)
     for place in ("../x", "/etc/passwd", "", 3):
         index.write_text(json.dumps({"weight_map": {"a": place}}))
@@ -378,7 +378,7 @@ def test_a_type_that_is_not_known_leaves_the_others_readable(tmp_path: Path) -> 
     write_safetensors(path, entries, bytes(16) + TABLE.tobytes())
     with fremap.rows(path, tensor="table") as rows:
         np.testing.assert_array_equal(rows[:], TABLE)
-    with pytest.raises(FormatError, match="'six' is of type 'F6_E2M3'; known are BOOL"):
+    with pytest.raises(FormatError, match="'six' is of type 'F6_E2M3'; fremap knows BOOL"):
         fremap.rows(path, tensor="six")
 
 

@@ -183,7 +183,7 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
 )
 def test_an_index_of_names_that_no_file_has(tmp_path: Path, file: str) -> None:
     (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"t": file}}))
-    with pytest.raises(FormatError, match="which is no file beside the index") as caught:
+    with pytest.raises(FormatError, match="which is not the name of a file in the folder of the index") as caught:
         fremap.rows(tmp_path, tensor="t")
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
@@ -209,7 +209,7 @@ def test_formats_are_told_by_content(tmp_path: Path) -> None:
         assert rows[:].tobytes() == (tmp_path / "1f").read_bytes()
     with fremap.rows(tmp_path / "1f", np.uint8, BYTES_OF_ROW, offset=128) as rows:
         np.testing.assert_array_equal(rows[:], TABLE)
-    with pytest.raises(FormatError, match=r"does not begin as \.npy files do"):
+    with pytest.raises(FormatError, match=r"does not begin like an \.npy file"):
         fremap.rows(tmp_path / "4c", format="npy")
     with pytest.raises(FormatError, match="safetensors allows"):
         fremap.rows(tmp_path / "4c", format="safetensors")

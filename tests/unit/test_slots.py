@@ -160,9 +160,9 @@ def test_a_slot_that_is_pinned_stays(table: fremap.Slots) -> None:
 
 
 def test_old_names_of_pins_work_and_warn(table: fremap.Slots) -> None:
-    with pytest.warns(DeprecationWarning, match=r"Slots.hold is pin now"):
+    with pytest.warns(DeprecationWarning, match=r"Slots.hold is now called pin"):
         pin = table.hold([1])
-    with pin, pytest.warns(DeprecationWarning, match=r"held_slots is pinned_slots now"):
+    with pin, pytest.warns(DeprecationWarning, match=r"held_slots is now called pinned_slots"):
         assert table.stats().held_slots == 1
 
 

@@ -23,7 +23,7 @@ def test_without_torch_it_says_what_to_do() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert "ImportError: fremap.torch needs PyTorch, which is missing: pip install" in done.stderr
+    assert "ImportError: fremap.torch needs PyTorch: pip install" in done.stderr
 
 
 def test_fremap_alone_does_not_import_it() -> None:
@@ -138,7 +138,7 @@ def test_asked_for_without_torch_it_says_what_to_do() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert "ImportError: fremap.torch needs PyTorch, which is missing: pip install" in done.stderr
+    assert "ImportError: fremap.torch needs PyTorch: pip install" in done.stderr
 
 
 @needs_torch

@@ -42,11 +42,11 @@ pub enum Error {
         /// The first placed page in its range.
         window_page: u64,
     },
-    /// A file page that may be written would be shown twice.
+    /// A writable file page would be shown twice.
     #[error(
         "{operation}: file page {file_page} would be shown by window pages {window_page} and \
-         {other_page}, and may be written; in a window that is not coherent the two would \
-         differ: show it once, or protect both with READ"
+         {other_page}; a write to one of these copies would not reach the other: show the file \
+         page once, or protect both with READ"
     )]
     Alias {
         /// The operation that was asked for.
@@ -60,10 +60,10 @@ pub enum Error {
     },
     /// Too many kernel mappings.
     #[error(
-        "{operation}: this needs up to {needed} kernel mappings; the process has {in_use}, so that \
-         {} of vm.max_map_count = {limit} are left, and fremap leaves 1000 to the rest of it; use \
-         longer extents, or `sysctl vm.max_map_count={}`, or engine=\"paged\" (one mapping for \
-         any order) if the window need not be coherent",
+        "{operation}: this needs up to {needed} kernel mappings; the process has {in_use}, so {} \
+         of vm.max_map_count = {limit} are left, and fremap leaves 1000 of them for other code; \
+         use longer extents, or `sysctl vm.max_map_count={}`, or engine=\"paged\" (one mapping \
+         for any order) if the window need not be coherent",
         limit.saturating_sub(*in_use),
         in_use.saturating_add(*needed).saturating_add(1000).max(limit.saturating_add(1))
     )]
@@ -77,7 +77,7 @@ pub enum Error {
         /// `vm.max_map_count`.
         limit: u64,
     },
-    /// A file system has not the space for shared memory.
+    /// A file system does not have the space for shared memory.
     #[error(
         "{operation}: {wanted} bytes of shared memory do not fit into {}, which has {free} free; \
          ask for less, remove what is there, or mount it with a larger size", path.display()
@@ -109,8 +109,8 @@ pub enum Error {
     },
     /// More than a memory budget.
     #[error(
-        "{operation}: this needs {wanted} bytes of memory and the budget is {budget}: {why}; or give a \
-         larger budget, or budget=None"
+        "{operation}: this needs {wanted} bytes of memory and the budget is {budget}: {why}; give a \
+         larger budget, or pass budget=None"
     )]
     Budget {
         /// The operation that was asked for.
@@ -124,8 +124,8 @@ pub enum Error {
     },
     /// More extents than there are slots for.
     #[error(
-        "{operation}: {wanted} extents do not fit: of {slots} slots {pinned} are pinned for others; \
-         name fewer keys at a time, release pins, or make more slots"
+        "{operation}: {wanted} extents do not fit: {pinned} of {slots} slots are pinned for other \
+         extents; name fewer keys at a time, release pins, or make more slots"
     )]
     Slots {
         /// The operation that was asked for.
@@ -155,7 +155,7 @@ pub enum Error {
     },
     /// The file is shorter than it was when the store was opened.
     #[error(
-        "{operation}: the file ends {} file page {file_page}, which was within it when the \
+        "{operation}: the file ends {} file page {file_page}, because it was truncated after the \
          store was opened; call refresh() to read its size again",
         if *in_part { "in the middle of" } else { "before" }
     )]
@@ -199,12 +199,12 @@ pub enum Error {
         /// "store" or "window".
         what: &'static str,
     },
-    /// A store that is one of several in a row is closed.
-    #[error("{operation}: store {index} of the row, {member}, is closed")]
+    /// A store that is part of a `ConcatStore` is closed.
+    #[error("{operation}: store {index} of the ConcatStore ({member}) is closed")]
     MemberClosed {
         /// The operation that was asked for.
         operation: &'static str,
-        /// Its place in the row.
+        /// Its place among the stores.
         index: usize,
         /// What it is called.
         member: String,
@@ -236,7 +236,7 @@ pub enum Error {
         /// The kernel's answer.
         errno: Errno,
     },
-    /// A provider process has not brought pages.
+    /// A provider process did not deliver pages.
     #[error("{operation}{}: {}", pages(*file_page, *page_count), said.reason)]
     Provider {
         /// The operation that was asked for.
@@ -260,16 +260,16 @@ pub enum Error {
     },
 }
 
-/// What a provider process said of a request that failed, or is said of the process.
+/// What a provider process said about a failed request, or what is known about the process.
 #[derive(Debug)]
 pub struct Said {
-    /// That of the exception that the program raised, EIO for one without.
+    /// The errno of the exception that the program raised; EIO if it has none.
     pub errno: Errno,
-    /// A line.
+    /// One line that says what went wrong.
     pub reason: String,
-    /// Where in the program it happened, or nothing.
+    /// The program's traceback, or empty.
     pub traceback: String,
-    /// The exception as the process has pickled it, or nothing.
+    /// The exception as pickled by the process, or empty.
     pub pickled: Vec<u8>,
 }
 
@@ -278,15 +278,15 @@ pub struct Said {
 pub enum RowLoss {
     /// The file is shorter than it was.
     #[error(
-        "the file has {size_bytes} bytes now and ends before the row does, which was within it \
-         when it was opened; open it again"
+        "the file has {size_bytes} bytes now and ends before the row does, because it was \
+         truncated after it was opened; open it again"
     )]
     Truncated {
         /// Bytes that it has now.
         size_bytes: u64,
     },
     /// Another file has its name.
-    #[error("another file is at the path by now; open it again")]
+    #[error("the path now leads to another file; open it again")]
     Replaced,
     /// A system call failed.
     #[error("{}", describe(*.0))]
@@ -330,7 +330,7 @@ impl Error {
         self
     }
 
-    /// The same error, told of the operation that met it.
+    /// The same error, attributed to the operation that the caller asked for.
     #[must_use]
     pub fn with_operation(mut self, asked: &'static str) -> Self {
         if let Self::Io { operation, .. }
@@ -374,9 +374,9 @@ pub fn describe(errno: Errno) -> String {
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
 
-/// Asked between steps of a long operation whether the caller wants it to stop.
+/// A long operation asks between its steps whether the caller wants it to stop.
 ///
-/// [`Error::Interrupted`] ends the operation after what is under way has ended.
+/// [`Error::Interrupted`] ends the operation once nothing is in flight.
 pub trait Interrupt {
     /// # Errors
     /// [`Error::Interrupted`] when the operation is to stop.

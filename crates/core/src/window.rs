@@ -410,17 +410,17 @@ impl Window {
     fn check_prot(&self, operation: &'static str, prot: Prot) -> Result<()> {
         match prot {
             Prot::Write if self.prot != Prot::Write => Err(Error::Argument(format!(
-                "{operation}: WRITE in a window that was made with prot=READ; make it with \
+                "{operation}: prot is WRITE, but the window was made with prot=READ; make it with \
                  prot=WRITE"
             ))),
             Prot::Read if self.kind == EngineKind::Eager && self.prot == Prot::Write => {
-                Err(Error::unsupported(operation, self.kind, "has no protection but NONE"))
+                Err(Error::unsupported(operation, self.kind, "supports no protection but NONE"))
             }
             Prot::Read if self.tracking == Some(Tracking::Kernel) => Err(Error::unsupported(
                 operation,
                 self.kind,
-                "cannot keep others from storing to pages where the kernel only notes stores; make \
-                 the window with tracking=\"sync\"",
+                "cannot make pages read-only with tracking=\"async\", where the kernel only notes \
+                 writes; make the window with tracking=\"sync\"",
             )),
             _ => Ok(()),
         }
@@ -477,8 +477,8 @@ impl Window {
         }
         if options.nonblock && !options.populate {
             return Err(Error::Argument(
-                "remap: nonblock=True brings what is in the page cache and populate=False brings \
-                 nothing; leave one of them out"
+                "remap: nonblock=True loads pages that are in the page cache, and populate=False \
+                 loads none; leave one of them out"
                     .to_owned(),
             ));
         }

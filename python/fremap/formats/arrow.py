@@ -88,14 +88,14 @@ def lists(header: Header, column: str | None) -> list[Lists]:
     kind = schema.field(name).type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         raise header.wrong(
-            f"column {shown(name)} is of type {kind}, which is no list of unequal length"
+            f"column {shown(name)} is of type {kind}, which is not a list of unequal length"
         )
     dtype, shape = _element(header, name, kind.value_type)
     found = []
     for batch in batches:
         array = batch.column(schema.names.index(name))
         if array.null_count:
-            raise header.wrong(f"column {shown(name)} lacks values (null); fill them in first")
+            raise header.wrong(f"column {shown(name)} has missing values (null); fill them first")
         if len(array):
             place = _place(header, name, array.values, dtype, base)
             values = Table(dtype, dtype.name, (len(array.values), *shape), place, name)
@@ -108,7 +108,7 @@ def _chosen(header: Header, names: list[str], column: str | None) -> str:
     """Return the column that is meant."""
     if column is None and len(names) != 1:
         raise header.wrong(
-            f"it has {len(names)} columns; say which by column=: {some_names(names)}"
+            f"it has {len(names)} columns; choose one by column=: {some_names(names)}"
         )
     name = names[0] if column is None else column
     if names.count(name) != 1:
@@ -150,11 +150,9 @@ def _read(header: Header) -> tuple[Any, Iterator[Any], int]:
         import pyarrow as pa
         from pyarrow import ipc
     except ImportError:
-        raise header.wrong(
-            "Arrow files are read by pyarrow, which is missing: pip install pyarrow"
-        ) from None
+        raise header.wrong("reading Arrow files needs pyarrow: pip install pyarrow") from None
     if header.fetch is not None:
-        raise header.wrong("Arrow files are read where they lie on this machine; download it")
+        raise header.wrong("Arrow files can only be read on this machine; download it")
     try:
         mapped = pa.memory_map(f"/proc/self/fd/{header.fd}")
         base = mapped.read_buffer(1).address if header.size else 0
@@ -166,7 +164,7 @@ def _read(header: Header) -> tuple[Any, Iterator[Any], int]:
         stream = ipc.open_stream(mapped)
         return stream.schema, _each(header, iter(stream)), base
     except (pa.ArrowInvalid, OSError) as error:
-        raise header.wrong(f"it is no Arrow file or stream: {error}") from error
+        raise header.wrong(f"it is not an Arrow file or stream: {error}") from error
 
 
 def _each(header: Header, batches: Iterator[Any]) -> Iterator[Any]:
@@ -176,7 +174,7 @@ def _each(header: Header, batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
     except (pa.ArrowInvalid, OSError) as error:
-        raise header.wrong(f"a record batch of it is damaged: {error}") from error
+        raise header.wrong(f"one of its record batches is damaged: {error}") from error
 
 
 def _element(header: Header, name: str, kind: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
@@ -196,9 +194,9 @@ def _element(header: Header, name: str, kind: Any) -> tuple[np.dtype[Any], tuple
     if types.is_fixed_size_binary(kind) and not types.is_decimal(kind):
         return np.dtype(f"V{kind.byte_width}"), ()
     raise header.wrong(
-        f"column {shown(name)} is of type {kind}, whose rows are not of one size in bytes; cast "
-        "it to numbers or to lists of a fixed size (pyarrow.list_(type, length)); lists of unequal "
-        "length are read by fremap.ragged"
+        f"column {shown(name)} is of type {kind}, whose rows do not all have the same size in "
+        "bytes; cast it to numbers or to lists of a fixed size (pyarrow.list_(type, length)), or "
+        "read lists of unequal length by fremap.ragged"
     )
 
 
@@ -211,7 +209,7 @@ def _place(header: Header, name: str, array: Any, dtype: np.dtype[Any], base: in
         if isinstance(array, pa.ExtensionArray):
             array = array.storage
         if array.null_count:
-            raise header.wrong(f"column {shown(name)} lacks values (null); fill them in first")
+            raise header.wrong(f"column {shown(name)} has missing values (null); fill them first")
         if not pa.types.is_fixed_size_list(array.type):
             break
         before = (before + array.offset) * array.type.list_size

@@ -37,7 +37,7 @@ def described(path: str) -> list[Description]:
         import h5py
     except ImportError:
         raise FormatError(
-            f"rows: {path}: HDF5 files are read by h5py, which is missing: pip install h5py"
+            f"rows: {path}: reading HDF5 files needs h5py: pip install h5py"
         ) from None
     found: list[Description] = []
 
@@ -80,8 +80,8 @@ def located(dataset: Any) -> tuple[str, Table]:
     how = _scattered(dataset)
     if how is not None:
         raise FormatError(
-            f"rows: {name} is {how}, so its rows are not in one piece in the file; copy it to one "
-            "that is contiguous: create_dataset(name, data=dataset[:])"
+            f"rows: {name} is {how}, so its rows are not contiguous in the file; copy it to a data "
+            "set that is: create_dataset(name, data=dataset[:])"
         )
     if dataset.file.driver != _PLAIN_DRIVER:
         raise FormatError(
@@ -97,12 +97,12 @@ def located(dataset: Any) -> tuple[str, Table]:
         what = (
             "nothing was written to it yet" if held == 0 else f"it takes {held} bytes, not {size}"
         )
-        raise FormatError(f"rows: {name} cannot be read where it lies: {what}")
+        raise FormatError(f"rows: {name} is not contiguous in its file: {what}")
     offset = int(dataset.id.get_offset() or 0) if size else 0
     path = os.path.abspath(os.fsdecode(dataset.file.filename))
     if not _is_at(path, dataset.file.id.get_vfd_handle()):
         raise FormatError(
-            f"rows: {name} is in a file that is no longer at {path}; open it by its whole path"
+            f"rows: {name} is in a file that is no longer at {path}; open it by its absolute path"
         )
     return path, Table(dtype, dtype.name, shape, offset, str(dataset.name))
 

@@ -52,12 +52,12 @@ def index(header: Header) -> Index:
     """
     front = header.read(0, min(header.size, _FRONT.size))
     if len(front) < _FRONT.size or not front.startswith(MAGIC):
-        raise header.wrong("it does not begin as an index of Megatron's does")
+        raise header.wrong("it does not begin like an index of Megatron's")
     _, version, code, count, _documents = _FRONT.unpack(front)
     if version != 1:
         raise header.wrong(f"it is an index of version {version}, not 1")
     if code not in _DTYPES:
-        raise header.wrong(f"its elements are of type {code}; known are 1 to {max(_DTYPES)}")
+        raise header.wrong(f"its elements are of type {code}; fremap knows 1 to {max(_DTYPES)}")
     dtype = np.dtype(_DTYPES[code])
     if count * 12 > header.size - _FRONT.size:
         raise header.wrong(
@@ -67,7 +67,7 @@ def index(header: Header) -> Index:
     lengths = np.frombuffer(header.read(_FRONT.size, count * 4), "<i4").astype(np.int64)
     pointers = np.frombuffer(header.read(_FRONT.size + count * 4, count * 8), "<i8")
     if count and (int(lengths.min()) < 0 or int(pointers.min()) < 0):
-        raise header.wrong("it has a sequence of negative length or place")
+        raise header.wrong("it has a sequence of negative length or position")
     starts, odd = np.divmod(pointers.astype(np.int64), dtype.itemsize)
     if odd.any():
         at = int(np.flatnonzero(odd)[0])

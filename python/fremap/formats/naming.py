@@ -79,7 +79,7 @@ class Names(NamedTuple):
         for name, files in places.items():
             if len(files) > 1:
                 raise FormatError(
-                    f"rows: tensor {shown(name)} is in {files[0]} and in {files[1]}; each may be "
+                    f"rows: tensor {shown(name)} is in {files[0]} and in {files[1]}; each must be "
                     "in one file only"
                 )
         if self.pattern is None:
@@ -103,7 +103,7 @@ class Names(NamedTuple):
             if number in by_number:
                 raise FormatError(
                     f"rows: {where} has tensors {shown(by_number[number])} and {shown(name)}: "
-                    f"number {number} of {shown(self.pattern)} twice; name the tensors in a list"
+                    f"number {number} of {shown(self.pattern)} occurs twice; pass a list of names"
                 )
             by_number[number] = name
         numbers = sorted(by_number)
@@ -152,7 +152,7 @@ def names_of(tensor: object) -> Names:
         placeholders = len(_PLACEHOLDER.findall(tensor))
         if placeholders > 1:
             raise ArgumentError(
-                f"rows: tensor={shown(tensor)} has {placeholders} numbers; a pattern has one, "
+                f"rows: tensor={shown(tensor)} has {placeholders} placeholders; a pattern has one, "
                 "and names in a list are taken as they are"
             )
         return Names(pattern=tensor, many=True) if placeholders else Names((tensor,))

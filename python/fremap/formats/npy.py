@@ -51,8 +51,8 @@ def table(header: Header) -> Table:
     checked, fortran, dtype, data_offset = described(header)
     if fortran and sum(length > 1 for length in checked) > 1:
         raise header.wrong(
-            f"its array of shape {shown(checked)} is in Fortran order, so its rows are not in one "
-            "piece; save np.ascontiguousarray(array) instead"
+            f"its array of shape {shown(checked)} is in Fortran order, so its rows are not "
+            "contiguous; save np.ascontiguousarray(array) instead"
         )
     dtype = header.checked_dtype(dtype)
     return header.check_data(Table(dtype, dtype.name, checked, data_offset))
@@ -92,7 +92,7 @@ def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
     """
     front = header.read(0, len(MAGIC) + 2)
     if not front.startswith(MAGIC):
-        raise header.wrong("it does not begin as .npy files do")
+        raise header.wrong("it does not begin like an .npy file")
     version = (front[-2], front[-1])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise header.wrong(f"it is an .npy file of version {version[0]}.{version[1]}, not 1.0-3.0")
@@ -108,7 +108,7 @@ def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
         shape, fortran, dtype = _parsed(version, text, length_bytes)
     except _MISREAD as error:
         # The error itself may show all of the header.
-        raise header.wrong(f"its header cannot be understood: {error}") from None
+        raise header.wrong(f"its header cannot be parsed: {error}") from None
     return header.checked_shape(shape), fortran, dtype, data_offset
 
 

@@ -288,7 +288,7 @@ def _index_text(header: Header) -> bytes:
 def _weight_map(header: Header, text: bytes) -> dict[str, Any]:
     files = _object(header, text).get("weight_map")
     if not isinstance(files, dict):
-        raise header.wrong("it has no weight_map, as an index of safetensors has")
+        raise header.wrong("it has no weight_map, which an index of safetensors needs")
     return files
 
 
@@ -317,7 +317,8 @@ def _beside(header: Header, name: str, file: object) -> str:
         or sum(len(part.encode()) + 1 for part in parts) > _MAX_PATH_BYTES
     ):
         raise header.wrong(
-            f"tensor {shown(name)} is in {shown(file)}, which is no file beside the index"
+            f"tensor {shown(name)} is in {shown(file)}, which is not the name of a file in the "
+            "folder of the index"
         )
     return posixpath.join(*parts)
 
@@ -329,9 +330,9 @@ def _object(header: Header, text: bytes) -> dict[str, Any]:
     except FormatError:
         raise
     except (ValueError, RecursionError) as error:
-        raise header.wrong(f"its header is no JSON: {error}") from error
+        raise header.wrong(f"its header is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise header.wrong("its header is no JSON object")
+        raise header.wrong("its header is not a JSON object")
     return value
 
 
@@ -341,7 +342,7 @@ def _parsed(header: Header, text: bytes) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) != len(pairs):
-            raise header.wrong("its header names something twice")
+            raise header.wrong("its header has a name twice")
         return made
 
     def integer(digits: str) -> int:
@@ -388,7 +389,7 @@ def _table(header: Header, name: str, fields: dict[str, Any], data_offset: int) 
     kind = fields.get("dtype")
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise header.wrong(
-            f"tensor {shown(name)} is of type {shown(kind)}; known are {', '.join(_DTYPES)}"
+            f"tensor {shown(name)} is of type {shown(kind)}; fremap knows {', '.join(_DTYPES)}"
         )
     shape = header.checked_shape(fields.get("shape"))
     code, dtype_name = _DTYPES[kind]
@@ -416,7 +417,7 @@ def _check_cover(header: Header, entries: dict[str, Any], data_bytes: int) -> No
             or not 0 <= at[0] <= at[1]
         ):
             raise header.wrong(
-                f"tensor {shown(name)} lies at {shown(at)}, which is no range of bytes"
+                f"tensor {shown(name)} lies at {shown(at)}, which is not a range of bytes"
             )
         begins.append(at[0])
         ends.append(at[1])
@@ -466,7 +467,7 @@ def _chosen(header: Header, held: list[str], names: Names) -> str:
     if names.any:
         if len(held) == 1:
             return held[0]
-        raise header.wrong(f"it has {len(held)} tensors; say which by tensor=: {some_names(held)}")
+        raise header.wrong(f"it has {len(held)} tensors; choose one by tensor=: {some_names(held)}")
     (name,) = names.exact
     if name not in held:
         raise header.wrong(f"it has no tensor {shown(name)}; it has {some_names(held)}")

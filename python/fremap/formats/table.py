@@ -176,7 +176,7 @@ class Header:
             isinstance(length, int) and not isinstance(length, bool) and length >= 0
             for length in shape
         ):
-            raise self.wrong(f"its header says the shape is {shown(shape)}, which is none")
+            raise self.wrong(f"its header says the shape is {shown(shape)}, which is not a shape")
         if any(length > sys.maxsize for length in shape):
             raise self.wrong(
                 f"its header says the shape is {shown(shape)}, which no memory has: "

@@ -573,8 +573,8 @@ impl Engine for Alias {
         Err(Error::unsupported(
             "dirty",
             "alias",
-            "shows the file itself: a write is in the page cache at once, and which of its \
-             pages are not on the disk yet is the kernel's to know",
+            "shows the file itself: a write is in the page cache at once, and only the kernel \
+             knows which pages are not on the disk yet; call flush()",
         ))
     }
 
@@ -582,8 +582,8 @@ impl Engine for Alias {
         Err(Error::unsupported(
             "pin",
             "alias",
-            "shows pages of the kernel's, which takes them back as it likes; make the window with \
-             lock=True, or use engine=\"paged\"",
+            "shows the kernel's page cache, which the kernel may reclaim at any time; make the \
+             window with lock=True, or use engine=\"paged\"",
         ))
     }
 

@@ -283,7 +283,7 @@ fn direct_file(store: &Store, file: &OwnedFd) -> Result<Arc<OwnedFd>> {
 }
 
 fn not_direct() -> Error {
-    let reason = "the file system does not do O_DIRECT; open the rows without direct=True";
+    let reason = "the file system does not support O_DIRECT; open the rows without direct=True";
     Error::Unsupported { operation: "rows", reason: reason.into() }
 }
 

@@ -403,7 +403,7 @@ fn reserve(ask: Ask, files: &Files) -> Result<Reservation> {
             operation: "rows",
             wanted: least,
             budget: budget.bytes(),
-            why: "with less no part of a file can be mapped; 2 MiB and a page table are the least",
+            why: "the smallest part of a file that can be mapped is 2 MiB and its page table",
         });
     }
     Ok(budget)

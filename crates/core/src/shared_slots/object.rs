@@ -186,7 +186,7 @@ impl Object {
         let geometry = checked_header(path, &mapping)?;
         let layout = Layout::new(&geometry, system_page_bytes())?;
         if layout.object_bytes != size {
-            return Err(refused(path, "was cut or made longer; remove it"));
+            return Err(refused(path, "was truncated or made longer; remove it"));
         }
         Ok(Some(Self { mapping, layout, geometry, path: path.into(), identity: facts.identity }))
     }
@@ -209,7 +209,7 @@ impl Object {
                 return Ok((object, owner));
             }
         }
-        Err(refused(&path, "is made and removed again and again; use another name"))
+        Err(refused(&path, "is created and removed again and again; use another name"))
     }
 
     /// Makes this process an owner; None if the object has lost its name.
@@ -262,7 +262,7 @@ impl Object {
     ) -> Result<()> {
         let bytes = self.layout.first_bytes() as u64;
         if let Some(budget) = wanted.most_bytes.filter(|&most| bytes > most) {
-            let why = "the slots are memory that all processes share; use fewer slots";
+            let why = "the slots are memory that all processes share (use fewer slots)";
             return Err(Error::Budget { operation: "Slots", wanted: bytes, budget, why });
         }
         // Before the first of them is allocated, as what is short then is short for everybody.
@@ -442,7 +442,7 @@ impl Object {
         check_namespaces(&self.path, &self.mapping)?;
         let this = Owner::this().map_err(|errno| failed(Path::new("/proc/self/stat"), errno))?;
         let owner = locked.table.vacancy().ok_or_else(|| {
-            refused(&self.path, &format!("has {MOST_OWNERS} processes, which is the most"))
+            refused(&self.path, &format!("is used by {MOST_OWNERS} processes, the most that it can have"))
         })?;
         let (offset, bytes) = self.layout.holds_of(owner.0);
         shm::allocate(self.mapping.fd(), offset, bytes)

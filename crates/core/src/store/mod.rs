@@ -238,7 +238,7 @@ impl Store {
     #[must_use]
     pub fn describe(&self) -> String {
         match (self.kind, self.path()) {
-            (StoreKind::Concat, _) => format!("a row of {} files", self.parts.all().len()),
+            (StoreKind::Concat, _) => format!("a ConcatStore of {} files", self.parts.all().len()),
             (_, Some(path)) => path.display().to_string(),
             (StoreKind::Provided, None) => "a computed store".into(),
             (_, None) => "shared memory".into(),

@@ -44,7 +44,7 @@ pub fn recovery_available() -> Result<(), String> {
     #[cfg(target_arch = "x86_64")]
     return signal::available();
     #[cfg(not(target_arch = "x86_64"))]
-    return Err("recovering from SIGBUS is written for x86-64 alone".into());
+    return Err("recovery from SIGBUS is implemented only for x86-64".into());
 }
 
 impl Recovery {

@@ -43,36 +43,36 @@ pub const FEATURES: [Feature; 13] = [
         since: "5.11 (4.3 with CAP_SYS_PTRACE)",
         kernel: (5, 11),
         used_for: "engine \"paged\": one kernel mapping for any order of pages",
-        without: "windows use \"alias\" (a mapping a piece), or \"eager\" (filled at once), which \
-                  keeps to no budget",
+        without: "windows use \"alias\" (one mapping for each piece), or \"eager\" (loaded at once, \
+                  without a budget)",
     },
     Feature {
         name: "userfaultfd_kernel_faults",
         since: "4.3",
         kernel: (4, 3),
         used_for: "system calls that touch absent pages of engine \"paged\"",
-        without: "such a system call gets EFAULT; populate() the pages first",
+        without: "such a system call fails with EFAULT; populate() the pages first",
     },
     Feature {
         name: "uffd_move",
         since: "6.8",
         kernel: (6, 8),
         used_for: "engine \"paged\" swaps pages in without a copy; tracking=\"async\"",
-        without: "pages are copied in, and a remap of cached pages takes up to 4 times as long",
+        without: "pages are copied, and a remap of cached pages takes up to 4 times as long",
     },
     Feature {
         name: "uffd_poison",
         since: "6.6",
         kernel: (6, 6),
         used_for: "engine \"paged\": pages without access cost no mapping",
-        without: "each run of pages without access is a mapping, and a touch there is SIGSEGV",
+        without: "each run of pages without access is a mapping, and touching it raises SIGSEGV",
     },
     Feature {
         name: "uffd_wp",
         since: "5.7 (6.10 on aarch64)",
         kernel: WRITE_PROTECT_KERNEL,
-        used_for: "engine \"paged\" in windows that are written",
-        without: "windows that are written use \"eager\", without a budget",
+        used_for: "engine \"paged\" in writable windows",
+        without: "writable windows use \"eager\", without a budget",
     },
     Feature {
         name: "uffd_wp_async",
@@ -85,8 +85,8 @@ pub const FEATURES: [Feature; 13] = [
         name: "populate_read",
         since: "5.14",
         kernel: (5, 14),
-        used_for: "every window: the pages of a mapping are filled in one call",
-        without: "there are no windows; rows and stores work",
+        used_for: "every window: one call loads the pages of a mapping",
+        without: "windows do not work; rows and stores do",
     },
     Feature {
         name: "guard_pages",
@@ -100,35 +100,36 @@ pub const FEATURES: [Feature; 13] = [
         since: "6.13",
         kernel: (6, 13),
         used_for: "evict drops many ranges in one call",
-        without: "evict makes a call for each range",
+        without: "evict makes one call for each range",
     },
     Feature {
         name: "io_uring",
         since: "5.11",
         kernel: (5, 11),
         used_for: "scattered reads and writes, up to 128 in flight",
-        without: "a pool of threads reads and writes",
+        without: "a pool of threads reads and writes, up to 16 requests at once",
     },
     Feature {
         name: "cachestat",
         since: "6.5",
         kernel: (6, 5),
-        used_for: "asking which pages are resident, also of files that cannot be mapped",
-        without: "the file's owner and mode decide, and files that cannot be mapped do not tell",
+        used_for: "asking which pages are resident, even of files that cannot be mapped",
+        without: "only a file's owner, and users who may write it, can ask (mincore), and only if \
+                  it can be mapped",
     },
     Feature {
         name: "page_table_reclaim",
         since: "6.14 with CONFIG_PT_RECLAIM",
         kernel: (6, 14),
-        used_for: "page tables of memory that empties are given back",
-        without: "page tables stay as long as the window, and take from its budget",
+        used_for: "the kernel frees the page tables of evicted memory",
+        without: "page tables are kept as long as the window, and count against its budget",
     },
     Feature {
         name: "sigbus_recovery",
         since: "",
         kernel: (0, 0),
-        used_for: "x86-64: pages in the page cache are copied from a mapping of the file",
-        without: "they are read by system calls, which takes about twice as long",
+        used_for: "cached pages are copied from a mapping of the file (x86-64)",
+        without: "cached pages are read by system calls, which takes about twice as long",
     },
 ];
 
@@ -268,7 +269,7 @@ fn describe_lack(lack: Lack) -> String {
     match lack {
         Lack::Refused(errno) => describe(errno),
         Lack::NotOffered => "this kernel does not have it".to_owned(),
-        Lack::NoUserfaultfd => "no userfaultfd".to_owned(),
+        Lack::NoUserfaultfd => "userfaultfd is missing".to_owned(),
     }
 }
 
@@ -301,12 +302,12 @@ fn remedy(feature: &Feature, lack: Lack) -> String {
         (_, Lack::NoUserfaultfd, Some(newer)) => format!("comes with userfaultfd, on {newer}"),
         (_, Lack::NoUserfaultfd, None) => "comes with userfaultfd".to_owned(),
         ("sigbus_recovery", ..) => {
-            "x86-64, and no other handler of SIGBUS that takes its place".to_owned()
+            "x86-64, and no other SIGBUS handler that replaces fremap's".to_owned()
         }
         (_, _, Some(newer)) => newer,
         (name, Lack::Refused(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN), None) => {
             format!(
-                "a higher limit (RLIMIT_NOFILE, RLIMIT_MEMLOCK, memory): {name} itself is there"
+                "a higher limit (RLIMIT_NOFILE, RLIMIT_MEMLOCK, memory); the kernel has {name}"
             )
         }
         ("io_uring", Lack::Refused(_), None) if io_uring_is_disabled() => {
@@ -316,15 +317,15 @@ fn remedy(feature: &Feature, lack: Lack) -> String {
             if is_filtered() =>
         {
             format!(
-                "a seccomp profile that allows {name} (a filter of this process, as containers have, \
-                 refuses it); `fremap doctor --seccomp` makes one"
+                "a seccomp profile that allows {name} (the container's seccomp filter refuses it); \
+                 `fremap doctor --seccomp` makes one"
             )
         }
         (name, Lack::Refused(Errno::PERM | Errno::ACCESS), None) => {
             format!("a security policy (SELinux, AppArmor) that allows {name}")
         }
-        ("page_table_reclaim", ..) => "a kernel that is built with CONFIG_PT_RECLAIM".to_owned(),
-        _ => "a kernel that is built with it; by its version this one could have it".to_owned(),
+        ("page_table_reclaim", ..) => "a kernel built with CONFIG_PT_RECLAIM".to_owned(),
+        _ => "a kernel built with it; this version could have it, but this build does not".to_owned(),
     }
 }
 
@@ -368,7 +369,7 @@ fn userfaultfd_probes() -> Vec<Probe> {
     };
     let mut kernel_faults = probe("userfaultfd_kernel_faults", kernel_faults);
     if uffd.is_ok() && !kernel_faults.available {
-        "a system call that touches an absent page gets EFAULT"
+        "a system call that touches an absent page fails with EFAULT"
             .clone_into(&mut kernel_faults.detail);
     }
     vec![

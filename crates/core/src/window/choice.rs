@@ -20,12 +20,12 @@ use crate::units::Prot;
 pub(super) fn check_prot(options: &WindowOptions) -> Result<()> {
     match (options.prot, options.coherent) {
         (Prot::None, _) => Err(Error::Argument(
-            "Window: prot must be READ or WRITE; protect(pages, NONE) takes access from pages"
+            "Window: prot must be READ or WRITE; call protect(pages, NONE) to deny access to pages"
                 .to_owned(),
         )),
         (Prot::Write, None) => Err(Error::Argument(
-            "Window: a window that may be written must say coherent=True (others see each write \
-             at once) or coherent=False (writes reach the store on flush)"
+            "Window: a writable window needs coherent=True (others see each write at once) or \
+             coherent=False (writes reach the store on flush)"
                 .to_owned(),
         )),
         _ => Ok(()),
@@ -60,7 +60,7 @@ pub(super) fn for_store(
     }
     if options.fault == FaultMode::Signal {
         return refused(
-            "has its pages from other processes, which a signal handler cannot ask; use \
+            "gets its pages from other processes, which a signal handler cannot ask; use \
              fault=\"thread\"",
         );
     }
@@ -85,12 +85,12 @@ pub fn choose_engine(engines: &[EngineKind], prot: Prot) -> Result<EngineKind> {
         Some(&other) => Ok(other),
         None if !paged(Prot::Read)? => unsupported(format!(
             "engine \"paged\" needs userfaultfd, which this process may not use; to get it: {}; \
-             else use engine=\"alias\" or \"eager\"",
+             or use engine=\"alias\" or \"eager\"",
             probe::userfaultfd_remedy()
         )),
         None => unsupported(format!(
-            "engine \"paged\" needs write protection by userfaultfd for a window that may be \
-             written; to get it: {}; else use engine=\"eager\", or coherent=True",
+            "a writable window of engine \"paged\" needs write protection by userfaultfd; to get \
+             it: {}; or use engine=\"eager\", or coherent=True",
             probe::userfaultfd_feature_remedy("uffd_wp")
         )),
     }
@@ -126,7 +126,7 @@ pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking
             operation: "Window",
             reason: format!(
                 "tracking=\"async\" needs UFFD_FEATURE_WP_ASYNC, PAGEMAP_SCAN and UFFDIO_MOVE; to \
-                 get them: {}; else use tracking=\"sync\"",
+                 get them: {}; or use tracking=\"sync\"",
                 probe::userfaultfd_feature_remedy("uffd_move")
             ),
         }),
@@ -191,8 +191,8 @@ pub(super) fn check_budget(
     let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
     let reason = match kind {
         EngineKind::Eager if window_bytes > bytes => {
-            "engine \"eager\" serves no faults, so no page may leave unasked: leave the budget out \
-             and evict(), or use engine=\"paged\""
+            "engine \"eager\" cannot reload evicted pages on access, so it evicts none by itself: \
+             leave the budget out and call evict(), or use engine=\"paged\""
         }
         EngineKind::Alias | EngineKind::Eager | EngineKind::Paged => return Ok(()),
     };

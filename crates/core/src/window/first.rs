@@ -16,8 +16,8 @@ pub(super) fn first_table(
     let file_pages = store.page_count();
     if file_pages > Entry::MAX_FILE_PAGES {
         return Err(Error::Argument(format!(
-            "Window: the store has {file_pages} pages and a window can name {}; use a larger \
-             page_bytes",
+            "Window: the store has {file_pages} pages, and a window can show at most {}; use a \
+             larger page_bytes",
             Entry::MAX_FILE_PAGES
         )));
     }
@@ -39,21 +39,21 @@ pub(super) fn first_table(
     };
     if page_count == 0 {
         return Err(Error::Argument(
-            "Window: a window has at least one page, and this one has none".to_owned(),
+            "Window: the window would have no page; it needs at least one".to_owned(),
         ));
     }
     let most = i64::MAX.unsigned_abs() / 2 / store.page_size().bytes() as u64;
     if page_count > most {
         return Err(Error::Argument(format!(
-            "Window: {page_count} pages are more than the address space has, which is {most}; use \
+            "Window: {page_count} pages do not fit into the address space, which has {most}; use \
              fewer pages"
         )));
     }
     let once = options.prot == Prot::Write && kind != EngineKind::Alias;
     if once && page_count > Table::MAX_PAGES_WITH_APPEARANCES {
         return Err(Error::Argument(format!(
-            "Window: {page_count} pages are too many for a window that may be written and is not \
-             coherent, which has at most {}; use fewer pages or a larger page_bytes",
+            "Window: {page_count} pages are too many for a writable window that is not coherent, \
+             which has at most {}; use fewer pages or a larger page_bytes",
             Table::MAX_PAGES_WITH_APPEARANCES
         )));
     }
@@ -67,7 +67,7 @@ pub(super) fn first_table(
     };
     match &options.mapping {
         Mapping::Linear if page_count > file_pages - first => Err(Error::Argument(format!(
-            "Window: {page_count} pages from file page {first} go beyond the store, which has \
+            "Window: {page_count} pages from file page {first} end beyond the store, which has \
              {file_pages}; use fewer pages, or mapping=\"none\" and remap"
         ))),
         Mapping::Linear => new(Origin::Linear(FilePage(first))),

@@ -93,7 +93,7 @@ fn needs(options: &WindowOptions, advice: Option<ReadAhead>) -> impl Iterator<It
     let advice = advice.map(|advice| Need {
         option: format!("advice=\"{}\"", advice_name(advice)),
         engines: &[Alias],
-        why: "needs engine=\"alias\", the only one whose pages the kernel reads",
+        why: "needs engine=\"alias\", the only one whose pages the kernel loads",
     });
     [engine, coherent, fault, tracking, advice].into_iter().flatten()
 }
@@ -108,7 +108,7 @@ fn check_pairs(options: &WindowOptions) -> Result<()> {
         return Err(contradiction(
             "lock=True",
             "nonblock=True",
-            "the one brings every page in, the other only those that need no I/O",
+            "the first loads every page, the second only pages that need no I/O",
             "leave one of them out",
         ));
     }
@@ -116,7 +116,7 @@ fn check_pairs(options: &WindowOptions) -> Result<()> {
         return Err(contradiction(
             "nonblock=True",
             "populate=False",
-            "nonblock says which pages populate brings in",
+            "nonblock says which pages populate loads",
             "pass populate=True too, or leave nonblock out",
         ));
     }
@@ -124,7 +124,7 @@ fn check_pairs(options: &WindowOptions) -> Result<()> {
         return Err(contradiction(
             "lock=True",
             budget,
-            "locked pages stay in memory, so none can leave to keep to a budget",
+            "locked pages stay in memory, so none can be evicted to keep to a budget",
             "leave the budget out",
         ));
     }
@@ -132,7 +132,7 @@ fn check_pairs(options: &WindowOptions) -> Result<()> {
         return Err(contradiction(
             "fault=\"signal\"",
             budget,
-            "a signal handler cannot evict pages, nor write them",
+            "a signal handler cannot evict or write pages",
             "use fault=\"thread\", or budget=None",
         ));
     }
@@ -140,7 +140,7 @@ fn check_pairs(options: &WindowOptions) -> Result<()> {
         return Err(contradiction(
             &format!("tracking=\"{}\"", tracking_name(tracking)),
             "prot=Prot.READ",
-            "nobody may write to the window, so there are no writes to notice",
+            "the window is read-only, so there are no writes to notice",
             "leave tracking out, or pass prot=Prot.WRITE",
         ));
     }

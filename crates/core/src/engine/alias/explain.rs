@@ -13,7 +13,7 @@ use crate::units::{FilePage, WindowPage};
 fn tell(page: WindowPage, file_page: FilePage, reason: Arguments<'_>) {
     let (page, file_page) = (page.0, file_page.0);
     stderr_line(format_args!(
-        "window page {page} (file page {file_page}): {reason}; the touch is SIGBUS"
+        "window page {page} (file page {file_page}): {reason}; the touch raises SIGBUS"
     ));
 }
 
@@ -57,7 +57,7 @@ impl Explain for Mapped {
             _ => tell(
                 page,
                 file_page,
-                format_args!("the kernel cannot bring it; populate() says why"),
+                format_args!("the kernel cannot load it; call populate() to see why"),
             ),
         }
     }

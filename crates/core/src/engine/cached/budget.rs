@@ -121,7 +121,7 @@ pub fn divide(
             operation: "Window",
             wanted: least * SOURCE_PART / (SOURCE_PART - 1),
             budget: budget_bytes,
-            why: "with less it does not hold one batch of pages beside what reading takes",
+            why: "it must hold one batch of pages and the memory for reads",
         });
     }
     Ok(Some(Division { whole_bytes, ..small }))

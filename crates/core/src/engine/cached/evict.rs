@@ -145,7 +145,7 @@ impl<F: Frames> Shared<F> {
             operation,
             wanted: budget + page.bytes_of(present.saturating_sub(allowed)),
             budget,
-            why: "what is pinned, placed or being changed may not leave",
+            why: "pages that are pinned, placed or being changed cannot be evicted",
         }
     }
 }
@@ -176,8 +176,8 @@ impl<F: Frames> Cached<F> {
             operation,
             wanted: budget + self.page.bytes_of(wanted - left),
             budget,
-            why: "all of these pages are to be present at once; ask for fewer at a time, or for \
-                  populate=False",
+            why: "all of these pages would be present at once (ask for fewer at a time, or pass \
+                  populate=False)",
         })
     }
 

@@ -100,7 +100,7 @@ pub(super) fn loads(entry: Entry) -> bool {
 /// Why a touch of an absent page that shows no file page is a signal.
 pub(super) fn nothing_to_bring(entry: Entry) -> &'static str {
     if entry.shown() == Shown::Placed {
-        "its content was dropped from memory, as by madvise(2), and only place() can bring it again"
+        "its content was dropped from memory, as by madvise(2), and only place() can restore it"
     } else {
         "nothing is mapped there"
     }
@@ -116,16 +116,16 @@ pub(super) fn tell_why(
     let page = page.0;
     match entry.shown() {
         Shown::File(file) => stderr_line(format_args!(
-            "window page {page} (file page {}): {reason}; the touch is {signal}",
+            "window page {page} (file page {}): {reason}; the touch raises {signal}",
             file.0
         )),
         Shown::Nothing => {
             stderr_line(format_args!(
-                "window page {page} (no file page): {reason}; the touch is {signal}"
+                "window page {page} (no file page): {reason}; the touch raises {signal}"
             ));
         }
         Shown::Placed => stderr_line(format_args!(
-            "window page {page} (placed content): {reason}; the touch is {signal}"
+            "window page {page} (placed content): {reason}; the touch raises {signal}"
         )),
     }
 }

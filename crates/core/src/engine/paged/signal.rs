@@ -48,8 +48,8 @@ pub(super) fn check(has_budget: bool) -> Result<()> {
         return Err(Error::unsupported(
             "Window",
             "paged",
-            "with fault=\"signal\" has no budget: a signal handler cannot evict pages, nor write \
-             them; use fault=\"thread\", or budget=None",
+            "with fault=\"signal\" has no budget: a signal handler cannot evict or write pages; \
+             use fault=\"thread\", or budget=None",
         ));
     }
     Ok(())
