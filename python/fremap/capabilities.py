@@ -79,19 +79,18 @@ class Capabilities:
     limits : Mapping of str to (int or None)
         Limits of this process by name (``RLIMIT_AS``, ...); None: no limit.
     available_bytes : int or None
-        Memory that can be had now: what the machine has, or what the memory cgroup
-        leaves; None where the kernel does not tell.
+        Memory that this process can still use: what the machine has available, or less if a
+        memory cgroup leaves less. None if the kernel does not say.
     auto_budget_bytes : int or None
-        What all ``budget="auto"`` come to together; None where the kernel does not tell.
+        Bytes that all objects with ``budget="auto"`` share; None if the kernel does not say.
     probes : Mapping of str to Probe
         Each capability by name.
     engines : Mapping of str to EngineStatus
         Each engine by name.
     chosen : str
-        The engine of a window that leaves the choice to fremap (read-only,
-        nothing said of `coherent`); "none" where none works.
+        The engine of a read-only window with default options; "none" if no engine works.
     reason : str
-        Why that one.
+        Why this engine.
     """
 
     version: str
@@ -153,7 +152,7 @@ class Capabilities:
         for name, probe in self.probes.items():
             lines += _row(_tick(probe.available), name, probe.detail)
             if not probe.available:
-                if not probe.remedy.startswith("comes with"):  # whose own line says it
+                if not probe.remedy.startswith("comes with"):  # userfaultfd's own line says it
                     lines += _row("", "", f"without it: {probe.without}")
                 lines += _row("", "", f"to get it: {probe.remedy}")
         lines.append("limits")
@@ -163,14 +162,14 @@ class Capabilities:
         lines += _row("", "memory for this process", _bytes(self.available_bytes))
         auto = _bytes(self.auto_budget_bytes)
         if self.auto_budget_bytes is not None:
-            auto += " (half of it, shared by all)"
+            auto += " (half of it, shared by all objects with this budget)"
         lines += _row("", 'budget="auto"', auto)
         return "\n".join(lines)
 
 
 def _bytes(count: int | None) -> str:
     if count is None:
-        return "the kernel does not tell"
+        return "unknown: the kernel does not say"
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count} bytes"
 
 
@@ -191,7 +190,7 @@ def _row(mark: str, name: str, text: str) -> list[str]:
 
 
 def capabilities() -> Capabilities:
-    """Find out what this kernel and process may do, which engines work, which is chosen.
+    """Find out what this kernel and process can do, and which engine fremap chooses.
 
     Returns
     -------
@@ -200,8 +199,8 @@ def capabilities() -> Capabilities:
 
     Notes
     -----
-    Each probe makes the real system call on a page of its own and undoes it;
-    all together take about a millisecond. Any number of threads.
+    Each probe makes the real system call on a page of its own and undoes it. All of them take
+    about a millisecond. Any number of threads may call this.
 
     Examples
     --------
@@ -249,8 +248,8 @@ def _limits() -> dict[str, int | None]:
 
 def _reason(chosen: str, *, swaps: bool) -> str:
     if chosen == "paged":
-        pages = "pages are swapped in without a copy" if swaps else "pages are copied in"
-        return f"any order of pages is one kernel mapping, and {pages}"
+        pages = "swaps pages in without a copy" if swaps else "copies pages"
+        return f"needs one kernel mapping for any order of pages, and {pages}"
     if chosen == "none":
         return "windows need Linux 5.14; rows and stores work"
-    return "the best of those that work here"
+    return "the best engine that works here"

@@ -11,7 +11,7 @@ from fremap.bench import plot
 from fremap.bench.bench import Bench
 from fremap.bench.harness import LEAST_ROUNDS, BenchError, Report, Watcher, watched
 from fremap.bench.machine import Machine
-from fremap.bench.options import byte_size, positive
+from fremap.bench.options import EXIT_CODES, byte_size, positive
 from fremap.bench.render import as_json, as_text
 from fremap.bench.suites import SUITES
 
@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if everything was measured, whatever the figures are; 1 if a suite
-        cannot run here or no chart can be written, with the reason on stderr.
+        0 if everything was measured, whatever the figures are. 1 if a suite cannot run here or
+        the chart cannot be written; stderr says why.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fremap bench",
         description="Measure fremap and its alternatives in turn, round by round.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
     return parser
@@ -100,12 +102,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=", ".join([*SUITES, "all"]),
     )
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object, with the numbers of each round"
+        "--json", action="store_true", help="print JSON, with the numbers of each round"
     )
     parser.add_argument(
         "--bars",
         action="store_true",
-        help="also say which ratio each row should reach, and whether it does",
+        help="also show the ratio that each row should reach, and whether it does",
     )
     parser.add_argument(
         "--plot",
@@ -113,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also draw the ratios; FILE ends in one of "
         + ", ".join(plot.SUFFIXES)
-        + " (needs matplotlib: pip install matplotlib)",
+        + " (needs matplotlib: pip install 'fremap[plot]')",
     )
     parser.add_argument(
         "--rounds",
@@ -133,18 +135,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file-size",
         type=byte_size,
         metavar="BYTES",
-        help="the data file, e.g. 512M (default 4G, or a quarter of memory)",
+        help="size of the data file, e.g. 512M (default 4G, or a quarter of memory)",
     )
     parser.add_argument(
         "--shards",
         type=positive,
         default=128,
         metavar="N",
-        help="files that suite shards makes; --file-size is what they have together (default "
-        "128, and 1G)",
+        help="number of files of the suite shards; --file-size is their total size (defaults: "
+        "128 and 1G)",
     )
     parser.add_argument(
-        "--dir", help="where the data file goes (default: the system's temporary directory)"
+        "--dir", help="directory of the data file (default: the system's temporary directory)"
     )
 
 

@@ -1,8 +1,14 @@
-"""How the command reads numbers and sizes from its arguments."""
+"""How the command reads numbers and sizes from its arguments, and its exit codes."""
 
 import argparse
 
 from fremap.sizes import size_bytes
+
+EXIT_CODES = """exit codes:
+  0    it worked
+  1    it did not; standard error says why
+  2    the arguments are wrong
+  130  Ctrl-C"""
 
 
 def positive(text: str) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from fremap._core import __version__
+from fremap.bench.options import EXIT_CODES
 from fremap.cli import (
     calibrate,
     completion,
@@ -39,22 +40,16 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, tuple[Command, str]] = {
-    "doctor": (doctor, "what this kernel and process can do, and what to do about the rest"),
+    "doctor": (doctor, "show what fremap can use on this machine, and how to get the rest"),
     "selftest": (selftest, "remap numbered pages with every engine, and check each page"),
     "demo": (demo, "shuffle all pages of a file through one window, and check each"),
-    "inspect": (inspect, "what is in a file or a checkpoint: tensors, types, shapes, places"),
-    "resident": (resident, "which pages of a file are in the kernel's page cache"),
-    "prefault": (prefault, "bring a file into the kernel's page cache"),
-    "shm": (shm, "which slots processes share, and the removal of what killed ones have left"),
-    "calibrate": (calibrate, "measure what things cost on this machine, and keep the result"),
-    "completion": (completion, "print the lines that set up completion in a shell"),
+    "inspect": (inspect, "list the arrays in a file or a checkpoint: types, shapes, places"),
+    "resident": (resident, "show which pages of a file are in the page cache"),
+    "prefault": (prefault, "read a file into the page cache"),
+    "shm": (shm, "list the slots that processes share, or remove those that killed ones left"),
+    "calibrate": (calibrate, "measure this machine, and keep the result for windows to use"),
+    "completion": (completion, "print the script that sets up completion in a shell"),
 }
-
-EXIT_CODES = """exit codes:
-  0    it worked
-  1    it did not; standard error says why
-  2    the arguments are wrong
-  130  Ctrl-C"""
 
 
 def parser(*, bench: bool = False) -> argparse.ArgumentParser:
@@ -87,8 +82,8 @@ def parser(*, bench: bool = False) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.add_argument("--json", action="store_true", help="one JSON object, nothing else")
-    measure = "measure fremap beside the alternatives; `fremap bench --help` lists the suites"
+        command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    measure = "measure fremap and its alternatives; `fremap bench --help` lists the suites"
     benching = commands.add_parser("bench", help=measure, add_help=False)
     if bench:
         from fremap.bench.command import add_arguments

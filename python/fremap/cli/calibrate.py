@@ -1,12 +1,25 @@
-"""Measure what things cost on this machine, and keep the result for windows to use.
+"""Measure this machine, and keep the result for windows to use.
 
-Without it windows use built-in values. Takes under 200 ms, and writes one file.
+It takes less than 200 ms and writes one file. Without it, windows use built-in values.
 """
 
 import argparse
+from collections.abc import Mapping
 
 import fremap
 from fremap.cli.report import columns, print_json, show
+
+_MEANINGS = {
+    "alias_extent_pages": "pages from which mapping an extent is cheaper than copying it",
+    "evict_gap_pages": "absent pages that one call to evict may span",
+    "batch_pages": 'pages that engine "paged" reads before it moves them into a window',
+}
+
+
+def calibration_lines(calibration: Mapping[str, int]) -> str:
+    """Return a line for each value of a calibration, with its meaning."""
+    rows = [(name, str(value), _MEANINGS[name]) for name, value in calibration.items()]
+    return columns(rows, right=(1,))
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
@@ -21,5 +34,5 @@ def run(arguments: argparse.Namespace) -> int:
         print_json({"calibration": {**measured}, "calibration_path": path})
     else:
         show(f"measured, and kept in {path}")
-        show(columns([(name, str(value)) for name, value in measured.items()], right=(1,)))
+        show(calibration_lines(measured))
     return 0

@@ -1,6 +1,6 @@
-"""Print the lines that set up completion in a shell.
+"""Print the script that sets up completion of this command in a shell.
 
-Completion needs argcomplete (extra ``cli``): pip install argcomplete.
+Completion needs argcomplete: pip install 'fremap[cli]'.
 
 bash:  fremap completion bash >> ~/.bashrc
 zsh:   fremap completion zsh >> ~/.zshrc

@@ -1,13 +1,14 @@
-"""What this kernel and process can do for fremap, what is chosen, and the remedy for the rest.
+"""Show which features of this kernel fremap can use, what each is for, and how to get the rest.
 
-fremap finds each line out by trying. The exit code is 0 if at least one engine works.
+fremap tries each feature. The exit code is 0 if at least one engine works.
 """
 
 import argparse
 
 import fremap
 from fremap.cli import seccomp
-from fremap.cli.report import columns, print_json, show
+from fremap.cli.calibrate import calibration_lines
+from fremap.cli.report import print_json, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(result)
     else:
         show(str(capabilities))
-        source = f"measured, kept in {path}" if kept else "built in; `fremap calibrate` measures"
+        source = f"measured, kept in {path}" if kept else "built in; run `fremap calibrate`"
         show(f"calibration ({source})")
-        show(columns([(name, str(value)) for name, value in calibration.items()], right=(1,)))
+        show(calibration_lines(calibration))
     return 0 if any(engine.available for engine in capabilities.engines.values()) else 1

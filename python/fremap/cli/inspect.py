@@ -1,6 +1,7 @@
-"""What is in a file, an index or a folder of a checkpoint: tensors, types, shapes, places.
+"""List the arrays in a file or a checkpoint: names, types, shapes, and where they are.
 
-Only headers are read. The rows of an array are those that `fremap.rows` would give you.
+FILE is a path or a URL: a file, a folder of .safetensors files, or their index. Only headers
+are read. The number of rows is the one that `fremap.rows` gives you.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Bring a file into the kernel's page cache, and wait until it is there."""
+"""Read a whole file into the kernel's page cache, and wait until it is there."""
 
 import argparse
 import time

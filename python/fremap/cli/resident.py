@@ -1,8 +1,8 @@
-"""Which pages of a file are in the kernel's page cache; none is read to find out.
+"""Show which pages of a file are in the kernel's page cache, without reading any.
 
-With --watch it looks again and again, until Ctrl-C or --count times. A terminal shows the
-last look only; elsewhere each look is printed below the one before. With --json each look is
-one JSON object on a line of its own.
+With --watch, look again and again, until Ctrl-C or --count times. A terminal shows only the
+last look; a file or a pipe gets all of them. With --json, each look is one JSON object on a
+line of its own.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=interval,
         const=1.0,
         metavar="SECONDS",
-        help="look again after so many seconds (default: 1), until Ctrl-C",
+        help="look again every SECONDS (default: 1), until Ctrl-C",
     )
     parser.add_argument("--count", type=positive, metavar="N", help="with --watch: look N times")
 

@@ -1,8 +1,8 @@
 """Remap numbered pages with every engine, in a file and in shared memory, and check each page.
 
-The Linux patch of 2002 that brought remap_file_pages(2) had such a test program.
-Engines that do not work here are listed with the reason. The exit code is 0 if
-at least one engine works, and each that works passes.
+The Linux patch of 2002 that added remap_file_pages(2) came with such a test program.
+Engines that do not work here are listed with the reason. The exit code is 0 if at
+least one engine works and none that works fails.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Which slots processes of this user share, and the removal of what killed ones have left.
+"""List the slots that your processes share, or remove those that killed processes left.
 
-The last process to close shared slots removes them. If all were killed, the slots stay in memory
-until a process uses the name again, or this command removes them.
+The last process to close shared slots removes them. If all of them were killed, the slots stay
+in memory until a process uses the name again, or until this command removes them.
 """
 
 import argparse
@@ -13,17 +13,24 @@ from fremap.cli.report import columns, print_json, show, size
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``fremap shm``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="names, what they take, and who uses them")
-    removing = actions.add_parser("remove", help="remove names that no process uses")
-    removing.add_argument("names", metavar="NAME", nargs="*", help="all of these if not given")
+    listing = actions.add_parser("list", help="list names, sizes, and the processes that use them")
+    removing = actions.add_parser("remove", help="remove slots that no process uses")
+    removing.add_argument(
+        "names", metavar="NAME", nargs="*", help="default: all names that no process uses"
+    )
     removing.add_argument(
         "--force",
         action="store_true",
-        help="also names in use: their processes go on, and others make new slots",
+        help="also remove names in use: their processes keep the slots, others make new ones",
     )
     for action in (listing, removing):
         # As every command has it, also behind the action.
-        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+        action.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print JSON, and nothing else",
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
