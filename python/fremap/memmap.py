@@ -1,7 +1,7 @@
-"""`memmap`: an array on a file, as `numpy.memmap` is, whose memory keeps to a budget.
+"""`memmap`: an array on a file, like `numpy.memmap`, whose memory stays within a budget.
 
-The array is a mapping of the file (a `Window` of engine "alias"), of which a thread unmaps
-what is too much. `docs/memmap.md` says what differs from NumPy.
+The array is a mapping of the file (a `Window` of engine "alias"). A thread unmaps what exceeds
+the budget. `docs/memmap.md` says what differs from NumPy.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 class Backing:
-    """What an array and all its views show: a part of a file.
+    """The part of a file that an array and all its views show.
 
     Attributes
     ----------
     store : FileStore
         The file.
     window : Window or None
-        Where it is shown; None where there is nothing to show.
+        The window that shows it; None if the array is empty.
     origin : int
-        The address at which the file's first byte would be, were it shown.
+        The address at which the file's first byte would be if the window showed it.
     start : int
         The byte of the file at which the window begins.
     path : str, path, Store or None
-        Where the file is found again, in other processes too.
+        How other processes can open the file again.
     mode, budget, advice
-        As `memmap` was given them.
+        The arguments of `memmap`.
     faults : tuple of int
         Minor and major faults of the process when the array was made.
     """
@@ -105,7 +105,7 @@ class Backing:
         self._rows: tuple[object, _core.Rows] | None = None
 
     def rows(self, first_byte: int, row_bytes: int, count: int) -> _core.Rows:
-        """Return rows of the file, to take some; the last that were asked for are kept."""
+        """Return `Rows` over the file, to take some; the last such `Rows` are kept."""
         key = (first_byte, row_bytes, count, os.getpid())  # a child of fork makes its own
         kept = self._rows
         if kept is None or kept[0] != key:
@@ -146,57 +146,57 @@ def _memmap() -> type[memmap]:
 
 
 class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as numpy.memmap
-    """An array on a file, as `numpy.memmap` is, whose memory keeps to a budget.
+    """An array on a file, like `numpy.memmap`, whose memory stays within a budget.
 
-    It is a ``MAP_SHARED`` mapping of the file (``MAP_PRIVATE`` with mode "c"), and does all
-    that `numpy.memmap` does. When the budget is full, a thread unmaps the pages that came
-    into memory first. Nothing is lost by that: the pages stay in the page cache, and a touch
+    It is a ``MAP_SHARED`` mapping of the file (``MAP_PRIVATE`` with mode "c"), and supports
+    everything that `numpy.memmap` does. When the budget is full, a thread unmaps the pages that
+    were mapped first. Nothing is lost by that: the pages stay in the page cache, and a touch
     maps them again.
 
     Parameters
     ----------
     filename : str, path, file object or Store
-        The file. Of a file object the descriptor is used. An object on a server (a URL, or anything
-        else that `RemoteStore` takes), a `RemoteStore` or a `ComputedStore` needs mode "r", and
-        its pages are fetched or computed when they are touched.
+        The file, or a file object with a descriptor. With mode "r" it may also be an object on
+        a server (a URL, or anything else that `RemoteStore` takes), a `RemoteStore` or a
+        `ComputedStore`: touching a page then fetches or computes it.
     dtype : dtype, default uint8
         Type of the elements; no Python objects.
     mode : {"r+", "r", "w+", "c"}, default "r+"
-        Read and write a file that exists; read it; create it or empty it, then read and
-        write; or copy on write: what is written stays in memory.
+        "r+": read and write an existing file. "r": only read it. "w+": create or empty it, then
+        read and write. "c": copy on write, changes stay in memory.
     offset : int, default 0
         Byte of the file at which the array begins.
     shape : int or sequence of int, optional
-        As long as the file, of one dimension, if not given. With "r+" and "w+" a file that is
-        too short is made longer.
+        Shape of the array. Default: one dimension, as long as the file. With "r+" and "w+" a
+        file that is too short is made longer.
     order : {"C", "F"}, default "C"
         Whether the last or the first index changes fastest.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that the array may have mapped, page tables
-        included, and that ``a[ids]`` may have beside it. "auto": all objects with this budget
-        share half of what is available. None: no limit.
+        Bytes, or a size such as "64M", that the array may have mapped, including page tables
+        and what ``a[ids]`` needs. "auto": all objects with this budget share half of the
+        available memory. None: no limit.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches (``madvise(2)``). "auto" begins with "normal",
-        and has nothing read ahead while touches jump (Linux 6.7).
+        and stops read-ahead while touches are scattered (Linux 6.7).
 
     Raises
     ------
     ArgumentError
-        The mode, shape or offset cannot be, or the file is too short.
+        The mode, shape or offset is invalid, or the file is too short.
     ArgumentTypeError
         The dtype holds Python objects or has no size.
     StoreError
-        The file cannot be opened or made longer; a `FileNotFoundError` where it is missing.
+        The file cannot be opened or made longer; also a `FileNotFoundError` if it is missing.
 
     Notes
     -----
-    ``mmap(2)`` with engine "alias" of `Window`: one descriptor, and one thread for all arrays
-    of the process that are larger than their budget. The memory may exceed the budget until
-    that thread has run, mostly by less than 32 MiB. Mode "c": what is written stays in memory,
-    beyond the budget too. The rest is evicted by ``MADV_PAGEOUT`` (Linux 5.4) if the user owns
-    the file or may write it.
+    ``mmap(2)``, as engine "alias" of `Window`: one descriptor for each array, and one thread
+    for all arrays of the process that are larger than their budget. The memory may exceed the
+    budget until that thread has run, mostly by less than 32 MiB. In mode "c", changes stay in
+    memory even if they exceed the budget; other pages are evicted by ``MADV_PAGEOUT`` (Linux
+    5.4) if the user owns the file or may write it.
 
-    Indexing by an array of rows (``a[ids]``, of a mask too) reads all that are not in the
+    Indexing by an array of rows or by a mask (``a[ids]``) reads all rows that are not in the
     page cache together. Everything else reads pages as they are touched.
 
     Examples
@@ -349,11 +349,11 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
     @property
     def window(self) -> Window | None:
-        """The window that shows the file; None of no bytes, and of a result."""
+        """The window that shows the file; None for an empty array, and for a result."""
         return None if self._backing is None else self._backing.window
 
     def flush(self) -> None:
-        """Make durable what was written to the array, or to any view of its file.
+        """Make durable what was written to the array or to any of its views.
 
         Raises
         ------
@@ -362,20 +362,20 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
         Notes
         -----
-        ``fsync(2)``: others who map or read the file see what is written at once, without
-        it. Nothing to do in modes "r" and "c".
+        ``fsync(2)``. Processes that map or read the file see every write at once, without this
+        call. It does nothing in modes "r" and "c".
         """
         backing = self._backing
         if backing is not None and backing.mode in WRITING:
             backing.store.sync()
 
     def populate(self, rows: Any = None) -> None:
-        """Read rows from the file now, and map them, so that touching them costs nothing.
+        """Read rows from the file now, and map them, so that touching them does not fault.
 
         Parameters
         ----------
         rows : int, slice, range, array of int or bool, optional
-            Along the first axis; all of the array, or of this view, if not given.
+            Rows along the first axis. Default: all of this array or view.
 
         Raises
         ------
@@ -386,8 +386,8 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
         Notes
         -----
-        `Window.populate`: absent pages are read all in flight together. What exceeds the
-        budget leaves again.
+        `Window.populate`: absent pages are read all in flight together. Pages that exceed the
+        budget are unmapped again.
         """
         window, pages = self._pages("populate", rows)
         if window is not None:
@@ -399,19 +399,19 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         Parameters
         ----------
         rows : int, slice, range, array of int or bool, optional
-            Along the first axis; all of the array, or of this view, if not given.
+            Rows along the first axis. Default: all of this array or view.
 
         Raises
         ------
         PageRangeError
             A row is outside.
         UnsupportedError
-            The mode is "c", where what was written would be lost.
+            The mode is "c", in which changes would be lost.
 
         Notes
         -----
-        `Window.evict`. Pages leave the process's memory and stay in the page cache, which
-        the kernel reclaims as it needs. Rows that share a page leave with it.
+        `Window.evict`. The pages leave the process's memory but stay in the page cache, which
+        the kernel reclaims when it needs memory. Other rows on these pages are unmapped, too.
         """
         window, pages = self._pages("evict", rows)
         if window is None:
@@ -440,12 +440,12 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         return window, _pages_of(begins, high - low, window.page_bytes)
 
     def stats(self) -> MemmapStats:
-        """Return what the array has in memory, and what was done for it.
+        """Return what the array has in memory, and what fremap has done for it.
 
         Returns
         -------
         MemmapStats
-            Of the whole file's array, of views too.
+            The numbers of the array that shows the file, even if this is a view of it.
 
         Raises
         ------

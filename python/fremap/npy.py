@@ -43,36 +43,36 @@ def open_memmap(
     Parameters
     ----------
     filename : str, path or RemoteStore
-        The file; no file object. What is on a server (a URL, what else `RemoteStore` takes, or
-        such a store) is fetched as it is touched, with mode "r" alone.
+        The file; not a file object. With mode "r" it may be an object on a server (a URL, or
+        anything else that `RemoteStore` takes): touching a page then fetches it.
     mode : {"r+", "r", "w+", "c"}, default "r+"
-        As `memmap` has it. "w+" writes a header.
+        As for `memmap`. "w+" writes a header.
     dtype : dtype, optional
-        With "w+": type of the elements; float64 if not given.
+        With "w+": type of the elements. Default: float64.
     shape : int or tuple of int, optional
-        With "w+", which needs it.
+        With "w+", which requires it: shape of the array.
     fortran_order : bool, default False
         With "w+": whether the first index changes fastest.
     version : tuple of int, optional
-        With "w+": the format's version, (1, 0) if not given, or (2, 0).
+        With "w+": version of the format, (1, 0) or (2, 0). Default: (1, 0).
     budget : int, str or None, default "auto"
-        As `memmap` has it.
+        As for `memmap`.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
-        As `memmap` has it.
+        As for `memmap`.
 
     Returns
     -------
     memmap
-        Of the file's type and shape.
+        An array of the file's type and shape.
 
     Raises
     ------
     FormatError
-        The file has no header of an array, or one that cannot be read.
+        The file is not an ``.npy`` file, or its header cannot be parsed.
     ArgumentTypeError
         The elements are Python objects.
     ArgumentError
-        The mode cannot be, or "w+" has no shape.
+        The mode is invalid, or "w+" has no shape.
     StoreError
         The file cannot be opened.
 
@@ -106,27 +106,27 @@ def load(
     Parameters
     ----------
     file : str, path or RemoteStore
-        The file; or what is on a server, as `open_memmap` has it.
+        The file, or an object on a server, as for `open_memmap`.
     mmap_mode : {"r", "r+", "c"}, default "r"
-        As `memmap` has its mode.
+        As the mode of `memmap`.
     budget : int, str or None, default "auto"
-        As `memmap` has it.
+        As for `memmap`.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
-        As `memmap` has it.
+        As for `memmap`.
 
     Returns
     -------
     memmap
-        Of the file's type and shape.
+        An array of the file's type and shape.
 
     Raises
     ------
     FormatError
-        The file has no header of an array, or one that cannot be read.
+        The file is not an ``.npy`` file, or its header cannot be parsed.
     ArgumentTypeError
         The elements are Python objects.
     ArgumentError
-        The mode cannot be.
+        The mode is invalid.
     StoreError
         The file cannot be opened.
     """

@@ -16,10 +16,10 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """A take under way; what `Rows.submit` and `Ragged.submit` return.
+    """A running take; what `Rows.submit` and `Ragged.submit` return.
 
-    It owns the memory of `out` until the last read into it has ended, also where the take was
-    cancelled or this object is gone. No thread of Python's serves it.
+    It keeps the memory of `out` until the last read into it has ended, even if the take is
+    cancelled or this object is dropped. No Python thread runs it.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ class Pending:
 
     Notes
     -----
-    ``await pending`` gives what `result` returns, on any event loop that watches descriptors.
-    If the awaiting task is cancelled, so is the take.
+    ``await pending`` returns the same as `result`, on any event loop that watches descriptors.
+    Cancelling the awaiting task cancels the take.
 
-    Any number of threads may wait. A child of fork cannot wait for a take of its parent's
+    Any number of threads may wait. A child of fork cannot wait for a take of its parent
     (`ForkError`).
 
     Examples
@@ -63,7 +63,7 @@ class Pending:
         Returns
         -------
         bool
-            False while it is under way.
+            False while it is running.
         """
         return self._core.done()
 
@@ -83,7 +83,7 @@ class Pending:
         return self._core.wait(timeout)
 
     def result(self, timeout: float | None = None) -> Any:
-        """Return the rows, once they have come.
+        """Wait for the take, and return the rows.
 
         Parameters
         ----------
@@ -93,16 +93,16 @@ class Pending:
         Returns
         -------
         ndarray, torch.Tensor or RaggedRows
-            As `take` returns it: `out`'s own memory if it was given.
+            The rows as `take` returns them; over the memory of `out` if it was given.
 
         Raises
         ------
         FremapError
             As `take`, each time it is called.
         TakeTimeoutError
-            The time is over; the take goes on. Also a `TimeoutError`.
+            The time is over; the take is still running. Also a `TimeoutError`.
         TakeCancelledError
-            `cancel` was called before all rows had come.
+            `cancel` was called before all rows were read.
         """
         if not self._core.wait(timeout):
             raise TakeTimeoutError(
@@ -117,8 +117,8 @@ class Pending:
     def cancel(self) -> None:
         """End the take early.
 
-        What is in flight ends first: memory given as `out` may be written until `done`.
-        A take that has ended stays as it is.
+        Reads in flight end first: memory given as `out` may be written until `done` returns
+        True. This does nothing to a take that has ended.
         """
         self._core.cancel()
 
@@ -128,7 +128,7 @@ class Pending:
         Returns
         -------
         bool
-            False also while it is under way.
+            False while it is still running, too.
         """
         return self._core.cancelled()
 

@@ -50,7 +50,7 @@ class RaggedRows(NamedTuple):
     values : ndarray or torch.Tensor
         The elements of all rows, one row after another.
     offsets : ndarray of int64
-        Where each row begins, and behind the last where it ends.
+        Where each row begins; the last entry is the end of the last row.
     """
 
     values: Any
@@ -63,35 +63,35 @@ class Ragged(ClosedOnExit):
     Parameters
     ----------
     source : path, Store, h5py.Dataset, several of these, or Rows
-        The elements, as `rows` has them.
+        The elements; the same sources as for `rows`.
     offsets : array of int or path, optional
-        Where each row begins, and behind the last where it ends, in elements: an array, or
-        the path of an ``.npy`` file. Left out for Megatron's files, which have an index, and
-        for columns of lists in Arrow's (`column`).
+        The element at which each row begins; the last entry is the end of the last row. An
+        array, or the path of an ``.npy`` file. Leave it out for Megatron's files, which have
+        an index, and for columns of lists in Arrow files (`column`).
     dtype : dtype, optional
-        Of the elements, as `rows` has it.
+        Type of the elements, as for `rows`.
     row_shape : int or tuple of int, optional
-        Shape of an element that is more than a number, as `rows` has it.
+        Shape of an element, if it is not a single number; as for `rows`.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
+        Options of `rows`: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Raises
     ------
     FormatError
-        A header is wrong, a file is cut short, or the offsets are not of these elements.
+        A header is wrong, a file is truncated, or the offsets do not fit the elements.
     StoreError
         A file cannot be opened.
     ArgumentError
-        The offsets are none, or an argument is impossible.
+        The offsets are not integers, or an argument is invalid.
 
     Notes
     -----
     fremap keeps the offsets in memory: 16 bytes a row. It opens, maps and closes the files as
-    `Rows` does; threads, children of fork and pickles work alike.
+    `Rows` does; threads, children of fork and pickles work in the same way.
 
-    A row is copied, or read, as the one stretch of a file that it is, or several where it goes
-    from one file to the next. What is read is read all in flight together, rows that lie close to
-    each other by one request.
+    A row is one contiguous part of a file, or several parts if it crosses files. Each part is
+    copied or read as a whole. All reads of a take are in flight together, and rows that lie
+    close to each other are read by one request.
 
     Examples
     --------
@@ -186,23 +186,23 @@ class Ragged(ClosedOnExit):
         Parameters
         ----------
         ids : int, slice, range, sequence or array of int
-            Rows, repeats allowed; negative ones count from the end. More axes than one are
-            taken as one.
+            Rows, repeats allowed; negative ones count from the end. An array of several axes
+            is flattened.
         out : writable memory, optional
-            Where to put the elements: an array or tensor of this dtype with at least as many,
-            or a buffer of at least as many bytes; C-contiguous.
+            Where to put the elements: a C-contiguous array or tensor of this dtype with at
+            least as many elements, or a buffer of at least as many bytes.
 
         Returns
         -------
         RaggedRows
-            The elements and the offsets. The elements are the front of `out` if it was given.
+            The elements and the offsets. If `out` was given, the elements are its first part.
 
         Raises
         ------
         PageRangeError
             A row does not exist; also an `IndexError`.
         ArgumentTypeError
-            `ids` are no integers.
+            `ids` are not integers.
         ArgumentError
             `out` has another type or shape, is too short, or is read-only.
         TruncatedError
@@ -276,22 +276,21 @@ class Ragged(ClosedOnExit):
         Parameters
         ----------
         ids : int, slice, range, sequence or array of int
-            Rows, repeats allowed; negative ones count from the end. They are copied: the
-            caller may change them as soon as this returns.
+            Rows, repeats allowed; negative ones count from the end. They are copied: you may
+            change them as soon as this returns.
         out : writable memory, optional
-            Where to put the elements; see `take`. Not to be read before the take has ended.
+            Where to put the elements; see `take`. Do not read it before the take has ended.
 
         Returns
         -------
         Pending
-            The take, whose result is `RaggedRows`. Where `out` was not given and the object is
-            dropped, the take ends early.
+            The take, whose result is `RaggedRows`. If `out` was not given and you drop this
+            object, the take is cancelled.
 
         Raises
         ------
         FremapError
-            As `take` for what is wrong with the arguments; what goes wrong with the rows is
-            raised by `Pending.result`.
+            As `take`, for invalid arguments. `Pending.result` raises errors of reading.
         MemoryLimitError
             No thread can be started.
 
@@ -353,9 +352,9 @@ class Ragged(ClosedOnExit):
         batch_size : int
             Rows of a batch.
         order : {"shuffle", "sequential"} or array of int, default "shuffle"
-            All rows in random order, all as they stand, or these rows.
+            All rows in random order, all rows in order, or the given rows.
         **options
-            As `Batches` has them.
+            Options of `Batches`.
 
         Returns
         -------
@@ -365,9 +364,9 @@ class Ragged(ClosedOnExit):
         Raises
         ------
         ArgumentError
-            An argument is impossible, or the state is of other batches.
+            An argument is invalid, or the state is of other batches.
         PageRangeError
-            `order` names a row that there is not.
+            `order` names a row that does not exist.
         """
         from fremap.batches import Batches
 
@@ -378,12 +377,12 @@ class Ragged(ClosedOnExit):
         return empty((int(self._lengths[ids].sum()), *self._table.row_shape), self._table.dtype)
 
     def stats(self) -> RowsStats:
-        """Return what is held now, and what was done since it was opened, in elements.
+        """Return what the rows hold now, and what was done since they were opened, in elements.
 
         Returns
         -------
         RowsStats
-            Counts, which threads that take meanwhile may be changing.
+            Counts. Other threads may change them meanwhile.
         """
         return self._table.stats()
 
@@ -570,18 +569,19 @@ def ragged(
     Parameters
     ----------
     source : path, Store, h5py.Dataset, several of these, or Rows
-        The elements, as `rows` has them. Megatron's files by the path of the ``.bin``, of the
-        ``.idx``, or what both begin with; a pattern or a list names many.
+        The elements; the same sources as for `rows`. For Megatron's files, the path of the
+        ``.bin`` or the ``.idx``, or the beginning that both share; a pattern or a list names
+        several.
     offsets : array of int or path, optional
-        Where each row begins, and behind the last where it ends, in elements: an array (CSR's
-        ``indptr``), the path of an ``.npy`` file, or `Rows`. Left out for Megatron's files, and
-        for columns of lists in Arrow's (`column`).
+        The element at which each row begins; the last entry is the end of the last row. An
+        array (such as ``indptr`` of a CSR matrix), the path of an ``.npy`` file, or `Rows`.
+        Leave it out for Megatron's files, and for columns of lists in Arrow files (`column`).
     dtype : dtype, optional
-        Of the elements, as `rows` has it.
+        Type of the elements, as for `rows`.
     row_shape : int or tuple of int, optional
-        Shape of an element that is more than a number, as `rows` has it.
+        Shape of an element, if it is not a single number; as for `rows`.
     **options
-        As `rows` has them: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
+        Options of `rows`: `offset`, `tensor`, `column`, `format`, `budget`, `direct`.
 
     Returns
     -------
@@ -591,11 +591,11 @@ def ragged(
     Raises
     ------
     FormatError
-        A header is wrong, a file is cut short, or the offsets are not of these elements.
+        A header is wrong, a file is truncated, or the offsets do not fit the elements.
     StoreError
         A file cannot be opened.
     ArgumentError
-        The offsets are none, or an argument is impossible.
+        The offsets are not integers, or an argument is invalid.
 
     See Also
     --------

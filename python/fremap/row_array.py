@@ -1,6 +1,6 @@
-"""What all tables of rows have in common: they look like an array along whose first axis one reads.
+"""What all tables of rows have in common: each looks like an array of rows.
 
-`Rows` reads rows in this process, `fremap.ray.DistributedRows` has other machines read them.
+`Rows` reads rows in this process; `fremap.ray.DistributedRows` asks other machines for them.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RowArray(ClosedOnExit):
 
     @property
     def dtype(self) -> Any:
-        """Type of the elements: the one that was said; of as many bytes where NumPy has none."""
+        """Type of the elements; an unsigned one of the same size if NumPy has no such type."""
         return self._kind.element.shown
 
     @property
@@ -104,7 +104,7 @@ class RowArray(ClosedOnExit):
         return map(self.__getitem__, range(self._row_count))
 
     def __getitems__(self, ids: RowIds) -> list[Any]:
-        """Return many rows as a list, read together: what a torch DataLoader asks for a batch."""
+        """Return rows as a list, read together, as a torch DataLoader asks for a batch."""
         return list(self.take(ids))
 
     def __array__(
@@ -112,7 +112,7 @@ class RowArray(ClosedOnExit):
         dtype: npt.DTypeLike | None = None,
         copy: bool | None = None,  # noqa: FBT001 - NumPy passes it so
     ) -> Any:
-        """Read all rows into memory: what NumPy, and whatever makes an array of it, asks for."""
+        """Read all rows into memory, for `numpy.asarray` and libraries that call it."""
         if copy is False:
             raise ArgumentError("rows: an array of all rows is always a copy")
         everything = self._array(*select(slice(None), self._row_count))
@@ -124,13 +124,13 @@ class RowArray(ClosedOnExit):
         return self._shown(filled, out)
 
     def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
-        """Return what a call gives for an array that it has filled, or fills."""
+        """Return what a call returns for an array that it has filled, or will fill."""
         if out is None:
             return shown_as(filled, self._kind.element.shown)
         return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
 
     def _array(self, selection: Any, leading: tuple[int, ...]) -> npt.NDArray[Any]:
-        """Return rows as an array of NumPy's, whatever they are shown as."""
+        """Return rows as a NumPy array, even if they are shown as tensors."""
         filled, memory = self._memory("rows", leading, None)
         self._fill(selection, memory)
         return filled
@@ -165,9 +165,9 @@ class RowArray(ClosedOnExit):
         batch_size : int
             Rows of a batch.
         order : {"shuffle", "sequential"} or array of int, default "shuffle"
-            All rows in random order, all as they stand, or these rows.
+            All rows in random order, all rows in order, or the given rows.
         **options
-            As `Batches` has them: `seed`, `epoch`, `drop_last`, `pad`, `rank`, `world_size`,
+            Options of `Batches`: `seed`, `epoch`, `drop_last`, `pad`, `rank`, `world_size`,
             `worker`, `worker_count`, `prefetch`, `return_ids`, `state`.
 
         Returns
@@ -178,9 +178,9 @@ class RowArray(ClosedOnExit):
         Raises
         ------
         ArgumentError
-            An argument is impossible, or the state is of other batches.
+            An argument is invalid, or the state is of other batches.
         PageRangeError
-            `order` names a row that there is not.
+            `order` names a row that does not exist.
 
         See Also
         --------

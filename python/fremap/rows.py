@@ -58,67 +58,67 @@ class Rows(RowArray):
         safetensors, an index of these (``.safetensors.index.json``) and Arrow files by their
         content. Everything else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes. It may be a type of ml_dtypes (or its name, such
-        as ``"bfloat16"``), or of torch; then rows are returned as tensors.
+        Type of the elements; required for raw bytes. It may be a type of ml_dtypes (or its
+        name, such as ``"bfloat16"``). With a type of torch, rows are returned as tensors.
     row_shape : int or tuple of int, optional
-        Shape of one row; of raw bytes a single element if not given.
+        Shape of one row. Default for raw bytes: a row is one element.
     offset : int or sequence of int, default 0
         Bytes before the first row of each raw file: one number for all, or one for each.
     tensor : str or list of str, optional
-        The tensor of safetensors files; needed if there are several. A list of names or a
+        The tensor of safetensors files; required if there are several. A list of names or a
         pattern with one number (``"model.ngram.shard_{i}"``) joins several tensors to one
         table, in the order of the list or of the number. Each may be in any of the files.
     column : str, optional
-        The column of Arrow files; needed if there are several.
+        The column of Arrow files; required if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
-        What the files are, if fremap does not recognize them, or should not.
+        The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that maps of the files and their page tables may take;
-        "auto" is a share of half of what is available.
+        Bytes, or a size such as "64M", that maps of the files and their page tables may take.
+        "auto": a share of half of the available memory. None: no limit.
     direct : bool, default False
-        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
-        and are hardly ever asked for the same row twice: nothing of them stays in the page
-        cache, and nothing else is evicted for them. Rows of a store that is direct are always
-        read so; one among several makes all of them direct.
+        Read past the page cache (``O_DIRECT``). Use it for a table that is much larger than
+        memory and of which the same row is rarely taken twice: its pages do not fill the page
+        cache. Rows of a direct store are always read so; one direct store among the files
+        makes all of them direct.
     cache_bytes : int or str, default 0
-        Bytes, or a size such as "64M", of memory for rows that are wanted again and again. See
-        the notes.
+        Bytes, or a size such as "64M", of memory for rows that are taken again and again. See
+        the notes of `Rows`.
 
     Raises
     ------
     FormatError
-        A header is wrong, a file is cut short, or its size is no multiple of a row.
+        A header is wrong, a file is truncated, or its size is not a multiple of a row.
     StoreError
         A file cannot be opened.
     ArgumentError
-        The files do not hold rows of one kind, or an argument is impossible.
+        The files do not have rows of the same kind, or an argument is invalid.
 
     Notes
     -----
-    Any number of threads may take at once. The sizes are those of when it was opened; a file
-    that was cut short since is an error. What others write to a file is seen. While a file
-    changes, and some milliseconds longer, its rows are read by system calls.
+    Any number of threads may take rows at once. The file sizes are those at the time of
+    opening; rows of a file that was truncated since are an error. Rows show what other
+    processes write to a file. While a file changes, and for some milliseconds afterwards, its
+    rows are read by system calls.
 
-    Files are opened when rows of them are wanted, at most a quarter of ``RLIMIT_NOFILE``
-    and 4096 at a time, and closed when others are. If another file takes the place of one of
-    them (a rename, as an atomic save does it), rows go on coming from the file that was
-    there first as long as that is open, and taking them is an error (``ESTALE``) once it had
-    to be opened again; never are they rows of the new file. Make a new object for these.
+    fremap opens a file when its rows are taken, and keeps at most a quarter of
+    ``RLIMIT_NOFILE``, or 4096 files, open. If another file replaces one of them (as an atomic
+    save does, by a rename), rows still come from the old file while it is open. Once it would
+    have to be opened again, taking them raises ``ESTALE``. They are never rows of the new
+    file: make a new object for these.
 
-    With `cache_bytes` rows that are taken by lists of ids are kept in memory, by a policy that
-    keeps those wanted again and lets a scan pass. Use it with `direct`, where a container has much
-    less memory than the table and some rows are wanted much more often than others: the page cache
-    would keep a page of 4096 bytes for each of them. Where the table fits into the page cache it
-    costs time. Each take asks whether the files of kept rows have changed (``fstat``), and takes
-    rows of those that have anew. Call `refresh` after the files were written all the same: the
-    kernel changes a file's times before it writes, so a row that is taken while a write is under
-    way may be kept as it was; and what is stored through a shared map, also of this process, may
-    change no time at all. The memory counts for no budget. Rows of
-    computed and remote stores are not kept.
+    `cache_bytes` keeps rows that are taken by lists of ids in memory. It keeps rows that are
+    taken again, and a scan does not displace them. Use it with `direct` if the memory is much
+    smaller than the table and some rows are taken much more often than others: the page cache
+    would keep a page of 4096 bytes for each of them. If the table fits into the page cache,
+    it only costs time. Each take checks whether the files of kept rows have changed
+    (``fstat``), and then reads these rows again. Nevertheless, call `refresh` after you have
+    written to the files: a row that is taken during a write may be kept with its old content,
+    and a write through a shared mapping may not change the file's times. The memory does not
+    count against the budget. Rows of computed and remote stores are not kept.
 
-    After `fork` a child goes on with maps and descriptors of its own; pickling keeps the paths.
-    Whatever makes an array of the object (`numpy.asarray`, ``xarray.DataArray(rows)``) reads
-    all rows into memory.
+    A child of `fork` uses maps and descriptors of its own; pickling keeps the paths.
+    Converting the object to an array (`numpy.asarray`, ``xarray.DataArray(rows)``) reads all
+    rows into memory.
 
     Examples
     --------
@@ -213,7 +213,7 @@ class Rows(RowArray):
         self._owner = os.getpid()
 
     def _core(self) -> _core.Rows:
-        """Return the core's half, which a child of fork makes anew.
+        """Return the core's half, which a child of fork makes again.
 
         The parent's may have been in the middle of something in another thread.
         """
@@ -242,10 +242,10 @@ class Rows(RowArray):
         ids : int, slice, range, sequence or array of int
             Rows, repeats allowed; negative ones count from the end.
         out : writable memory, optional
-            Where to put them: an array, tensor or buffer of this dtype and shape, or
-            plain bytes of the right length; C-contiguous. A tensor of torch's may be of any
-            type, bfloat16 and float8 too, and pinned. No mapping of the files themselves: rows
-            would be read while they are written.
+            Where to put them: a C-contiguous array, tensor or buffer of this dtype and shape,
+            or of plain bytes of the right length. A tensor may be of any type of torch,
+            including bfloat16 and float8, and pinned. Do not pass a mapping of the files
+            themselves: rows would be overwritten while they are read.
 
         Returns
         -------
@@ -258,23 +258,22 @@ class Rows(RowArray):
         PageRangeError
             A row does not exist; also an `IndexError`.
         ArgumentTypeError
-            `ids` are no integers.
+            `ids` are not integers.
         ArgumentError
             `out` has another type or shape, or is read-only.
         TruncatedError
             A file is shorter than it was; ``error.row`` and ``error.filename`` say which.
         StoreError
-            A row cannot be read, or its file had to be opened and another one is at its path
-            (``ESTALE``).
+            A row cannot be read, or another file has replaced its file (``ESTALE``).
         ClosedError
             `close` was called.
 
         Notes
         -----
-        Rows in parts of files that are mapped are copied (about the price of the
-        copy); the others are read by ``io_uring`` (Linux 5.11; else a pool of ``preadv``),
-        sorted, neighbours merged, up to 128 requests in flight. The GIL is released.
-        Ctrl-C ends it within 100 ms. After an error `out` may be written in part.
+        Rows in mapped parts of the files are copied. The others are read by ``io_uring``
+        (Linux 5.11; otherwise by a pool of threads): sorted, neighbours merged, up to 128
+        requests in flight. The GIL is released. Ctrl-C ends the call within 100 ms. After an
+        error, `out` may be partly written.
 
         Examples
         --------
@@ -288,7 +287,7 @@ class Rows(RowArray):
         return self._take(*select(ids, self._row_count), out)
 
     def __dask_tokenize__(self) -> object:
-        """Return what dask names a graph by: the files as they are now, and where the rows lie."""
+        """Return what dask names a graph by: the state of the files, and where the rows lie."""
         return (
             "fremap.Rows",
             str(self.dtype),
@@ -305,29 +304,28 @@ class Rows(RowArray):
         Parameters
         ----------
         ids : int, slice, range, sequence or array of int
-            Rows, repeats allowed; negative ones count from the end. They are copied: the
-            caller may change them as soon as this returns.
+            Rows, repeats allowed; negative ones count from the end. They are copied: you may
+            change them as soon as this returns.
         out : writable memory, optional
-            Where to put them; see `take`. Not to be read before the take has ended.
+            Where to put them; see `take`. Do not read it before the take has ended.
 
         Returns
         -------
         Pending
-            The take, to be waited for or awaited. Where `out` was not given and the object is
-            dropped, the take ends early.
+            The take; wait for it or await it. If `out` was not given and you drop this object,
+            the take is cancelled.
 
         Raises
         ------
         FremapError
-            As `take` for what is wrong with the arguments; what goes wrong with the rows is
-            raised by `Pending.result`.
+            As `take`, for invalid arguments. `Pending.result` raises errors of reading.
         MemoryLimitError
             No thread can be started.
 
         Notes
         -----
-        Up to four threads of the core's, of which Python knows nothing, do the takes of the
-        whole process, one each after another. `close` lets those under way end.
+        Up to four threads of the compiled core run the takes of the whole process, each of
+        them one take at a time. They do not need the GIL. `close` lets running takes end.
 
         Examples
         --------
@@ -374,21 +372,21 @@ class Rows(RowArray):
         return await self.submit(ids, out)
 
     def stats(self) -> RowsStats:
-        """Return what is held now, and what was done since it was opened.
+        """Return what the rows hold now, and what was done since they were opened.
 
         Returns
         -------
         RowsStats
-            Counts, which threads that take meanwhile may be changing.
+            Counts. Other threads may change them meanwhile.
         """
         from fremap.stats import RowsStats
 
         return RowsStats(**self._core().stats())
 
     def refresh(self) -> None:
-        """Forget the rows that `cache_bytes` keeps, so that they are read anew.
+        """Forget the rows that `cache_bytes` keeps, so that they are read again.
 
-        Takes that are under way keep nothing of what they have read.
+        Rows that running takes have read are not kept either.
         """
         self._core().refresh()
 
@@ -397,7 +395,7 @@ class Rows(RowArray):
 
         Notes
         -----
-        Takes that are under way end as they would have, and keep what they use until then.
+        Running takes are not affected: they keep the files and maps that they use.
         """
         self._core().close()
         if self._own is not None:
@@ -474,31 +472,31 @@ def rows(
         safetensors, an index of these (``.safetensors.index.json``) and Arrow files by their
         content. Everything else is raw bytes.
     dtype : dtype, optional
-        Of the elements; needed for raw bytes. It may be a type of ml_dtypes (or its name, such
-        as ``"bfloat16"``), or of torch; then rows are returned as tensors.
+        Type of the elements; required for raw bytes. It may be a type of ml_dtypes (or its
+        name, such as ``"bfloat16"``). With a type of torch, rows are returned as tensors.
     row_shape : int or tuple of int, optional
-        Shape of one row; of raw bytes a single element if not given.
+        Shape of one row. Default for raw bytes: a row is one element.
     offset : int or sequence of int, default 0
         Bytes before the first row of each raw file: one number for all, or one for each.
     tensor : str or list of str, optional
-        The tensor of safetensors files; needed if there are several. A list of names or a
+        The tensor of safetensors files; required if there are several. A list of names or a
         pattern with one number (``"model.ngram.shard_{i}"``) joins several tensors to one
         table, in the order of the list or of the number. Each may be in any of the files.
     column : str, optional
-        The column of Arrow files; needed if there are several.
+        The column of Arrow files; required if there are several.
     format : {"npy", "safetensors", "arrow", "raw"}, optional
-        What the files are, if fremap does not recognize them, or should not.
+        The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that maps of the files and their page tables may take;
-        "auto" is a share of half of what is available.
+        Bytes, or a size such as "64M", that maps of the files and their page tables may take.
+        "auto": a share of half of the available memory. None: no limit.
     direct : bool, default False
-        Read past the page cache (``O_DIRECT``), for tables that are much larger than memory
-        and are hardly ever asked for the same row twice: nothing of them stays in the page
-        cache, and nothing else is evicted for them. Rows of a store that is direct are always
-        read so; one among several makes all of them direct.
+        Read past the page cache (``O_DIRECT``). Use it for a table that is much larger than
+        memory and of which the same row is rarely taken twice: its pages do not fill the page
+        cache. Rows of a direct store are always read so; one direct store among the files
+        makes all of them direct.
     cache_bytes : int or str, default 0
-        Bytes, or a size such as "64M", of memory for rows that are wanted again and again. See
-        the notes.
+        Bytes, or a size such as "64M", of memory for rows that are taken again and again. See
+        the notes of `Rows`.
 
     Returns
     -------
@@ -508,11 +506,11 @@ def rows(
     Raises
     ------
     FormatError
-        A header is wrong, a file is cut short, or its size is no multiple of a row.
+        A header is wrong, a file is truncated, or its size is not a multiple of a row.
     StoreError
         A file cannot be opened.
     ArgumentError
-        The files do not hold rows of one kind, or an argument is impossible.
+        The files do not have rows of the same kind, or an argument is invalid.
 
     Notes
     -----

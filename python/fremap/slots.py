@@ -55,7 +55,7 @@ _MOST_SHOWN = 8
 class SlotsPin:
     """Slots that keep their extents until this is released, or dropped.
 
-    Made by `Slots.pin`. Entering it gives the slot numbers.
+    Made by `Slots.pin`. Its ``with`` statement gives the slot numbers.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class SlotsPin:
         self.release()
 
     def release(self) -> None:
-        """Let the extents leave again; later calls do nothing."""
+        """Allow the extents to be evicted again; later calls do nothing."""
         self._taken.unpin()
         self._pinned = False
 
@@ -105,79 +105,74 @@ class Slots:
     """A fixed number of slots in memory, each of which shows one extent of a store.
 
     Extent `k` is the file pages ``k * extent_pages`` to ``(k + 1) * extent_pages``; its
-    key is `k`. `ensure` says in which slots extents are, and brings in those that are
-    in none. The memory is one contiguous read-only array, see `array`.
+    key is `k`. `ensure` loads the extents that are in no slot, and says in which slot each
+    extent is. The memory is one contiguous read-only array, see `array`.
 
-    Any number of threads may use the slots. An extent stays in its slot until it has to
-    make room: what a call has returned may be gone as soon as another call needs room,
-    by this thread or another, or by another process that shares the slots, unless it is
-    pinned (`pin`). While a call is under way
-    nothing that it names leaves.
+    Any number of threads may use the slots. An extent stays in its slot until another extent
+    needs the room. So what one call has returned may be evicted by the next call, of this
+    thread, of another thread, or of another process that shares the slots. `pin` prevents
+    that. A call evicts none of the extents that another running call names.
 
     Parameters
     ----------
     store : Store
-        Whose pages to show: a file, shared memory, several stores in a row, or a computed or
-        remote store.
+        The store whose extents the slots show: a file, shared memory, a `ConcatStore`, or a
+        computed or remote store.
     extent_pages : int
-        Pages of an extent. The last extent may be cut short by the end of the store,
-        and is zeros behind it.
+        Pages of an extent. The last extent may end beyond the store, and is zeros there.
     slot_count : int
-        Extents that there is room for.
+        Number of slots.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
-        How the window of the slots is done. "auto": "alias" if extents are at least as long
-        as ``calibration.alias_extent_pages``, the store is read through the page cache,
-        and the slots take no more than a quarter of the process's kernel mappings;
-        else "paged" where this process may have it; else "eager".
+        The engine of the slots' `Window`. "auto": "alias" if extents have at least
+        ``calibration.alias_extent_pages`` pages, the store is read through the page cache,
+        and the slots need no more than a quarter of the process's kernel mappings; otherwise
+        "paged" if it works here; otherwise "eager".
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that the slots may take, with engines other than
-        "alias"; slots that do not fit are refused. "auto" is a share of half of what is
-        available, None no limit.
+        Bytes, or a size such as "64M", that the slots may take with engines other than
+        "alias". Slots that do not fit are refused. "auto": a share of half of the available
+        memory. None: no limit.
     calibration : fremap.calibration.Calibration, optional
-        Crossover points; as for `Window` if not given.
+        Crossover points. Default: as for `Window`.
     shared : str, optional
-        A name, by which all processes of this user find the same slots: letters, digits, ".",
-        "_" and "-". The first process makes them, the others must ask for as many slots of the
-        same extents of the same store, and the last one to close them, or to end, removes
-        them. An extent is read once, whoever asks for it first, and pins hold in all
-        processes. The store may be an object on a server, if it was opened by its URL and the
-        server tells its version; each version has slots of its own. Without a name the slots are
-        this process's own.
+        A name of letters, digits, ".", "_" and "-", by which all processes of this user find
+        the same slots. The first process makes them. The others must ask for the same number
+        of slots, of the same extents of the same store. The last one to close them, or to
+        exit, removes them. An extent is read once for all processes, and a pin holds in all of
+        them. The store may be an object on a server, if it was opened by its URL and the
+        server gives its version; each version has slots of its own. Default: the slots belong
+        to this process alone.
 
     Raises
     ------
     ArgumentError
-        A number is zero, or the slots are larger than the address space. Or there are other
+        A number is zero, or the slots do not fit into the address space, or there are other
         slots of that name.
     BudgetError
         The slots do not fit into the budget.
     UnsupportedError
-        The engine cannot be had, or does not go with the store.
+        The engine does not work here, or not with this store.
     StoreError
-        The window cannot be mapped, or there is no room for shared slots.
+        The window cannot be mapped, or there is no space for shared slots.
 
     Notes
     -----
-    `Window` with ``mapping="none"``. A slot that is empty shows nothing: touching it is
-    SIGSEGV or SIGBUS. With engine "alias" the memory is the page cache's, a kernel
-    mapping a slot; the kernel may take pages back, and a touch reads them again. The
-    policy of windows with a budget chooses what is evicted; here it sees hits too.
-    Extents are those of the store when the slots were made, also after a `Store.refresh`.
-    With engine "alias" a slot shows what others write to the store at once; with the other
-    engines, which copy, it shows what was there when the extent was brought in, until
-    `evict` has it read again.
-    In a child of ``fork`` calls raise `ForkError`; the memory shows what that of a
-    `Window` shows there. Pickling makes empty slots on the store, re-opened.
+    Slots are a `Window` with ``mapping="none"``. Touching an empty slot raises SIGSEGV or
+    SIGBUS. With engine "alias" a slot is one kernel mapping of page cache: the kernel may
+    reclaim pages, and a touch reads them again. Slots are evicted by the policy of windows
+    with a budget, which here also sees hits. The extents are those that the store had when the
+    slots were made, even after a `Store.refresh`. With engine "alias" a slot shows at once
+    what other processes write to the store. The other engines copy: a slot shows what was
+    there when the extent was loaded, until `evict`. In a child of ``fork`` calls raise
+    `ForkError`, and the memory is that of a `Window` there. Unpickling opens the store again,
+    with empty slots.
 
-    Shared slots are a file in ``/dev/shm`` that its owner alone may open (mode 0600), allocated
-    when it is made, and one kernel mapping in each process. They work in children of ``fork``,
-    and pickling finds them by name. If a process is killed, at whatever instruction, the
-    others go on: its pins end, and another process reads what it was reading. Only if all were
-    killed, the slots stay until a process uses the name again; ``fremap shm`` lists and removes
-    them.
-    All processes must see the same process numbers (one PID namespace). Slots over a store that
-    may be written are written by `write`. With a budget "auto" new shared slots may take half
-    of the memory there is.
+    Shared slots are a file in ``/dev/shm`` that only its owner may open (mode 0600), and one
+    kernel mapping in each process. Their memory is allocated when they are made. They work in
+    children of ``fork``, and pickling finds them by name. If a process is killed, at any
+    instruction, the others continue: its pins end, and another process reads what it was
+    reading. If all are killed, the slots stay until a process uses the name again; ``fremap
+    shm`` lists and removes them. All processes must be in one PID namespace. Use `write` if
+    the store is writable. With the budget "auto", new shared slots may take half of the memory.
 
     Examples
     --------
@@ -294,7 +289,7 @@ class Slots:
         return np.frombuffer(self._memory.table.keys(), np.int64)
 
     def stats(self) -> SlotsStats:
-        """Return what the slots hold and what they did so far.
+        """Return what the slots hold, and what they have done so far.
 
         Returns
         -------
@@ -336,7 +331,7 @@ class Slots:
     # Extents in and out.
 
     def ensure(self, keys: PageSelection) -> Numbers:
-        """Bring in the extents that are not there, and say in which slots all of them are.
+        """Load the extents that are in no slot, and return the slot of each extent.
 
         Parameters
         ----------
@@ -355,17 +350,17 @@ class Slots:
         PageRangeError
             A key is outside the store.
         StoreError
-            An extent cannot be read; the error names its key. Extents before it are in
-            their slots, it and those after it are not, and their slots are empty. What
-            left for them is gone.
+            An extent cannot be read; the error names its key. Extents before it are in their
+            slots. The slots of this extent and of those after it are empty: what was evicted
+            for them does not come back.
         ClosedError, ForkError
             The slots are closed, or were made by the parent process.
 
         Notes
         -----
-        What is missing is one `Window.remap`: sorted, all reads in flight together.
-        Waits for calls of other threads that need the room, not for pins. A key that
-        another thread is bringing in is waited for, not read twice.
+        Missing extents are loaded by one `Window.remap`: sorted, all reads in flight together.
+        A call waits for calls of other threads that use the room, but not for pins. If another
+        thread is loading an extent, the call waits for it instead of reading it twice.
         """
         wanted = self._wanted("ensure", keys)
         found = self._memory.table.find("ensure", wanted)
@@ -386,8 +381,8 @@ class Slots:
         Returns
         -------
         SlotsPin
-            A context manager that gives the slot of each key, and unpins them at its
-            end; or call its `release`. Pins of one extent add up.
+            A context manager that gives the slot of each key, and releases the pins at its end;
+            or call its `release`. An extent stays while any pin holds it.
 
         Raises
         ------
@@ -437,19 +432,18 @@ class Slots:
     def evict(self, keys: PageSelection = None) -> int:
         """Empty the slots of extents, so that the next call that names them reads them again.
 
-        Call it after others have written to the store: unless the engine is "alias", a slot
-        shows what its extent was when it was brought in.
+        Call it after another process has written to the store: unless the engine is "alias", a
+        slot shows its extent as it was when it was loaded.
 
         Parameters
         ----------
         keys : int, slice, range, array of int or None, optional
-            Extents, repeats allowed; those that are in no slot are passed over. None means
-            all.
+            Extents, repeats allowed; those that are in no slot are ignored. None means all.
 
         Returns
         -------
         int
-            Slots that were emptied. Their memory may not be touched until they show an
+            Number of slots that were emptied. Do not touch their memory until they show an
             extent again.
 
         Raises
@@ -463,11 +457,11 @@ class Slots:
 
         Notes
         -----
-        Shared slots that are pinned keep their content for those who pinned them, and the next
-        call that names the extent reads it into another slot.
+        A pinned shared slot keeps its content for the processes that pinned it; the next call
+        that names the extent reads it into another slot.
 
-        `Window.evict`. Waits for calls under way that name one of the extents, of which it
-        cannot be known whether they read before the change.
+        `Window.evict`. It waits for running calls that name one of the extents, because they
+        may have read it before the change.
 
         Examples
         --------
@@ -493,8 +487,8 @@ class Slots:
         keys : int, slice, range, array of int or None
             Extents, each once.
         data : buffer or array
-            Their content, in the order of `keys`: ``n * extent_bytes`` bytes. What lies beyond
-            the store's end is not written.
+            Their content, in the order of `keys`: ``n * extent_bytes`` bytes. Bytes beyond the
+            end of the store are not written.
 
         Raises
         ------
@@ -507,18 +501,18 @@ class Slots:
         PageRangeError
             A key is outside the store.
         StoreError
-            The store may not be written, or a write failed; extents may be written in part, and
-            are read again by the next call that names them.
+            The store is read-only, or a write failed. Extents may be partly written, and the
+            next call that names them reads them again.
         ClosedError
             The slots are closed.
 
         Notes
         -----
-        `Store.write`: the extents are in the file when this returns, not on the disk
-        (`Store.sync`). Calls of any process that name one of them meanwhile wait, and then see
-        the new content, never a part of it. Who has pinned an extent keeps the old content until
-        the pin ends: a pin is a snapshot. Two that write the same extent at once: the last one
-        counts. A process that is killed may leave an extent written in part, as with ``pwrite``.
+        `Store.write`: the extents are in the file when this returns, but not on the disk
+        (`Store.sync`). Calls of any process that name one of them wait, and then see the new
+        content, never a part of it. A pin is a snapshot: its holder keeps the old content until
+        the pin ends. If two processes write the same extent, the last one wins. A process that
+        is killed may leave an extent partly written, as with ``pwrite``.
 
         Examples
         --------
@@ -607,14 +601,14 @@ class Slots:
         dtype : dtype
             Type of the elements; no Python objects.
         shape : int or sequence of int, optional
-            Shape of one extent. One dimension may be -1; as many elements as fit if not
-            given. A smaller shape shows the front of each extent.
+            Shape of one extent. One dimension may be -1. Default: as many elements as fit. A
+            smaller shape shows the beginning of each extent.
 
         Returns
         -------
         ndarray, shape (slot_count, *shape)
-            A read-only view, contiguous if the shape fills the extents. While it lives
-            the slots cannot be closed.
+            A read-only view, contiguous if the shape fills the extents. The slots cannot be
+            closed while it exists.
 
         Raises
         ------
@@ -626,7 +620,7 @@ class Slots:
 
         Notes
         -----
-        A slot shows what `keys` says; one that is empty may not be touched.
+        A slot shows what `keys` says. Do not touch an empty slot.
 
         Examples
         --------
@@ -656,7 +650,7 @@ class Slots:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close for calls; the memory goes with its last view."""
+        """Close for calls; the last view frees the memory."""
         self._memory.leave(kind, error, traceback)
 
     def close(self) -> None:
@@ -674,7 +668,7 @@ class Slots:
         self._memory.close()
 
     def __reduce__(self) -> tuple[Callable[..., Slots], tuple[object, ...]]:
-        """Be made anew on the store, with nothing in it."""
+        """Pickle as new slots on the store, which are empty."""
         if self.closed:
             raise TypeError("closed Slots cannot be pickled")
         arguments = (self._store, self._extent_pages, self._slot_count, self._settings)

@@ -50,7 +50,7 @@ PathOrDescriptor: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[byte
 
 
 class Store(ClosedOnExit):
-    """What `FileStore`, `MemoryStore` and `ConcatStore` have in common; not made directly.
+    """The base class of all stores; make one with `open`, `concat` or `MemoryStore`.
 
     Every method may be called from several threads at once. Long calls release
     the GIL and end within 100 ms of Ctrl-C.
@@ -129,7 +129,7 @@ class Store(ClosedOnExit):
         Raises
         ------
         UnsupportedError
-            The store is a row of several, which have a descriptor each.
+            The store consists of several files, each with its own descriptor.
         ClosedError
             The store is closed.
         """
@@ -162,16 +162,15 @@ class Store(ClosedOnExit):
         Raises
         ------
         UnsupportedError
-            The kernel does not tell: the file is neither this user's nor
-            writable by it, and the answer would be "all" for every file.
+            The kernel does not say. It answers only for files that the user owns or may write.
         PageRangeError
             A page is outside the store.
 
         Notes
         -----
-        ``mincore(2)`` over a mapping of the file, or ``cachestat(2)`` (Linux
-        6.5). Costs nanoseconds a page in long runs. A snapshot: the kernel may
-        drop or read pages at any moment. Any number of threads.
+        ``mincore(2)`` over a mapping of the file, or ``cachestat(2)`` (Linux 6.5). Long runs of
+        pages cost nanoseconds a page. The answer is a snapshot: the kernel may drop or read
+        pages at any moment. Any number of threads.
         """
         selection, _ = self._select("resident", pages)
         return np.frombuffer(self._core.resident(selection), dtype=np.bool_)
@@ -191,8 +190,8 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``posix_fadvise(POSIX_FADV_WILLNEED)`` a run of pages; about 3 µs a run.
-        The kernel may ignore it when memory is short. Any number of threads.
+        ``posix_fadvise(POSIX_FADV_WILLNEED)`` for each run of pages, about 3 µs each. The
+        kernel may ignore it when memory is short. Any number of threads.
         """
         selection, _ = self._select("prefetch", pages)
         self._core.prefetch(selection)
@@ -200,7 +199,7 @@ class Store(ClosedOnExit):
     def read(
         self, pages: PageSelection = None, out: BufferLike | None = None
     ) -> npt.NDArray[np.uint8]:
-        """Read pages, in any order, all requests in flight together.
+        """Read pages, in any order, with all requests in flight together.
 
         Parameters
         ----------
@@ -212,15 +211,15 @@ class Store(ClosedOnExit):
         Returns
         -------
         ndarray of uint8, shape (n, page_bytes)
-            The pages in the order asked for; `out`'s own memory if it was
-            given. Past the end of the file the last page is zeros.
+            The pages in the order asked for; an array over `out` if it was given. The last page
+            is zeros beyond the end of the file.
 
         Raises
         ------
         TruncatedError
             The file is shorter than when it was opened.
         StoreError
-            A read failed; ``error.completed`` pages from the front are right.
+            A read failed; the first ``error.completed`` pages are right.
         PageRangeError
             A page is outside the store.
         ArgumentError
@@ -228,10 +227,9 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        Pages that are in the page cache are copied from a mapping of the file;
-        the rest are read by ``io_uring`` (Linux 5.11; a pool of ``pread``
-        without it), sorted and merged, at most 128 in flight. Pages are read
-        one by one: there is no atomicity against writers of the same file. Any
+        Cached pages are copied from a mapping of the file. The rest are sorted, merged and read
+        by ``io_uring`` (Linux 5.11; otherwise by a pool of threads), with at most 128 requests
+        in flight. Reads are not atomic: a page may show a part of a simultaneous write. Any
         number of threads.
 
         Examples
@@ -275,17 +273,17 @@ class Store(ClosedOnExit):
         Parameters
         ----------
         pages : int, slice, range, array of int or None
-            File pages; None means all. Of a page named twice the last wins.
+            File pages; None means all. If a page is named twice, the last one wins.
         data : buffer or array
-            Exactly ``n * page_bytes`` bytes. What lies beyond the end of the
-            file is not written: a file never grows.
+            Exactly ``n * page_bytes`` bytes. Bytes beyond the end of the file are not written:
+            the file does not grow.
 
         Raises
         ------
         UnsupportedError
             The store is read-only.
         StoreError
-            A write failed; ``error.completed`` pages from the front are written.
+            A write failed; the first ``error.completed`` pages are written.
         PageRangeError
             A page is outside the store.
         ArgumentError
@@ -293,8 +291,8 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``pwrite(2)``, merged where pages follow each other. Not durable before
-        `sync`. Pages are not written atomically. Any number of threads.
+        ``pwrite(2)``, one for each run of pages. The pages are durable after `sync`. Writes are
+        not atomic. Any number of threads.
         """
         selection, count = self._select("write", pages)
         self._core.write(selection, bytes_of("write", data, (count * self.page_bytes,)))
@@ -305,35 +303,33 @@ class Store(ClosedOnExit):
         Raises
         ------
         StoreError
-            The device failed; what was written since the last sync that succeeded may be
-            lost. `sync`, and `Window.flush` of every window on the store, go on failing
-            until `refresh`.
+            The device failed, and what was written since the last successful sync may be lost.
+            `sync`, and `Window.flush` of every window on the store, fail until `refresh`.
 
         Notes
         -----
-        ``fsync(2)``: waits for the device and cannot be interrupted. The kernel reports a
-        failed write-back once and calls the pages clean from then on, so fremap keeps the
-        error: write again what was written since the last success, after `refresh`.
+        ``fsync(2)`` waits for the device and cannot be interrupted. The kernel reports a failed
+        write-back only once and then calls the pages clean, so fremap remembers the error. Call
+        `refresh`, then write again everything since the last successful sync.
         """
         self._core.sync()
 
     def refresh(self) -> None:
-        """Read the file's size again, after it grew or shrank.
+        """Read the file's size again, after it has grown or shrunk.
 
         Raises
         ------
         StoreError
-            The size cannot be read; or, where the file grew, a window's last page cannot be
-            written or read. Another `refresh` tries it again.
+            The size cannot be read. Or the file has grown, and a window cannot write back or
+            read its last page; call `refresh` again.
 
         Notes
         -----
-        ``fstat(2)``. Windows keep the page count that they were made with. Where the file ended
-        within a page and is longer now, writable windows write what was stored to the page up to
-        the old end, and load it anew; what was stored behind the old end before `refresh`
-        has returned is dropped. After a `sync` or
-        `Window.flush` that lost writes, `refresh` acknowledges the loss: later ones may
-        succeed again.
+        ``fstat(2)``. Windows keep the page count that they were made with. If the file ended
+        within a page and has grown, writable windows write the page back up to the old end, and
+        load it again. What was written beyond the old end before `refresh` returned is dropped.
+        After a `sync` or `Window.flush` that lost writes, `refresh` acknowledges the loss, so
+        that later calls can succeed.
         """
         self._core.refresh()
 
@@ -342,8 +338,8 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        Windows on the store go on working: the descriptor stays open until the
-        last of them is closed.
+        Windows on the store still work: the descriptor stays open until the last of them is
+        closed.
         """
         self._core.close()
 
@@ -367,14 +363,14 @@ class FileStore(Store):
     file : str, bytes, path or int
         A path, or an open descriptor, which is duplicated.
     mode : {"r", "r+", "w+"}, default "r"
-        Read only, read and write, or create (an existing file is emptied).
+        "r": read only. "r+": read and write. "w+": create the file, or empty an existing one.
     size : int, optional
         Bytes of the new file, with mode "w+" only.
     page_bytes : int, optional
-        The page: a power of two from the system's page to 1 GiB; the system's
-        page if not given.
+        Size of a page: a power of two from the system's page to 1 GiB. Default: the system's
+        page.
     direct : bool, default False
-        Read and write around the page cache (``O_DIRECT``); what a window writes back is
+        Read and write past the page cache (``O_DIRECT``). The writes of a window's flush are
         in flight together.
 
     Raises
@@ -383,7 +379,7 @@ class FileStore(Store):
         The file cannot be opened; also a `FileNotFoundError`,
         `PermissionError`, … as `OSError` would be.
     ArgumentError
-        The mode, size or page is impossible.
+        The mode, size or page size is invalid.
 
     Notes
     -----
@@ -459,16 +455,16 @@ class MemoryStore(Store):
     Parameters
     ----------
     size : int, optional
-        Bytes; needed unless existing memory is attached.
+        Bytes of new memory; required unless you attach to existing memory.
     name : str, optional
-        A name under ``/dev/shm``, without a slash. Without one the memory is
-        anonymous (``memfd_create``) and goes with its last user.
+        A name under ``/dev/shm``, without a slash. Memory without a name is anonymous
+        (``memfd_create``) and is freed with its last user.
     create : bool, default True
-        With a name: make it, and fail if it exists; False attaches to what
-        exists, with the size it has.
+        With a name: create the memory, and fail if it exists. False: attach to existing memory,
+        with its size.
     page_bytes : int, optional
-        The page: a power of two from the system's page to 1 GiB; the system's
-        page if not given.
+        Size of a page: a power of two from the system's page to 1 GiB. Default: the system's
+        page.
 
     Raises
     ------
@@ -476,7 +472,7 @@ class MemoryStore(Store):
         The name exists already (also a `FileExistsError`) or does not
         (`FileNotFoundError`), or there is no memory.
     ArgumentError
-        The size, name or page is impossible.
+        The size, name or page size is invalid.
 
     Notes
     -----
@@ -532,12 +528,12 @@ class MemoryStore(Store):
         return self._name
 
     def unlink(self) -> None:
-        """Remove the name; the memory goes with its last user.
+        """Remove the name; the memory is freed with its last user.
 
         Raises
         ------
         StoreError
-            The name is gone already (also a `FileNotFoundError`).
+            The name does not exist (also a `FileNotFoundError`).
         ArgumentError
             The memory has no name.
 

@@ -59,26 +59,29 @@ class Window(Views):
     Parameters
     ----------
     store : Store
-        Whose pages to show: a file, shared memory, several stores in a row, or a computed or
-        remote store.
+        The store whose pages the window shows: a file, shared memory, a `ConcatStore`, or a
+        computed or remote store.
     page_count : int, optional
-        As many as the store has from `first_page` on, or as `mapping` names, if not given.
+        Number of window pages. Default: the store's pages from `first_page` on, or the length
+        of `mapping`.
     first_page : int, default 0
-        With the linear mapping: the file page that window page 0 shows.
+        With ``mapping="linear"``: the file page that window page 0 shows.
     mapping : {"linear", "none"} or array of int, default "linear"
-        What is shown at first: file pages in order, nothing, or a page for each (-1: none).
+        What the window shows at first: the file pages in order, nothing, or one file page for
+        each window page (-1: nothing).
     prot : Prot, default Prot.READ
-        What may be done with the pages. `Prot.WRITE` includes reading.
+        Whether the pages may be read only, or also written (`Prot.WRITE`).
     coherent : bool, optional
         Whether every process that maps the file sees a write to the window or the file at once,
-        as with ``MAP_SHARED``. Required for a window that may be written. A read-only window
-        may be either if it is not given.
+        as with ``MAP_SHARED``. Required for a writable window. Default for a read-only window:
+        whatever the engine does.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
-        How it is done; `fremap.capabilities` says what works here and what "auto" chooses.
+        How pages get into the window (see the notes). `fremap.capabilities` says which engines
+        work here, and which one "auto" chooses.
     populate : bool, default False
         Make every page present now.
     nonblock : bool, default False
-        With `populate`: only those that need no I/O.
+        With `populate`: only the pages that need no I/O.
     lock : bool, default False
         Keep the pages in memory (``mlock2``); implies `populate`.
     budget : int, str or None, default "auto"
@@ -88,53 +91,54 @@ class Window(Views):
         the window grows beyond it. Engine "alias": pages of the file that are mapped, and page
         tables; a thread unmaps the oldest, which loses nothing. Until it has run, the window may
         exceed the budget, mostly by less than 32 MiB. "auto": all objects with this budget share
-        half of the memory that the machine and the memory cgroups leave to the process. None: no
-        limit.
+        half of the memory that the machine and the memory cgroups leave to the process. None:
+        no limit.
     fault : {"thread", "signal"}, default "thread"
         Which thread loads an absent page of engine "paged" when it is touched. "thread": one
         thread of the process, for all windows. "signal": the touching thread, in a handler of
-        SIGBUS. That is faster, as no other thread has to wake up, but such a window has no
-        budget, and system calls get EFAULT from absent pages.
+        SIGBUS. That is faster, because no other thread has to wake up. But such a window has no
+        budget, and system calls that touch absent pages fail with EFAULT.
     tracking : {"auto", "async", "sync"}, default "auto"
         How writes to a window of engine "paged" are noticed. "async": the kernel notes them
         (Linux 6.8). "sync": the first write to a page is a fault (Linux 5.7). That costs more,
-        but pages can be protected with `Prot.READ`. System calls get EFAULT when they touch
-        absent pages or write to clean ones.
+        but pages can be protected with `Prot.READ`. System calls that touch absent pages, or
+        write to clean ones, may fail with EFAULT.
     advice : {"auto", "normal", "random", "sequential"}, default "auto"
         How the kernel reads ahead of touches in a window of engine "alias"
         (``madvise(2)``); "auto" follows how the window is touched (Linux 6.7).
     calibration : fremap.calibration.Calibration, optional
-        Batch sizes and crossover points; those that ``fremap calibrate`` measured
-        and kept, else built-in ones, if not given.
+        Batch sizes and crossover points. Default: those that ``fremap calibrate`` measured, or
+        built-in ones.
 
     Raises
     ------
     ArgumentError
-        The window is empty or beyond the store, or two options contradict each other (see
-        the notes): the error names both.
+        The window has no page, or ends beyond the store. Or two options contradict each other
+        (see the notes): the error names both.
     UnsupportedError
         This kernel or process cannot do what is asked for.
     MappingLimitError
         Engine "alias" would need more kernel mappings than the process may have.
     BudgetError
-        It is too small for one batch of pages, or, with `populate`, for the window.
+        The budget is too small for one batch of pages, or, with `populate`, for the window.
     DuplicatePageError
-        `mapping` shows a page twice in a window that is written and not coherent.
+        `mapping` shows a page twice in a writable window that is not coherent.
     StoreError
         Mapping, locking or populating failed.
 
     Notes
     -----
-    A window that may be written and is not coherent keeps changes to itself. They reach
-    the store by `flush` and `close`, and before a changed page is remapped, evicted (also
-    by the budget), placed over or protected with `Prot.NONE`; at no other time. One that is
-    dropped or alive when the interpreter ends is flushed; a failure is told on stderr.
+    A writable window that is not coherent keeps its changes to itself. They reach the store by
+    `flush` and `close`, and before a changed page is remapped, evicted (also by the budget),
+    replaced by `place` or protected with `Prot.NONE`; at no other time. A window that is
+    dropped, or still open when the interpreter exits, is flushed; a failure is reported on
+    stderr.
 
-    Some options need certain engines; "auto" chooses among those that all of them leave.
-    Others exclude each other whatever the engine:
+    Some options need certain engines; "auto" chooses an engine that has all of them. Other
+    options exclude each other, whatever the engine:
 
     ============================  ==================================================
-    option                        goes with
+    option                        requires
     ============================  ==================================================
     ``coherent=True``             engine "alias"
     ``coherent=False``            engine "paged" or "eager"
@@ -147,21 +151,27 @@ class Window(Views):
     `budget` in bytes             with engine "eager", at least the window's bytes
     ============================  ==================================================
 
-    Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3; pages are swapped in whole
-    by ``UFFDIO_MOVE`` from Linux 6.8 on, copied before), one kernel mapping whatever it
-    shows, not coherent. Engine "alias": ``mmap(MAP_FIXED)`` a run, coherent, bounded by
-    ``vm.max_map_count``. Engine "eager": plain memory, filled by `remap`.
+    Engine "paged": one ``mmap`` and ``userfaultfd(2)`` (Linux 4.3). It copies pages, or swaps
+    them in by ``UFFDIO_MOVE`` (Linux 6.8). It needs one kernel mapping, whatever the window
+    shows, and is not coherent. Engine "alias": one ``mmap(MAP_FIXED)`` for each run of
+    consecutive pages. It is coherent, and limited by ``vm.max_map_count``. Engine "eager":
+    plain memory, loaded by `remap`.
 
-    In a child of ``fork`` the window shows the store at the same addresses, to be read
-    (engine "eager": what was there at the fork), and calls that change it raise
-    `ForkError`. Pages that were placed, or changed and not flushed, are SIGBUS there.
+    In a child of ``fork`` the window shows the store at the same addresses, read-only (engine
+    "eager": what it showed at the fork). Calls that change it raise `ForkError`. Touching a
+    page that was placed, or changed and not flushed, raises SIGBUS there.
 
-    Do not have the kernel read absent pages of a window of engine "paged" in order to
-    write the file behind it (``os.pwrite(fd, window, offset)``), which may lock what reading
-    needs: use `Store.write`. With a budget, pin what it refers to beyond a call
-    (``MSG_ZEROCOPY``). Have no device store to a window that is written and not coherent
-    (``os.preadv`` on ``O_DIRECT``, GPUs): beside a flush it is lost, as the kernel does not note
-    it. Copy, as `Store.read` does. Pages may be read before a touch: `evict` what others wrote.
+    Four kinds of access from outside need care:
+
+    - Do not write absent pages of a "paged" window to the file behind it by a system call
+      (``os.pwrite(fd, window, offset)``): the kernel may lock the file that fremap has to read.
+      Use `Store.write`.
+    - With a budget, pin pages that the kernel refers to beyond a call (``MSG_ZEROCOPY``).
+    - Let no device write into a writable window that is not coherent (``os.preadv`` on
+      ``O_DIRECT``, GPUs): the kernel does not note such writes, and a flush beside them loses
+      them. Use `Store.read`, which copies.
+    - fremap may read pages before they are touched. After another process has written to the
+      file, call `evict`.
 
     Examples
     --------
@@ -246,7 +256,7 @@ class Window(Views):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Flush, close for calls, let the memory go with its last view; stay open on failure."""
+        """Flush, and close for calls; the last view frees the memory. Stay open on failure."""
         try:
             if not self.closed and self.writable:
                 self.flush()
@@ -268,23 +278,23 @@ class Window(Views):
         Parameters
         ----------
         discard : bool, default False
-            Give up what was stored and not flushed, as the way out where it cannot be written.
+            Drop changes that were not flushed, for example because they cannot be written.
 
         Raises
         ------
         ViewsAliveError
             Arrays or memoryviews still show the window's memory.
         StoreError
-            Changes could not be written, and are still there: call `flush` or `close` again.
+            Changes could not be written. They are not lost: call `flush` or `close` again.
 
         Notes
         -----
-        ``munmap(2)``, after `flush` where the window keeps changes. Again: does nothing.
+        ``munmap(2)``, after `flush` if the window keeps changes. Closing again does nothing.
         """
         self._close(bool(discard))
 
     def __reduce__(self) -> Reduced:
-        """Be made anew on the store, where there is nothing that the store does not have."""
+        """Pickle as a new window on the store; refuse what the store does not have."""
         return reduced(Window, self, self._settings)
 
     def __repr__(self) -> str:
@@ -343,21 +353,21 @@ class Window(Views):
         Parameters
         ----------
         file_pages : int, slice, range, array of int or None
-            What to show; None means every page of the store.
+            The file pages to show; None means every page of the store.
         at : int, slice, range or array of int, default 0
-            Where: the first window page, or a window page for each file page.
+            Where to show them: the first window page, or a window page for each file page.
         prot : Prot, optional
-            New protection of these window pages; as it was if not given.
+            New protection of these window pages. Default: unchanged.
         nonblock : bool, default False
-            Bring in only pages that are in the page cache. The others change
-            their mapping and are absent: a touch loads the right page.
+            Load only pages that are in the page cache. The others change their mapping and are
+            absent: the first touch loads the right page.
         populate : bool, default True
-            Bring the pages in now; False leaves them to the first touch.
+            Load the pages now. False: the first touch of each loads it.
         discard : bool, default False
-            Drop placed pages that lie in the range; else they are an error.
+            Drop placed pages in the range. Otherwise they are an error.
         in_place : bool, default False
-            No thread reads these window pages during the call: pages that are present
-            may be overwritten, as a buffer pool does under its latch.
+            You promise that no thread reads these window pages during the call, so present
+            pages may be overwritten, as a buffer pool does under its latch.
 
         Returns
         -------
@@ -367,7 +377,7 @@ class Window(Views):
         Raises
         ------
         PageRangeError
-            A file page or window page is outside.
+            A file page is outside the store, or a window page outside the window.
         ArgumentError
             A window page is named twice, or `at` has another length than
             `file_pages`.
@@ -376,29 +386,28 @@ class Window(Views):
         BudgetError
             The pages are more than the window's budget; nothing changed.
         StoreError
-            A read failed: the first ``error.completed`` pages show the new file page,
-            the rest the old one; in a window that is written those of the rest whose
-            file page is shown elsewhere by now show nothing (-1 in `mapping`).
+            A read failed: the first ``error.completed`` pages show the new file page, and the
+            rest the old one. In a writable window, a page of the rest shows nothing (-1 in
+            `mapping`) if its old file page is now shown elsewhere.
         MappingLimitError
             Engine "alias": too many runs of pages; nothing changed.
         DuplicatePageError
-            A file page that may be written would be shown twice; nothing changed.
+            A writable file page would be shown twice; nothing changed.
         UnsupportedError
-            ``nonblock`` where the kernel does not tell what is resident.
+            `nonblock`, and the kernel does not say what is resident.
 
         Notes
         -----
-        Engine "paged": content is read into staging memory and swapped in by
-        ``UFFDIO_MOVE`` (Linux 6.8; ``UFFDIO_COPY`` before), under a microsecond
-        a page from the page cache. Engine "alias": ``mmap(MAP_FIXED)`` a
-        run of pages. In both an aligned load of another thread sees the old content
-        or the new; "eager" overwrites, so keep readers out. Any number of
-        threads; calls on one window take turns.
+        Engine "paged": pages are read into staging memory and swapped in by ``UFFDIO_MOVE``
+        (Linux 6.8; ``UFFDIO_COPY`` before). A page from the page cache takes less than a
+        microsecond. Engine "alias": one ``mmap(MAP_FIXED)`` for each run. In both, an
+        aligned load of another thread sees the old content or the new. Engine "eager"
+        overwrites pages, so keep readers out. Any number of threads may call this; calls on
+        one window take turns.
 
-        With `in_place`, a window that is only read, all of whose pages named here are
-        present, reads each run of the file straight into its memory: one ``pread``.
-        Elsewhere it changes nothing. Pages that could not be read are absent then, and
-        show what they showed before.
+        `in_place` has an effect only in a read-only window, if all pages named here are
+        present: each run of the file is read directly into the window by one ``pread``. If the
+        read fails, these pages are absent and keep their old mapping.
 
         Examples
         --------
@@ -463,12 +472,12 @@ class Window(Views):
         PageRangeError
             A page is outside the window.
         BudgetError
-            The pages are more than the window's budget; nothing changed. With
-            `nonblock` those for which there is no room are skipped.
+            The pages do not fit into the window's budget; nothing changed. With `nonblock`,
+            pages for which there is no room are skipped instead.
         StoreError
-            A read failed; ``error.completed`` pages from the front are present.
+            A read failed; the first ``error.completed`` pages are present.
         UnsupportedError
-            ``nonblock`` where the kernel does not tell what is resident.
+            `nonblock`, and the kernel does not say what is resident.
 
         Notes
         -----
@@ -481,14 +490,14 @@ class Window(Views):
         return np.frombuffer(self._populate(selection, bool(nonblock)), dtype=np.bool_)
 
     def evict(self, pages: PageSelection = None, *, discard: bool = False) -> None:
-        """Drop pages; the next touch brings them back.
+        """Drop pages from the window; the next touch of each loads it again.
 
         Parameters
         ----------
         pages : int, slice, range, array of int or None, optional
             Window pages; None means all.
         discard : bool, default False
-            Drop placed pages too; else they are an error.
+            Drop placed pages too. Otherwise they are an error.
 
         Raises
         ------
@@ -501,44 +510,46 @@ class Window(Views):
 
         Notes
         -----
-        ``madvise(MADV_DONTNEED)``, one call for neighbours that are close
-        enough. Engine "eager" has no lazy faults: there an evicted page is
-        inaccessible until populated. Engine "paged": what came in by whole
-        blocks of 2 MiB may be huge pages, of which the system gets nothing back
-        until all of the block is evicted or memory is short. Any number of
-        threads.
+        ``madvise(MADV_DONTNEED)``, one call for runs of pages that are close to each other. In
+        engine "eager", an evicted page is inaccessible until it is populated. In engine
+        "paged", pages that were loaded in whole blocks of 2 MiB may be huge pages. Their memory
+        returns to the system once the whole block is evicted, or when memory is short. Any
+        number of threads.
         """
         selection, _ = self._select("evict", pages)
         self._evict(selection, bool(discard))
 
     def protect(self, pages: PageSelection, prot: Prot) -> None:
-        """Change what may be done with pages.
+        """Deny or allow access to pages.
 
         Parameters
         ----------
         pages : int, slice, range, array of int or None
             Window pages; None means all.
         prot : Prot
-            `NONE` keeps the content and makes a touch SIGSEGV or SIGBUS.
+            With `Prot.NONE` the pages keep their content, and touching them raises SIGSEGV or
+            SIGBUS.
 
         Raises
         ------
         PageRangeError
             A page is outside the window.
+        ArgumentError
+            `Prot.WRITE`, and the window is read-only.
         UnsupportedError
-            The engine has no such protection, or the window is read-only.
+            The engine does not support this protection.
         MappingLimitError
             Engine "alias": too many pieces; nothing changed.
         DuplicatePageError
-            A page that is to be written shows what another page shows.
+            A page would become writable whose file page another window page shows too.
         StoreError
-            NONE: a changed page could not be written.
+            `Prot.NONE`: a changed page could not be written back.
 
         Notes
         -----
-        Engine "paged" and, with guard pages (Linux 6.13), "eager" add no kernel
-        mapping, whatever the pattern. Engine "alias": ``mprotect(2)``, a mapping
-        a piece. Any number of threads.
+        Engines "paged" (Linux 6.6) and "eager" (guard pages, Linux 6.13) add no kernel mapping,
+        whatever the pattern. Engine "alias": ``mprotect(2)``, one mapping for each piece. Any
+        number of threads.
         """
         selection, _ = self._select("protect", pages)
         self._protect(selection, checked_prot(prot))
@@ -551,8 +562,8 @@ class Window(Views):
         pages : int, slice, range, array of int or None
             Window pages; None means all.
         data : buffer or array, optional
-            ``n * page_bytes`` bytes, or one page for all of them. None keeps
-            what the pages show now.
+            ``n * page_bytes`` bytes, or one page for all of them. None: the content that the
+            pages show now.
 
         Raises
         ------
@@ -565,10 +576,10 @@ class Window(Views):
 
         Notes
         -----
-        Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": a
-        private anonymous mapping a page. `mapping` shows -2 for placed pages.
-        They are lost by `remap` and `evict` with ``discard=True``, and never
-        written to the store. Any number of threads.
+        Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": one private
+        anonymous mapping for each page. `mapping` shows -2 for placed pages. They are never
+        written to the store, and only `remap` and `evict` with ``discard=True`` drop them. Any
+        number of threads.
         """
         selection, count = self._select("place", pages)
         if data is None:
@@ -579,7 +590,7 @@ class Window(Views):
         self._place(selection, content)
 
     def pin(self, pages: PageSelection) -> Pin:
-        """Make pages present and keep them so, whatever the budget.
+        """Make pages present, and keep them in memory until the pin is released.
 
         Parameters
         ----------
@@ -589,20 +600,19 @@ class Window(Views):
         Returns
         -------
         Pin
-            Ends with its ``with`` block, or by `Pin.release`. Pages may be pinned by
-            several at once.
+            It ends with its ``with`` block, or by `Pin.release`. Several pins may hold a page.
 
         Raises
         ------
         PageRangeError
             A page is outside the window.
         BudgetError
-            With what is pinned and placed already the pages are more than the
-            budget; nothing changed.
+            The pages do not fit into the budget beside those that are pinned and placed
+            already; nothing changed.
         StoreError
             A page cannot be read.
         UnsupportedError
-            Engine "alias", whose pages are the kernel's.
+            Engine "alias", whose pages the kernel may reclaim.
 
         Notes
         -----
@@ -625,24 +635,24 @@ class Window(Views):
         PageRangeError
             A page is outside the window.
         StoreError
-            Writing failed; the pages are still dirty, and flushing again writes them again.
-            Where ``fsync`` lost what had left the window it fails until `Store.refresh`.
+            Writing failed. The pages are still dirty, and the next flush writes them again. If
+            ``fsync`` failed after pages had left the window, flush fails until `Store.refresh`.
 
         Notes
         -----
-        A window that keeps its changes: ``pwritev(2)``, neighbours together, in the
-        order of the file, then ``fsync(2)``; with ``direct=True`` up to 128 such writes are
-        in flight (``io_uring``, or 16 threads where there is none). A store by another
-        thread meanwhile leaves its page dirty. The file becomes no longer, unless it is cut
-        in the very moment: what was stored past its end is dropped. A coherent window:
-        ``fsync(2)`` for all, ``msync(MS_SYNC)`` for a selection; every error lasts until
-        `Store.refresh`. What waits for the device cannot be interrupted.
+        A window that is not coherent: ``pwritev(2)`` in the order of the file, neighbours
+        together, then ``fsync(2)``. With ``direct=True`` up to 128 such writes are in flight
+        (``io_uring``, or 16 threads). A page that another thread writes to meanwhile stays
+        dirty. Bytes beyond the end of the file are not written. Only if the file is truncated
+        in that very moment, the write makes it longer again. A coherent window: ``fsync(2)``
+        for all pages, ``msync(MS_SYNC)`` for a selection; every error lasts until
+        `Store.refresh`. Waiting for the device cannot be interrupted.
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)
 
     def stats(self) -> WindowStats:
-        """Return what the window holds and what it did so far.
+        """Return what the window holds, and what it has done so far.
 
         Returns
         -------
