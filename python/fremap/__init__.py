@@ -1,13 +1,14 @@
 """Scattered reads and nonlinear mappings of files larger than memory, as NumPy arrays.
 
-`rows` reads rows by their numbers, many at a time, from one file or thousands; its
-`~Rows.batches` feed a training loop. `memmap` is a `numpy.memmap` that keeps to a memory
-budget; `load` and `open_memmap` make one of a ``.npy`` file. `Slots` is a cache of large
-extents in one array, or one that several processes share. `Window` is contiguous memory
-whose pages show any pages of a store, in any order; `open`, `MemoryStore` and `concat` make
-stores, of objects on servers too, and a `ComputedStore` has the pages that a function
-computes. `capabilities` says what this machine can do, and so does the command
-``fremap doctor``.
+- `rows` reads rows by their numbers, many at a time, from one file or thousands. Its
+  `~Rows.batches` feed a training loop. `ragged` does the same for rows of unequal length.
+- `memmap` is a `numpy.memmap` that stays within a memory budget; `load` and `open_memmap` make
+  one from a ``.npy`` file.
+- `Slots` is a cache of large extents in one array, which several processes can share.
+- `Window` is contiguous memory whose pages show any pages of a store, in any order.
+- `open`, `MemoryStore`, `concat` and `ComputedStore` make stores: files, objects on servers,
+  shared memory, several of these, or pages that a function computes.
+- `capabilities`, and the command ``fremap doctor``, say what works on this machine.
 
 Documentation: https://fremap.github.io/fremap/
 

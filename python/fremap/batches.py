@@ -1,7 +1,7 @@
 """Batches of rows, read ahead by threads.
 
-`epochs` says which rows make which batch. Here they are read: a bounded number of batches
-before they are asked for, by threads that call `Rows.take`.
+`epochs` decides which rows each batch has. This module reads a bounded number of batches ahead,
+by threads that call `Rows.take`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BatchOptions(TypedDict, total=False):
 
 
 class TakesRows(Protocol):
-    """Rows, as far as batches need them."""
+    """What batches need of rows."""
 
     def __len__(self) -> int: ...
 
@@ -66,9 +66,9 @@ class TakesRows(Protocol):
 class Batches(ClosedOnExit):
     """An iterator over the batches of one epoch, which reads ahead.
 
-    Made by `Rows.batches`. A batch is a new array of shape ``(n, *row_shape)``. The last batch
-    of a rank may have fewer rows than `batch_size`, all others have as many. Leaving the
-    context ends the threads, and so does the end of the epoch.
+    Made by `Rows.batches`. A batch is a new array of shape ``(n, *row_shape)`` with
+    `batch_size` rows; only the last batch of a rank may have fewer. The threads end with the
+    epoch, and when the context is left.
 
     Parameters
     ----------
@@ -77,49 +77,48 @@ class Batches(ClosedOnExit):
     batch_size : int
         Rows of a batch.
     order : {"shuffle", "sequential"} or array of int, default "shuffle"
-        All rows in random order, all as they stand, or these rows (repeats allowed,
+        All rows in random order, all rows in order, or the given rows (repeats allowed,
         negative ones count from the end).
     seed : int, optional
-        For "shuffle": the same seed and epoch are the same order on every machine. One is
-        drawn if not given; `state` has it.
+        For "shuffle": the same seed and epoch give the same order on every machine. Default: a
+        random seed, which `state` contains.
     epoch : int, default 0
-        The number of the epoch: each is shuffled differently.
+        Number of the epoch: each epoch is shuffled differently.
     drop_last : bool, default False
-        Leave out what does not fill a batch of each rank: all ranks have as many batches,
-        all of them full.
+        Drop the rows that do not fill a batch on every rank. All ranks then have the same
+        number of batches, and all batches are full.
     pad : bool, default False
-        Let ranks that have a row less than others repeat one from the front of the order,
-        so that all have as many batches, and no row is left out.
+        Have ranks with one row less than others repeat a row from the start of the order. All
+        ranks then have the same number of batches, and no row is left out.
     rank, world_size : int, default 0 and 1
-        Which of how many processes this is, each of which reads a part of the epoch.
+        The number of this process, and the number of processes that share the epoch.
     worker, worker_count : int, default 0 and 1
-        Which of how many workers of this rank this is: worker w has the rank's batches w,
-        w + worker_count, and so on.
+        The number of this worker, and the number of workers of this rank. Worker w reads
+        batches w, w + worker_count, … of the rank.
     prefetch : int, default 2
-        Batches that are read before they are asked for; 0 to read in the caller's thread.
+        Number of batches to read ahead. 0: read in the calling thread.
     return_ids : bool, default False
         Yield ``(ids, batch)``, the ids as int64.
     state : dict, optional
-        What `state` returned, in order to go on there. With the same other arguments.
+        A result of `state`, to continue from there; the other arguments must be the same.
 
     Raises
     ------
     ArgumentError
-        An argument is impossible, or the state is of other batches.
+        An argument is invalid, or the state is of other batches.
     PageRangeError
-        `order` names a row that there is not.
+        `order` names a row that does not exist.
 
     Notes
     -----
-    With neither `drop_last` nor `pad` each row comes exactly once in an epoch, over all ranks
-    and workers; ranks differ by one row at most, and so perhaps by one batch. The order is
-    made by ``numpy.random.Generator(PCG64)`` and held in memory: 4 bytes a row (8 from 2**31
-    rows on), of ranks their part only once it is made. 10 million rows are shuffled in about
-    a second.
+    Without `drop_last` and `pad`, each row comes exactly once in an epoch, over all ranks and
+    workers. Ranks then differ by at most one row, and so perhaps by one batch. The order is
+    made by ``numpy.random.Generator(PCG64)`` and kept in memory: 4 bytes a row (8 from 2**31
+    rows on). Each rank keeps only its part. Shuffling 10 million rows takes about a second.
 
-    Memory: `prefetch` + 1 batches. Threads: as many as `prefetch`, 8 at most; they wait for
-    reads and copy without the GIL. A read that fails raises when its batch is asked for; the
-    next call tries that batch again. In a child of ``fork`` the iterator goes on where its
+    Memory: `prefetch` + 1 batches. Threads: as many as `prefetch`, at most 8; they read and
+    copy without the GIL. If a read fails, ``next`` raises when it comes to that batch, and the
+    following ``next`` tries it again. In a child of ``fork``, the iterator continues where its
     parent was. Any number of threads may take batches from one iterator.
 
     Examples
@@ -287,18 +286,19 @@ class Batches(ClosedOnExit):
         self._readers = None
 
     def state(self) -> State:
-        """Return what it takes to go on from here, in another process or on another day.
+        """Return a state from which the iteration can continue, also in another process.
 
         Returns
         -------
         dict
-            Numbers, strings and booleans; fit for JSON. Batches that were read but not
-            yielded are not done. An order given as an array is not in it.
+            Numbers, strings and booleans, which can be stored as JSON. Batches that were read
+            ahead but not yielded count as not done. It does not contain an order that was given
+            as an array.
 
         Notes
         -----
-        Two numbers of it guard against another order: the number of rows, and a checksum of
-        65 536 of them.
+        To detect another order, it contains the number of rows and a checksum of 65 536 of
+        them.
         """
         return self._epoch.state(self._remaining)
 
@@ -313,20 +313,20 @@ class Batches(ClosedOnExit):
         return self.state()
 
     def load_state_dict(self, state_dict: State) -> None:
-        """Go on after a state, by the name under which frameworks load one.
+        """Continue after a state, by the name under which frameworks load one.
 
-        Batches that were read ahead are forgotten. A seed that was drawn, not given, becomes
-        that of the state.
+        Batches that were read ahead are dropped. If no seed was given, the seed of the state
+        is used.
 
         Parameters
         ----------
         state_dict : dict
-            What `state` returned, of batches with the same arguments.
+            A result of `state`, of batches with the same arguments.
 
         Raises
         ------
         ArgumentError
-            It is of other batches.
+            The state is of other batches.
         """
         epoch = self._epoch if self._seeded else self._begin_epoch(seed=state_dict.get("seed"))
         remaining = epoch.restored(state_dict)
@@ -339,7 +339,7 @@ class Batches(ClosedOnExit):
             self._epoch, self._remaining = epoch, remaining
 
     def close(self) -> None:
-        """End the threads, as soon as the reads under way are done; later calls do nothing."""
+        """End the threads once their running reads are done; later calls do nothing."""
         if self._pid != os.getpid():
             self._begin_here()
         self._closed = True

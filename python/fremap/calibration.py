@@ -1,12 +1,11 @@
-"""What things cost on this machine: built-in values, or those measured and kept.
+"""Batch sizes and crossover points of windows: built-in values, or those of this machine.
 
-The patch of 2002 asked for the choice between dropping single pages and whole
-ranges to be "calibrated at boot time". fremap has a few such batch sizes and
-crossover points. Windows use built-in values until somebody measures this
-machine, by ``fremap calibrate`` or `measure`; what was measured is kept in
-``$XDG_CACHE_HOME/fremap/calibration.json`` (``~/.cache`` by default) for each
-kind of machine and kernel, and used from then on. Importing fremap or making a
-window measures nothing and writes no file.
+The patch of 2002 wanted the choice between dropping single pages and whole ranges to be
+"calibrated at boot time". Windows use built-in values until you measure this machine, by
+``fremap calibrate`` or `measure`. The result is kept in
+``$XDG_CACHE_HOME/fremap/calibration.json`` (``~/.cache`` by default) for each kind of machine
+and kernel, and used from then on. Importing fremap or making a window measures nothing and
+writes no file.
 """
 
 from __future__ import annotations
@@ -47,12 +46,13 @@ class Calibration:
     Attributes
     ----------
     alias_extent_pages : int
-        Extents of so many system pages or more are cheaper to map than to copy.
+        Extents of at least this many system pages are cheaper to map than to copy.
     evict_gap_pages : int
-        Two runs to evict are dropped by one call if no more absent pages than
-        this lie between them.
+        Two runs of pages are evicted by one call if at most this many absent pages lie between
+        them.
     batch_pages : int
-        Pages read before they are swapped into the window together; from 1 to 4096.
+        Number of pages that are read before they are moved into the window together, from 1 to
+        4096.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def measure(*, keep: bool = True) -> Calibration:
     Returns
     -------
     Calibration
-        What this machine costs at this moment.
+        The values of this machine.
 
     Raises
     ------
@@ -160,17 +160,17 @@ def measure(*, keep: bool = True) -> Calibration:
 
 
 def load() -> Calibration:
-    """Return what windows use unless they are told otherwise.
+    """Return the calibration that windows use by default.
 
     Returns
     -------
     Calibration
-        What was measured and kept for this machine and kernel, else built-in values.
+        The calibration that was kept for this machine and kernel, or built-in values.
 
     Warns
     -----
     CalibrationWarning
-        The file is damaged; once a process. The built-in values are used.
+        The file is damaged, and the built-in values are used. Raised once for each process.
 
     Notes
     -----
@@ -187,7 +187,7 @@ def load() -> Calibration:
     if damage and chosen is found:
         warnings.warn(
             f"fremap.calibration: {path} {damage}, so the built-in values are used; run "
-            "`fremap calibrate` to measure anew, or remove the file",
+            "`fremap calibrate` to measure again, or remove the file",
             CalibrationWarning,
             stacklevel=2,
         )
@@ -195,12 +195,12 @@ def load() -> Calibration:
 
 
 def kept() -> Calibration | None:
-    """Return what was measured and kept for this machine and kernel.
+    """Return the calibration that was kept for this machine and kernel.
 
     Returns
     -------
     Calibration or None
-        None where nothing usable is kept.
+        None if no usable one is kept.
     """
     entries, _ = _read(_cache_file())
     return entries.get(_machine())
@@ -212,7 +212,7 @@ def save(calibration: Calibration) -> None:
     Parameters
     ----------
     calibration : Calibration
-        What `load` is to return from now on.
+        The calibration that `load` returns from now on.
 
     Raises
     ------

@@ -29,59 +29,60 @@ _BATCH_BYTES = 4 << 20
 
 
 class ComputedStore(ProvidedStore):
-    """Pages that a function computes when they are wanted, in processes of their own.
+    """A store whose pages a function computes on demand, in processes of their own.
 
-    Use it for pages that are cheaper to compute again than to keep: tiles that are rendered,
-    arrays that are decompressed or decoded, generated tables. Windows, rows and slots show
-    them like those of a file. A page that has left a window's budget is computed again.
+    Use it for pages that are cheaper to compute again than to keep: rendered tiles, decoded
+    arrays, generated tables. Windows, rows and slots show them like pages of a file. A page
+    that was evicted from a window is computed again.
 
     Parameters
     ----------
     page_count : int
         Number of pages.
     fill : callable
-        ``fill(pages, out)`` writes the content of `pages` (int64, shape (n,), rising, each
+        ``fill(pages, out)`` writes the content of `pages` (int64, shape (n,), ascending, each
         once) into `out` (uint8, shape (n, page_bytes), zeros at first), and returns None. It
-        must give the same content each time. It is pickled: a function of a module, or an
-        object with ``__call__`` and whatever it needs.
+        must produce the same content each time. It is pickled: pass a function of a module, or
+        an object with ``__call__`` that holds the data it needs.
     page_bytes : int, optional
-        The page: a power of two from the system's page to 1 GiB; the system's page if not
-        given.
+        Size of a page: a power of two from the system's page to 1 GiB. Default: the system's
+        page.
     workers : int, default 1
-        Processes that may compute at once.
+        Number of processes that compute at the same time, at most.
     timeout : float or None, default 60.0
-        Seconds that one call of `fill` may take before its process is ended. It is called
-        for up to 4 MiB of pages at a time, or one page. None means no limit.
+        Seconds that one call of `fill` may take before its process is killed. One call
+        computes up to 4 MiB of pages, or one page. None: no limit.
     in_process : bool, default False
-        `read` calls `fill` in this process, by the thread that calls `read`. Windows and slots
-        still use the processes.
+        Have `read` call `fill` in this process, in the thread that calls `read`. Windows and
+        slots still use the processes.
 
     Raises
     ------
     ArgumentError
-        A number is impossible, or `fill` was defined in an interactive session.
+        A number is invalid, or `fill` was defined in an interactive session.
     ArgumentTypeError
-        `fill` is no function, or cannot be pickled.
+        `fill` is not a function, or cannot be pickled.
     UnsupportedError
-        The main program is being imported by a provider process: see Notes.
+        A process of another store is importing this program: see the notes.
 
     Notes
     -----
-    No Python runs in a fault. The store starts processes (as `multiprocessing` does with
-    "spawn") when it first needs them, and speaks with them through shared memory and a socket.
-    As there, what a program does must stand under ``if __name__ == "__main__":``, if `fill` is
-    defined in that program and not in a module. A process
-    that dies is started again, up to three times for a request. They end when the store is closed
-    (later, if windows still use it), when it is dropped, and within a second after this
-    process ends, however it ends.
+    No Python code can run in a page fault. So the store starts processes (as `multiprocessing`
+    does with "spawn") when it first needs them, and communicates with them through shared
+    memory and a socket. If `fill` is defined in the main program, the rest of the program must
+    be under ``if __name__ == "__main__":``, as for `multiprocessing`. A process that dies is
+    started again, up to three times for a request. The processes exit when the store and its
+    windows are closed or dropped, and within a second after this process has ended, however it
+    ended.
 
-    Where `fill` raises an exception, a call raises `ProviderError` from it, with the traceback of
-    the process as text; a touch of a window is SIGBUS, after a line on stderr. A process that
-    takes longer than `timeout` is ended, which is a `ProviderTimeoutError`.
+    If `fill` raises an exception, a call raises `ProviderError` from it, with the traceback of
+    the process as text. Touching a page of a window then prints a line on stderr and raises
+    SIGBUS. A process that takes longer than `timeout` is killed, and the call raises
+    `ProviderTimeoutError`.
 
     The store is read-only. Engine "alias" needs a file, so windows have engine "paged" or
-    "eager". In a child of ``fork``, calls of the store start processes of the child's; touching
-    an absent page of the parent's window is SIGBUS. Pickling pickles `fill`.
+    "eager". In a child of ``fork``, calls of the store start new processes; touching an absent
+    page of the parent's window raises SIGBUS. Pickling pickles `fill`.
 
     Examples
     --------
@@ -147,14 +148,13 @@ class ComputedStore(ProvidedStore):
         Returns
         -------
         ndarray of uint8, shape (n, page_bytes)
-            The pages in the order asked for; `out`'s own memory if it was given.
+            The pages in the order asked for; an array over `out` if it was given.
 
         Raises
         ------
         ProviderError
-            `fill` has raised an exception, or its process has died;
-            ``error.completed`` pages from the front are right. With ``in_process=True`` the
-            exception itself is raised.
+            `fill` raised an exception, or its process died; the first ``error.completed`` pages
+            are right. With ``in_process=True`` the exception itself is raised.
         ProviderTimeoutError
             `fill` took too long.
         PageRangeError
@@ -164,8 +164,8 @@ class ComputedStore(ProvidedStore):
 
         Notes
         -----
-        Pages are asked for in batches of up to 4 MiB, as many at once as there are `workers`. What
-        was asked for by `prefetch` is not computed a second time. Any number of threads.
+        Pages are computed in batches of up to 4 MiB, as many at once as there are `workers`.
+        Pages that `prefetch` has requested are not computed twice. Any number of threads.
         """
         if not self._in_process:
             return super().read(pages, out)

@@ -1,4 +1,4 @@
-"""Stores in a row: the pages of several files as one run."""
+"""`ConcatStore`: the pages of several stores, one store after the other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 
 
 class ConcatStore(Store):
-    """The pages of several stores as one run; what `concat` returns.
+    """The pages of several stores, one store after the other; what `concat` returns.
 
     Parameters
     ----------
@@ -35,24 +35,23 @@ class ConcatStore(Store):
     Raises
     ------
     ArgumentError
-        A page size differs, a file other than the last ends within a page, a file
-        is there twice and may be written, or the data of an ``.npy`` file does not
-        begin with a page.
+        Page sizes differ, a file other than the last ends within a page, a writable file is
+        given twice, or the data of an ``.npy`` file does not begin at a page.
     ArgumentTypeError
-        Something in `stores` is no store.
+        Something in `stores` is not a store.
     ClosedError
-        One of them is closed.
+        One of the stores is closed.
     StoreError
-        A file cannot be asked about, or its beginning cannot be read.
+        A file's size cannot be asked for, or its first bytes cannot be read.
 
     Notes
     -----
-    The files stay open as long as this store or a window on it lives, but after a
-    `close` of one of `stores` calls of this store raise `ClosedError`. Its own `close`
-    leaves them open. It may be written if all of them may. `refresh` looks at the last
-    file's size; the others' are fixed, as the pages behind them are numbered by it.
-    At most 4096 of its files are mapped for reading what is in the page cache; the rest
-    is read by system calls. Pickling pickles `stores`.
+    The files stay open as long as this store or a window on it exists. But once one of `stores`
+    is closed, calls of this store raise `ClosedError`. Closing this store does not close the
+    others. It is writable if all of them are. `refresh` reads only the last file's size again:
+    the sizes of the others determine the numbers of the pages after them. At most 4096 of its
+    files are mapped to copy cached pages; the others are read by system calls. Pickling
+    pickles `stores`.
     """
 
     __slots__ = ("_first_pages", "_stores")
@@ -75,7 +74,7 @@ class ConcatStore(Store):
 
     @property
     def stores(self) -> tuple[Store, ...]:
-        """The stores that it was made of, in order."""
+        """The stores that it consists of, in order."""
         return self._stores
 
     def _check_elements(self, elements: Elements, shown: Shown) -> None:
@@ -116,7 +115,7 @@ class ConcatStore(Store):
 
 
 def concat(stores: Iterable[Store]) -> ConcatStore:
-    """Put stores in a row: their pages are one run.
+    """Join stores to one store, whose pages are those of the first, then of the second, ….
 
     Parameters
     ----------
@@ -126,24 +125,23 @@ def concat(stores: Iterable[Store]) -> ConcatStore:
     Returns
     -------
     ConcatStore
-        A store of the pages of the first, then of the second, and so on.
+        The store; it does not own `stores`.
 
     Raises
     ------
     ArgumentError
-        A page size differs, a file other than the last ends within a page, a file
-        is there twice and may be written, or the data of an ``.npy`` file does not
-        begin with a page.
+        Page sizes differ, a file other than the last ends within a page, a writable file is
+        given twice, or the data of an ``.npy`` file does not begin at a page.
     ArgumentTypeError
-        Something in `stores` is no store.
+        Something in `stores` is not a store.
     ClosedError
-        One of them is closed.
+        One of the stores is closed.
     StoreError
-        A file cannot be asked about, or its beginning cannot be read.
+        A file's size cannot be asked for, or its first bytes cannot be read.
 
     Notes
     -----
-    ``fstat(2)`` and a ``pread(2)`` of 12 bytes a file; nothing is opened or mapped.
+    ``fstat(2)`` and one ``pread(2)`` of 12 bytes for each file; nothing is opened or mapped.
 
     Examples
     --------

@@ -55,8 +55,8 @@ class PageRangeError(FremapError, IndexError):
     index : int
         The first index that is outside.
     limit : int
-        The number of pages, extents or rows there are: indexes go from ``-limit``, which
-        counts from the end, to below `limit`.
+        The number of pages, extents or rows: indexes go from ``-limit``, counted from the end,
+        to ``limit - 1``.
     """
 
     index: int
@@ -64,15 +64,15 @@ class PageRangeError(FremapError, IndexError):
 
 
 class ArgumentTypeError(FremapError, TypeError):
-    """An argument has the wrong type: pages that are no integers, objects that are no store."""
+    """An argument has the wrong type, such as pages that are not integers."""
 
 
 class ArgumentError(FremapError, ValueError):
-    """An argument that can never be right."""
+    """An argument is invalid."""
 
 
 class FormatError(FremapError, ValueError):
-    """A file is not what its name or its header says, or is cut short."""
+    """A file is not what its name or its header says, or is truncated."""
 
 
 class PlacedPageError(FremapError, ValueError):
@@ -80,11 +80,11 @@ class PlacedPageError(FremapError, ValueError):
 
 
 class DuplicatePageError(FremapError, ValueError):
-    """Two pages of a window would show one file page that can be written to."""
+    """Two pages of a window would show the same writable file page."""
 
 
 class ClosedError(FremapError, ValueError):
-    """The store or window is closed."""
+    """The object is closed."""
 
 
 class ForkError(FremapError, RuntimeError):
@@ -100,7 +100,7 @@ class UnsupportedError(FremapError, NotImplementedError):
 
 
 class TakeCancelledError(FremapError):
-    """A submitted take was cancelled before all of its rows had come."""
+    """A submitted take was cancelled before all of its rows were read."""
 
 
 class TakeTimeoutError(FremapError, TimeoutError):
@@ -118,14 +118,14 @@ class StoreError(FremapError, OSError):
     Attributes
     ----------
     completed : int
-        Pages, from the front of the request, that were done before the failure; of `Slots`
-        the extents that were brought in before it.
+        How many pages, from the start of the request, were done before the failure; for
+        `Slots`, how many extents.
     file_page : int or None
-        The file page at fault, where one is known.
+        The file page that failed, if it is known.
     row : int or None
-        The row at fault, of `fremap.rows`.
+        For `fremap.rows`: the row that failed.
     key : int or None
-        The key of the extent at fault, of `fremap.Slots`.
+        For `fremap.Slots`: the key of the extent that failed.
     """
 
     completed: int = 0
@@ -141,14 +141,13 @@ class TruncatedError(StoreError):
 class ProviderError(StoreError):
     """A process that computes or fetches pages has failed.
 
-    Where the function of a `ComputedStore` raised an exception, that is the cause
-    (``__cause__``), if it can be pickled.
+    If the function of a `ComputedStore` raised an exception that can be pickled, that is the
+    cause (``__cause__``).
 
     Attributes
     ----------
     traceback : str
-        Where in the process the exception was raised, as text; empty if the process itself has
-        failed.
+        The traceback of the process, as text; empty if the process itself failed.
     """
 
     traceback: str = ""
@@ -188,34 +187,34 @@ class MemoryLimitError(FremapError, MemoryError):
     Attributes
     ----------
     completed : int
-        Pages from the front of the request that were done; mostly none.
+        How many pages, from the start of the request, were done; mostly none.
     """
 
     completed: int = 0
 
 
 class BudgetError(MemoryLimitError):
-    """A window would need more memory than its budget."""
+    """A window, rows or slots would need more memory than their budget."""
 
 
 class SlotsFullError(BudgetError):
-    """A call names more extents than there are slots that are not pinned."""
+    """A call names more extents than there are free slots: the others are pinned."""
 
 
 class RemapError(FremapError, OSError):
-    """`remap_file_pages` refused a call: on a window with the errno of 2002."""
+    """`remap_file_pages` refused a call; on a window, with the errno of the patch of 2002."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 class StorePermissionError(StoreError, PermissionError):
-    """The kernel does not let this process do that with the file."""
+    """The process has no permission to do that with the file."""
 
 
 class StoreExistsError(StoreError, FileExistsError):
-    """There is such a file already."""
+    """The file exists already."""
 
 
 class StoreIsDirectoryError(StoreError, IsADirectoryError):
@@ -223,7 +222,7 @@ class StoreIsDirectoryError(StoreError, IsADirectoryError):
 
 
 class StoreNotDirectoryError(StoreError, NotADirectoryError):
-    """The path goes through a file as if it were a directory."""
+    """A part of the path that should be a directory is a file."""
 
 
 # What `OSError(errno, ...)` chooses by itself, and a subclass of it does not.

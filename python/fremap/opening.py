@@ -1,4 +1,4 @@
-"""`fremap.open`: a store of whatever it is given."""
+"""`fremap.open`: a store for a file, or for an object on a server."""
 
 from __future__ import annotations
 
@@ -74,20 +74,20 @@ def open(
     Parameters
     ----------
     file : str, bytes, path, int or tuple
-        A path, or an open descriptor, which is duplicated. Or what `RemoteStore` takes: a URL
+        A path, or an open descriptor, which is duplicated. Or a source of `RemoteStore`: a URL
         (``https://``, ``s3://``, …), or a file system and a path in it.
     mode : {"r", "r+", "w+"}, default "r"
-        Read only, read and write, or create (an existing file is emptied).
+        "r": read only. "r+": read and write. "w+": create the file, or empty an existing one.
     size : int, optional
         Bytes of the new file, with mode "w+" only.
     page_bytes : int, optional
-        The page: a power of two from the system's page to 1 GiB; the system's
-        page if not given, 64 KiB for what is on a server.
+        Size of a page: a power of two from the system's page to 1 GiB. Default: the system's
+        page, or 64 KiB for an object on a server.
     direct : bool, default False
-        Read and write around the page cache (``O_DIRECT``); what a window writes back is
+        Read and write past the page cache (``O_DIRECT``). The writes of a window's flush are
         in flight together.
     storage_options : mapping, optional
-        For a URL: what `RemoteStore` takes, which has further options.
+        For a URL: see `RemoteStore`, which has more options.
 
     Returns
     -------
@@ -100,11 +100,11 @@ def open(
         The file cannot be opened; also a `FileNotFoundError`,
         `PermissionError`, … as `OSError` would be.
     ArgumentError
-        The mode, size or page is impossible; or an object on a server is to be written.
+        The mode, size or page size is invalid, or an object on a server would be written.
 
     Notes
     -----
-    ``open(2)`` and ``fstat(2)``, or a request to the server; nothing is read or mapped yet.
+    ``open(2)`` and ``fstat(2)``, or a request to the server; no data is read or mapped yet.
 
     Examples
     --------

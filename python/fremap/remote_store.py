@@ -36,53 +36,55 @@ _UNLIMITED_SILENCE_SECONDS = 60.0
 
 
 class RemoteStore(ProvidedStore):
-    """An object on a server as a store of pages, read-only; what `fremap.open` makes of a URL.
+    """An object on a server as a read-only store of pages; what `fremap.open` returns for a URL.
 
-    Pages are fetched by range requests when they are wanted, by a process that the store starts.
-    Neighbouring pages are one request.
+    A process that the store starts fetches pages on demand, by range requests. Neighbouring
+    pages are one request.
 
     Parameters
     ----------
     source : str or tuple
-        A URL; or a file system of fsspec's, or a store of obstore's, and a path in it.
-        ``http://`` and ``https://`` need no package; other URLs need obstore or fsspec
-        (``pip install fremap[remote]``): obstore is used where it knows the scheme and no
-        `storage_options` are given, else fsspec.
+        A URL. Or a file system of fsspec, or a store of obstore, and a path in it.
+        ``http://`` and ``https://`` need no package. Other URLs need obstore or fsspec
+        (``pip install fremap[remote]``). obstore is used if it knows the scheme and no
+        `storage_options` are given, otherwise fsspec.
     page_bytes : int, default 65536
-        The page: a power of two from the system's page to 1 GiB. It is the least that is fetched.
+        Size of a page, the smallest unit that is fetched: a power of two from the system's page
+        to 1 GiB.
     in_flight : int, default 32
-        Requests that are made at once, at most.
+        Number of simultaneous requests, at most.
     retries : int, default 4
-        How often a request is made again that failed for what may pass: no connection, no
-        answer, 408, 425, 429, 500, 502 to 504. The pause between doubles from 0.1 s to 2 s.
+        How often a request is repeated after a temporary failure: no connection, no answer, or
+        status 408, 425, 429, 500, 502 to 504. The pause doubles from 0.1 s to 2 s.
     timeout : float or None, default 60.0
-        Seconds that opening may take, and fetching up to 32 MiB, retries and all. A server of HTTP
-        that is silent for ``timeout / (retries + 1)`` of them is asked again. None means no limit
-        for the whole, and 60 seconds for a server that is silent.
+        Seconds that opening, or fetching up to 32 MiB, may take, including retries. If an HTTP
+        server is silent for ``timeout / (retries + 1)`` seconds, the request is repeated. None:
+        no limit for the whole, and 60 seconds for a silent server.
     storage_options : mapping, optional
-        What the file system of fsspec is made with. With HTTP: headers, by the name "headers".
-        A server that is redirected to gets those alone that can be no secrets.
+        Options of fsspec's file system. With HTTP: a mapping of headers, by the name
+        "headers". If a server redirects to another one, that one gets only headers that cannot
+        hold secrets.
 
     Raises
     ------
     StoreError
-        There is no such object, it may not be read, or its server does not answer.
+        The object does not exist, or may not be read, or its server does not answer.
     UnsupportedError
-        The server does not send ranges; or a package is missing.
+        The server does not send ranges of bytes, or a package is missing.
     ArgumentError
-        An option is impossible.
+        An option is invalid.
 
     Notes
     -----
-    The version of the object is that of when the store was opened, told by its ETag or else by when
-    it was modified last. If it changes, calls raise `ProviderError` with ``errno`` ESTALE, and
-    never mix versions. Where the server tells neither, the length alone tells versions apart.
-    fsspec does not say which version its answers are of, nor does obstore for many ranges at once.
-    So the object is asked about once more after each batch: always with fsspec, with obstore when a
-    batch has more than 128 ranges.
+    The store shows the version of the object at the time of opening, identified by its ETag or
+    its time of last modification. If the object changes, calls raise `ProviderError` with
+    ``errno`` ESTALE, and never mix versions. If the server sends neither, only a change of
+    length is detected. fsspec does not say which version its answers are of, nor does obstore
+    for several ranges at once. So the object is checked once more after each batch: always with
+    fsspec, with obstore after a batch of more than 128 ranges.
 
-    Nothing is kept on the machine, beside what windows and slots hold and what `prefetch` has
-    asked for. As with `ComputedStore`, no Python runs in a fault. Pickling keeps the version.
+    Nothing is stored on this machine, except for what windows and slots hold in memory and what
+    `prefetch` has requested. Processes work as for `ComputedStore`. Pickling keeps the version.
 
     Examples
     --------
@@ -141,7 +143,7 @@ class RemoteStore(ProvidedStore):
 
     @property
     def url(self) -> str:
-        """Where the object is: the URL that the store was opened by, or the path."""
+        """The URL by which the store was opened, or the path."""
         return self._url
 
     def _beside(self, name: str) -> RemoteStore:

@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also draw the ratios; FILE ends in one of "
         + ", ".join(plot.SUFFIXES)
-        + " (needs matplotlib: pip install 'fremap[plot]')",
+        + " (needs matplotlib: pip install matplotlib)",
     )
     parser.add_argument(
         "--rounds",

@@ -1,6 +1,6 @@
 """Print the script that sets up completion of this command in a shell.
 
-Completion needs argcomplete: pip install 'fremap[cli]'.
+Completion needs argcomplete: pip install argcomplete.
 
 bash:  fremap completion bash >> ~/.bashrc
 zsh:   fremap completion zsh >> ~/.zshrc
