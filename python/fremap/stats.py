@@ -9,13 +9,13 @@ __all__ = ["MemmapStats", "RowsStats", "SlotsStats", "WindowStats"]
 
 
 def warn_renamed(old: str, new: str) -> None:
-    """Warn of a name that goes with 0.2."""
+    """Warn about a name that 0.2 will remove."""
     warnings.warn(f"{old} is now called {new}", DeprecationWarning, stacklevel=3)
 
 
 @dataclass(frozen=True, slots=True)
 class WindowStats:
-    """What a window holds now, and what it did since it was made.
+    """What a window holds now, and what it has done since it was made.
 
     Attributes
     ----------
@@ -27,43 +27,43 @@ class WindowStats:
     denied_pages : int
         Pages protected with `Prot.NONE`.
     dirty_pages : int
-        Pages that are known to have been stored to and are not in the store yet. With
-        ``tracking="async"`` and engine "eager" it is `Window.dirty` that asks.
+        Pages that are known to be modified and not yet in the store. With ``tracking="async"``
+        and engine "eager", only `Window.dirty` finds all of them.
     pinned_pages : int
         Pages that are pinned.
     page_table_bytes : int
-        The kernel's page tables for the window: one page of them for each 2 MiB in
-        which a page ever was. The kernel may have taken some back.
+        Bytes of the kernel's page tables for the window: one page for each 2 MiB that ever had
+        a page. The kernel may have freed some.
     budget_bytes : int
-        What the window may take; 0 if it fits whole, or has no limit.
+        Bytes that the window may take; 0 if all of it fits, or if there is no limit.
     table_bytes : int
-        Memory of the table of what each page shows.
+        Bytes of the table that says what each page shows.
     staging_bytes : int
-        Memory that content is read into before it is swapped in.
+        Bytes of memory into which pages are read before they are moved into the window.
     blocks_trimmed : int
         Engine "alias": blocks of 2 MiB that were unmapped to keep to the budget.
     pages_in, pages_out : int
         How often a page became present, and absent again:
-        ``present_pages == pages_in - pages_out``. 0 with engine "alias", whose pages are
-        the kernel's.
+        ``present_pages == pages_in - pages_out``. 0 with engine "alias", whose pages the
+        kernel manages.
     faults : int
         Touches of absent pages that were served.
     pages_loaded : int
-        Pages that calls brought in.
+        Pages that calls loaded.
     pages_moved : int
-        Pages of those that were swapped in without a copy (``UFFDIO_MOVE``).
+        Of these, pages that were moved in without a copy (``UFFDIO_MOVE``).
     pages_evicted : int
-        Pages that were dropped; not all of their memory need be free yet.
+        Pages that were evicted. Their memory may not all be free yet.
     pages_hit : int
-        Pages that `Window.remap` and `Window.populate` were to bring and that were there
-        already. Touches of present pages leave no trace, so that they are not counted.
+        Pages that `Window.remap` and `Window.populate` found present. Touches of present pages
+        leave no trace, so they are not counted.
     bytes_read : int
-        Bytes of the pages that calls and faults brought from the store; a last page
-        that the file has in part counts whole. 0 with engine "alias".
+        Bytes of the pages that calls and faults read from the store; a partial last page counts
+        as a whole page. 0 with engine "alias".
     bytes_written : int
-        Bytes of the pages of this window that were written to the store, counted alike,
-        when a flush, an eviction, a call or the end of the window wrote them. What was
-        written by a writing that failed half way is not counted.
+        Bytes of the pages of this window that a flush, an eviction, a call or the end of the
+        window wrote to the store; a partial last page counts as a whole page. Writes that
+        failed half way are not counted.
     pages_unreadable : int
         Pages that could not be read when they were touched.
     """
@@ -92,35 +92,35 @@ class WindowStats:
 
 @dataclass(frozen=True, slots=True)
 class RowsStats:
-    """What rows hold now, and what they did since they were opened.
+    """What rows hold now, and what they have done since they were opened.
 
     Attributes
     ----------
     takes : int
-        Takes that were begun.
+        Takes that were started.
     rows_copied : int
-        Rows that were copied from the page cache, without a system call: hits.
+        Rows that were copied from the page cache without a system call: hits.
     rows_read : int
-        Rows that were read by system calls. Those that were in the page cache all the
-        same are among them: the kernel does not say.
+        Rows that were read by system calls, including rows that were in the page cache after
+        all: the kernel does not say which.
     bytes_read : int
-        Bytes that system calls brought, also those between rows.
+        Bytes that system calls read, including those between rows.
     reads : int
-        Read requests made of the kernel.
+        Read requests to the kernel.
     major_faults : int
-        Times that a copied row had to be waited for.
+        How often copying a row had to wait for a device.
     mapped_bytes : int
         Bytes of the files that are mapped. They count as this process's memory, and stay
         in the page cache when they are unmapped.
     page_table_bytes : int
-        The kernel's page tables for that.
+        Bytes of the kernel's page tables for these maps.
     budget_bytes : int
-        What the two may come to; 0 without a limit.
+        Limit for the sum of the two; 0 without a limit.
     open_files : int
         Descriptors that are open.
     cache_hits : int
-        Rows that were copied from those kept in memory (`cache_bytes`). They are neither among
-        those copied nor among those read.
+        Rows that were copied from the rows kept in memory (`cache_bytes`). They do not count as
+        copied or read.
     cached_bytes : int
         Bytes of the rows that are kept.
     """
@@ -148,17 +148,17 @@ class MemmapStats:
     mapped_bytes : int
         Bytes of the file that are mapped.
     page_table_bytes : int
-        The kernel's page tables for that.
+        Bytes of the kernel's page tables for it.
     budget_bytes : int
-        What the two may come to, with ``budget="auto"`` those of all such arrays together;
-        0 without a limit.
+        Limit for the sum of the two; with ``budget="auto"``, for all such arrays together. 0
+        without a limit.
     blocks_trimmed : int
         Blocks of 2 MiB that were unmapped to keep to the budget.
     advice : {"normal", "random", "sequential"}
         How the kernel reads ahead now.
     minor_faults, major_faults : int
-        Faults of the *process* since the array was made, without and with waiting for a
-        device: the kernel does not count them by mapping.
+        Faults of the *process* since the array was made, without and with waiting for a device.
+        The kernel does not count them for each mapping.
     """
 
     mapped_bytes: int
@@ -178,20 +178,20 @@ class MemmapStats:
 
 @dataclass(frozen=True, slots=True)
 class SlotsStats:
-    """What slots hold now, and what they did since they were made.
+    """What slots hold now, and what they have done since they were made.
 
     Attributes
     ----------
     hits : int
-        Keys named by calls whose extents had slots already: by an earlier call, by another
-        thread's that is bringing them, or by the same key before.
+        Keys whose extents had slots already: from an earlier call, from another thread that is
+        loading them, or because the same call names the key twice.
     misses : int
-        Extents that calls had to bring in.
+        Extents that calls had to load.
     evictions : int
-        Extents that left for others.
+        Extents that were evicted for others.
     bytes_read : int
-        Bytes of the extents that were brought in, from the device or the page cache; one
-        that the store's end cuts short counts whole.
+        Bytes of the extents that were loaded, from the device or the page cache. A partial last
+        extent counts as a whole one.
     filled_slots : int
         Slots that show an extent.
     pinned_slots : int

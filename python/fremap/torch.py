@@ -1,6 +1,6 @@
 """Rows for PyTorch: `BatchDataset` for training, `RowEmbedding` as a layer of a model.
 
-The one module that imports torch, which fremap does not depend on.
+The only module that imports torch, on which fremap does not depend.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _MOST_AHEAD = 2
 
 
 class BatchDataset(IterableDataset):
-    """Batches of rows as tensors; workers and ranks share an epoch out among them.
+    """Batches of rows as tensors; workers and ranks divide the epoch among them.
 
-    Pass ``batch_size=None`` to the DataLoader: what this yields are batches already. They
-    come in the same order whatever the number of workers is. Call `set_epoch` before each
-    epoch, or all epochs are shuffled alike.
+    Pass ``batch_size=None`` to the DataLoader, because this already yields batches. Their order
+    does not depend on the number of workers. Call `set_epoch` before each epoch; otherwise all
+    epochs have the same order.
 
     Parameters
     ----------
     rows : Rows or Ragged
-        Where the rows come from. Batches of unequal rows are values and offsets.
+        Where the rows come from. A batch of `Ragged` is a pair of values and offsets.
     batch_size : int
         Rows of a batch.
     order : {"shuffle", "sequential"} or array of int, default "shuffle"
-        As in `Rows.batches`.
+        As for `Rows.batches`.
     seed : int, optional
-        For "shuffle"; one is drawn if not given, where there is one rank.
+        For "shuffle"; required with several ranks. Default: a random seed.
     rank, world_size : int, optional
-        Which of how many processes; those of ``torch.distributed`` where that is initialized,
-        if not given.
+        The number of this process, and the number of processes. Default: those of
+        ``torch.distributed`` if it is initialized.
     drop_last, pad : bool, default False
-        What is done about rows that do not fill a batch of every rank; see `Batches`.
+        What to do with rows that do not fill a batch on every rank; see `Batches`.
     prefetch : int, default 2
         Batches that each worker reads ahead.
     return_ids : bool, default False
@@ -67,8 +67,8 @@ class BatchDataset(IterableDataset):
 
     Notes
     -----
-    Works under fork, forkserver and spawn; with these the paths of the rows are passed on.
-    bfloat16 and the kinds of float8 that NumPy does not have are torch's own.
+    Works with fork, forkserver and spawn; the latter two pass the paths of the rows on.
+    bfloat16 and float8, which NumPy does not have, become tensors of torch's types.
 
     Examples
     --------
@@ -117,7 +117,7 @@ class BatchDataset(IterableDataset):
         return Batches(self._rows, epoch=int(self._epoch), **{**self._batching, **more})
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
-        """Have the next iteration be that of another epoch.
+        """Choose the epoch of the next iteration.
 
         Parameters
         ----------
@@ -129,13 +129,13 @@ class BatchDataset(IterableDataset):
             self._resumed = None
 
     def state(self, batch_count: SupportsIndex) -> State:
-        """Return what it takes to go on after so many batches of this epoch.
+        """Return a state from which to continue after some batches of this epoch.
 
         Parameters
         ----------
         batch_count : int
-            Batches that were taken from the loader since the epoch began; the loader knows,
-            the workers, which are ahead, do not.
+            How many batches you have taken from the loader in this epoch. (The workers do not
+            know, because they read ahead.)
 
         Returns
         -------
@@ -148,19 +148,19 @@ class BatchDataset(IterableDataset):
         }
 
     def resume(self, state: State) -> None:
-        """Have its epoch go on after `state`; call it before the loader's first iteration.
+        """Continue the epoch after a state; call it before the loader's first iteration.
 
-        That holds for each iteration until `set_epoch` names another epoch.
+        Every iteration then begins there, until `set_epoch` chooses another epoch.
 
         Parameters
         ----------
         state : dict
-            What `state` returned, of the same rows and arguments.
+            A result of `state`, with the same rows and arguments.
 
         Raises
         ------
         ArgumentError
-            It is of other batches.
+            The state is of other batches.
         """
         settings = self._batching
         if self._drawn:
@@ -263,24 +263,25 @@ os.register_at_fork(after_in_child=_ready_in_child)
 
 
 class RowEmbedding(torch.nn.Module):
-    """Look rows up by their numbers, as `torch.nn.Embedding` does, in a table that stays in files.
+    """Look rows up by their numbers, like `torch.nn.Embedding`, in a table that stays in files.
 
-    For inference: a table has no gradient. Each call reads the rows that it needs, each once,
-    into pinned memory, copies them to the device on a stream of its own, converts them there,
-    and gives every id its row.
+    For inference: the table has no gradient. Each call reads the rows that it needs once into
+    pinned memory, copies them to the device on a stream of its own, converts them there, and
+    returns one row for each id.
 
     Parameters
     ----------
     rows : Rows
-        The table. It stays the caller's: this does not close it.
+        The table. The module does not close it.
     device : torch.device or str, default "cpu"
-        Where the rows go; ``module.to(device)`` changes it.
+        The device of the results; ``module.to(device)`` changes it.
     dtype : torch.dtype, optional
-        What the rows are converted to on the device. If not given they stay what they are, or
-        become torch's default type where there is a `scale`.
+        Type to which the rows are converted on the device. Default: unchanged, or torch's
+        default type if there is a `scale`.
     scale : Rows, optional
-        Factors by which rows are multiplied, in float32, before they are converted: as many rows,
-        each of one number, or of several, each for an equal part of a row's last axis.
+        Factors by which the rows are multiplied, in float32, before they are converted. It has
+        the same number of rows. Each of them has one number, or several, each for an equal part
+        of a row's last axis.
 
     Raises
     ------
@@ -293,15 +294,15 @@ class RowEmbedding(torch.nn.Module):
 
     Notes
     -----
-    Ids may be of any integer type and shape, on any device. Ids on a GPU are copied to the host
-    first, which waits for what the GPU does: pass ids from the host where they are known there.
-    `prefetch` begins the reads of a later call, up to two of them.
+    Ids may be of any integer type and shape, on any device. Ids on a GPU are first copied to
+    the host, which waits for the GPU: if the host knows the ids, pass them from there.
+    `prefetch` starts the reads of a later call; two of them may be waiting.
 
     Any number of threads may call it. ``torch.compile`` leaves it out of its graphs.
 
-    The results on the CPU are tested with every release. The path over CUDA follows the
-    documentation of PyTorch (pinned memory, a side stream, ``record_stream``). It has not been run
-    on a GPU by fremap's own tests.
+    The results on the CPU are tested with every release. The code for CUDA follows the
+    documentation of PyTorch (pinned memory, a side stream, ``record_stream``), but fremap's own
+    tests have not run it on a GPU.
 
     Examples
     --------
@@ -352,7 +353,7 @@ class RowEmbedding(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the rows go."""
+        """The device of the results."""
         return self._anchor.device
 
     @property
@@ -361,13 +362,12 @@ class RowEmbedding(torch.nn.Module):
         return len(self.rows)
 
     def prefetch(self, ids: torch.Tensor) -> None:
-        """Begin to read the rows of a later call with the same ids, and return at once.
+        """Start to read the rows of a later call with the same ids, and return at once.
 
         Parameters
         ----------
         ids : Tensor of int
-            The ids of the call. If two such lookups are ready or under way, the older one is
-            given up.
+            The ids of the call. If two such reads are waiting already, the older one is dropped.
         """
         lookup = self._begun(_on_host(ids), wait=False)
         with self._lock:
@@ -394,7 +394,7 @@ class RowEmbedding(torch.nn.Module):
         Raises
         ------
         PageRangeError
-            There is no such row; also an `IndexError`.
+            A row does not exist; also an `IndexError`.
         StoreError
             A row cannot be read.
         """

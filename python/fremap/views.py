@@ -1,4 +1,4 @@
-"""What a window shows and in which state its pages are, as arrays."""
+"""The mapping of a window, the states of its pages, and its memory, as arrays."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Views(_core.WindowBase):
 
     @property
     def mapping(self) -> npt.NDArray[np.int64]:
-        """File page that each window page shows; -1 none, -2 placed. A copy."""
+        """File page that each window page shows, -1 for nothing, -2 for placed pages. A copy."""
         return np.frombuffer(self._mapping(None), dtype=np.int64)
 
     def _shown(self, pages: CoreSelection) -> npt.NDArray[np.int64]:
@@ -66,14 +66,14 @@ class Views(_core.WindowBase):
         dtype : dtype
             Type of the elements; no Python objects.
         shape : int or sequence of int, optional
-            One dimension may be -1; as many elements as fit if not given. A
-            smaller array shows the front of the window.
+            One dimension may be -1. Default: as many elements as fit. A smaller array shows the
+            beginning of the window.
 
         Returns
         -------
         ndarray
-            A view, read-only unless the window may be written. While it lives
-            the window cannot be closed.
+            A view, read-only unless the window is writable. The window cannot be closed while
+            it exists.
 
         Raises
         ------
@@ -85,8 +85,8 @@ class Views(_core.WindowBase):
 
         Notes
         -----
-        Touching an absent page makes it present (a fault); a page that cannot
-        be read is SIGBUS, with a line on stderr.
+        Touching an absent page loads it (a fault). If it cannot be read, fremap prints a line on
+        stderr and the touch raises SIGBUS.
 
         Examples
         --------
@@ -103,7 +103,7 @@ class Views(_core.WindowBase):
         return view.reshape(elements.shape)
 
     def present(self, pages: PageSelection = None) -> npt.NDArray[np.bool_]:
-        """Tell which pages are in the window, so that touching them costs no fault.
+        """Tell which pages are present, so that touching them causes no fault.
 
         Parameters
         ----------
@@ -147,19 +147,19 @@ class Views(_core.WindowBase):
         PageRangeError
             A page is outside the window.
         UnsupportedError
-            The window is coherent: its stores are the file's at once.
+            The window is coherent: its writes are in the file at once.
 
         Notes
         -----
-        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7) or the faults that were served; a page
-        that was stored to is dirty whatever was stored. Engine "eager": the content is
+        Engine "paged": ``PAGEMAP_SCAN`` (Linux 6.7), or the faults that were served. A page that
+        was written to is dirty, even if the content is the same. Engine "eager": the content is
         hashed and compared with what was loaded, a quarter of a microsecond a page.
         """
         selection, _ = self._select("dirty", pages)
         return np.frombuffer(self._dirty(selection), dtype=np.bool_)
 
     def protection(self, pages: PageSelection = None) -> npt.NDArray[np.uint8]:
-        """Tell what may be done with each page.
+        """Tell the protection of each page.
 
         Parameters
         ----------
