@@ -427,10 +427,10 @@ def test_opening_has_an_end(served: Served) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"mode": "r+"}, fremap.ArgumentError, "only read"),
-        ({"direct": True}, fremap.ArgumentError, "only read"),
+        ({"mode": "r+"}, fremap.ArgumentError, "read-only"),
+        ({"direct": True}, fremap.ArgumentError, "read-only"),
         ({"page_bytes": 1000}, fremap.ArgumentError, "page"),
-        ({"storage_options": {"key": 1}}, fremap.ArgumentError, "headers alone"),
+        ({"storage_options": {"key": 1}}, fremap.ArgumentError, "only have headers"),
         ({"storage_options": 3}, fremap.ArgumentTypeError, "must be a mapping, not int"),
         ({"storage_options": {"headers": 3}}, fremap.ArgumentTypeError, "mapping of str to str"),
         ({"storage_options": {"headers": {"a": 3}}}, fremap.ArgumentTypeError, "of str to str"),

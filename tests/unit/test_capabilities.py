@@ -92,7 +92,7 @@ def test_what_comes_with_userfaultfd_says_so(refuse: Callable[[str, int], None])
     assert not found.engines["paged"].available
     # Engine "alias" and memmaps keep to theirs without it.
     assert found.auto_budget_bytes == found.available_bytes // 2
-    assert "keeps to no budget" in found.probes["userfaultfd"].without
+    assert "without a budget" in found.probes["userfaultfd"].without
     text = str(found)
     assert text.count("comes with userfaultfd") == 5
     for name, probe in found.probes.items():
@@ -110,8 +110,8 @@ def test_missing_parts_of_userfaultfd_are_not_its_lack(
     refuse("probe_uffdio_move", errno.EINVAL)
     found = fremap.capabilities()
     assert found.probes["uffd_move"].detail == "this kernel does not have it"
-    assert "pages are copied in" in found.reason
-    assert "swapped" not in found.reason
+    assert "copies pages" in found.reason
+    assert "swaps" not in found.reason
 
 
 def test_versions_and_limits_are_told() -> None:

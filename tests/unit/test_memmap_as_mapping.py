@@ -114,7 +114,7 @@ def test_populate_and_evict(large: Path) -> None:
         assert array.stats().resident_bytes == array.stats().mapped_bytes
     stats = array.stats()
     assert stats.minor_faults + stats.major_faults > 0
-    with pytest.raises(fremap.ArgumentError, match="no view"):
+    with pytest.raises(fremap.ArgumentError, match="not a view"):
         array.copy().stats()
 
 

@@ -254,7 +254,7 @@ def test_a_mapping_limit_says_the_number_that_is_needed(tmp_path: Path) -> None:
             window.remap(range(2 * limit)[::-1])
         text = str(caught.value)
         needed, in_use, left = map(
-            int, re.search(r"up to (\d+) .* has (\d+), so that (\d+)", text).groups()
+            int, re.search(r"up to (\d+) .* has (\d+), so (\d+)", text).groups()
         )
         assert left == limit - in_use
         assert f"vm.max_map_count={in_use + needed + 1000}`" in text

@@ -127,7 +127,7 @@ def test_a_take_that_is_cancelled(slow: fremap.Rows) -> None:
     ids, out = endless()
     pending = slow.submit(ids, out=out)
     assert not pending.wait(0)
-    with pytest.raises(TakeTimeoutError, match="goes on"):
+    with pytest.raises(TakeTimeoutError, match="still running"):
         pending.result(0.001)
     assert not pending.cancelled()
     pending.cancel()

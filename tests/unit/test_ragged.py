@@ -132,7 +132,7 @@ def test_offsets_of_each_kind(path: Path, tmp_path: Path, kind: str) -> None:
         ([-1, 5], ArgumentError, "row 0 goes from element -1"),
         ([0, 50_001], ArgumentError, r"to 50001.*has 50000 elements"),
         ([], ArgumentTypeError, "integers along one axis"),
-        (np.array([], int), ArgumentError, "one more of them than of rows"),
+        (np.array([], int), ArgumentError, "one more offset than rows"),
         ([0.0, 1.0], ArgumentTypeError, "integers along one axis"),
         ([[0, 1]], ArgumentTypeError, "integers along one axis"),
         (np.array([0, 2**63], np.uint64), ArgumentError, "64 bits"),
@@ -403,8 +403,8 @@ def test_many_files_with_few_descriptors(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda index: b"", "does not begin as an index"),
-        (lambda index: b"X" + index[1:], "does not begin as an index"),
+        (lambda index: b"", "does not begin like an index"),
+        (lambda index: b"X" + index[1:], "does not begin like an index"),
         (lambda index: index[:9] + b"\2" + index[10:], "version 2"),
         (lambda index: index[:17] + b"\x63" + index[18:], "type 99"),
         (lambda index: index[:40], "cut short"),
@@ -477,7 +477,7 @@ def test_lists_of_arrow(tmp_path: Path, kind: str, large: bool) -> None:
                 )
     for arguments, error, text in (
         ({"column": "text"}, FormatError, "of type string, which is not a list of unequal length"),
-        ({}, FormatError, "3 columns; say which by column="),
+        ({}, FormatError, "3 columns; choose one by column="),
         ({"column": "ids", "dtype": np.int64}, ArgumentError, "the lists hold int32, not"),
     ):
         with pytest.raises(error, match=text):

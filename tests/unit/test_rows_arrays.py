@@ -64,7 +64,7 @@ def test_data_sets(tmp_path: Path, mode: str, userblock: int) -> None:
     with (
         pytest.raises(FormatError, match="an HDF5 file; give a data set")
         if not userblock
-        else (pytest.raises(ArgumentError, match="say what they are by dtype="))
+        else (pytest.raises(ArgumentError, match="pass dtype= to say what they are"))
     ):
         fremap.rows(path)
 
@@ -91,7 +91,7 @@ def test_data_sets_that_are_not_in_one_piece(tmp_path: Path) -> None:
         made = h5py.h5d.create(file.id, b"compact", h5py.h5t.NATIVE_INT32, space, compact)
         made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(3, dtype=np.int32))
         for name, text in (
-            ("chunked", "is chunked, so its rows are not in one piece"),
+            ("chunked", "is chunked, so its rows are not contiguous"),
             ("gzip", "is chunked and compressed"),
             ("unwritten", "nothing was written to it yet"),
             ("names", "unequal length or references"),
@@ -187,7 +187,7 @@ def test_columns(tmp_path: Path, kind: str, suffix: str) -> None:
     with fremap.rows([path, path], column="vector") as rows:
         np.testing.assert_array_equal(rows[[25, 3]], TABLE[[5, 3]])
     for arguments, error, text in (
-        ({"column": "text"}, FormatError, "column 'text' is of type string, whose rows are not of"),
+        ({"column": "text"}, FormatError, "column 'text' is of type string, whose rows do not all have"),
         ({"column": "gone"}, FormatError, "no column 'gone'; it has 'half', 'image'"),
         ({"format": "arrow"}, FormatError, "6 columns; say which by column="),
         ({"column": "vector", "tensor": "t"}, FormatError, "no tensor named"),
@@ -207,10 +207,10 @@ def test_columns_that_cannot_be_read_where_they_lie(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"x\.arrow: column 'v' is compressed"):
         fremap.rows(path)
     for column, text in (
-        (pa.array([[1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3)), "lacks values"),
-        (pa.array([[1.0, None]], pa.list_(pa.float32(), 2)), "lacks values"),
-        (pa.array([1, None]), "lacks values"),
-        (pa.array([[1], [2, 3]]), r"of type list<.*>, whose rows are not of one size"),
+        (pa.array([[1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3)), "has missing values"),
+        (pa.array([[1.0, None]], pa.list_(pa.float32(), 2)), "has missing values"),
+        (pa.array([1, None]), "has missing values"),
+        (pa.array([[1], [2, 3]]), r"of type list<.*>, whose rows do not all have one size"),
         (pa.array([True, False]), "of type bool"),
         (pa.array(["a"]).dictionary_encode(), "of type dictionary"),
     ):

@@ -95,7 +95,7 @@ def test_names_in_a_list_in_their_order(tmp_path: Path) -> None:
         ([], ArgumentError, "an empty list"),
         ([3], ArgumentTypeError, "a name, a list of names or a pattern"),
         (3, ArgumentTypeError, "a name, a list of names or a pattern"),
-        ("{i}.{j}", ArgumentError, "has 2 numbers; a pattern has one"),
+        ("{i}.{j}", ArgumentError, "has 2 placeholders; a pattern has one"),
         ("model.{i}.nothing", FormatError, "no tensor that matches 'model.{i}.nothing'"),
         ("nothing", FormatError, "no tensor 'nothing'; it has"),
         (None, FormatError, "138 tensors; say which by tensor="),
@@ -110,7 +110,7 @@ def test_names_in_a_list_in_their_order(tmp_path: Path) -> None:
         (["t.0", "t.1", "t.3", "t.6"], "no tensor 't.2' between 't.1' and 't.3'; 3 numbers of"),
         (["t.08", "t.09", "t.11"], "begin with 't.08'; number 0 or 1 is missing"),
         (["t.00", "t.01", "t.03"], "no tensor 't.02' between"),
-        (["t.0", "t.1", "t.01"], "tensors 't.01' and 't.1': number 1 of 't.{}' twice"),
+        (["t.0", "t.1", "t.01"], "tensors 't.01' and 't.1': number 1 of 't.{}' occurs twice"),
         (["t.x", "t.", "u.0", "t.0.scale", "t.-1"], "no tensor that matches 't.{}'"),
     ],
 )
@@ -163,7 +163,7 @@ def test_files_without_tensors_and_stores(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="it holds no tensor"):
         fremap.rows(tmp_path / "empty.safetensors", tensor="t")
     np.save(tmp_path / "t.npy", TABLE)
-    with pytest.raises(FormatError, match="no safetensors file, and has no tensors by name"):
+    with pytest.raises(FormatError, match="not a safetensors file, and has no tensors by name"):
         fremap.rows([tmp_path / "empty.safetensors", tmp_path / "t.npy"], tensor=PATTERN)
 
 

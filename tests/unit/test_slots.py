@@ -147,7 +147,7 @@ def test_a_slot_that_is_pinned_stays(table: fremap.Slots) -> None:
         table.ensure([20, 21, 22, 23])
         before = table.keys.tolist(), table.stats()
         with pytest.raises(
-            fremap.SlotsFullError, match=r"ensure: 5 extents .* 6 slots 2 are pinned"
+            fremap.SlotsFullError, match=r"ensure: 5 extents .* 2 of 6 slots are pinned"
         ):
             table.ensure([0, 1, 3, 4, 5])
         with pytest.raises(fremap.SlotsFullError, match=r"pin: 7 extents .* 0 are pinned"):

@@ -1,15 +1,14 @@
-//! Which pages should leave a full window? Policies replayed over traces.
+//! Which pages should be evicted from a full window? Policies replayed over traces.
 //!
-//! Hits in a window are invisible: fremap sees pages come in, and nothing more
-//! until they leave. `fifo`, `random`, `2q` and `standby` see what fremap can see;
-//! `cache`, with its batches, is what fremap has. `lru`, `clock`, `sieve` and
-//! `s3fifo` see every access and are there to compare. `opt` knows the future.
+//! Hits in a window are invisible: fremap only sees pages come in. `fifo`, `random`, `2q` and
+//! `standby` see what fremap can see; `cache`, with its batches, is fremap's policy. For
+//! comparison, `lru`, `clock`, `sieve` and `s3fifo` see every access, and `opt` knows the future.
 //!
 //! `cargo run --release -p fremap-core --example hit_ratios`
 //!
-//! For each size, trace and policy: misses in 100 accesses, soft faults in 100
-//! accesses where there is a standby, and the estimated price of an access. Seeds
-//! are fixed: each run prints the same.
+//! For each size, trace and policy it prints misses in 100 accesses, soft faults in 100 accesses
+//! if there is a standby, and the estimated price of an access. Seeds are fixed, so each run
+//! prints the same.
 
 use std::collections::{BinaryHeap, VecDeque};
 

@@ -1,7 +1,6 @@
-//! A short measurement of this machine: what is cheaper, and from where on.
+//! A short measurement of this machine: from which sizes on one way is cheaper than another.
 //!
-//! Takes tens of milliseconds. The result is kept by the caller; nothing here
-//! is remembered.
+//! It takes tens of milliseconds. The caller keeps the result.
 
 use std::hint::black_box;
 use std::os::fd::AsFd;

@@ -1,11 +1,10 @@
 //! The service that serves the faults of all windows of the process.
 //!
-//! One thread waits for the faults at which other threads stand still, and hands each to its
-//! window. It never waits for a device: a fault whose page is not in the page cache is *parked*
-//! until the page has arrived there, and others are served meanwhile. What cannot be done without
-//! waiting is done by a few *helpers*, threads that start when they are needed and end when they
-//! are not. None of them runs Python, all block every signal, and none waits for a lock that is
-//! held across I/O.
+//! One thread waits for faults of other threads, and hands each to its window. It never waits for a
+//! device: a fault whose page is not in the page cache is *parked* until the page has arrived, and
+//! the thread serves others meanwhile. Work that has to wait is done by a few *helpers*, threads
+//! that start when they are needed and exit when they are not. None of these threads runs Python
+//! code, all block every signal, and none waits for a lock that is held across I/O.
 
 mod helpers;
 mod watch;

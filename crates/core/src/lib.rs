@@ -1,8 +1,8 @@
 //! Nonlinear file mappings in user space.
 //!
-//! One contiguous [`window`] of memory whose pages show any pages of a
-//! [`store`], in any order. `docs/architecture.md` draws the rooms and the way
-//! of a page; data flows from `window` to `engine` to `sys`, never back.
+//! A [`window`] is one contiguous range of memory whose pages show any pages of a [`store`], in any
+//! order. `docs/architecture.md` shows the layers of the code and the path of a page. Calls go from
+//! `window` to `engine` to `sys`, never back.
 
 pub mod cache;
 pub mod calibrate;

@@ -1,6 +1,6 @@
-//! From a table and what is asked of it to the least list of operations.
+//! Plans: from a table and a request, the smallest list of operations.
 //!
-//! Pure: no system call, no state. The engines carry the plans out.
+//! Pure: no system call, no state. The engines execute the plans.
 
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
-//! Memory that may not be there.
+//! Allocations that can fail.
 //!
-//! A failed allocation of a vector's own ends the process. So whatever grows with the
-//! numbers of a caller is made here, where it fails with an error; what a step needs besides
-//! has a bound, and a reserve ([`crate::sys::reserve`]).
+//! If a `Vec` cannot allocate, Rust ends the process. So memory whose size depends on the caller's
+//! numbers is allocated here, where failure is an error. Other allocations of a step have a bound
+//! and a reserve ([`crate::sys::reserve`]).
 
 use rustix::io::Errno;
 

@@ -1,10 +1,9 @@
 //! Scattered reads: any file pages, in any order, into the chunks of a sink.
 //!
-//! The one mechanism under stores and windows. Pages that are in the page
-//! cache, in a populated part of the source map, are copied from there; the
-//! rest is sorted and merged within a chunk and read together, up to
-//! [`DEPTH`](crate::sys::ring::DEPTH) requests in flight, across chunks, so that
-//! the device never waits for us. Chunks are completed in order.
+//! Stores and windows both read this way. Pages that are in the page cache, in a populated part
+//! of the source map, are copied from there. The others are sorted and merged within a chunk and
+//! read together, with up to [`DEPTH`](crate::sys::ring::DEPTH) requests in flight across chunks,
+//! so that the device is never idle. Chunks are completed in order.
 
 mod flat;
 mod plan;

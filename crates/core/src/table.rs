@@ -1,10 +1,10 @@
-//! What each window page shows, and in which state it is.
+//! What each window page shows, and its state.
 //!
-//! The table owns one word a window page: the file page it shows, its
-//! protection, and whether its content is in the window. It makes no system
-//! call, and allocates nothing after it was made: the words have their addresses from the
-//! start. Blocks of them are used, and have memory, only where a page was ever changed: a window
-//! that is linear, or shows nothing, costs a bit every 512 pages.
+//! The table has one word for each window page: the file page that it shows, its protection, and
+//! whether its content is in the window. It makes no system call. It allocates nothing after it was
+//! made, because all words have their addresses from the start. Blocks of words only use memory if
+//! one of their pages was changed: a window that is linear, or shows nothing, takes one bit for
+//! every 512 pages.
 
 mod entry;
 

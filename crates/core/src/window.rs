@@ -1,4 +1,4 @@
-//! A window: checks what is asked, then hands it to its engine.
+//! A window: checks the arguments, then calls its engine.
 
 mod choice;
 mod first;

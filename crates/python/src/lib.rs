@@ -1,9 +1,8 @@
 //! The binding: `fremap._core`, which the Python package wraps.
 //!
-//! Nothing here decides anything. Arguments are turned into the core's types,
-//! the GIL is released, the core is called, and its answer or error turned
-//! back. No state is guarded by the GIL; every class is frozen and may be used
-//! from several threads at once, with or without a GIL.
+//! The binding decides nothing. It converts arguments to the core's types, releases the GIL, calls
+//! the core, and converts its answer or error back. The GIL alone guards no state: every class is
+//! frozen, and may be used from several threads at once, with or without a GIL.
 
 #![deny(unsafe_code)]
 

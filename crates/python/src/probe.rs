@@ -1,4 +1,4 @@
-//! What the kernel can do, what things cost here, and how many calls were made.
+//! What the kernel can do, what operations cost here, and how many system calls were made.
 
 use fremap_core::calibrate::Calibration;
 use fremap_core::error::Error;

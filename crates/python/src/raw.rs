@@ -1,8 +1,7 @@
-//! Memory and descriptors as Python hands them over: all `unsafe` of the binding.
+//! Memory and descriptors that Python passes: all `unsafe` of the binding.
 //!
-//! A buffer is held (pinned, in Python's sense) for as long as its [`Bytes`]
-//! lives, so its memory stays where it is; its content may change at any time,
-//! so nothing forms a reference into it.
+//! A buffer is held (pinned, in Python's sense) as long as its [`Bytes`] exists, so its memory
+//! stays where it is. Its content may change at any time, so no reference points into it.
 
 #![allow(unsafe_code)]
 

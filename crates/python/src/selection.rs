@@ -1,4 +1,4 @@
-//! Selections of pages as the Python package passes them, and masks as it takes them.
+//! Selections of pages as the Python package passes them, and masks as it receives them.
 
 use fremap_core::sys::reserve;
 use fremap_core::units::Selection;

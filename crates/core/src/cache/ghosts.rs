@@ -1,9 +1,8 @@
-//! File pages that left not long ago, remembered without their content.
+//! File pages that were evicted recently, remembered without their content.
 //!
-//! A ghost is 16 bits of a hash in a bucket that another part of the hash names.
-//! A bucket forgets its oldest ghost for a new one. That one page in some
-//! thousands is taken for another does no harm: it is protected without having
-//! earned it.
+//! A ghost is 16 bits of a hash, in a bucket that another part of the hash chooses. A full bucket
+//! drops its oldest ghost for a new one. Rarely (one in some thousands), one page is taken for
+//! another. That does no harm: the page is protected without having earned it.
 
 use rustix::io::Errno;
 

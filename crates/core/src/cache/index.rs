@@ -1,7 +1,7 @@
-//! Where each page that is in stands: from its number to its slot.
+//! The slot of each page that is present: from the page's number to its slot.
 //!
-//! A hash table with open addressing that keeps slots alone; the numbers are in
-//! the slots. What is removed leaves no trace: those after it move up.
+//! A hash table with open addressing that stores only slots; the page numbers are in the slots.
+//! Removing an entry leaves no mark: the entries after it move up.
 
 use rustix::io::Errno;
 

@@ -1,26 +1,25 @@
-//! Which pages leave a window whose memory budget is full.
+//! Which pages to evict from a window whose memory budget is full.
 //!
-//! Nobody tells fremap that a page in the window was touched: a hit costs
-//! nothing, and leaves no trace. What is known is that a page came in, that a call
-//! named it, and that a page which had to leave was wanted again soon. The policy
-//! is made of that (`docs/decisions/005-eviction-policy.md`):
+//! A touch of a present page costs nothing and leaves no trace, so fremap does not see it. It sees
+//! that a page is loaded, that a call names a page, and that an evicted page is loaded again soon.
+//! The policy uses only that (`docs/decisions/005-eviction-policy.md`):
 //!
-//! - A page that comes in is on *probation*. Who was in longest leaves first, so
-//!   that a scan leaves as it came: in runs.
-//! - A page that left is remembered as a *ghost*: its file page, without content.
-//! - A page that comes back while it is remembered, or that a call names while it
-//!   is on probation, is *protected*.
-//! - While more than a tenth of the budget is on probation, pages leave from there;
-//!   else a protected page leaves, chosen at random, and is remembered as well.
+//! - A page that is loaded is on *probation*. Pages on probation are evicted in the order in which
+//!   they were loaded, so a scan is evicted in runs.
+//! - An evicted page is remembered as a *ghost*: its file page, without content.
+//! - A page is *protected* if it is loaded again while its ghost exists, or if a call names it
+//!   while it is on probation.
+//! - While more than a tenth of the budget is on probation, pages are evicted from there.
+//!   Otherwise a protected page, chosen at random, is evicted and remembered as well.
 //!
-//! So a scan displaces a tenth of the budget, however long it is, and pages that
-//! are wanted again and again stay. At random because order says nothing of use
-//! when hits are invisible, and because a loop over a bit more than the budget
-//! would meet each page just after it left.
+//! So a scan displaces at most a tenth of the budget, however long it is. The choice among
+//! protected pages is random for two reasons: their order says nothing about their use, because
+//! hits are invisible; and a loop over slightly more than the budget would always evict the page
+//! that it needs next.
 //!
-//! Pure: no system call, no lock, the same victims for the same calls. Memory is
-//! allocated by [`Cache::new`], [`Cache::resize`] and [`Cache::reserve`] alone:
-//! 12 bytes a page of the budget, of which 2 are ghosts.
+//! Pure: no system call, no lock, the same victims for the same calls. Only [`Cache::new`],
+//! [`Cache::resize`] and [`Cache::reserve`] allocate: 12 bytes a page of the budget, 2 of them for
+//! ghosts.
 
 use rustix::io::Errno;
 

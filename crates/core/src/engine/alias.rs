@@ -1,9 +1,9 @@
-//! Engine `alias`: shows the file itself, a kernel mapping for each linear run.
+//! Engine `alias`: shows the file itself, with one kernel mapping for each linear run.
 //!
-//! `mmap(MAP_FIXED)` replaces what is shown, atomically for who reads it.
-//! Coherent: all who map the file see a write at once. Each run that does not
-//! continue its neighbour costs a mapping of the process's `vm.max_map_count`;
-//! what would come too near to that limit is refused before any change.
+//! `mmap(MAP_FIXED)` replaces what is shown; a reader sees the old mapping or the new. The window
+//! is coherent: every process that maps the file sees a write at once. Each run that does not
+//! continue its neighbour costs one of the `vm.max_map_count` mappings of the process. A call
+//! that would come too close to that limit fails before any change.
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU8, Ordering};

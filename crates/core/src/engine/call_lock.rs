@@ -1,4 +1,4 @@
-//! One call at a time, where a caller that waits can be interrupted.
+//! The call lock: one call at a time, and a caller that waits for it can be interrupted.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

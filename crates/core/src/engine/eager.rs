@@ -1,14 +1,13 @@
-//! Engine `eager`: plain anonymous memory that is filled by `remap` and `populate`.
+//! Engine `eager`: plain anonymous memory that `remap` and `populate` load.
 //!
-//! It needs nothing of the kernel that a container refuses, and serves no
-//! fault: a page that was not loaded is not accessible (SIGSEGV). Where the
-//! kernel has guard pages (6.13) such holes cost no mapping, but eight bytes of page
-//! tables a page; before, each run of them is a mapping. Content is copied over what is
-//! there, so the caller keeps readers out meanwhile.
+//! It needs no kernel feature that a container refuses, and serves no faults: a page that was not
+//! loaded is not accessible (SIGSEGV). With guard pages (Linux 6.13), such holes cost no mapping,
+//! but eight bytes of page tables a page; before, each run of them is a mapping. New content is
+//! copied over the old, so the caller must keep readers out meanwhile.
 //!
-//! Nothing tells of stores to plain memory. A window that may be written keeps 16 bytes
-//! for each page, the hash of what was loaded, and hashes what is there when it is asked
-//! what changed: a quarter of a microsecond a page that is present.
+//! The kernel does not report writes to plain memory. So a writable window keeps the hash of each
+//! page as it was loaded (16 bytes), and hashes the present pages again when it is asked what has
+//! changed: a quarter of a microsecond a page.
 
 use std::sync::Arc;
 

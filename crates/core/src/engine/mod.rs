@@ -1,9 +1,8 @@
-//! The ways a window is done on this kernel, behind one trait.
+//! The engines: the ways to build a window on this kernel, behind one trait.
 //!
-//! [`alias`] shows the file itself, with a kernel mapping per extent. The other
-//! two show copies and share their flow ([`cached`]): [`paged`] swaps them into
-//! one mapping under userfaultfd and serves faults, [`eager`] copies them into
-//! plain memory.
+//! [`alias`] shows the file itself, with one kernel mapping for each extent. The other two show
+//! copies, and share their flow ([`cached`]): [`paged`] moves them into one mapping under
+//! userfaultfd and serves faults, and [`eager`] copies them into plain memory.
 
 pub mod alias;
 pub mod cached;

@@ -1,18 +1,17 @@
 //! Engine `paged`: one anonymous mapping under userfaultfd, a cache of the store.
 //!
-//! Content is swapped in by `UFFDIO_MOVE` (6.8): the old frames out to spare
-//! memory, the new ones in from staging, so that frames are recycled and never
-//! faulted twice. Chunks of whole blocks of 2 MiB are huge pages where the kernel
-//! gives them: one is read into with a single fault and swapped in as one entry.
-//! What is swapped out in part is split, and stays so. Where the kernel has no MOVE, or a page is pinned,
-//! `UFFDIO_COPY` puts it in. Between the two steps the page is absent, and a
-//! thread that touches it waits for the second: it sees the old content or the
-//! new, never zeros.
+//! Pages are swapped in by `UFFDIO_MOVE` (6.8): the old frames to spare memory, the new ones from
+//! staging memory. So frames are recycled and never faulted in twice. Chunks of whole blocks of 2
+//! MiB are huge pages where the kernel provides them: such a chunk takes one fault to read into,
+//! and one page-table entry to move. A block that is moved in part is split, and stays split.
+//! Where the kernel has no `UFFDIO_MOVE`, or a page is pinned, `UFFDIO_COPY` fills the page.
+//! Between the two steps the page is absent, and a thread that touches it waits. So it sees the
+//! old content or the new, never zeros.
 //!
-//! A touch of an absent page is served by the fault service (`server.rs`), or in the thread
-//! that touches it (`signal.rs`), which is also how children of `fork` see the store.
-//! A page that may not be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS);
-//! on older kernels it is set to `PROT_NONE` (SIGSEGV, and a mapping each).
+//! The fault service serves touches of absent pages (`server.rs`), or the thread that touches the
+//! page does (`signal.rs`); the latter is also how children of `fork` see the store. A page that
+//! must not be touched, or cannot be read, is poisoned (`UFFDIO_POISON`, 6.6: SIGBUS). On older
+//! kernels it is set to `PROT_NONE` (SIGSEGV, and one mapping for each).
 
 mod serve;
 mod server;

@@ -1,4 +1,4 @@
-//! Threads that end what the service's own thread would have to wait for.
+//! Helpers: threads for work that the service's own thread would have to wait for.
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};

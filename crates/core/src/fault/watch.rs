@@ -1,4 +1,4 @@
-//! Whether to stay awake for the next fault (docs/decisions/013).
+//! Whether to poll for the next fault before sleeping (docs/decisions/013).
 
 use std::time::{Duration, Instant};
 

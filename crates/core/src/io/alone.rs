@@ -1,4 +1,4 @@
-//! Reads outside of a transfer: of what a request did not bring, or of a file that changes.
+//! Single reads outside of a transfer: the rest of a short read, or a file that changes.
 
 use std::os::fd::BorrowedFd;
 

@@ -1,20 +1,20 @@
-//! Moves segments (bytes of a file, and memory) between files and memory, many in flight
-//! together.
+//! Transfers *segments* (bytes of a file and their place in memory) between files and memory, with
+//! many requests in flight.
 //!
-//! Pages, rows and write-back each say what is to be moved and what became of it
-//! ([`Transfer`]). Everything between is here, once:
+//! Pages, rows and write-back each say which segments to transfer, and what to do with the results
+//! ([`Transfer`]). Everything in between is here, once:
 //!
-//! - [`Segment`]s that are neighbours in a file become one request ([`join`]);
-//! - the requests are in flight together, as many as the process may have ([`Quota`]), by a ring,
-//!   by threads or by the caller ([`Way`], [`transfer`]);
-//! - a request that moved fewer bytes than it was to goes on from there, and one that the kernel
-//!   put off (EINTR, EAGAIN) is made again;
-//! - a wait ends now and then, so that the caller can interrupt ([`Pace`]);
-//! - what a request could not read is read alone, and what came of a file that was cut or changed
-//!   meanwhile is known ([`read_alone`], [`is_unchanged`]).
+//! - neighbouring [`Segment`]s of a file become one request ([`join`]);
+//! - requests are in flight together, as many as the process may have ([`Quota`]), by a ring, by
+//!   threads or by the caller ([`Way`], [`transfer`]);
+//! - a request that transferred too few bytes continues from there, and one that the kernel put off
+//!   (EINTR, EAGAIN) is repeated;
+//! - a wait is divided into short ones, so that the caller can interrupt ([`Pace`]);
+//! - bytes that a request could not read are read alone, and a file that was truncated or changed
+//!   meanwhile is detected ([`read_alone`], [`is_unchanged`]).
 //!
-//! The kernel moves the bytes of a request until it ends, so [`transfer`] never returns before
-//! all that it began has.
+//! The kernel uses the memory of a request until the request ends. So [`transfer`] does not return
+//! before all requests that it started have ended.
 
 mod alone;
 mod pace;

@@ -1,4 +1,4 @@
-//! How many requests may be in flight together, whoever makes them.
+//! How many requests of the whole process may be in flight together.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

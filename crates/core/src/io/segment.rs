@@ -1,4 +1,4 @@
-//! Bytes of a file and where in memory they belong, and how neighbours become one request.
+//! Segments: bytes of a file and their place in memory; neighbours become one request.
 
 use crate::sys::file::Parts;
 use crate::sys::span::Span;

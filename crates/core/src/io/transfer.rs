@@ -1,4 +1,4 @@
-//! Requests in flight together: begun, waited for, gone on with, ended.
+//! Requests in flight: submitting them, waiting for them, continuing short ones, ending.
 
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;

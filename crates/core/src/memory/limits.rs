@@ -1,8 +1,7 @@
-//! What this process may still take: `MemAvailable`, and what each limit of its memory
-//! cgroups leaves, in hierarchies of version 2, version 1, and both at once.
+//! How much memory this process may still use: `MemAvailable`, or less if a limit of its memory
+//! cgroups leaves less (version 1, version 2, or both at once).
 //!
-//! File pages in the page cache of a cgroup do not count as taken, as the kernel reclaims
-//! them before it kills.
+//! Page cache of a cgroup does not count as used, because the kernel reclaims it before it kills.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,9 +1,9 @@
 //! Kernel mappings, of which a process has a limited number (`vm.max_map_count`).
 //!
-//! Who is about to make many reserves them first: what would come too near to
-//! the limit is refused before any change. Maps of files that only spare system calls (the
-//! source maps of stores, and those of rows) are counted as well ([`FileMap`]): they have a
-//! quarter of the limit at most, and where there is none left the file is read.
+//! A call that will make many mappings reserves them first. If they would come too close to the
+//! limit, the call fails before any change. Maps of files that only save system calls (source maps
+//! of stores, and maps of rows) are counted as well ([`FileMap`]). They may take at most a quarter
+//! of the limit; beyond that, the file is read instead.
 
 use std::time::{Duration, Instant};
 

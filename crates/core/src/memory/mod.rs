@@ -1,4 +1,4 @@
-//! Memory that this process may have, and who has reserved it.
+//! The memory that this process may use, and its reservations.
 
 mod limits;
 pub(crate) mod mappings;

@@ -1,11 +1,11 @@
 //! One pool of memory for the process: every budget is a reservation from it.
 //!
-//! A budget in bytes is had as it is said. All "auto" budgets together come to no more than
-//! half of what the process may have. One whose owner needs less than its share gets what it
-//! needs, for good. The others share the rest equally: with each new one the shares of those
-//! that are there shrink, and grow again when one is dropped. Owners whose memory the kernel
-//! cannot reclaim are asked to give back what is beyond their new share at once
-//! ([`GiveBack`]); the others look at [`Reservation::bytes`] when they take more.
+//! A budget in bytes gets these bytes. All "auto" budgets together get at most half of the memory
+//! that the process may use. A budget whose owner needs less than its share gets what it needs,
+//! permanently. The others share the rest equally: each new one makes their shares smaller, and
+//! each one that is dropped makes them larger. Owners whose memory the kernel cannot reclaim are
+//! asked at once to give back what exceeds their new share ([`GiveBack`]). The others look at
+//! [`Reservation::bytes`] when they take more.
 //!
 //! A share is never less than [`LEAST_SHARE`], with which every window works.
 

@@ -1,13 +1,13 @@
-//! Rows that are kept in memory, for tables of which a cgroup leaves the page cache too little:
-//! there a page is kept for the sake of one row in it.
+//! Rows that are kept in memory, for tables much larger than the memory of a cgroup: the page cache
+//! would keep a whole page for the sake of one row.
 //!
-//! The policy is a clock (a row that was used since the hand came by stays) with a doorkeeper: once
-//! the cache is full, a row comes in when it is wanted for the second time. On Zipf's
-//! distributions it keeps as much as S3-FIFO and more than SIEVE and LRU
-//! ([018](../../../../docs/decisions/018-rows-kept-in-memory.md)), and needs no lists.
+//! The policy is a clock (a row that was used since the clock's hand last passed stays) with a
+//! doorkeeper: once the cache is full, a row is admitted when it is wanted for the second time. On
+//! Zipf distributions it hits as often as S3-FIFO, and more often than SIEVE and LRU
+//! ([018](../../../../docs/decisions/018-rows-kept-in-memory.md)), and it needs no lists.
 //!
-//! A row is kept with the time of its file's last change (`last_change`), and is good as long as
-//! the file has that time.
+//! A row is kept with the time of its file's last change (`last_change`), and is valid while the
+//! file has that time.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! The rows that are copied from maps, and what is mapped for the next ones.
+//! Rows that are copied from maps, and which chunks to map for the next ones.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The files that rows are in: opened when they are needed, at most so many at a time.
+//! The files of rows: opened when they are needed, a limited number at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;

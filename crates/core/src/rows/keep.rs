@@ -1,4 +1,4 @@
-//! Takes of rows some of which are kept in memory (`cache`).
+//! Takes of rows of which some are kept in memory (`cache`).
 
 use std::collections::HashMap;
 

@@ -1,4 +1,4 @@
-//! What files are, and what they begin with: looked at before any row is read.
+//! Looking at files before any row is read: their sizes, and their first bytes.
 
 use std::num::NonZero;
 use std::os::fd::AsFd;

@@ -1,4 +1,4 @@
-//! The maps of files that a take copies from: which it has found, and whether its copies are good.
+//! The maps from which a take copies: finding them, and checking that the copies are good.
 
 use std::cell::{Cell, OnceCell};
 use std::ops::Range;

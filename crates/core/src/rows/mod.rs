@@ -1,15 +1,15 @@
 //! Rows of fixed size, in one file or in thousands, taken in any order.
 //!
-//! A take copies what is known to be in the page cache from maps of the files, and
-//! reads the rest by system calls that are all in flight together. It knows by
-//! chunks of 2 MiB: one that was read often enough, and that `mincore` finds whole in the
-//! page cache, is mapped, and copied from without asking again. That it was right
-//! the thread's count of major faults tells, every few hundred rows: once it
-//! rises, `mincore` is asked row by row, and chunks with a hole are unmapped.
-//! Nothing is touched through a map that was not found in the page cache once.
+//! A take copies rows that are known to be in the page cache from maps of the files. It reads the
+//! rest by system calls that are all in flight together. What it knows, it knows by chunks of 2
+//! MiB: a chunk that was read often enough, and that `mincore` finds completely in the page
+//! cache, is mapped, and then copied from without asking again. Every few hundred rows, the take
+//! checks this by the thread's count of major faults. Once that rises, it asks `mincore` row by
+//! row, and unmaps chunks with a hole. It never touches anything through a map that was not once
+//! found in the page cache.
 //!
-//! Nothing is locked while bytes are read or copied from maps, so any number of threads take at
-//! once. A kept row is copied under the lock of its part.
+//! No lock is held while bytes are read or copied from maps, so any number of threads can take
+//! rows at once. A row that is kept in memory is copied under the lock of its part.
 
 mod blocks;
 mod budget;

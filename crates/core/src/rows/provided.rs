@@ -1,4 +1,4 @@
-//! Rows of stores whose pages other processes provide: whole pages are asked for, each once.
+//! Rows of stores that have a provider: whole pages are requested, each once.
 
 use super::{count, Rows};
 use crate::error::Result;

@@ -1,5 +1,5 @@
-//! Long rows, and rows that follow each other: copied and read as the stretches of a file that
-//! they are, not row by row.
+//! Long rows, and rows that follow one another: copied and read as contiguous parts of a file, not
+//! row by row.
 
 use std::ops::Range;
 

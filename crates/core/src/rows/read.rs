@@ -1,4 +1,4 @@
-//! The bytes that are read: sorted, neighbours merged, all in flight together.
+//! Rows that are read: sorted, neighbours merged, all in flight together.
 
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};

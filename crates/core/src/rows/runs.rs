@@ -1,5 +1,5 @@
-//! Runs of rows that follow each other, taken one run after another: what rows of unequal length
-//! are, whose elements are the rows here.
+//! Runs of consecutive rows, taken one run after another. A row of unequal length is such a run,
+//! and its elements are rows here.
 
 use std::ops::Range;
 

@@ -1,9 +1,9 @@
-//! Takes that the caller does not wait for: a few threads of the process do them, one each
-//! after another.
+//! Submitted takes, which run without their caller: a few threads of the process run them, each one
+//! at a time.
 //!
-//! A pending take owns the memory that it fills until the last read of it has ended, whether or
-//! not somebody still waits for it. The threads start when they are needed, block every signal but
-//! that of their own faults (SIGBUS), and end when nothing was submitted for a while.
+//! A pending take owns the memory that it fills until the last read into it has ended, even if no
+//! caller waits for it any more. The threads start when they are needed and exit after a while
+//! without work. They block every signal except SIGBUS of their own faults.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

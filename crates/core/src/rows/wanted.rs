@@ -1,4 +1,4 @@
-//! The bytes that are still to be had: where they lie and where they go.
+//! The bytes that a take still has to read: where they are, and where they go.
 
 use super::blocks::MAX_BLOCK_BYTES;
 use super::Rows;

@@ -1,4 +1,4 @@
-//! Reads into memory that holds all of the pages, one after another.
+//! Reads into memory that has room for all pages, one after another.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Reads of pages that other processes provide.
+//! Reads of pages from a provider.
 
 use super::Sink;
 use crate::error::{Error, Interrupt, Result};

@@ -1,4 +1,4 @@
-//! A call that names extents, from when it has slots for them until it lets go.
+//! A call that names extents, from when it gets slots for them until it releases them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};

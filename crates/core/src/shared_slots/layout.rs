@@ -1,13 +1,13 @@
-//! Where things are in the object that processes share: all of it in words of 8 bytes, but for
-//! the slots and the lock.
+//! The layout of the object that processes share: words of 8 bytes, except for the slots and the
+//! lock.
 //!
 //! ```text
 //! header | owners | slots' words | totals | links | buckets | ghosts | slots | holds of owner 0 | …
 //! ```
 //!
-//! What is true is in the *owners*, the slots' *words* and the *holds*; everything else in front
-//! of the slots follows from them, and is made anew where a process has died while it changed
-//! them ([`repair`](super::table::Table::repair)).
+//! Only the *owners*, the slots' *words* and the *holds* are authoritative. The rest of the table
+//! follows from them, and is rebuilt if a process has died while it changed it
+//! ([`repair`](super::table::Table::repair)).
 
 use crate::error::{Error, Result};
 

@@ -1,14 +1,15 @@
 //! Slots that all processes of a user share, each of which shows an extent of a store.
 //!
-//! The slots and the table that says what they show are one object in shared memory
-//! ([`object`]). [`table`] says which extent is where and who makes room, so that a process may
-//! be killed at any instruction; here are the lock, which is held for that and no longer, and
-//! the waiting. Nobody reads or writes content under the lock.
+//! The slots, and the table that says what they show, are one object in shared memory
+//! ([`object`]). [`table`] decides which extent is in which slot and what is evicted, in such a
+//! way that a process may be killed at any instruction. This module has the lock, which is held
+//! only for these decisions, and the waiting. No content is read or written while the lock is
+//! held.
 //!
-//! Each process is an *owner* of its own. A child of fork has the memory, and becomes an owner
-//! with its first call. What a process held or was bringing when it died is taken back by
-//! whoever needs it: who waits for an extent looks whether the process that brings it lives,
-//! and who needs room looks at all.
+//! Each process is an *owner*. A child of fork has the memory, and becomes an owner with its
+//! first call. When a process dies, the next process that needs something takes back what the
+//! dead one held or was loading: a process that waits for an extent checks whether the process
+//! that loads it is alive, and a process that needs room checks all of them.
 
 mod call;
 mod layout;

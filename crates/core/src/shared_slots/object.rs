@@ -1,9 +1,9 @@
-//! The object in `/dev/shm` that the slots are in: its name, how it begins, and how it ends.
+//! The object in `/dev/shm` that has the slots: its name, its creation, and its end.
 //!
-//! An object is made without a name, with its header and its lock, and is then given one: whoever
-//! opens it by name finds the lock. Its memory is allocated under that lock, once, by the first
-//! process that needs it. The last process to leave takes the name away, also under the lock, so
-//! that nobody takes away the name of a later object.
+//! An object is created without a name, with its header and its lock, and is then given a name.
+//! So a process that opens it by name finds the lock. Its memory is allocated once, under that
+//! lock, by the first process that needs it. The last process to leave removes the name, also
+//! under the lock, so that no process removes the name of a later object.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Tests: processes that die with the lock, or between two steps of an object's beginning and end.
+//! Tests: processes that die while they have the lock, or while they create or remove an object.
 
 use std::path::PathBuf;
 use std::sync::Arc;

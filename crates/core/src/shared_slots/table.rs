@@ -1,18 +1,21 @@
-//! Which extent is in which slot, who holds it, and who makes room: every change of the table.
+//! Which extent is in which slot, which process holds it, and what is evicted: every change of the
+//! table.
 //!
-//! Pure: a [`Table`] changes words of a [`Words`], which is memory of several processes or a
-//! test's. That of several processes is reached by the guard of their lock (`object::Locked`).
+//! Pure: a [`Table`] changes the words of a [`Words`], which is memory of several processes or of a
+//! test. The memory of several processes is reached by the guard of their lock
+//! (`object::Locked`).
 //!
-//! A process may be killed between any two stores, so each store leaves the truth whole:
+//! A process may be killed between any two writes, so each write leaves the authoritative words
+//! consistent:
 //!
-//! - A slot's *word* says all of it at once: empty, coming or being written (which extent, and who
-//!   brings it), or here (which extent).
-//! - Each process has its own row of *holds*, a word a slot: calls under way, and pins.
-//! - A process counts as an *owner* from when its row is clear until it is clear again.
+//! - A slot's *word* is its whole state: empty; being loaded or written (which extent, by which
+//!   process); or loaded (which extent).
+//! - Each process has its own row of *holds*, one word for each slot: running calls, and pins.
+//! - A process is an *owner* from when its row is cleared until it is cleared again.
 //!
-//! Whatever else there is (totals of holds, the hash index, the list of free slots, counts)
-//! follows from that, and [`Table::repair`] makes it anew. What a dead process held or was
-//! bringing is taken back by [`Table::dismiss`].
+//! Everything else (totals of holds, the hash index, the list of free slots, counts) follows from
+//! these, and [`Table::repair`] rebuilds it. [`Table::dismiss`] takes back what a dead process held
+//! or was loading.
 
 use super::layout::{header, Counter, Layout, MOST_OWNERS};
 use super::words::{Content, Holds, Link, OwnerIndex, PIN, USER};

@@ -1,4 +1,4 @@
-//! The table beside what it must show, and after a death at each of its stores.
+//! The table compared with what it must show, also after a death at each of its writes.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;

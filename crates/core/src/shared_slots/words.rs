@@ -1,4 +1,4 @@
-//! The words of the table: what each of them says.
+//! The words of the table, and what they say.
 
 use super::layout::KEY_BITS;
 use crate::slot_table::Key;

@@ -1,8 +1,8 @@
-//! A slot table, each of which shows an extent of a store, for several threads.
+//! The slot table of one process: several threads share its slots, each of which shows an extent.
 //!
-//! [`slots`] says which extent is where and who makes room; here is the lock, which is
-//! held for that and no longer, and the waiting. Who brings extents is the caller: he
-//! [`reserve`](SharedSlotTable::reserve)s slots, reads, and says what came of it.
+//! [`slots`] decides which extent is in which slot and what is evicted. This module has the lock,
+//! which is held only for these decisions, and the waiting. The caller loads extents: it
+//! [`reserve`](SharedSlotTable::reserve)s slots, reads, and reports the result.
 
 mod slots;
 #[cfg(test)]

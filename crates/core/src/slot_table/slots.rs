@@ -1,4 +1,4 @@
-//! Which extent is in which slot, who needs it, and who makes room.
+//! Which extent is in which slot, which calls need it, and what is evicted.
 //!
 //! Pure: no lock, no system call. [`SharedSlotTable`](super::SharedSlotTable) has the lock.
 

@@ -1,4 +1,4 @@
-//! Slot tables against what they promise, in long random histories, and between threads.
+//! Slot tables checked against their promises, in long random histories, and between threads.
 
 use std::collections::{HashMap, HashSet};
 

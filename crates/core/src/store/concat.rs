@@ -1,8 +1,7 @@
-//! Stores over the files of other stores, one after another.
+//! Stores that consist of the files of other stores, one after another.
 //!
-//! The files are shared with the stores that are put in a row; the maps of them are
-//! not, so that each store has its own limit. Page numbers are fixed: but for the last
-//! one, no file may become longer or shorter by a refresh.
+//! The files are shared with the original stores. Their maps are not, so that each store has its
+//! own limit. Page numbers are fixed: only the last file may become longer or shorter by a refresh.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

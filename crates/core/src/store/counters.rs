@@ -1,4 +1,4 @@
-//! What a store has read and written, and how: relaxed counters that cost nothing to keep.
+//! Counters of what a store has read and written; relaxed, so that they cost nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,10 +1,10 @@
-//! What of a file's writes is known to be on the disk.
+//! Which writes of a file are known to be on the disk.
 //!
-//! The kernel tells each open file description once that writing back has failed, and calls
-//! the pages clean from then on: a second `fsync` succeeds whatever became of them. So the
-//! error of a write that nobody can make again is kept, and told by every later sync until
-//! it is [acknowledged](Durability::acknowledge). Pages that a window still has as dirty are
-//! written again, and are not counted here.
+//! The kernel reports a failed write-back once to each open file description, and then calls the
+//! pages clean: a second `fsync` succeeds even if data was lost. So fremap remembers the error if a
+//! write before it cannot be repeated, and every later sync returns it until it is
+//! [acknowledged](Durability::acknowledge). Pages that a window still has as dirty are written
+//! again, so they do not count here.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;

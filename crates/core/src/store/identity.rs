@@ -1,4 +1,4 @@
-//! Which store it is, so that two processes know that they mean the same one.
+//! The identity of a store, by which two processes know that they mean the same one.
 
 use std::hash::Hasher;
 

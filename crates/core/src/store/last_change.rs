@@ -1,12 +1,12 @@
-//! Whether a file stayed as it was while something was copied from a map of it.
+//! Whether a file stayed unchanged while something was copied from a map of it.
 //!
-//! A cut within a page clears the end of the page in the page cache, and a map shows that
-//! without a fault. The size alone does not tell afterwards: the file may have been made as
-//! long again. But a change of the size also changes the time of the last change (ctime),
-//! which the kernel takes from its coarse clock. So what was copied is good if the file was
-//! whole before, with a time that was past by then (a later change has another), and is
-//! whole with the same time afterwards. What cannot be known to be good is read by system
-//! calls, which look at the size themselves.
+//! If a file is truncated within a page, the kernel clears the end of that page in the page cache,
+//! and a map shows the zeros without a fault. The size alone does not tell: the file may have been
+//! made as long again. But each change of the size also sets the time of the last change (ctime),
+//! from the kernel's coarse clock. So a copy is good under two conditions. Before it, the file was
+//! whole and its ctime was in the past by that clock, so that a later change has another ctime.
+//! After it, the file is whole and has the same ctime. Everything else is read by system calls,
+//! which check the size themselves.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 

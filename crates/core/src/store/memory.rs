@@ -1,7 +1,7 @@
 //! Stores over shared memory: anonymous (memfd) or named in `/dev/shm`.
 //!
-//! A page never written is a hole: it reads as zeros, is not resident, and
-//! reading it allocates nothing.
+//! A page that was never written is a hole: it reads as zeros, is not resident, and reading it
+//! allocates nothing.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;

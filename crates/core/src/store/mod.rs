@@ -1,11 +1,10 @@
-//! Stores: a numbered run of file pages, in a file, in shared memory, or in several of
-//! them one after another.
+//! Stores: numbered file pages of a file, of shared memory, or of several of these one after
+//! another.
 //!
-//! A store is made of parts, each a file's descriptors (shared with the stores that it
-//! was put together from) and a read-only map of the whole file from which cached pages
-//! are copied (`source.rs`). It owns idle rings. Its size is fixed when
-//! it is opened and read again only by [`Store::refresh`]. Every method may be
-//! called from several threads at once.
+//! A store consists of parts. Each part has a file's descriptors (shared with the store that it was
+//! made from) and a read-only map of the whole file, from which cached pages are copied
+//! (`source.rs`). A store owns idle rings. Its size is fixed when it is opened, and only
+//! [`Store::refresh`] reads it again. Every method may be called from several threads at once.
 
 mod concat;
 mod counters;

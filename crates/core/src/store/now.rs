@@ -1,4 +1,4 @@
-//! Reading what is in the page cache, and nothing else: for a thread that must not wait.
+//! Reading only what is in the page cache, for a thread that must not wait.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

@@ -1,15 +1,15 @@
-//! Pages on their way to a store: neighbours are merged into runs, and the runs of direct
-//! files are in flight together.
+//! Pages on their way to a store: neighbours are merged into runs, and the runs of direct files
+//! are in flight together.
 //!
-//! A direct write waits for the device, so many overlap. What goes through the page
-//! cache is a copy: one run after the other, which several at once do not hasten
-//! (docs/decisions/011). It is written when the direct runs have ended: what is changed in
-//! the page cache beside a direct write may keep the kernel from dropping what is out of date
-//! there, which it then tells of as EIO.
+//! A direct write waits for the device, so many of them overlap. A write through the page cache
+//! is a copy, and several at once are not faster, so they are made one after the other
+//! (docs/decisions/011), after the direct writes have ended. The reason for this order: if a page
+//! in the page cache changes during a direct write to its neighbours, the kernel may be unable to
+//! drop outdated pages, and then reports EIO.
 //!
-//! The kernel reads the memory of a write until it has ended, so no call returns before all
-//! that it started has. The first run in the order of pages that fails is the one that is
-//! told of; nothing behind it is started any more.
+//! The kernel reads the memory of a write until it has ended, so no call returns before
+//! everything that it started has ended. The error is that of the first failed run in page order;
+//! runs after it are not started.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! The files under a store: each is a part of the run of pages.
+//! The parts of a store: each is a file and the pages that it has.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
-//! Starting reads that somebody will want later.
+//! Starting reads for pages that the program will need later.
 //!
-//! Asking the kernel for a run of pages takes 1 to 20 µs. The caller asks for a few runs
-//! itself; more of them go to a queue of the store that up to four threads empty.
+//! Asking the kernel for a run of pages takes 1 to 20 µs. The caller asks for a few runs itself.
+//! More runs go to a queue of the store, which up to four threads work on.
 
 use std::collections::VecDeque;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! What of a store is in the page cache.
+//! Which pages of a store are in the page cache.
 
 use rustix::io::Errno;
 

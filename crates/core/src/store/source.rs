@@ -1,13 +1,12 @@
-//! The source map: a read-only map of the whole file, from which pages that are
-//! in the page cache are copied without a system call each.
+//! The source map: a read-only map of the whole file, from which cached pages are copied without
+//! a system call for each.
 //!
-//! The map lives as long as the store. Its page tables are filled a
-//! [`CHUNK_BYTES`] chunk at a time, once a chunk has been read often enough to
-//! pay for it and all of it is in the page cache. No byte is touched through
-//! the map unless `mincore` has said that it is resident: touching a hole
-//! of shared memory would allocate it, and touching an absent file page would
-//! be a major fault of its own. Pages are asked about just before they are copied;
-//! rows (`rows`) when their chunk is populated.
+//! The map exists as long as the store. A chunk of [`CHUNK_BYTES`] is *populated* (its page table
+//! is filled) once it has been read often enough to pay for that and all of it is in the page
+//! cache. No byte is touched through the map unless `mincore` has said that it is resident:
+//! touching a hole of shared memory would allocate it, and touching an absent page would be a
+//! major fault. fremap asks about pages just before it copies them, and about rows (`rows`) when
+//! it populates their chunk.
 
 use std::ops::Range;
 use std::os::fd::BorrowedFd;

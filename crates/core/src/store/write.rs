@@ -1,9 +1,8 @@
 //! Writing pages to a store.
 //!
-//! What a caller gives passes through a buffer of this crate's: the caller's memory
-//! may lie in a window whose pages the kernel cannot bring, so only user code
-//! touches it. A window's own pages, which are present, are written from where they lie
-//! ([`Outgoing`](super::Outgoing)).
+//! The caller's data passes through a buffer of this crate. The reason is that the caller's memory
+//! may lie in a window whose pages the kernel cannot load, so only user code may touch it. A
+//! window's own pages, which are present, are written directly ([`Outgoing`](super::Outgoing)).
 
 use super::{Store, StoreKind};
 use crate::error::{Error, Interrupt, Result};

@@ -1,8 +1,8 @@
-//! Waiting for bytes of files to be in the page cache, many at once and no thread for any.
+//! Waiting for many bytes of files to be in the page cache, without a thread for each.
 //!
-//! Each is a read of one byte by a ring, whose content nobody wants: it ends when its page
-//! has been read. What the kernel fills is memory that is never freed, so nothing has to wait for
-//! a read that is not of interest any more.
+//! Each wait is a read of one byte by a ring, which ends when the page has been read. The byte
+//! goes into memory that is never freed and never looked at. So nothing has to wait for a read
+//! that is no longer needed.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU8;

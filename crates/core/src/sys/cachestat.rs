@@ -1,4 +1,4 @@
-//! What the page cache holds of a file, and whether the kernel says so.
+//! How much of a file is in the page cache, if the kernel says so.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 

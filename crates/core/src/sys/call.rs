@@ -1,9 +1,9 @@
 //! A counter in front of every system call, and a way for tests to make one fail.
 //!
-//! Each function of [`sys`](super) passes [`enter`] before it calls the kernel.
-//! Counting costs one relaxed addition. Counts are how tests and benchmarks
-//! state the price of an operation; failures are how tests see what is left
-//! when the n-th call of a kind goes wrong, or moves fewer bytes than it was asked to.
+//! Each function of [`sys`](super) passes [`enter`] before it calls the kernel. Counting costs
+//! one relaxed addition. Tests and benchmarks use the counts to state the cost of an operation.
+//! Tests use failures to see what is left when the n-th call of a kind fails or transfers fewer
+//! bytes than requested.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 

@@ -1,8 +1,8 @@
-//! Processes that this one starts and speaks with.
+//! Processes that this one starts and communicates with.
 //!
-//! They are started by `posix_spawn`, which runs no handlers of `pthread_atfork` and copies no
-//! memory, so that a thread that serves faults may start one. Each end of a connection notices
-//! when the other is gone: the socket is hung up, or the other process has ended.
+//! They are started by `posix_spawn`, which runs no `pthread_atfork` handlers and copies no memory,
+//! so a thread that serves faults may start one. Each end of a connection notices when the other is
+//! gone: the socket is hung up, or the process has exited.
 
 use std::ffi::{CStr, CString, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -1,15 +1,15 @@
-//! What children of `fork` find where a window is in their parent.
+//! What children of `fork` find where their parent has a window.
 //!
-//! Memory with `MADV_DONTFORK` is a hole in a child's address space, and the next
-//! thing that the child allocates may land in it, under whatever pointers the
-//! child has from its parent. So the child maps memory that nobody may touch over each
-//! such range before `fork` returns there. Where somebody resolves faults
-//! ([`Resolve`](super::fault_ranges::Resolve)) it becomes empty memory to be read, under a
-//! userfaultfd of the child's own, whose faults are resolved by the thread that has them.
+//! Memory with `MADV_DONTFORK` is a hole in a child's address space. The child's next allocation
+//! may land in it, at an address to which the child still has pointers. So before `fork` returns
+//! in the child, the child maps inaccessible memory over each such range. If a range has a
+//! resolver of faults ([`Resolve`](super::fault_ranges::Resolve)), it becomes empty readable
+//! memory under a userfaultfd of the child, whose faults are resolved by the thread that has
+//! them.
 //!
-//! The handler in the child does nothing but raw system calls: it runs in a child of a
-//! process with threads. A child made by `clone(2)` itself, or by `_Fork`, runs no
-//! handlers and keeps the hole.
+//! The handler in the child only makes raw system calls, because it runs in a child of a process
+//! with threads. A child made by `clone(2)` itself, or by `_Fork`, runs no handlers and keeps the
+//! hole.
 
 use std::ffi::c_void;
 use std::os::fd::IntoRawFd;

@@ -1,4 +1,4 @@
-//! The clocks that the kernel takes the times of files from.
+//! The clocks from which the kernel takes the times of files.
 
 use rustix::time::{clock_gettime, ClockId};
 

@@ -1,12 +1,11 @@
-//! Copies from a map of a file that end in an error, not in SIGBUS, when the
-//! file is cut short meanwhile.
+//! Copies from a map of a file that end in an error, not in SIGBUS, when the file is truncated
+//! meanwhile.
 //!
-//! The copying routine is a stretch of machine code with one way out for
-//! faults: the process-wide SIGBUS handler (`signal.rs`) sends a thread that
-//! faults on the routine's source there, and the copy returns an error. Any
-//! other SIGBUS goes where it went before. The handler is installed by the
-//! first copy, never at load. Only x86-64 has the routine; elsewhere pages are
-//! read by system calls, which cost about twice as much.
+//! The copy routine is machine code with one *fixup*: if a thread faults on the routine's source,
+//! the process-wide SIGBUS handler (`signal.rs`) continues the thread at the fixup, and the copy
+//! returns an error. Any other SIGBUS goes to the handler that was there before. The first copy
+//! installs the handler, never the loading of the library. Only x86-64 has the routine; elsewhere
+//! pages are read by system calls, which cost about twice as much.
 
 #[cfg(target_arch = "x86_64")]
 mod routine;

@@ -1,4 +1,4 @@
-//! Waiting for this process to be busy, and what it has mapped of files.
+//! Waiting until this process is busy, and how much of files it has mapped.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,9 +1,9 @@
-//! Ranges of memory whose faults somebody resolves, or explains. Those that are resolved children
-//! of `fork` do not inherit.
+//! Ranges of memory whose faults have a resolver, or an explanation. Children of `fork` do not
+//! inherit ranges that have a resolver.
 //!
-//! The lists are read by signal handlers and in children of a process with threads, where
-//! any lock may be held for ever and the allocator may not be used. So they have no lock,
-//! their entries are never freed, and reading them does nothing else.
+//! Signal handlers read these lists, also in children of a process with threads, where any lock may
+//! be held forever and the allocator must not be used. So the lists have no lock, and their entries
+//! are never freed.
 
 use std::ffi::c_void;
 use std::fmt;

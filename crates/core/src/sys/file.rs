@@ -1,7 +1,7 @@
 //! Files: opening, sizes, reads and writes at an offset.
 //!
-//! Reads and writes retry EINTR and go on after a short count, so a short
-//! result always means the end of the file.
+//! Reads and writes retry EINTR and continue after a short count, so a short result always means
+//! the end of the file.
 
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

@@ -1,5 +1,5 @@
-//! What has to be done around a `fork`: the lock that excludes forks, the count of them, and
-//! the handlers of `pthread_atfork`.
+//! What has to be done around a `fork`: the lock that excludes forks, the number of forks, and the
+//! `pthread_atfork` handlers.
 
 use std::cell::Cell;
 use std::ptr::null_mut;

@@ -1,10 +1,10 @@
 //! A lock that a child of fork can always take.
 //!
-//! A child has one thread, so a lock that another thread of its parent held at the fork is
-//! never released there. The word of a [`ForkLock`] says which process holds it, as the
-//! number of forks between the first process and that one. A lock held by another process
-//! counts as free, and its value, which may have been changed in part, is replaced by the
-//! default one. So the value must be one that can be found again: a cache, a pool, a count.
+//! A child has one thread, so a lock that another thread of its parent held at the fork is never
+//! released there. The word of a [`ForkLock`] says which process holds it, as the number of forks
+//! between the first process and that one. A lock that another process holds counts as free. Its
+//! value may have been changed half way, so it is replaced by the default one. Therefore the value
+//! must be something that can be rebuilt: a cache, a pool, a count.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};

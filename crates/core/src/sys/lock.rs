@@ -1,9 +1,9 @@
-//! A lock that a signal handler may take, and that a fork may find at rest.
+//! A lock that a signal handler may take, and that is free or whole in a child of fork.
 //!
-//! A thread that waits for a page in a signal handler must not be the one that has the
-//! lock. So where handlers take it ([`Lock::held_without_signals`]), whoever has it has
-//! all signals blocked, and does nothing that faults. Taking it, waiting and letting go
-//! are atomics and `futex(2)` (2.6.22): nothing is allocated, and no other lock is taken.
+//! A thread that waits for a page in a signal handler must not hold this lock itself. So where
+//! handlers take it ([`Lock::held_without_signals`]), its holder has all signals blocked and does
+//! nothing that faults. Locking, waiting and unlocking are atomics and `futex(2)`: nothing is
+//! allocated, and no other lock is taken.
 
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};

@@ -1,4 +1,4 @@
-//! The kernel: one function a system call, and all of this crate's `unsafe`.
+//! The kernel: one function for each system call, and all `unsafe` of this crate.
 
 pub mod arrivals;
 pub mod cachestat;

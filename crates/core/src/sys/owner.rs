@@ -1,5 +1,5 @@
-//! Processes by their number and when they began, so that one is told from a later one that
-//! has the same number.
+//! Processes by their number and start time, so that a later process with the same number is not
+//! mistaken for an earlier one.
 
 use std::io::Read;
 

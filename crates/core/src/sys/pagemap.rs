@@ -1,4 +1,4 @@
-//! What the kernel tells of this process in `/proc`: mappings, present pages, memory.
+//! What the kernel says about this process in `/proc`: mappings, present pages, memory.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};

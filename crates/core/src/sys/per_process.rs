@@ -1,4 +1,4 @@
-//! One of a kind a process, as long as somebody uses it.
+//! One shared object for each process, which exists as long as it is used.
 
 use std::sync::{Arc, Weak};
 

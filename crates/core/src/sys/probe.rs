@@ -1,4 +1,4 @@
-//! What this kernel lets this process do, found out by trying.
+//! What this kernel allows this process to do, found out by trying.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -1,13 +1,13 @@
-//! Memory for the moment in which the allocator has none.
+//! A reserve of memory for the moment in which the allocator has none.
 //!
-//! Rust ends the process where an allocation fails. What grows with the numbers of a caller is
-//! asked for so that it can fail ([`crate::room`]); what a call or a fault needs besides, for
-//! one step, is small. [`Reserve`] is an allocator that takes such small things from memory
-//! which came with the program when the system's allocator has none. So a step that
-//! has begun ends, and the call is refused when it next asks for what may fail.
+//! Rust ends the process if an allocation fails. Large allocations can fail with an error
+//! ([`crate::room`]); other allocations of a call or a fault are small. [`Reserve`] is an
+//! allocator that takes small allocations from static memory when the system's allocator has
+//! none. So a step that has begun can end, and the call fails when it next asks for memory that
+//! may be refused.
 //!
-//! The memory is three sets of 64 slots, and a word says which of a set are taken: no lock,
-//! which a child of fork could find taken.
+//! The reserve is three sets of 64 slots. One word for each set says which slots are taken. There
+//! is no lock, because a child of fork could find it locked.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;

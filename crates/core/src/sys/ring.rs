@@ -1,10 +1,9 @@
-//! Reads and writes in flight together: a queue of them, and the queue that is a ring
+//! Reads and writes in flight together: a queue of requests, and its implementation by a ring
 //! (`io_uring`, Linux 5.11 and later).
 //!
-//! The kernel writes into the memory of a read and reads from that of a write until it
-//! completes, so a ring hands itself out for the length of a closure only
-//! ([`Ring::session`]) and waits for whatever is in flight before that returns, by
-//! whichever way.
+//! The kernel uses the memory of a request until it completes. So a ring is only available within a
+//! closure ([`Ring::session`]), which waits for everything in flight before it returns, however it
+//! ends.
 
 mod caller;
 mod pool;

@@ -1,11 +1,11 @@
 //! The SIGBUS handler, and the handlers that were there before it.
 //!
-//! Everything that runs in the signal allocates nothing, takes no lock but those made
-//! for it, and cannot panic. A SIGBUS that is neither a copy's nor a window's is handed
-//! to the handler found when ours was installed. Should that one hand it back (because it was
-//! installed later than ours and keeps ours as *its* previous one), or raise it
-//! anew while it runs, the handler found before it is next, and so on to the
-//! kernel's default: no two handlers can send a signal round in circles.
+//! Nothing that runs in the signal allocates, panics, or takes a lock that is not made for it. A
+//! SIGBUS that belongs neither to a copy nor to a window goes to the handler that was there when
+//! fremap's was installed. That handler may hand it back: because it was installed later and
+//! keeps fremap's as *its* previous one, or because it raises the signal again. Then the handler
+//! before it is next, and so on to the kernel's default. So two handlers cannot pass a signal in
+//! circles.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;

@@ -1,7 +1,7 @@
-//! A stretch of raw memory that the kernel, other threads or the caller may change at any time.
+//! A range of raw memory that the kernel, other threads or the caller may change at any time.
 //!
-//! Nothing forms a Rust reference into a [`Span`]: it is filled by system calls
-//! and by the copying functions of [`sys`](super), which work on raw bytes.
+//! No Rust reference points into a [`Span`]. Only system calls and the copy functions of
+//! [`sys`](super), which work on raw bytes, access it.
 
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};

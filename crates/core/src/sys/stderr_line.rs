@@ -1,4 +1,4 @@
-//! Lines on stderr from where nobody can be told otherwise.
+//! Lines on stderr, for failures that cannot be reported to any caller.
 
 use std::fmt::{Arguments, Write};
 

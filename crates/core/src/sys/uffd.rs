@@ -1,8 +1,8 @@
 //! userfaultfd: the descriptor, registration, and the operations that resolve faults.
 //!
-//! The constants are our own: headers of current distributions end before
-//! `UFFDIO_MOVE` (6.8) and `UFFDIO_POISON` (6.6). What a kernel has is probed at
-//! run time; feature bits that are unknown here are ignored.
+//! The constants are defined here, because headers of current distributions lack `UFFDIO_MOVE`
+//! (6.8) and `UFFDIO_POISON` (6.6). Features are probed at run time; unknown feature bits are
+//! ignored.
 //!
 //! # References
 //! `ioctl_userfaultfd(2)`, `Documentation/admin-guide/mm/userfaultfd.rst`

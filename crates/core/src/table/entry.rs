@@ -1,4 +1,4 @@
-//! The word of one window page: its states, and how they change.
+//! The word of one window page: its states, and the transitions between them.
 
 use crate::units::{FilePage, Prot};
 

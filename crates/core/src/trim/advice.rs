@@ -1,8 +1,7 @@
-//! Which read-ahead fits how a window is touched: pure.
+//! Which read-ahead suits the way a window is touched: pure.
 //!
-//! Every page that was read is mapped by a touch. Touches here and there leave short runs of
-//! mapped pages, no longer than what the kernel reads around each; touches in order leave
-//! long ones.
+//! A touch maps all pages that the kernel reads around it. Scattered touches leave short runs of
+//! mapped pages, no longer than that; touches in order leave long runs.
 
 use super::ReadAhead;
 

@@ -1,15 +1,14 @@
 //! Keeps what windows have mapped of their files within limits.
 //!
-//! The kernel maps pages of a file as they are touched, and tells nobody. So one thread a
-//! process, the *trimmer*, looks: first at what the process has mapped of files altogether,
-//! which costs a microsecond or two; only when that has grown by what a limit still allows
-//! it asks in which blocks the pages are, and has the oldest blocks unmapped ([`policy`]).
-//! Nothing is lost by it: the pages stay in the page cache, and what was written to them
-//! stays dirty there.
+//! The kernel maps pages of a file as they are touched, and does not tell. So one thread of the
+//! process, the *trimmer*, looks. It first asks how much the process has mapped of all files,
+//! which takes a microsecond or two. Only when that has grown by what a limit still allows does
+//! it ask in which blocks the pages are, and unmaps the oldest blocks ([`policy`]). Nothing is
+//! lost: the pages stay in the page cache, and modified ones stay dirty there.
 //!
-//! The thread is there as long as a window is registered that is larger than its limit.
-//! While the process is idle, it sleeps ([`BusyTimer`]). A child of fork inherits neither
-//! the thread nor its locks, and starts its own when it makes windows.
+//! The thread runs while a window is registered that is larger than its limit. While the process
+//! is idle, it sleeps ([`BusyTimer`]). A child of fork inherits neither the thread nor its locks,
+//! and starts its own when it makes windows.
 
 mod advice;
 mod policy;

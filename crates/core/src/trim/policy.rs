@@ -1,9 +1,9 @@
-//! Which blocks leave when windows have more of their files mapped than they may: pure.
+//! Which blocks to unmap when windows have more of their files mapped than they may: pure.
 //!
-//! A *block* is what one page of page-table entries maps (2 MiB with pages of 4 KiB). The
-//! kernel does not say which pages were used, so blocks leave in the order in which they
-//! came. One that comes back before as many others left as there are is *hot*: hot blocks
-//! leave after the others, as long as these are at least a quarter.
+//! A *block* is what one page of page-table entries maps (2 MiB with pages of 4 KiB). The kernel
+//! does not say which pages were used, so blocks are unmapped in the order in which they were
+//! mapped. A block is *hot* if it is mapped again before as many other blocks were unmapped as
+//! there are. Hot blocks are unmapped last, as long as the others are at least a quarter.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;

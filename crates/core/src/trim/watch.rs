@@ -1,4 +1,4 @@
-//! The trimmer's thread: when it looks, what it finds, and what it has unmapped.
+//! The trimmer's thread: when it looks, what it finds, and what it unmaps.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! Which engine a window gets, and how it notices stores.
+//! Which engine a window gets, and how it notices writes.
 
 use std::sync::Arc;
 

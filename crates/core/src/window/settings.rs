@@ -1,4 +1,4 @@
-//! What a window may take, and how it is mapped where it is a mapping of its file.
+//! How much memory a window may take, and how it maps its file if it is a mapping of it.
 
 use crate::sys::mm::{Region, Sharing};
 use crate::trim::ReadAhead;

@@ -1,7 +1,7 @@
-//! Which options of a window go together, whatever the kernel.
+//! Which options of a window can be combined, whatever the kernel.
 //!
-//! Several options need certain engines. Two that leave no engine contradict each other, and so
-//! do a few pairs of others. `engine="auto"` is chosen from what all of them leave.
+//! Some options need certain engines. Two options contradict each other if they leave no engine,
+//! and so do a few other pairs. `engine="auto"` chooses from the engines that all options leave.
 
 use super::{Budget, Mapping, WindowOptions};
 use crate::engine::cached::Tracking;

@@ -1,4 +1,4 @@
-//! Why a touch of a file's own memory is SIGBUS, which the kernel does not say.
+//! Why touching a mapping of a file raised SIGBUS, which the kernel does not say.
 
 use std::fmt::Arguments;
 

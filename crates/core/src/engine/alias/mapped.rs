@@ -1,4 +1,4 @@
-//! What is mapped where in a window of engine `alias`: all that the trimmer needs of it.
+//! What a window of engine `alias` has mapped where: everything that the trimmer needs of it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};

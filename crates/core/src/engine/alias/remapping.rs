@@ -1,4 +1,4 @@
-//! What a remap of engine `alias` has to do, and how to take it back.
+//! The steps of a remap of engine `alias`, and how to roll them back.
 
 use super::mapped::{access, one_file_each};
 use super::Alias;

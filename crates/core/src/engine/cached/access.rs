@@ -1,4 +1,4 @@
-//! Taking access from pages and giving it back; content of their own.
+//! Denying and allowing access to pages, and pages with content of their own.
 
 use super::frame_pool::FramePool;
 use super::frames::{Filled, Frames, Tracking};

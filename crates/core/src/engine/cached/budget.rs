@@ -1,11 +1,11 @@
-//! The memory budget of a window: what counts, and who leaves when it is full.
+//! The memory budget of a window: what counts, and what is evicted when it is full.
 //!
-//! Counted are the pages that are present, the page tables of the window, the staging
-//! memory and isolated frames, and what the store's source map has mapped. A fault that finds the
-//! budget full evicts a batch before it loads its page; a call evicts for each chunk, and
-//! never what it has brought itself. A fault cannot be refused, and never waits for a write
-//! to a file (`cleaner.rs`): where nothing may leave (all is pinned, or was changed and is not
-//! written yet) it goes beyond the budget.
+//! The budget counts present pages, the window's page tables, staging memory, isolated frames,
+//! and what the store's source map has mapped. A fault that finds the budget full evicts a batch
+//! of pages before it loads its own. A call evicts pages for each chunk, but none that it has
+//! loaded itself. A fault cannot be refused, and never waits for a write to a file
+//! (`cleaner.rs`). If it can evict nothing, because all pages are pinned, or dirty and not yet
+//! written, the window exceeds its budget.
 
 use std::collections::{HashSet, VecDeque};
 

@@ -1,11 +1,11 @@
-//! The thread that writes changed pages before they have to leave, those of all windows; a few
-//! more while it is kept by a slow file.
+//! The cleaner: a thread that writes dirty pages of all windows back before they have to be
+//! evicted. While it is stuck in a slow file, a few more threads serve the other windows.
 //!
-//! A fault never waits for a write to a file: the kernel may have the file locked while it
-//! faults (`preadv` past the page cache into the window), and would wait for itself. So a fault
-//! evicts clean pages alone, and this thread makes pages clean ahead of it, in their place
-//! and held by nobody. Where writing falls behind, a fault waits at most [`PATIENCE`] for it,
-//! then the window goes a page beyond its budget.
+//! A fault never waits for a write to a file. The kernel may hold the file's lock while it faults
+//! (`preadv` past the page cache into the window), so such a wait would never end. So a fault
+//! evicts only clean pages, and the cleaner writes pages back ahead of it, in place and without
+//! holding them. If the cleaner is too slow, a fault waits for it at most [`PATIENCE`], and then
+//! the window exceeds its budget by a page.
 
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `Faults` (Linux 5.7) | a fault, the first time | nothing: `paged/serve.rs` has noted it |
 //! | `Kernel` (Linux 6.7) | a bit in the page table | `note_scanned`, one `PAGEMAP_SCAN` a run |
-//! | `Content` | nobody | `note_compared`, by the hash of each page |
+//! | `Content` | nothing | `note_compared`, by the hash of each page |
 
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;

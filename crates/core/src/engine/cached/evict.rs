@@ -1,4 +1,4 @@
-//! Making room in a full budget: which call or fault waits for what, and what it evicts.
+//! Making room in a full budget: what calls and faults evict, and what they wait for.
 
 use super::budget::{may_leave, Budget};
 use super::cleaner::Cleaner;

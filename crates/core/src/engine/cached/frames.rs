@@ -1,4 +1,4 @@
-//! How pages get into a window's memory and out of it: what the engines differ in.
+//! How pages get into a window's memory and out of it: the difference between the engines.
 
 use rustix::io::Errno;
 

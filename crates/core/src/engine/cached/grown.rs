@@ -1,8 +1,8 @@
-//! Files that have become longer: pages within which one ended before.
+//! Files that have become longer, within a page that a window shows.
 //!
-//! Of a page in which the file ends no more is written than the file had when the page was
-//! loaded, as the rest is not the window's. So once the store knows that the file is longer, such
-//! a page is written, in as far as the file had it, and loaded anew.
+//! If a file ends within a page, fremap writes back only the bytes that the file had when the
+//! page was loaded: the rest does not belong to the window. Once the store knows that the file is
+//! longer, such a page is written back up to the old end, and loaded again.
 
 use super::frames::Frames;
 use super::load::{Call, Step};

@@ -1,10 +1,9 @@
-//! Holding pages: what a call is about to change.
+//! Holding pages that a call is about to change.
 //!
-//! A thread that writes to a held page waits until the call has changed it, and so does one
-//! that touches a held page which is absent. So no write falls between the write-back of a
-//! page and its replacement, and nothing is loaded that the call loads itself. Nobody is
-//! asked whether to stop while pages are held: the thread that waits for one may have
-//! Python's lock, or be this one in a signal handler.
+//! A thread that writes to a held page, or touches a held page that is absent, waits until the call
+//! has changed it. So no write is lost between the write-back of a page and its replacement, and no
+//! fault loads a page that the call loads itself. No call looks for an interrupt while it holds
+//! pages: the thread that waits for one may have the GIL, or be this thread in a signal handler.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Bringing content: reads into staging memory, and chunk by chunk into the window.
+//! Loading pages: reads into staging memory, and from there into the window, chunk by chunk.
 
 use std::ops::Range;
 

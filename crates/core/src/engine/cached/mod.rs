@@ -1,21 +1,21 @@
 //! Windows that show copies: the flow that `paged` and `eager` share.
 //!
-//! Content is read into *staging* memory chunk by chunk, many reads in flight,
-//! and each chunk is then put into the window in one step. The engines differ in
-//! that step alone ([`Frames`]).
+//! Pages are read into *staging* memory chunk by chunk, with many reads in flight. Each chunk is
+//! then put into the window in one step, which is all that differs between the engines
+//! ([`Frames`]).
 //!
 //! Two locks, always taken in this order:
-//! 1. The call lock, held for a whole call: one call at a time changes the window. It owns
-//!    the frame pool of calls. Nothing that serves a fault waits for it.
-//! 2. *state*, held for one step (microseconds to a millisecond): the table, the
-//!    content of denied pages, and what the kernel shows change together under it. No page of a
-//!    window and no memory of a caller is touched while it is held, so no fault
-//!    can wait for it on the thread that holds it.
+//! 1. The call lock, held for a whole call: one call at a time changes the window. It
+//!    owns the frame pool of calls. Nothing that serves a fault waits for it.
+//! 2. *state*, held for one step (microseconds to a millisecond). It guards the table and the
+//!    content of denied pages, and the kernel's page tables change together with them. Its holder
+//!    touches no page of a window and no memory of a caller, so a fault cannot wait for this lock
+//!    on the thread that holds it.
 //!
-//! Invariant: the table never calls a page present that the kernel does not show.
-//! So each step first marks pages absent, then calls the kernel, then marks what
-//! it shows. A page that the kernel may still show because such a call failed is
-//! *stale*, and the next step that concerns it drops it.
+//! Invariant: the table never calls a page present that the kernel does not have. So each step
+//! first marks pages absent, then calls the kernel, and then marks what is present. If such a
+//! call fails, the kernel may still have a page that is marked absent. This page is *stale*, and
+//! the next step that needs it drops it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

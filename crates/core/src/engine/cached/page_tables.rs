@@ -1,8 +1,8 @@
-//! The kernel's page tables of a window, which its budget pays for.
+//! The kernel's page tables of a window, which count against its budget.
 //!
-//! A page of them maps a *block* of 2 MiB (with system pages of 4 KiB). It is made when a
-//! page comes into the block. Kernels that reclaim page tables (6.14) give it back when the
-//! whole of a block is dropped at once; others keep it as long as the window is there.
+//! One page-table page maps a *block* of 2 MiB (with system pages of 4 KiB). The kernel allocates
+//! it when a page comes into the block. From Linux 6.14 on it can free it when the whole block is
+//! dropped at once. Older kernels keep it as long as the window exists.
 
 use std::ops::Range;
 

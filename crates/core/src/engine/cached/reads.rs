@@ -1,8 +1,8 @@
-//! Reads for faults: which pages they are for, and how many to read at once.
+//! Reads for faults: which pages are being read, and how many to read at once.
 //!
-//! A fault that follows on the pages that were read for the one before runs forwards: the
-//! next read is twice as long, up to a cluster. One that jumps reads its page alone. Behind a
-//! whole cluster the service reads ahead while nobody waits for it.
+//! If a fault follows the pages that the last one read, reads run forwards: the next read is twice
+//! as long, up to a cluster. A fault elsewhere reads only its page. After a whole cluster, the
+//! service reads ahead while no fault waits.
 
 use crate::units::{PageIndex, Run, WindowPage};
 

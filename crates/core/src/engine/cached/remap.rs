@@ -1,4 +1,4 @@
-//! Changing what pages show.
+//! Changing which pages a window shows.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,4 +1,4 @@
-//! What a window that shows copies knows of its pages.
+//! The state of a window that shows copies: its table, and what belongs to its pages.
 
 use std::collections::HashMap;
 

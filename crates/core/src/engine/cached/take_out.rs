@@ -1,15 +1,14 @@
-//! Taking pages out of a window whose stores the kernel only notes.
+//! Isolating pages: moving them out of a window whose writes only the kernel notes.
 //!
-//! Nothing there keeps a thread from storing to a page between the question what was
-//! stored and the dropping of the page. So pages are *moved* out, to memory that
-//! nobody else knows: what they hold then is what they held last. Dirty ones are written
-//! from there. A page that was clean when the kernel was asked can have been stored to
-//! before it was moved; that shows, as it differs from a copy made before the question.
+//! In such a window, nothing keeps a thread from writing to a page between the question whether
+//! it is dirty and its eviction. So pages are *moved* out, to memory that no other thread knows,
+//! which fixes their content. Dirty pages are written from there. A page that the kernel called
+//! clean may have been written to before it was moved. To detect that, it is compared with a copy
+//! that was made before the question.
 //!
-//! A remap keeps the frames that it has taken out, and fills and moves them in again for
-//! its new pages: a frame that is freed and had anew costs three times as much. Stores
-//! between the moving in and the protecting go unnoticed, so what is in the window then is
-//! compared with what was moved in.
+//! A remap reuses the frames that it has moved out for its new pages, because freeing and
+//! allocating a frame costs three times as much. Writes between moving them in and protecting
+//! them go unnoticed, so the pages are then compared with what was moved in.
 
 use rustix::io::Errno;
 

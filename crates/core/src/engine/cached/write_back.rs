@@ -1,10 +1,10 @@
 //! Write-back: dirty pages on their way to the store.
 //!
-//! A page that was written to is *dirty*. To be written back it becomes *writing* and is
-//! protected anew: a write to it from then on makes it dirty again. When the store has its
-//! content it is clean, and when that failed it is dirty as before.
+//! A page that was written to is *dirty*. During write-back it is *writing*, and protected again: a
+//! write to it from then on makes it dirty again. When the store has its content it is clean; if
+//! that failed, it is dirty as before.
 //!
-//! `dirty.rs` finds the pages; `hold.rs` keeps writers away where a call replaces them.
+//! `dirty.rs` finds the pages; `hold.rs` keeps writers away while a call replaces them.
 
 use rustix::io::Errno;
 

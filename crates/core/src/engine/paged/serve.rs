@@ -1,4 +1,4 @@
-//! Serving faults: what the service's threads and signal handlers both do.
+//! Serving faults: what the fault service and signal handlers have in common.
 
 use rustix::io::Errno;
 

@@ -1,13 +1,13 @@
-//! A window as the fault service sees it: what is done without waiting, and what by waiting.
+//! A window as the fault service sees it: steps that never wait, and steps that do.
 //!
-//! The service's thread reads what is in the page cache and shows it. For a page that is not
-//! there it has the kernel read it, parks the fault, and tries again once the page has arrived.
-//! A helper does what waits: for pages to be written that have to leave first, for a file that
-//! does not tell what is in the page cache, and for the reader of stderr.
+//! The service's thread reads pages that are in the page cache, and shows them. For any other
+//! page, it has the kernel read it, parks the fault, and tries again once the page has arrived. A
+//! helper does everything that waits: for dirty pages to be written before they are evicted, for
+//! files that do not tell what is in the page cache, and for stderr.
 //!
-//! While a fault is parked or a helper has it, its pages count as being read: other faults on
-//! them begin nothing, and are woken when it ends. A call that changes one of the pages makes
-//! the read out of date; it then ends without content, and who still waits faults once more.
+//! While a fault is parked, or a helper has it, its pages count as being read. Other faults on
+//! them start no read, and are woken when it ends. A call that changes one of the pages makes the
+//! read out of date: it then ends without content, and threads that still wait fault again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

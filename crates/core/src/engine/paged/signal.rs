@@ -1,9 +1,9 @@
-//! Faults that are resolved in the thread that has them: of windows with `fault="signal"`,
-//! and of all windows in children of `fork`.
+//! Faults that are resolved in the thread that has them: in windows with `fault="signal"`, and in
+//! all windows in children of `fork`.
 //!
-//! All of it runs in a signal handler that has every signal blocked. It allocates nothing,
-//! takes the lock of the state alone, and waits for other threads that read or change the
-//! same page. Nobody who has that lock, or holds a page, waits for a thread that faults.
+//! All of this runs in a signal handler that has every signal blocked. It allocates nothing,
+//! takes only the state's lock, and waits for other threads that read or change the same page. No
+//! thread that has this lock, or holds a page, waits for a thread that faults.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

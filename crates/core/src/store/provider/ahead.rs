@@ -1,4 +1,4 @@
-//! Pages that are provided before somebody reads them, and kept until then.
+//! Pages that were requested from a provider before they are read, and kept until then.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;

@@ -1,10 +1,10 @@
-//! Pages that other processes provide: computed, or fetched from far away.
+//! Providers: processes that compute the pages of a store, or fetch them from far away.
 //!
-//! A store with a [`Provider`] has no file. Its pages are what a program (in Python) puts
-//! into memory that it shares with this process, and it runs in processes that the provider
-//! starts, as no Python may run in a fault. They are started when they are first needed, and
-//! again when they have died; each works at one request at a time. Who wants pages takes a
-//! process that is free, in the order of arrival. A child of fork has processes of its own.
+//! A store with a [`Provider`] has no file. A program (in Python) writes its pages into memory
+//! that it shares with this process. It runs in processes of its own, because no Python may run
+//! in a fault. The provider starts them when they are first needed, and again when they have
+//! died. Each works on one request at a time; callers get a free process in the order of their
+//! arrival. A child of fork has processes of its own.
 
 mod ahead;
 mod worker;

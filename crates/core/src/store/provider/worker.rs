@@ -1,8 +1,8 @@
-//! One provider process, and what is said to it.
+//! One provider process, and the messages to it.
 //!
-//! A request is a message with a number and a count; the pages stand at the front of memory that
-//! both share, and their content comes behind that. One request is under way at a time. What
-//! the process says besides (why a request failed) comes in the same place.
+//! A request is a message with a number and a count. The page numbers are at the front of memory
+//! that both processes share, and the process writes their content behind them. One request is in
+//! progress at a time. If it fails, the reason comes in the same memory.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! The copying routine and the way out of it.
+//! The copy routine and its fixup.
 
 use std::arch::global_asm;
 

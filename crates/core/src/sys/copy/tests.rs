@@ -1,5 +1,5 @@
-//! What becomes of a SIGBUS: a copy's is an error, any other goes where it
-//! went before. Signals are tried in children, which may die of them.
+//! What becomes of a SIGBUS: a copy's is an error, any other goes to the handler that was there
+//! before. Signals are tried in children, because they may kill the process.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;

@@ -1,5 +1,5 @@
-//! The queue of who carries requests out one after another: those that do not wait for a device,
-//! or a few that the kernel is asked to read ahead.
+//! The queue for requests that the caller carries out one after another: requests that do not wait
+//! for a device, or a few that the kernel was asked to read ahead.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;

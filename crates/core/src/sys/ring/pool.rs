@@ -1,5 +1,5 @@
-//! The queue for where the kernel gives no ring: threads that each do one
-//! `preadv` or `pwritev` after another, for the length of a closure.
+//! The queue for kernels without a ring: within a closure, threads that each make one `preadv` or
+//! `pwritev` after another.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::channel;
