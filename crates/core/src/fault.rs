@@ -189,7 +189,7 @@ impl<S: Serve> Service<S> {
             let run = || Loop::new(own).run();
             if catch_unwind(AssertUnwindSafe(run)).is_err() {
                 // Every thread that touches a window from now on would wait
-                // for ever: an end that says so is better.
+                // forever: an end that says so is better.
                 stderr_line(format_args!("the thread that serves faults panicked, which is a bug"));
                 std::process::abort();
             }
@@ -443,7 +443,7 @@ fn take_faults(uffd: &Uffd, faults: &mut Vec<Fault>) {
     match uffd.faults(faults) {
         Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
         Err(Errno::BADF) => {
-            // Whoever touches an absent page would wait for ever.
+            // Whoever touches an absent page would wait forever.
             stderr_line(format_args!(
                 "the userfaultfd of a window was closed by somebody else: a descriptor \
                  was closed twice, or a range of them"

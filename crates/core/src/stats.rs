@@ -17,7 +17,7 @@ macro_rules! counters {
             pub placed_pages: u64,
             /// Pages that may not be touched.
             pub denied_pages: u64,
-            /// Pages that are known to have been stored to, and are not in the store.
+            /// Pages that are known to have been written to, and are not in the store.
             pub dirty_pages: u64,
             /// Pages that are pinned.
             pub pinned_pages: u64,

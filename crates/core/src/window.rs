@@ -71,7 +71,7 @@ pub struct WindowOptions {
     pub lock: bool,
     /// Memory that it may take.
     pub budget: Budget,
-    /// How stores to the pages are noticed, where there is a choice.
+    /// How writes to the pages are noticed, where there is a choice.
     pub tracking: Option<Tracking>,
     /// Who resolves its faults.
     pub fault: FaultMode,
@@ -309,7 +309,7 @@ impl Window {
         self.locked
     }
 
-    /// How stores to it are noticed; None if it is coherent or only read.
+    /// How writes to it are noticed; None if it is coherent or only read.
     #[must_use]
     pub fn tracking(&self) -> Option<Tracking> {
         self.tracking
@@ -378,7 +378,7 @@ impl Window {
         if !self.is_own() && !self.engine.region().is_here() {
             self.check_process("buffer")?;
         }
-        // What a child stores to a copy would be lost.
+        // What a child writes to a copy would be lost.
         let kept = self.is_own() || self.kind == EngineKind::Alias;
         let writable = self.writable() && kept;
         Ok((self.memory(), writable))
@@ -673,7 +673,7 @@ impl Window {
 }
 
 impl Drop for Window {
-    /// Writes what was stored to the window and not flushed. Nobody is left to be told of
+    /// Writes what was written to the window and not flushed. Nobody is left to be told of
     /// a failure but stderr.
     fn drop(&mut self) {
         let writes = self.prot == Prot::Write && !self.coherent();

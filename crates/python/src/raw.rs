@@ -16,7 +16,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use rustix::io::Errno;
 
-/// A contiguous buffer of somebody's.
+/// A contiguous buffer that Python owns.
 pub struct Bytes {
     buffer: PyUntypedBuffer,
 }

@@ -30,7 +30,7 @@ pub struct Rows {
     core: Arc<CoreRows>,
 }
 
-/// A file as Python tells it: an open store, or (path, device, inode, birth, size).
+/// A file as Python passes it: an open store, or (path, device, inode, birth, size).
 fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
     if let Ok(store) = place.cast::<Store>() {
         return Ok(ShardFile::Store(store.get().core()));
@@ -84,7 +84,7 @@ fn ask(budget: &Bound<'_, PyAny>) -> PyResult<Option<Ask>> {
     budget.extract().map(Ask::Bytes).map(Some)
 }
 
-/// What a take is of, as Python tells it.
+/// What to take, as Python passes it.
 enum Wish {
     Rows(Selection),
     /// Names, first rows and numbers of rows.
@@ -202,7 +202,7 @@ impl Memory for Bytes {
 #[pyclass(frozen, module = "fremap._core")]
 pub struct Pending {
     core: Arc<CorePending>,
-    /// Nobody sees its rows once this is dropped.
+    /// Its rows are not needed once this is dropped.
     abandons: bool,
 }
 

@@ -16,7 +16,7 @@ use crate::selection::{int64s, mask, numbers};
 use crate::slot_table::{number_of_key, number_of_slot, operation};
 use crate::store::Store;
 
-/// The slots and who still shows their memory.
+/// The slots, and the views of their memory.
 ///
 /// Invariants: `exports` counts the views that the interpreter has not released; `core` is there
 /// while any is.
@@ -221,7 +221,7 @@ impl SharedSlots {
         py.detach(|| end(core.as_ref()));
     }
 
-    /// Lets go of all that this process has, at its end; a later call begins anew.
+    /// Lets go of all that this process has, at its end; a later call begins again.
     fn let_go(&self, py: Python<'_>) {
         let core = self.state().core.as_ref().map(Arc::clone);
         py.detach(|| core.iter().for_each(|core| core.leave()));
@@ -280,7 +280,7 @@ impl SharedTaken {
         int64s(py, self.call.slots().iter().copied().map(number_of_slot))
     }
 
-    /// Keys and slots of what is to be brought, by rising keys.
+    /// Keys and slots of the extents to load, in ascending order of keys.
     fn missing<'py>(
         &self,
         py: Python<'py>,
@@ -290,13 +290,13 @@ impl SharedTaken {
         Ok((keys, int64s(py, missing.iter().map(|(_, slot)| number_of_slot(*slot)))?))
     }
 
-    /// Reads what is missing, and says what has arrived.
+    /// Loads the missing extents, and returns which have arrived.
     fn load(&self, py: Python<'_>, store: &Bound<'_, Store>) -> PyResult<()> {
         let store = store.get().core();
         run(py, |interrupt| self.call.load(&store, interrupt))
     }
 
-    /// Puts what is missing into its slots: extents one after another, by rising keys.
+    /// Puts what is missing into its slots: extents one after another, in ascending order of keys.
     fn fill(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let data = Bytes::readable(data)?;
         run(py, |_| self.call.fill(data.span()))

@@ -11,7 +11,7 @@ use crate::call::run;
 use crate::errors::{python, wrong_type};
 use crate::selection::{int64s, mask, numbers};
 
-/// Which extent is in which slot, and who makes room.
+/// Which extent is in which slot, and what is evicted.
 #[pyclass(frozen, module = "fremap._core")]
 pub struct SlotTable {
     core: Arc<SharedSlotTable>,
@@ -131,7 +131,7 @@ impl Taken {
         int64s(py, self.call.taken().slots.iter().copied().map(number_of_slot))
     }
 
-    /// Keys and slots of what is to be brought, by rising keys.
+    /// Keys and slots of the extents to load, in ascending order of keys.
     fn missing<'py>(
         &self,
         py: Python<'py>,

@@ -27,7 +27,7 @@ use crate::raw::{self, Bytes};
 use crate::selection::{answers, numbers, selection};
 use crate::store::Store;
 
-/// A window and who still shows its memory.
+/// A window, and the views of its memory.
 ///
 /// Invariants: `exports` counts the views that the interpreter has not released;
 /// `window` is there while any is. After `leaving` no call and no new view gets
@@ -615,7 +615,7 @@ fn views_alive(py: Python<'_>, exports: usize) -> PyErr {
     errors::of_kind(py, "views_alive", &message)
 }
 
-/// The kernel's own call on a shared mapping of somebody's, such as an `mmap.mmap`.
+/// The kernel's own call on another shared mapping, such as an `mmap.mmap`.
 #[pyfunction]
 pub fn remap_file_pages(
     py: Python<'_>,

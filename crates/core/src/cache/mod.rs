@@ -34,17 +34,17 @@ mod tests;
 use ghosts::{below, mix, Ghosts};
 use index::Index;
 
-/// Pages that find room beyond the budget: a fault cannot be refused when
-/// nothing may leave.
+/// Pages that may exceed the budget: a fault cannot be refused when
+/// nothing can be evicted.
 const SPARE_PAGES: usize = 512;
-/// The part of the budget that probation keeps when others have to leave.
+/// The part of the budget that probation keeps when protected pages are evicted.
 const PROBATION_PART: usize = 10;
-/// The most victims worth taking at once.
+/// Victims that are taken at once, at most.
 const BATCH_PAGES: usize = 64;
-/// A batch is no more than this part of the budget.
+/// A batch is at most this part of the budget.
 const BATCH_PART: usize = 64;
 
-/// The two kinds of pages that are in.
+/// The two queues of pages that are present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Queue {
     Probation,
@@ -58,7 +58,7 @@ struct Stretch {
     len: usize,
 }
 
-/// The pages that are in a window, and which of them leaves next.
+/// The pages that are present in a window, and which of them to evict next.
 ///
 /// Invariants: each page that is in has one slot and one cell of the index. The
 /// slots are a ring with two stretches, probation and protected, neither with holes,
@@ -79,7 +79,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Nothing is in yet, and `capacity_pages` pages are the budget.
+    /// An empty cache with a budget of `capacity_pages` pages.
     ///
     /// # Errors
     /// ENOMEM.
@@ -107,25 +107,25 @@ impl Cache {
         self.capacity as u64
     }
 
-    /// Pages that are in.
+    /// Pages that are present.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.count() as u64
     }
 
-    /// Whether no page is in.
+    /// Whether no page is present.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.count() == 0
     }
 
-    /// Whether a page is in.
+    /// Whether a page is present.
     #[must_use]
     pub fn contains(&self, page: WindowPage) -> bool {
         self.find(page).is_some()
     }
 
-    /// Pages that have to leave before `coming` more pages fit in the budget.
+    /// Pages to evict before `coming` more pages fit into the budget.
     #[must_use]
     pub fn excess(&self, coming: u64) -> u64 {
         (self.len() + coming).saturating_sub(self.capacity())
@@ -138,7 +138,7 @@ impl Cache {
         (self.capacity / BATCH_PART).clamp(1, BATCH_PAGES)
     }
 
-    /// Bytes that it occupies, once all of it was in use.
+    /// Bytes that it takes once all of it has been used.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         (self.slots.len() * size_of::<u32>() + self.index.bytes() + self.ghosts.bytes()) as u64
@@ -157,7 +157,7 @@ impl Cache {
         self.push(if known { Queue::Protected } else { Queue::Probation }, number);
     }
 
-    /// A page left for another reason than the budget, or may not leave any more
+    /// A page was dropped for another reason than the budget, or can no longer be evicted
     /// (pinned, placed). Says whether it was in.
     pub fn removed(&mut self, page: WindowPage) -> bool {
         let Some(slot) = self.find(page) else {
@@ -167,7 +167,7 @@ impl Cache {
         true
     }
 
-    /// A call named a page: it is wanted. Pages that are not in are left alone.
+    /// A call named a page. Does nothing for a page that is not present.
     pub fn touched(&mut self, page: WindowPage) {
         let Some(slot) = self.find(page) else {
             return;
@@ -216,8 +216,8 @@ impl Cache {
         }
     }
 
-    /// Appends up to `count` pages to `out` that are likely to leave next and are `wanted`.
-    /// They stay in.
+    /// Appends up to `count` pages to `out` that will probably be evicted next and are `wanted`.
+    /// They stay present.
     pub fn next(
         &self,
         count: usize,
@@ -241,7 +241,7 @@ impl Cache {
         }
     }
 
-    /// A page leaves that is in; says whether it was. It is remembered as a ghost.
+    /// A present page is evicted and remembered as a ghost; returns whether it was present.
     pub fn left(&mut self, page: WindowPage, file_page: FilePage) -> bool {
         let was_in = self.removed(page);
         if was_in {
@@ -250,7 +250,7 @@ impl Cache {
         was_in
     }
 
-    /// A victim stays after all, as it was changed: it is the last on probation.
+    /// A victim stays after all, because it was changed: it becomes the last on probation.
     pub fn stayed(&mut self, page: WindowPage, file_page: FilePage) {
         self.ghosts.take(file_page);
         self.inserted(page, file_page);
@@ -274,7 +274,7 @@ impl Cache {
         Ok(())
     }
 
-    /// Makes room for `coming` more pages, beyond the budget if need be. Allocates.
+    /// Allocates room for `coming` more pages, beyond the budget if necessary.
     ///
     /// # Errors
     /// ENOMEM: nothing has changed.
@@ -321,7 +321,7 @@ impl Cache {
         }
     }
 
-    /// Adds a page that is not in.
+    /// Adds a page that is not present.
     fn push(&mut self, queue: Queue, number: u32) {
         assert!(self.count() < self.slots.len(), "pages leave before others come");
         if self.protected.len == 0 {

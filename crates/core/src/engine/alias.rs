@@ -77,7 +77,7 @@ impl Deref for Alias {
 pub struct AliasOptions {
     /// Keep every page in memory.
     pub locked: bool,
-    /// Who sees what is written to it.
+    /// Whether other mappings see what is written to it.
     pub sharing: Sharing,
     /// What it may have mapped.
     pub limit: Option<Arc<Limit>>,

@@ -65,7 +65,7 @@ impl<T> CallLock<T> {
 impl<T> Drop for CallGuard<'_, T> {
     fn drop(&mut self) {
         // A handler has forked in the middle of the call: in the child the lock is its
-        // parent's, and a thread that was waiting may hold the lock for ever.
+        // parent's, and a thread that was waiting may hold the lock forever.
         if self.owner != crate::sys::process::id() {
             return;
         }

@@ -136,7 +136,7 @@ fn check_page_tables(window_bytes: u64) -> Result<()> {
 /// A window that is to show what `table` says, none of it loaded yet.
 ///
 /// # Errors
-/// Where memory cannot be had or locked.
+/// If memory cannot be mapped or locked.
 pub fn open(
     store: Arc<Store>,
     table: Table,

@@ -66,7 +66,7 @@ pub struct RemapOptions {
     pub fill: Fill,
     /// Placed pages may be lost.
     pub discard: bool,
-    /// Nobody reads the pages meanwhile: their frames may be overwritten.
+    /// No thread reads the pages meanwhile, so their frames may be overwritten.
     pub in_place: bool,
 }
 
@@ -158,7 +158,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
     /// Takes into pages what the store has of them since it had `had_bytes`, where they were
-    /// loaded when it ended within them. What was stored to them up to there is written.
+    /// loaded when it ended within them. What was written to them up to there is written.
     ///
     /// # Errors
     /// I/O; what was not taken in is by the next call.
@@ -169,7 +169,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Which of `pages` have content that the store does not have.
     ///
     /// # Errors
-    /// Where nobody tells.
+    /// If the engine cannot tell.
     fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// Keeps pages, each named once, in the window, whatever its budget, until they are
@@ -191,7 +191,7 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// The word of each of `pages`.
     ///
     /// # Errors
-    /// Where there is no memory for so many.
+    /// If there is no memory for them.
     fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
 
     /// Counters and state.
@@ -245,7 +245,7 @@ pub(crate) fn placed_bytes(data: &[u8], position: usize, page_bytes: usize) -> &
     }
 }
 
-/// What to do when a window's memory cannot be had.
+/// What to do if a window's memory cannot be mapped.
 pub(crate) fn memory_hint(locked: bool) -> &'static str {
     if locked {
         "; lock=True is charged to RLIMIT_MEMLOCK (window and staging memory): raise it with \

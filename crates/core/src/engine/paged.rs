@@ -77,7 +77,7 @@ impl PagedFrames {
     ) -> Result<Self, Errno> {
         let noted = tracking == Some(Tracking::Kernel);
         let stores = if noted { Stores::AreNoted } else { Stores::Fault };
-        // A system call that stores to a page that is only to be read has to fail: nothing
+        // A system call that writes to a page that is only to be read has to fail: nothing
         // but the end of the process would end its fault.
         let (delivery, widest) = match fault {
             FaultMode::Signal => (Delivery::Signal, FaultScope::UserOnly),
@@ -100,7 +100,7 @@ impl PagedFrames {
             region.lock_on_fault(0, bytes)?;
         }
         if tracking.is_some() || small_pages {
-            // Stores are noticed by small pages, and small pages leave one by one.
+            // Writes are noticed by small pages, and small pages leave one by one.
             advise_if_built(&region, Advice::NoHugePage)?;
         }
         if tracking.is_some() {
@@ -121,7 +121,7 @@ impl PagedFrames {
         }
     }
 
-    /// Takes what is there out of a range, to spare memory if that works.
+    /// Empties a range: moves its pages to spare memory if possible, or drops them.
     fn take_out(&self, to: Span<'_>, offset: usize, spare: Option<Span<'_>>) -> Result<(), Errno> {
         if let Some(spare) = spare {
             if self.uffd.move_present_pages(spare, to).is_ok() {
@@ -196,7 +196,7 @@ impl PagedFrames {
         Ok(())
     }
 
-    /// Copies pages in. `protect`: a store to them is noticed.
+    /// Copies pages in. `protect`: a write to them is noticed.
     fn copy_in(&self, offset: usize, from: Span<'_>, protect: bool) -> Result<(), Partial> {
         let to = self.region.span(offset, from.len());
         let copy = |to, from| {
@@ -309,7 +309,7 @@ impl Userfault for PagedFrames {
     fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno> {
         // Pages shared with a child cannot be moved.
         staging.keep_from_children()?;
-        // What is moved arrives unprotected: a store to it would go unnoticed.
+        // What is moved arrives unprotected: a write to it would go unnoticed.
         let moves = self.uffd.features().swap() && self.tracking.is_none();
         let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
         advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
@@ -407,9 +407,9 @@ impl Userfault for PagedFrames {
 pub struct PagedOptions<'c> {
     /// Its memory is locked.
     pub locked: bool,
-    /// How stores are noticed; None where nobody may store.
+    /// How writes are noticed; None where nobody may write.
     pub tracking: Option<Tracking>,
-    /// Who resolves its faults.
+    /// How its faults are resolved.
     pub fault: FaultMode,
     /// The memory that it may take; None without a limit.
     pub budget: Option<memory::Ask>,
@@ -417,7 +417,7 @@ pub struct PagedOptions<'c> {
     pub calibration: &'c Calibration,
 }
 
-/// A window that shows what `table` says, and who serves its faults.
+/// Makes a window that shows what `table` says, and starts to serve its faults.
 ///
 /// # Errors
 /// Where userfaultfd is refused, memory cannot be locked, or a limit is met.

@@ -30,7 +30,7 @@ struct Jobs<S: Serve> {
     running: HashMap<u64, usize>,
     threads: usize,
     idle: usize,
-    /// Nobody asks for help any more.
+    /// No more jobs will come.
     ends: bool,
 }
 
@@ -92,7 +92,7 @@ impl<S: Serve> Helpers<S> {
         Self { shared, board, threads: Vec::new() }
     }
 
-    /// Has a helper end the serving of a fault. Where no thread is to be had, this thread does.
+    /// Gives a fault to a helper. If no thread can be started, this thread serves it.
     pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
         *self.shared.registry().helped.entry(name).or_insert(0) += 1;
         let job = Job { name, server: Arc::clone(server), ticket };

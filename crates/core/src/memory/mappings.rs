@@ -18,7 +18,7 @@ const LEFT_TO_OTHERS: u64 = 1000;
 /// So many more are had without counting, if the last count is fresh and the
 /// limit is far.
 const UNCOUNTED: u64 = 256;
-/// Nearer to the limit than this, the process's mappings are counted anew.
+/// Nearer to the limit than this, the process's mappings are counted again.
 const RECOUNT_MARGIN: u64 = 8192;
 /// How long a count is believed.
 const FRESH: Duration = Duration::from_secs(1);

@@ -12,7 +12,7 @@ use crate::sys::mm::system_page_bytes;
 /// one costs as much as 50 to 200 reads lose, and when rows are wanted evenly from more
 /// than the budget holds, nothing is gained by it.
 const READS_A_REPLACEMENT: u64 = 1024;
-/// Chunks that are looked at for one that nobody used.
+/// Chunks that are looked at to find one that was not used.
 const LOOKS: usize = 512;
 
 #[derive(Debug)]

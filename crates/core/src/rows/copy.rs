@@ -19,11 +19,11 @@ use crate::units::Row;
 /// each may be one, then twice as many each time.
 const FIRST_ROWS: usize = 8;
 const MOST_ROWS: usize = 512;
-/// Bytes that are copied before, unless a row is larger.
+/// Bytes that are copied before that, unless a row is larger.
 const MOST_BYTES: usize = 1 << 20;
-/// A row of up to so many bytes is copied for nothing rather than that copies end.
+/// Up to this size, copying a filler row is cheaper than ending the batch.
 const MOST_FILLER_BYTES: usize = 512;
-/// Rows that are asked about one by one once a row was not in the page cache.
+/// Rows to ask about one by one after a row was not in the page cache.
 const ASKED_ROWS: usize = 1024;
 
 impl Rows {
@@ -289,7 +289,7 @@ impl<'c, 'r> Copier<'c, 'r> {
         count_added
     }
 
-    /// Unmaps chunks anew that were unmapped while these rows were copied from them: what the
+    /// Unmaps chunks again that were unmapped while these rows were copied from them: what the
     /// copies have mapped again counts for nobody.
     #[cold]
     fn unmap_strays(&self, positions: Range<usize>, ids: &[Row]) {

@@ -431,7 +431,7 @@ impl Files {
         Ok(file)
     }
 
-    /// Counts the open shards anew: in a child of fork the count may be its parent's.
+    /// Counts the open shards again: in a child of fork the count may be its parent's.
     fn note_open(&self, open: &VecDeque<u32>) {
         self.open_count.store(open.len() as u64, Ordering::Relaxed);
     }

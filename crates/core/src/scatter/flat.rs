@@ -83,7 +83,7 @@ impl<'m> Sink<'m> for Flat<'m> {
 }
 
 /// `O_DIRECT` asks for aligned memory: what is not goes through a buffer that is. So does what
-/// lies in a window: the device stores to pages that a flush may have protected meanwhile, and
+/// lies in a window: the device writes to pages that a flush may have protected meanwhile, and
 /// the kernel does not note that as a store.
 fn read_through_buffer(
     store: &Store,

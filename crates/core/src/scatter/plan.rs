@@ -13,7 +13,7 @@ use crate::units::{FilePage, PageSize};
 /// What matters more where both ways are open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Preference {
-    /// What is not in a populated part of the source map is read by requests.
+    /// Pages that are not in a populated part of the source map are read by requests.
     Speed,
     /// Whatever is in the page cache is copied from the map: a read of a cached
     /// page may make the kernel read ahead, a copy never does.
@@ -32,7 +32,7 @@ impl<'s> Maps<'s> {
         Self { store, found: vec![(false, None); store.parts().all().len()] }
     }
 
-    /// The map of a part, if there is one that may be asked what is resident.
+    /// The map of a part, if there is one and `mincore` answers for it.
     pub(super) fn of(&mut self, part: usize) -> Option<&Arc<SourceMap>> {
         let store = self.store;
         let (looked_up, map) = &mut self.found[part];

@@ -20,7 +20,7 @@ use crate::units::FilePage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Stage {
-    /// What is missing is being brought.
+    /// The missing extents are being loaded.
     Bringing,
     /// The extents stay for the call.
     Named,
@@ -59,7 +59,7 @@ impl SharedCall {
         &self.slots
     }
 
-    /// What is to be brought, by rising keys.
+    /// The extents to load, in ascending order of keys.
     #[must_use]
     pub fn missing(&self) -> &[(Key, Slot)] {
         &self.given.missing

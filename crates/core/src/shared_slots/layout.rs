@@ -17,7 +17,7 @@ pub const WORD: usize = size_of::<u64>();
 pub const HEADER_BYTES: usize = 4096;
 /// Processes that may use the slots at once.
 pub const MOST_OWNERS: usize = 1024;
-/// Keys are below this: so many bits of a slot's word.
+/// Bits of a slot's word that hold its key.
 pub const KEY_BITS: u32 = 48;
 
 /// "fremapsl".
@@ -45,9 +45,9 @@ pub mod header {
     pub const HAS_MEMORY: usize = 13;
     /// The lock, of at most 16 words.
     pub const LOCK: usize = 16;
-    /// A word of 32 bits that changes when somebody may have waited for something.
+    /// A word of 32 bits that changes whenever a thread may be waiting for a change.
     pub const NOTICES: usize = 32;
-    /// Whether somebody sleeps until it does.
+    /// Whether a thread sleeps until it changes.
     pub const SLEEPERS: usize = 33;
     /// The slot that is looked at next when one has to make room.
     pub const HAND: usize = 40;
@@ -148,7 +148,7 @@ impl Geometry {
     }
 }
 
-/// The word that each thing begins with, and the sizes of what is not words.
+/// The first word of each part, and the sizes of parts that are not words.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub slot_count: usize,

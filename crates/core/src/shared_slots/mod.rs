@@ -215,7 +215,7 @@ impl SharedSlots {
     }
 
     /// Lets go of all that this process has. The last process takes the name of the slots
-    /// along. A later call begins anew.
+    /// along. A later call begins again.
     ///
     /// Where other threads are reading into slots, the last of them does it: another process
     /// that was given such a slot would find in it what is still being read.

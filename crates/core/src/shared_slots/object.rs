@@ -106,7 +106,7 @@ pub struct Wanted<'n> {
     pub name: &'n str,
     /// What the slots show.
     pub geometry: Geometry,
-    /// When the store's files were changed last: extents that were read before are read anew.
+    /// When the store's files were changed last: extents that were read before are read again.
     /// None if all changes are made through the slots, while there is a process that uses them.
     pub changed: Option<u64>,
     /// Bytes that a new object may take.
@@ -293,7 +293,7 @@ impl Object {
         Ok(())
     }
 
-    /// Has every extent that is there be read anew by the next call that names it.
+    /// Evicts every extent, so that the next call that names it reads it again.
     fn forget(&self, locked: &Locked<'_>) {
         for slot in 0..self.layout.slot_count as u32 {
             let content = locked.table.content(crate::slot_table::Slot(slot));
@@ -337,7 +337,7 @@ impl Object {
         self.unlink(locked);
     }
 
-    /// Takes the name away, if it is still this object's.
+    /// Removes the name, if it is still this object's.
     fn unlink(&self, _locked: &Locked<'_>) {
         if shm::named_facts(&self.path).is_ok_and(|facts| facts.identity == self.identity) {
             // Its owner may; else somebody has removed it meanwhile.
@@ -442,7 +442,10 @@ impl Object {
         check_namespaces(&self.path, &self.mapping)?;
         let this = Owner::this().map_err(|errno| failed(Path::new("/proc/self/stat"), errno))?;
         let owner = locked.table.vacancy().ok_or_else(|| {
-            refused(&self.path, &format!("is used by {MOST_OWNERS} processes, the most that it can have"))
+            refused(
+                &self.path,
+                &format!("is used by {MOST_OWNERS} processes, the most that it can have"),
+            )
         })?;
         let (offset, bytes) = self.layout.holds_of(owner.0);
         shm::allocate(self.mapping.fd(), offset, bytes)
@@ -484,12 +487,12 @@ impl Object {
         self.notices().load(Ordering::SeqCst)
     }
 
-    /// Sleeps until somebody notifies, or for a while: says which.
+    /// Sleeps until a notification, or for a while; returns which.
     pub(super) fn sleep(&self, notice: u32) -> bool {
         futex::wait_shared(self.notices(), notice, WAIT)
     }
 
-    /// Wakes all who sleep, after a change that they may wait for.
+    /// Wakes all sleeping threads, after a change that they may be waiting for.
     pub(super) fn notify(&self) {
         self.notices().fetch_add(1, Ordering::SeqCst);
         if self.sleepers().swap(0, Ordering::SeqCst) != 0 {
@@ -498,7 +501,7 @@ impl Object {
     }
 }
 
-/// The geometry that a header tells, if this process can use the object.
+/// The geometry in a header, if this process can use the object.
 fn checked_header(path: &Path, mapping: &Mapping) -> Result<Geometry> {
     if mapping.get(header::MAGIC) != MAGIC {
         return Err(refused(path, "holds no slots; remove it, or use another name"));

@@ -31,9 +31,9 @@ pub trait Words {
 
 /// Uses of an extent that are remembered.
 const MOST_USES: u32 = 3;
-/// Of the slots one part of so many is for extents that were named once.
+/// One in so many slots is for extents that were named once.
 const PROBATION_PART: u64 = 10;
-/// Extents of which the least used leaves.
+/// How many random extents are compared: the least used of them is evicted.
 const SAMPLE: u64 = 8;
 
 /// Slots that a call was given.
@@ -50,7 +50,7 @@ pub struct Given {
 pub enum Refusal {
     /// Calls under way need the room.
     Busy,
-    /// There is no room even when they have finished: so many slots are pinned for others.
+    /// There will be no room even when they have finished, because others have pinned slots.
     Full {
         /// Slots that are pinned for other extents.
         pinned: usize,
@@ -396,7 +396,7 @@ impl<'t, W: Words> Table<'t, W> {
         Ok(())
     }
 
-    /// A slot that is empty and held by nobody, made so if need be.
+    /// An empty slot that no process holds; if there is none, one is emptied.
     ///
     /// As in the slots of one process (`docs/decisions/005-eviction-policy.md`), what was named
     /// once leaves first, in the order of the slots, while it is more than a tenth: a scan
@@ -605,7 +605,7 @@ impl<'t, W: Words> Table<'t, W> {
         self.set(self.layout.owners + owner.0, 0);
     }
 
-    /// Makes anew what follows from the truth.
+    /// Rebuilds everything that follows from the authoritative words.
     pub fn repair(&self) {
         for bucket in 0..self.layout.bucket_count {
             self.set(self.layout.buckets + bucket, 0);

@@ -42,7 +42,7 @@ pub struct SharedSlotTable {
 /// How far a call has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// What is missing is being brought.
+    /// The missing extents are being loaded.
     Bringing,
     /// The extents stay for the call.
     Named,
@@ -65,10 +65,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SharedSlotTable {
-    /// An empty table for extents of a store that has so many.
+    /// An empty table, for a store with this number of extents.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no room for so many slots.
+    /// [`Error::Memory`] if there is no memory for the table.
     pub fn new(slot_count: u32, extent_count: u64) -> Result<Self> {
         Ok(Self {
             extent_count,

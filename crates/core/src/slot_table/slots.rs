@@ -13,7 +13,7 @@ use crate::units::{FilePage, WindowPage};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
     Empty,
-    /// Somebody reads this extent.
+    /// A call is reading this extent.
     Coming(Key),
     Here(Key),
 }
@@ -73,9 +73,9 @@ pub struct Taken {
 pub enum Arrival {
     /// All of them are.
     Here,
-    /// Somebody still reads one.
+    /// A call is still reading one.
     Coming,
-    /// Somebody could not read one.
+    /// A call could not read one.
     Lost,
 }
 
@@ -103,7 +103,7 @@ impl SlotTable {
     /// All slots are empty.
     ///
     /// # Errors
-    /// [`Error::Memory`] where there is no room for so many.
+    /// [`Error::Memory`] if there is no memory for them.
     pub fn new(slot_count: u32) -> Result<Self> {
         let count = slot_count as usize;
         let mut slots = room_for("Slots", count)?;
@@ -381,7 +381,7 @@ impl SlotTable {
         true
     }
 
-    /// Takes out empty slots that nobody names, of which there are so many.
+    /// Takes this number of empty slots out; the caller knows that there are enough.
     fn take_empty(&mut self, count: usize, taken: &mut Vec<Slot>) {
         let mut named = Vec::new();
         while taken.len() < count {

@@ -343,7 +343,7 @@ impl Store {
     pub fn limit_source_map(&self, bytes: u64) -> SourceLimit {
         let limit = self.mapped.limit(bytes);
         if self.mapped.is_beyond_limit() {
-            // The maps are made anew when they are wanted, without their page tables.
+            // The maps are made again when they are wanted, without their page tables.
             self.parts.all().iter().for_each(|part| part.source.forget());
         }
         limit
@@ -472,7 +472,7 @@ impl Store {
     /// [`Error::Io`] for the first file that failed; the others were synced. Every later call
     /// fails as well, until [`refresh`](Self::refresh).
     pub fn sync(&self) -> Result<()> {
-        // Mappings of the file may have been stored to.
+        // Mappings of the file may have been written to.
         self.note_passing();
         self.sync_kept()
     }
@@ -496,7 +496,7 @@ impl Store {
         written.map(sync).fold(Ok(()), Result::and)
     }
 
-    /// The same for what was stored to shared mappings of the files, by `sync`.
+    /// The same for what was written to shared mappings of the files, by `sync`.
     ///
     /// # Errors
     /// As [`sync`](Self::sync), for the first of the files.

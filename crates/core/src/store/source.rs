@@ -354,7 +354,7 @@ impl SourceMap {
     }
 
     /// Notes that pages of a populated chunk were asked about and none is in
-    /// the page cache: it was reclaimed, and is to earn its populating anew.
+    /// the page cache: it was reclaimed, and is to earn its populating again.
     /// Says whether it was populated.
     pub(crate) fn note_absent(&self, chunk: usize) -> bool {
         let before = self.chunks[chunk].fetch_and(!POPULATED, Ordering::Relaxed);

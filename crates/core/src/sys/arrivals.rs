@@ -22,7 +22,7 @@ const AGAIN_LIMIT: u32 = 64;
 /// Where the bytes go. Whoever reads them, reads what he does not know.
 static BYTE: AtomicU8 = AtomicU8::new(0);
 
-/// What is waited for.
+/// The waits in progress.
 struct Wanted<T> {
     /// Open until its byte was seen to arrive.
     file: Arc<OwnedFd>,

@@ -140,7 +140,7 @@ unsafe fn prepare(
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
-    /// What names it for certain, also once somebody else has waited for it.
+    /// Identifies it reliably, even after another thread has waited for it.
     handle: Option<OwnedFd>,
 }
 
@@ -204,7 +204,7 @@ impl Child {
         }
     }
 
-    /// Lets it end: by itself within two seconds, or killed. Nobody waits for that.
+    /// Has it exit within two seconds, or be killed. Does not wait for that.
     pub fn retire(self) {
         let pid = self.pid;
         let end = move || {
@@ -255,7 +255,7 @@ pub struct Channel(OwnedFd);
 /// What has come of looking for a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// One of so many bytes.
+    /// A message of this number of bytes.
     Message(usize),
     /// None yet.
     Nothing,

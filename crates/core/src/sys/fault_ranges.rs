@@ -23,22 +23,22 @@ use super::span::Span;
 pub struct Touch {
     /// Where.
     pub address: usize,
-    /// Whether it wants to store there.
+    /// Whether it is a write.
     pub stores: bool,
 }
 
-/// What becomes of a touch.
+/// The outcome of a touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Touched {
     /// It is tried again.
     Again,
     /// It is the SIGBUS that it was.
     Bus,
-    /// It is SIGSEGV: what is there may only be read.
+    /// It is SIGSEGV: the page may only be read.
     Segv,
 }
 
-/// Who resolves the faults of a range, in the thread that faults.
+/// Resolves the faults of a range, in the thread that faults.
 ///
 /// What it does in a signal handler allocates nothing, takes no lock but a
 /// [`Lock`](super::lock::Lock) that is held without signals, and never panics.
@@ -57,7 +57,7 @@ pub trait Resolve: Send + Sync + fmt::Debug {
     fn after_fork(&self);
 }
 
-/// Who says why a touch of a range is SIGBUS, where the kernel says no more.
+/// Says why a touch of a range raised SIGBUS, which the kernel does not say.
 pub trait Explain: Send + Sync + fmt::Debug {
     /// In a signal handler: writes a line to stderr. Allocates nothing, waits for no lock, and
     /// never panics.
@@ -173,7 +173,7 @@ impl<R: ?Sized + 'static> FaultRange<R> {
         }
     }
 
-    /// Lets nobody touch the range.
+    /// Denies all access to the range.
     fn forbid(&self) -> Result<(), Errno> {
         let Some((start, len)) = self.range() else { return Ok(()) };
         // SAFETY: a range that this child has mapped for nothing but to be read here.
@@ -190,7 +190,7 @@ impl<R: ?Sized + 'static> FaultRange<R> {
         self.child_uffd.load(Ordering::Acquire) >= 0
     }
 
-    /// Calls `body` with who resolves faults here, who does not go away meanwhile.
+    /// Calls `body` with the resolver of this range, which is not dropped meanwhile.
     pub(super) fn with_resolver<T>(&self, body: impl FnOnce(&R) -> T) -> Option<T> {
         self.callers.fetch_add(1, Ordering::SeqCst);
         // SAFETY: a box that is freed when nobody has come to look at it since it was

@@ -23,7 +23,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `BLKGETSIZE64` where `_IOR` is the generic one (x86, ARM, RISC-V).
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272_u32 as libc::Ioctl;
 
-/// What is behind a descriptor.
+/// What a descriptor refers to.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts {
     /// Bytes in it now.

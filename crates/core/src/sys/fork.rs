@@ -40,7 +40,7 @@ pub fn generation() -> u32 {
     GENERATION.load(Ordering::Relaxed)
 }
 
-/// Nobody forks until the guard is dropped.
+/// No thread can fork until the guard is dropped.
 pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
     FORKING.lock()
 }
@@ -55,7 +55,7 @@ pub(super) fn handle(handlers: &'static Handlers) -> Result<(), Errno> {
 }
 
 fn handlers() -> Option<&'static Handlers> {
-    // SAFETY: null, or what `handle` was given, which lives for ever.
+    // SAFETY: null, or what `handle` was given, which lives forever.
     unsafe { HANDLERS.load(Ordering::Acquire).as_ref() }
 }
 
@@ -112,7 +112,7 @@ extern "C" fn in_child() {
 /// Has forks call the handlers.
 fn register() -> Result<(), Errno> {
     // Not a `Once`: a child that is forked while another thread is in it would
-    // wait for ever. Registered twice, the handlers do nothing the second time.
+    // wait forever. Registered twice, the handlers do nothing the second time.
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     if REGISTERED.load(Ordering::Acquire) {
         return Ok(());

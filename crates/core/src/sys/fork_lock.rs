@@ -16,12 +16,12 @@ use super::fork;
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
-/// Taken, and somebody sleeps until it is free.
+/// Taken, and a thread sleeps until it is free.
 const AWAITED: u32 = 2;
 /// Bits of the word that are one of these; the others are the holder's generation.
 const STATE_BITS: u32 = 2;
 
-/// A value that one thread at a time has, and that a child of fork makes anew if another
+/// A value that one thread at a time has, and that a child of fork makes again if another
 /// thread of its parent had it.
 #[derive(Debug)]
 pub struct ForkLock<T> {

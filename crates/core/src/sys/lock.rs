@@ -16,7 +16,7 @@ use super::thread::{block_all_signals, set_signal_mask};
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;
-/// Taken, and somebody sleeps until it is free.
+/// Taken, and a thread sleeps until it is free.
 const AWAITED: u32 = 2;
 /// How often a taken lock is looked at before its taker sleeps.
 const SPINS: u32 = 100;

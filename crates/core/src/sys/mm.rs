@@ -56,10 +56,10 @@ impl Access {
     }
 }
 
-/// Who sees what is written to a mapping of a file.
+/// Whether other mappings of a file see what is written to this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
-    /// `MAP_SHARED`: all who map or read the file.
+    /// `MAP_SHARED`: every process that maps or reads the file sees it.
     Shared,
     /// `MAP_PRIVATE`: the mapping alone, which gets pages of its own by being written.
     Private,
@@ -120,7 +120,7 @@ pub struct Region {
     len: usize,
     /// Where children do not inherit it.
     kept: Option<Kept>,
-    /// Somebody else unmaps it.
+    /// Its owner unmaps it, not this region.
     adopted: bool,
 }
 
@@ -216,7 +216,7 @@ impl Region {
         Ok(Self { start: start.cast::<u8>(), len, kept: None, adopted: false })
     }
 
-    /// A range that somebody else has mapped, and unmaps; aligned to system pages.
+    /// A range that its owner has mapped, and unmaps; aligned to system pages.
     ///
     /// # Safety
     /// The range stays mapped as long as the region is there, nobody else changes its

@@ -24,7 +24,7 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// Entries that are read at once to see that all are there.
 const MOST_ENTRIES: usize = 64;
-/// Ranges that one scan tells of.
+/// Ranges that one scan reports, at most.
 const SCAN_RANGES: usize = 512;
 
 /// Bit of a `/proc/self/pagemap` entry: the page is mapped.
@@ -123,7 +123,7 @@ impl PageMap {
         File::open("/proc/self/pagemap").map(Self).map_err(|error| errno(&error))
     }
 
-    /// The same, open once for all who ask.
+    /// The same, opened once for the process.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -154,11 +154,11 @@ impl PageMap {
 
     /// `PAGEMAP_SCAN` (6.7): in memory whose stores the kernel notes
     /// (`UFFD_FEATURE_WP_ASYNC`): adds the ranges of `span` (offset, length) to `stored`
-    /// that were stored to since they were write-protected. `protect`: protects them
+    /// that were written to since they were write-protected. `protect`: protects them
     /// in the same step, so that no store falls between.
     ///
     /// # Errors
-    /// EPERM for memory whose stores are not noted, ENOTTY on older kernels.
+    /// EPERM for memory whose writes are not noted, ENOTTY on older kernels.
     pub fn stores(
         &self,
         span: Span<'_>,
@@ -192,7 +192,7 @@ impl PageMap {
                     ((range.start - first) as usize, (range.end - range.start) as usize)
                 }),
             );
-            // A kernel that does not go on would be asked for ever.
+            // A kernel that does not go on would be asked forever.
             start = if argument.walk_end > start { argument.walk_end } else { end };
         }
         Ok(())
@@ -263,7 +263,7 @@ impl PageMap {
             for range in &ranges[..count] {
                 found((range.start - first) as usize, (range.end - range.start) as usize);
             }
-            // A kernel that does not go on would be asked for ever.
+            // A kernel that does not go on would be asked forever.
             start = if argument.walk_end > start { argument.walk_end } else { end };
         }
         Ok(())

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::call::{enter, Call};
 
-/// Descriptors that one wait tells of.
+/// Descriptors that one wait reports, at most.
 const MOST_EVENTS: usize = 16;
 
 /// Descriptors of the process, each with a name by which [`wait`](Self::wait) tells of it.

@@ -29,7 +29,7 @@ pub struct Feature {
     kernel: (u32, u32),
     /// What uses it.
     pub used_for: &'static str,
-    /// What is lost or slower without it.
+    /// What does not work, or is slower, without it.
     pub without: &'static str,
 }
 
@@ -43,7 +43,8 @@ pub const FEATURES: [Feature; 13] = [
         since: "5.11 (4.3 with CAP_SYS_PTRACE)",
         kernel: (5, 11),
         used_for: "engine \"paged\": one kernel mapping for any order of pages",
-        without: "windows use \"alias\" (one mapping for each piece), or \"eager\" (loaded at once, \
+        without:
+            "windows use \"alias\" (one mapping for each piece), or \"eager\" (loaded at once, \
                   without a budget)",
     },
     Feature {
@@ -226,7 +227,7 @@ fn guard_pages() -> Result<(), Errno> {
     region.advise(0, region.len(), Advice::GuardInstall)
 }
 
-/// Whether a ring can be had.
+/// Whether a ring can be made.
 fn io_uring() -> Result<(), Errno> {
     enter(Call::RingSetup)?;
     match io_uring::IoUring::new(1) {
@@ -306,9 +307,7 @@ fn remedy(feature: &Feature, lack: Lack) -> String {
         }
         (_, _, Some(newer)) => newer,
         (name, Lack::Refused(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN), None) => {
-            format!(
-                "a higher limit (RLIMIT_NOFILE, RLIMIT_MEMLOCK, memory); the kernel has {name}"
-            )
+            format!("a higher limit (RLIMIT_NOFILE, RLIMIT_MEMLOCK, memory); the kernel has {name}")
         }
         ("io_uring", Lack::Refused(_), None) if io_uring_is_disabled() => {
             "sysctl kernel.io_uring_disabled=0".to_owned()
@@ -325,7 +324,9 @@ fn remedy(feature: &Feature, lack: Lack) -> String {
             format!("a security policy (SELinux, AppArmor) that allows {name}")
         }
         ("page_table_reclaim", ..) => "a kernel built with CONFIG_PT_RECLAIM".to_owned(),
-        _ => "a kernel built with it; this version could have it, but this build does not".to_owned(),
+        _ => {
+            "a kernel built with it; this version could have it, but this build does not".to_owned()
+        }
     }
 }
 

@@ -15,14 +15,14 @@ use super::span::Span;
 /// Bytes that are allocated by one call. A signal undoes all of the call it interrupts.
 const ALLOCATED_BYTES: u64 = 16 << 20;
 
-/// What is known of an object's file.
+/// Facts about an object's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ObjectFacts {
     /// An ordinary file.
     pub is_file: bool,
     /// Its owner.
     pub owner: u32,
-    /// Somebody else than its owner may open it.
+    /// Other users than its owner may open it.
     pub open_to_others: bool,
     /// Bytes.
     pub size_bytes: u64,

@@ -225,7 +225,7 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, context: *mut c_vo
             Some(Touched::Again) => {}
             Some(Touched::Segv) => {
                 // Delivered when this handler returns. Where it cannot be, the store is the
-                // SIGBUS that it came as, or the thread would store for ever.
+                // SIGBUS that it came as, or the thread would store forever.
                 let thread = libc::gettid().cast_unsigned();
                 if blocks_segv(frame) || send_segv(thread, address as u64).is_err() {
                     unblock(frame, signal);

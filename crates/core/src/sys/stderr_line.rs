@@ -2,7 +2,7 @@
 
 use std::fmt::{Arguments, Write};
 
-/// The longest line; what is more is cut off.
+/// The longest line; longer ones are cut off.
 const LINE_BYTES: usize = 1024;
 
 /// A line on the stack, as signal handlers may not allocate.

@@ -170,7 +170,7 @@ pub(super) fn set_signal_mask(mask: &libc::sigset_t) -> Result<(), Errno> {
     }
 }
 
-/// Sends a thread of this process the SIGSEGV that a store to read-only memory would be
+/// Sends a thread of this process the SIGSEGV that a write to read-only memory would be
 /// (`rt_tgsigqueueinfo`, 2.6.31), with the address as its value: only a thread itself may
 /// say that a signal is a fault's. A process that ignores it gets the default from now on,
 /// as from the kernel. A thread that blocks it gets it when it does not any more.

@@ -97,7 +97,7 @@ impl Features {
     }
 }
 
-/// What becomes of a store to a write-protected page.
+/// How a write to a write-protected page is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stores {
     /// It is a fault, as a touch of an absent page is.
@@ -128,7 +128,7 @@ pub enum Delivery {
     Signal,
 }
 
-/// Who can be served: faults of user code alone, or those of system calls too.
+/// Which faults can be served: those of user code only, or also those of system calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultScope {
     /// A system call that touches an absent page gets EFAULT.
@@ -236,7 +236,7 @@ fn open_system_call(flags: i32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `/dev/userfaultfd` (6.1): who may open it may have kernel faults.
+/// `/dev/userfaultfd` (6.1): users who may open it get kernel faults, too.
 fn open_device(flags: i32) -> Result<OwnedFd, Errno> {
     use rustix::fs::{Mode, OFlags};
     enter(Call::UffdOpen)?;
@@ -280,7 +280,7 @@ fn register(fd: &OwnedFd, range: RangeArgument, mode: u64) -> Result<(), Errno> 
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
 }
 
-/// A second descriptor of a userfaultfd, where nobody closes it by mistake.
+/// A second descriptor of a userfaultfd, with a number that no program closes by mistake.
 fn keeper_of(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, KEEPER_FD)
         .or_else(|_| rustix::io::fcntl_dupfd_cloexec(fd, 0))
@@ -450,7 +450,7 @@ impl Uffd {
     }
 
     /// `UFFDIO_COPY` (4.3): fills absent pages with a copy of `from`, atomically
-    /// a page, and wakes who waits for them.
+    /// a page, and wakes the threads that wait for them.
     ///
     /// # Errors
     /// EEXIST where a page is present already.
@@ -467,7 +467,7 @@ impl Uffd {
     }
 
     /// `UFFDIO_WRITEPROTECT` (5.7): protects pages that are present from stores, or
-    /// lets stores to them again and wakes who waits for that.
+    /// lets writes to them again and wakes the threads that wait for that.
     ///
     /// # Errors
     /// ENOENT for a range that is not registered for it; EAGAIN while the mapping changes.
@@ -488,7 +488,7 @@ impl Uffd {
     }
 
     /// `UFFDIO_MOVE` (6.8): moves all pages of `from`, which are present, to
-    /// absent ones of `to` without copying, and wakes who waits for them.
+    /// absent ones of `to` without copying, and wakes the threads that wait for them.
     ///
     /// # Errors
     /// EEXIST where a page of `to` is present, ENOENT where one of `from` is not,
@@ -539,7 +539,7 @@ impl Uffd {
         Ok(())
     }
 
-    /// `UFFDIO_WAKE` (4.3): lets who waits for these pages touch them again.
+    /// `UFFDIO_WAKE` (4.3): lets the threads that wait for these pages touch them again.
     ///
     /// # Errors
     /// EINVAL for a range that is not mapped.

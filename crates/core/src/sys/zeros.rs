@@ -11,7 +11,7 @@ use super::reserve;
 /// Shorter arrays come from the allocator: a mapping of their own would cost more.
 const LEAST_MAPPED_BYTES: usize = 64 << 10;
 
-/// Integers, of which all bytes may be zero.
+/// Integers whose bytes may all be zero.
 pub trait Integer: sealed::Sealed + Copy + Default + std::fmt::Debug {}
 
 mod sealed {

@@ -20,7 +20,7 @@ pub(super) struct Shape {
     pub(super) runs: u64,
 }
 
-/// The advice that fits what was mapped between two looks, if that differs from what is on.
+/// The advice that fits what was mapped between two looks, if it differs from the present one.
 pub(super) fn fitting(now: ReadAhead, before: Shape, after: Shape) -> Option<ReadAhead> {
     let pages = after.pages.saturating_sub(before.pages);
     let runs = after.runs.saturating_sub(before.runs);

@@ -88,7 +88,7 @@ impl Limit {
     /// come to together.
     ///
     /// # Errors
-    /// Where the kernel does not tell what is available.
+    /// If the kernel does not say how much memory is available.
     pub fn automatic() -> Result<Arc<Self>> {
         let trimmer = Trimmer::of_this_process();
         if let Some(limit) = trimmer.state().automatic.upgrade() {
@@ -345,7 +345,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         if self.trimmer.owner != crate::sys::process::id() {
-            // A child of fork: its parent's lock may be taken for ever here.
+            // A child of fork: its parent's lock may be taken forever here.
             return;
         }
         // Waits for what the trimmer is doing with the window.

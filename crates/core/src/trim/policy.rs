@@ -11,7 +11,7 @@ use std::ops::Range;
 /// Names a window in the ledger.
 pub(super) type WindowId = u64;
 
-/// The cold blocks leave first while they are at least one in so many pages.
+/// Cold blocks are unmapped first while they have at least one in so many pages.
 const COLD_SHARE: u64 = 4;
 
 #[derive(Clone, Copy, Debug)]
@@ -225,12 +225,12 @@ fn ranges(mut blocks: Vec<u32>) -> Vec<Range<u32>> {
     ranges
 }
 
-/// What a limit means for who trims.
+/// When to start trimming, and when to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Marks {
     /// Beyond this, blocks leave.
     pub(super) high: u64,
-    /// Until there are no more than this.
+    /// Stop at this.
     pub(super) low: u64,
 }
 

@@ -22,7 +22,7 @@ const BYTES_A_MICROSECOND: u64 = 64 << 10;
 /// The trimmer looks so often at least, while pages are mapped, and at most.
 const LONGEST: Duration = Duration::from_millis(20);
 const SHORTEST: Duration = Duration::from_micros(200);
-/// So long nothing new is found before the trimmer sleeps until the process is busy: longer
+/// After this time without new pages the trimmer sleeps until the process is busy. It is longer
 /// than a thread waits for a device.
 const QUIET: Duration = Duration::from_millis(30);
 /// Longest pause of a limit that cannot be kept because the kernel keeps the pages.
@@ -43,7 +43,7 @@ fn block_bytes() -> usize {
 struct Group {
     limit: Arc<Limit>,
     ledger: Ledger,
-    /// Until when it is let be, and for how long the last time.
+    /// Until when it is left alone, and for how long the last time.
     paused: Option<Instant>,
     pause: Duration,
 }
@@ -65,7 +65,7 @@ pub(super) struct Watch {
     mapped: MappedBytes,
     pagemap: PageMap,
     timer: BusyTimer,
-    /// The kernel tells of ranges, and not only of pages.
+    /// The kernel reports ranges, and not only single pages.
     scans: bool,
     version: u64,
     groups: Vec<Group>,

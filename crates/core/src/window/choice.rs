@@ -16,7 +16,7 @@ use crate::sys::{probe, signal};
 use crate::trim::Limit;
 use crate::units::Prot;
 
-/// Refuses a window that nobody may touch, and one whose writes nobody said where to go.
+/// Refuses a window that may not be touched, and a writable one without `coherent`.
 pub(super) fn check_prot(options: &WindowOptions) -> Result<()> {
     match (options.prot, options.coherent) {
         (Prot::None, _) => Err(Error::Argument(
@@ -32,7 +32,7 @@ pub(super) fn check_prot(options: &WindowOptions) -> Result<()> {
     }
 }
 
-/// The engines that go with a store: where no file has its pages none can be mapped.
+/// The engines that work with a store: `alias` needs a file.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with what to ask for instead.
@@ -96,13 +96,13 @@ pub fn choose_engine(engines: &[EngineKind], prot: Prot) -> Result<EngineKind> {
     }
 }
 
-/// Whether userfaultfd tells of stores.
+/// Whether userfaultfd reports writes.
 fn notices_stores() -> Result<bool> {
     let features = Uffd::supported().map_err(|errno| Error::system("Window", errno))?;
     Ok(features.write_protect())
 }
 
-/// Whether userfaultfd can be had. A limit that is met (descriptors, memory) is
+/// Whether userfaultfd works here. A limit that is reached (descriptors, memory) is
 /// an error, not another engine.
 fn has_userfaultfd() -> Result<bool> {
     match probe::userfaultfd() {
@@ -114,7 +114,7 @@ fn has_userfaultfd() -> Result<bool> {
     }
 }
 
-/// How a paged window notices stores; None if nobody may store to it.
+/// How a paged window notices writes; None if it is read-only.
 pub(super) fn chosen_tracking(options: &WindowOptions) -> Result<Option<Tracking>> {
     if options.prot != Prot::Write {
         return Ok(None);

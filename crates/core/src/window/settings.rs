@@ -6,7 +6,7 @@ use crate::trim::ReadAhead;
 /// How a window is a mapping of its file, where it is one (engine `alias`).
 #[derive(Debug)]
 pub struct MappingOptions {
-    /// Who sees what is written to it; a private window needs no store that may be written.
+    /// Whether other mappings see writes; a private window does not need a writable store.
     pub sharing: Sharing,
     /// How the kernel reads ahead; None if that is to follow how the window is touched.
     pub advice: Option<ReadAhead>,
@@ -27,6 +27,6 @@ pub enum Budget {
     Auto,
     /// What it is asked to show.
     Unlimited,
-    /// No more than so many bytes.
+    /// At most this number of bytes.
     Bytes(u64),
 }

@@ -128,7 +128,7 @@ impl Mapped {
         runs
     }
 
-    /// Maps a part of a run of pages anew: what was mapped there goes, page tables and all.
+    /// Maps a part of a run of pages again: what was mapped there goes, page tables and all.
     fn map_anew(&self, table: &Table, first: WindowPage, bytes: Range<usize>) -> Result<(), Errno> {
         let entry = table.get(first);
         let Some(file) = entry.shown().file_page() else { return Ok(()) };

@@ -30,12 +30,12 @@ impl<F: Frames> Cached<F> {
             |page| copied("protect", region.span(offset_of(self.page, page), self.page.bytes()));
         let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
         if self.shared.frames.tracking() == Some(Tracking::Kernel) {
-            // Nothing keeps a thread from storing to a page but that it is gone.
+            // Nothing keeps a thread from writing to a page but that it is gone.
             let pages: Vec<WindowPage> = placed.clone().map(|(page, _)| *page).collect();
             let kept = self.shared.keep_denied(pool.isolated(), &pages);
             kept.map_err(|errno| Error::system("protect", errno))?;
         }
-        // Who stores to a placed page from now on waits, where stores are faults.
+        // Who writes to a placed page from now on waits, where writes are faults.
         let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
         let protected = self.shared.protect_from_writes(&ranges);
         protected.map_err(|errno| Error::system("protect", errno))?;
@@ -70,7 +70,7 @@ impl<F: Frames> Cached<F> {
         denied.map_err(|errno| mappings::failed("protect", errno, 2 * ranges.len() as u64))
     }
 
-    /// Lets pages that may be touched be stored to, or not any more.
+    /// Lets pages that may be touched be written to, or not any more.
     pub(super) fn change_access(
         &self,
         pages: impl Iterator<Item = WindowPage>,

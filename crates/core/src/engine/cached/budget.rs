@@ -33,7 +33,7 @@ const CHUNK_PART: u64 = 64;
 const MAX_CHUNK_BYTES: u64 = 1 << 20;
 /// The most that is read at once for faults that run forwards.
 const CLUSTER_BYTES: u64 = 256 << 10;
-/// Pages that a budget has to have room for: one batch of victims.
+/// Pages for which a budget must have room: one batch of victims.
 const LEAST_PAGES: u64 = 64;
 
 /// Pages that are kept clean for faults, at most and at least.
@@ -73,13 +73,13 @@ pub struct Division {
     pub chunk_pages: u64,
     /// Pages that are read at once for faults that run forwards, at most.
     pub cluster_pages: u64,
-    /// What is there whatever is in the window.
+    /// Bytes that are taken whatever is in the window.
     pub fixed_bytes: u64,
     /// What the window would take with all of its pages.
     pub whole_bytes: u64,
 }
 
-/// What a window takes that has all of its pages: it needs no more.
+/// What a window takes if all of its pages are present: it never needs more.
 #[must_use]
 pub fn whole_bytes(
     page_count: u64,

@@ -31,11 +31,11 @@ const PATIENCE: Duration = Duration::from_millis(2);
 /// Pages that are written together, and bytes of them.
 const ROUND_PAGES: usize = 128;
 const ROUND_BYTES: u64 = 4 << 20;
-/// Threads that write at most: a window that waits while all others write has one more started.
+/// The most threads that write: if a window waits while all are busy, one more is started.
 const MOST_THREADS: usize = 4;
 /// How long such a thread waits for something to write before it ends.
 const IDLE: Duration = Duration::from_secs(1);
-/// How long a window is let be after a write that failed, at first and at most.
+/// How long a window is left alone after a write that failed, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -53,7 +53,7 @@ trait Clean: fmt::Debug + Send + Sync {
     fn clean_ahead(&self, most: usize) -> Result<Round>;
 }
 
-/// What is asked of the thread for one window, and how far it is.
+/// What one window asks of the thread, and how far it is.
 #[derive(Debug)]
 struct Asked {
     name: u64,
@@ -63,7 +63,7 @@ struct Asked {
     busy: bool,
     /// Rounds after which pages were clean that a fault may evict.
     rounds: u64,
-    /// How long the window was let be the last time, and until when.
+    /// How long the window was left alone the last time, and until when.
     pause: Option<Duration>,
     not_before: Option<Instant>,
 }
@@ -271,7 +271,7 @@ fn run(signal: &Signal, idle: Option<Duration>) {
         last = name;
         let round = catch_unwind(AssertUnwindSafe(|| window.clean_ahead(ROUND_PAGES)));
         let round = round.unwrap_or_else(|_| {
-            // Whoever closes the window, or waits for it, must not wait for ever.
+            // Whoever closes the window, or waits for it, must not wait forever.
             stderr_line(format_args!("writing the pages of a window panicked, which is a bug"));
             Ok(Round { pages: 0, wants_more: false })
         });
@@ -291,7 +291,7 @@ fn run(signal: &Signal, idle: Option<Duration>) {
 }
 
 impl<F: Frames> Clean for Shared<F> {
-    /// Nobody holds the pages meanwhile: what is stored to one then makes it a changed page again.
+    /// Nobody holds the pages meanwhile: what is written to one then makes it a changed page again.
     fn clean_ahead(&self, most: usize) -> Result<Round> {
         let mut pages: Vec<WindowPage> = {
             let mut state = self.state.lock();
@@ -309,7 +309,7 @@ impl<F: Frames> Clean for Shared<F> {
 }
 
 impl<F: Frames> Shared<F> {
-    /// Writes what was stored to `pages` (sorted, each named once), which nobody holds and
+    /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
     /// which stay where they are.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::room::{collected, push, room_for};
 use crate::sys::span::Span;
 use crate::units::{Pages, WindowPage};
 
-/// The hash of what a span holds. Others may store to it meanwhile: a piece is copied first.
+/// The hash of what a span holds. Others may write to it meanwhile: a piece is copied first.
 pub(super) fn content_hash(content: Span<'_>) -> u128 {
     const PIECE_BYTES: usize = 4096;
     let mut hasher = Xxh3::new();
@@ -69,7 +69,7 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Has the table know which of `pages` were written to. `protect`: writes from now on
-    /// are noticed anew.
+    /// are noticed again.
     pub(super) fn note_writes(
         &self,
         state: &mut State,
@@ -139,7 +139,7 @@ impl<F: Frames> Shared<F> {
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
             written.clear();
-            // What was told before it failed is protected anew, and told once only.
+            // What was told before it failed is protected again, and told once only.
             let told = self.userfault().written(offset, len, protect, &mut written);
             for &(at, len) in &written {
                 let first = self.store.page_size().index_of((offset + at) as u64);

@@ -49,7 +49,7 @@ impl<F: Frames> Shared<F> {
                 continue;
             }
             drop(state);
-            // Nobody waits for a page while it is written. What is stored to it since is
+            // Nobody waits for a page while it is written. What is written to it since is
             // written below, if there is any.
             let cleaned = self.clean(operation, &victims, &Uninterruptible);
             let mut state = self.state.lock();
@@ -115,7 +115,7 @@ impl<F: Frames> Shared<F> {
                 let dropped = self.evict_locked(&mut state, gone.into_iter(), None).map_err(fail);
                 taken.and(dropped)
             } else {
-                // What is stored to them is a fault, which waits for the lock.
+                // What is written to them is a fault, which waits for the lock.
                 self.evict_locked(&mut state, victims.iter().copied(), None).map_err(fail)
             };
             if evicted.is_err() {

@@ -55,7 +55,7 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     /// a touch of an absent page brings it.
     fn userfault(&self) -> Option<&dyn Userfault>;
 
-    /// Shows `from` at `offset` in place of what is there, whose frames go to `spare`.
+    /// Replaces the pages at `offset` by `from`; the old frames go to `spare`.
     /// `track`: writes to it are noticed.
     ///
     /// # Errors
@@ -144,14 +144,14 @@ pub trait Userfault: Frames {
     /// The kernel's.
     fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno>;
 
-    /// Notices the next writes to pages anew, where a fault tells of them.
+    /// Notices the next writes to pages again, where a fault tells of them.
     ///
     /// # Errors
     /// The kernel's.
     fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
     /// Adds the ranges (from `offset` on) that were written to, where the kernel notes
-    /// them. `protect`: notices writes anew.
+    /// them. `protect`: notices writes again.
     ///
     /// # Errors
     /// The kernel's.
@@ -163,7 +163,7 @@ pub trait Userfault: Frames {
         written: &mut Vec<(usize, usize)>,
     ) -> Result<(), Errno>;
 
-    /// Has those look again who wait for pages.
+    /// Wakes the threads that wait for pages, to look again.
     fn wake(&self, ranges: &[(usize, usize)]);
 
     /// Whether the kernel gives page tables back of blocks that are dropped whole.

@@ -13,7 +13,7 @@ use crate::room::collected;
 use crate::units::{FilePage, Pages, WindowPage};
 
 impl<F: Frames> Cached<F> {
-    /// Loads pages anew of which the file has more than when they were loaded, and nothing
+    /// Loads pages again of which the file has more than when they were loaded, and nothing
     /// else. `had_bytes`: what it had before; a page that is being loaded may not be noted yet.
     pub(super) fn reload_grown(&self, had_bytes: u64, interrupt: &dyn Interrupt) -> Result<()> {
         const OPERATION: &str = "refresh";

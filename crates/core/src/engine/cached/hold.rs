@@ -75,7 +75,7 @@ impl<F: Frames> Cached<F> {
         let mut pages = collected(operation, pages)?;
         if matches!(self.shared.frames.tracking(), Some(Tracking::Kernel | Tracking::Faults)) {
             // Who holds a page while it is written would wait for a fault on it that has the
-            // file locked. What is stored to it after this is written below, if there is any.
+            // file locked. What is written to it after this is written below, if there is any.
             pages.sort_unstable();
             pages.dedup();
             for pages in pages.chunks(STEP_PAGES) {
@@ -126,7 +126,7 @@ impl<F: Frames> Shared<F> {
         self.wake_all(pages);
     }
 
-    /// Has those look again who wait for any of `pages`.
+    /// Wakes the threads that wait for any of `pages`, to look again.
     fn wake_all(&self, pages: &[WindowPage]) {
         /// With more ranges than this one wake for the whole window costs less, even if
         /// it lets others look who have to wait on.

@@ -152,7 +152,7 @@ impl<F: Frames> Cached<F> {
         // The pages of a run are all of files, or all placed.
         let first = entry_of(0);
         let of_file = tracking.is_some() && first.shown().file_page().is_some();
-        // Where stores are faults, those to pages that are only to be read are as well.
+        // Where writes are faults, those to pages that are only to be read are as well.
         let track = of_file || (tracking == Some(Tracking::Faults) && first.prot() == Prot::Read);
         // To others no store may be let through for a moment.
         let stored = run.pages().zip(0..).all(|(_, index)| entry_of(index).prot() == Prot::Write);
@@ -208,7 +208,7 @@ impl<F: Frames> Cached<F> {
             }
             Err(partial) => {
                 // Where a page was filled in part the table must not lie: the
-                // rest goes, and a touch or the next call brings it anew. What
+                // rest goes, and a touch or the next call brings it again. What
                 // may not be touched is forbidden again. The first error tells;
                 // should these fail too, a touch is served by the table.
                 let rest = self.page.bytes_of(done) as usize;
@@ -286,7 +286,7 @@ impl<F: Frames> Loader<'_, '_, F> {
         self.cached.shared.make_room(operation, coming, keep, self.isolated)
     }
 
-    /// Finds out what was stored to pages that were put in by reused frames, before stores
+    /// Finds out what was written to pages that were put in by reused frames, before stores
     /// to them were noticed: the others are clean. They are all held.
     fn compare(&mut self) {
         let shared = &self.cached.shared;

@@ -72,7 +72,7 @@ use crate::units::{FilePage, PageIndex, PageSize, Pages, Prot, Run, WindowPage};
 const PIECE_PAGES: usize = 65_536;
 /// Pages that one step changes while it holds the state.
 const STEP_PAGES: usize = 4096;
-/// Pages that are held together, during which nobody is asked whether to stop.
+/// Pages that are held together. No interrupt is looked for while they are.
 const HELD_PAGES: usize = 4096;
 /// Bytes of a chunk of staging memory that pages are copied out of.
 const COPIED_CHUNK_BYTES: u64 = 256 << 10;
@@ -82,7 +82,7 @@ const UNCHECKED_BYTES: u64 = 256 << 20;
 /// What ends the serving of a window's faults when it is dropped.
 pub type Serving = Box<dyn std::fmt::Debug + Send + Sync>;
 
-/// What calls and those who serve faults share.
+/// What calls and the threads that serve faults share.
 #[derive(Debug)]
 pub struct Shared<F> {
     /// Where content comes from.
@@ -170,7 +170,7 @@ impl<F: Frames> Cached<F> {
         })
     }
 
-    /// Pages of a chunk of staging memory, where no budget divides it. Where stores are
+    /// Pages of a chunk of staging memory, where no budget divides it. Where writes are
     /// noticed pages are copied out of it, and are still in the processor's cache then.
     #[must_use]
     pub fn chunk_pages(
@@ -184,7 +184,7 @@ impl<F: Frames> Cached<F> {
         page.index_of(batch_bytes).clamp(1, table.page_count())
     }
 
-    /// What those who serve faults work on.
+    /// What the threads that serve faults work on.
     pub fn shared(&self) -> &Arc<Shared<F>> {
         &self.shared
     }
@@ -233,7 +233,7 @@ impl<F: Frames> Cached<F> {
         }
     }
 
-    /// Fails, before any change, if what is to be brought cannot fit in memory.
+    /// Fails, before any change, if the pages to load cannot fit into memory.
     /// `loads`: whether an absent page with this word will be brought.
     fn check_memory(
         &self,
@@ -350,7 +350,7 @@ impl<F: Frames> Shared<F> {
         plan::runs(pages).map(|run| self.bytes(run)).collect()
     }
 
-    /// Drops pages; what was stored to them is written by now. `free` takes frames of runs.
+    /// Drops pages; what was written to them is written by now. `free` takes frames of runs.
     fn evict_locked(
         &self,
         state: &mut State,

@@ -10,7 +10,7 @@ use crate::units::{PageIndex, Run, WindowPage};
 pub const MAX_READS: usize = 64;
 /// Clusters behind a fault that are read ahead of the next.
 const CLUSTERS_AHEAD: u64 = 4;
-/// Forward runs of faults that are told apart.
+/// Forward runs of faults that are followed separately.
 const STREAMS: usize = 8;
 
 /// One read. It may be out of date: a call has changed a page since it began.
@@ -34,7 +34,7 @@ pub struct Reads {
     /// None from here on is taken.
     end: usize,
     streams: Streams,
-    /// What is to be read ahead of faults, unless a call changes any of it.
+    /// The pages to read ahead of faults, unless a call changes one of them.
     ahead: Option<Run<WindowPage>>,
 }
 
@@ -77,7 +77,7 @@ impl Reads {
             && self.all[..self.end].iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
     }
 
-    /// What is being read for `page` is out of date.
+    /// Reads in progress for `page` are out of date.
     pub(super) fn outdate(&mut self, page: WindowPage) {
         if self.ahead.is_some_and(|run| holds(run, page)) {
             self.ahead = None;
@@ -113,7 +113,7 @@ impl Reads {
         }
     }
 
-    /// What is to be read ahead.
+    /// The pages to read ahead.
     #[must_use]
     pub fn ahead(&self) -> Option<Run<WindowPage>> {
         self.ahead

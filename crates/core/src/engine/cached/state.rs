@@ -24,12 +24,12 @@ pub struct State {
     pub(super) table: Table,
     /// Content of placed pages to which access was taken away.
     denied_content: HashMap<WindowPage, Vec<u8>>,
-    /// What is being read for faults.
+    /// The reads in progress for faults.
     pub reads: Reads,
     /// File pages that are shown as they were when the file ended within them, and
     /// how many bytes of them it had.
     cut: Vec<(FilePage, usize)>,
-    /// The hash of each page's content in the store, where stores are found by it.
+    /// The hash of each page's content in the store, where writes are found by it.
     hashes: Zeros<u128>,
     /// Pages were written since the store was last made durable.
     pub(super) unsynced: bool,
@@ -181,7 +181,7 @@ impl State {
         self.table.set(page, entry);
     }
 
-    /// Holds a page that nobody holds. What is being read for it is out of date by that.
+    /// Holds a page that is not held. A read in progress for it becomes out of date.
     pub(super) fn hold(&mut self, page: WindowPage) {
         debug_assert!(!self.get(page).held(), "held by somebody else");
         self.set(page, self.get(page).hold());
@@ -192,7 +192,7 @@ impl State {
         self.table.set(page, self.get(page).released());
     }
 
-    /// Room to keep the content of so many more denied pages.
+    /// Allocates room to keep the content of more denied pages.
     pub(super) fn reserve_denied(&mut self, operation: &'static str, count: usize) -> Result<()> {
         let kept = &mut self.denied_content;
         let left = kept.capacity() - kept.len();
@@ -201,7 +201,7 @@ impl State {
         reserved.map_err(|_| no_room::<(WindowPage, Vec<u8>)>(operation, count))
     }
 
-    /// Room to pin so many more pages.
+    /// Allocates room to pin more pages.
     pub(super) fn reserve_pins(&mut self, count: usize) -> Result<()> {
         let left = self.pins.capacity() - self.pins.len();
         check_growth::<(WindowPage, u32)>("pin", (self.pins.len(), left), count)?;

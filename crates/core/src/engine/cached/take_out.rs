@@ -269,7 +269,7 @@ impl<F: Frames> Shared<F> {
     }
 
     /// Fills a run with `from` in frames that were kept, or, if it is all present
-    /// (`replaces`) and nobody can store to it, in its own. Stores to it in the meantime go
+    /// (`replaces`) and nobody can write to it, in its own. Writes to it in the meantime go
     /// unnoticed: the caller marks it dirty, and [compares](Self::compare_moved) before it
     /// lets go. None where it cannot be done so, and the run is to be filled otherwise.
     pub(super) fn fill_with_kept(

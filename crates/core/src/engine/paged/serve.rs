@@ -52,7 +52,7 @@ impl Layout {
 pub(super) enum Begun {
     /// It is.
     Attempt(Attempt),
-    /// Somebody holds the page, or reads for it, and wakes who waits.
+    /// Somebody holds the page, or reads for it, and wakes the threads that wait.
     Busy,
     /// As many reads as may be are under way.
     Full,
@@ -248,8 +248,8 @@ impl Shared<PagedFrames> {
         (offset_of(self.page(), page), self.page().bytes())
     }
 
-    /// Lets a store to a page that is protected from it through and notes it; false where
-    /// the page may not be stored to, or is not there.
+    /// Lets a write to a page that is protected from it through and notes it; false where
+    /// the page may not be written to, or is not there.
     pub(super) fn allow_store(&self, state: &mut State, page: WindowPage) -> bool {
         let entry = state.get(page);
         if !entry.present() || entry.prot() != Prot::Write {
@@ -263,7 +263,7 @@ impl Shared<PagedFrames> {
         self.frames.uffd.write_protect(self.frames.region.span(at, len), false).is_ok()
     }
 
-    /// A store to a page that is protected from it: lets it through and notes it, or makes
+    /// A write to a page that is protected from it: lets it through and notes it, or makes
     /// it a signal where the page is only to be read.
     pub(super) fn serve_store(&self, page: WindowPage, fault: Fault) {
         let mut state = self.state.lock();

@@ -226,7 +226,7 @@ impl Server {
         Served::Done
     }
 
-    /// The same for pages that are read ahead: no more are.
+    /// The same for pages that are read ahead; read-ahead ends.
     fn end_ahead(&self, ticket: &Ticket) -> Served<Ticket> {
         self.shared.state.lock().reads.stop_ahead();
         self.end(ticket)
@@ -252,7 +252,7 @@ impl Server {
         }
     }
 
-    /// The same, after waiting for pages to be written: not for ever, as what is written can be
+    /// The same, after waiting for pages to be written: not forever, as what is written can be
     /// changed again at once.
     fn wait_for_room(&self, ticket: &Ticket) -> bool {
         for _ in 0..MOST_WAITS {
@@ -387,7 +387,7 @@ impl Server {
                 shared.show(&mut state, &attempt, (content, size_bytes), ticket.waiter())
             }
         };
-        // Now, and not later: who touches a page that was dropped since is served anew.
+        // Now, and not later: who touches a page that was dropped since is served again.
         state.reads.end(attempt.read);
         if ticket.fault.is_none() {
             state.reads.advance(run.count);

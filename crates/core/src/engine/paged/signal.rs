@@ -166,7 +166,7 @@ impl Responder {
 
 /// Why a child of fork cannot have what the parent has on a page; None if it can.
 fn parents_own(entry: Entry, tracking: Option<Tracking>) -> Option<&'static str> {
-    // What a call was changing at the fork may have been stored to.
+    // What a call was changing at the fork may have been written to.
     let changing = entry.held() && tracking == Some(Tracking::Kernel);
     match entry.shown() {
         Shown::Nothing => Some("nothing is mapped there"),
@@ -242,7 +242,7 @@ impl Resolve for Responder {
     fn before_fork(&self) {
         let shared = &self.shared;
         let mut state: Guard<'_, State> = shared.state.lock_in_handler();
-        // The page map of a child of fork is its parent's, and nobody stores to its window.
+        // The page map of a child of fork is its parent's, and nobody writes to its window.
         let stores = shared.frames.tracking == Some(Tracking::Kernel);
         if stores && shared.frames.region.is_own() {
             let begin = Instant::now();

@@ -135,7 +135,7 @@ extern "C" fn hand_back(signal: i32, info: *mut libc::siginfo_t, context: *mut c
     }
 }
 
-/// Puts back what was there and raises the signal anew, as Python's faulthandler does.
+/// Puts back what was there and raises the signal again, as Python's faulthandler does.
 extern "C" fn restore_and_raise(signal: i32) {
     // SAFETY: both calls may be made in a handler.
     unsafe {
