@@ -31,7 +31,7 @@ _MOST_SECONDS = 10**9
 def absolute_path(
     operation: str, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]
 ) -> str | bytes:
-    """Return a path that goes on naming the same file after `os.chdir`.
+    """Return a path that names the same file even after `os.chdir`.
 
     The kernel alone may resolve ``..`` (behind a symbolic link it is another directory) and
     judge a trailing slash, so nothing is normalized. The empty path stays empty: it names

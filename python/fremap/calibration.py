@@ -281,7 +281,7 @@ def _read(path: str | None) -> tuple[dict[str, Calibration], str]:
 def _text(path: str) -> str | None:
     """Return what the file holds, or None where there is none for this user."""
     try:
-        # Nobody may write to a FIFO in its place, and a terminal is not to become this process's.
+        # A FIFO in its place may have no writer, and a terminal must not become this process's.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None  # HOME is another user's where a command runs by `sudo` or in a container

@@ -1,4 +1,4 @@
-"""What this kernel and process may do for fremap, found out by trying."""
+"""Which features of the kernel this process can use, found out by trying."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ClosedOnExit(ABC):
 
 
 class ClosedByLast(Generic[_ClosableT]):
-    """Objects that were opened for some users, the last of which closes them.
+    """Objects with several users; the last user closes them.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class ClosedByLast(Generic[_ClosableT]):
         self._users.add(user)
 
     def leave(self, user: object) -> None:
-        """Do without a user who is closed."""
+        """Remove a user that was closed."""
         self._users.discard(user)
         if not self._users:
             for one in self.shared:

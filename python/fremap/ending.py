@@ -1,4 +1,4 @@
-"""What is done about windows that are open when the interpreter ends."""
+"""Flushing windows that are still open when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Flushable(Protocol):
 
 
 _open: weakref.WeakSet[Flushable] = weakref.WeakSet()
-# The process that has said what is done at its end; a child of fork has to say it anew.
+# The process that has registered its exit handler; a child of fork must register its own.
 _registered_by: list[int] = []
 _LAST = -100  # among the finalizers of a child of multiprocessing
 
@@ -44,7 +44,7 @@ def flush_at_exit(window: Flushable) -> None:
 
 
 def _flush_all() -> None:
-    """Flush what is open; nobody is there to raise to."""
+    """Flush open windows; report failures on stderr, as no caller is left to raise to."""
     for window in tuple(_open):
         try:
             window._flush_at_end()  # noqa: SLF001 - the window's other half

@@ -27,7 +27,7 @@ _RowNumbers: TypeAlias = "npt.NDArray[np.integer[Any]]"
 
 _STATE_VERSION = 1
 _CHECKED_IDS = 1 << 16
-# Shuffling so many rows, or copying them, takes longer than a Ctrl-C may wait.
+# Shuffling or copying this many rows takes longer than a Ctrl-C may wait.
 _LONG_ORDER = 1 << 19
 # Seconds after which an order is looked at again, should its waking have been lost.
 _LOOK_AGAIN = 0.05

@@ -1,4 +1,4 @@
-"""What can go wrong, by name.
+"""The exceptions that fremap raises.
 
 Every error of fremap is a `FremapError` and also the builtin exception that
 people catch. The compiled core describes a failure by its kind; the table here
@@ -280,7 +280,7 @@ def _provider(
 
 
 def _unpickled(pickled: bytes) -> BaseException | None:
-    """Return the exception that a process of ours has pickled, if it can be had here."""
+    """Return the exception that a provider process has pickled, if it can be unpickled here."""
     if not pickled:
         return None
     import pickle

@@ -1,4 +1,4 @@
-"""Objects on servers of HTTP, read by ranges with the standard library alone."""
+"""Objects on HTTP servers, read by range requests with only the standard library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["HttpReader"]
 _MOST_REDIRECTS = 5
 #: Bytes of an answer that are read to keep its connection.
 _MOST_DRAINED_BYTES = 64 << 10
-#: What another server than that of the URL is told of the headers that the caller gave.
+#: The caller's headers that a server other than that of the URL gets.
 _FOR_ANYBODY = frozenset({"accept", "accept-language", "user-agent"})
 #: What servers answer when a link that they have signed is too old.
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
@@ -123,7 +123,7 @@ class HttpReader:
         try:
             retried(lambda: found.append(self._asked()), self.retries)
         finally:
-            # Who asks does not fetch, as a rule.
+            # The process that asks is usually not the one that fetches.
             for server in tuple(self._idle):
                 self._forget(server)
         return found[0]
@@ -185,7 +185,7 @@ class HttpReader:
                 remembered = self._target = None
                 url = self.url
             else:
-                # After a failure the server is asked anew: it may name another that does better.
+                # After a failure, ask the URL's server again: it may redirect to another one.
                 is_elsewhere = answer.status == 206 and url != self.url
                 self._target = url if is_elsewhere else None
                 return exchange
@@ -239,7 +239,7 @@ class HttpReader:
                 connection.connect()
             connected = connection.sock
             self._busy.add(connected)
-            # Who gives up hangs up what is busy after he has said so.
+            # A thread that gives up says so before it closes busy connections.
             if given_up.is_set():
                 why = "another request of this read has failed"
                 raise ConnectionAbortedError(errno.ECONNABORTED, why)
@@ -279,7 +279,7 @@ class HttpReader:
                 exchange.connection.close()
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
-        """Fetch ranges, several at once; none goes on after the call has ended.
+        """Fetch ranges, several at once; none is still running when the call has returned.
 
         The memory that they go to is that of other pages in the next call.
         """
@@ -288,7 +288,7 @@ class HttpReader:
         )
 
     def _hang_up(self) -> None:
-        """End the waiting of those who wait for answers."""
+        """Wake the threads that wait for answers, and end their waiting."""
         import socket
 
         for connected in tuple(self._busy):
@@ -321,7 +321,7 @@ def redirected(url: str, location: str) -> str:
     """
     from urllib.parse import quote, urljoin, urlsplit
 
-    # The bytes as they came, of which those that a URL cannot have are to be quoted.
+    # The bytes as they came; bytes that a URL cannot have must be quoted.
     target = urljoin(url, quote(location, safe=string.punctuation, encoding="iso-8859-1"))
     scheme, before = urlsplit(target).scheme, urlsplit(url).scheme
     if scheme == "https" or scheme == before == "http":

@@ -1,4 +1,4 @@
-"""What stands between brackets, as NumPy has it: which rows are taken, and what is done to them.
+"""Indexing rows as NumPy does: which rows an index takes, and what is done to them.
 
 The rows of the first axis are taken, and the rest of the index is NumPy's own affair: it is
 applied to the rows that were taken.

@@ -138,7 +138,7 @@ def _dimensions(shape: Any) -> tuple[int, ...]:
 
 
 def _lengthen(store: FileStore, size: int) -> None:
-    """Make the file at least so many bytes long."""
+    """Make the file at least this many bytes long."""
     if store.size >= size:
         return
     try:
@@ -152,7 +152,7 @@ def _lengthen(store: FileStore, size: int) -> None:
 
 
 def _without_appending(descriptor: int) -> FileStore:
-    """Open the file of a descriptor anew, to read and to write."""
+    """Open the file of a descriptor again, to read and to write."""
     try:
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

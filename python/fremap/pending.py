@@ -1,4 +1,4 @@
-"""A take that goes on while its caller does something else."""
+"""A take that runs while its caller does something else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small pictures of what is where, for notebooks: HTML with an SVG in it.
+"""Small pictures of windows, slots and rows, for notebooks: HTML with an SVG in it.
 
 Bounded in size and cost, whatever is drawn: a window or slots of more than `_MOST_CELLS` are
 drawn by cells of several, and of a cell `_MOST_SAMPLES` at most are looked at. Colours and

@@ -1,4 +1,4 @@
-"""What may be done with a page."""
+"""`Prot`: whether a page may be read, written, or not touched at all."""
 
 from __future__ import annotations
 

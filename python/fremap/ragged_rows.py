@@ -131,7 +131,7 @@ class Ragged(ClosedOnExit):
             else:
                 table = Rows(source, dtype, row_shape, **options)
         try:
-            # Its own: one that somebody else has may be closed.
+            # Its own rows: the caller may close those that were given.
             self._begin(table._with(table._shards, table._kind), starts, lengths)  # noqa: SLF001
         finally:
             if table is not source:
@@ -316,7 +316,7 @@ class Ragged(ClosedOnExit):
         return Pending(core, taken)
 
     async def take_async(self, ids: RowIds, out: Any = None) -> RaggedRows:
-        """Return rows as `take` does, while the event loop goes on.
+        """Return rows as `take` does, without blocking the event loop.
 
         Parameters
         ----------
@@ -478,7 +478,7 @@ def _lists(
     sources: list[Any], column: str | None, dtype: TypeLike | None, options: dict[str, Any]
 ) -> _Found:
     """Return the elements of lists in Arrow's files, and where in them each list is."""
-    # The bytes of the files, of which the elements are a part for each record batch.
+    # The bytes of the files; each record batch has a part of the elements.
     with Rows(sources, np.uint8, format="raw", **options) as whole:
         shards, starts, lengths, kinds = [], [], [], []
         base = 0

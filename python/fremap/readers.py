@@ -1,4 +1,4 @@
-"""Threads that read batches ahead of whoever asks for them.
+"""Threads that read batches ahead.
 
 An interrupt (Ctrl-C) may come between any two steps of the thread that waits. So nothing
 that it waits for is guarded by a lock that an interrupt could leave locked: what is to be
@@ -151,7 +151,7 @@ def _serve(
     take: Callable[..., npt.NDArray[Any]],
     _dropped: weakref.ref[Readers],
 ) -> None:
-    """Read what is to be read, until there is no more."""
+    """Read batches until none is left."""
     while (read := waiting.get()) is not None:
         read.run(take)
         del read  # and its memory with it

@@ -325,7 +325,7 @@ def _errors_of(url: str) -> Iterator[None]:
 
 
 def _within(seconds: float | None, call: Callable[[], Facts]) -> Facts:
-    """Return what a call returns, if it does in time; else it goes on in its thread alone.
+    """Return the result of a call if it comes in time; otherwise leave its thread running.
 
     The packages that read objects have limits of their own, or none: of looking up a name, say.
     """

@@ -1,4 +1,4 @@
-"""Windows that are pickled: made anew on their stores, where they arrive."""
+"""Pickling of windows: unpickling makes a new window on the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of fixed size, in one file or thousands: many scattered ones in one call.
+"""Rows of fixed size, in one file or thousands: many scattered rows in one call.
 
 Embedding tables, feature stores, token files, tensors: files much larger than memory,
 of which a call wants rows here and there. Rows that are in the page cache are copied
@@ -345,7 +345,7 @@ class Rows(RowArray):
         return Pending(core, self._shown(filled, out))
 
     async def take_async(self, ids: RowIds, out: Any = None) -> Any:
-        """Return rows as `take` does, while the event loop goes on.
+        """Return rows as `take` does, without blocking the event loop.
 
         Parameters
         ----------
@@ -366,8 +366,8 @@ class Rows(RowArray):
 
         Notes
         -----
-        ``await rows.submit(ids, out)``. When the awaiting task is cancelled the take ends
-        early: `out` may be written until what is in flight has ended.
+        ``await rows.submit(ids, out)``. If the awaiting task is cancelled, the take ends
+        early: `out` may be written until the reads in flight have ended.
         """
         return await self.submit(ids, out)
 

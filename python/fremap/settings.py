@@ -1,4 +1,4 @@
-"""What a window is made with, checked."""
+"""Checks of the options of windows and other objects."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class Elements(NamedTuple):
 def elements_within(
     dtype: npt.DTypeLike, shape: Shape, available_bytes: int, *, max_axes: int = MAX_AXES
 ) -> Elements:
-    """Return the elements of an array, if they fit into so many bytes."""
+    """Return the elements of an array, if they fit into this number of bytes."""
     kind = np.dtype(dtype)
     if kind.hasobject or kind.itemsize == 0:
         raise ArgumentTypeError(f"array: elements of dtype {kind} cannot lie in a window")

@@ -1,4 +1,4 @@
-"""Where rows lie in the files of a source: what is found out before any row is read."""
+"""Finding where rows lie in the files of a source, before any row is read."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
 
 
 def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
-    """Find tensors in many files, each of which is in one of them."""
+    """Find tensors in many files; each tensor is in one of them."""
     names = asked.names
     places: dict[str, list[str]] = {}
     pieces: dict[str, _Piece] = {}

@@ -39,7 +39,7 @@ __all__ = ["SharedMemory", "WindowMemory", "alias_pays", "naming"]
 
 #: The part of the process's kernel mappings that aliased extents may take.
 _MAPPINGS_PART = 4
-#: Of the memory that there is, shared slots may take one part of so many, if no budget is given.
+#: Without a budget, shared slots may take one part in so many of the available memory.
 _AUTO_PART = 2
 _LAST = -100  # among the finalizers of a child of multiprocessing
 
@@ -95,7 +95,7 @@ class WindowMemory:
         at: int | Numbers
         if len(keys) == 1 and first + pages <= self._page_count:
             at = int(slots[0]) * pages
-            # Nobody reads a slot whose extent leaves.
+            # No thread reads a slot whose extent is being evicted.
             pages_shown = range(first, first + pages)
             self._window.remap(pages_shown, at=at, discard=True, in_place=True)
             return
@@ -147,7 +147,7 @@ class WindowMemory:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close for calls; the memory goes with its last view."""
+        """Close for calls; the last view frees the memory."""
         self._window.__exit__(kind, error, traceback)
         self.table.close()
 
@@ -208,7 +208,7 @@ class SharedMemory:
         """Do nothing: the memory of an empty slot stays, for the next extent."""
 
     def evict(self, keys: Numbers) -> int:
-        """Have the next calls read extents anew."""
+        """Evict extents, so that the next calls read them again."""
         return self.table.evict(keys)
 
     def write(self, keys: Numbers, data: npt.NDArray[np.uint8]) -> None:
@@ -235,12 +235,12 @@ class SharedMemory:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """Close for calls; the memory goes with its last view."""
+        """Close for calls; the last view frees the memory."""
         self.table.leave()
 
 
 _open: weakref.WeakSet[SharedMemory] = weakref.WeakSet()
-# The process that has said what is done at its end; a child of fork has to say it anew.
+# The process that has registered its exit handler; a child of fork must register its own.
 _registered_by: list[int] = []
 
 

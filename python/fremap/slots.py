@@ -1,4 +1,4 @@
-"""Slots: memory for a number of extents of a store, which keeps those that are in use.
+"""Slots: a fixed number of places in memory, each of which shows an extent of a store.
 
 The memory is one window, or an object that processes share (`slot_memory`). The compiled core
 decides which extent is in which slot, which are pinned, and which one makes room; other threads,

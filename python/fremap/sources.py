@@ -76,7 +76,7 @@ class Files(NamedTuple):
 
 
 class Fetched:
-    """Stores of objects on servers that are opened for somebody, who closes them."""
+    """Stores of objects on servers, which the caller that opened them closes."""
 
     __slots__ = ("_beside", "stores")
 

@@ -1,4 +1,4 @@
-"""Where pages live: files and shared memory.
+"""Stores: files and shared memory as numbered pages.
 
 A store is a numbered run of *file pages*. It reads and writes pages by system
 calls, many in flight together, and tells which are in the kernel's page cache.

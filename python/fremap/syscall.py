@@ -45,24 +45,24 @@ def remap_file_pages(
     pgoff: SupportsIndex,
     flags: SupportsIndex = 0,
 ) -> None:
-    """Show other pages of a file in a range of an existing shared mapping.
+    """Change which file pages a range of an existing shared mapping shows.
 
     Parameters
     ----------
     target : Window or buffer
         A window, or a shared mapping such as an `mmap.mmap`.
     start : int
-        Where, in bytes from the beginning of `target`; a multiple of the page.
+        Where the range begins, in bytes from the beginning of `target`; a multiple of the page.
     size : int
-        How many bytes; on a window rounded up to whole pages.
+        Bytes of the range; on a window, rounded up to whole pages.
     prot : int
         On a window: 0 leaves the protection, ``PROT_READ`` or ``PROT_WRITE``
-        set it. The kernel's own call wants 0.
+        set it. The kernel's own call requires 0.
     pgoff : int
         The first page of the file to show, in pages.
     flags : int, default 0
         ``MAP_NONBLOCK``: do no I/O; pages that are not in the page cache
-        become absent, and a touch brings them.
+        become absent, and a touch loads them.
 
     Raises
     ------
@@ -81,9 +81,9 @@ def remap_file_pages(
 
     Notes
     -----
-    On a mapping of somebody else's this is ``remap_file_pages(2)`` (Linux
-    2.5.46; emulated since 4.0): one kernel mapping a piece, bounded by
-    ``vm.max_map_count``. The kernel of today rounds `start` and `size` down,
+    On any other mapping this is ``remap_file_pages(2)`` (Linux
+    2.5.46; emulated since 4.0): one kernel mapping for each piece, limited by
+    ``vm.max_map_count``. Today's kernel rounds `start` and `size` down,
     and takes file pages beyond the end. Thread safety and atomicity on a
     window are those of `Window.remap`.
 

@@ -509,7 +509,7 @@ class _Memory:
         self.in_use: Any = None
 
     def room(self, lengths: list[int], places: torch.Tensor, *, pinned: bool) -> list[torch.Tensor]:
-        """Return so many bytes each, aligned for any type, once nobody uses the memory."""
+        """Return buffers of these sizes, aligned for any type, once the memory is not in use."""
         if self.in_use is not None:
             self.in_use.synchronize()
             self.in_use = None
@@ -539,7 +539,7 @@ class _Lookup(NamedTuple):
             pending.result()
 
     def cancel(self) -> None:
-        # The memory is theirs until they end: nobody else gets it.
+        # They keep the memory until they end.
         for pending in self.pendings:
             pending.cancel()
 

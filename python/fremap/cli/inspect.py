@@ -12,7 +12,7 @@ from fremap.formats import Description, Header, arrow, hdf5, megatron, npy, safe
 from fremap.formats.table import shown
 from fremap.sources import Fetched, Opened, named_files
 
-# The longest name that is told whole: each line is as wide as the longest.
+# The longest name that is printed whole: every line is as wide as the longest one.
 _MAX_NAME = 200
 
 

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar of rich's where that is installed, else a line of plain text.
+"""The progress of a long command: a bar if rich is installed, else a line of plain text.
 
 Both are drawn on standard error, and only on a terminal: files and pipes get nothing of it.
 """
@@ -35,7 +35,7 @@ def line(what: str, done: int, total: int, seconds: float) -> str:
 
 @contextmanager
 def byte_progress(what: str, total: int) -> Iterator[Advance]:
-    """Yield a function that is told how many more bytes are done.
+    """Yield a function to call with the number of bytes that have been done.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ _SUFFIXES = tuple(_BY_SUFFIX)
 _ARCHIVES = (".npz", ".gz", ".zip", ".bz2", ".xz", ".zst")
 _COMPRESSED = "is an archive or compressed, and has no rows at fixed places; unpack it first"
 # By what other files begin with: what they are, and what to do. Rows of raw bytes may begin so
-# by chance where that is short, so it is looked at only where nobody says what the bytes are.
+# by chance where that is short, so it counts only if the caller does not say what the bytes are.
 _REFUSED = {
     hdf5.MAGIC: "is an HDF5 file; give a data set of it, as h5py opens it",
 }
@@ -53,7 +53,7 @@ _REFUSED_UNLESS_TYPED = {
     b"PAR1": "is a Parquet file, whose rows are encoded; write the column to an Arrow or .npy file",
     b"GGUF": "is a GGUF file, which fremap does not read; give dtype=, row_shape= and offset=",
 }
-# What a file that is more than raw bytes may begin with: most do not, and are told at once.
+# The first bytes of formats that fremap knows; most files of raw bytes have others.
 _FIRST_BYTES = tuple(
     {bytes([begin[0]]) for begin in (npy.MAGIC, arrow.MAGIC, *_REFUSED, *_REFUSED_UNLESS_TYPED)}
     | {b"{", b" ", b"\t", b"\r", b"\n"}

@@ -105,7 +105,7 @@ def lists(header: Header, column: str | None) -> list[Lists]:
 
 
 def _chosen(header: Header, names: list[str], column: str | None) -> str:
-    """Return the column that is meant."""
+    """Return the column that the caller wants."""
     if column is None and len(names) != 1:
         raise header.wrong(
             f"it has {len(names)} columns; choose one by column=: {some_names(names)}"
@@ -168,7 +168,7 @@ def _read(header: Header) -> tuple[Any, Iterator[Any], int]:
 
 
 def _each(header: Header, batches: Iterator[Any]) -> Iterator[Any]:
-    """Return record batches one by one; what is wrong with one is told as of this file."""
+    """Return record batches one by one; errors name this file."""
     import pyarrow as pa
 
     try:

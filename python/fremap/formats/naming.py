@@ -54,7 +54,7 @@ class Names(NamedTuple):
         return re.compile(f"{re.escape(before)}([0-9]{{1,{_MAX_DIGITS}}}){re.escape(after)}")
 
     def chosen(self, names: Iterable[str]) -> list[str]:
-        """Return those of `names` that are meant, in no order that matters."""
+        """Return those of `names` that the caller wants, in any order."""
         if self.pattern is None:
             known = set(names)
             return [name for name in self.exact if name in known]
@@ -62,7 +62,7 @@ class Names(NamedTuple):
         return [name for name in names if match(name)]
 
     def in_order(self, places: Mapping[str, list[str]], where: str) -> list[str]:
-        """Return the names that are meant in their order, each of which is in one place.
+        """Return the wanted names in order, each of which must be in one file.
 
         Parameters
         ----------

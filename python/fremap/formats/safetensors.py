@@ -195,7 +195,7 @@ def _entries(header: Header, text: bytes, data_bytes: int, *, empty: bool) -> di
 
 
 def _scanned(text: bytes, names: Names, data_bytes: int) -> dict[str, Any] | None:
-    """Return what the header says of the tensors that are meant; None if JSON has to tell.
+    """Return the entries of the wanted tensors; None if the header must be parsed as JSON.
 
     A model has tens of thousands of tensors, and Python objects for all of them take three
     times as long as this. It reads what the library of the format writes, and checks as
@@ -218,7 +218,7 @@ def _scanned(text: bytes, names: Names, data_bytes: int) -> dict[str, Any] | Non
 
 
 def _beginning(text: bytes, names: Names) -> bytes | None:
-    """Return what the names that are meant begin with; None if JSON has to find them."""
+    """Return what the wanted names begin with; None if the header must be parsed as JSON."""
     prefix = posixpath.commonprefix(names.exact) if names.exact else names.before
     if re.search(r'["\\\x00-\x1f]', prefix):
         return None
@@ -239,7 +239,7 @@ def _fields(_name: bytes, dtype: bytes, shape: bytes, begin: bytes, end: bytes) 
 
 
 def index(header: Header, names: Names) -> dict[str, str]:
-    """Return which file beside an index has each tensor that is meant.
+    """Return which file in the folder of an index has each wanted tensor.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ def _weight_map(header: Header, text: bytes) -> dict[str, Any]:
 
 
 def _scanned_map(text: bytes, names: Names) -> dict[str, str] | None:
-    """Return the files of the tensors that are meant; None if JSON has to tell."""
+    """Return the files of the wanted tensors; None if the index must be parsed as JSON."""
     grammar = _CANONICAL_INDEX.fullmatch(text)
     meant = _beginning(text, names)
     if grammar is None or meant is None:
@@ -360,7 +360,7 @@ def _parsed(header: Header, text: bytes) -> Any:
 
 
 def _has_long_number(text: bytes) -> bool:
-    """Tell whether so many digits follow each other, be it in a name."""
+    """Tell whether the text has this many digits in a row, even in a name."""
     digits = np.frombuffer(text, np.uint8) - ord("0") < 10
     for shift in (1, 2, 4, 8):  # runs of 2, 4, 8, 16
         digits = digits[:-shift] & digits[shift:]
@@ -463,7 +463,7 @@ def _break_of_cover(
 
 
 def _chosen(header: Header, held: list[str], names: Names) -> str:
-    """Return the one tensor that is meant."""
+    """Return the one tensor that the caller wants."""
     if names.any:
         if len(held) == 1:
             return held[0]

@@ -1,4 +1,4 @@
-"""What a header tells, and how it is read."""
+"""Reading the header of a file, and checking what it says."""
 
 from __future__ import annotations
 
