@@ -535,7 +535,7 @@ def _sequences(files: list[str], dtype: TypeLike | None, options: dict[str, Any]
         if len(beyond):
             raise errors.FormatError(
                 f"ragged: {data} has {elements} elements, and its index says that row "
-                f"{beyond[0]} ends behind them: it is cut short"
+                f"{beyond[0]} ends behind them: it is truncated"
             )
     starts = [index.starts + base for (_, index), base in zip(found, bases.tolist(), strict=True)]
     return table, np.concatenate(starts), np.concatenate([index.lengths for _, index in found])

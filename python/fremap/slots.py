@@ -264,7 +264,7 @@ class Slots:
 
     @property
     def extent_count(self) -> int:
-        """Extents of the store, the last perhaps cut short: keys go from 0 to below this."""
+        """Extents of the store, the last perhaps partial: keys go from 0 to below this."""
         return -(-self._page_count // self._extent_pages)
 
     @property

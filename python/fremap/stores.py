@@ -65,7 +65,7 @@ class Store(ClosedOnExit):
 
     @property
     def page_count(self) -> int:
-        """Number of file pages; the last may be cut short by the end of the file."""
+        """Number of file pages; the last may be partial."""
         return self._core.page_count
 
     @property

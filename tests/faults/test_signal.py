@@ -186,7 +186,7 @@ def test_what_cannot_be_read_is_sigbus_with_a_line(path: Path, run_script: Run) 
         path,
     )
     assert done.returncode == -signal.SIGBUS
-    line = "fremap: window page 100 (file page 100): the file has been cut short; the touch raises"
+    line = "fremap: window page 100 (file page 100): the file has been truncated; the touch raises"
     assert done.stderr.startswith(line), done.stderr
     assert "Bus error" in done.stderr
     assert "Current thread" in done.stderr

@@ -407,7 +407,7 @@ def test_many_files_with_few_descriptors(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda index: b"X" + index[1:], "does not begin like an index"),
         (lambda index: index[:9] + b"\2" + index[10:], "version 2"),
         (lambda index: index[:17] + b"\x63" + index[18:], "type 99"),
-        (lambda index: index[:40], "cut short"),
+        (lambda index: index[:40], "truncated"),
         (lambda index: index[:18] + b"\xff" * 7 + b"\x7f" + index[26:], "too few"),
         (lambda index: index[:34] + b"\xff" * 4 + index[38:], "negative length"),
         (lambda index: index[:38] + b"\x01" + index[39:], "within an element|ends behind"),

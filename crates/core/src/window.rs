@@ -242,9 +242,9 @@ impl Window {
             return Err(Error::Unsupported {
                 operation: "Window",
                 reason: format!(
-                    "engine \"alias\" cannot show the last page of this store, which is cut \
-                     short: {} bytes are no multiple of page_bytes = {page_bytes}; use page_bytes \
-                     = {system}, or engine=\"paged\"",
+                    "engine \"alias\" cannot show the last page of this store, which is not \
+                     whole: {} bytes are not a multiple of page_bytes = {page_bytes}; use \
+                     page_bytes = {system}, or engine=\"paged\"",
                     store.size_bytes()
                 ),
             });

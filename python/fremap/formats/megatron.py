@@ -62,7 +62,7 @@ def index(header: Header) -> Index:
     if count * 12 > header.size - _FRONT.size:
         raise header.wrong(
             f"it claims {count} sequences, for which its {header.size} bytes are too few: it is "
-            "cut short"
+            "truncated"
         )
     lengths = np.frombuffer(header.read(_FRONT.size, count * 4), "<i4").astype(np.int64)
     pointers = np.frombuffer(header.read(_FRONT.size + count * 4, count * 8), "<i8")

@@ -425,7 +425,7 @@ def _check_cover(header: Header, entries: dict[str, Any], data_bytes: int) -> No
     if end != data_bytes:
         raise header.wrong(
             f"its tensors take {end} bytes, the file has {data_bytes} for them: "
-            "it is cut short, or something was added"
+            "it is truncated, or something was added"
         )
     # They fit into an int64, as the size of a file does.
     found = _break_of_cover(np.array(begins, np.int64), np.array(ends, np.int64), data_bytes)

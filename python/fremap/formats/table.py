@@ -146,7 +146,7 @@ class Header:
         if offset + count > self.size:
             raise self.wrong(
                 f"its header takes {offset + count} bytes, the file has {self.size}: "
-                "it is cut short, or is something else"
+                "it is truncated, or is something else"
             )
         if offset + count <= len(self.front):
             return self.front[offset : offset + count]
@@ -180,7 +180,7 @@ class Header:
         if any(length > sys.maxsize for length in shape):
             raise self.wrong(
                 f"its header says the shape is {shown(shape)}, which no memory has: "
-                "it is cut short, or is something else"
+                "it is truncated, or is something else"
             )
         return tuple(shape)
 
@@ -211,6 +211,6 @@ class Header:
         if table.data_offset + data_bytes > self.size:
             raise self.wrong(
                 f"its header says {data_bytes} bytes of data from byte {table.data_offset} on, "
-                f"the file has {self.size}: it is cut short"
+                f"the file has {self.size}: it is truncated"
             )
         return table

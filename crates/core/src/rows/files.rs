@@ -201,7 +201,8 @@ impl Source {
             ShardFile::Store(store) => {
                 let path = store.path().map(std::path::Path::to_path_buf);
                 let file = store.file().ok_or_else(|| {
-                    let text = "rows: a store of several files; give them as a list";
+                    let text =
+                        "rows: the store consists of several files; pass these files as a list";
                     Error::Argument(text.into())
                 })?;
                 let file = if direct { direct_file(&store, &file)? } else { file };

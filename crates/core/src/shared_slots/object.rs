@@ -524,9 +524,9 @@ fn own_namespaces() -> Result<[u64; 2]> {
     namespaces().map_err(|errno| match errno {
         Errno::XDEV => Error::Unsupported {
             operation: "Slots",
-            reason: "/proc shows the processes of another PID namespace, so that one that died \
-                     cannot be told from one that lives; mount the /proc of this namespace \
-                     (unshare --mount-proc)"
+            reason: "/proc shows the processes of another PID namespace, so fremap cannot see \
+                     which processes are alive; mount the /proc of this namespace (unshare \
+                     --mount-proc)"
                 .into(),
         },
         _ => failed(Path::new("/proc/self/ns"), errno),
@@ -540,9 +540,9 @@ fn check_namespaces(path: &Path, mapping: &Mapping) -> Result<()> {
         return Err(Error::Unsupported {
             operation: "Slots",
             reason: format!(
-                "{} was made in another PID or time namespace, in which a process that died cannot \
-                 be told from one that lives; share the namespace (docker run --pid=), use \
-                 another name, or remove the file if that namespace is gone",
+                "{} was made in another PID or time namespace, whose processes fremap cannot \
+                 see; share the namespace (docker run --pid=), use another name, or remove the \
+                 file if that namespace is gone",
                 path.display()
             ),
         });

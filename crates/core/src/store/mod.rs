@@ -147,7 +147,7 @@ impl fmt::Display for Unread {
             // The text of an errno is allocated.
             Self::Failed(Errno::IO) => out.write_str("EIO"),
             Self::Failed(errno) => write!(out, "errno {}", errno.raw_os_error()),
-            Self::Ended => out.write_str("the file has been cut short"),
+            Self::Ended => out.write_str("the file has been truncated"),
             Self::Provided => out.write_str(
                 "its content is provided by processes of the process that made the window",
             ),

@@ -195,7 +195,7 @@ impl<F: Frames> Shared<F> {
                 Err(errno) => {
                     drop(state);
                     stderr_line(format_args!(
-                        "window page {}: what was stored to it is lost, as it could neither be \
+                        "window page {}: changes are lost, because the page could neither be \
                          written nor put back ({errno})",
                         window_page.0
                     ));

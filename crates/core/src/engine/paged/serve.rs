@@ -216,7 +216,7 @@ impl Shared<PagedFrames> {
         if let Err(errno) = denied {
             // The fault comes back and is served again.
             stderr_line(format_args!(
-                "window page {}: no signal could be set up ({errno})",
+                "window page {}: the kernel refused to make its touch a signal ({errno})",
                 page.0
             ));
         } else if forbidden != entry {
@@ -280,7 +280,7 @@ impl Shared<PagedFrames> {
         if entry.present() && entry.prot() != Prot::Write {
             if let Err(errno) = send_segv(fault.thread, fault.address) {
                 stderr_line(format_args!(
-                    "window page {}: a store to a page that is only to be read cannot be made a \
+                    "window page {}: a write to a read-only page cannot be made a \
                      signal ({errno})",
                     page.0
                 ));
