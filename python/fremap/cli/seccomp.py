@@ -1,4 +1,4 @@
-"""The seccomp profile that lets fremap have userfaultfd and io_uring in a container."""
+"""The seccomp profile that allows userfaultfd and io_uring in a container."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 from fremap.cli.report import print_json, show
 from fremap.errors import ArgumentError
 
-#: What Docker's default profile refuses and fremap uses.
+#: System calls that fremap uses and Docker's default profile refuses.
 CALLS = (
     "cachestat",
     "io_uring_enter",
@@ -18,11 +18,11 @@ CALLS = (
 )
 RULE: dict[str, Any] = {"names": list(CALLS), "action": "SCMP_ACT_ALLOW"}
 
-HOW_TO = """Put this rule into the list "syscalls" of the seccomp profile that the container has:
+HOW_TO = """Add this rule to the list "syscalls" of the container's seccomp profile:
 
   {rule}
 
-or have that done, here for Docker's default profile:
+or let fremap add it, here to Docker's default profile:
 
   curl -fsSL https://raw.githubusercontent.com/moby/profiles/main/seccomp/default.json \\
     | fremap doctor --seccomp - > fremap-seccomp.json
@@ -38,12 +38,12 @@ Kubernetes, with the file in /var/lib/kubelet/seccomp/ of each node:
       type: Localhost
       localhostProfile: fremap-seccomp.json
 
-io_uring needs sysctl kernel.io_uring_disabled=0, too. System calls get EFAULT from absent
-pages unless the process has CAP_SYS_PTRACE or vm.unprivileged_userfaultfd is 1."""
+io_uring also needs sysctl kernel.io_uring_disabled=0. System calls that touch absent pages fail
+with EFAULT unless the process has CAP_SYS_PTRACE or vm.unprivileged_userfaultfd is 1."""
 
 
 def with_rule(text: str) -> dict[str, Any]:
-    """Return the profile in `text` with what fremap uses allowed."""
+    """Return the profile in `text`, with the rule for fremap added."""
     try:
         profile = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -55,7 +55,7 @@ def with_rule(text: str) -> dict[str, Any]:
 
 
 def run(source: str, *, as_json: bool) -> int:
-    """Print the rule and how to use it, or, of a file or "-", the profile with the rule."""
+    """Print the rule and how to use it; given a file or "-", print that profile with the rule."""
     if source:
         if source == "-":
             text = sys.stdin.read()
