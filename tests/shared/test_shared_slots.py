@@ -198,7 +198,9 @@ def test_what_another_process_pins_stays(slots: fremap.Slots) -> None:
         for key in range(5, EXTENTS):
             slots.ensure([key, 0])
             assert {3, 4} <= set(slots.keys.tolist())
-        with pytest.raises(fremap.SlotsFullError, match="2 of 6 slots are pinned for other extents"):
+        with pytest.raises(
+            fremap.SlotsFullError, match="2 of 6 slots are pinned for other extents"
+        ):
             slots.ensure(range(5, 10))
     finally:
         child.go_on()

@@ -294,7 +294,9 @@ def test_closing(row: fremap.ConcatStore, paths: list[Path]) -> None:
     with fremap.Window(row, engine="eager", populate=True) as window:
         row.stores[1].close()
         for call in (lambda: row.read(0), row.sync, row.resident, lambda: fremap.Window(row)):
-            with pytest.raises(fremap.ClosedError, match=rf"store 1 of the ConcatStore \({paths[1]}\) is"):
+            with pytest.raises(
+                fremap.ClosedError, match=rf"store 1 of the ConcatStore \({paths[1]}\) is"
+            ):
                 call()
         with pytest.raises(fremap.ClosedError):
             fremap.concat(row.stores)
@@ -319,7 +321,9 @@ def test_rows_of_rows(paths: list[Path]) -> None:
     with fremap.concat([opened[0], inner, *opened[3:]]) as row:
         assert row.read(None).tobytes() == numbered_words(range(TOTAL)).tobytes()
         opened[2].close()
-        with pytest.raises(fremap.ClosedError, match=r"store 1 of the ConcatStore \(a ConcatStore of 2 files"):
+        with pytest.raises(
+            fremap.ClosedError, match=r"store 1 of the ConcatStore \(a ConcatStore of 2 files"
+        ):
             row.read(0)
 
 

@@ -115,7 +115,9 @@ def test_a_failed_read_says_what_was_done(engine: str) -> None:
     ],
 )
 def test_old_names_work_and_warn(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"fremap.{old} is now called fremap.{new}") as caught:
+    with pytest.warns(
+        DeprecationWarning, match=f"fremap.{old} is now called fremap.{new}"
+    ) as caught:
         assert getattr(fremap, old) is getattr(fremap, new)
     assert caught[0].filename == __file__
     assert old not in dir(fremap)

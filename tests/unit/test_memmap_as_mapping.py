@@ -110,7 +110,9 @@ def test_populate_and_evict(large: Path) -> None:
     for rows in ([ROWS], -ROWS - 1, [0, 1 << 40]):
         with pytest.raises(fremap.PageRangeError, match="outside"):
             array.populate(rows)
-    with pytest.warns(DeprecationWarning, match="MemmapStats.resident_bytes is now called mapped_bytes"):
+    with pytest.warns(
+        DeprecationWarning, match="MemmapStats.resident_bytes is now called mapped_bytes"
+    ):
         assert array.stats().resident_bytes == array.stats().mapped_bytes
     stats = array.stats()
     assert stats.minor_faults + stats.major_faults > 0

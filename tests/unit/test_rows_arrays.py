@@ -187,7 +187,11 @@ def test_columns(tmp_path: Path, kind: str, suffix: str) -> None:
     with fremap.rows([path, path], column="vector") as rows:
         np.testing.assert_array_equal(rows[[25, 3]], TABLE[[5, 3]])
     for arguments, error, text in (
-        ({"column": "text"}, FormatError, "column 'text' is of type string, whose rows do not all have"),
+        (
+            {"column": "text"},
+            FormatError,
+            "column 'text' is of type string, whose rows do not all have",
+        ),
         ({"column": "gone"}, FormatError, "no column 'gone'; it has 'half', 'image'"),
         ({"format": "arrow"}, FormatError, "6 columns; say which by column="),
         ({"column": "vector", "tensor": "t"}, FormatError, "no tensor named"),

@@ -224,7 +224,11 @@ def entry(begin: int, end: int, shape: Any = (6, 4), dtype: Any = "F32") -> dict
         ({"t": entry(0, 4, [1] * 65)}, 4, "65 axes; NumPy has"),
         (b'{"t": {"dtype": "U8", "shape": [1], "shape": [1], "data_offsets": [0, 1]}}', 1, "twice"),
         (b'{"t": 1, "\\u0074": 2}', 0, "twice"),
-        ({"t": entry(0, 1, [1], "F4"), "u": entry(1, 2, [1], "U8")}, 2, "of type 'F4'; fremap knows"),
+        (
+            {"t": entry(0, 1, [1], "F4"), "u": entry(1, 2, [1], "U8")},
+            2,
+            "of type 'F4'; fremap knows",
+        ),
     ],
     ids=range(27),
 )

@@ -183,7 +183,9 @@ def test_an_index_that_is_wrong(tmp_path: Path) -> None:
 )
 def test_an_index_of_names_that_no_file_has(tmp_path: Path, file: str) -> None:
     (tmp_path / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"t": file}}))
-    with pytest.raises(FormatError, match="which is not the name of a file in the folder of the index") as caught:
+    with pytest.raises(
+        FormatError, match="which is not the name of a file in the folder of the index"
+    ) as caught:
         fremap.rows(tmp_path, tensor="t")
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
 
