@@ -482,7 +482,7 @@ def test_lists_of_arrow(tmp_path: Path, kind: str, large: bool) -> None:
     ):
         with pytest.raises(error, match=text):
             fremap.ragged(paths[0], **arguments)
-    with pytest.raises(FormatError, match=r"are read by fremap\.ragged"):
+    with pytest.raises(FormatError, match=r"of unequal length by fremap\.ragged"):
         fremap.rows(paths[0], column="ids")
 
 

@@ -193,7 +193,7 @@ def test_columns(tmp_path: Path, kind: str, suffix: str) -> None:
             "column 'text' is of type string, whose rows do not all have",
         ),
         ({"column": "gone"}, FormatError, "no column 'gone'; it has 'half', 'image'"),
-        ({"format": "arrow"}, FormatError, "6 columns; say which by column="),
+        ({"format": "arrow"}, FormatError, "6 columns; choose one by column="),
         ({"column": "vector", "tensor": "t"}, FormatError, "no tensor named"),
         ({"column": "vector", "dtype": np.int32}, ArgumentError, "holds float32, not int32"),
     ):
@@ -214,7 +214,7 @@ def test_columns_that_cannot_be_read_where_they_lie(tmp_path: Path) -> None:
         (pa.array([[1.0, 2.0, 3.0], None], pa.list_(pa.float32(), 3)), "has missing values"),
         (pa.array([[1.0, None]], pa.list_(pa.float32(), 2)), "has missing values"),
         (pa.array([1, None]), "has missing values"),
-        (pa.array([[1], [2, 3]]), r"of type list<.*>, whose rows do not all have one size"),
+        (pa.array([[1], [2, 3]]), r"of type list<.*>, whose rows do not all have the same size"),
         (pa.array([True, False]), "of type bool"),
         (pa.array(["a"]).dictionary_encode(), "of type dictionary"),
     ):

@@ -98,7 +98,7 @@ def test_names_in_a_list_in_their_order(tmp_path: Path) -> None:
         ("{i}.{j}", ArgumentError, "has 2 placeholders; a pattern has one"),
         ("model.{i}.nothing", FormatError, "no tensor that matches 'model.{i}.nothing'"),
         ("nothing", FormatError, "no tensor 'nothing'; it has"),
-        (None, FormatError, "138 tensors; say which by tensor="),
+        (None, FormatError, "138 tensors; choose one by tensor="),
     ):
         with pytest.raises(error, match=re.escape(text)):
             fremap.rows(tmp_path, tensor=tensor)
