@@ -225,7 +225,7 @@ def test_columns_that_cannot_be_read_where_they_lie(tmp_path: Path) -> None:
     with fremap.rows(path) as rows:
         assert rows.shape == (0, 3)
     np.save(tmp_path / "x.npy", TABLE)
-    with pytest.raises(FormatError, match="no Arrow file, and has no columns"):
+    with pytest.raises(FormatError, match="not an Arrow file, and has no columns"):
         fremap.rows(tmp_path / "x.npy", column="v")
 
 
