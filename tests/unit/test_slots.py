@@ -150,7 +150,9 @@ def test_a_slot_that_is_pinned_stays(table: fremap.Slots) -> None:
             fremap.SlotsFullError, match=r"ensure: 5 extents .* 2 of 6 slots are pinned"
         ):
             table.ensure([0, 1, 3, 4, 5])
-        with pytest.raises(fremap.SlotsFullError, match=r"pin: 7 extents .* 0 of 6 slots are pinned"):
+        with pytest.raises(
+            fremap.SlotsFullError, match=r"pin: 7 extents .* 0 of 6 slots are pinned"
+        ):
             table.pin([0, 1, 3, 4, 5, 9, 2])
         assert (table.keys.tolist(), table.stats()) == before
         table.ensure([9, 2, 0, 1, 3, 4])
