@@ -157,8 +157,8 @@ OVERVIEW = (
 
 def unit_of(suite: str) -> str:
     """Return what the times of a suite are of."""
-    units = {"take": "a row", "batches": "a row", "slots": "a key", "remote": "a row", "ray": "a take"}
-    return units.get(suite, "a page")
+    rows = dict.fromkeys(("take", "batches", "remote"), "a row")
+    return (rows | {"slots": "a key", "ray": "a take"}).get(suite, "a page")
 
 
 def pictures() -> dict[str, str]:
