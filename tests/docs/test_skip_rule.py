@@ -1,5 +1,6 @@
 """The rule of `tests/conftest.py`: a skip is listed, and fails the run where it is not due."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import fremap
 import pytest
 
 pytestmark = pytest.mark.once
-CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+TESTS = Path(__file__).resolve().parents[1]
 # Stands in for a process that has everything but "paged", whatever is true of this one.
 LACKING = """
 import pytest
@@ -21,7 +22,8 @@ def lacking():
 
 
 def run(folder: Path, body: str) -> tuple[int, str]:
-    (folder / "conftest.py").write_text(CONFTEST.read_text())
+    for name in ("conftest.py", "forking.py"):
+        shutil.copy(TESTS / name, folder)
     (folder / "test_it.py").write_text(f"import pytest\n{LACKING}\n{body}\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
