@@ -86,7 +86,7 @@ def test_masks_of_more_than_one_axis(rows: fremap.Rows, mask: np.ndarray, index:
         ((0, [1, 9]), IndexError, "axis 1: index 9 is outside -4..4"),
         ((11, 0), IndexError, "row 11 is outside -11..11"),
         (([3, 12], [0, 1]), IndexError, "row 12 is outside -11..11"),
-        ((0, 0, 0, 0), IndexError, "4 indexes for rows of 3 axes"),
+        ((0, 0, 0, 0), IndexError, "4 indexes for an array of 3 axes"),
         ((0, 1.0), TypeError, "not by a float"),
         ((True, 1), TypeError, "a single bool chooses no rows"),
         (([0, 1], [0, 1, 2]), ValueError, "shape mismatch"),
