@@ -51,7 +51,7 @@ _FINAL_NUMBERS = frozenset({errno.ESTALE, errno.EPROTO, errno.ELOOP})
 #: What tells versions of an object apart, as file systems of fsspec call it.
 _VERSION_KEYS = (
     "ETag", "etag", "e_tag", "VersionId", "version_id", "generation", "md5Hash", "content_md5",
-    "LastModified", "last_modified", "updated", "mtime", "size",
+    "LastModified", "last_modified", "updated", "mtime",
 )  # fmt: skip
 
 
@@ -283,7 +283,7 @@ class FsspecReader:
                 f"open: the size of {self.path} is not known, so pages cannot be read; download it"
             )
         told = {key: str(info[key]) for key in _VERSION_KEYS if info.get(key) is not None}
-        return Facts(int(info["size"]), repr(told))
+        return Facts(int(info["size"]), repr(told) if told else None)
 
     def beside(self, name: str) -> FsspecReader:
         """Return a reader of another object, by its name beside this one."""
