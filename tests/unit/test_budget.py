@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,26 @@ def test_more_than_the_budget_is_refused_before_anything_changes(
         assert here.any()
         assert not here.all()
         assert (window.present() == here).all()
+
+
+@pytest.mark.parametrize("page_bytes", [4096, 65536, 1 << 20])
+@pytest.mark.parametrize("options", KINDS)
+def test_the_least_budget_is_told_and_is_enough(
+    options: dict[str, Any], page_bytes: int
+) -> None:
+    with fremap.MemoryStore(512 * page_bytes, page_bytes=page_bytes) as store:
+
+        def window(budget: int) -> fremap.Window:
+            return fremap.Window(store, engine="paged", budget=budget, **options)
+
+        with pytest.raises(fremap.BudgetError) as refused:
+            window(100_000)
+        told = re.search(r"needs (\d+) bytes", str(refused.value))
+        assert told is not None
+        least = int(told[1])
+        with pytest.raises(fremap.BudgetError, match=f"needs {least} bytes"):
+            window(least - 1)
+        window(least).close()
 
 
 @pytest.mark.parametrize("options", KINDS)

@@ -108,23 +108,27 @@ pub fn divide(
     if whole_bytes <= budget_bytes {
         return Ok(None);
     }
-    let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
-    let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
-    let cluster_pages = chunk_pages.min(cluster_pages(page, page_count));
-    let small = Division::new(page, chunk_pages, cluster_pages, tracking);
-    let least = small.fixed_bytes
-        + page.bytes_of(LEAST_PAGES)
-        + LEAST_PAGES * system_page_bytes() as u64
-        + budget_bytes / SOURCE_PART;
-    if least > budget_bytes {
-        return Err(Error::Budget {
-            operation: "Window",
-            wanted: least * SOURCE_PART / (SOURCE_PART - 1),
-            budget: budget_bytes,
-            why: "it must hold one batch of pages and the memory for reads",
-        });
+    let smaller =
+        |budget_bytes| Division::smaller(budget_bytes, page_count, page, chunk_pages, tracking);
+    let division = smaller(budget_bytes);
+    let mut wanted = division.least_bytes(budget_bytes, page);
+    if wanted <= budget_bytes {
+        return Ok(Some(Division { whole_bytes, ..division }));
     }
-    Ok(Some(Division { whole_bytes, ..small }))
+    // A larger budget has larger chunks, which take a smaller part of what it has more.
+    loop {
+        let least = smaller(wanted).least_bytes(wanted, page);
+        if least <= wanted {
+            break;
+        }
+        wanted = least;
+    }
+    Err(Error::Budget {
+        operation: "Window",
+        wanted: wanted.min(whole_bytes),
+        budget: budget_bytes,
+        why: "it must hold one batch of pages and the memory for reads",
+    })
 }
 
 impl Division {
@@ -136,6 +140,26 @@ impl Division {
     ) -> Self {
         let fixed_bytes = frame_pool::most_bytes(page, chunk_pages, cluster_pages, tracking);
         Self { chunk_pages, cluster_pages, fixed_bytes, whole_bytes: u64::MAX }
+    }
+
+    /// That of a window which does not fit into its budget: chunks of at most `chunk_pages`.
+    fn smaller(
+        budget_bytes: u64,
+        page_count: u64,
+        page: PageSize,
+        chunk_pages: u64,
+        tracking: Option<Tracking>,
+    ) -> Self {
+        let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
+        let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
+        let cluster_pages = chunk_pages.min(cluster_pages(page, page_count));
+        Self::new(page, chunk_pages, cluster_pages, tracking)
+    }
+
+    /// What a budget that is divided so must have at least.
+    fn least_bytes(&self, budget_bytes: u64, page: PageSize) -> u64 {
+        let page_bytes = page.bytes_of(1) + system_page_bytes() as u64;
+        self.fixed_bytes + LEAST_PAGES * page_bytes + budget_bytes / SOURCE_PART
     }
 }
 
