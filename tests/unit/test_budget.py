@@ -126,11 +126,15 @@ def test_more_than_the_budget_is_refused_before_anything_changes(
         assert (window.present() == here).all()
 
 
+def told_budget(refused: pytest.ExceptionInfo[fremap.BudgetError]) -> int:
+    told = re.search(r"needs (\d+) bytes", str(refused.value))
+    assert told is not None
+    return int(told[1])
+
+
 @pytest.mark.parametrize("page_bytes", [4096, 65536, 1 << 20])
 @pytest.mark.parametrize("options", KINDS)
-def test_the_least_budget_is_told_and_is_enough(
-    options: dict[str, Any], page_bytes: int
-) -> None:
+def test_the_least_budget_is_told_and_is_enough(options: dict[str, Any], page_bytes: int) -> None:
     with fremap.MemoryStore(512 * page_bytes, page_bytes=page_bytes) as store:
 
         def window(budget: int) -> fremap.Window:
@@ -138,12 +142,21 @@ def test_the_least_budget_is_told_and_is_enough(
 
         with pytest.raises(fremap.BudgetError) as refused:
             window(100_000)
-        told = re.search(r"needs (\d+) bytes", str(refused.value))
-        assert told is not None
-        least = int(told[1])
+        least = told_budget(refused)
         with pytest.raises(fremap.BudgetError, match=f"needs {least} bytes"):
             window(least - 1)
         window(least).close()
+
+
+@pytest.mark.parametrize("pages", [10_000, PAGES])
+@pytest.mark.parametrize("options", KINDS)
+def test_the_budget_that_a_call_needs_is_told_and_is_enough(
+    make: Callable[..., Any], options: dict[str, Any], pages: int
+) -> None:
+    with make(**options) as window, pytest.raises(fremap.BudgetError) as refused:
+        window.populate(range(pages))
+    with make(**options, budget=told_budget(refused)) as window:
+        assert window.populate(range(pages)).all()
 
 
 @pytest.mark.parametrize("options", KINDS)

@@ -22,8 +22,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{
-    cluster_pages, divide, whole_bytes, Before, Cached, Filled, Frames, Serving, Tracking,
-    Userfault,
+    cluster_pages, Before, Cached, Dimensions, Filled, Frames, Serving, Tracking, Userfault,
 };
 use super::{drop_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
@@ -433,10 +432,10 @@ pub fn open(
         Some(ask) => {
             let chunk_pages =
                 Cached::<PagedFrames>::chunk_pages(page, &table, tracking, calibration);
-            let need = whole_bytes(page_count, page, chunk_pages, tracking);
-            let budget = memory::reserve(ask.with_need(need))
+            let dimensions = Dimensions { page_count, page, chunk_pages, tracking };
+            let budget = memory::reserve(ask.with_need(dimensions.whole_bytes()))
                 .map_err(|errno| Error::system("Window", errno))?;
-            let division = divide(budget.bytes(), page_count, page, chunk_pages, tracking)?;
+            let division = dimensions.divide(budget.bytes())?;
             Some((budget, division))
         }
         None => None,

@@ -48,9 +48,7 @@ pub struct Budget {
     reservation: Reservation,
     /// What the store's source map may have of it.
     _source_limit: SourceLimit,
-    /// The frames of calls and of faults outside the window.
-    fixed_bytes: u64,
-    whole_bytes: u64,
+    division: Division,
     cache: Cache,
     /// Pages that were written lately, so that a fault can evict them; the oldest first.
     cleaned: VecDeque<WindowPage>,
@@ -66,120 +64,109 @@ pub fn cluster_pages(page: PageSize, page_count: u64) -> u64 {
     page.index_of(CLUSTER_BYTES).clamp(1, page_count)
 }
 
+/// The dimensions of a window, by which its budget is divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Dimensions {
+    /// Its pages.
+    pub page_count: u64,
+    /// Their size.
+    pub page: PageSize,
+    /// Pages of a chunk of staging memory, at most.
+    pub chunk_pages: u64,
+    /// How writes are noticed.
+    pub tracking: Option<Tracking>,
+}
+
 /// How a budget is divided.
 #[derive(Clone, Copy, Debug)]
 pub struct Division {
+    dimensions: Dimensions,
     /// Pages of a chunk of staging memory.
     pub chunk_pages: u64,
     /// Pages that are read at once for faults that run forwards, at most.
     pub cluster_pages: u64,
     /// Bytes that are taken whatever is in the window.
-    pub fixed_bytes: u64,
-    /// What the window would take with all of its pages.
-    pub whole_bytes: u64,
+    fixed_bytes: u64,
 }
 
-/// What a window takes if all of its pages are present: it never needs more.
-#[must_use]
-pub fn whole_bytes(
-    page_count: u64,
-    page: PageSize,
-    chunk_pages: u64,
-    tracking: Option<Tracking>,
-) -> u64 {
-    let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
-    let cluster_pages = cluster_pages(page, page_count);
-    let division = Division::new(page, chunk_pages, cluster_pages, tracking);
-    page.bytes_of(page_count) + tables + division.fixed_bytes
-}
+impl Dimensions {
+    /// What the window takes if all of its pages are present: it never needs more.
+    #[must_use]
+    pub fn whole_bytes(self) -> u64 {
+        let Self { page_count, page, chunk_pages, tracking } = self;
+        let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
+        let cluster_pages = cluster_pages(page, page_count);
+        let frames = frame_pool::most_bytes(page, chunk_pages, cluster_pages, tracking);
+        page.bytes_of(page_count) + tables + frames
+    }
 
-/// Divides a budget, if the window does not fit into it whole.
-///
-/// # Errors
-/// [`Error::Budget`] for one that is too small.
-pub fn divide(
-    budget_bytes: u64,
-    page_count: u64,
-    page: PageSize,
-    chunk_pages: u64,
-    tracking: Option<Tracking>,
-) -> Result<Option<Division>> {
-    let whole_bytes = whole_bytes(page_count, page, chunk_pages, tracking);
-    if whole_bytes <= budget_bytes {
-        return Ok(None);
-    }
-    let smaller =
-        |budget_bytes| Division::smaller(budget_bytes, page_count, page, chunk_pages, tracking);
-    let division = smaller(budget_bytes);
-    let mut wanted = division.least_bytes(budget_bytes, page);
-    if wanted <= budget_bytes {
-        return Ok(Some(Division { whole_bytes, ..division }));
-    }
-    // A larger budget has larger chunks, which take a smaller part of what it has more.
-    loop {
-        let least = smaller(wanted).least_bytes(wanted, page);
-        if least <= wanted {
-            break;
+    /// Divides a budget, if the window does not fit into it whole.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] for one that is too small.
+    pub fn divide(self, budget_bytes: u64) -> Result<Option<Division>> {
+        if self.whole_bytes() <= budget_bytes {
+            return Ok(None);
         }
-        wanted = least;
-    }
-    Err(Error::Budget {
-        operation: "Window",
-        wanted: wanted.min(whole_bytes),
-        budget: budget_bytes,
-        why: "it must hold one batch of pages and the memory for reads",
-    })
-}
-
-impl Division {
-    fn new(
-        page: PageSize,
-        chunk_pages: u64,
-        cluster_pages: u64,
-        tracking: Option<Tracking>,
-    ) -> Self {
-        let fixed_bytes = frame_pool::most_bytes(page, chunk_pages, cluster_pages, tracking);
-        Self { chunk_pages, cluster_pages, fixed_bytes, whole_bytes: u64::MAX }
+        let least = LEAST_PAGES * (self.page.bytes_of(1) + system_page_bytes() as u64);
+        let wanted = self.least_budget(budget_bytes, least, 0);
+        if wanted > budget_bytes {
+            return Err(Error::Budget {
+                operation: "Window",
+                wanted,
+                budget: budget_bytes,
+                why: "it must hold one batch of pages and the memory for reads",
+            });
+        }
+        Ok(Some(self.division(budget_bytes)))
     }
 
-    /// That of a window which does not fit into its budget: chunks of at most `chunk_pages`.
-    fn smaller(
-        budget_bytes: u64,
-        page_count: u64,
-        page: PageSize,
-        chunk_pages: u64,
-        tracking: Option<Tracking>,
-    ) -> Self {
+    fn division(self, budget_bytes: u64) -> Division {
+        let Self { page_count, page, chunk_pages, tracking } = self;
         let chunk_bytes = (budget_bytes / CHUNK_PART).min(MAX_CHUNK_BYTES);
         let chunk_pages = page.index_of(chunk_bytes).clamp(1, chunk_pages);
         let cluster_pages = chunk_pages.min(cluster_pages(page, page_count));
-        Self::new(page, chunk_pages, cluster_pages, tracking)
+        let fixed_bytes = frame_pool::most_bytes(page, chunk_pages, cluster_pages, tracking);
+        Division { dimensions: self, chunk_pages, cluster_pages, fixed_bytes }
     }
 
-    /// What a budget that is divided so must have at least.
-    fn least_bytes(&self, budget_bytes: u64, page: PageSize) -> u64 {
-        let page_bytes = page.bytes_of(1) + system_page_bytes() as u64;
-        self.fixed_bytes + LEAST_PAGES * page_bytes + budget_bytes / SOURCE_PART
+    /// The least budget from `budget_bytes` on that has room for `content_bytes`, when the source
+    /// map has `source_bytes`.
+    fn least_budget(self, budget_bytes: u64, content_bytes: u64, source_bytes: u64) -> u64 {
+        let mut least = budget_bytes;
+        loop {
+            // A larger budget has larger chunks, which take a part of what it has more.
+            let fixed_bytes = self.division(least).fixed_bytes;
+            let needed = fixed_bytes + content_bytes + source_bytes.max(least / SOURCE_PART);
+            if needed <= least {
+                return least;
+            }
+            if needed >= self.whole_bytes() {
+                return self.whole_bytes();
+            }
+            least = needed;
+        }
+    }
+}
+
+impl Division {
+    /// Pages that a budget has room for beside what is there whatever is in the window.
+    fn most_pages(&self, budget_bytes: u64) -> u64 {
+        let Dimensions { page, page_count, .. } = self.dimensions;
+        page.index_of(budget_bytes.saturating_sub(self.fixed_bytes)).min(page_count)
     }
 }
 
 impl Budget {
-    pub(super) fn new(
-        reservation: Reservation,
-        division: Division,
-        store: &Store,
-        page_count: u64,
-    ) -> Result<Self> {
-        let fixed_bytes = division.fixed_bytes;
+    pub(super) fn new(reservation: Reservation, division: Division, store: &Store) -> Result<Self> {
         let source_limit = store.limit_source_map(reservation.bytes() / SOURCE_PART);
-        let pages = allowed_pages(reservation.bytes(), fixed_bytes, store.page_size(), page_count);
+        let pages = division.most_pages(reservation.bytes());
         let cache = Cache::new(pages);
         let cache = cache.map_err(|_| no_room::<[u32; 3]>("Window", pages as usize))?;
         Ok(Self {
             reservation,
             _source_limit: source_limit,
-            fixed_bytes,
-            whole_bytes: division.whole_bytes,
+            division,
             cache,
             cleaned: VecDeque::with_capacity(MOST_CLEANED as usize),
             all_changed: false,
@@ -192,7 +179,7 @@ impl Budget {
     }
 
     pub(super) fn whole_bytes(&self) -> u64 {
-        self.whole_bytes
+        self.division.dimensions.whole_bytes()
     }
 
     pub(super) fn budget_bytes(&self) -> u64 {
@@ -200,8 +187,8 @@ impl Budget {
     }
 
     /// Adapts to a budget that has changed, as shares of "auto" budgets do.
-    fn follow(&mut self, page: PageSize, page_count: u64) {
-        let pages = allowed_pages(self.budget_bytes(), self.fixed_bytes, page, page_count);
+    fn follow(&mut self) {
+        let pages = self.division.most_pages(self.budget_bytes());
         if pages != self.cache.capacity() {
             // Where there is no memory to do so it is tried again: as many pages leave anyway.
             let _later = self.cache.resize(pages);
@@ -264,11 +251,6 @@ impl Budget {
     }
 }
 
-/// Pages that a budget has room for beside what is there whatever is in the window.
-fn allowed_pages(budget_bytes: u64, fixed_bytes: u64, page: PageSize, page_count: u64) -> u64 {
-    page.index_of(budget_bytes.saturating_sub(fixed_bytes)).min(page_count)
-}
-
 /// The file page of a page that is present and may leave the window.
 pub(super) fn may_leave(entry: Entry) -> Option<FilePage> {
     match entry.shown() {
@@ -302,9 +284,24 @@ impl State {
         // The source map's part is its own, so that it can grow while a call lasts.
         let budget_bytes = budget.budget_bytes();
         let source_bytes = source_bytes.max(budget_bytes / SOURCE_PART);
-        let taken = budget.fixed_bytes + self.page_tables.bytes() + source_bytes;
+        let taken = budget.division.fixed_bytes + self.page_tables.bytes() + source_bytes;
         let page = self.page_tables.page_size();
         Some((budget_bytes, page.index_of(budget_bytes.saturating_sub(taken))))
+    }
+
+    /// The error of what needs `pages` to be present at once, which the budget does not allow.
+    pub(super) fn over_budget(
+        &self,
+        operation: &'static str,
+        pages: u64,
+        source_bytes: u64,
+        why: &'static str,
+    ) -> Option<Error> {
+        let Budget { reservation, division, .. } = self.budget.as_ref()?;
+        let (budget, dimensions) = (reservation.bytes(), division.dimensions);
+        let content_bytes = self.page_tables.bytes() + dimensions.page.bytes_of(pages);
+        let wanted = dimensions.least_budget(budget, content_bytes, source_bytes);
+        Some(Error::Budget { operation, wanted, budget, why })
     }
 
     /// How many pages have to leave for `coming` more; None if all fit.
@@ -322,9 +319,8 @@ impl State {
         keep: Option<&Members>,
     ) -> Option<Vec<WindowPage>> {
         let excess = self.excess(coming, source_bytes)?;
-        let (page_size, page_count) = (self.page_tables.page_size(), self.table.page_count());
         let budget = self.budget.as_mut()?;
-        budget.follow(page_size, page_count);
+        budget.follow();
         budget.insert_strays(&self.table);
         let count = excess.max(budget.cache.batch_pages() as u64).min(MAX_VICTIMS) as usize;
         let (table, staying) = (&self.table, self.staying.as_ref());

@@ -1,6 +1,6 @@
 //! Making room in a full budget: what calls and faults evict, and what they wait for.
 
-use super::budget::{may_leave, Budget};
+use super::budget::may_leave;
 use super::cleaner::Cleaner;
 use super::frame_pool::IsolatedFrames;
 use super::frames::{Frames, Tracking};
@@ -36,7 +36,7 @@ impl<F: Frames> Shared<F> {
                 return Ok(());
             };
             if victims.is_empty() {
-                return Err(self.no_room(operation, &state, coming));
+                return self.no_room(operation, &state, coming).map_or(Ok(()), Err);
             }
             let fail = |errno| Error::system(operation, errno);
             if self.frames.tracking().is_none() {
@@ -137,16 +137,10 @@ impl<F: Frames> Shared<F> {
         }
     }
 
-    fn no_room(&self, operation: &'static str, state: &State, coming: u64) -> Error {
-        let page = self.store.page_size();
-        let (budget, allowed) = state.allowed(self.source_bytes()).unwrap_or_default();
+    fn no_room(&self, operation: &'static str, state: &State, coming: u64) -> Option<Error> {
+        let why = "pages that are pinned, placed or being changed cannot be evicted";
         let present = state.table.counts().present + coming;
-        Error::Budget {
-            operation,
-            wanted: budget + page.bytes_of(present.saturating_sub(allowed)),
-            budget,
-            why: "pages that are pinned, placed or being changed cannot be evicted",
-        }
+        state.over_budget(operation, present, self.source_bytes(), why)
     }
 }
 
@@ -166,19 +160,16 @@ impl<F: Frames> Cached<F> {
         operation: &'static str,
         pages: &Pages<WindowPage>,
     ) -> Result<()> {
-        let Some(left) = self.pages_left(pages) else { return Ok(()) };
-        let wanted = pages.len() as u64;
-        if wanted <= left {
+        let state = self.shared.state.lock();
+        let source_bytes = self.shared.source_bytes();
+        let Some((_, allowed)) = state.allowed(source_bytes) else { return Ok(()) };
+        let needed = self.pages_beside(&state, pages) + pages.len() as u64;
+        if needed <= allowed {
             return Ok(());
         }
-        let budget = self.budget_bytes();
-        Err(Error::Budget {
-            operation,
-            wanted: budget + self.page.bytes_of(wanted - left),
-            budget,
-            why: "all of these pages would be present at once (ask for fewer at a time, or pass \
-                  populate=False)",
-        })
+        let why = "all of these pages would be present at once (ask for fewer at a time, or pass \
+                   populate=False)";
+        state.over_budget(operation, needed, source_bytes, why).map_or(Ok(()), Err)
     }
 
     /// Has pages of a call stay in the window until the guard is dropped, also where a fault
@@ -197,22 +188,22 @@ impl<F: Frames> Cached<F> {
     pub(super) fn pages_left(&self, pages: &Pages<WindowPage>) -> Option<u64> {
         let state = self.shared.state.lock();
         let (_, allowed) = state.allowed(self.shared.source_bytes())?;
+        Some(allowed.saturating_sub(self.pages_beside(&state, pages)))
+    }
+
+    /// Pages that stay in the window whatever comes, but for those of a call, and as many as the
+    /// page tables take that it may add.
+    fn pages_beside(&self, state: &State, pages: &Pages<WindowPage>) -> u64 {
         let counts = state.table.counts();
-        // Those that stay whatever comes, and are not among the call's own.
         let stays = |page: &WindowPage| {
             let entry = state.get(*page);
             entry.present() && (entry.pinned() || entry.shown() == Shown::Placed)
         };
-        let own =
-            if counts.pinned + counts.placed == 0 { 0 } else { pages.iter().filter(stays).count() };
-        // Page tables that the call may add.
+        let staying = counts.pinned + counts.placed;
+        let own = if staying == 0 { 0 } else { pages.iter().filter(stays).count() };
         let tables = state.page_tables.untouched().min(pages.len() as u64);
         let tables = self.page.count_of(tables * system_page_bytes() as u64);
-        Some((allowed + own as u64).saturating_sub(counts.pinned + counts.placed + tables))
-    }
-
-    fn budget_bytes(&self) -> u64 {
-        self.shared.state.lock().budget.as_ref().map_or(0, Budget::budget_bytes)
+        (staying + tables).saturating_sub(own as u64)
     }
 }
 

@@ -42,7 +42,7 @@ mod take_out;
 mod write_back;
 
 use budget::Budget;
-pub use budget::{cluster_pages, divide, whole_bytes, Division};
+pub use budget::{cluster_pages, Dimensions, Division};
 pub use cleaner::Cleaner;
 use frame_pool::FramePool;
 pub use frame_pool::{FrameStack, IsolatedFrames};
@@ -133,9 +133,7 @@ impl<F: Frames> Cached<F> {
             |division| division.chunk_pages,
         );
         let (budget, reserved) = match budget {
-            Some((budget, Some(division))) => {
-                (Some(Budget::new(budget, division, &store, table.page_count())?), None)
-            }
+            Some((budget, Some(division))) => (Some(Budget::new(budget, division, &store)?), None),
             Some((budget, None)) => (None, Some(budget)),
             None => (None, None),
         };
