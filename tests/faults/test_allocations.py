@@ -88,6 +88,7 @@ SWEEP = """
         "prefetch": lambda window: store.prefetch(many),
         "present": lambda window: window.present,
         "protect": lambda window: window.protect(many, fremap.Prot.NONE),
+        "protect placed": lambda window: window.protect(few, fremap.Prot.NONE),
         "read": lambda window: store.read(few),
         "remap": lambda window: window.remap(many[::-1], at=many, populate=False),
         "remap and read": lambda window: window.remap(few[::-1], at=few),
@@ -100,8 +101,14 @@ SWEEP = """
         "paged": dict(engine="paged", budget=64 << 20),
         "written": dict(engine="paged", budget=64 << 20, prot=fremap.Prot.WRITE, coherent=False),
     }
+    options["noted"] = dict(options["written"], tracking="async")
     def near_the_limit(what, more):
         window = fremap.Window(store, **options[engine])
+        if what == "protect placed":
+            window.place(few, data)
+            # Memory that pages are moved to is there from then on.
+            window.protect(few[:1], fremap.Prot.NONE)
+            window.protect(few[:1], fremap.Prot.READ if engine == "paged" else fremap.Prot.WRITE)
         used = int(open("/proc/self/statm").read().split()[0]) * 4096
         limits = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (used + more, limits[1]))
@@ -150,6 +157,7 @@ OF_COPIES = [
     "populate",
     "present",
     "protect",
+    "protect placed",
     "remap",
     "remap and read",
     "touch",
@@ -161,6 +169,13 @@ OF_MAPPINGS = ["evict", "mapping", "place", "populate", "present", "protect", "r
 @pytest.mark.parametrize("engine", ["paged", "written"])
 def test_a_window_near_the_limit_of_memory(tmp_path: Path, engine: str, run_script: Run) -> None:
     done = run_script(SWEEP, tmp_path / "pages", engine, *OF_COPIES, timeout=150)
+    assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr
+
+
+@pytest.mark.needs("uffd_wp_async", "uffd_move")
+def test_pages_are_taken_out_near_the_limit_of_memory(tmp_path: Path, run_script: Run) -> None:
+    names = ["evict", "protect", "protect placed", "remap and read"]
+    done = run_script(SWEEP, tmp_path / "pages", "noted", *names, timeout=150)
     assert (done.returncode, done.stdout) == (0, "all ended by themselves\n"), done.stderr
 
 

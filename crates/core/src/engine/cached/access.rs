@@ -31,9 +31,8 @@ impl<F: Frames> Cached<F> {
         let placed = entries.iter().filter(|(_, entry)| entry.shown() == Shown::Placed);
         if self.shared.frames.tracking() == Some(Tracking::Kernel) {
             // Nothing keeps a thread from writing to a page but that it is gone.
-            let pages: Vec<WindowPage> = placed.clone().map(|(page, _)| *page).collect();
-            let kept = self.shared.keep_denied(pool.isolated(), &pages);
-            kept.map_err(|errno| Error::system("protect", errno))?;
+            let pages = collected("protect", placed.clone().map(|(page, _)| *page))?;
+            self.shared.keep_denied("protect", pool.isolated(), &pages)?;
         }
         // Who writes to a placed page from now on waits, where writes are faults.
         let ranges = self.ranges(placed.clone().map(|(page, _)| *page));
@@ -88,7 +87,7 @@ impl<F: Frames> Cached<F> {
             protected.map_err(|errno| Error::system("protect", errno))?;
         }
         for (page, entry) in changed {
-            // What was stored before still has to be written.
+            // What was written before still has to be saved.
             state.mark(page, entry.with_prot(prot));
         }
         Ok(())

@@ -18,6 +18,7 @@ use super::state::Writing;
 use super::{offset_of, Shared, State};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::plan;
+use crate::room::room_for;
 use crate::store::Outgoing;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
@@ -208,11 +209,13 @@ impl<F: Frames> Shared<F> {
     /// table: what they hold then is what they held last. If one cannot be taken, all are back.
     pub(super) fn keep_denied(
         &self,
+        operation: &'static str,
         isolated: &mut IsolatedFrames,
         pages: &[WindowPage],
-    ) -> Result<(), Errno> {
+    ) -> Result<()> {
+        self.state.lock().reserve_denied(operation, pages.len())?;
         for (done, &page) in pages.iter().enumerate() {
-            let kept = self.keep_one_denied(isolated, page);
+            let kept = self.keep_one_denied(operation, isolated, page);
             if kept.is_err() {
                 self.put_back_denied(isolated, &pages[..done]);
                 return kept;
@@ -223,22 +226,31 @@ impl<F: Frames> Shared<F> {
 
     fn keep_one_denied(
         &self,
+        operation: &'static str,
         isolated: &mut IsolatedFrames,
         page: WindowPage,
-    ) -> Result<(), Errno> {
-        let stack = isolated.ready(self.userfault(), self.store.page_size())?;
+    ) -> Result<()> {
+        let fail = |errno| Error::system(operation, errno);
+        let stack = isolated.ready(self.userfault(), self.store.page_size()).map_err(fail)?;
+        let content = stack.content(0);
+        // Before the page is gone, when nothing may be refused any more.
+        let mut bytes = room_for(operation, content.len())?;
         let (offset, _) = self.bytes(Run { first: page, count: 1 });
         let mut state = self.state.lock();
         if !state.get(page).present() {
             // Its content is with the table already, or was dropped by somebody's `madvise`.
             return Ok(());
         }
-        let content = stack.content(0);
         if let Err(errno) = self.userfault().move_out(offset, content) {
-            // A part of a page that is larger than the system's may have come out.
-            return self.userfault().move_back(offset, content).and(Err(errno));
+            // A part of a page that is larger than the system's may have come out. What cannot go
+            // back must not be taken for the next page's.
+            let back = self.userfault().move_back(offset, content);
+            stack.empty_isolated();
+            return back.and(Err(errno)).map_err(fail);
         }
-        state.keep_denied(page, content.to_vec());
+        bytes.resize(content.len(), 0);
+        content.copy_to(&mut bytes);
+        state.keep_denied(page, bytes);
         let entry = state.get(page).finish_drop();
         state.mark(page, entry);
         drop(state);
