@@ -7,7 +7,8 @@
 //! asked at once to give back what exceeds their new share ([`GiveBack`]). The others look at
 //! [`Reservation::bytes`] when they take more.
 //!
-//! A share is never less than [`LEAST_SHARE`], with which every window works.
+//! A share is never less than [`LEAST_SHARE`], with which every window of pages of up to 512 KiB
+//! works.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -152,10 +152,10 @@ impl PageMap {
         Ok(true)
     }
 
-    /// `PAGEMAP_SCAN` (6.7): in memory whose stores the kernel notes
+    /// `PAGEMAP_SCAN` (6.7): in memory whose writes the kernel notes
     /// (`UFFD_FEATURE_WP_ASYNC`): adds the ranges of `span` (offset, length) to `stored`
     /// that were written to since they were write-protected. `protect`: protects them
-    /// in the same step, so that no store falls between.
+    /// in the same step, so that no write falls between.
     ///
     /// # Errors
     /// EPERM for memory whose writes are not noted, ENOTTY on older kernels.

@@ -430,13 +430,13 @@ impl FrameStack {
 
     /// Memory for a run of `len` bytes, if free frames are there for most of it.
     #[must_use]
-    pub fn mostly(&self, len: usize) -> Option<Span<'_>> {
+    pub fn memory_for_run(&self, len: usize) -> Option<Span<'_>> {
         let enough = len >= LEAST_RUN * system_page_bytes() && 2 * self.free_bytes > len;
         enough.then(|| self.region.span(self.free_bytes.saturating_sub(len), len))
     }
 
-    /// Moves the [last](Self::mostly) `len` bytes, all of which were filled, into absent pages
-    /// of the window at `offset`.
+    /// Moves the last `len` bytes, all of which were filled, into absent pages of the window at
+    /// `offset`.
     ///
     /// # Errors
     /// Where it stopped; pages behind that are absent.

@@ -62,7 +62,7 @@ impl<F: Frames> Cached<F> {
     }
 
     /// The same, and writes the dirty ones back. Where the kernel alone notes writes they are
-    /// absent by then; `keep`: their frames stay isolated.
+    /// absent by then; `keep`: their frames are free ones of the pool.
     /// `interrupt` is asked before anything is held, and not while it is.
     pub(super) fn save_and_hold(
         &self,

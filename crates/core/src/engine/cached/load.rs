@@ -154,7 +154,7 @@ impl<F: Frames> Cached<F> {
         let of_file = tracking.is_some() && first.shown().file_page().is_some();
         // Where writes are faults, those to pages that are only to be read are as well.
         let track = of_file || (tracking == Some(Tracking::Faults) && first.prot() == Prot::Read);
-        // To others no store may be let through for a moment.
+        // To others no write may be let through for a moment.
         let stored = run.pages().zip(0..).all(|(_, index)| entry_of(index).prot() == Prot::Write);
         let untouched = !before.unreadable && (replaces || !before.present);
         // Until they are compared nobody may write them back, nor evict them.
@@ -286,7 +286,7 @@ impl<F: Frames> Loader<'_, '_, F> {
         self.cached.shared.make_room(operation, coming, keep, self.isolated)
     }
 
-    /// Finds out what was written to pages that were put in by reused frames, before stores
+    /// Finds out what was written to pages that were put in by reused frames, before writes
     /// to them were noticed: the others are clean. They are all held.
     fn compare(&mut self) {
         let shared = &self.cached.shared;

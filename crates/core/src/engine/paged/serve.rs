@@ -314,8 +314,8 @@ impl Shared<PagedFrames> {
         self.note_shown(state, attempt, copied, size_bytes, waiter)
     }
 
-    /// Whether the first page of an attempt is dirty from the start, so that who is about to
-    /// store to it need not fault a second time.
+    /// Whether the first page of an attempt is dirty from the start, so that a thread that is
+    /// about to write to it need not fault a second time.
     fn dirties(&self, attempt: &Attempt, waiter: Waiter) -> bool {
         let tracked = self.frames.tracking.is_some();
         tracked && waiter == Waiter::Writer && attempt.entry.prot() == Prot::Write

@@ -293,7 +293,7 @@ impl Server {
         let mut isolated = matches!(files, FilePages::Run(_)).then(|| lock(&self.isolated));
         let mut free = isolated.as_deref_mut().and_then(IsolatedFrames::made);
         let len = shared.page().bytes_of(ticket.count) as usize;
-        let frames = free.as_ref().and_then(|free| free.mostly(len));
+        let frames = free.as_ref().and_then(|free| free.memory_for_run(len));
         let content = frames.unwrap_or_else(|| buffer.span(0, len));
         let size_bytes = shared.store.size_bytes();
         let read = match &files {

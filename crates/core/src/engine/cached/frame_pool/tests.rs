@@ -223,7 +223,7 @@ fn frames_of_runs_go_round() {
     assert_eq!(isolated.take_run(&memory, (40 * page, 60 * page)), 24 * page, "as fits");
     assert_eq!(isolated.take_run(&memory, (64 * page, 60 * page)), 0, "all is full");
     let stack = isolated.made().expect("it is made");
-    let frames = stack.mostly(16 * page).expect("64 pages are free");
+    let frames = stack.memory_for_run(16 * page).expect("64 pages are free");
     frames.copy_from(&vec![2; 16 * page]);
     assert_eq!(stack.put(&memory, 512 * page, 16 * page).ok(), Some(Filled::Moved));
     assert_eq!(memory.byte_at(512 * page, 16 * page), 2);
@@ -240,7 +240,7 @@ fn what_the_kernel_does_not_move_leaves_no_frames_behind() {
     assert_eq!(isolated.take_run(&memory, (32 * page, 32 * page)), 0);
     let stack = isolated.made().expect("it is made");
     assert_eq!(stack.free_bytes, 32 * page, "those from before");
-    stack.mostly(16 * page).expect("32 pages are free").copy_from(&vec![2; 16 * page]);
+    stack.memory_for_run(16 * page).expect("32 pages are free").copy_from(&vec![2; 16 * page]);
     assert!(stack.put(&memory, 0, 16 * page).is_err());
     assert_eq!(stack.free_bytes, 16 * page);
     let emptied = stack.region.span(16 * page, page);
@@ -256,7 +256,7 @@ fn a_run_is_read_into_free_frames_if_there_are_enough() {
     let stack = isolated.made().expect("it is made");
     let lengths: Vec<usize> = [LEAST_RUN - 1, LEAST_RUN, 31, 32, 64]
         .into_iter()
-        .filter(|pages| stack.mostly(pages * page).is_some())
+        .filter(|pages| stack.memory_for_run(pages * page).is_some())
         .collect();
     assert_eq!(lengths, [LEAST_RUN, 31]);
 }
