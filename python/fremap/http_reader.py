@@ -109,6 +109,11 @@ class HttpReader:
         vars(self).update(state)
         self._begin()
 
+    @property
+    def options(self) -> str:
+        """The headers: what a server has at a URL may depend on any of them."""
+        return repr(sorted(self.headers.items()))
+
     def beside(self, name: str) -> HttpReader:
         """Return a reader of another object, by its name beside this one."""
         from urllib.parse import quote, urljoin
@@ -119,14 +124,12 @@ class HttpReader:
 
     def facts(self) -> Facts:
         """Ask for the first byte, as some servers tell less without."""
-        found: list[Facts] = []
         try:
-            retried(lambda: found.append(self._asked()), self.retries)
+            return retried(self._asked, self.retries)
         finally:
             # The process that asks is usually not the one that fetches.
             for server in tuple(self._idle):
                 self._forget(server)
-        return found[0]
 
     def _asked(self) -> Facts:
         exchange = self._request({"Range": "bytes=0-0"}, threading.Event())

@@ -93,6 +93,13 @@ class Range(NamedTuple):
 class Reader(Protocol):
     """One object on a server. Can be pickled; is used by one thread at a time."""
 
+    @property
+    def options(self) -> str | None:
+        """What the object was opened with beside its URL; None if only this process can tell.
+
+        Processes that have the same URL and options mean the same object.
+        """
+
     def facts(self) -> Facts:
         """Ask how long the object is now, and which version."""
 
@@ -115,24 +122,24 @@ def cut_short(wanted: Range, count: int) -> OSError:
     )
 
 
-def retried(
-    call: Callable[[], None], retries: int, given_up: threading.Event | None = None
-) -> None:
+def retried(call: Callable[[], _T], retries: int, given_up: threading.Event | None = None) -> _T:
     """Call until there is no error that may pass, at most `retries` times more.
 
     Where others give up what it is a part of, it is not called again.
     """
     pause = _FIRST_PAUSE_SECONDS
-    for left in reversed(range(retries + 1)):
+    while True:
         try:
             return call()
         except Exception as error:
-            if not left or not _may_pass(error) or (given_up is not None and given_up.wait(pause)):
+            if not retries or not _may_pass(error):
+                raise
+            if given_up is not None and given_up.wait(pause):
                 raise
         if given_up is None:
             time.sleep(pause)
+        retries -= 1
         pause = min(2 * pause, _MOST_PAUSE_SECONDS)
-    return None
 
 
 @contextlib.contextmanager
@@ -263,17 +270,25 @@ class FsspecReader:
     in_flight : int
         Requests at once, where the file system makes them together.
     retries : int
-        How often ranges are fetched again after an error that may pass.
+        How often a request is made again after an error that may pass.
+    options : str, optional
+        What the file system was made with, if by a URL.
     """
 
-    def __init__(self, system: Any, path: str, in_flight: int, retries: int) -> None:
+    def __init__(
+        self, system: Any, path: str, in_flight: int, retries: int, options: str | None = None
+    ) -> None:
         self.system = system
         self.path = path
         self.in_flight = in_flight
         self.retries = retries
+        self.options = options
 
     def facts(self) -> Facts:
         """Ask for what the file system knows, not what it has kept of it."""
+        return retried(self._asked, self.retries)
+
+    def _asked(self) -> Facts:
         self.system.invalidate_cache()
         info = self.system.info(self.path)
         if info.get("type") == "directory":
@@ -288,7 +303,7 @@ class FsspecReader:
     def beside(self, name: str) -> FsspecReader:
         """Return a reader of another object, by its name beside this one."""
         path = posixpath.join(posixpath.dirname(self.path), name)
-        return FsspecReader(self.system, path, self.in_flight, self.retries)
+        return FsspecReader(self.system, path, self.in_flight, self.retries, self.options)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges, and see that the object was the same until then."""
@@ -326,6 +341,8 @@ class ObstoreReader:
     retries : int
         How often ranges are fetched again after an error that may pass, beside what the store
         itself does.
+    options : str, optional
+        What the store was made with, if by a URL.
     """
 
     #: Requests that one call of `get_ranges` has in flight.
@@ -336,10 +353,13 @@ class ObstoreReader:
     MOST_ALONE = 128
     _MOST_IN_A_CALL = 4 * TOGETHER
 
-    def __init__(self, store: Any, path: str, in_flight: int, retries: int) -> None:
+    def __init__(
+        self, store: Any, path: str, in_flight: int, retries: int, options: str | None = None
+    ) -> None:
         self.store = store
         self.path = path
         self.retries = retries
+        self.options = options
         self.threads = FetchThreads(in_flight)
         self.callers = FetchThreads(in_flight // self.TOGETHER)
 
@@ -352,7 +372,7 @@ class ObstoreReader:
     def beside(self, name: str) -> ObstoreReader:
         """Return a reader of another object, by its name beside this one."""
         path = posixpath.join(posixpath.dirname(self.path), name)
-        return ObstoreReader(self.store, path, self.threads.count, self.retries)
+        return ObstoreReader(self.store, path, self.threads.count, self.retries, self.options)
 
     def fetch(self, ranges: Sequence[Range], facts: Facts) -> None:
         """Fetch ranges of one version, several at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import posixpath
 import threading
@@ -138,7 +139,7 @@ class RemoteStore(ProvidedStore):
             1,
             timeout,
             _BATCH_BYTES,
-            _content_id(url, facts),
+            _content_id(url, reader, facts),
         )
 
     @property
@@ -163,11 +164,15 @@ class RemoteStore(ProvidedStore):
         return _reopened, (type(self), self._url, self._reader, self._facts, self._options)
 
 
-def _content_id(url: str, facts: Facts) -> bytes | None:
-    """Return what tells the object and its version from others, so that slots can be shared."""
-    if "://" not in url or facts.version is None:
+def _content_id(url: str, reader: Reader, facts: Facts) -> bytes | None:
+    """Return what tells the object and its version from others, so that slots can be shared.
+
+    A path means an object only together with a file system, whose state no other process knows;
+    and the same URL means another object with other options.
+    """
+    if reader.options is None or facts.version is None:
         return None
-    return repr((url, *facts)).encode()
+    return repr((url, reader.options, *facts)).encode()
 
 
 def _reopened(
@@ -282,7 +287,7 @@ def _by_obstore(url: str, in_flight: int, retries: int) -> Reader | None:
     if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
         options["client_options"] = {"allow_http": True}
     store = from_url(f"{scheme}://{bucket}", **options)
-    return ObstoreReader(store, path, in_flight, retries)
+    return ObstoreReader(store, path, in_flight, retries, repr({}))
 
 
 def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str, Any]) -> Reader:
@@ -297,7 +302,16 @@ def _by_fsspec(url: str, in_flight: int, retries: int, storage_options: dict[str
         system, path = url_to_fs(url, **storage_options)
     except (ImportError, ValueError) as error:
         raise UnsupportedError(f"open: fsspec cannot open {url}: {_first_line(error)}") from error
-    return _local_checked(url, FsspecReader(system, path, in_flight, retries))
+    reader = FsspecReader(system, path, in_flight, retries, _told_options(storage_options))
+    return _local_checked(url, reader)
+
+
+def _told_options(storage_options: dict[str, Any]) -> str | None:
+    """Return options as text that is the same in every process, if there is one."""
+    try:
+        return json.dumps(storage_options, sort_keys=True)
+    except (TypeError, ValueError):
+        return None  # an object, of which each process has its own
 
 
 def _asked(url: str, reader: Reader, timeout: float | None) -> Facts:

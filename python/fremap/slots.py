@@ -138,9 +138,9 @@ class Slots:
         the same slots. The first process makes them. The others must ask for the same number
         of slots, of the same extents of the same store. The last one to close them, or to
         exit, removes them. An extent is read once for all processes, and a pin holds in all of
-        them. The store may be an object on a server, if it was opened by its URL and the
-        server gives its version; each version has slots of its own. Default: the slots belong
-        to this process alone.
+        them. The store may be an object on a server, if all open it by the same URL with the
+        same `storage_options`, and the server gives its version; each version has slots of its
+        own. Default: the slots belong to this process alone.
 
     Raises
     ------

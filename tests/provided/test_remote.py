@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import fremap
 import numpy as np
 import pytest
-from fremap.remote import Facts, ObstoreReader, Range
+from fremap.remote import Facts, FsspecReader, ObstoreReader, Range
 from servers import COUNT, PAGE, TAIL, Served, Server, content, npy_bytes
 
 if TYPE_CHECKING:
@@ -198,6 +198,39 @@ def test_a_range_that_is_refused_fails_all(
         fetched(reader, pieces)
     served.refused.clear()
     fetched(reader, pieces)
+
+
+@pytest.mark.needs("fsspec")
+@pytest.mark.parametrize(("failures", "retries"), [(2, 2), (2, 1)])
+def test_a_file_system_is_asked_again(failures: int, retries: int, tmp_path: Path) -> None:
+    """For what it says of the object too, which is asked before and after each fetch."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Failing(LocalFileSystem):  # type: ignore[misc]
+        left = 0
+
+        def info(self, path: str, **options: Any) -> dict[str, Any]:
+            if Failing.left:
+                Failing.left -= 1
+                raise ConnectionResetError
+            told: dict[str, Any] = super().info(path, **options)
+            return told
+
+    path = tmp_path / "object"
+    path.write_bytes(b"x" * 4096)
+    reader = FsspecReader(Failing(), str(path), 1, retries)
+    memory = bytearray(4096)
+    for call in (
+        reader.facts,
+        lambda facts=reader.facts(): reader.fetch([Range(0, memoryview(memory))], facts),
+    ):
+        Failing.left = failures
+        if failures > retries:
+            with pytest.raises(ConnectionResetError):
+                call()
+        else:
+            call()
+    assert memory == b"x" * 4096
 
 
 @pytest.mark.needs("fsspec")

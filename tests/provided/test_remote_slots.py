@@ -62,6 +62,66 @@ def test_another_version_has_other_slots(served: Served) -> None:
             assert len(served.asked) == 2
 
 
+def test_another_object_has_other_slots(served: Served) -> None:
+    """What a server has at a URL, and in which version, may depend on what it is sent."""
+    with (
+        opened(served, storage_options={"headers": {"X-Tenant": "one"}}) as store,
+        opened(served, storage_options={"headers": {"X-Tenant": "one"}}) as same,
+        opened(served, storage_options={"headers": {"X-Tenant": "two"}}) as other,
+        shared(store),
+        shared(same),
+        pytest.raises(fremap.ArgumentError, match="another version"),
+    ):
+        shared(other)
+
+
+@pytest.mark.needs("fsspec")
+def test_the_same_url_with_other_options_is_another_object(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "object").write_bytes(name[:1].encode() * PAGE)
+        os.utime(tmp_path / name / "object", ns=(1, 1))
+
+    def opened_in(name: str) -> fremap.Store:
+        options = {"path": str(tmp_path / name), "target_protocol": "file"}
+        return fremap.open("dir://object", storage_options=options)
+
+    with opened_in("one") as store, opened_in("one") as same, opened_in("two") as other:
+        assert store.read(0)[0, 0] != other.read(0)[0, 0]
+        with (
+            shared(store),
+            shared(same),
+            pytest.raises(fremap.ArgumentError, match="another version"),
+        ):
+            shared(other)
+
+
+@pytest.mark.needs("fsspec")
+def test_objects_that_only_their_length_tells_apart_are_refused(tmp_path: Path) -> None:
+    """As members of an archive, of which fsspec says no version."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("object", bytes(PAGE))
+    with (
+        fremap.open(f"zip://object::file://{path}") as store,
+        pytest.raises(fremap.UnsupportedError, match="leave out shared="),
+    ):
+        shared(store)
+
+
+@pytest.mark.needs("fsspec")
+def test_file_systems_in_options_are_refused(tmp_path: Path) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    (tmp_path / "object").write_bytes(bytes(PAGE))
+    options = {"path": str(tmp_path), "fs": LocalFileSystem()}
+    with (
+        fremap.open("dir://object", storage_options=options) as store,
+        pytest.raises(fremap.UnsupportedError, match="leave out shared="),
+    ):
+        shared(store)
+
+
 def test_what_nothing_tells_apart_is_refused(served: Served) -> None:
     served.etag = None
     with opened(served) as store, pytest.raises(fremap.UnsupportedError, match="leave out shared="):
@@ -74,11 +134,12 @@ def test_objects_without_a_url_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "object"
     path.write_bytes(bytes(PAGE))
-    with (
-        fremap.open((LocalFileSystem(), str(path))) as store,
-        pytest.raises(fremap.UnsupportedError, match="leave out shared="),
-    ):
-        shared(store)
+    for name in (str(path), f"file://{path}"):
+        with (
+            fremap.open((LocalFileSystem(), name)) as store,
+            pytest.raises(fremap.UnsupportedError, match="leave out shared="),
+        ):
+            shared(store)
 
 
 @pytest.mark.needs("fsspec")
