@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "provided"))
 sys.path.insert(0, str(Path(__file__).parent))
 from nodes import COUNTS, TABLE, opened, processes_of, wait_until
 

@@ -65,3 +65,13 @@ def opened(parts: list[Path]) -> Any:
 
     options = [{}, {"resources": {"second": 1}}, {}]
     return DistributedRows([parts[0], parts[1:3], parts[3]], actor_options=options)
+
+
+def actors_of(table: Any) -> list[int]:
+    """The processes of a table's actors as they are now, after restarts."""
+    import ray
+
+    return [
+        opened.process
+        for opened in ray.get([shard.actor.opened.remote() for shard in table._shards])
+    ]

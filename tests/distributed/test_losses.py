@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from fremap import (
     TakeTimeoutError,
     TruncatedError,
 )
-from nodes import TABLE, alive, killed, stopped, wait_until
+from nodes import TABLE, actors_of, alive, killed, stopped, wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.slow, pytest.mark.needs("ray")]
 
@@ -109,6 +110,73 @@ def test_a_restarted_actor_finds_other_files(cluster: Any, tmp_path: Path) -> No
         assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, str(path))
         with pytest.raises(StoreNotFoundError, match="refresh: actor 0"):
             table.refresh()
+
+
+def test_a_restarted_actor_finds_another_file_of_its_store(cluster: Any, tmp_path: Path) -> None:
+    """A store is opened anew by its path, which has been given to another file."""
+    import fremap
+    from fremap.ray import DistributedRows
+
+    path = tmp_path / "rows.npy"
+    np.save(path, TABLE)
+    with (
+        fremap.open(path) as store,
+        DistributedRows({cluster.first: [store]}) as table,
+    ):
+        killed(table._shards[0].process)
+        np.testing.assert_array_equal(table.take([1]), TABLE[[1]])
+        (process,) = actors_of(table)
+        np.save(tmp_path / "new.npy", TABLE + 1)
+        os.replace(tmp_path / "new.npy", path)
+        killed(process)
+        with pytest.raises(StoreError, match="files are not those that the table was"):
+            table.take([0])
+
+
+def test_a_restarted_actor_finds_another_version_of_an_object(cluster: Any) -> None:
+    from fremap.ray import DistributedRows
+    from servers import npy_bytes, running_server
+
+    with running_server() as server:
+        served = server.served
+        served.content = npy_bytes(TABLE)
+        with DistributedRows({cluster.second: served.url}) as table:
+            np.testing.assert_array_equal(table.take([1]), TABLE[[1]])
+            killed(table._shards[0].process)
+            np.testing.assert_array_equal(table.take([1]), TABLE[[1]])
+            (process,) = actors_of(table)
+            served.etag, served.content = '"two"', npy_bytes(TABLE + 1)
+            killed(process)
+            with pytest.raises(StoreError, match="files are not those that the table") as raised:
+                table.take([1])
+            assert raised.value.errno == errno.ESTALE
+
+
+def test_what_tells_files_apart(cluster: Any, tmp_path: Path) -> None:
+    """Other machines may have copies of files, but no other version of an object."""
+    import fremap
+    from fremap.ray.actors import _told_files
+    from servers import running_server
+
+    def told(source: Any) -> list[str]:
+        with fremap.rows(source, np.float32, 12) as rows:
+            return _told_files(rows).split()
+
+    path = tmp_path / "rows"
+    with running_server() as server:
+        sources: list[Any] = [path, server.served.url]
+        found = []
+        for number in range(2):
+            server.served.content, server.served.etag = TABLE.tobytes(), f'"{number}"'
+            TABLE.tofile(tmp_path / "new")
+            os.replace(tmp_path / "new", path)
+            with fremap.open(path, page_bytes=4096) as store:
+                found.append([told(source) for source in (*sources, store)])
+    differ = [
+        [one != other for one, other in zip(*both, strict=True)]
+        for both in zip(*found, strict=True)
+    ]
+    assert differ == [[False, True, False], [False, False, True], [False, True, False]]
 
 
 def test_which_files_an_actor_may_go_on_with() -> None:
@@ -237,9 +305,105 @@ def test_a_process_that_leaves_ray(cluster: Any, parts: list[Path]) -> None:
     assert done.returncode == 0, done.stderr
     process, first, second = done.stdout.splitlines()
     assert "take: this process has left Ray (ray.shutdown)" in first
-    assert "take: actor 0 (" in second
-    assert "is lost" in second
+    assert first == second
     wait_until(lambda: not alive(int(process)), f"process {process} is alive")
+
+
+@pytest.mark.parametrize(("timeout", "asynchronous"), [(None, False), (1.5, False), (None, True)])
+def test_a_process_that_leaves_ray_in_a_take(
+    timeout: float | None, asynchronous: bool, cluster: Any, parts: list[Path]
+) -> None:
+    """No answer comes then; and Ray is not started anew by what is done about it."""
+    program = f"""
+        import asyncio, os, signal, threading, fremap, ray
+        from concurrent.futures import ThreadPoolExecutor
+        from fremap.ray import DistributedRows
+        from fremap.ray import table as module
+        ray.init({cluster.address!r}, log_to_driver=False, logging_level="ERROR")
+        table = DistributedRows([{str(parts[0])!r}], timeout={timeout})
+        os.kill(table._shards[0].process, signal.SIGSTOP)
+        asked, wait = threading.Event(), module.{"awaited" if asynchronous else "got"}
+        def told(*arguments):
+            asked.set()
+            return wait(*arguments)
+        module.{"awaited" if asynchronous else "got"} = told
+        with ThreadPoolExecutor(1) as pool:
+            if {asynchronous}:
+                taken = pool.submit(lambda: asyncio.run(table.take_async([3])))
+            else:
+                taken = pool.submit(table.take, [3])
+            asked.wait()
+            ray.shutdown()
+            print(table._shards[0].process, repr(taken.exception()), ray.is_initialized())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    process, _, told = done.stdout.strip().partition(" ")
+    assert told.startswith("ActorLostError(107, 'take: this process has left Ray (ray.shutdown)")
+    assert told.endswith(" False")
+    wait_until(lambda: not alive(int(process)), f"process {process} is alive")
+
+
+def test_an_actor_that_cannot_be_reached_for_a_while(cluster: Any, parts: list[Path]) -> None:
+    """Where Ray repeats nothing, a take that fails says nothing of the next one."""
+    from fremap.ray import DistributedRows
+
+    with DistributedRows(parts[:1], actor_options={"max_task_retries": 0}) as table:
+        shard = table._shards[0]
+        os.kill(shard.process, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            under_way = pool.submit(table.take, [0])
+            killed(shard.process)
+        with pytest.raises(
+            ActorLostError, match=r"cannot be reached now \(.*\); ask again"
+        ) as told:
+            under_way.result()
+        assert told.value.actor == shard.actor_id
+        np.testing.assert_array_equal(table.take([0]), TABLE[[0]])
+
+
+def test_an_answer_that_ray_does_not_bring(table: Any) -> None:
+    """Of an actor that is well."""
+    from fremap.ray.calls import _failed, submitted
+    from ray.exceptions import ObjectStoreFullError, PendingCallsLimitExceeded
+
+    told = _failed("take", table._shards[2], ObjectStoreFullError("is full.\nMore of it"))
+    assert type(told) is StoreError
+    assert told.errno == errno.EIO
+    assert "take: Ray brings no answer of actor 2 (" in str(told)
+    assert "lost" not in str(told)
+    assert "\n" not in str(told)
+
+    def submit() -> None:
+        raise PendingCallsLimitExceeded("too many")
+
+    with pytest.raises(StoreError, match=r"no answer of actor 1 .*: too many") as raised:
+        submitted("take", table._shards[1], submit)
+    assert not isinstance(raised.value, ActorLostError)
+
+
+def test_errors_in_an_event_loop_are_told_once(
+    cluster: Any, parts: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Asyncio logs each exception that nobody looks at."""
+    from fremap.ray import DistributedRows
+
+    options = {"max_restarts": 0, "max_task_retries": 0}
+    with DistributedRows(parts[:2], actor_options=options) as table:
+        for shard in table._shards:
+            killed(shard.process)
+
+        async def take() -> None:
+            with pytest.raises(ActorLostError):
+                await table.take_async([0, 8])
+            gc.collect()
+
+        asyncio.run(take())
+        gc.collect()
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_an_error_that_is_not_fremaps(table: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from fremap import (
     ArgumentError,
+    ArgumentTypeError,
     ClosedError,
     FremapError,
     PageRangeError,
@@ -167,6 +169,30 @@ def test_a_take_asks_for_little_at_once(
     assert asked == wanted
     assert placed == list(map(len, wanted))
     assert max(ahead) == 2
+
+
+@needs_ray
+def test_a_take_lets_go_of_what_it_has_placed(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two rounds have in the object store is all that a take holds of it."""
+    from fremap.ray import table as module
+
+    class Sent(bytearray):
+        __slots__ = ("__weakref__",)
+
+    held: list[weakref.ref[Sent]] = []
+    got = module.got
+
+    def watched(*arguments: Any) -> list[Any]:
+        assert [one for one in held if one() is not None] == []
+        values = [Sent(value) for value in got(*arguments)]
+        held.extend(map(weakref.ref, values))
+        return values
+
+    monkeypatch.setattr(module, "_ROUND_BYTES", 48 * 100)
+    monkeypatch.setattr(module, "_ACTOR_BYTES", 0)
+    monkeypatch.setattr(module, "got", watched)
+    np.testing.assert_array_equal(table[:], TABLE)
+    assert len(held) > 7
 
 
 @needs_ray
@@ -327,6 +353,12 @@ def test_where_actors_are_placed(cluster: Any, parts: list[Path]) -> None:
         DistributedRows({cluster.first: parts[0]}, actor_options={"scheduling_strategy": "SPREAD"})
     with pytest.raises(ArgumentError, match="3 actor_options for 4 actors"):
         DistributedRows(parts, actor_options=[{}] * 3)
+    for wrong in (7, "x", [7, {}], {"num_cpus"}):
+        with pytest.raises(ArgumentTypeError, match="actor_options must be a mapping for all"):
+            DistributedRows(parts[:2], actor_options=wrong)
+    with pytest.raises(ArgumentError, match=r"cannot start actor 1 .*: .*<generator") as raised:
+        DistributedRows([parts[0], (path for path in parts)])
+    assert "\n" not in str(raised.value)
     with pytest.raises(ArgumentError, match=r"Ray cannot start actor 0 .*: .*num_cpu"):
         DistributedRows(parts, actor_options={"num_cpu": 1})
     options = {"resources": {"second": 1}}

@@ -220,10 +220,8 @@ def test_a_file_system_is_asked_again(failures: int, retries: int, tmp_path: Pat
     path.write_bytes(b"x" * 4096)
     reader = FsspecReader(Failing(), str(path), 1, retries)
     memory = bytearray(4096)
-    for call in (
-        reader.facts,
-        lambda facts=reader.facts(): reader.fetch([Range(0, memoryview(memory))], facts),
-    ):
+    facts = reader.facts()
+    for call in (reader.facts, lambda: reader.fetch([Range(0, memoryview(memory))], facts)):
         Failing.left = failures
         if failures > retries:
             with pytest.raises(ConnectionResetError):

@@ -13,10 +13,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fremap.arguments import absolute_path, counted
+from fremap.concat_store import ConcatStore
 from fremap.errors import ArgumentError, ArgumentTypeError, StoreError
 from fremap.locations import is_remote
 from fremap.rows import Rows
-from fremap.sources import is_single, name_of
+from fremap.sources import is_single, look, name_of
+from fremap.stores import ProvidedStore, Store
 
 if TYPE_CHECKING:
     from fremap.shards import Kind
@@ -92,14 +94,31 @@ ShardActor = ray.remote(_ShardActor)
 
 
 def _told_files(rows: Rows) -> str:
-    """Return the machine, which files there are there, and how long they are, as one text."""
+    """Return the machine, which files there are there, and how long they are, as one text.
+
+    An object on a server is the same from everywhere: its version is with the lengths.
+    """
     shards = rows._shards  # noqa: SLF001 - fremap's own
-    which = [(name_of(shard.file), shard.identity) for shard in shards]
-    sizes = [(shard.size, shard.data_offset, shard.row_count) for shard in shards]
+    which, sizes = [], []
+    for file, identity, *lengths in shards:
+        here, everywhere = _told_store(file) if isinstance(file, Store) else (identity, None)
+        which.append((name_of(file), here))
+        sizes.append((lengths, everywhere))
     digests = (
         hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest() for what in (which, sizes)
     )
     return " ".join((ray.get_runtime_context().get_node_id(), *digests))
+
+
+def _told_store(store: Store) -> tuple[object, object]:
+    """Return which file of this machine a store has, and which version of an object."""
+    if isinstance(store, ConcatStore):
+        here, everywhere = zip(*map(_told_store, store.stores), strict=True)
+        return here, everywhere
+    if isinstance(store, ProvidedStore):
+        return None, getattr(store, "_facts", None)
+    looked = look(f"/proc/self/fd/{store.fileno()}")  # its path may lead to another file by now
+    return (looked if isinstance(looked, int) else looked[1:4]), None
 
 
 def _same_elsewhere(files: str, now: str) -> bool:
@@ -171,6 +190,12 @@ def settings_of(
     """Return the options of each actor."""
     if actor_options is None or isinstance(actor_options, Mapping):
         return [{**_ACTOR_OPTIONS, **(actor_options or {})}] * count
+    each: Any = actor_options
+    if not isinstance(each, Sequence) or not all(isinstance(one, Mapping) for one in each):
+        raise ArgumentTypeError(
+            "DistributedRows: actor_options must be a mapping for all actors, or a list with a "
+            "mapping for each"
+        )
     if len(actor_options) != count:
         raise ArgumentError(
             f"DistributedRows: {len(actor_options)} actor_options for {counted(count, 'actor')}; "
@@ -211,9 +236,10 @@ def started(
     try:
         actor = ShardActor.options(**setting).remote(source, *said, **options)
     except (TypeError, ValueError) as error:
+        first = str(error).partition("\n")[0]  # it goes on for pages
         raise ArgumentError(
             f"DistributedRows: Ray cannot start actor {number} with these actor_options and "
-            f"sources: {error}"
+            f"sources: {first.rstrip(':')}"
         ) from error
     return Shard(actor, number)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from contextlib import closing
@@ -12,9 +11,9 @@ import numpy as np
 import ray
 
 from fremap.arguments import checked_timeout, counted
-from fremap.errors import ActorLostError, ArgumentTypeError, ClosedError, ForkError
+from fremap.errors import ArgumentTypeError, ClosedError, ForkError
 from fremap.ray.actors import Shard, numbered, on_nodes, settings_of, split, started
-from fremap.ray.calls import Call, Round, awaited, got, submitted
+from fremap.ray.calls import Call, Round, awaited, got, left, session, submitted
 from fremap.row_array import RowArray
 from fremap.rowids import select
 from fremap.selection import Numbering
@@ -125,7 +124,10 @@ class DistributedRows(RowArray):
     >>> table.take([7, 100_000_000, -1])  # doctest: +SKIP
     """
 
-    __slots__ = ("_closed", "_first", "_kind", "_owner", "_row_count", "_shards", "_timeout")
+    __slots__ = (
+        "_closed", "_first", "_kind", "_owner", "_row_count", "_session", "_shards",
+        "_timeout",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -162,6 +164,7 @@ class DistributedRows(RowArray):
         self._first = np.array([shard.first for shard in shards], np.int64)
         self._row_count = int(self.shard_rows.sum())
         self._owner = os.getpid()
+        self._session = session()
         self._closed = False
 
     @property
@@ -285,8 +288,10 @@ class DistributedRows(RowArray):
                 under_way[0].place((yield under_way[0]))
                 under_way.popleft()
         finally:
-            for asked in under_way:  # an error, or an interrupt
-                asked.cancel()
+            # After an error, or an interrupt.
+            if under_way and session() == self._session:
+                for asked in under_way:
+                    asked.cancel()
 
     def _open_shards(self, operation: str) -> tuple[Shard, ...]:
         """Return the shards, which a call keeps: `close` lets it end."""
@@ -297,12 +302,8 @@ class DistributedRows(RowArray):
             )
         if self._closed:
             raise ClosedError(f"{operation}: the file of rows is closed")
-        if not ray.is_initialized():
-            raise ActorLostError(
-                errno.ENOTCONN,
-                f"{operation}: this process has left Ray (ray.shutdown), and the actors with it; "
-                "make the table anew",
-            )
+        if self._session is None or session() != self._session:
+            raise left(operation)
         return shards
 
     def _chosen(
