@@ -163,7 +163,7 @@ class ProviderTimeoutError(ProviderError, TimeoutError):
 
 
 class ActorLostError(StoreError, ConnectionError):
-    """An actor of Ray that reads rows has died and is not restarted, or cannot be placed.
+    """An actor of Ray that reads rows has died, or cannot be placed or reached.
 
     Attributes
     ----------

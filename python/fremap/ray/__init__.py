@@ -14,8 +14,9 @@ An actor on each machine opens files by `fremap.rows` and knows nothing of the o
 4. It copies the rows into `out`, in the order of the ids.
 
 Reads change nothing, so Ray repeats them where an actor was restarted. Every request says which
-files the table was opened with: an actor that was restarted and finds others refuses it. An actor's
-constructor never raises, because Ray aborts such a process: the first request raises instead.
+files the table was opened with: an actor that was restarted and finds others, or another version
+of an object on a server, refuses it. An actor's constructor never raises, because Ray aborts such a
+process: the first request raises instead.
 
 `table` has the client, `calls` what is asked and answered, `actors` the other end and where it
 runs. Nothing else of fremap imports Ray, which it does not depend on.
