@@ -106,7 +106,7 @@ def test_tensors_that_cannot_be_filled(file_of: Callable[[str], Path]) -> None:
     for dtype, error, text in (
         (torch.float16, ArgumentError, "holds bfloat16, not torch.float16"),
         (np.float16, ArgumentError, "holds bfloat16, not float16"),
-        (torch.quint8, ArgumentTypeError, "no type of whole bytes"),
+        (torch.quint8, ArgumentTypeError, "not a type of whole bytes"),
     ):
         with pytest.raises(error, match=text):
             fremap.rows(file_of("bfloat16"), dtype)
