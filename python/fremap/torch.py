@@ -134,8 +134,8 @@ class BatchDataset(IterableDataset):
         Parameters
         ----------
         batch_count : int
-            How many batches you have taken from the loader in this epoch. (The workers do not
-            know, because they read ahead.)
+            How many batches you have taken from the loader in this epoch. The workers do not
+            know, because they read ahead.
 
         Returns
         -------
