@@ -140,15 +140,3 @@ def test_objects_without_a_url_are_refused(tmp_path: Path) -> None:
             pytest.raises(fremap.UnsupportedError, match="leave out shared="),
         ):
             shared(store)
-
-
-@pytest.mark.needs("fsspec")
-def test_a_length_alone_tells_no_version(tmp_path: Path) -> None:
-    """The file system of archives tells nothing of a member that one of the same length lacks."""
-    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
-        archive.writestr("object", bytes(PAGE))
-    with (
-        fremap.open(f"zip://object::{tmp_path}/all.zip") as store,
-        pytest.raises(fremap.UnsupportedError, match="leave out shared="),
-    ):
-        shared(store)
