@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -83,6 +84,11 @@ pub trait Serve: Send + Sync + 'static {
     /// Brings some of what is likely to be touched next. Adds faults as [`resume`](Self::resume).
     fn read_ahead(&self, waiting: &mut Vec<Fault>) -> Served<Self::Ticket>;
 }
+
+/// How long the thread looks for the next fault, and for a page that a device reads, before it
+/// sleeps (docs/decisions/013): to be woken takes several times as long as to serve a fault.
+const NEXT_FAULT: Duration = Duration::from_micros(50);
+const NEXT_ARRIVAL: Duration = Duration::from_micros(100);
 
 /// The names of the service's own descriptors; those of windows are smaller.
 const WAKER: u64 = u64::MAX;
@@ -252,15 +258,27 @@ struct Loop<S: Serve> {
     ahead: Vec<u64>,
     /// Something was ended since the last wait: whoever waited for it may fault again soon.
     ended: bool,
-    watch: Watch,
+    /// For the faults of threads that go on,
+    next_fault: Watch,
+    /// and for pages that were parked for: a slow device says nothing of how soon threads fault.
+    next_arrival: Watch,
 }
 
 impl<S: Serve> Loop<S> {
     fn new(shared: Arc<Shared<S>>) -> Self {
         let helpers = Helpers::new(Arc::clone(&shared));
         let (later, ahead) = (Vec::new(), Vec::new());
-        let watch = Watch::default();
-        Self { shared, helpers, arrivals: None, refused: false, later, ahead, ended: false, watch }
+        Self {
+            shared,
+            helpers,
+            arrivals: None,
+            refused: false,
+            later,
+            ahead,
+            ended: false,
+            next_fault: Watch::new(NEXT_FAULT),
+            next_arrival: Watch::new(NEXT_ARRIVAL),
+        }
     }
 
     fn run(&mut self) {
@@ -296,11 +314,16 @@ impl<S: Serve> Loop<S> {
         if !self.ahead.is_empty() {
             return poller.wait(true, ready);
         }
-        if std::mem::take(&mut self.ended) {
-            self.watch.look(|| {
+        let mut look = |watch: &mut Watch| {
+            watch.look(|| {
                 poller.wait(true, ready)?;
                 Ok(!ready.is_empty())
-            })?;
+            })
+        };
+        let ended = std::mem::take(&mut self.ended);
+        let found = ended && look(&mut self.next_fault)?;
+        if !found && self.arrivals.as_ref().is_some_and(Arrivals::waits) {
+            look(&mut self.next_arrival)?;
         }
         while ready.is_empty() {
             poller.wait(false, ready)?;

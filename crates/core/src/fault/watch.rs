@@ -1,18 +1,18 @@
-//! Whether to poll for the next fault before sleeping (docs/decisions/013).
+//! Whether to poll before sleeping: for the next fault, and for a page to arrive
+//! (docs/decisions/013).
 
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-/// How long the thread looks for the next fault before it sleeps: to be woken can take it
-/// several times as long as to serve one.
-const LOOK: Duration = Duration::from_micros(50);
-/// Waits without looking, at most, after nothing had come in that time.
+/// Waits without looking, at most, after nothing had come in time.
 const MOST_SKIPPED: u32 = 255;
 
-/// Whether it is worth looking for the next fault, by how soon the last ones came.
-#[derive(Debug, Default)]
+/// Whether it is worth looking for what comes next, by how soon the last ones came.
+#[derive(Debug)]
 pub(super) struct Watch {
+    /// How long the thread looks before it sleeps.
+    most: Duration,
     /// Waits that are left without looking.
     skips: u32,
     /// How many they were the last time.
@@ -20,23 +20,34 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Looks until something is found or it is time to sleep, if it is worth it.
-    pub(super) fn look(&mut self, found: impl FnMut() -> Result<bool, Errno>) -> Result<(), Errno> {
-        let mut found = found;
+    pub(super) fn new(most: Duration) -> Self {
+        Self { most, skips: 0, skipped: 0 }
+    }
+
+    /// Looks until something is found or it is time to sleep, if it is worth it. Returns whether
+    /// something was found.
+    pub(super) fn look(
+        &mut self,
+        mut found: impl FnMut() -> Result<bool, Errno>,
+    ) -> Result<bool, Errno> {
         if !self.looks() {
-            return Ok(());
+            return Ok(false);
         }
         let begin = Instant::now();
-        while begin.elapsed() < LOOK {
-            if found()? {
-                self.found();
-                return Ok(());
+        loop {
+            let found = found()?;
+            // Also when it was found too late: another thread needs this processor, and one that
+            // wakes from sleep gets it back sooner than one that yields.
+            if begin.elapsed() >= self.most {
+                self.missed();
+                return Ok(found);
             }
-            // Who is about to touch a page may need this processor.
+            if found {
+                self.found();
+                return Ok(true);
+            }
             std::thread::yield_now();
         }
-        self.missed();
-        Ok(())
     }
 
     /// Whether to look in this wait.
@@ -51,7 +62,7 @@ impl Watch {
         self.skipped = 0;
     }
 
-    /// Nothing did: it looks half as often.
+    /// Nothing did in time: it looks half as often.
     fn missed(&mut self) {
         self.skipped = (2 * self.skipped + 1).min(MOST_SKIPPED);
         self.skips = self.skipped;
@@ -64,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_thread_looks_while_faults_come_soon_and_seldom_where_they_do_not() {
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(Duration::from_micros(50));
         for _ in 0..100 {
             assert!(watch.looks());
             watch.found();
@@ -82,5 +93,22 @@ mod tests {
         watch.missed();
         assert!(!watch.looks());
         assert!(watch.looks());
+    }
+    #[test]
+    fn what_was_found_too_late_is_returned_but_counts_as_missed() {
+        let mut late = Watch::new(Duration::ZERO);
+        assert_eq!(late.look(|| Ok(true)), Ok(true));
+        assert_eq!(late.look(|| unreachable!("it skips this wait")), Ok(false));
+        let mut soon = Watch::new(Duration::MAX);
+        let mut looks = 0;
+        for _ in 0..2 {
+            let found = soon.look(|| {
+                looks += 1;
+                Ok(looks % 3 == 0)
+            });
+            assert_eq!(found, Ok(true));
+        }
+        assert_eq!(looks, 6);
+        assert_eq!(soon.look(|| Err(Errno::BADF)), Err(Errno::BADF));
     }
 }

@@ -108,6 +108,12 @@ impl<T> Arrivals<T> {
         Ok(())
     }
 
+    /// Whether anything is waited for.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.free.len() < MOST_ARRIVALS
+    }
+
     /// Adds the values of what has arrived, or cannot.
     pub fn take(&mut self, arrived: &mut Vec<T>) {
         for entry in self.ring.completion() {
