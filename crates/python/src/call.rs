@@ -1,9 +1,10 @@
 //! Calling the core: without the GIL, and stoppable by Ctrl-C.
 
 use std::cell::{Cell, RefCell};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fremap_core::error::{Error, Interrupt, Result};
+use fremap_core::sys::clock::coarse_time;
 use pyo3::prelude::*;
 
 use crate::errors;
@@ -14,13 +15,13 @@ const SIGNAL_PERIOD: Duration = Duration::from_millis(50);
 
 /// Asks Python for signals now and then, and keeps what a handler raised.
 struct Signals {
-    asked: Cell<Instant>,
+    asked: Cell<Duration>,
     raised: RefCell<Option<PyErr>>,
 }
 
 impl Signals {
     fn new() -> Self {
-        Self { asked: Cell::new(Instant::now()), raised: RefCell::new(None) }
+        Self { asked: Cell::new(coarse_time()), raised: RefCell::new(None) }
     }
 }
 
@@ -29,14 +30,14 @@ impl Interrupt for Signals {
         if self.raised.borrow().is_some() {
             return Err(Error::Interrupted { completed: 0 });
         }
-        if self.asked.get().elapsed() < SIGNAL_PERIOD {
+        if coarse_time().saturating_sub(self.asked.get()) < SIGNAL_PERIOD {
             return Ok(());
         }
         // None while the interpreter shuts down: nobody is left to interrupt.
         let process = fremap_core::sys::process::id();
         #[allow(clippy::redundant_closure_for_method_calls)] // a method is too narrow in lifetime
         let answer = Python::try_attach(|py| py.check_signals());
-        self.asked.set(Instant::now());
+        self.asked.set(coarse_time());
         if fremap_core::sys::process::id() != process {
             // A handler has forked, and this is the child: the call is its parent's.
             return Err(Error::Fork { operation: "fork", what: "call", owner: process });

@@ -61,13 +61,21 @@ pub fn mask(
     })
 }
 
-/// What a call answers for each page, `BYTES` bytes each. There can be very many: the memory is
+/// What a call answers for each page, `BYTES` bytes each. Where they are very many, the memory is
 /// not cleared first, and the caller can be interrupted while it is filled.
 pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
     py: Python<'py>,
     values: &[T],
     bytes_of: fn(T) -> [u8; BYTES],
 ) -> PyResult<Bound<'py, PyByteArray>> {
+    if values.len() * BYTES <= PIECE_BYTES {
+        return PyByteArray::new_with(py, values.len() * BYTES, |bytes| {
+            for (to, &value) in bytes.chunks_exact_mut(BYTES).zip(values) {
+                to.copy_from_slice(&bytes_of(value));
+            }
+            Ok(())
+        });
+    }
     let array = PyByteArray::new(py, &[]);
     array.resize(values.len() * BYTES)?;
     let memory = Bytes::writable(&array)?;
