@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RowArray"]
 
+# NumPy exports no buffer of times, nor of types that are not its own.
+_EXPORTED = frozenset(map(np.dtype, np.typecodes["All"])) - {*map(np.dtype, "SUVOMm")}
+
 
 class RowArray(ClosedOnExit):
     """Rows of fixed size, numbered from 0, that a subclass can fetch into memory."""
@@ -125,6 +128,8 @@ class RowArray(ClosedOnExit):
 
     def _shown(self, filled: npt.NDArray[Any], out: Any) -> Any:
         """Return what a call returns for an array that it has filled, or will fill."""
+        if filled is out:
+            return out
         if out is None:
             return shown_as(filled, self._kind.element.shown)
         return out if isinstance(out, np.ndarray) or is_tensor(out) else filled
@@ -139,21 +144,22 @@ class RowArray(ClosedOnExit):
         self, operation: str, leading: tuple[int, ...], out: Any
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Return an array for the rows, over `out` if it is given, and what the core fills."""
-        shape = leading + self._kind.row_shape
+        element, shape = self._kind.element, leading + self._kind.row_shape
         if len(shape) > MAX_AXES:
             raise ArgumentError(
                 f"{operation}: ids of {len(leading)} axes and rows of "
                 f"{len(self._kind.row_shape)} make an array of {len(shape)}; NumPy has {MAX_AXES} "
                 "at most"
             )
-        element = self._kind.element
-        if out is None:
+        if type(out) is np.ndarray and out.dtype is element.dtype and out.shape == shape:
+            # As a rule: no question more than whether it can be filled.
+            filled = out if out.flags.carray else filled_memory(operation, out, element, shape)
+        elif out is None:
             filled = np.empty(shape, element.dtype)
         else:
             filled = filled_memory(operation, out, element, shape)
-        # NumPy exports no buffer of times, nor of types that are not its own.
-        plain = element.dtype.kind in "biufc" and element.dtype.isbuiltin == 1
-        return filled, filled if plain and shape else filled.reshape(-1).view(np.uint8)
+        whole = element.dtype in _EXPORTED and shape
+        return filled, filled if whole else filled.reshape(-1).view(np.uint8)
 
     def batches(
         self, batch_size: SupportsIndex, order: Order = "shuffle", **options: Unpack[BatchOptions]

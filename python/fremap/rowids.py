@@ -23,6 +23,7 @@ __all__ = ["RowIds", "as_mask", "integers", "mask_of", "select", "select_mask"]
 RowIds: TypeAlias = "SupportsIndex | slice | range | Sequence[Any] | npt.NDArray[np.integer[Any]]"
 
 _INT64_MAX = 2**63 - 1
+_INT64 = np.dtype(np.int64)
 
 
 def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
@@ -42,8 +43,8 @@ def select(ids: object, count: int) -> tuple[CoreSelection, tuple[int, ...]]:
     tuple
         The selection, and the shape of the ids.
     """
-    if isinstance(ids, np.ndarray) and ids.dtype == np.int64 and ids.ndim == 1:
-        return np.ascontiguousarray(ids), ids.shape
+    if isinstance(ids, np.ndarray) and ids.dtype == _INT64 and ids.ndim == 1:
+        return ids if ids.flags.contiguous else np.ascontiguousarray(ids), ids.shape
     numbering = Numbering("take", "row", count)
     if isinstance(ids, slice | range):
         chosen = numbering.selection(ids)

@@ -284,7 +284,10 @@ class Rows(RowArray):
         ...         pairs.take([[4, 0], [1, 1]]).tolist()
         [[[8, 9], [0, 1]], [[2, 3], [2, 3]]]
         """
-        return self._take(*select(ids, self._row_count), out)
+        selection, leading = select(ids, self._row_count)
+        filled, memory = self._memory("take", leading, out)
+        self._core().take(selection, memory)
+        return self._shown(filled, out)
 
     def __dask_tokenize__(self) -> object:
         """Return what dask names a graph by: the state of the files, and where the rows lie."""

@@ -91,13 +91,9 @@ class WindowMemory:
 
     def load(self, _taken: _core.Taken, keys: Numbers, slots: Numbers) -> None:
         """Show extents in their slots; keys rise."""
-        first, pages = int(keys[0]) * self._extent_pages, self._extent_pages
-        at: int | Numbers
-        if len(keys) == 1 and first + pages <= self._page_count:
-            at = int(slots[0]) * pages
+        if (int(keys[-1]) + 1) * self._extent_pages <= self._page_count:
             # No thread reads a slot whose extent is being evicted.
-            pages_shown = range(first, first + pages)
-            self._window.remap(pages_shown, at=at, discard=True, in_place=True)
+            self._window._load(keys, slots, self._extent_pages)  # noqa: SLF001 - its other half
             return
         file_pages, at = self._pages(keys), self._pages(slots)
         # Keys rise: what lies behind the store's end is the end of the last extent.

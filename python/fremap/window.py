@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 #: What the core takes for a page number at most.
 _INT64_MAX = (1 << 63) - 1
+#: Of the answers of calls: NumPy would make one of its type in each.
+_BOOL = np.dtype(np.bool_)
 
 __all__ = ["Engine", "Fault", "Tracking", "Window"]
 
@@ -424,7 +426,7 @@ class Window(Views):
                 present = self._remap(
                     run, at, None, bool(nonblock), bool(populate), bool(discard), bool(in_place)
                 )
-                return np.frombuffer(present, np.bool_)
+                return np.frombuffer(present, _BOOL)
         numbering = Numbering("remap", "file page", self._store.page_count)
         shown = numbering.selection(file_pages)
         if shown is None:
@@ -434,7 +436,7 @@ class Window(Views):
         present = self._remap(
             shown, target, bits, bool(nonblock), bool(populate), bool(discard), bool(in_place)
         )
-        return np.frombuffer(present, dtype=np.bool_)
+        return np.frombuffer(present, _BOOL)
 
     def _target(self, at: PageSelection, count: int) -> int | npt.NDArray[np.int64]:
         """Return where a remap goes: the first window page, or each of them."""

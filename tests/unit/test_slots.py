@@ -328,13 +328,13 @@ def test_a_call_that_fails(engine: str, store: fremap.FileStore, path: Path, cal
 
 
 class Interrupted:
-    """A window whose remap is interrupted when it is done."""
+    """A window that is interrupted when it has loaded extents."""
 
     def __init__(self, window: fremap.Window) -> None:
         self.window = window
 
-    def remap(self, *arguments: Any, **options: Any) -> None:
-        self.window.remap(*arguments, **options)
+    def _load(self, *arguments: Any) -> None:
+        self.window._load(*arguments)
         raise KeyboardInterrupt
 
     def __getattr__(self, name: str) -> Any:

@@ -1,6 +1,7 @@
 //! A window: checks the arguments, then calls its engine.
 
 mod choice;
+mod extents;
 mod first;
 mod pin;
 mod settings;

@@ -360,6 +360,19 @@ impl WindowBase {
         answers(py, &present, |here| [u8::from(here)])
     }
 
+    /// Shows extents in slots that nobody reads.
+    fn _load(
+        &self,
+        py: Python<'_>,
+        extents: &Bound<'_, PyAny>,
+        slots: &Bound<'_, PyAny>,
+        extent_pages: i64,
+    ) -> PyResult<()> {
+        let window = self.window(py, "remap")?;
+        let (extents, slots) = (numbers(extents)?, numbers(slots)?);
+        run(py, |interrupt| window.load_extents(&extents, &slots, extent_pages, interrupt))
+    }
+
     fn _populate<'py>(
         &self,
         py: Python<'py>,

@@ -114,8 +114,9 @@ impl<F: Frames> Cached<F> {
             }
             None => None,
         };
+        let state = shared.state.lock();
         let present = |step: &Step| {
-            let old = shared.state.lock().get(step.window_page);
+            let old = state.get(step.window_page);
             // What is lost if reading fails stays as it is until it has not failed.
             let may_go = !old.pinned() && old.shown() != Shown::Placed;
             step.load && old.present() && may_go && old.prot() == step.entry.prot()
@@ -123,6 +124,7 @@ impl<F: Frames> Cached<F> {
         if !steps.iter().all(present) {
             return Ok(0);
         }
+        drop(state);
         let most = self.page.index_of(OVERWRITTEN_BYTES).max(1);
         let mut done = 0;
         while let Some(run) = file_run(&steps[done..], most) {

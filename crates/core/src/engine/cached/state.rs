@@ -125,7 +125,9 @@ impl State {
 
     /// The same for a page that shows something else from now on: denied content is lost.
     pub(super) fn replace(&mut self, page: WindowPage, entry: Entry) {
-        self.denied_content.remove(&page);
+        if !self.denied_content.is_empty() {
+            self.denied_content.remove(&page);
+        }
         self.set(page, entry);
     }
 
