@@ -86,6 +86,26 @@ def test_present_pages_take_one_read(path: Path, page_count: int) -> None:
         assert calls == {"read": 1, "stat": 1}
 
 
+@pytest.mark.needs("paged")
+def test_runs_that_are_not_in_the_page_cache_are_read_together(path: Path) -> None:
+    """The kernel reads the others while one is awaited; of a cached file each is one read."""
+    pages = [*range(100, 104), *range(140, 144), *range(180, 184)]
+    with fremap.open(path) as store, fremap.Window(store, WINDOW, engine="paged") as window:
+        window.populate()
+        with fremap.testing.counting() as cached:
+            window.remap([page + 4 for page in pages], in_place=True)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # Of a file in memory nothing can leave it.
+        absent = not store.resident(pages).any()
+        with fremap.testing.counting() as calls:
+            window.remap(pages, in_place=True)
+        assert (cached["read"], cached["fadvise"]) == (3, 0)
+        assert (calls["fadvise"] >= 2) == absent
+        assert shown(window)[: len(pages)] == pages
+
+
 @pytest.mark.parametrize(
     "engine", [pytest.param("paged", marks=pytest.mark.needs("paged")), "eager"]
 )

@@ -51,6 +51,15 @@ impl Store {
         Ok(Now::Read)
     }
 
+    /// Has the kernel begin to read pages that follow one another, as far as it can tell: whoever
+    /// reads them then is told what is wrong.
+    pub(crate) fn begin_reading(&self, run: Run<FilePage>) {
+        for piece in self.cut(run) {
+            let (fd, offset) = self.place_of(piece.first);
+            let _hint = sys_file::advise_willneed(fd, offset, self.page_size.bytes_of(piece.count));
+        }
+    }
+
     fn read_piece_now(
         &self,
         run: Run<FilePage>,

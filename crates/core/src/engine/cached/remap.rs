@@ -12,11 +12,15 @@ use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
 use crate::room::{self, check_growth, collected, no_room, push};
 use crate::stats::Counters;
+use crate::store::Now;
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
 /// Bytes that are read into present pages between two questions whether to stop.
 const OVERWRITTEN_BYTES: u64 = 1 << 20;
+
+/// Bytes behind a run that the kernel is reading while the run is awaited.
+const AHEAD_BYTES: u64 = 16 << 20;
 
 /// The file pages of the steps at the front whose pages follow one another in the file and in
 /// the window, `most` of them; None where there is no step.
@@ -95,7 +99,8 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Reads what steps bring into the frames that the window has, as no thread looks there:
-    /// one system call a run of the file. Does as many steps from the front as it can, says how
+    /// one system call a run of the file, and one more where the run is not in the page cache.
+    /// The kernel reads what lies ahead of such a run meanwhile. Does as many steps from the front as it can, says how
     /// many, and leaves the others as they were.
     ///
     /// Only where writes are not noticed, all pages of the steps are present and of files, none
@@ -126,14 +131,29 @@ impl<F: Frames> Cached<F> {
         }
         drop(state);
         let most = self.page.index_of(OVERWRITTEN_BYTES).max(1);
-        let mut done = 0;
+        // Steps before `ahead` are being read, once a run was found that is not in the page cache.
+        let (mut done, mut ahead) = (0, None);
         while let Some(run) = file_run(&steps[done..], most) {
             call.interrupt.check().map_err(|error| error.with_completed(steps[done].position))?;
             let count = run.count as usize;
             let window_run = Run { first: steps[done].window_page, count: run.count };
             let (offset, len) = shared.bytes(window_run);
             let into = shared.frames.region().span(offset, len);
-            let read = shared.store.read_run_unchanged(run, into);
+            let several = count < steps.len() && ahead.is_none();
+            let now = several.then(|| store.read_run_now(run, into));
+            if let Some(Ok(Now::Absent(_))) = now {
+                ahead = Some(done + count);
+            }
+            if let Some(ahead) = &mut ahead {
+                let most_ahead = done + count + self.page.index_of(AHEAD_BYTES) as usize;
+                while let Some(next) =
+                    file_run(&steps[*ahead..], most).filter(|_| *ahead < most_ahead)
+                {
+                    store.begin_reading(next);
+                    *ahead += next.count as usize;
+                }
+            }
+            let read = matches!(now, Some(Ok(Now::Read))) || store.read_run_unchanged(run, into);
             let mut state = shared.state.lock();
             for step in &steps[done..done + count] {
                 state.begin_drop(step.window_page);
