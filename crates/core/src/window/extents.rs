@@ -40,7 +40,8 @@ impl Window {
 
 /// The pages of extents or of slots, one after another.
 fn pages_of(numbers: &[i64], extent_pages: i64) -> Result<Vec<i64>> {
-    let mut pages = room_for("remap", numbers.len().saturating_mul(extent_pages as usize))?;
+    let each = usize::try_from(extent_pages).unwrap_or(0);
+    let mut pages = room_for("remap", numbers.len().saturating_mul(each))?;
     for number in numbers {
         let first = number.saturating_mul(extent_pages);
         pages.extend(first..first.saturating_add(extent_pages));
