@@ -20,8 +20,8 @@ from fremap.row_array import RowArray
 from fremap.rowids import select
 from fremap.settings import Budget, CheckedBudget, checked_budget, checked_size
 from fremap.shards import (
-    Asked,
     Kind,
+    RowsSpec,
     Shard,
     checked_offsets,
     checked_shape,
@@ -157,7 +157,7 @@ class Rows(RowArray):
         direct: bool = False,
         cache_bytes: SupportsIndex | str = 0,
     ) -> None:
-        asked = Asked(
+        spec = RowsSpec(
             None if dtype is None else said_type("rows", dtype),
             None if row_shape is None else checked_shape(row_shape),
             checked_offsets(offset),
@@ -167,7 +167,7 @@ class Rows(RowArray):
         )
         kept = checked_size("rows: cache_bytes", cache_bytes)
         options = (checked_budget(budget, "rows"), bool(direct), kept)
-        shards, kind, stores = look(source, asked)
+        shards, kind, stores = look(source, spec)
         self._begin(shards, kind, *options, ClosedByLast(stores) if stores else None)
 
     def _begin(

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from fremap.sources import File, Files, RowsSource
 
-__all__ = ["Asked", "Kind", "Shard", "checked_offsets", "checked_shape", "found_again", "look"]
+__all__ = ["Kind", "RowsSpec", "Shard", "checked_offsets", "checked_shape", "found_again", "look"]
 
 
 class Shard(NamedTuple):
@@ -71,7 +71,7 @@ class Kind(NamedTuple):
         return math.prod(self.row_shape) * self.element.dtype.itemsize
 
 
-class Asked(NamedTuple):
+class RowsSpec(NamedTuple):
     """What a caller says of the rows."""
 
     element: ElementType | None
@@ -106,11 +106,11 @@ class _Piece(NamedTuple):
         return _Piece(shard, self.kind, name_of(opening.file), self.begin)
 
 
-def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind, tuple[Store, ...]]:
+def look(source: RowsSource, spec: RowsSpec) -> tuple[tuple[Shard, ...], Kind, tuple[Store, ...]]:
     """Find out where the rows of a source lie, and what they are; and what was opened for it."""
     fetched = Fetched()
     try:
-        pieces = _all_pieces(source, asked, fetched)
+        pieces = _all_pieces(source, spec, fetched)
     except BaseException:
         fetched.close()
         raise
@@ -120,19 +120,19 @@ def look(source: RowsSource, asked: Asked) -> tuple[tuple[Shard, ...], Kind, tup
     return shards, pieces[0].kind, tuple(fetched.stores)
 
 
-def _all_pieces(source: RowsSource, asked: Asked, fetched: Fetched) -> list[_Piece]:
+def _all_pieces(source: RowsSource, spec: RowsSpec, fetched: Fetched) -> list[_Piece]:
     """Find the rows of a source, which must be alike."""
     found = named_files(source, fetched)
-    if found.together or asked.names.many:
-        pieces = _together(found, asked, fetched)
+    if found.together or spec.names.many:
+        pieces = _together(found, spec, fetched)
     else:
         pieces = []
-        for opening, offset in zip(openings(found.files), _each_offset(found, asked), strict=True):
+        for opening, offset in zip(openings(found.files), _each_offset(found, spec), strict=True):
             same = pieces[-1].at_the_same_place(opening) if pieces else None
             if same is not None:
                 pieces.append(same)
             else:
-                pieces.extend(_pieces(opening, offset, asked, fetched))
+                pieces.extend(_pieces(opening, offset, spec, fetched))
     first = pieces[0]
     for piece in pieces:
         if piece.kind is not first.kind and piece.kind != first.kind:
@@ -178,8 +178,8 @@ def checked_offsets(offset: SupportsIndex | Sequence[SupportsIndex]) -> int | tu
     return quantity("rows: offset", offset)  # type: ignore[arg-type]
 
 
-def _each_offset(found: Files, asked: Asked) -> tuple[int, ...]:
-    offsets = asked.offsets
+def _each_offset(found: Files, spec: RowsSpec) -> tuple[int, ...]:
+    offsets = spec.offsets
     if isinstance(offsets, int):
         return (offsets,) * len(found.files)
     if len(offsets) != len(found.files):
@@ -190,69 +190,69 @@ def _each_offset(found: Files, asked: Asked) -> tuple[int, ...]:
     return offsets
 
 
-def _piece(opened: Opened, table: Table, asked: Asked, offset: int = 0) -> _Piece:
+def _piece(opened: Opened, table: Table, spec: RowsSpec, offset: int = 0) -> _Piece:
     """Return where the rows of a table lie, if they are what the caller says."""
     header = opened.header
-    kind = _checked_kind(header, table, asked, offset)
+    kind = _checked_kind(header, table, spec, offset)
     name = f"{header.name}: tensor {table.name!r}" if table.name else header.name
     shard = Shard(opened.file, opened.identity, header.size, table.data_offset, table.shape[0])
     return _Piece(shard, kind, name)
 
 
-def _pieces(opening: Opened, offset: int, asked: Asked, fetched: Fetched) -> Iterator[_Piece]:
+def _pieces(opening: Opened, offset: int, spec: RowsSpec, fetched: Fetched) -> Iterator[_Piece]:
     """Find the rows of one file, in which there is one table only or one that is named."""
     file = opening.file
     if is_dataset(file):
-        if not asked.names.any or asked.column is not None:
+        if not spec.names.any or spec.column is not None:
             raise ArgumentError(
                 f"rows: {name_of(file)} is one array; tensor= and column= name none"
             )
         path, table = hdf5.located(file)
         with Opened(path) as opened:
-            yield _piece(opened, opened.header.check_data(table), asked, offset)
+            yield _piece(opened, opened.header.check_data(table), spec, offset)
         return
     with opening as opened:
         header = opened.header
-        found = told_format(header, asked.format, typed=asked.element is not None, offset=offset)
-        if asked.column is not None:
+        found = told_format(header, spec.format, typed=spec.element is not None, offset=offset)
+        if spec.column is not None:
             if found not in ("raw", "arrow"):
                 raise header.wrong("it is not an Arrow file, and has no columns")
             found = "arrow"  # a stream does not say so itself
-        if not asked.names.any and found not in ("safetensors", "index"):
+        if not spec.names.any and found not in ("safetensors", "index"):
             what = {"npy": "an .npy file", "arrow": "an Arrow file", "raw": "raw bytes"}[found]
-            raise header.wrong(f"{what} has no tensor named {asked.names.exact[0]!r}")
+            raise header.wrong(f"{what} has no tensor named {spec.names.exact[0]!r}")
         if found == "raw":
-            yield _raw(opened, offset, asked)
+            yield _raw(opened, offset, spec)
         elif found == "index":
-            ((tensor, name),) = safetensors.index(header, asked.names).items()
-            yield from _of_file(fetched.beside(opened.file, name), [tensor], asked)
+            ((tensor, name),) = safetensors.index(header, spec.names).items()
+            yield from _of_file(fetched.beside(opened.file, name), [tensor], spec)
         else:
-            for table in _tables(found, header, asked):
-                piece = _piece(opened, table, asked, offset)
-                if found == "npy" and asked.format is None:
+            for table in _tables(found, header, spec):
+                piece = _piece(opened, table, spec, offset)
+                if found == "npy" and spec.format is None:
                     # Its content says so, whatever the file is called.
                     begin = header.front[: table.data_offset]
                     piece = piece._replace(begin=begin if len(begin) == table.data_offset else b"")
                 yield piece
 
 
-def _tables(found: str, header: Header, asked: Asked) -> list[Table]:
+def _tables(found: str, header: Header, spec: RowsSpec) -> list[Table]:
     """Return where in a file that knows what is in it the rows are."""
     if found == "npy":
         return [npy.table(header)]
     if found == "arrow":
-        return arrow.tables(header, asked.column)
-    return safetensors.tables(header, asked.names)
+        return arrow.tables(header, spec.column)
+    return safetensors.tables(header, spec.names)
 
 
-def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
+def _together(found: Files, spec: RowsSpec, fetched: Fetched) -> list[_Piece]:
     """Find tensors in many files; each tensor is in one of them."""
-    names = asked.names
+    names = spec.names
     places: dict[str, list[str]] = {}
     pieces: dict[str, _Piece] = {}
     by_path: dict[str, list[str]] = {}
     files: dict[str, File] = {}
-    offsets = _each_offset(found, asked)
+    offsets = _each_offset(found, spec)
     for opening, offset in zip(openings(found.files), offsets, strict=True):
         if is_dataset(opening.file):
             raise ArgumentError(
@@ -260,7 +260,7 @@ def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
             )
         with opening as opened:
             header = opened.header
-            kind = told_format(header, asked.format, typed=True, offset=offset)
+            kind = told_format(header, spec.format, typed=True, offset=offset)
             if kind == "index":
                 for name, beside in safetensors.index(header, names).items():
                     file = fetched.beside(opened.file, beside)
@@ -277,7 +277,7 @@ def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
             else:
                 for table in safetensors.tables(header, names._replace(many=True)):
                     places.setdefault(table.name, []).append(header.name)
-                    pieces[table.name] = _piece(opened, table, asked, offset)
+                    pieces[table.name] = _piece(opened, table, spec, offset)
     if names.any:
         every = [(path, name) for path, within in by_path.items() for name in within]
         if len(every) != 1:
@@ -285,14 +285,14 @@ def _together(found: Files, asked: Asked, fetched: Fetched) -> list[_Piece]:
                 f"rows: {found.name} has {len(every)} tensors; choose one by tensor=: "
                 f"{some_names(name for _, name in every)}"
             )
-        return _of_file(files[every[0][0]], [every[0][1]], asked)
+        return _of_file(files[every[0][0]], [every[0][1]], spec)
     order = names.in_order(places, found.name)
     for path, held in by_path.items():
-        pieces.update(zip(held, _of_file(files[path], held, asked), strict=True))
+        pieces.update(zip(held, _of_file(files[path], held, spec), strict=True))
     return [pieces[name] for name in order]
 
 
-def _of_file(file: File, held: list[str], asked: Asked) -> list[_Piece]:
+def _of_file(file: File, held: list[str], spec: RowsSpec) -> list[_Piece]:
     """Find the tensors of a file that an index names, in that order."""
     with Opened(file) as opened:
         tables = {
@@ -304,16 +304,16 @@ def _of_file(file: File, held: list[str], asked: Asked) -> list[_Piece]:
             raise opened.header.wrong(
                 f"it has no tensor {some_names(missing)}, which the index says it has"
             )
-        return [_piece(opened, tables[name], asked) for name in held]
+        return [_piece(opened, tables[name], spec) for name in held]
 
 
-def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
+def _raw(opened: Opened, offset: int, spec: RowsSpec) -> _Piece:
     """Return what rows of raw bytes are, and how many there are."""
     header = opened.header
-    if asked.element is None:
+    if spec.element is None:
         raise ArgumentError(f"rows: {header.name} is raw bytes; pass dtype= to say what they are")
-    header.checked_dtype(asked.element.dtype)
-    kind = Kind(asked.element, asked.row_shape or ())
+    header.checked_dtype(spec.element.dtype)
+    kind = Kind(spec.element, spec.row_shape or ())
     data_bytes = header.size - offset
     if data_bytes < 0:
         raise header.wrong(f"offset is {offset}, the file has {header.size} bytes")
@@ -330,7 +330,7 @@ def _raw(opened: Opened, offset: int, asked: Asked) -> _Piece:
     )
 
 
-def _checked_kind(header: Header, table: Table, asked: Asked, offset: int) -> Kind:
+def _checked_kind(header: Header, table: Table, spec: RowsSpec, offset: int) -> Kind:
     """Return what the rows of a table are, if that is what the caller says."""
     if offset:
         raise ArgumentError(
@@ -339,14 +339,14 @@ def _checked_kind(header: Header, table: Table, asked: Asked, offset: int) -> Ki
         )
     element = ElementType(table.dtype, table.dtype_name, table.dtype)
     row_shape = table.shape[1:]
-    if asked.row_shape is not None and asked.row_shape != row_shape:
+    if spec.row_shape is not None and spec.row_shape != row_shape:
         raise ArgumentError(
-            f"rows: {header.name} has rows of shape {row_shape}, not {asked.row_shape}"
+            f"rows: {header.name} has rows of shape {row_shape}, not {spec.row_shape}"
         )
-    said = element if asked.element is None else element.said(asked.element)
+    said = element if spec.element is None else element.said(spec.element)
     if said is None:
-        assert asked.element is not None  # noqa: S101 - or it were `element`; tells mypy
+        assert spec.element is not None  # noqa: S101 - or it were `element`; tells mypy
         held = element.name if element.dtype.isbuiltin == 1 else element.dtype
-        raise ArgumentError(f"rows: {header.name} holds {held}, not {asked.element.shown}")
+        raise ArgumentError(f"rows: {header.name} holds {held}, not {spec.element.shown}")
     header.checked_dtype(said.dtype)
     return Kind(said, row_shape)

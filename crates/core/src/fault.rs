@@ -7,7 +7,7 @@
 //! code, all block every signal, and none waits for a lock that is held across I/O.
 
 mod helpers;
-mod watch;
+mod polling;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::{spawn_without_signals, Event};
 use crate::sys::uffd::{Fault, Uffd};
 use helpers::Helpers;
-use watch::Watch;
+use polling::Polling;
 
 /// Who resolves the faults of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl<S> Registry<S> {
 
 /// What the thread and others share.
 #[derive(Debug)]
-struct Shared<S> {
+struct ServiceState<S> {
     poller: Poller,
     waker: Event,
     registry: Mutex<Registry<S>>,
@@ -133,7 +133,7 @@ struct Shared<S> {
     left: Condvar,
 }
 
-impl<S> Shared<S> {
+impl<S> ServiceState<S> {
     fn registry(&self) -> MutexGuard<'_, Registry<S>> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -142,7 +142,7 @@ impl<S> Shared<S> {
 /// The running service; dropped, it ends.
 #[derive(Debug)]
 pub struct Service<S: Serve> {
-    shared: Arc<Shared<S>>,
+    shared: Arc<ServiceState<S>>,
     thread: Option<JoinHandle<()>>,
     owner: u32,
 }
@@ -189,7 +189,7 @@ impl<S: Serve> Service<S> {
         let (poller, waker) = (Poller::new()?, Event::new()?);
         poller.add(&waker, WAKER)?;
         let registry = Mutex::new(registry);
-        let shared = Arc::new(Shared { poller, waker, registry, left: Condvar::new() });
+        let shared = Arc::new(ServiceState { poller, waker, registry, left: Condvar::new() });
         let own = Arc::clone(&shared);
         let body = move || {
             let run = || Loop::new(own).run();
@@ -246,7 +246,7 @@ impl<S: Serve> Drop for Serving<S> {
 
 /// What the thread knows.
 struct Loop<S: Serve> {
-    shared: Arc<Shared<S>>,
+    shared: Arc<ServiceState<S>>,
     helpers: Helpers<S>,
     /// What was parked. None until a page was not in the page cache, and where the kernel gives
     /// no ring.
@@ -259,13 +259,13 @@ struct Loop<S: Serve> {
     /// Something was ended since the last wait: whoever waited for it may fault again soon.
     ended: bool,
     /// For the faults of threads that go on,
-    next_fault: Watch,
+    next_fault: Polling,
     /// and for pages that were parked for: a slow device says nothing of how soon threads fault.
-    next_arrival: Watch,
+    next_arrival: Polling,
 }
 
 impl<S: Serve> Loop<S> {
-    fn new(shared: Arc<Shared<S>>) -> Self {
+    fn new(shared: Arc<ServiceState<S>>) -> Self {
         let helpers = Helpers::new(Arc::clone(&shared));
         let (later, ahead) = (Vec::new(), Vec::new());
         Self {
@@ -276,8 +276,8 @@ impl<S: Serve> Loop<S> {
             later,
             ahead,
             ended: false,
-            next_fault: Watch::new(NEXT_FAULT),
-            next_arrival: Watch::new(NEXT_ARRIVAL),
+            next_fault: Polling::new(NEXT_FAULT),
+            next_arrival: Polling::new(NEXT_ARRIVAL),
         }
     }
 
@@ -314,8 +314,8 @@ impl<S: Serve> Loop<S> {
         if !self.ahead.is_empty() {
             return poller.wait(true, ready);
         }
-        let mut look = |watch: &mut Watch| {
-            watch.look(|| {
+        let mut look = |polling: &mut Polling| {
+            polling.look(|| {
                 poller.wait(true, ready)?;
                 Ok(!ready.is_empty())
             })
@@ -370,7 +370,7 @@ impl<S: Serve> Loop<S> {
         for fault in faults.drain(..) {
             match server.serve(fault) {
                 Served::Later => self.later.push((name, fault)),
-                outcome => self.go_on(name, server, outcome),
+                outcome => self.park_or_help(name, server, outcome),
             }
         }
         self.note_ahead(name, server);
@@ -383,7 +383,7 @@ impl<S: Serve> Loop<S> {
     }
 
     /// Parks what has to wait for a file, or has a helper do it.
-    fn go_on(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
+    fn park_or_help(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
         match outcome {
             Served::Done => self.ended = true,
             Served::Later => {}
@@ -440,7 +440,7 @@ impl<S: Serve> Loop<S> {
         for (name, ticket) in arrived.drain(..) {
             let Some(server) = self.window(name) else { continue };
             let outcome = server.resume(ticket, faults);
-            self.go_on(name, &server, outcome);
+            self.park_or_help(name, &server, outcome);
             self.serve_all(name, &server, faults);
         }
     }
@@ -457,7 +457,7 @@ impl<S: Serve> Loop<S> {
         let Some(name) = self.ahead.pop() else { return };
         let Some(server) = self.window(name) else { return };
         let outcome = server.read_ahead(faults);
-        self.go_on(name, &server, outcome);
+        self.park_or_help(name, &server, outcome);
         self.serve_all(name, &server, faults);
     }
 }

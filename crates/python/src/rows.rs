@@ -10,7 +10,7 @@ use std::time::Duration;
 use fremap_core::error::Result;
 use fremap_core::memory::Ask;
 use fremap_core::rows::{
-    self, Asked, Front, Memory, Pending as CorePending, Rows as CoreRows, Runs, ShardFile,
+    self, Front, Memory, Pending as CorePending, Rows as CoreRows, RowsOrRuns, Runs, ShardFile,
     ShardPlace,
 };
 use fremap_core::sys::span::Span;
@@ -99,11 +99,11 @@ impl Wish {
         Ok(Self::Runs([numbers(&names)?, numbers(&starts)?, numbers(&counts)?]))
     }
 
-    fn resolved(self, core: &CoreRows) -> Result<Asked> {
+    fn resolved(self, core: &CoreRows) -> Result<RowsOrRuns> {
         match self {
-            Self::Rows(selection) => core.resolve("take", selection).map(Asked::Rows),
+            Self::Rows(selection) => core.resolve("take", selection).map(RowsOrRuns::Rows),
             Self::Runs([names, starts, counts]) => {
-                Runs::new(names, &starts, &counts, core.row_count()).map(Asked::Runs)
+                Runs::new(names, &starts, &counts, core.row_count()).map(RowsOrRuns::Runs)
             }
         }
     }

@@ -17,7 +17,7 @@ mod explain;
 mod mapped;
 mod remapping;
 
-use self::mapped::{access, one_file_each, Mapped};
+use self::mapped::{access, one_file_each, AliasMapping};
 use self::remapping::Remapping;
 use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
@@ -58,16 +58,16 @@ pub struct Alias {
     /// Ends before what it is for, as the next.
     trimming: Option<Registration>,
     _explaining: Explaining,
-    mapped: Arc<Mapped>,
+    mapped: Arc<AliasMapping>,
     /// Held for a whole call: one call at a time changes the window.
     calls: CallLock<()>,
     counters: Counters,
 }
 
 impl Deref for Alias {
-    type Target = Mapped;
+    type Target = AliasMapping;
 
-    fn deref(&self) -> &Mapped {
+    fn deref(&self) -> &AliasMapping {
         &self.mapped
     }
 }
@@ -114,7 +114,8 @@ impl Alias {
         let table = Mutex::new(table);
         // Before the first page is mapped, so that every mapping gets it.
         let read_ahead = AtomicU8::new(advice.unwrap_or(ReadAhead::Normal) as u8);
-        let mapped = Mapped { store, page, region, locked, sharing, table, advice: read_ahead };
+        let mapped =
+            AliasMapping { store, page, region, locked, sharing, table, advice: read_ahead };
         let mapped = Arc::new(mapped);
         {
             let table = lock(&mapped.table);
@@ -362,7 +363,7 @@ impl Engine for Alias {
     }
 
     fn read_ahead(&self) -> Option<ReadAhead> {
-        Some(Mapped::read_ahead(self))
+        Some(AliasMapping::read_ahead(self))
     }
 
     fn lower_budget(&self, bytes: u64) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Serve, Shared};
+use super::{Serve, ServiceState};
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
@@ -61,12 +61,12 @@ impl<S: Serve> Jobs<S> {
     }
 }
 
-struct Board<S: Serve> {
+struct JobQueue<S: Serve> {
     jobs: Mutex<Jobs<S>>,
     more: Condvar,
 }
 
-impl<S: Serve> Board<S> {
+impl<S: Serve> JobQueue<S> {
     fn jobs(&self) -> MutexGuard<'_, Jobs<S>> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,13 +74,13 @@ impl<S: Serve> Board<S> {
 
 /// The helpers of a service, of which there may be none at the moment. Dropped, they have ended.
 pub(super) struct Helpers<S: Serve> {
-    shared: Arc<Shared<S>>,
-    board: Arc<Board<S>>,
+    shared: Arc<ServiceState<S>>,
+    queue: Arc<JobQueue<S>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl<S: Serve> Helpers<S> {
-    pub(super) fn new(shared: Arc<Shared<S>>) -> Self {
+    pub(super) fn new(shared: Arc<ServiceState<S>>) -> Self {
         let jobs = Jobs {
             waiting: VecDeque::new(),
             running: HashMap::new(),
@@ -88,15 +88,15 @@ impl<S: Serve> Helpers<S> {
             idle: 0,
             ends: false,
         };
-        let board = Arc::new(Board { jobs: Mutex::new(jobs), more: Condvar::new() });
-        Self { shared, board, threads: Vec::new() }
+        let queue = Arc::new(JobQueue { jobs: Mutex::new(jobs), more: Condvar::new() });
+        Self { shared, queue, threads: Vec::new() }
     }
 
     /// Gives a fault to a helper. If no thread can be started, this thread serves it.
     pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
         *self.shared.registry().helped.entry(name).or_insert(0) += 1;
         let job = Job { name, server: Arc::clone(server), ticket };
-        let mut jobs = self.board.jobs();
+        let mut jobs = self.queue.jobs();
         jobs.waiting.push_back(job);
         let ready = jobs.waiting.iter().filter(|job| jobs.is_ready(job)).count();
         if ready == 0 {
@@ -104,14 +104,14 @@ impl<S: Serve> Helpers<S> {
             return;
         }
         if ready <= jobs.idle || jobs.threads == MOST_HELPERS {
-            self.board.more.notify_one();
+            self.queue.more.notify_one();
             return;
         }
         jobs.threads += 1;
         drop(jobs);
-        let (shared, board) = (Arc::clone(&self.shared), Arc::clone(&self.board));
+        let (shared, queue) = (Arc::clone(&self.shared), Arc::clone(&self.queue));
         let body = move || {
-            if catch_unwind(AssertUnwindSafe(|| run(&shared, &board))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| run(&shared, &queue))).is_err() {
                 stderr_line(format_args!("a thread that serves faults panicked, which is a bug"));
                 std::process::abort();
             }
@@ -121,7 +121,7 @@ impl<S: Serve> Helpers<S> {
             self.threads.push(thread);
             return;
         }
-        let mut jobs = self.board.jobs();
+        let mut jobs = self.queue.jobs();
         jobs.threads -= 1;
         let own = if jobs.threads == 0 { jobs.waiting.pop_back() } else { None };
         drop(jobs);
@@ -132,7 +132,7 @@ impl<S: Serve> Helpers<S> {
 
     /// Forgets what a window that is closed still had to wait for; says how much that was.
     pub(super) fn forget(&mut self, name: u64) -> usize {
-        let mut jobs = self.board.jobs();
+        let mut jobs = self.queue.jobs();
         let before = jobs.waiting.len();
         jobs.waiting.retain(|job| job.name != name);
         before - jobs.waiting.len()
@@ -141,8 +141,8 @@ impl<S: Serve> Helpers<S> {
 
 impl<S: Serve> Drop for Helpers<S> {
     fn drop(&mut self) {
-        self.board.jobs().ends = true;
-        self.board.more.notify_all();
+        self.queue.jobs().ends = true;
+        self.queue.more.notify_all();
         for thread in self.threads.drain(..) {
             // One that panics ends the process.
             let _ended = thread.join();
@@ -150,7 +150,7 @@ impl<S: Serve> Drop for Helpers<S> {
     }
 }
 
-fn end<S: Serve>(shared: &Shared<S>, job: Job<S>) {
+fn end<S: Serve>(shared: &ServiceState<S>, job: Job<S>) {
     let Job { name, server, ticket } = job;
     let mut waiting = Vec::new();
     server.wait_and_serve(ticket, &mut waiting);
@@ -167,20 +167,20 @@ fn end<S: Serve>(shared: &Shared<S>, job: Job<S>) {
     shared.waker.set();
 }
 
-fn run<S: Serve>(shared: &Shared<S>, board: &Board<S>) {
-    let mut jobs = board.jobs();
+fn run<S: Serve>(shared: &ServiceState<S>, queue: &JobQueue<S>) {
+    let mut jobs = queue.jobs();
     loop {
         if let Some(job) = jobs.next() {
             drop(jobs);
             let name = job.name;
             end(shared, job);
-            jobs = board.jobs();
+            jobs = queue.jobs();
             jobs.ended(name);
             continue;
         }
         jobs.idle += 1;
         let idle = |jobs: &mut Jobs<S>| !jobs.any_ready() && !jobs.ends;
-        let waited = board.more.wait_timeout_while(jobs, IDLE, idle);
+        let waited = queue.more.wait_timeout_while(jobs, IDLE, idle);
         jobs = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(jobs, _)| jobs);
         jobs.idle -= 1;
         if !jobs.any_ready() {

@@ -14,7 +14,7 @@ use super::{ShardFile, ShardPlace};
 use crate::error::{Error, Result, RowLoss};
 use crate::room::room_for;
 use crate::store::last_change::{LastChange, Unchanged};
-use crate::store::source::{Mapped, SourceMap, POPULATE_READS};
+use crate::store::source::{SourceMap, SourceMaps, POPULATE_READS};
 use crate::store::Store;
 use crate::sys::cachestat;
 use crate::sys::file::{self as sys_file, Facts, OpenFlags};
@@ -39,12 +39,12 @@ pub(super) struct Shard {
     data_offset: u64,
     /// The number of the file among those of the rows, and the file.
     number: u32,
-    source: Arc<Source>,
+    source: Arc<RowsFile>,
 }
 
 /// A file, which may have several shards.
 #[derive(Debug)]
-struct Source {
+struct RowsFile {
     path: Option<PathBuf>,
     identity: (u64, u64),
     born_ns: u64,
@@ -99,7 +99,7 @@ enum Key {
 /// The shards of some places, and the files that they are in, each once.
 pub(super) fn shards_of(places: Vec<ShardPlace>, row_bytes: usize, direct: bool) -> Result<Files> {
     let mut numbers: HashMap<Key, u32> = HashMap::with_capacity(places.len());
-    let mut sources: Vec<Arc<Source>> = Vec::new();
+    let mut sources: Vec<Arc<RowsFile>> = Vec::new();
     let mut shards: Vec<Shard> = room_for("rows", places.len())?;
     for ShardPlace { file, data_offset, row_count } in places {
         let key = match &file {
@@ -108,7 +108,7 @@ pub(super) fn shards_of(places: Vec<ShardPlace>, row_bytes: usize, direct: bool)
         };
         let number = *numbers.entry(key).or_insert(sources.len() as u32);
         if number as usize == sources.len() {
-            sources.push(Arc::new(Source::new(file, direct)?));
+            sources.push(Arc::new(RowsFile::new(file, direct)?));
         }
         let source = Arc::clone(&sources[number as usize]);
         let first_row = shards.last().map_or(0, |shard| shard.rows.end);
@@ -119,7 +119,7 @@ pub(super) fn shards_of(places: Vec<ShardPlace>, row_bytes: usize, direct: bool)
 
 impl Shard {
     fn new(
-        source: Arc<Source>,
+        source: Arc<RowsFile>,
         number: u32,
         data_offset: u64,
         first_row: u64,
@@ -186,7 +186,7 @@ impl Shard {
     }
 }
 
-impl Source {
+impl RowsFile {
     fn new(file: ShardFile, direct: bool) -> Result<Self> {
         let mut provided = None;
         let (path, identity, born_ns, size_bytes, fixed) = match file {
@@ -305,7 +305,7 @@ pub(super) struct Files {
     /// Some are in stores that have no file.
     provided: bool,
     /// The files that they are in.
-    sources: Vec<Arc<Source>>,
+    sources: Vec<Arc<RowsFile>>,
     /// Rows of each shard but the last, if that is the same for all.
     even_rows: Option<u64>,
     /// Files with an open descriptor, the longest open first.
@@ -313,11 +313,11 @@ pub(super) struct Files {
     open_limit: usize,
     open_count: AtomicU64,
     /// What the maps have mapped.
-    mapped: Arc<Mapped>,
+    mapped: Arc<SourceMaps>,
 }
 
 impl Files {
-    fn new(shards: Vec<Shard>, sources: Vec<Arc<Source>>) -> Self {
+    fn new(shards: Vec<Shard>, sources: Vec<Arc<RowsFile>>) -> Self {
         let rows_of = |shard: &Shard| shard.rows.end - shard.rows.start;
         let even_rows = shards.first().map(rows_of).filter(|&rows| {
             let (_, front) = shards.split_last().expect("there is a first");
@@ -508,7 +508,7 @@ impl Files {
         source.last_change.after(since, source.size_bytes, source.facts_now())
     }
 
-    pub(super) fn mapped(&self) -> &Mapped {
+    pub(super) fn mapped(&self) -> &SourceMaps {
         &self.mapped
     }
 

@@ -46,7 +46,7 @@ use files::Files;
 use ranges::MAX_FETCHED_BYTES;
 
 pub use look::{look, Front};
-pub use runs::{Asked, Runs};
+pub use runs::{RowsOrRuns, Runs};
 pub use submit::{Memory, Pending};
 
 /// Rows that are copied, and then read, together: what a take needs to remember of each
@@ -275,13 +275,18 @@ impl Rows {
     /// # Errors
     /// [`Error::Row`] naming the row, or its run, and its file; [`Error::Interrupted`]. What of
     /// `into` was written by then is not said.
-    pub fn take(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+    pub fn take(
+        &self,
+        asked: &RowsOrRuns,
+        into: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
         self.check_take(asked, into)?;
         self.take_all(asked, into, interrupt)
     }
 
     /// Fails where a take cannot begin.
-    fn check_take(&self, asked: &Asked, into: Span<'_>) -> Result<()> {
+    fn check_take(&self, asked: &RowsOrRuns, into: Span<'_>) -> Result<()> {
         self.check_open("take")?;
         let rows = asked.row_count();
         if rows.and_then(|rows| rows.checked_mul(self.row_bytes)) != Some(into.len()) {
@@ -296,7 +301,12 @@ impl Rows {
     }
 
     /// A take that was begun while the rows were open, and ends as it would have then.
-    fn take_all(&self, asked: &Asked, into: Span<'_>, interrupt: &dyn Interrupt) -> Result<()> {
+    fn take_all(
+        &self,
+        asked: &RowsOrRuns,
+        into: Span<'_>,
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
         count(&self.counters.takes, 1);
         if into.is_empty() {
             return Ok(());
@@ -309,13 +319,13 @@ impl Rows {
         outcome.map_err(|error| asked.name(error))
     }
 
-    fn take_pieces(&self, asked: &Asked, into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
+    fn take_pieces(&self, asked: &RowsOrRuns, into: Span<'_>, pace: &mut Pace<'_>) -> Result<()> {
         let ids = match asked {
-            Asked::Rows(Pages::List(ids)) => ids,
-            Asked::Rows(Pages::Range(range)) => {
+            RowsOrRuns::Rows(Pages::List(ids)) => ids,
+            RowsOrRuns::Rows(Pages::Range(range)) => {
                 return self.take_ranges(std::iter::once(range.clone()), into, pace);
             }
-            Asked::Runs(runs) => return self.take_ranges(runs.ranges(), into, pace),
+            RowsOrRuns::Runs(runs) => return self.take_ranges(runs.ranges(), into, pace),
         };
         let mut wanted = Vec::new();
         for (number, piece) in ids.chunks(self.piece_rows()).enumerate() {

@@ -257,7 +257,7 @@ impl<'m> RowReads<'_, '_, 'm> {
     /// Reads what is wanted by itself; where that fails each row of it, to find the bad one.
     fn read_rows_of(&self, file: &OwnedFd, wanted: &Segment, align: u64) -> Result<()> {
         let shard = self.rows.files.shard(wanted.file);
-        let mut start = match self.read_alone(file, self.place_of(wanted), wanted.offset, align) {
+        let mut start = match self.read_part(file, self.place_of(wanted), wanted.offset, align) {
             Ok(()) => return Ok(()),
             Err(RowLoss::Truncated { size_bytes }) => {
                 shard.row_start(size_bytes, self.rows.row_bytes).max(wanted.offset)
@@ -268,7 +268,7 @@ impl<'m> RowReads<'_, '_, 'm> {
             let end = shard.row_end(start, self.rows.row_bytes).min(wanted.end());
             let place = wanted.place + (start - wanted.offset) as usize;
             let into = self.into.part(place, (end - start) as usize);
-            self.read_alone(file, into, start, align)
+            self.read_part(file, into, start, align)
                 .map_err(|loss| self.loss(wanted.file, start, loss))?;
             start = end;
         }
@@ -276,7 +276,7 @@ impl<'m> RowReads<'_, '_, 'm> {
     }
 
     /// Reads one row, or a part of it.
-    fn read_alone(
+    fn read_part(
         &self,
         file: &OwnedFd,
         into: Span<'m>,

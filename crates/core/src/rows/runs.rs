@@ -8,14 +8,14 @@ use crate::units::{Pages, Row};
 
 /// What a take is of.
 #[derive(Debug)]
-pub enum Asked {
+pub enum RowsOrRuns {
     /// Rows in any order.
     Rows(Pages<Row>),
     /// Rows that follow each other, several times.
     Runs(Runs),
 }
 
-impl Asked {
+impl RowsOrRuns {
     /// How many rows that are; none if that cannot be counted.
     pub(super) fn row_count(&self) -> Option<usize> {
         match self {

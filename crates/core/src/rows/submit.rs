@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::{Asked, Rows};
+use super::{Rows, RowsOrRuns};
 use crate::error::{Error, Interrupt, Result};
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::futex;
@@ -40,7 +40,7 @@ const DONE: u32 = 1;
 /// A take that was submitted.
 pub struct Pending {
     rows: Arc<Rows>,
-    asked: Asked,
+    asked: RowsOrRuns,
     memory: Box<dyn Memory>,
     /// The process that does it.
     owner: u32,
@@ -157,7 +157,11 @@ impl Rows {
     ///
     /// # Errors
     /// As [`take`](Self::take) for what can be said at once; [`Error::NoThread`].
-    pub fn submit(self: &Arc<Self>, asked: Asked, memory: Box<dyn Memory>) -> Result<Arc<Pending>> {
+    pub fn submit(
+        self: &Arc<Self>,
+        asked: RowsOrRuns,
+        memory: Box<dyn Memory>,
+    ) -> Result<Arc<Pending>> {
         self.check_take(&asked, memory.span())?;
         let pending = Arc::new(Pending {
             rows: Arc::clone(self),

@@ -50,8 +50,8 @@ pub use outgoing::Outgoing;
 use part::{File, OwnWrites, Part, Parts};
 use provider::Provider;
 pub use provider::ProviderOptions;
-use source::Mapped;
 pub use source::SourceLimit;
+use source::SourceMaps;
 
 /// Where the pages of a store live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +92,7 @@ pub struct Store {
     size_bytes: AtomicU64,
     closed: AtomicBool,
     /// What the parts' source maps have mapped, all together.
-    mapped: Arc<Mapped>,
+    mapped: Arc<SourceMaps>,
     rings: RingPool,
     /// Pages that are to be read ahead.
     prefetches: Arc<ForkLock<prefetch::Queue>>,

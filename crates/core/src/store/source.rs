@@ -81,7 +81,7 @@ const MAX_MAPS: u64 = 4096;
 
 /// What the source maps of a store have mapped, all together.
 #[derive(Debug)]
-pub(crate) struct Mapped {
+pub(crate) struct SourceMaps {
     /// Maps that are alive.
     maps: AtomicU64,
     /// Bytes of populated chunks.
@@ -97,7 +97,7 @@ pub(crate) struct Mapped {
 /// A limit of what the source maps of a store have mapped, until it is dropped.
 #[derive(Debug)]
 pub struct SourceLimit {
-    mapped: Arc<Mapped>,
+    mapped: Arc<SourceMaps>,
     bytes: u64,
 }
 
@@ -111,7 +111,7 @@ impl Drop for SourceLimit {
     }
 }
 
-impl Default for Mapped {
+impl Default for SourceMaps {
     fn default() -> Self {
         let none = || AtomicU64::new(0);
         let limits = Lock::new(Vec::new());
@@ -119,7 +119,7 @@ impl Default for Mapped {
     }
 }
 
-impl Mapped {
+impl SourceMaps {
     /// Has no more than `bytes` of the files mapped, as long as what is returned lives.
     pub(crate) fn limit(self: &Arc<Self>, bytes: u64) -> SourceLimit {
         self.change_limits(|limits| limits.push(bytes));
@@ -169,7 +169,7 @@ impl Source {
         &self,
         fd: BorrowedFd<'_>,
         size_bytes: u64,
-        mapped: &Arc<Mapped>,
+        mapped: &Arc<SourceMaps>,
     ) -> Result<Arc<SourceMap>, Errno> {
         let made = self.map.lock();
         if let Some(map) = made.as_ref().filter(|map| map.size_bytes == size_bytes) {
@@ -211,7 +211,7 @@ pub(crate) struct SourceMap {
     /// Pages were copied from it: some are mapped.
     copied: AtomicBool,
     /// What it has mapped counts here.
-    mapped: Arc<Mapped>,
+    mapped: Arc<SourceMaps>,
     _counted: FileMap,
 }
 
@@ -231,7 +231,7 @@ impl SourceMap {
     pub(crate) fn new(
         fd: BorrowedFd<'_>,
         size_bytes: u64,
-        mapped: &Arc<Mapped>,
+        mapped: &Arc<SourceMaps>,
     ) -> Result<Self, Errno> {
         if size_bytes > MAX_MAP_BYTES {
             return Err(Errno::FBIG);

@@ -12,7 +12,7 @@
 
 mod advice;
 mod policy;
-mod watch;
+mod trim_loop;
 
 use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -31,7 +31,7 @@ use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
 use policy::Marks;
-use watch::Watch;
+use trim_loop::TrimLoop;
 
 /// What a window lets the trimmer do.
 pub trait Trimmed: Send + Sync + 'static {
@@ -249,14 +249,14 @@ impl Trimmer {
         let body = move || {
             // Nobody hears it only if who starts the thread has panicked.
             let _heard = send.send(Waiter::this_thread());
-            let mut watch = Watch::new(mapped, pagemap);
-            let look = AssertUnwindSafe(|| watch.run(self, &stopped));
+            let mut trim_loop = TrimLoop::new(mapped, pagemap);
+            let look = AssertUnwindSafe(|| trim_loop.run(self, &stopped));
             if catch_unwind(look).is_err() {
                 stderr_line(format_args!(
                     "the thread that keeps windows to their budgets panicked, which is a bug; \
                      they grow as plain mappings do from now on"
                 ));
-                watch.wait_for_end(&stopped);
+                trim_loop.wait_for_end(&stopped);
             }
         };
         let thread = spawn_without_signals("fremap-trim", body).map_err(no_thread)?;

@@ -2,7 +2,7 @@
 
 use std::fmt::Arguments;
 
-use super::Mapped;
+use super::AliasMapping;
 use crate::sys::fault_ranges::{Explain, Touch};
 use crate::sys::file;
 use crate::sys::mm::system_page_bytes;
@@ -17,7 +17,7 @@ fn tell(page: WindowPage, file_page: FilePage, reason: Arguments<'_>) {
     ));
 }
 
-impl Explain for Mapped {
+impl Explain for AliasMapping {
     fn explain(&self, touch: Touch) {
         let page_bytes = self.page.bytes();
         let offset = touch.address - self.region.start() as usize;

@@ -45,7 +45,7 @@ pub(super) fn one_file_each(
 
 /// A range of memory and what it shows.
 #[derive(Debug)]
-pub struct Mapped {
+pub struct AliasMapping {
     pub(super) store: Arc<Store>,
     pub(super) page: PageSize,
     pub(super) region: Region,
@@ -57,7 +57,7 @@ pub struct Mapped {
     pub(super) table: Mutex<Table>,
 }
 
-impl Mapped {
+impl AliasMapping {
     pub(super) fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
         (self.page.bytes_of(run.first.0) as usize, self.page.bytes_of(run.count) as usize)
     }
@@ -161,7 +161,7 @@ fn advice_of(read_ahead: ReadAhead) -> Advice {
     }
 }
 
-impl Trimmed for Mapped {
+impl Trimmed for AliasMapping {
     fn memory(&self) -> Span<'_> {
         self.region.span(0, self.region.len())
     }
@@ -199,7 +199,7 @@ impl Trimmed for Mapped {
     }
 }
 
-impl Mapped {
+impl AliasMapping {
     /// Drops pages of the file from a private mapping. `MADV_DONTNEED` would throw away what
     /// was written, also by a thread that writes just now, for the first time; the kernel's
     /// reclaim knows which pages are the mapping's own. It takes pages that nobody else maps

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::frames::Frames;
-use super::Shared;
+use super::SharedWindow;
 use crate::engine::lock;
 use crate::error::{Interrupt, Result, Uninterruptible};
 use crate::sys::per_process::PerProcess;
@@ -55,7 +55,7 @@ trait Clean: fmt::Debug + Send + Sync {
 
 /// What one window asks of the thread, and how far it is.
 #[derive(Debug)]
-struct Asked {
+struct CleanedWindow {
     name: u64,
     window: Arc<dyn Clean>,
     wanted: bool,
@@ -70,14 +70,14 @@ struct Asked {
 
 #[derive(Debug, Default)]
 struct Board {
-    windows: Vec<Asked>,
+    windows: Vec<CleanedWindow>,
     next: u64,
     /// Threads that were started besides.
     more: usize,
     ends: bool,
 }
 
-impl Asked {
+impl CleanedWindow {
     /// Whether a thread may begin with it.
     fn is_due(&self, now: Instant) -> bool {
         self.wanted && !self.busy && self.not_before.is_none_or(|instant| instant <= now)
@@ -85,8 +85,8 @@ impl Asked {
 }
 
 impl Board {
-    fn find(&mut self, name: u64) -> Option<&mut Asked> {
-        self.windows.iter_mut().find(|asked| asked.name == name)
+    fn find(&mut self, name: u64) -> Option<&mut CleanedWindow> {
+        self.windows.iter_mut().find(|cleaned| cleaned.name == name)
     }
 }
 
@@ -118,7 +118,7 @@ impl Cleaner {
     ///
     /// # Errors
     /// EAGAIN at the limit of threads.
-    pub fn start<F: Frames>(window: Arc<Shared<F>>) -> Result<Self, Errno> {
+    pub fn start<F: Frames>(window: Arc<SharedWindow<F>>) -> Result<Self, Errno> {
         Ok(Self::of(THREAD.get(CleaningThread::start)?, window))
     }
 
@@ -126,7 +126,7 @@ impl Cleaner {
         let mut board = lock(&thread.signal.board);
         let name = board.next;
         board.next += 1;
-        board.windows.push(Asked {
+        board.windows.push(CleanedWindow {
             name,
             window,
             wanted: false,
@@ -142,8 +142,8 @@ impl Cleaner {
     /// Has changed pages be written.
     pub fn ask(&self) {
         let Some(thread) = &self.thread else { return };
-        if let Some(asked) = lock(&thread.signal.board).find(self.name) {
-            asked.wanted = true;
+        if let Some(cleaned) = lock(&thread.signal.board).find(self.name) {
+            cleaned.wanted = true;
         }
         thread.signal.changed.notify_all();
     }
@@ -153,16 +153,16 @@ impl Cleaner {
     pub fn wait(&self) -> bool {
         let Some(thread) = &self.thread else { return false };
         let mut board = lock(&thread.signal.board);
-        let Some(asked) = board.find(self.name) else { return false };
-        asked.wanted = true;
-        let before = asked.rounds;
+        let Some(cleaned) = board.find(self.name) else { return false };
+        cleaned.wanted = true;
+        let before = cleaned.rounds;
         thread.signal.changed.notify_all();
         let rounds = |board: &mut Board| board.find(self.name).map_or(before, |now| now.rounds);
         let waiting = |board: &mut Board| rounds(board) == before;
         let waited = thread.signal.changed.wait_timeout_while(board, PATIENCE, waiting);
         let Ok((mut board, _)) = waited else { return false };
         let written = rounds(&mut board) != before;
-        if !written && board.find(self.name).is_some_and(|asked| asked.is_due(Instant::now())) {
+        if !written && board.find(self.name).is_some_and(|cleaned| cleaned.is_due(Instant::now())) {
             // All threads are at other windows.
             thread.start_one_more(board);
         }
@@ -179,10 +179,10 @@ impl Drop for Cleaner {
             return;
         }
         let mut board = lock(&thread.signal.board);
-        while board.find(self.name).is_some_and(|asked| asked.busy) {
+        while board.find(self.name).is_some_and(|cleaned| cleaned.busy) {
             board = thread.signal.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
         }
-        let gone = board.windows.iter().position(|asked| asked.name == self.name);
+        let gone = board.windows.iter().position(|cleaned| cleaned.name == self.name);
         let gone = gone.map(|index| board.windows.remove(index));
         drop(board);
         drop(gone);
@@ -247,17 +247,17 @@ fn next(signal: &Signal, after: u64, idle: Option<Duration>) -> Option<(u64, Arc
             return None;
         }
         let now = Instant::now();
-        let due = |asked: &&mut Asked| asked.is_due(now);
-        let turn = |asked: &&mut Asked| (asked.name <= after, asked.name);
-        if let Some(asked) = board.windows.iter_mut().filter(due).min_by_key(turn) {
-            (asked.wanted, asked.busy) = (false, true);
-            return Some((asked.name, Arc::clone(&asked.window)));
+        let due = |cleaned: &&mut CleanedWindow| cleaned.is_due(now);
+        let turn = |cleaned: &&mut CleanedWindow| (cleaned.name <= after, cleaned.name);
+        if let Some(cleaned) = board.windows.iter_mut().filter(due).min_by_key(turn) {
+            (cleaned.wanted, cleaned.busy) = (false, true);
+            return Some((cleaned.name, Arc::clone(&cleaned.window)));
         }
         if ends.is_some_and(|ends| ends <= now) {
             return None;
         }
-        let wanted = board.windows.iter().filter(|asked| asked.wanted && !asked.busy);
-        let until = wanted.filter_map(|asked| asked.not_before).chain(ends).min();
+        let wanted = board.windows.iter().filter(|cleaned| cleaned.wanted && !cleaned.busy);
+        let until = wanted.filter_map(|cleaned| cleaned.not_before).chain(ends).min();
         board = match until {
             None => signal.changed.wait(board).ok()?,
             Some(until) => signal.changed.wait_timeout(board, until - now).ok()?.0,
@@ -276,21 +276,21 @@ fn run(signal: &Signal, idle: Option<Duration>) {
             Ok(Round { pages: 0, wants_more: false })
         });
         drop(window);
-        if let Some(asked) = lock(&signal.board).find(name) {
-            asked.busy = false;
+        if let Some(cleaned) = lock(&signal.board).find(name) {
+            cleaned.busy = false;
             // After an error the pages are changed as before, and whoever flushes them is told why.
-            let longer = asked.pause.map_or(FIRST_PAUSE, |pause| 2 * pause).min(LONGEST_PAUSE);
-            asked.pause = round.is_err().then_some(longer);
-            asked.not_before = asked.pause.map(|pause| Instant::now() + pause);
-            asked.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
+            let longer = cleaned.pause.map_or(FIRST_PAUSE, |pause| 2 * pause).min(LONGEST_PAUSE);
+            cleaned.pause = round.is_err().then_some(longer);
+            cleaned.not_before = cleaned.pause.map(|pause| Instant::now() + pause);
+            cleaned.rounds += u64::from(round.as_ref().is_ok_and(|done| done.pages > 0));
             // More than one round, until enough pages are clean.
-            asked.wanted |= round.is_ok_and(|done| done.wants_more);
+            cleaned.wanted |= round.is_ok_and(|done| done.wants_more);
         }
         signal.changed.notify_all();
     }
 }
 
-impl<F: Frames> Clean for Shared<F> {
+impl<F: Frames> Clean for SharedWindow<F> {
     /// Nobody holds the pages meanwhile: what is written to one then makes it a changed page again.
     fn clean_ahead(&self, most: usize) -> Result<Round> {
         let mut pages: Vec<WindowPage> = {
@@ -308,7 +308,7 @@ impl<F: Frames> Clean for Shared<F> {
     }
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
     /// which stay where they are.
     ///

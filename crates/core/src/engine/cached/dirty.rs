@@ -1,16 +1,17 @@
-//! Finding dirty pages. How writes to a window's memory are noticed depends on the kernel:
+//! Finding dirty pages. How a write to a window's memory is noticed depends on the kernel, and on
+//! `tracking=` of the caller:
 //!
-//! | [`Tracking`] | a write is noticed by | found here by |
-//! |---|---|---|
-//! | `Faults` (Linux 5.7) | a fault, the first time | nothing: `paged/serve.rs` has noted it |
-//! | `Kernel` (Linux 6.7) | a bit in the page table | `note_scanned`, one `PAGEMAP_SCAN` a run |
-//! | `Content` | nothing | `note_compared`, by the hash of each page |
+//! | [`Tracking`] | in Python | what notices a write | what finds the dirty pages here |
+//! |---|---|---|---|
+//! | `Faults` (Linux 5.7) | `"sync"` | a fault at the first write | nothing: `allow_store` in `paged/serve.rs` has marked them |
+//! | `Kernel` (Linux 6.7) | `"async"` | a bit in the page table | `note_scanned`: one `PAGEMAP_SCAN` a run |
+//! | `Content` | engine `eager` | nothing | `note_compared`: the hash of each page |
 
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::frames::{Frames, Tracking};
-use super::{Shared, State, STEP_PAGES};
+use super::{SharedWindow, State, STEP_PAGES};
 use crate::error::Result;
 use crate::plan;
 use crate::room::{collected, push, room_for};
@@ -30,7 +31,7 @@ pub(super) fn content_hash(content: Span<'_>) -> u128 {
     hasher.digest128()
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been written
     /// to. A window that is large and little used is asked for little.
     ///
@@ -68,8 +69,8 @@ impl<F: Frames> Shared<F> {
         }
     }
 
-    /// Has the table know which of `pages` were written to. `protect`: writes from now on
-    /// are noticed again.
+    /// Marks the pages in the table that were written to. With `protect`, the next write to
+    /// each is noticed again.
     pub(super) fn note_writes(
         &self,
         state: &mut State,
@@ -106,8 +107,8 @@ impl<F: Frames> Shared<F> {
         }
     }
 
-    /// Has the table know all writes to the window, where the kernel alone notes them. A page
-    /// of which it does not tell counts as written to.
+    /// Marks all pages of the window in the table that were written to, if only the kernel
+    /// knows of them. If it does not say whether a page was, the page counts as written to.
     pub fn note_all_writes(&self, state: &mut State) {
         if self.frames.tracking() != Some(Tracking::Kernel) {
             return;

@@ -4,7 +4,7 @@ use super::budget::may_leave;
 use super::cleaner::Cleaner;
 use super::frame_pool::IsolatedFrames;
 use super::frames::{Frames, Tracking};
-use super::{Cached, Shared, State};
+use super::{Cached, SharedWindow, State};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::memory::GiveBack;
 use crate::plan::Members;
@@ -12,7 +12,7 @@ use crate::sys::mm::system_page_bytes;
 use crate::table::Shown;
 use crate::units::{Pages, WindowPage};
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// Bytes that the source map of the store has mapped, and its page tables.
     fn source_bytes(&self) -> u64 {
         self.store.source_mapped_bytes() + self.store.source_table_bytes()
@@ -144,7 +144,7 @@ impl<F: Frames> Shared<F> {
     }
 }
 
-impl<F: Frames> GiveBack for Shared<F> {
+impl<F: Frames> GiveBack for SharedWindow<F> {
     fn give_back(&self) {
         // What cannot leave now (pinned, or not to be written) is asked for again, and the
         // error told, when this window next makes room.
@@ -209,7 +209,7 @@ impl<F: Frames> Cached<F> {
 
 /// Has the pages of a call stay in the window; see [`Cached::stay`].
 #[derive(Debug)]
-pub(super) struct Staying<'s, F: Frames>(&'s Shared<F>);
+pub(super) struct Staying<'s, F: Frames>(&'s SharedWindow<F>);
 
 impl<F: Frames> Drop for Staying<'_, F> {
     fn drop(&mut self) {

@@ -27,12 +27,12 @@ pub enum Filled {
     Copied,
 }
 
-/// How writes to a window's pages are noticed.
+/// How writes to a window's pages are noticed. `dirty.rs` finds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
-    /// The first write to a page is a fault that is served.
+    /// The first write to a page is a fault, and fremap serves it (`tracking="sync"`).
     Faults,
-    /// The kernel notes it.
+    /// The kernel sets a bit in the page table (`tracking="async"`).
     Kernel,
     /// The content is compared with what was loaded, by its hash.
     Content,

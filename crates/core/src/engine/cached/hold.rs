@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::frame_pool::FramePool;
 use super::frames::{Frames, Tracking};
-use super::{Cached, Shared, State, STEP_PAGES};
+use super::{Cached, SharedWindow, State, STEP_PAGES};
 use crate::error::{Interrupt, Result};
 use crate::plan;
 use crate::room::collected;
@@ -22,7 +22,7 @@ const WAIT: Duration = Duration::from_millis(25);
 
 /// Pages that a call is about to change, until this is dropped.
 pub(super) struct Held<'s, F: Frames> {
-    shared: &'s Shared<F>,
+    shared: &'s SharedWindow<F>,
     pages: Vec<WindowPage>,
 }
 
@@ -88,7 +88,7 @@ impl<F: Frames> Cached<F> {
     }
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// The state, when nobody else writes any of `pages` back or holds it.
     pub(super) fn settled_state(
         &self,

@@ -84,7 +84,7 @@ pub type Serving = Box<dyn std::fmt::Debug + Send + Sync>;
 
 /// What calls and the threads that serve faults share.
 #[derive(Debug)]
-pub struct Shared<F> {
+pub struct SharedWindow<F> {
     /// Where content comes from.
     pub store: Arc<Store>,
     /// The window's memory.
@@ -105,7 +105,7 @@ pub struct Cached<F> {
     /// Dropped first, with the next: nothing serves a window whose memory goes.
     serving: Option<Serving>,
     resolving: Option<Resolving>,
-    shared: Arc<Shared<F>>,
+    shared: Arc<SharedWindow<F>>,
     page: PageSize,
     /// One call at a time, which has the frames outside the window.
     call: CallLock<FramePool>,
@@ -144,7 +144,7 @@ impl<F: Frames> Cached<F> {
             FaultMode::Thread => state,
             FaultMode::Signal => state.held_without_signals(),
         };
-        let shared = Shared {
+        let shared = SharedWindow {
             store,
             frames,
             state,
@@ -154,7 +154,7 @@ impl<F: Frames> Cached<F> {
         };
         let shared = Arc::new(shared);
         if let Some(budget) = &shared.state.lock().budget {
-            let owner: Weak<Shared<F>> = Arc::downgrade(&shared);
+            let owner: Weak<SharedWindow<F>> = Arc::downgrade(&shared);
             budget.reservation().given_back_by(owner);
         }
         let pool = FramePool::new(page, chunk_pages as usize);
@@ -183,7 +183,7 @@ impl<F: Frames> Cached<F> {
     }
 
     /// What the threads that serve faults work on.
-    pub fn shared(&self) -> &Arc<Shared<F>> {
+    pub fn shared(&self) -> &Arc<SharedWindow<F>> {
         &self.shared
     }
 
@@ -330,7 +330,7 @@ impl<F: Frames> Cached<F> {
     }
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     pub(super) fn bytes(&self, run: Run<WindowPage>) -> (usize, usize) {
         let page_size = self.store.page_size();
         (offset_of(page_size, run.first), offset_of(page_size, WindowPage(run.count)))

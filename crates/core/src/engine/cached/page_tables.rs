@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::frames::{Frames, Userfault};
-use super::{Shared, State};
+use super::{SharedWindow, State};
 use crate::error::Result;
 use crate::room::zeros;
 use crate::sys::mm::system_page_bytes;
@@ -112,7 +112,7 @@ impl State {
     }
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// Gives back the page tables of blocks that `pages`, which have just left, were the
     /// last in.
     pub(super) fn give_back_page_tables(&self, state: &mut State, pages: &[WindowPage]) {

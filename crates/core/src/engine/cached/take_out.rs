@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::frame_pool::{FrameStack, IsolatedFrames};
 use super::frames::{Filled, Frames, Userfault};
 use super::state::Writing;
-use super::{offset_of, Shared, State};
+use super::{offset_of, SharedWindow, State};
 use crate::error::{Error, Result, Uninterruptible};
 use crate::plan;
 use crate::room::room_for;
@@ -33,7 +33,7 @@ struct Taken {
     dirty: bool,
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// The memory's userfaultfd, in a window whose pages are isolated.
     pub(super) fn userfault(&self) -> &dyn Userfault {
         self.frames.userfault().expect("the kernel notes writes under a userfaultfd alone")

@@ -12,7 +12,7 @@ use super::dirty::content_hash;
 use super::frame_pool::IsolatedFrames;
 use super::frames::{Frames, Tracking};
 use super::state::Writing;
-use super::{Cached, Shared, State, STEP_PAGES};
+use super::{Cached, SharedWindow, State, STEP_PAGES};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
 use crate::plan;
 use crate::room::{collected, grow};
@@ -75,7 +75,7 @@ impl<F: Frames> Cached<F> {
     }
 }
 
-impl<F: Frames> Shared<F> {
+impl<F: Frames> SharedWindow<F> {
     /// Writes dirty pages among `pages` back, which are held and sorted.
     pub(super) fn save(
         &self,

@@ -3,7 +3,9 @@
 use rustix::io::Errno;
 
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Frames, ReadIndex, Shared, State, Userfault, MAX_READS};
+use crate::engine::cached::{
+    offset_of, Frames, ReadIndex, SharedWindow, State, Userfault, MAX_READS,
+};
 use crate::stats::Counters;
 use crate::sys::fault_ranges::Touched;
 use crate::sys::mm::system_page_bytes;
@@ -130,7 +132,7 @@ pub(super) fn tell_why(
     }
 }
 
-impl Shared<PagedFrames> {
+impl SharedWindow<PagedFrames> {
     pub(super) fn page(&self) -> PageSize {
         self.store.page_size()
     }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::serve::{loads, nothing_to_bring, Attempt, Begun, Layout, Waiter};
 use super::{PagedFrames, Tracking};
 use crate::engine::cached::{
-    offset_of, Cleaner, FrameStack, IsolatedFrames, Shared, State, Userfault,
+    offset_of, Cleaner, FrameStack, IsolatedFrames, SharedWindow, State, Userfault,
 };
 use crate::engine::lock;
 use crate::error::{self, Error, Interrupt, Uninterruptible};
@@ -60,7 +60,7 @@ impl Ticket {
 
 /// Whether there is room in the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Room {
+enum BudgetRoom {
     Enough,
     /// Nothing may leave.
     None,
@@ -105,7 +105,7 @@ enum Content<'a> {
 /// What the service works with.
 #[derive(Debug)]
 pub(super) struct Server {
-    shared: Arc<Shared<PagedFrames>>,
+    shared: Arc<SharedWindow<PagedFrames>>,
     /// Memory for a cluster of pages. A helper keeps it while it reads.
     buffer: Mutex<Region>,
     cluster_pages: u64,
@@ -130,7 +130,7 @@ impl Interrupt for Server {
 impl Server {
     /// `evicts`: the window has a budget.
     pub(super) fn new(
-        shared: Arc<Shared<PagedFrames>>,
+        shared: Arc<SharedWindow<PagedFrames>>,
         cluster_pages: u64,
         evicts: bool,
     ) -> Result<Self, Errno> {
@@ -153,13 +153,13 @@ impl Server {
     }
 
     /// Serves a fault that has just begun.
-    fn begin(&self, fault: Fault, attempt: Attempt) -> Served<Ticket> {
+    fn begin_fault(&self, fault: Fault, attempt: Attempt) -> Served<Ticket> {
         let shared = &self.shared;
         let Attempt { entry, .. } = attempt;
         let ticket = Ticket::new(attempt, Some(fault));
         if entry.present() {
             if !shared.recheck(fault.address) {
-                Shared::note_lost(&mut shared.state.lock(), &attempt);
+                SharedWindow::note_lost(&mut shared.state.lock(), &attempt);
             }
             // Who waits goes on, or faults once more.
             return self.end(&ticket);
@@ -173,14 +173,14 @@ impl Server {
             // Says why, which may take long.
             return Served::Waits(ticket);
         }
-        self.go_on(ticket, &mut Vec::new())
+        self.load_or_park(ticket, &mut Vec::new())
     }
 
     /// Brings the pages of a ticket as far as that takes no waiting.
-    fn go_on(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
+    fn load_or_park(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
         match self.room_for(&ticket) {
-            Room::Enough => {}
-            Room::AfterWrites if ticket.fault.is_some() => return Served::Waits(ticket),
+            BudgetRoom::Enough => {}
+            BudgetRoom::AfterWrites if ticket.fault.is_some() => return Served::Waits(ticket),
             _ if ticket.fault.is_none() => return self.end_ahead(&ticket),
             // A fault cannot be refused: where nothing may leave, or a changed page cannot be
             // written, the window is larger than its budget by one page for a while.
@@ -239,16 +239,16 @@ impl Server {
     }
 
     /// Whether the pages of a ticket fit into the budget, now that others have left for them.
-    fn room_for(&self, ticket: &Ticket) -> Room {
+    fn room_for(&self, ticket: &Ticket) -> BudgetRoom {
         let mut isolated = lock(&self.isolated);
         let Some(cleaner) = &self.cleaner else {
             let made = self.shared.make_room("fault", ticket.count, None, &mut isolated);
-            return if made.is_ok() { Room::Enough } else { Room::None };
+            return if made.is_ok() { BudgetRoom::Enough } else { BudgetRoom::None };
         };
         match self.shared.make_clean_room(ticket.count, &mut isolated, cleaner) {
-            Ok(true) => Room::Enough,
-            Ok(false) => Room::AfterWrites,
-            Err(_) => Room::None,
+            Ok(true) => BudgetRoom::Enough,
+            Ok(false) => BudgetRoom::AfterWrites,
+            Err(_) => BudgetRoom::None,
         }
     }
 
@@ -257,9 +257,9 @@ impl Server {
     fn wait_for_room(&self, ticket: &Ticket) -> bool {
         for _ in 0..MOST_WAITS {
             match self.room_for(ticket) {
-                Room::Enough => return true,
-                Room::None => return false,
-                Room::AfterWrites => {}
+                BudgetRoom::Enough => return true,
+                BudgetRoom::None => return false,
+                BudgetRoom::AfterWrites => {}
             }
             if ticket.fault.is_none() || !self.cleaner.as_ref().is_some_and(Cleaner::wait) {
                 return false;
@@ -319,7 +319,7 @@ impl Server {
             Some(free) if moved => Content::Frames(free, len),
             _ => Content::Copied(buffer.span(0, len)),
         };
-        self.show(ticket, content, size_bytes, waiting)
+        self.show_unless_changed(ticket, content, size_bytes, waiting)
     }
 
     /// Reads the pages of a ticket, waiting for the device, and shows them. While they arrive in
@@ -354,7 +354,9 @@ impl Server {
             FilePages::List(files) => scatter::read_into(&shared.store, files, content, self),
         };
         match read {
-            Ok(()) => self.show(ticket, Content::Copied(content), size_bytes, waiting),
+            Ok(()) => {
+                self.show_unless_changed(ticket, Content::Copied(content), size_bytes, waiting)
+            }
             Err(Error::Interrupted { .. }) => Loaded::Changed,
             Err(_) if ticket.count > 1 => Loaded::Partly,
             Err(error) => Loaded::Failed(error),
@@ -362,7 +364,7 @@ impl Server {
     }
 
     /// Shows what was read of a ticket's pages, unless a call has changed them.
-    fn show(
+    fn show_unless_changed(
         &self,
         ticket: &Ticket,
         content: Content<'_>,
@@ -454,7 +456,7 @@ impl Serve for Server {
         let most = self.cluster_pages;
         let begun = shared.begin(&mut shared.state.lock(), page, most, Layout::Scattered);
         match begun {
-            Begun::Attempt(attempt) => self.begin(fault, attempt),
+            Begun::Attempt(attempt) => self.begin_fault(fault, attempt),
             // Whoever has the page wakes the thread.
             Begun::Busy => Served::Done,
             Begun::Full => Served::Later,
@@ -462,7 +464,7 @@ impl Serve for Server {
     }
 
     fn resume(&self, ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
-        self.go_on(ticket, waiting)
+        self.load_or_park(ticket, waiting)
     }
 
     fn wait_and_serve(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) {
@@ -531,6 +533,6 @@ impl Serve for Server {
             return Served::Done;
         };
         drop(state);
-        self.go_on(Ticket::new(attempt, None), waiting)
+        self.load_or_park(Ticket::new(attempt, None), waiting)
     }
 }

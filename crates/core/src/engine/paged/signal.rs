@@ -15,7 +15,7 @@ use super::serve::{
     nothing_to_bring, tell_why, Attempt, Begun, FaultOutcome, Layout, Waiter, HANDLER_READS,
 };
 use super::PagedFrames;
-use crate::engine::cached::{offset_of, Shared, State, Tracking};
+use crate::engine::cached::{offset_of, SharedWindow, State, Tracking};
 use crate::error::{Error, Result};
 use crate::fault::FaultMode;
 use crate::stats::Counters;
@@ -36,7 +36,7 @@ const FORK_WAIT: Duration = Duration::from_millis(10);
 /// Resolves the faults of a window in the threads that have them.
 #[derive(Debug)]
 pub(super) struct Responder {
-    shared: Arc<Shared<PagedFrames>>,
+    shared: Arc<SharedWindow<PagedFrames>>,
     /// Memory for as many reads as may be under way; None where a thread serves faults.
     buffers: Option<Region>,
     cluster_pages: u64,
@@ -57,7 +57,7 @@ pub(super) fn check(has_budget: bool) -> Result<()> {
 
 impl Responder {
     pub(super) fn new(
-        shared: Arc<Shared<PagedFrames>>,
+        shared: Arc<SharedWindow<PagedFrames>>,
         fault: FaultMode,
         cluster_pages: u64,
     ) -> Result<Self, Errno> {
@@ -89,7 +89,7 @@ impl Responder {
             return FaultOutcome::Resolved;
         }
         if !shared.recheck(touch.address as u64) {
-            Shared::note_lost(state, attempt);
+            SharedWindow::note_lost(state, attempt);
             return FaultOutcome::Resolved;
         }
         let protected = touch.stores && shared.frames.tracking == Some(Tracking::Faults);

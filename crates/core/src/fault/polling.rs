@@ -10,7 +10,7 @@ const MOST_SKIPPED: u32 = 255;
 
 /// Whether it is worth looking for what comes next, by how soon the last ones came.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Polling {
     /// How long the thread looks before it sleeps.
     most: Duration,
     /// Waits that are left without looking.
@@ -19,7 +19,7 @@ pub(super) struct Watch {
     skipped: u32,
 }
 
-impl Watch {
+impl Polling {
     pub(super) fn new(most: Duration) -> Self {
         Self { most, skips: 0, skipped: 0 }
     }
@@ -75,31 +75,32 @@ mod tests {
 
     #[test]
     fn the_thread_looks_while_faults_come_soon_and_seldom_where_they_do_not() {
-        let mut watch = Watch::new(Duration::from_micros(50));
+        let mut polling = Polling::new(Duration::from_micros(50));
         for _ in 0..100 {
-            assert!(watch.looks());
-            watch.found();
+            assert!(polling.looks());
+            polling.found();
         }
         for skipped in [1, 3, 7, 15, 31, 63, 127, 255, 255] {
-            assert!(watch.looks());
-            watch.missed();
+            assert!(polling.looks());
+            polling.missed();
             for _ in 0..skipped {
-                assert!(!watch.looks());
+                assert!(!polling.looks());
             }
         }
-        assert!(watch.looks());
-        watch.found();
-        assert!(watch.looks());
-        watch.missed();
-        assert!(!watch.looks());
-        assert!(watch.looks());
+        assert!(polling.looks());
+        polling.found();
+        assert!(polling.looks());
+        polling.missed();
+        assert!(!polling.looks());
+        assert!(polling.looks());
     }
+
     #[test]
     fn what_was_found_too_late_is_returned_but_counts_as_missed() {
-        let mut late = Watch::new(Duration::ZERO);
+        let mut late = Polling::new(Duration::ZERO);
         assert_eq!(late.look(|| Ok(true)), Ok(true));
         assert_eq!(late.look(|| unreachable!("it skips this wait")), Ok(false));
-        let mut soon = Watch::new(Duration::MAX);
+        let mut soon = Polling::new(Duration::MAX);
         let mut looks = 0;
         for _ in 0..2 {
             let found = soon.look(|| {

@@ -61,7 +61,7 @@ struct Known {
     blocks_trimmed: u64,
 }
 
-pub(super) struct Watch {
+pub(super) struct TrimLoop {
     mapped: MappedBytes,
     pagemap: PageMap,
     timer: BusyTimer,
@@ -85,7 +85,7 @@ pub(super) struct Watch {
     next_shapes: Instant,
 }
 
-impl Watch {
+impl TrimLoop {
     pub(super) fn new(mapped: MappedBytes, pagemap: PageMap) -> Self {
         prefer_short_slices();
         let scans = pagemap.scans();
