@@ -50,8 +50,8 @@ class ComputedStore(ProvidedStore):
     workers : int, default 1
         Number of processes that compute at the same time, at most.
     timeout : float or None, default 60.0
-        Seconds that one call of `fill` may take before its process is killed. One call
-        computes up to 4 MiB of pages, or one page. None: no limit.
+        Seconds that one call of `fill` may take before its process is killed. One call computes up
+        to 4 MiB of pages, or one page that is larger. None: no limit.
     in_process : bool, default False
         Have `read` call `fill` in this process, in the thread that calls `read`. Windows and
         slots still use the processes.
@@ -164,8 +164,8 @@ class ComputedStore(ProvidedStore):
 
         Notes
         -----
-        Pages are computed in batches of up to 4 MiB, as many at once as there are `workers`.
-        Pages that `prefetch` has requested are not computed twice. Any number of threads.
+        Pages are computed in batches of up to 4 MiB, as many at once as there are `workers`. Pages
+        that `prefetch` has requested are not computed twice. Any number of threads may call this.
         """
         if not self._in_process:
             return super().read(pages, out)

@@ -349,11 +349,11 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
 
     @property
     def window(self) -> Window | None:
-        """The window that shows the file; None for an empty array, and for a result."""
+        """The window that shows the file; None for an empty array, and for a computed result."""
         return None if self._backing is None else self._backing.window
 
     def flush(self) -> None:
-        """Make durable what was written to the array or to any of its views.
+        """Make everything durable that was written to the array or to any of its views.
 
         Raises
         ------
@@ -440,17 +440,17 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         return window, _pages_of(begins, high - low, window.page_bytes)
 
     def stats(self) -> MemmapStats:
-        """Return what the array has in memory, and what fremap has done for it.
+        """Return how much of the array is in memory, and counts of what fremap did for it.
 
         Returns
         -------
         MemmapStats
-            The numbers of the array that shows the file, even if this is a view of it.
+            The numbers of the whole array that shows the file, even if this is a view of it.
 
         Raises
         ------
         ArgumentError
-            This is a result, not a view of a file.
+            The array is a computed result, not a view of a file.
         """
         from fremap.stats import MemmapStats  # `import fremap` does without it
 

@@ -45,10 +45,10 @@ class RemoteStore(ProvidedStore):
     Parameters
     ----------
     source : str or tuple
-        A URL. Or a file system of fsspec, or a store of obstore, and a path in it.
-        ``http://`` and ``https://`` need no package. Other URLs need obstore or fsspec
-        (``pip install fremap[remote]``). obstore is used if it knows the scheme and no
-        `storage_options` are given, otherwise fsspec.
+        A URL; or a pair of a file system of fsspec (or a store of obstore) and a path in it.
+        ``http://`` and ``https://`` need no package. Other URLs need obstore or fsspec (``pip
+        install fremap[remote]``). obstore is used if it knows the scheme and no `storage_options`
+        are given, otherwise fsspec.
     page_bytes : int, default 65536
         Size of a page, the smallest unit that is fetched: a power of two from the system's page
         to 1 GiB.
@@ -62,9 +62,8 @@ class RemoteStore(ProvidedStore):
         server is silent for ``timeout / (retries + 1)`` seconds, the request is repeated. None:
         no limit for the whole, and 60 seconds for a silent server.
     storage_options : mapping, optional
-        Options of fsspec's file system. With HTTP: a mapping of headers, by the name
-        "headers". If a server redirects to another one, that one gets only headers that cannot
-        hold secrets.
+        Options of fsspec's file system. With HTTP: a mapping of headers, by the name "headers". If
+        a server redirects to another one, the other one gets only headers that cannot hold secrets.
 
     Raises
     ------
@@ -77,12 +76,12 @@ class RemoteStore(ProvidedStore):
 
     Notes
     -----
-    The store shows the version of the object at the time of opening, identified by its ETag or
-    its time of last modification. If the object changes, calls raise `ProviderError` with
-    ``errno`` ESTALE, and never mix versions. If the server sends neither, only a change of
-    length is detected. fsspec does not say which version its answers are of, nor does obstore
-    for several ranges at once. So the object is checked once more after each batch: always with
-    fsspec, with obstore after a batch of more than 128 ranges.
+    The store shows the version of the object at the time of opening, identified by its ETag or its
+    time of last modification. If the object changes, calls raise `ProviderError` with ``errno``
+    ESTALE, and never mix versions. If the server sends neither, only a change of length is
+    detected. fsspec does not say which version an answer comes from, and neither does obstore if it
+    is asked for several ranges at once. So the object is checked again after each batch with
+    fsspec, and after each batch of more than 128 ranges with obstore.
 
     Nothing is stored on this machine, except for what windows and slots hold in memory and what
     `prefetch` has requested. Processes work as for `ComputedStore`. Pickling keeps the version.

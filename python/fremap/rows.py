@@ -1,8 +1,8 @@
 """Rows of fixed size, in one file or thousands: many scattered rows in one call.
 
-Embedding tables, feature stores, token files, tensors: files much larger than memory,
-of which a call wants rows here and there. Rows that are in the page cache are copied
-without a system call; the others are read all in flight together.
+Use it for embedding tables, feature stores, token files and tensors: files much larger than memory,
+from which a call reads scattered rows. Rows that are in the page cache are copied without a system
+call; all others are read at the same time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = ["Rows", "RowsSource", "rows"]
 
 
 class Rows(RowArray):
-    """Rows of fixed size, numbered through one file or several; what `rows` returns.
+    """Rows of fixed size, with one numbering for one file or several; `rows` returns them.
 
     Parameters
     ----------
@@ -73,16 +73,16 @@ class Rows(RowArray):
     format : {"npy", "safetensors", "arrow", "raw"}, optional
         The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that maps of the files and their page tables may take.
-        "auto": a share of half of the available memory. None: no limit.
+        Memory for maps of the files and their page tables: bytes, or a size such as "64M". "auto":
+        a share of half of the available memory. None: no limit.
     direct : bool, default False
-        Read past the page cache (``O_DIRECT``). Use it for a table that is much larger than
-        memory and of which the same row is rarely taken twice: its pages do not fill the page
-        cache. Rows of a direct store are always read so; one direct store among the files
-        makes all of them direct.
+        Read past the page cache (``O_DIRECT``). Use it if the table is much larger than memory and
+        you rarely take the same row twice: then its pages do not fill the page cache. Rows of a
+        direct store are always read this way; one direct store among the files makes all of them
+        direct.
     cache_bytes : int or str, default 0
-        Bytes, or a size such as "64M", of memory for rows that are taken again and again. See
-        the notes of `Rows`.
+        Memory for rows that are taken again and again: bytes, or a size such as "64M". See the
+        notes of `Rows`.
 
     Raises
     ------
@@ -100,21 +100,20 @@ class Rows(RowArray):
     processes write to a file. While a file changes, and for some milliseconds afterwards, its
     rows are read by system calls.
 
-    fremap opens a file when its rows are taken, and keeps at most a quarter of
-    ``RLIMIT_NOFILE``, or 4096 files, open. If another file replaces one of them (as an atomic
-    save does, by a rename), rows still come from the old file while it is open. Once it would
-    have to be opened again, taking them raises ``ESTALE``. They are never rows of the new
-    file: make a new object for these.
+    fremap opens a file when its rows are taken, and keeps at most a quarter of ``RLIMIT_NOFILE``,
+    or 4096 files, open. If another file replaces one of them (as an atomic save does, by a rename),
+    rows still come from the old file while fremap has it open. After that, taking them raises
+    ``ESTALE``. fremap never returns rows of the new file: make a new object for those.
 
-    `cache_bytes` keeps rows that are taken by lists of ids in memory. It keeps rows that are
-    taken again, and a scan does not displace them. Use it with `direct` if the memory is much
-    smaller than the table and some rows are taken much more often than others: the page cache
-    would keep a page of 4096 bytes for each of them. If the table fits into the page cache,
-    it only costs time. Each take checks whether the files of kept rows have changed
-    (``fstat``), and then reads these rows again. Nevertheless, call `refresh` after you have
-    written to the files: a row that is taken during a write may be kept with its old content,
-    and a write through a shared mapping may not change the file's times. The memory does not
-    count against the budget. Rows of computed and remote stores are not kept.
+    With `cache_bytes`, fremap keeps rows that are taken by lists of ids in memory. Rows that are
+    taken again stay, and a scan does not displace them. Use it with `direct` if the memory is much
+    smaller than the table and some rows are taken much more often than others: the page cache would
+    keep a page of 4096 bytes for each of them. If the table fits into the page cache, it only costs
+    time. Each take checks whether the files of kept rows have changed (``fstat``), and if so reads
+    these rows again. Nevertheless, call `refresh` after you have written to the files: a row that
+    is taken during a write may be kept with its old content, and a write through a shared mapping
+    may not change the file's times. The memory does not count against the budget. Rows of computed
+    and remote stores are not kept.
 
     A child of `fork` uses maps and descriptors of its own; pickling keeps the paths.
     Converting the object to an array (`numpy.asarray`, ``xarray.DataArray(rows)``) reads all
@@ -226,7 +225,7 @@ class Rows(RowArray):
 
     @property
     def shard_rows(self) -> npt.NDArray[np.int64]:
-        """Rows of each file, or of each tensor or record batch that was joined, in order."""
+        """Number of rows in each file, joined tensor or record batch, in order."""
         return np.array([shard.row_count for shard in self._shards], dtype=np.int64)
 
     @property
@@ -375,7 +374,7 @@ class Rows(RowArray):
         return await self.submit(ids, out)
 
     def stats(self) -> RowsStats:
-        """Return what the rows hold now, and what was done since they were opened.
+        """Return what the rows hold in memory, and what was done since they were opened.
 
         Returns
         -------
@@ -389,7 +388,7 @@ class Rows(RowArray):
     def refresh(self) -> None:
         """Forget the rows that `cache_bytes` keeps, so that they are read again.
 
-        Rows that running takes have read are not kept either.
+        Rows that running takes have read so far are not kept either.
         """
         self._core().refresh()
 
@@ -490,16 +489,16 @@ def rows(
     format : {"npy", "safetensors", "arrow", "raw"}, optional
         The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
-        Bytes, or a size such as "64M", that maps of the files and their page tables may take.
-        "auto": a share of half of the available memory. None: no limit.
+        Memory for maps of the files and their page tables: bytes, or a size such as "64M". "auto":
+        a share of half of the available memory. None: no limit.
     direct : bool, default False
-        Read past the page cache (``O_DIRECT``). Use it for a table that is much larger than
-        memory and of which the same row is rarely taken twice: its pages do not fill the page
-        cache. Rows of a direct store are always read so; one direct store among the files
-        makes all of them direct.
+        Read past the page cache (``O_DIRECT``). Use it if the table is much larger than memory and
+        you rarely take the same row twice: then its pages do not fill the page cache. Rows of a
+        direct store are always read this way; one direct store among the files makes all of them
+        direct.
     cache_bytes : int or str, default 0
-        Bytes, or a size such as "64M", of memory for rows that are taken again and again. See
-        the notes of `Rows`.
+        Memory for rows that are taken again and again: bytes, or a size such as "64M". See the
+        notes of `Rows`.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Slots: a fixed number of places in memory, each of which shows an extent of a store.
 
 The memory is one window, or an object that processes share (`slot_memory`). The compiled core
-decides which extent is in which slot, which are pinned, and which one makes room; other threads,
-and processes, find extents while some are read.
+decides which extent is in which slot, which are pinned, and which one makes room; other threads and
+processes can find extents while some are being read.
 """
 
 from __future__ import annotations
@@ -156,15 +156,14 @@ class Slots:
 
     Notes
     -----
-    Slots are a `Window` with ``mapping="none"``. Touching an empty slot raises SIGSEGV or
-    SIGBUS. With engine "alias" a slot is one kernel mapping of page cache: the kernel may
-    reclaim pages, and a touch reads them again. Slots are evicted by the policy of windows
-    with a budget, which here also sees hits. The extents are those that the store had when the
-    slots were made, even after a `Store.refresh`. With engine "alias" a slot shows at once
-    what other processes write to the store. The other engines copy: a slot shows what was
-    there when the extent was loaded, until `evict`. In a child of ``fork`` calls raise
-    `ForkError`, and the memory is that of a `Window` there. Unpickling opens the store again,
-    with empty slots.
+    Slots are a `Window` with ``mapping="none"``. Touching an empty slot raises SIGSEGV or SIGBUS.
+    With engine "alias" a slot is one kernel mapping of page cache: the kernel may reclaim pages,
+    and a touch reads them again. The eviction policy is that of windows with a budget, except that
+    it also sees hits. The extents are those that the store had when the slots were made, even after
+    a `Store.refresh`. With engine "alias" a slot shows at once what other processes write to the
+    store. The other engines copy: a slot shows what was there when the extent was loaded, until
+    `evict`. In a child of ``fork``, calls raise `ForkError`, and the memory behaves as that of a
+    `Window`. Unpickling opens the store again, with empty slots.
 
     Shared slots are a file in ``/dev/shm`` that only its owner may open (mode 0600), and one
     kernel mapping in each process. Their memory is allocated when they are made. They work in
@@ -275,7 +274,7 @@ class Slots:
 
     @property
     def engine(self) -> str:
-        """How the window of the slots is done; "shared" if processes share them."""
+        """The engine of the slots' window; "shared" if processes share the slots."""
         return self._memory.engine
 
     @property
@@ -346,21 +345,21 @@ class Slots:
         Raises
         ------
         SlotsFullError
-            There are not so many slots, or too many of them are pinned. Nothing has changed.
+            There are more keys than slots, or too many slots are pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         StoreError
-            An extent cannot be read; the error names its key. Extents before it are in their
-            slots. The slots of this extent and of those after it are empty: what was evicted
-            for them does not come back.
+            An extent cannot be read; the error names its key. Extents before it are in their slots.
+            The slots of this extent and of those after it are empty: the extents that were evicted
+            for them do not come back.
         ClosedError, ForkError
             The slots are closed, or were made by the parent process.
 
         Notes
         -----
-        Missing extents are loaded by one `Window.remap`: sorted, all reads in flight together.
-        A call waits for calls of other threads that use the room, but not for pins. If another
-        thread is loading an extent, the call waits for it instead of reading it twice.
+        Missing extents are loaded by one `Window.remap`: sorted, all reads in flight together. A
+        call waits for calls of other threads that use the slots it needs, but not for pins. If
+        another thread is loading an extent, the call waits for it instead of reading it twice.
         """
         wanted = self._wanted("ensure", keys)
         found = self._memory.table.find("ensure", wanted)
@@ -387,7 +386,7 @@ class Slots:
         Raises
         ------
         SlotsFullError
-            There are not so many slots, or too many of them are pinned. Nothing has changed.
+            There are more keys than slots, or too many slots are pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         StoreError
@@ -497,7 +496,7 @@ class Slots:
         ArgumentError
             `data` has another size, or a key is named twice.
         SlotsFullError
-            There are not so many slots, or too many of them are pinned. Nothing has changed.
+            There are more keys than slots, or too many slots are pinned. Nothing has changed.
         PageRangeError
             A key is outside the store.
         StoreError

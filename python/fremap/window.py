@@ -74,9 +74,9 @@ class Window(Views):
     prot : Prot, default Prot.READ
         Whether the pages may be read only, or also written (`Prot.WRITE`).
     coherent : bool, optional
-        Whether every process that maps the file sees a write to the window or the file at once,
-        as with ``MAP_SHARED``. Required for a writable window. Default for a read-only window:
-        whatever the engine does.
+        Whether every process that maps the file sees a write to the window or the file at once, as
+        with ``MAP_SHARED``. Required for a writable window. Default for a read-only window: what
+        the engine offers.
     engine : {"auto", "alias", "paged", "eager"}, default "auto"
         How pages get into the window (see the notes). `fremap.capabilities` says which engines
         work here, and which one "auto" chooses.
@@ -483,10 +483,10 @@ class Window(Views):
 
         Notes
         -----
-        Engine "paged": as `remap`. Engine "alias": ``madvise(MADV_POPULATE_READ)``
-        (Linux 5.14). With `nonblock`, ``mincore(2)`` or ``cachestat(2)`` (Linux
-        6.5) decides; a page that the kernel drops meanwhile may cost one read.
-        Pages protected with `Prot.NONE` stay absent. Any number of threads.
+        Engine "paged": as `remap`. Engine "alias": ``madvise(MADV_POPULATE_READ)`` (Linux 5.14).
+        With `nonblock`, ``mincore(2)`` or ``cachestat(2)`` (Linux 6.5) decides; if the kernel drops
+        a page meanwhile, it may cost one read. Pages protected with `Prot.NONE` stay absent. Any
+        number of threads may call this.
         """
         selection, _ = self._select("populate", pages)
         return np.frombuffer(self._populate(selection, bool(nonblock)), dtype=np.bool_)
@@ -513,10 +513,10 @@ class Window(Views):
         Notes
         -----
         ``madvise(MADV_DONTNEED)``, one call for runs of pages that are close to each other. In
-        engine "eager", an evicted page is inaccessible until it is populated. In engine
-        "paged", pages that were loaded in whole blocks of 2 MiB may be huge pages. Their memory
-        returns to the system once the whole block is evicted, or when memory is short. Any
-        number of threads.
+        engine "eager", an evicted page is inaccessible until it is populated. In engine "paged",
+        pages that were loaded in whole blocks of 2 MiB may be huge pages. Their memory returns to
+        the system once the whole block is evicted, or when memory is short. Any number of threads
+        may call this.
         """
         selection, _ = self._select("evict", pages)
         self._evict(selection, bool(discard))
@@ -543,7 +543,7 @@ class Window(Views):
         MappingLimitError
             Engine "alias": too many pieces; nothing changed.
         DuplicatePageError
-            A page would become writable whose file page another window page shows too.
+            A page would become writable, and another window page shows the same file page.
         StoreError
             `Prot.NONE`: a changed page could not be written back.
 
@@ -551,7 +551,7 @@ class Window(Views):
         -----
         Engines "paged" (Linux 6.6) and "eager" (guard pages, Linux 6.13) add no kernel mapping,
         whatever the pattern. Engine "alias": ``mprotect(2)``, one mapping for each piece. Any
-        number of threads.
+        number of threads may call this.
         """
         selection, _ = self._select("protect", pages)
         self._protect(selection, checked_prot(prot))
@@ -578,10 +578,10 @@ class Window(Views):
 
         Notes
         -----
-        Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": one private
-        anonymous mapping for each page. `mapping` shows -2 for placed pages. They are never
-        written to the store, and only `remap` and `evict` with ``discard=True`` drop them. Any
-        number of threads.
+        Engine "paged": ``UFFDIO_MOVE`` or ``UFFDIO_COPY``. Engine "alias": one private anonymous
+        mapping for each page. `mapping` shows -2 for placed pages. They are never written to the
+        store, and only `remap` and `evict` with ``discard=True`` drop them. Any number of threads
+        may call this.
         """
         selection, count = self._select("place", pages)
         if data is None:
@@ -618,8 +618,8 @@ class Window(Views):
 
         Notes
         -----
-        As `populate`. A pinned page can be remapped, but not evicted. Any number of
-        threads.
+        As `populate`. A pinned page can be remapped, but not evicted. Any number of threads may
+        call this.
         """
         selection, _ = self._select("pin", pages)
         return self._pin(selection)
@@ -642,13 +642,13 @@ class Window(Views):
 
         Notes
         -----
-        A window that is not coherent: ``pwritev(2)`` in the order of the file, neighbours
-        together, then ``fsync(2)``. With ``direct=True`` up to 128 such writes are in flight
-        (``io_uring``, or 16 threads). A page that another thread writes to meanwhile stays
-        dirty. Bytes beyond the end of the file are not written. Only if the file is truncated
-        in that very moment, the write makes it longer again. A coherent window: ``fsync(2)``
-        for all pages, ``msync(MS_SYNC)`` for a selection; every error lasts until
-        `Store.refresh`. Waiting for the device cannot be interrupted.
+        A window that is not coherent: ``pwritev(2)`` in the order of the file, neighbours together,
+        then ``fsync(2)``. With ``direct=True`` up to 128 such writes are in flight (``io_uring``,
+        or 16 threads). A page that another thread writes to meanwhile stays dirty. Bytes beyond the
+        end of the file are not written. There is one exception: if the file is truncated in that
+        very moment, the write makes it longer again. A coherent window: ``fsync(2)`` for all pages,
+        ``msync(MS_SYNC)`` for a selection; after an error, flush fails until `Store.refresh`.
+        Waiting for the device cannot be interrupted.
         """
         selection, _ = self._select("flush", pages)
         self._flush(selection)

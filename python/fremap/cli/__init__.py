@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "inspect": (inspect, "list the arrays in a file or a checkpoint: types, shapes, places"),
     "resident": (resident, "show which pages of a file are in the page cache"),
     "prefault": (prefault, "read a file into the page cache"),
-    "shm": (shm, "list the slots that processes share, or remove those that killed ones left"),
+    "shm": (shm, "list the slots that processes share, or remove those that killed processes left"),
     "calibrate": (calibrate, "measure this machine, and keep the result for windows to use"),
     "completion": (completion, "print the script that sets up completion in a shell"),
 }

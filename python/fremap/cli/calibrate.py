@@ -10,8 +10,8 @@ import fremap
 from fremap.cli.report import columns, print_json, show
 
 _MEANINGS = {
-    "alias_extent_pages": "pages from which mapping an extent is cheaper than copying it",
-    "evict_gap_pages": "absent pages that one call to evict may span",
+    "alias_extent_pages": "extents of at least so many pages are cheaper to map than to copy",
+    "evict_gap_pages": "evict joins runs with at most so many absent pages between them",
     "batch_pages": 'pages that engine "paged" reads before it moves them into a window',
 }
 

@@ -1,7 +1,7 @@
 """List the arrays in a file or a checkpoint: names, types, shapes, and where they are.
 
-FILE is a path or a URL: a file, a folder of .safetensors files, or their index. Only headers
-are read. The number of rows is the one that `fremap.rows` gives you.
+FILE is a path or a URL: a file, a folder of .safetensors files, or their index. Only headers are
+read. Rows are counted as `fremap.rows` counts them.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The client: a table of which other machines have the rows."""
+"""The client: a table whose rows are on other machines."""
 
 from __future__ import annotations
 
@@ -63,23 +63,24 @@ class DistributedRows(RowArray):
     Parameters
     ----------
     sources : mapping or sequence
-        What each actor opens, in the order of the rows. A mapping has one actor for each node: its
-        ID, address or name, and the files there, as `fremap.rows` takes them: a path, a pattern,
-        a folder, a list. A sequence has one actor for each source, which Ray places as
-        `actor_options` says. Relative paths are made absolute here, before they are sent.
+        What each actor opens, in the order of the rows. A mapping starts one actor for each node:
+        keys are the IDs, addresses or names of nodes, and values the files there, as `fremap.rows`
+        takes them (a path, a pattern, a folder, a list). A sequence starts one actor for each
+        source, and Ray places the actors by `actor_options`. Relative paths are made absolute on
+        this machine.
     dtype : dtype, optional
-        Of the elements; see `fremap.rows`.
+        Type of the elements; see `fremap.rows`.
     row_shape : int or tuple of int, optional
         Shape of one row; see `fremap.rows`.
     actor_options : mapping or sequence of mapping, optional
-        What Ray's ``Actor.options`` takes, for all actors or for each: ``resources``,
+        Options of Ray's ``Actor.options``, for all actors or for each: ``resources``,
         ``scheduling_strategy``, ``num_cpus``, ``memory``, ``max_concurrency``, ``max_restarts``.
     timeout : float, optional
-        Seconds to wait for an answer: until all files are open, and for each round of a take
-        (see the notes). None for no limit.
+        Seconds to wait for an answer: until all files are open, and for each round of a take (see
+        the notes). None: no limit.
     **options
-        As `fremap.rows` has them, the same for all actors: `offset`, `tensor`, `column`,
-        `format`, `budget`, `direct`, `cache_bytes`.
+        Options of `fremap.rows`, the same for all actors: `offset`, `tensor`, `column`, `format`,
+        `budget`, `direct`, `cache_bytes`.
 
     Raises
     ------
@@ -88,7 +89,7 @@ class DistributedRows(RowArray):
     StoreError
         An actor cannot open a file.
     ActorLostError
-        An actor has died, or cannot be placed.
+        An actor has died, or Ray cannot place it.
     TakeTimeoutError
         Not all actors have opened their files in time.
 
@@ -98,22 +99,21 @@ class DistributedRows(RowArray):
 
     Notes
     -----
-    fremap must be installed on every machine. Where Ray is not running yet it is started as
-    ``ray.init()`` does it.
+    fremap must be installed on every machine. If this process is not connected to Ray yet,
+    ``ray.init()`` is called.
 
-    An actor takes no processor from Ray's account, serves four requests at once, and is restarted
-    up to three times; `actor_options` changes that. Requests are repeated after a restart, so a
-    take survives it. An actor that was restarted goes on only if its files are the same, or, on
-    another machine, copies of the same size. Once it is not restarted any more, takes raise
-    `ActorLostError`.
+    An actor reserves no CPU in Ray, serves four requests at once, and is restarted up to three
+    times; `actor_options` changes that. Requests are repeated after a restart, so a take survives
+    it. A restarted actor continues only if it finds the same files or, on another machine, files of
+    the same sizes. If Ray does not restart it any more, takes raise `ActorLostError`.
 
-    A take asks for rows in rounds of 16 MiB, or of 1 MiB for each actor if that is more. It holds
-    up to two rounds in the object stores. An actor holds one round at most for each request that
-    it serves, beside what `fremap.rows` uses.
+    A take asks for rows in rounds of 16 MiB, or of 1 MiB for each actor if that is more. Up to two
+    rounds of a take are in the object stores. An actor holds at most one round for each request
+    that it serves, in addition to the memory that `fremap.rows` uses.
 
-    Other tasks and actors of Ray may be given the object: it is pickled without the rows. The
-    actors end when it and all copies are closed or gone, or with the process that made it. Any
-    number of threads may take at once. In an event loop, use `take_async`.
+    You can pass the object to other tasks and actors of Ray: it is pickled without the rows. The
+    actors end when the object and all copies are closed or gone, or when the process that made it
+    ends. Any number of threads may take at once. In an event loop, use `take_async`.
 
     Examples
     --------
@@ -203,7 +203,7 @@ class DistributedRows(RowArray):
         PageRangeError
             A row does not exist; also an `IndexError`.
         ArgumentTypeError
-            `ids` are no integers.
+            `ids` are not integers.
         ArgumentError
             `out` has another type or shape, or is read-only.
         TruncatedError
@@ -219,13 +219,13 @@ class DistributedRows(RowArray):
 
         Notes
         -----
-        One request to each actor that has some of the rows, in each round. Ctrl-C ends it at once.
-        After an error `out` may be written in part, but nothing writes to it later.
+        Each round sends one request to each actor that has some of the rows. Ctrl-C ends the call
+        at once. After an error, `out` may be partly written, but nothing writes to it later.
         """
         return self._take(*select(ids, self._row_count), out)
 
     async def take_async(self, ids: RowIds, out: Any = None) -> Any:
-        """Return rows as `take` does, while the event loop goes on.
+        """Return rows as `take` does, without blocking the event loop.
 
         Parameters
         ----------
@@ -301,7 +301,7 @@ class DistributedRows(RowArray):
                 f"{operation}: Ray does not work in a child of fork; use the table in a task of Ray"
             )
         if self._closed:
-            raise ClosedError(f"{operation}: the file of rows is closed")
+            raise ClosedError(f"{operation}: the table is closed")
         if self._session is None or session() != self._session:
             raise left(operation)
         return shards
@@ -353,18 +353,18 @@ class DistributedRows(RowArray):
         return Call(shard, refs if isinstance(refs, list) else [refs], piece_rows, places)
 
     def refresh(self) -> None:
-        """Forget the rows that `cache_bytes` keeps, so that the actors read them anew."""
+        """Forget the rows that `cache_bytes` keeps, so that the actors read them again."""
         shards = self._open_shards("refresh")
         refs = [submitted("refresh", shard, shard.actor.refresh.remote) for shard in shards]
         got("refresh", refs, shards, self._timeout)
 
     def close(self) -> None:
-        """Let the actors go; a second time does nothing.
+        """Release the actors; a second time does nothing.
 
         Notes
         -----
-        They end once no copy of the object is open in any process. Takes of other threads that are
-        under way end as they would have.
+        They end once no copy of the object is open in any process. Running takes of other threads
+        are not affected.
         """
         self._closed = True
         self._shards = tuple(shard._replace(actor=None) for shard in self._shards)
