@@ -88,8 +88,8 @@ class Batches(ClosedOnExit):
         Drop the rows that do not fill a batch on every rank. All ranks then have the same
         number of batches, and all batches are full.
     pad : bool, default False
-        Have ranks with one row less than others repeat a row from the start of the order. All
-        ranks then have the same number of batches, and no row is left out.
+        Ranks with one row less than others repeat a row from the start of the order. All ranks then
+        have the same number of batches, and no row is left out.
     rank, world_size : int, default 0 and 1
         The number of this process, and the number of processes that share the epoch.
     worker, worker_count : int, default 0 and 1

@@ -174,8 +174,8 @@ def load() -> Calibration:
 
     Notes
     -----
-    Reads one small file, once a process; measures and writes nothing. Any number of
-    threads and processes.
+    Reads one small file, once a process; measures and writes nothing. Any number of threads and
+    processes may call this.
     """
     path = _cache_file()
     known = _known.get(path)

@@ -1,4 +1,4 @@
-"""Which features of the kernel this process can use, found out by trying."""
+"""Which features of the kernel this process can use; each is tried."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Capabilities", "EngineStatus", "Probe", "capabilities"]
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One thing that a kernel may have and a process be allowed.
+    """One feature of the kernel, and whether this process may use it.
 
     Attributes
     ----------
@@ -27,9 +27,9 @@ class Probe:
     detail : str
         What it is used for, or why it is missing.
     remedy : str
-        How to get it; empty where it is there.
+        How to get it; empty if it is available.
     since : str
-        The kernels that have it; empty where it is no matter of the kernel.
+        The kernels that have it; empty if it does not depend on the kernel.
     used_for : str
         What uses it.
     without : str
@@ -53,7 +53,7 @@ class EngineStatus:
     available : bool
         Whether windows can use it.
     detail : str
-        Why not; empty where it works.
+        Why not; empty if it works.
     """
 
     available: bool

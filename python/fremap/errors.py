@@ -1,8 +1,8 @@
 """The exceptions that fremap raises.
 
-Every error of fremap is a `FremapError` and also the builtin exception that
-people catch. The compiled core describes a failure by its kind; the table here
-turns it into the exception.
+Every error of fremap is a `FremapError`, and also the builtin exception that programs usually catch
+for it. The compiled core describes a failure by its kind; the table here turns it into the
+exception.
 """
 
 from __future__ import annotations

@@ -169,8 +169,8 @@ class Store(ClosedOnExit):
         Notes
         -----
         ``mincore(2)`` over a mapping of the file, or ``cachestat(2)`` (Linux 6.5). Long runs of
-        pages cost nanoseconds a page. The answer is a snapshot: the kernel may drop or read
-        pages at any moment. Any number of threads.
+        pages cost nanoseconds a page. The answer is a snapshot: the kernel may drop or read pages
+        at any moment. Any number of threads may call this.
         """
         selection, _ = self._select("resident", pages)
         return np.frombuffer(self._core.resident(selection), dtype=np.bool_)
@@ -190,8 +190,8 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``posix_fadvise(POSIX_FADV_WILLNEED)`` for each run of pages, about 3 µs each. The
-        kernel may ignore it when memory is short. Any number of threads.
+        ``posix_fadvise(POSIX_FADV_WILLNEED)`` for each run of pages, about 3 µs each. The kernel
+        may ignore it when memory is short. Any number of threads may call this.
         """
         selection, _ = self._select("prefetch", pages)
         self._core.prefetch(selection)
@@ -227,10 +227,10 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        Cached pages are copied from a mapping of the file. The rest are sorted, merged and read
-        by ``io_uring`` (Linux 5.11; otherwise by a pool of threads), with at most 128 requests
-        in flight. Reads are not atomic: a page may show a part of a simultaneous write. Any
-        number of threads.
+        Cached pages are copied from a mapping of the file. The rest are sorted, merged and read by
+        ``io_uring`` (Linux 5.11; otherwise by a pool of threads), with at most 128 requests in
+        flight. Reads are not atomic: a page may show a part of a simultaneous write. Any number of
+        threads may call this.
 
         Examples
         --------
@@ -291,8 +291,8 @@ class Store(ClosedOnExit):
 
         Notes
         -----
-        ``pwrite(2)``, one for each run of pages. The pages are durable after `sync`. Writes are
-        not atomic. Any number of threads.
+        ``pwrite(2)``, one for each run of pages. The pages are durable after `sync`. Writes are not
+        atomic. Any number of threads may call this.
         """
         selection, count = self._select("write", pages)
         self._core.write(selection, bytes_of("write", data, (count * self.page_bytes,)))

@@ -308,7 +308,7 @@ impl<S: Serve> Loop<S> {
         }
     }
 
-    /// Waits for something to do, awake at first where that is worth it.
+    /// Waits for something to do. Polls before it sleeps, if that pays.
     fn wait(&mut self, ready: &mut Vec<u64>) -> Result<(), Errno> {
         let poller = &self.shared.poller;
         if !self.ahead.is_empty() {
@@ -331,7 +331,7 @@ impl<S: Serve> Loop<S> {
         Ok(())
     }
 
-    /// Takes in which windows are gone; false when the service ends.
+    /// Forgets windows that are gone. Returns false when the service ends.
     fn follow(&mut self) -> bool {
         self.shared.waker.clear();
         let mut registry = self.shared.registry();
@@ -382,7 +382,7 @@ impl<S: Serve> Loop<S> {
         }
     }
 
-    /// Parks what has to wait for a file, or has a helper do it.
+    /// Parks a fault that has to wait for its page, or gives it to a helper.
     fn park_or_help(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
         match outcome {
             Served::Done => self.ended = true,
@@ -433,7 +433,7 @@ impl<S: Serve> Loop<S> {
         }
     }
 
-    /// Goes on with what has arrived.
+    /// Goes on with the faults whose pages have arrived.
     fn resume(&mut self, arrived: &mut Vec<(u64, S::Ticket)>, faults: &mut Vec<Fault>) {
         let Some(arrivals) = &mut self.arrivals else { return };
         arrivals.take(arrived);

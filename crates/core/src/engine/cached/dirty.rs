@@ -3,7 +3,7 @@
 //!
 //! | [`Tracking`] | in Python | what notices a write | what finds the dirty pages here |
 //! |---|---|---|---|
-//! | `Faults` (Linux 5.7) | `"sync"` | a fault at the first write | nothing: `allow_store` in `paged/serve.rs` has marked them |
+//! | `Faults` (Linux 5.7) | `"sync"` | a fault at the first write | nothing: `allow_write` in `paged/serve.rs` has marked them |
 //! | `Kernel` (Linux 6.7) | `"async"` | a bit in the page table | `note_scanned`: one `PAGEMAP_SCAN` a run |
 //! | `Content` | engine `eager` | nothing | `note_compared`: the hash of each page |
 

@@ -144,7 +144,7 @@ impl SharedWindow<PagedFrames> {
         within.then(|| WindowPage(self.page().index_of(offset)))
     }
 
-    /// Begins to serve a fault on `page`, with a read of up to `most` pages.
+    /// Notes that a fault on `page` is being served, with a read of up to `most` pages.
     pub(super) fn begin(
         &self,
         state: &mut State,
@@ -252,7 +252,7 @@ impl SharedWindow<PagedFrames> {
 
     /// Lets a write to a page that is protected from it through and notes it; false where
     /// the page may not be written to, or is not there.
-    pub(super) fn allow_store(&self, state: &mut State, page: WindowPage) -> bool {
+    pub(super) fn allow_write(&self, state: &mut State, page: WindowPage) -> bool {
         let entry = state.get(page);
         if !entry.present() || entry.prot() != Prot::Write {
             return false;
@@ -267,10 +267,10 @@ impl SharedWindow<PagedFrames> {
 
     /// A write to a page that is protected from it: lets it through and notes it, or makes
     /// it a signal where the page is only to be read.
-    pub(super) fn serve_store(&self, page: WindowPage, fault: Fault) {
+    pub(super) fn serve_write(&self, page: WindowPage, fault: Fault) {
         let mut state = self.state.lock();
         let entry = state.get(page);
-        if entry.held() || self.allow_store(&mut state, page) {
+        if entry.held() || self.allow_write(&mut state, page) {
             // Whoever holds the page wakes the thread.
             return;
         }

@@ -152,7 +152,7 @@ impl Server {
         Ok(Self { shared, buffer, cluster_pages, isolated, cleaner, leaving })
     }
 
-    /// Serves a fault that has just begun.
+    /// Begins to serve a fault. Ends it if its page is present or shows nothing that can be loaded.
     fn begin_fault(&self, fault: Fault, attempt: Attempt) -> Served<Ticket> {
         let shared = &self.shared;
         let Attempt { entry, .. } = attempt;
@@ -176,7 +176,8 @@ impl Server {
         self.load_or_park(ticket, &mut Vec::new())
     }
 
-    /// Brings the pages of a ticket as far as that takes no waiting.
+    /// Evicts and loads for a ticket if that needs no waiting. Otherwise says what to wait for
+    /// (`Parked`), or that a helper has to wait (`Waits`).
     fn load_or_park(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
         match self.room_for(&ticket) {
             BudgetRoom::Enough => {}
@@ -450,7 +451,7 @@ impl Serve for Server {
         let shared = &self.shared;
         let Some(page) = shared.page_at(fault.address) else { return Served::Done };
         if fault.protected {
-            shared.serve_store(page, fault);
+            shared.serve_write(page, fault);
             return Served::Done;
         }
         let most = self.cluster_pages;

@@ -96,7 +96,7 @@ impl Responder {
         if !protected || attempt.entry.prot() == Prot::Write {
             // It has come since, or is to be written to, which may have been allowed since.
             if protected {
-                shared.allow_store(state, attempt.page);
+                shared.allow_write(state, attempt.page);
             }
             return FaultOutcome::Resolved;
         }
