@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
@@ -373,6 +374,9 @@ pub fn describe(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     text.split(" (os error ").next().unwrap_or_default().to_owned()
 }
+
+/// How long an operation waits at most before it asks whether it is to stop.
+pub const LONGEST_WAIT: Duration = Duration::from_millis(50);
 
 /// A long operation asks between its steps whether the caller wants it to stop.
 ///

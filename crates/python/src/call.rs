@@ -3,15 +3,17 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use fremap_core::error::{Error, Interrupt, Result};
-use fremap_core::sys::clock::coarse_time;
+use fremap_core::error::{Error, Interrupt, Result, LONGEST_WAIT};
+use fremap_core::sys::clock::{coarse_time, COARSE_TICK};
 use pyo3::prelude::*;
 
 use crate::errors;
 
-/// How often a long call asks Python whether a signal came; Ctrl-C is to be
-/// honoured within 100 ms.
-const SIGNAL_PERIOD: Duration = Duration::from_millis(50);
+/// How often a long call asks Python whether a signal came; Ctrl-C is to be honoured within 100 ms.
+/// After the longest wait it always asks, also where the coarse clock has not seen all of it.
+const SIGNAL_PERIOD: Duration = Duration::from_millis(40);
+const _: () =
+    assert!(SIGNAL_PERIOD.as_millis() + COARSE_TICK.as_millis() <= LONGEST_WAIT.as_millis());
 
 /// Asks Python for signals now and then, and keeps what a handler raised.
 struct Signals {

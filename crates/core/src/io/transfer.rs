@@ -3,12 +3,11 @@
 use std::marker::PhantomData;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::quota::Quota;
-use crate::error::Result;
+use crate::error::{Result, LONGEST_WAIT};
 use crate::sys::file::Parts;
 use crate::sys::ring::{Caller, Completion, Direction, Queue, RingPool, Submission, DEPTH};
 
@@ -16,8 +15,6 @@ use crate::sys::ring::{Caller, Completion, Direction, Queue, RingPool, Submissio
 /// large enough may have each, and what the kernel queues for a device as a rule.
 static QUOTA: Quota = Quota::new(2 * DEPTH);
 
-/// How long a wait for the device may keep the caller's interrupt waiting.
-const WAIT: Duration = Duration::from_millis(50);
 /// How often a request that ended with EAGAIN or EINTR, or a write that got no further, is made
 /// again.
 const AGAIN_LIMIT: u8 = 8;
@@ -205,7 +202,7 @@ impl<'r, 'm, W: Transfer<'r, 'm>> Flow<'_, 'r, 'm, W> {
                 _ => 1,
             };
             prepared = 0;
-            queue.wait(awaited, WAIT, &mut ended);
+            queue.wait(awaited, LONGEST_WAIT, &mut ended);
             let count = ended.len();
             for completion in ended.drain(..) {
                 self.end(completion, queue)?;

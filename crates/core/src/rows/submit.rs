@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use super::{Rows, RowsOrRuns};
-use crate::error::{Error, Interrupt, Result};
+use crate::error::{Error, Interrupt, Result, LONGEST_WAIT};
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::futex;
 use crate::sys::span::Span;
@@ -25,8 +25,6 @@ use crate::sys::thread::{let_faults_through, spawn_without_signals, Event};
 const MAX_THREADS: u32 = 4;
 /// How long a thread waits for another take before it ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// How long a wait may keep the caller's interrupt waiting.
-const SLICE: Duration = Duration::from_millis(50);
 
 /// Memory that a take fills, kept until that has ended.
 pub trait Memory: Send + Sync {
@@ -108,7 +106,7 @@ impl Pending {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(false);
             }
-            futex::wait(&self.state, UNDER_WAY, left.unwrap_or(SLICE).min(SLICE));
+            futex::wait(&self.state, UNDER_WAY, left.unwrap_or(LONGEST_WAIT).min(LONGEST_WAIT));
             interrupt.check()?;
         }
     }

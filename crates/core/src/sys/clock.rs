@@ -18,8 +18,11 @@ pub fn fine_ns() -> i64 {
     nanoseconds(ClockId::Realtime)
 }
 
-/// The time since some moment, behind by up to a tick of the kernel, 10 ms at most: for what
-/// is asked often, as it costs a tenth of a precise clock (`CLOCK_MONOTONIC_COARSE`).
+/// How far [`coarse_time`] is behind at most: a tick of the kernel.
+pub const COARSE_TICK: Duration = Duration::from_millis(10);
+
+/// The time since some moment, behind by up to a [tick](COARSE_TICK) of the kernel: for what is
+/// asked often, as it costs a tenth of a precise clock (`CLOCK_MONOTONIC_COARSE`).
 #[must_use]
 pub fn coarse_time() -> Duration {
     Duration::from_nanos(nanoseconds(ClockId::MonotonicCoarse).unsigned_abs())
@@ -28,4 +31,16 @@ pub fn coarse_time() -> Duration {
 fn nanoseconds(clock: ClockId) -> i64 {
     let now = clock_gettime(clock);
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coarse_clock_is_behind_by_a_tick_at_most() {
+        let tick = rustix::time::clock_getres(ClockId::MonotonicCoarse);
+        assert_eq!(tick.tv_sec, 0);
+        assert!(Duration::from_nanos(tick.tv_nsec.unsigned_abs()) <= COARSE_TICK);
+    }
 }
