@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,43 @@ def test_runs_that_are_not_in_the_page_cache_are_read_together(path: Path) -> No
         assert (cached["read"], cached["fadvise"]) == (3, 0)
         assert (calls["fadvise"] >= 2) == absent
         assert shown(window)[: len(pages)] == pages
+
+
+@pytest.mark.needs("paged")
+def test_runs_are_read_together_where_none_is_told_to_be_cached(path: Path) -> None:
+    """As by file systems without `RWF_NOWAIT`."""
+    pages = [*range(100, 104), *range(140, 144), *range(180, 184)]
+    with fremap.open(path) as store, fremap.Window(store, WINDOW, engine="paged") as window:
+        window.populate()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        # Of a file in memory nothing can leave it.
+        absent = not store.resident(pages).any()
+        with fremap.testing.failures("read", errno=errno.EOPNOTSUPP) as calls:
+            window.remap(pages, in_place=True)
+        # One that is refused, and one for each run.
+        assert (calls["read"], calls["fadvise"]) == (4, 2 if absent else 0)
+        assert shown(window)[: len(pages)] == pages
+
+
+@pytest.mark.needs("paged")
+def test_a_limited_number_of_runs_is_read_ahead(tmp_path: Path) -> None:
+    """Beyond what a device queues, to begin a read waits, and Ctrl-C with it."""
+    path, runs = tmp_path / "large", range(1024, 3072, 4)
+    np.repeat(np.arange(3072, dtype=np.uint64), PAGE // 8).tofile(path)
+    wait_until_settled(path)
+    with fremap.open(path) as store, fremap.Window(store, len(runs), engine="paged") as window:
+        window.populate()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        absent = not store.resident(runs).any()
+        # The first run that is awaited fails, and pages are loaded otherwise from there on.
+        with fremap.testing.failures("read", errno=errno.EIO, skip=1) as calls:
+            assert window.remap(runs, in_place=True).all()
+        assert calls["fadvise"] == (128 if absent else 0)
+        assert shown(window) == [*runs]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ use crate::plan::{self, Changes};
 use crate::room::{self, check_growth, collected, no_room, push};
 use crate::stats::Counters;
 use crate::store::Now;
+use crate::sys::ring::DEPTH;
 use crate::table::{Entry, Shown};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
@@ -21,6 +22,8 @@ const OVERWRITTEN_BYTES: u64 = 1 << 20;
 
 /// Bytes behind a run that the kernel is reading while the run is awaited.
 const AHEAD_BYTES: u64 = 16 << 20;
+/// Runs of them: beyond what a device queues, beginning to read waits as reading does.
+const AHEAD_RUNS: usize = DEPTH;
 
 /// The file pages of the steps at the front whose pages follow one another in the file and in
 /// the window, `most` of them; None where there is no step.
@@ -99,9 +102,9 @@ impl<F: Frames> Cached<F> {
     }
 
     /// Reads what steps bring into the frames that the window has, as no thread looks there:
-    /// one system call a run of the file, and one more where the run is not in the page cache.
-    /// The kernel reads what lies ahead of such a run meanwhile. Does as many steps from the front as it can, says how
-    /// many, and leaves the others as they were.
+    /// one system call a run of the file. From the first run on of which it cannot tell that it is
+    /// in the page cache, the kernel reads those behind a run while it is awaited. Does as many
+    /// steps from the front as it can, says how many, and leaves the others as they were.
     ///
     /// Only where writes are not noticed, all pages of the steps are present and of files, none
     /// is pinned, and reads go through the page cache.
@@ -131,8 +134,10 @@ impl<F: Frames> Cached<F> {
         }
         drop(state);
         let most = self.page.index_of(OVERWRITTEN_BYTES).max(1);
-        // Steps before `ahead` are being read, once a run was found that is not in the page cache.
-        let (mut done, mut ahead) = (0, None);
+        let mut done = 0;
+        // Once a run may have to be awaited: the steps that are done or being read, and how many
+        // runs the latter are.
+        let mut ahead: Option<(usize, usize)> = None;
         while let Some(run) = file_run(&steps[done..], most) {
             call.interrupt.check().map_err(|error| error.with_completed(steps[done].position))?;
             let count = run.count as usize;
@@ -141,17 +146,19 @@ impl<F: Frames> Cached<F> {
             let into = shared.frames.region().span(offset, len);
             let several = count < steps.len() && ahead.is_none();
             let now = several.then(|| store.read_run_now(run, into));
-            if let Some(Ok(Now::Absent(_))) = now {
-                ahead = Some(done + count);
+            if let Some(Ok(Now::Absent(_) | Now::Unknown)) = now {
+                ahead = Some((done + count, 0));
             }
-            if let Some(ahead) = &mut ahead {
-                let most_ahead = done + count + self.page.index_of(AHEAD_BYTES) as usize;
-                while let Some(next) =
-                    file_run(&steps[*ahead..], most).filter(|_| *ahead < most_ahead)
-                {
+            if let Some((begun, runs)) = &mut ahead {
+                let most_begun = done + count + self.page.index_of(AHEAD_BYTES) as usize;
+                while *begun < most_begun && *runs < AHEAD_RUNS {
+                    let Some(next) = file_run(&steps[*begun..], most) else { break };
                     store.begin_reading(next);
-                    *ahead += next.count as usize;
+                    *begun += next.count as usize;
+                    *runs += 1;
                 }
+                // The first of them is awaited next.
+                *runs = runs.saturating_sub(1);
             }
             let read = matches!(now, Some(Ok(Now::Read))) || store.read_run_unchanged(run, into);
             let mut state = shared.state.lock();
