@@ -309,6 +309,62 @@ def test_a_process_that_leaves_ray(cluster: Any, parts: list[Path]) -> None:
     wait_until(lambda: not alive(int(process)), f"process {process} is alive")
 
 
+@pytest.mark.parametrize("returns", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_process_that_leaves_ray_between_two_waits_of_a_take(
+    asynchronous: bool, returns: bool, cluster: Any, parts: list[Path]
+) -> None:
+    """What was asked before is not answered, whatever the process is in when it begins to wait."""
+    program = f"""
+        import asyncio, ray
+        from fremap import ActorLostError
+        from fremap.ray import DistributedRows
+        from fremap.ray import table as module
+        def join():
+            ray.init({cluster.address!r}, log_to_driver=False, logging_level="ERROR")
+        join()
+        table = DistributedRows([{str(parts[0])!r}], timeout=20)
+        name = "{"awaited" if asynchronous else "got"}"
+        wait = getattr(module, name)
+        def left(*arguments):
+            ray.shutdown()
+            {returns} and join()
+            return wait(*arguments)
+        setattr(module, name, left)
+        try:
+            asyncio.run(table.take_async([3])) if {asynchronous} else table.take([3])
+        except ActorLostError as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "take: this process has left Ray (ray.shutdown)" in done.stdout
+
+
+def test_a_process_that_leaves_ray_while_a_wait_looks_at_it(cluster: Any) -> None:
+    """To ask Ray in which connection the process is must not start a new Ray."""
+    program = f"""
+        import ray
+        from fremap.ray import calls
+        ray.init({cluster.address!r}, log_to_driver=False, logging_level="ERROR")
+        is_initialized, answers = ray.is_initialized, []
+        def left_meanwhile():
+            answers.append(is_initialized())
+            ray.shutdown()
+            return answers[-1]
+        ray.is_initialized = left_meanwhile
+        print(calls.session(), answers[0], is_initialized())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "None True False\n"), done.stderr
+
+
 @pytest.mark.parametrize(("timeout", "asynchronous"), [(None, False), (1.5, False), (None, True)])
 def test_a_process_that_leaves_ray_in_a_take(
     timeout: float | None, asynchronous: bool, cluster: Any, parts: list[Path]

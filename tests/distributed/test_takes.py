@@ -333,7 +333,7 @@ def test_close_lets_takes_end(own_table: Any, monkeypatch: pytest.MonkeyPatch) -
     asked = next(rounds)
     own_table.close()
     while asked is not None:
-        values = module.got("take", asked.refs, asked.shards, None)
+        values = module.got("take", asked.refs, asked.shards, None, own_table._session)
         asked = module._next(rounds, values)
     np.testing.assert_array_equal(out, TABLE)
 

@@ -19,6 +19,7 @@ from ray.exceptions import (
     RayTaskError,
     RuntimeEnvSetupError,
 )
+from ray.runtime_context import get_runtime_context
 
 from fremap.errors import ActorLostError, FremapError, StoreError, TakeTimeoutError
 
@@ -82,12 +83,18 @@ class Round(NamedTuple):
 def session() -> tuple[str, str] | None:
     """Return what tells this connection to Ray from a later one; None without one.
 
-    `ray.shutdown` ends it. Most calls of Ray would then start a new Ray on this machine.
+    `ray.shutdown` ends it, at any time in another thread. Most calls of Ray would then start a new
+    Ray on this machine, `ray.get_runtime_context` too, but not the function that it wraps.
     """
     if not ray.is_initialized():
         return None
-    now = ray.get_runtime_context()
-    return now.get_node_id(), now.get_worker_id()
+    now = get_runtime_context()
+    try:
+        return now.get_node_id(), now.get_worker_id()
+    except (AttributeError, RuntimeError):
+        if ray.is_initialized():
+            raise
+        return None
 
 
 def left(operation: str) -> ActorLostError:
@@ -109,36 +116,50 @@ def submitted(operation: str, shard: Shard, submit: Callable[[], Any]) -> Any:
 
 
 def got(
-    operation: str, refs: Sequence[Any], shards: Sequence[Shard], timeout: float | None
+    operation: str,
+    refs: Sequence[Any],
+    shards: Sequence[Shard],
+    timeout: float | None,
+    here: tuple[str, str] | None,
 ) -> list[Any]:
-    """Return the values of `refs`, each of which is of one of `shards`.
+    """Return the values of `refs`, each of which is of one of `shards`, all in `session` `here`.
 
     Ray's own waits look for signals once a second, and raise `SystemError` where a handler raises
     while their time ends. Futures are Python's own: Ctrl-C ends a wait for them at once.
     """
-    begun, end = session(), _end(timeout)
-    futures = [ref.future() for ref in refs]
+    end, futures = _end(timeout), _futures(operation, refs, here)
     while _is_awaited(futures) and (seconds := _seconds_until(end)) > 0:
         concurrent.futures.wait(futures, seconds, concurrent.futures.FIRST_EXCEPTION)
-        if session() != begun:
+        if session() != here:
             raise left(operation)
     return _values(operation, futures, shards, timeout)
 
 
 async def awaited(
-    operation: str, refs: Sequence[Any], shards: Sequence[Shard], timeout: float | None
+    operation: str,
+    refs: Sequence[Any],
+    shards: Sequence[Shard],
+    timeout: float | None,
+    here: tuple[str, str] | None,
 ) -> list[Any]:
     """Return the values of `refs` as `got` does, while the event loop goes on."""
-    begun, end = session(), _end(timeout)
-    futures = [ref.future() for ref in refs]
+    end, futures = _end(timeout), _futures(operation, refs, here)
     waiters = [asyncio.wrap_future(future) for future in futures]
     for waiter in waiters:
         waiter.add_done_callback(_seen)
     while _is_awaited(futures) and (seconds := _seconds_until(end)) > 0:
         await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-        if session() != begun:
+        if session() != here:
             raise left(operation)
     return _values(operation, futures, shards, timeout)
+
+
+def _futures(
+    operation: str, refs: Sequence[Any], here: tuple[str, str] | None
+) -> list[concurrent.futures.Future[Any]]:
+    if here is None or session() != here:
+        raise left(operation)
+    return [ref.future() for ref in refs]
 
 
 def _seen(waiter: asyncio.Future[Any]) -> None:

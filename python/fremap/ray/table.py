@@ -153,8 +153,9 @@ class DistributedRows(RowArray):
             started(number, source, setting, (dtype, row_shape), options)
             for number, (source, setting) in enumerate(zip(each, settings, strict=True))
         ]
+        here = session()
         asked = [shard.actor.opened.remote() for shard in begun]
-        found = got("DistributedRows", asked, begun, checked)
+        found = got("DistributedRows", asked, begun, checked, here)
         self._begin(numbered(begun, found), found[0].kind, checked)
 
     def _begin(self, shards: Sequence[Shard], kind: Kind, timeout: float | None) -> None:
@@ -254,7 +255,9 @@ class DistributedRows(RowArray):
         with closing(self._rounds(selection, memory)) as rounds:
             asked = next(rounds, None)
             while asked is not None:
-                values = await awaited("take", asked.refs, asked.shards, self._timeout)
+                values = await awaited(
+                    "take", asked.refs, asked.shards, self._timeout, self._session
+                )
                 asked = _next(rounds, values)
         return self._shown(filled, out)
 
@@ -262,7 +265,7 @@ class DistributedRows(RowArray):
         with closing(self._rounds(selection, memory)) as rounds:
             asked = next(rounds, None)
             while asked is not None:
-                values = got("take", asked.refs, asked.shards, self._timeout)
+                values = got("take", asked.refs, asked.shards, self._timeout, self._session)
                 asked = _next(rounds, values)
 
     def _rounds(
@@ -356,7 +359,7 @@ class DistributedRows(RowArray):
         """Forget the rows that `cache_bytes` keeps, so that the actors read them again."""
         shards = self._open_shards("refresh")
         refs = [submitted("refresh", shard, shard.actor.refresh.remote) for shard in shards]
-        got("refresh", refs, shards, self._timeout)
+        got("refresh", refs, shards, self._timeout, self._session)
 
     def close(self) -> None:
         """Release the actors; a second time does nothing.
