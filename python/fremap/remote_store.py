@@ -167,11 +167,24 @@ def _content_id(url: str, reader: Reader, facts: Facts) -> bytes | None:
     """Return what tells the object and its version from others, so that slots can be shared.
 
     A path means an object only together with a file system, whose state no other process knows;
-    and the same URL means another object with other options.
+    and the same URL means another object with other options, or on another server.
     """
     if reader.options is None or facts.version is None:
         return None
-    return repr((url, reader.options, *facts)).encode()
+    return repr((url, reader.options, _environment(), *facts)).encode()
+
+
+def _environment() -> list[tuple[str, str]]:
+    """Return what the environment says of servers: where they are, and by which profile.
+
+    Such as AWS_ENDPOINT_URL, AWS_PROFILE and AZURE_STORAGE_ENDPOINT. Credentials are left out, as
+    they are renewed.
+    """
+    return sorted(
+        (name, value)
+        for name, value in os.environ.items()
+        if "ENDPOINT" in name.upper() or "PROFILE" in name.upper()
+    )
 
 
 def _reopened(

@@ -139,8 +139,8 @@ class Slots:
         of slots, of the same extents of the same store. The last one to close them, or to
         exit, removes them. An extent is read once for all processes, and a pin holds in all of
         them. The store may be an object on a server, if all open it by the same URL with the
-        same `storage_options`, and the server gives its version; each version has slots of its
-        own. Default: the slots belong to this process alone.
+        same `storage_options` and the same endpoints in the environment, and the server gives its
+        version; each version has slots of its own. Default: the slots belong to this process alone.
 
     Raises
     ------

@@ -96,6 +96,20 @@ def test_the_same_url_with_other_options_is_another_object(tmp_path: Path) -> No
             shared(other)
 
 
+def test_the_environment_may_name_another_server(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By which a library finds another object at the same URL, perhaps with an equal ETag."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one.example")
+    with opened(served) as store, opened(served) as same, shared(store), shared(same):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://two.example")
+        with (
+            opened(served) as other,
+            pytest.raises(fremap.ArgumentError, match="another version"),
+        ):
+            shared(other)
+
+
 @pytest.mark.needs("fsspec")
 def test_objects_that_only_their_length_tells_apart_are_refused(tmp_path: Path) -> None:
     """As members of an archive, of which fsspec says no version."""
