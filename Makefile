@@ -163,6 +163,7 @@ FREE_THREADED := python3.14t
 MATURIN_WHEEL = $(BIN)/maturin build --release --zig --compatibility manylinux_2_17 --quiet --out dist
 
 wheels: .venv/built .venv/made-wheels
+	@! command -v rustup >/dev/null || rustup --quiet target add $(WHEEL_TARGETS)
 	rm -rf dist
 	$(BIN)/maturin sdist --out dist
 	$(foreach target,$(WHEEL_TARGETS),PATH=$(CURDIR)/$(BIN):$$PATH $(MATURIN_WHEEL) --target $(target) \

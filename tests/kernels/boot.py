@@ -32,7 +32,6 @@ LONGEST_SECONDS = 1500
 ACCELERATED = os.environ.get("ACCEL") == "kvm"
 SHARED = "security_model=none,readonly=on,multidevs=remap"
 BEGIN, END = "<!-- runs: begin -->\n", "<!-- runs: end -->\n"
-HEADINGS = ("kernel", "from", "self-test, root", "tests, root", "self-test, user", "tests, user")
 STEPS = ("selftest-root", "tests-root", "selftest-user", "tests-user")
 
 INIT = """#!/bin/busybox sh
@@ -243,11 +242,13 @@ def row(kernel: Kernel, log: str) -> str:
 
 
 def write_table(rows: Sequence[str]) -> None:
-    """Put the table into the page."""
+    """Put rows into the page's table; it keeps those of kernels that were not booted this time."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    head = "| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|\n"
-    PAGE.write_text(before + BEGIN + head + "".join(rows) + END + after)
+    table, _, after = rest.partition(END)
+    lines = table.splitlines(keepends=True)
+    head, by_origin = lines[:2], {line.split("|")[2]: line for line in lines[2:]}
+    by_origin |= {line.split("|")[2]: line for line in rows}
+    PAGE.write_text(before + BEGIN + "".join(head) + "".join(by_origin.values()) + END + after)
 
 
 def main() -> int:
@@ -255,7 +256,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("suites", nargs="*", default=SUITES, help="bookworm, arm64:trixie, …")
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/kernels.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/kernels.md")
     arguments = parser.parse_args()
     rows, failed = [], False
     for name in arguments.suites:
