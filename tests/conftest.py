@@ -30,6 +30,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))
 
 from forking import fork
+from prepared_python import PreparedPython
 
 ENGINES = ("alias", "paged", "eager")
 PACKAGES = (
@@ -145,6 +146,14 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     options = WRITE_BACK[request.param]
     skip_unless(options["engine"], *TRACKING_NEEDS.get(options.get("tracking"), ()))
     return {"prot": Prot.WRITE, "coherent": False, **options}
+
+
+@pytest.fixture(scope="session")
+def prepared_python() -> Iterator[PreparedPython]:
+    """`prepared_python.run(program, *arguments)` runs a Python file in a new process, sooner."""
+    python = PreparedPython()
+    yield python
+    python.close()
 
 
 @pytest.fixture

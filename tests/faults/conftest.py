@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import textwrap
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -27,8 +25,11 @@ from fremap.testing import (
 )
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from prepared_python import PreparedPython
 
 STORE_PAGES = 48
 #: A run, repeats, a hole, single pages: 24 window pages.
@@ -143,7 +144,9 @@ def make_scene(make_store: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_script(
+    tmp_path: Path, prepared_python: PreparedPython
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """`run_script(source, *arguments)` runs Python source in a process of its own."""
 
     def run(
@@ -151,12 +154,6 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     ) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"  # which processes that it spawns can import
         script.write_text(textwrap.dedent(source))
-        return subprocess.run(
-            [sys.executable, script, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        return prepared_python.run(script, *arguments, timeout=timeout)
 
     return run

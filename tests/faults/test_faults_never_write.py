@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from fremap.testing import write_numbered_file
@@ -14,6 +13,7 @@ from fremap.testing import write_numbered_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+Run = Callable[[str, str], None]
 PAGES = 2048
 
 BEGIN = """
@@ -40,19 +40,17 @@ WRITING = [
 DIRECT = [pytest.param("async", marks=pytest.mark.needs("uffd_wp_async", "uffd_move"))]
 
 
-def run(tmp_path: Path, tracking: str, script: str) -> None:
-    path, file = tmp_path / "pages", tmp_path / "script.py"
-    write_numbered_file(path, PAGES)
-    file.write_text(textwrap.dedent(BEGIN + script))
-    # A process of its own: one that waits for itself cannot even be interrupted.
-    done = subprocess.run(
-        [sys.executable, file, path, tracking],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+@pytest.fixture
+def run(tmp_path: Path, run_script: Callable[..., Any]) -> Run:
+    """`run(tracking, script)` in a process: one that waits for itself cannot be interrupted."""
+
+    def in_process(tracking: str, script: str) -> None:
+        path = tmp_path / "pages"
+        write_numbered_file(path, PAGES)
+        done = run_script(BEGIN + script, path, tracking, timeout=100)
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+    return in_process
 
 
 def opens_direct(path: Path) -> bool:
@@ -67,14 +65,13 @@ def opens_direct(path: Path) -> bool:
 @pytest.mark.parametrize("tracking", DIRECT)
 @pytest.mark.parametrize("busy", ["", "evict", "remap"])
 def test_a_direct_read_of_the_file_into_a_window_full_of_changed_pages(
-    tracking: str, busy: str, tmp_path: Path
+    tracking: str, busy: str, tmp_path: Path, run: Run
 ) -> None:
     """The kernel holds the inode's lock while it faults on the pages to read into."""
     probe = tmp_path / "probe"
     probe.write_bytes(bytes(4096))
     assert opens_direct(probe), "this test needs a file system with O_DIRECT for its files"
     run(
-        tmp_path,
         tracking,
         f"""
     busy = {busy!r}
@@ -112,11 +109,8 @@ def test_a_direct_read_of_the_file_into_a_window_full_of_changed_pages(
 
 @pytest.mark.needs("paged")
 @pytest.mark.parametrize("tracking", WRITING)
-def test_changed_pages_leave_for_others_and_come_back_as_they_were(
-    tracking: str, tmp_path: Path
-) -> None:
+def test_changed_pages_leave_for_others_and_come_back_as_they_were(tracking: str, run: Run) -> None:
     run(
-        tmp_path,
         tracking,
         """
     def change(owner):
@@ -152,10 +146,9 @@ def test_changed_pages_leave_for_others_and_come_back_as_they_were(
 @pytest.mark.needs("paged")
 @pytest.mark.parametrize("tracking", WRITING)
 def test_a_child_and_the_end_of_the_interpreter_beside_the_thread_that_writes(
-    tracking: str, tmp_path: Path
+    tracking: str, tmp_path: Path, run: Run
 ) -> None:
     run(
-        tmp_path,
         tracking,
         """
     for number in range(30):

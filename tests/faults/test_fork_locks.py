@@ -150,9 +150,10 @@ def test_a_child_does_everything_whatever_a_thread_was_doing(
 
 
 @pytest.mark.needs("paged")
+@pytest.mark.parametrize("rounds", [100, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("lacking", ["", "probe_uffdio_poison"])
 def test_forks_and_denials_do_not_wait_for_one_another(
-    path: Path, lacking: str, run_script: Run
+    path: Path, lacking: str, rounds: int, run_script: Run
 ) -> None:
     """A fork waits for a window's table, which is locked while mappings are reserved."""
     done = run_script(
@@ -160,7 +161,7 @@ def test_forks_and_denials_do_not_wait_for_one_another(
     import contextlib, errno, os, sys, threading
     import fremap
     from fremap.testing import failures
-    path, lacking = sys.argv[1:]
+    path, lacking, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
     refused = contextlib.nullcontext()
     if lacking:
         refused = failures(lacking, errno=errno.EINVAL, times=1 << 30)
@@ -179,7 +180,7 @@ def test_forks_and_denials_do_not_wait_for_one_another(
     for thread in threads:
         thread.start()
     ends = set()
-    for _ in range(300):
+    for _ in range(rounds):
         child = os.fork()
         if child == 0:
             os._exit(0)
@@ -191,5 +192,6 @@ def test_forks_and_denials_do_not_wait_for_one_another(
     """,
         path,
         lacking,
+        rounds,
     )
     assert (done.returncode, done.stdout) == (0, "{0} True\n"), done.stderr

@@ -210,7 +210,8 @@ class Server(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def running_server() -> Iterator[Server]:
     server = Server(numbered_words(np.arange(COUNT), PAGE).tobytes() + TAIL)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    # `shutdown` waits for as long as a poll takes.
+    thread = threading.Thread(target=server.serve_forever, args=[0.01], daemon=True)
     thread.start()
     yield server
     server.served.over.set()

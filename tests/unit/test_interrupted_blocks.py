@@ -87,7 +87,7 @@ def each_place(block: Callable[[], None]) -> Iterator[int]:
     raise AssertionError("the block does not end")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def frozen_heap() -> Iterator[None]:
     """Collecting garbage hundreds of times need not look at what all other tests imported."""
     gc.collect()
