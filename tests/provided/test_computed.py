@@ -25,6 +25,8 @@ PAGES = 4096
 ENGINES = ("paged", "eager")
 Gone = Callable[[list[int]], None]
 
+# Requests and pages pass through pipes and shared memory, which no user and no container lacks.
+reads_alone = pytest.mark.once
 computed_engine = pytest.mark.parametrize("engine", ENGINES, indirect=True)
 
 
@@ -48,6 +50,7 @@ def words(pages: object) -> np.ndarray:
 # What is read.
 
 
+@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 @pytest.mark.parametrize(
     "pages", [[7, 3, 7, 4095, 0], range(9, 2, -3), slice(0, 100), 5, -1, [-1, 2], [], None]
@@ -61,6 +64,7 @@ def test_pages_come_in_the_order_asked_for(pages: object, in_process: bool) -> N
         np.testing.assert_array_equal(out, expected)
 
 
+@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 def test_what_is_not_written_is_zeros(in_process: bool) -> None:
     with computed(half, in_process=in_process) as store:
@@ -70,6 +74,7 @@ def test_what_is_not_written_is_zeros(in_process: bool) -> None:
             assert (read[:, :2048] == np.array(pages)[:, None]).all()
 
 
+@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 def test_a_function_is_given_rising_pages_once(noted: Noted, in_process: bool) -> None:
     with computed(noted, in_process=in_process) as store:
@@ -77,6 +82,7 @@ def test_a_function_is_given_rising_pages_once(noted: Noted, in_process: bool) -
         assert noted.calls == [[3, 4, 9]]
 
 
+@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 def test_pages_outside_are_refused(in_process: bool) -> None:
     with (
@@ -86,6 +92,7 @@ def test_pages_outside_are_refused(in_process: bool) -> None:
         store.read([0, PAGES])
 
 
+@reads_alone
 def test_large_reads_are_many_batches(noted: Noted) -> None:
     with computed(noted) as store:
         np.testing.assert_array_equal(store.read(), words(range(PAGES)))
@@ -93,11 +100,13 @@ def test_large_reads_are_many_batches(noted: Noted) -> None:
         assert max(map(len, noted.calls)) == 1024
 
 
+@reads_alone
 def test_large_pages() -> None:
     with fremap.ComputedStore(3, half, page_bytes=1 << 23) as store:
         assert store.read([2])[0, :: 1 << 20].tolist() == [2] * 4 + [0] * 4
 
 
+@reads_alone
 def test_workers_are_at_work_together(tmp_path: Path) -> None:
     with computed(Meets(tmp_path / "notes"), workers=2) as store:
         np.testing.assert_array_equal(store.read([5, 6]), words([5, 6]))
@@ -235,6 +244,7 @@ def test_slots_choose_an_engine_that_copies() -> None:
 # What is asked for ahead.
 
 
+@reads_alone
 def test_what_is_prefetched_is_computed_once(noted: Noted) -> None:
     with computed(noted) as store:
         store.prefetch([5, 6, 9])
@@ -259,6 +269,7 @@ def test_nonblock_shows_what_was_prefetched(engine: str, noted: Noted) -> None:
         assert noted.calls == [[5, 6]]
 
 
+@reads_alone
 def test_prefetches_beyond_what_is_kept_are_dropped(noted: Noted) -> None:
     with fremap.ComputedStore(64, noted, page_bytes=1 << 21) as store:
         store.prefetch()
@@ -272,6 +283,7 @@ def test_prefetches_beyond_what_is_kept_are_dropped(noted: Noted) -> None:
         assert not store.resident().any()
 
 
+@reads_alone
 def test_a_prefetch_that_fails_is_told_by_the_read(tmp_path: Path) -> None:
     with computed(wrong(tmp_path, "raises", 7)) as store:
         store.prefetch([6, 7])
@@ -283,6 +295,7 @@ def test_a_prefetch_that_fails_is_told_by_the_read(tmp_path: Path) -> None:
 # What goes wrong in the function.
 
 
+@reads_alone
 def test_an_exception_is_the_cause(tmp_path: Path) -> None:
     with computed(wrong(tmp_path, "raises", 1500)) as store:
         out = np.zeros((2048, 4096), np.uint8)
@@ -299,6 +312,7 @@ def test_an_exception_is_the_cause(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.read([1, 2]), words([1, 2]))
 
 
+@reads_alone
 @pytest.mark.parametrize(
     ("what", "number", "text", "cause"),
     [
@@ -339,6 +353,7 @@ def test_slots_name_the_extent(tmp_path: Path) -> None:
         assert "in raises" in caught.value.traceback
 
 
+@reads_alone
 def test_a_function_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
     with computed(Broken()) as store:
         for _ in range(2):
@@ -346,6 +361,7 @@ def test_a_function_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
                 store.read(0)
 
 
+@reads_alone
 @pytest.mark.parametrize("what", ["dies", "exits"])
 def test_a_process_that_dies_is_started_again(tmp_path: Path, what: str) -> None:
     fill = wrong(tmp_path, what, 7, times=2)
@@ -354,6 +370,7 @@ def test_a_process_that_dies_is_started_again(tmp_path: Path, what: str) -> None
         assert len(set(fill.processes)) == 3
 
 
+@reads_alone
 @pytest.mark.parametrize(
     ("what", "text"), [("dies", "was ended by signal 9, 3 times"), ("exits", "ended with status 7")]
 )
@@ -365,6 +382,7 @@ def test_one_that_dies_always_is_an_error(tmp_path: Path, what: str, text: str) 
         np.testing.assert_array_equal(store.read(6), words([6]))
 
 
+@reads_alone
 def test_one_that_died_while_it_waited_is_not_missed(noted: Noted, gone: Gone) -> None:
     with computed(noted) as store:
         store.read(1)
@@ -376,6 +394,7 @@ def test_one_that_died_while_it_waited_is_not_missed(noted: Noted, gone: Gone) -
         assert store.processes != (process,)
 
 
+@reads_alone
 def test_one_that_hangs_is_ended(tmp_path: Path, gone: Gone) -> None:
     fill = wrong(tmp_path, "hangs", 7)
     with computed(fill, timeout=1.5) as store:
@@ -419,6 +438,7 @@ def test_a_call_is_interrupted(tmp_path: Path, call: str) -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@reads_alone
 def test_no_process_is_to_be_had(injected: Callable[..., None]) -> None:
     with computed() as store:
         injected("posix_spawn", 11)
@@ -478,11 +498,13 @@ def test_what_needs_a_file_is_refused(use: Callable[..., object], text: str) -> 
         use(store)
 
 
+@reads_alone
 def test_it_is_not_written() -> None:
     with computed() as store, pytest.raises(fremap.FremapError):
         store.write(0, bytes(4096))
 
 
+@reads_alone
 def test_a_closed_store_refuses(noted: Noted, gone: Gone) -> None:
     store = computed(noted)
     store.read(0)
@@ -509,6 +531,7 @@ def test_windows_go_on_after_a_close(noted: Noted) -> None:
 # Other processes.
 
 
+@reads_alone
 def test_pickled_it_computes_again() -> None:
     fill = functools.partial(fill_numbered)
     with computed(fill, workers=2, timeout=5) as store, pickle.loads(pickle.dumps(store)) as other:
@@ -516,6 +539,7 @@ def test_pickled_it_computes_again() -> None:
         np.testing.assert_array_equal(other.read([7]), words([7]))
 
 
+@reads_alone
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_in_a_pool(method: str) -> None:
     with computed() as store, multiprocessing.get_context(method).Pool(1) as pool:
@@ -597,6 +621,7 @@ ENDS = {
 }
 
 
+@reads_alone
 @pytest.mark.parametrize("end", ENDS)
 def test_no_process_is_left_behind(end: str, run_main: RunMain, tmp_path: Path, gone: Gone) -> None:
     done = run_main(ENDS[end])
@@ -638,6 +663,7 @@ def test_a_child_cannot_touch_what_only_its_parent_can_have(run_main: RunMain) -
     assert "provided by processes of the process that made the window" in done.stderr
 
 
+@reads_alone
 def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(
@@ -653,6 +679,7 @@ def test_a_program_without_a_guard_is_told(tmp_path: Path) -> None:
     assert 'under `if __name__ == "__main__":`' in done.stderr
 
 
+@reads_alone
 def test_a_program_of_its_own_functions(tmp_path: Path) -> None:
     path = tmp_path / "program.py"
     path.write_text(
@@ -668,6 +695,7 @@ def test_a_program_of_its_own_functions(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "39\n"), done.stderr
 
 
+@reads_alone
 def test_functions_of_a_session_are_refused() -> None:
     code = "import fremap\ndef fill(pages, out): pass\nfremap.ComputedStore(4, fill)"
     done = subprocess.run(
