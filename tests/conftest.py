@@ -17,9 +17,12 @@ for a capability that is there, fails the run.
 
 import functools
 import importlib.util
+import itertools
 import os
+import re
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,8 @@ PACKAGES = (
     "pyarrow", "ray", "s3fs", "torch", "torchdata", "xarray", "zarr",
 )  # fmt: skip
 SKIP_PREFIX = "needs "
+FOLDERS = itertools.count()
+FAILED = pytest.StashKey[bool]()
 RIGHT = pytest.StashKey[list[tuple[str, str]]]()
 WRONG = pytest.StashKey[list[tuple[str, str]]]()
 
@@ -146,6 +151,33 @@ def write_back(request: pytest.FixtureRequest) -> dict[str, Any]:
     options = WRITE_BACK[request.param]
     skip_unless(options["engine"], *TRACKING_NEEDS.get(options.get("tracking"), ()))
     return {"prot": Prot.WRITE, "coherent": False, **options}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
+    return report
+
+
+@pytest.fixture
+def tmp_path(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Path]:
+    """A new folder, which stays if the test fails.
+
+    As pytest's own, but for the link to the newest folder of each name: to make it anew for each
+    test takes longer than most tests do.
+    """
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    path = tmp_path_factory.getbasetemp() / f"{name}{next(FOLDERS)}"
+    path.mkdir(mode=0o700)
+    yield path
+    if not request.node.stash.get(FAILED, False):
+        # What a process still writes there is removed with the folder of the run.
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def lacking():
 
 
 def run(folder: Path, body: str) -> tuple[int, str]:
-    for name in ("conftest.py", "forking.py"):
+    for name in ("conftest.py", "forking.py", "prepared_python.py"):
         shutil.copy(TESTS / name, folder)
     (folder / "test_it.py").write_text(f"import pytest\n{LACKING}\n{body}\n")
     done = subprocess.run(
