@@ -77,7 +77,7 @@ def test_windows_with_a_budget_are_measured(
     """Without limits of memory, as where no group can be made: what needs one is left out."""
     monkeypatch.setattr(memory, "_parents", list)
     # A budget that the program itself is small beside; its pages need not be many.
-    small = ["--file-size", "128M", "--pages", "200", *few_rounds, "--dir", str(tmp_path)]
+    small = ["--file-size", "64M", "--pages", "200", *few_rounds, "--dir", str(tmp_path)]
     assert main(["window", "--json", *small]) == 0
     reports = json.loads(capsys.readouterr().out)["reports"]
     assert len(reports) == 4
