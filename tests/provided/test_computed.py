@@ -64,7 +64,6 @@ def test_pages_come_in_the_order_asked_for(pages: object, in_process: bool) -> N
         np.testing.assert_array_equal(out, expected)
 
 
-@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 def test_what_is_not_written_is_zeros(in_process: bool) -> None:
     with computed(half, in_process=in_process) as store:
@@ -82,7 +81,6 @@ def test_a_function_is_given_rising_pages_once(noted: Noted, in_process: bool) -
         assert noted.calls == [[3, 4, 9]]
 
 
-@reads_alone
 @pytest.mark.parametrize("in_process", [False, True])
 def test_pages_outside_are_refused(in_process: bool) -> None:
     with (
@@ -100,7 +98,6 @@ def test_large_reads_are_many_batches(noted: Noted) -> None:
         assert max(map(len, noted.calls)) == 1024
 
 
-@reads_alone
 def test_large_pages() -> None:
     with fremap.ComputedStore(3, half, page_bytes=1 << 23) as store:
         assert store.read([2])[0, :: 1 << 20].tolist() == [2] * 4 + [0] * 4
@@ -498,7 +495,6 @@ def test_what_needs_a_file_is_refused(use: Callable[..., object], text: str) -> 
         use(store)
 
 
-@reads_alone
 def test_it_is_not_written() -> None:
     with computed() as store, pytest.raises(fremap.FremapError):
         store.write(0, bytes(4096))
@@ -531,7 +527,6 @@ def test_windows_go_on_after_a_close(noted: Noted) -> None:
 # Other processes.
 
 
-@reads_alone
 def test_pickled_it_computes_again() -> None:
     fill = functools.partial(fill_numbered)
     with computed(fill, workers=2, timeout=5) as store, pickle.loads(pickle.dumps(store)) as other:
@@ -695,7 +690,6 @@ def test_a_program_of_its_own_functions(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "39\n"), done.stderr
 
 
-@reads_alone
 def test_functions_of_a_session_are_refused() -> None:
     code = "import fremap\ndef fill(pages, out): pass\nfremap.ComputedStore(4, fill)"
     done = subprocess.run(
