@@ -333,9 +333,11 @@ def test_rows_that_left_the_page_cache(path: Path, table: np.ndarray) -> None:
 
 
 FORK = """
-    import os, sys, threading
+    import os, sys, threading, warnings
     import numpy as np
     import fremap
+    # Python warns of such forks since 3.12, as other locks than fremap's might stay taken.
+    warnings.simplefilter("ignore", DeprecationWarning)
     path = sys.argv[1]
     table = np.fromfile(path, np.uint8).reshape(-1, 160)
     rows = fremap.rows([path, path], np.uint8, 160)
