@@ -4,9 +4,9 @@
 //! allocates nothing.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{check_size, checked_page_size, Opened, Store, StoreKind};
@@ -20,14 +20,11 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const MEMFD_NAME: &str = "fremap";
 
 fn memory_error(operation: &'static str, name: Option<&str>, errno: Errno) -> Error {
-    Error::Io {
-        operation,
-        path: name.map(|name| Path::new("/dev/shm").join(name)),
-        file_page: None,
-        errno,
-        completed: 0,
-        hint: "".into(),
-    }
+    Error::system(operation, errno).of_file(name.map(path_of))
+}
+
+fn path_of(name: &str) -> PathBuf {
+    Path::new(SHARED_MEMORY).join(name)
 }
 
 /// A name that is one component below `/dev/shm`, its leading slash dropped.
@@ -68,7 +65,8 @@ impl Store {
         if facts.file_type != FileType::RegularFile {
             return Err(Error::Argument("open: the descriptor is not shared memory".into()));
         }
-        if sys_file::access(fd.as_fd()).map_err(fail)? != (true, true) {
+        let flags = sys_file::opened_with(fd.as_fd()).map_err(fail)?;
+        if flags & OFlags::RWMODE != OFlags::RDWR {
             return Err(fail(Errno::BADF));
         }
         Self::over_memory(fd, None, facts.size_bytes, page_size)
@@ -102,11 +100,11 @@ impl Store {
                 return Err(Error::SharedMemory { operation: "open", path, wanted, free });
             }
         }
-        let fd = sys_file::open_shared_memory(name, create).map_err(fail)?;
+        let fd = sys_file::open_shared(&path_of(name), create).map_err(fail)?;
         if let (true, Some(size_bytes)) = (create, size_bytes) {
             if let Err(errno) = sys_file::truncate(fd.as_fd(), size_bytes) {
                 // Whoever attaches must not find what was never finished.
-                sys_file::unlink_shared_memory(name).map_err(fail)?;
+                sys_file::unlink(&path_of(name)).map_err(fail)?;
                 return Err(fail(errno));
             }
         }
@@ -126,8 +124,7 @@ impl Store {
     /// [`Error::Io`]: ENOENT, EACCES; [`Error::Argument`] for what is no name.
     pub fn unlink_shared_memory(name: &str) -> Result<()> {
         let name = checked_name(name)?;
-        sys_file::unlink_shared_memory(name)
-            .map_err(|errno| memory_error("unlink", Some(name), errno))
+        sys_file::unlink(&path_of(name)).map_err(|errno| memory_error("unlink", Some(name), errno))
     }
 
     fn over_memory(
@@ -136,7 +133,7 @@ impl Store {
         size_bytes: u64,
         page_size: PageSize,
     ) -> Result<Self> {
-        let path = name.map(|name| Path::new("/dev/shm").join(name));
+        let path = name.map(path_of);
         let kind = StoreKind::Memory;
         let opened = Opened { kind, path, writable: true, fd, direct_fd: None, size_bytes };
         Self::new(opened, page_size)

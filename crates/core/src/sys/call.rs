@@ -154,12 +154,21 @@ pub fn clear() {
         countdown.store(-1, Ordering::SeqCst);
     }
 }
+
 /// The error of a call that returns 0 or sets `errno`.
 pub(super) fn check(result: i32) -> Result<(), Errno> {
     if result == 0 {
         Ok(())
     } else {
         Err(last_errno())
+    }
+}
+
+/// The error of a function that returns it, or 0.
+pub(super) fn answered(result: i32) -> Result<(), Errno> {
+    match result {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw_os_error(errno)),
     }
 }
 
@@ -170,5 +179,5 @@ pub(super) fn errno_of(error: &std::io::Error) -> Errno {
 
 /// This thread's `errno`.
 pub(super) fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    errno_of(&std::io::Error::last_os_error())
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType};
 use rustix::process::{self, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 
-use super::call::{enter, Call};
+use super::call::{answered, enter, Call};
 use super::thread::spawn_without_signals;
 
 /// The first descriptor that a child is given; the others follow.
@@ -79,7 +79,7 @@ impl Program {
             libc::posix_spawn_file_actions_init(&raw mut actions);
             libc::posix_spawnattr_init(&raw mut attributes);
             let result = prepare(&mut actions, &mut attributes, &sources).and_then(|()| {
-                asked(libc::posix_spawn(
+                answered(libc::posix_spawn(
                     &raw mut pid,
                     self.arguments[0].as_ptr(),
                     &raw const actions,
@@ -98,15 +98,6 @@ impl Program {
     }
 }
 
-/// The answer of a function that returns the error itself.
-fn asked(result: i32) -> Result<(), Errno> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_raw_os_error(result))
-    }
-}
-
 /// # Safety
 /// Both are initialized.
 unsafe fn prepare(
@@ -122,15 +113,15 @@ unsafe fn prepare(
         let (mut none, mut all) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigemptyset(&raw mut none);
         libc::sigfillset(&raw mut all);
-        asked(libc::posix_spawnattr_setsigmask(attributes, &raw const none))?;
-        asked(libc::posix_spawnattr_setsigdefault(attributes, &raw const all))?;
-        asked(libc::posix_spawnattr_setpgroup(attributes, 0))?;
-        asked(libc::posix_spawnattr_setflags(attributes, flags as libc::c_short))?;
+        answered(libc::posix_spawnattr_setsigmask(attributes, &raw const none))?;
+        answered(libc::posix_spawnattr_setsigdefault(attributes, &raw const all))?;
+        answered(libc::posix_spawnattr_setpgroup(attributes, 0))?;
+        answered(libc::posix_spawnattr_setflags(attributes, flags as libc::c_short))?;
         let (path, access) = (NOTHING.as_ptr(), libc::O_RDONLY);
-        asked(libc::posix_spawn_file_actions_addopen(actions, 0, path, access, 0))?;
+        answered(libc::posix_spawn_file_actions_addopen(actions, 0, path, access, 0))?;
         for (source, number) in sources.iter().zip(FIRST_DESCRIPTOR..ABOVE) {
             let source = source.as_raw_fd();
-            asked(libc::posix_spawn_file_actions_adddup2(actions, source, number))?;
+            answered(libc::posix_spawn_file_actions_adddup2(actions, source, number))?;
         }
     }
     Ok(())

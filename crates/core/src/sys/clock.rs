@@ -8,14 +8,14 @@ use rustix::time::{clock_gettime, ClockId};
 /// that is changed from now on has an earlier time.
 #[must_use]
 pub fn coarse_ns() -> i64 {
-    nanoseconds(ClockId::RealtimeCoarse)
+    now(ClockId::RealtimeCoarse)
 }
 
 /// Nanoseconds by the clock that the coarse one follows, some milliseconds behind
 /// (`CLOCK_REALTIME`): no file that was changed before has a later time.
 #[must_use]
 pub fn fine_ns() -> i64 {
-    nanoseconds(ClockId::Realtime)
+    now(ClockId::Realtime)
 }
 
 /// How far [`coarse_time`] is behind at most: a tick of the kernel.
@@ -25,12 +25,17 @@ pub const COARSE_TICK: Duration = Duration::from_millis(10);
 /// asked often, as it costs a tenth of a precise clock (`CLOCK_MONOTONIC_COARSE`).
 #[must_use]
 pub fn coarse_time() -> Duration {
-    Duration::from_nanos(nanoseconds(ClockId::MonotonicCoarse).unsigned_abs())
+    Duration::from_nanos(now(ClockId::MonotonicCoarse).unsigned_abs())
 }
 
-fn nanoseconds(clock: ClockId) -> i64 {
+fn now(clock: ClockId) -> i64 {
     let now = clock_gettime(clock);
-    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+    nanoseconds(now.tv_sec, now.tv_nsec)
+}
+
+/// A time in nanoseconds.
+pub(super) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 #[cfg(test)]

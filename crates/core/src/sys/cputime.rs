@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::call::{enter, last_errno, Call};
+use super::call::{check, enter, errno_of, Call};
 use super::span::system_page_bytes;
 
 /// Goes to the waiting thread alone, which blocks it: no handler ever sees it. Linux sends it
@@ -42,14 +42,9 @@ impl Waiter {
     /// None that a thread that is there is known to give.
     pub fn wake(self) -> Result<(), Errno> {
         // SAFETY: the signal goes to a thread of this process that blocks it.
-        let sent = unsafe {
-            libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL)
-        };
-        if sent == 0 {
-            Ok(())
-        } else {
-            Err(last_errno())
-        }
+        check(unsafe {
+            libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL) as i32
+        })
     }
 }
 
@@ -166,7 +161,7 @@ impl MappedBytes {
     /// ENOENT where `/proc` is not mounted.
     pub fn open() -> Result<Self, Errno> {
         let file = File::open("/proc/self/statm");
-        file.map(Self).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        file.map(Self).map_err(|error| errno_of(&error))
     }
 
     /// How many bytes there are now.
@@ -177,7 +172,7 @@ impl MappedBytes {
         enter(Call::Read)?;
         let mut text = [0; 128];
         let length = self.0.read_at(&mut text, 0);
-        let length = length.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let length = length.map_err(|error| errno_of(&error))?;
         let text = std::str::from_utf8(&text[..length]).unwrap_or("");
         let pages = text.split(' ').nth(2).and_then(|pages| pages.parse::<u64>().ok());
         Ok(pages.ok_or(Errno::IO)? * system_page_bytes() as u64)

@@ -7,11 +7,11 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags};
+use rustix::fs::{makedev, statx, AtFlags, FileType, MemfdFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::call::{check, last_errno};
-use super::call::{enter, enter_for, Call};
+use super::call::{check, enter, enter_for, last_errno, Call};
+use super::clock::nanoseconds;
 use super::span::Span;
 
 /// The most that one `read` or `write` moves: the kernel stops there anyway.
@@ -32,6 +32,8 @@ pub struct Facts {
     pub file_type: FileType,
     /// The owner.
     pub owner: u32,
+    /// Who may do what.
+    pub mode: Mode,
     /// Which file it is, of all on this machine: the device and the number on it.
     pub identity: (u64, u64),
     /// When it was changed last (ctime), in nanoseconds.
@@ -94,29 +96,12 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0)
 }
 
-/// Whether the descriptor was opened with `O_DIRECT`.
+/// How the descriptor was opened.
 ///
 /// # Errors
 /// EBADF.
-pub fn is_direct(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::DIRECT))
-}
-
-/// Whether the descriptor was opened with `O_APPEND`.
-///
-/// # Errors
-/// EBADF.
-pub fn is_appending(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::APPEND))
-}
-
-/// Whether the descriptor may be read, and whether it may be written.
-///
-/// # Errors
-/// EBADF.
-pub fn access(fd: BorrowedFd<'_>) -> Result<(bool, bool), Errno> {
-    let mode = rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE;
-    Ok((mode != OFlags::WRONLY, mode == OFlags::RDWR || mode == OFlags::WRONLY))
+pub fn opened_with(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
+    rustix::fs::fcntl_getfl(fd)
 }
 
 /// An anonymous file in memory (`memfd_create`, Linux 3.17).
@@ -128,27 +113,27 @@ pub fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
     rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
 }
 
-/// `shm_open`: memory named in `/dev/shm`. `create` makes it and fails if it is there.
+/// Opens a file in `/dev/shm` for reading and writing; `create` makes it and fails if it is there.
+/// `O_NOFOLLOW`: where everybody may make names, a symbolic link could be anybody's.
 ///
 /// # Errors
-/// ENOENT, EEXIST, EACCES.
-pub fn open_shared_memory(name: &str, create: bool) -> Result<OwnedFd, Errno> {
-    use rustix::shm;
-    let mut flags = shm::OFlags::RDWR;
+/// ENOENT, EEXIST, EACCES; ELOOP for a symbolic link.
+pub fn open_shared(path: &Path, create: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     if create {
-        flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
+        flags |= OFlags::CREATE | OFlags::EXCL;
     }
     enter(Call::Open)?;
-    shm::open(name, flags, Mode::from_raw_mode(0o600))
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
 }
 
-/// `shm_unlink`.
+/// `unlink`.
 ///
 /// # Errors
-/// ENOENT, EACCES.
-pub fn unlink_shared_memory(name: &str) -> Result<(), Errno> {
+/// ENOENT, EACCES, EPERM.
+pub fn unlink(path: &Path) -> Result<(), Errno> {
     enter(Call::Open)?;
-    rustix::shm::unlink(name)
+    rustix::fs::unlink(path)
 }
 
 /// `fstat`, and the size of a block device, which `fstat` does not know.
@@ -163,6 +148,15 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
         facts.size_bytes = device_bytes(fd)?;
     }
     Ok(facts)
+}
+
+/// What has a name now, a symbolic link itself (`lstat`).
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub fn named_facts(path: &Path) -> Result<Facts, Errno> {
+    enter(Call::Stat)?;
+    rustix::fs::lstat(path).map(|stat| facts_of(&stat))
 }
 
 /// How often a read is made again because the file has changed meanwhile.
@@ -259,24 +253,10 @@ fn unchanged(
 /// where the file cannot be read past the page cache.
 #[must_use]
 pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
-    /// Older headers lack it.
-    const STATX_DIOALIGN: u32 = 0x2000;
     const ANY: u32 = 4096;
-    // SAFETY: statx is plain data, for which zero is valid.
-    let mut told = unsafe { std::mem::zeroed::<libc::statx>() };
-    // SAFETY: the path is an empty string, the structure outlives the call.
-    let result = unsafe {
-        libc::statx(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            STATX_DIOALIGN,
-            &raw mut told,
-        )
-    };
-    if result != 0 || told.stx_mask & STATX_DIOALIGN == 0 {
-        return Some(ANY);
-    }
+    let told = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let told = told.filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
+    let Some(told) = told else { return Some(ANY) };
     let align = told.stx_dio_offset_align.max(told.stx_dio_mem_align);
     (told.stx_dio_offset_align != 0).then_some(align)
 }
@@ -305,28 +285,23 @@ fn born(
     flags: AtFlags,
     plain: impl FnOnce() -> Result<rustix::fs::Stat, Errno>,
 ) -> Result<(Facts, u64), Errno> {
-    use rustix::fs::{makedev, statx, StatxFlags};
     enter(Call::Stat)?;
     let told = match statx(at, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
         // Older, or a filter that does not know it.
         Err(Errno::NOSYS | Errno::PERM) => return plain().map(|stat| (facts_of(&stat), 0)),
         told => told?,
     };
-    let changed_ns = told.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
     let facts = Facts {
         size_bytes: told.stx_size,
         file_type: FileType::from_raw_mode(told.stx_mode.into()),
         owner: told.stx_uid,
+        mode: Mode::from_raw_mode(told.stx_mode.into()),
         identity: (makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino),
-        changed_ns: changed_ns.saturating_add(told.stx_ctime.tv_nsec.into()),
+        changed_ns: nanoseconds(told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec.into()),
     };
-    let birth = if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        0
-    } else {
-        let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
-    };
-    Ok((facts, birth))
+    let is_told = told.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let birth = nanoseconds(told.stx_btime.tv_sec, told.stx_btime.tv_nsec.into());
+    Ok((facts, if is_told { u64::try_from(birth).unwrap_or(0) } else { 0 }))
 }
 
 fn facts_of(stat: &rustix::fs::Stat) -> Facts {
@@ -334,11 +309,9 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         file_type: FileType::from_raw_mode(stat.st_mode),
         owner: stat.st_uid,
+        mode: Mode::from_raw_mode(stat.st_mode),
         identity: (stat.st_dev, stat.st_ino),
-        changed_ns: stat
-            .st_ctime
-            .saturating_mul(1_000_000_000)
-            .saturating_add(i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
+        changed_ns: nanoseconds(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
     }
 }
 
@@ -409,9 +382,13 @@ fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 /// # Errors
 /// The kernel's own.
 pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(file_system(fd)? == TMPFS_MAGIC)
+}
+
+/// `f_type` of the file system that has a file.
+fn file_system(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     enter(Call::Stat)?;
-    let stat = rustix::fs::fstatfs(fd)?;
-    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| magic == TMPFS_MAGIC))
+    Ok(rustix::fs::fstatfs(fd)?.f_type.cast_unsigned())
 }
 
 /// Whether `posix_fadvise(WILLNEED)` makes the file system read ahead at once. Others may take
@@ -422,9 +399,7 @@ pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 pub fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     /// `f_type` of ext4 (and its forerunners), XFS, Btrfs and F2FS.
     const THAT_DO: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
-    enter(Call::Stat)?;
-    let stat = rustix::fs::fstatfs(fd)?;
-    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| THAT_DO.contains(&magic)))
+    Ok(THAT_DO.contains(&file_system(fd)?))
 }
 
 /// `ftruncate`.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
+use super::call::answered;
 use super::lock::{Guard, Lock};
 use super::thread::{block_all_signals, set_signal_mask};
 
@@ -119,11 +120,7 @@ fn register() -> Result<(), Errno> {
     }
     // SAFETY: the handlers do what may be done around a fork, and this library is never
     // unloaded.
-    match unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) } {
-        0 => {
-            REGISTERED.store(true, Ordering::Release);
-            Ok(())
-        }
-        errno => Err(Errno::from_raw_os_error(errno)),
-    }
+    answered(unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) })?;
+    REGISTERED.store(true, Ordering::Release);
+    Ok(())
 }

@@ -18,11 +18,9 @@ pub fn wait_shared(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
 }
 
 fn wait_as(flags: Flags, word: &AtomicU32, value: u32, timeout: Duration) -> bool {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    futex::wait(word, flags, value, Some(&timeout)) != Err(Errno::TIMEDOUT)
+    // A time that does not fit has no end.
+    let timeout = Timespec::try_from(timeout).ok();
+    futex::wait(word, flags, value, timeout.as_ref()) != Err(Errno::TIMEDOUT)
 }
 
 /// Wakes one thread that sleeps.

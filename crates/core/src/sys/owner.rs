@@ -1,14 +1,13 @@
 //! Processes by their number and start time, so that a later process with the same number is not
 //! mistaken for an earlier one.
 
+use std::fs::File;
 use std::io::Read;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{test_kill_process, Pid};
 
-use super::call::errno_of;
-use super::call::{enter, Call};
+use super::call::{enter, errno_of, Call};
 
 /// A process of this machine, told by one that sees the same process numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +28,7 @@ struct Stat {
 fn stat(process: u32) -> Result<Stat, Errno> {
     enter(Call::Open)?;
     let path = format!("/proc/{process}/stat");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let mut file = File::open(path).map_err(|error| errno_of(&error))?;
     // The name of a program is cut to 15 bytes, and there are 52 numbers.
     let mut text = [0; 1536];
     let count = file.read(&mut text).map_err(|error| errno_of(&error))?;

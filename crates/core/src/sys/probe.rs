@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::error::{self, describe, Error};
 
-use super::call::{enter, Call};
+use super::call::{enter, errno_of, Call};
 use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
 use super::{cachestat, copy, file, pagemap};
@@ -230,16 +230,13 @@ fn guard_pages() -> Result<(), Errno> {
 /// Whether a ring can be made.
 fn io_uring() -> Result<(), Errno> {
     enter(Call::RingSetup)?;
-    match io_uring::IoUring::new(1) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-    }
+    io_uring::IoUring::new(1).map(|_ring| ()).map_err(|error| errno_of(&error))
 }
 
 /// Whether the kernel has `cachestat` (6.5).
 fn has_cachestat() -> Result<(), Errno> {
     let fd = file::memory_file("fremap-probe")?;
-    cachestat::cachestat(fd.as_fd(), 0, 1).map(|_| ())
+    cachestat::cached_pages(fd.as_fd(), 0, 1).map(|_| ())
 }
 
 /// Why a feature is missing.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize
 
 use rustix::io::Errno;
 
-use super::call::{check, enter, last_errno, Call};
+use super::call::{answered, check, enter, Call};
 use super::fault_ranges::{self, Touch, Touched};
 use super::fork_lock::ForkLock;
 use super::thread::send_segv;
@@ -99,10 +99,8 @@ fn is_blocked() -> Result<bool, Errno> {
     let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: no new mask is given; the kernel fills `mask`.
     unsafe {
-        match libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()) {
-            0 => Ok(libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1),
-            _ => Err(last_errno()),
-        }
+        answered(libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()))?;
+        Ok(libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1)
     }
 }
 

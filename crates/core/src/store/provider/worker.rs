@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::error::Said;
 use crate::sys::child::{memory_to_share, Channel, Child, Ended, Program, Received};
 use crate::sys::file as sys_file;
-use crate::sys::mm::{system_page_bytes, Region};
+use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::process;
 use crate::sys::span::Span;
 
@@ -101,7 +101,7 @@ impl Worker {
             u64::from(process::id()),
         ];
         write(&memory, 0, told)?;
-        let map = Region::file(memory.as_fd(), 0, layout.total_bytes())?;
+        let map = Region::file(memory.as_fd(), layout.total_bytes(), Access::Read)?;
         let (channel, theirs) = Channel::pair()?;
         let child = program.start(&[theirs.as_fd(), memory.as_fd(), payload.as_fd()])?;
         Ok(Self {
