@@ -43,8 +43,10 @@ impl Store {
             interrupt.check()?;
             let end = pages.len().min(start + PIECE_PAGES);
             mask.resize(end, false);
-            if self.is_provided() {
-                self.mark_provided(&mut mask[start..], |place| pages.at(start + place));
+            if let Some(provider) = &self.provider {
+                for place in start..end {
+                    mask[place] = provider.ahead.has(pages.at(place));
+                }
                 continue;
             }
             if self.size_bytes() == 0 {
