@@ -259,8 +259,8 @@ fn opening_that_fails_keeps_no_name() {
     let _turn = turn();
     let name = format!("fremap-failing-{}", std::process::id());
     inject(Call::Truncate, 0, Errno::NOSPC, 1);
-    Store::shared_memory(&name, Some(4096), true, None).expect_err("no space");
-    Store::shared_memory(&name, Some(4096), true, None).expect("the name is free");
+    Store::shared_memory(&name, Some(4096), None).expect_err("no space");
+    Store::shared_memory(&name, Some(4096), None).expect("the name is free");
     Store::unlink_shared_memory(&name).expect("unlinked");
 }
 

@@ -339,7 +339,7 @@ impl Store {
     /// Has the source maps keep no more than `bytes` of the files mapped, for all who use
     /// the store and as long as what is returned lives. What is beyond that is unmapped.
     #[must_use]
-    pub fn limit_source_map(&self, bytes: u64) -> SourceLimit {
+    pub(crate) fn limit_source_map(&self, bytes: u64) -> SourceLimit {
         let limit = self.mapped.limit(bytes);
         if self.mapped.is_beyond_limit() {
             // The maps are made again when they are wanted, without their page tables.
@@ -350,8 +350,7 @@ impl Store {
 
     /// Bytes of the files that the source maps have mapped, which count as memory of
     /// this process.
-    #[must_use]
-    pub fn source_mapped_bytes(&self) -> u64 {
+    pub(crate) fn source_mapped_bytes(&self) -> u64 {
         self.mapped.bytes()
     }
 
@@ -500,7 +499,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`sync`](Self::sync), for the first of the files.
-    pub fn sync_mappings(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
+    pub(crate) fn sync_mappings(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
         self.note_passing();
         self.check_synced()?;
         let mut parts: Vec<&Part> = self.parts.all().iter().collect();

@@ -38,10 +38,7 @@ pub fn cached_pages(fd: BorrowedFd<'_>, offset_bytes: u64, bytes: u64) -> Result
 /// `mincore` does not refuse: it calls every page resident. It tells the truth
 /// to the owner, to who may write the file, and to `CAP_FOWNER`; this asks the
 /// same questions. `cachestat` answers EPERM on kernels that check there too.
-///
-/// # Errors
-/// The kernel's own.
-pub fn tells_residency(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn tells_residency(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let facts = facts(fd)?;
     if facts.owner == rustix::process::geteuid().as_raw() {
         return Ok(true);

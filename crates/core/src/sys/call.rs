@@ -89,17 +89,14 @@ static FAILURES: [AtomicI64; KINDS] = [const { AtomicI64::new(0) }; KINDS];
 /// # Errors
 /// The error that a test asked for in place of the call.
 #[inline]
-pub fn enter(call: Call) -> Result<(), Errno> {
+pub(crate) fn enter(call: Call) -> Result<(), Errno> {
     enter_for(call, 0).map(|_none| ())
 }
 
 /// The same for a call that is to move `bytes`, or has moved them. Says how many it is
 /// to move or to say that it has moved: all of them, or as few as a test asked for.
-///
-/// # Errors
-/// As [`enter`].
 #[inline]
-pub fn enter_for(call: Call, bytes: usize) -> Result<usize, Errno> {
+pub(crate) fn enter_for(call: Call, bytes: usize) -> Result<usize, Errno> {
     let kind = call as usize;
     COUNTS[kind].fetch_add(1, Ordering::Relaxed);
     if COUNTDOWN[kind].load(Ordering::Relaxed) < 0 {

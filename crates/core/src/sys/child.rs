@@ -164,7 +164,7 @@ impl Child {
     }
 
     /// Ends it at once.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // It may have ended already.
         let _gone = match &self.handle {
             Some(handle) => process::pidfd_send_signal(handle, Signal::KILL),
@@ -196,7 +196,7 @@ impl Child {
     }
 
     /// Has it exit within two seconds, or be killed. Does not wait for that.
-    pub fn retire(self) {
+    pub(crate) fn retire(self) {
         let pid = self.pid;
         let end = move || {
             if self.wait(GRACE).is_none() {
@@ -230,7 +230,7 @@ fn timespec(duration: Duration) -> Timespec {
 ///
 /// # Errors
 /// ENOMEM, EMFILE.
-pub fn memory_to_share(name: &str, size_bytes: u64) -> Result<OwnedFd, Errno> {
+pub(crate) fn memory_to_share(name: &str, size_bytes: u64) -> Result<OwnedFd, Errno> {
     use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};
     enter(Call::Open)?;
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
@@ -259,7 +259,7 @@ impl Channel {
     ///
     /// # Errors
     /// EMFILE.
-    pub fn pair() -> Result<(Self, OwnedFd), Errno> {
+    pub(crate) fn pair() -> Result<(Self, OwnedFd), Errno> {
         enter(Call::Open)?;
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
@@ -287,7 +287,7 @@ impl Channel {
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn receive(&self, message: &mut [u8]) -> Result<Received, Errno> {
+    pub(crate) fn receive(&self, message: &mut [u8]) -> Result<Received, Errno> {
         loop {
             match net::recv(&self.0, &mut *message, RecvFlags::DONTWAIT) {
                 Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(Received::HungUp),
@@ -307,7 +307,7 @@ impl Channel {
     }
 
     /// Hangs up, whoever else has this end open.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         // Fails only where the other end is closed.
         let _closed = net::shutdown(&self.0, Shutdown::Both);
     }

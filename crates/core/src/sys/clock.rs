@@ -6,15 +6,13 @@ use rustix::time::{clock_gettime, ClockId};
 
 /// Nanoseconds by the coarse clock (`CLOCK_REALTIME_COARSE`, without a system call): no file
 /// that is changed from now on has an earlier time.
-#[must_use]
-pub fn coarse_ns() -> i64 {
+pub(crate) fn coarse_ns() -> i64 {
     now(ClockId::RealtimeCoarse)
 }
 
 /// Nanoseconds by the clock that the coarse one follows, some milliseconds behind
 /// (`CLOCK_REALTIME`): no file that was changed before has a later time.
-#[must_use]
-pub fn fine_ns() -> i64 {
+pub(crate) fn fine_ns() -> i64 {
     now(ClockId::Realtime)
 }
 

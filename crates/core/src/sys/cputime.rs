@@ -30,17 +30,13 @@ pub struct Waiter {
 
 impl Waiter {
     /// The calling thread.
-    #[must_use]
-    pub fn this_thread() -> Self {
+    pub(crate) fn this_thread() -> Self {
         // SAFETY: the call has no arguments and cannot fail.
         Self { thread: unsafe { libc::gettid() } }
     }
 
     /// Ends the thread's wait, or the next one. The caller knows that the thread has not ended.
-    ///
-    /// # Errors
-    /// None that a thread that is there is known to give.
-    pub fn wake(self) -> Result<(), Errno> {
+    pub(crate) fn wake(self) -> Result<(), Errno> {
         // SAFETY: the signal goes to a thread of this process that blocks it.
         check(unsafe {
             libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL) as i32
@@ -89,7 +85,7 @@ impl BusyTimer {
 
     /// Waits until the process has used so much time of its processors, counted in ticks of
     /// the kernel's (1 to 10 ms). While nothing of it runs, this does not return.
-    pub fn wait_busy(&self, busy: Duration) {
+    pub(crate) fn wait_busy(&self, busy: Duration) {
         let Some(timer) = self.timer else { return self.wait(Some(busy)) };
         let after = libc::itimerspec {
             it_interval: timespec(Duration::ZERO),
@@ -118,7 +114,7 @@ impl Drop for BusyTimer {
 
 /// Has the scheduler run the calling thread soon after it wakes, for a short while at a time
 /// (`sched_setattr` with a slice of its own, 6.12). Older kernels take no notice.
-pub fn prefer_short_slices() {
+pub(crate) fn prefer_short_slices() {
     /// `struct sched_attr` as of Linux 3.14.
     #[repr(C)]
     #[derive(Default)]

@@ -82,7 +82,7 @@ pub fn open(path: &Path, flags: OpenFlags) -> Result<OwnedFd, Errno> {
 ///
 /// # Errors
 /// EINVAL when the file system does not do `direct`; ENOENT without `/proc`.
-pub fn reopen(fd: BorrowedFd<'_>, writable: bool, direct: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn reopen(fd: BorrowedFd<'_>, writable: bool, direct: bool) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     open(Path::new(&path), OpenFlags { writable, create: false, direct })
 }
@@ -97,10 +97,7 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// How the descriptor was opened.
-///
-/// # Errors
-/// EBADF.
-pub fn opened_with(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
+pub(crate) fn opened_with(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
     rustix::fs::fcntl_getfl(fd)
 }
 
@@ -108,7 +105,7 @@ pub fn opened_with(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
 ///
 /// # Errors
 /// ENOMEM, EMFILE.
-pub fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
+pub(crate) fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
     enter(Call::Open)?;
     rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
 }
@@ -118,7 +115,7 @@ pub fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
 ///
 /// # Errors
 /// ENOENT, EEXIST, EACCES; ELOOP for a symbolic link.
-pub fn open_shared(path: &Path, create: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn open_shared(path: &Path, create: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     if create {
         flags |= OFlags::CREATE | OFlags::EXCL;
@@ -131,7 +128,7 @@ pub fn open_shared(path: &Path, create: bool) -> Result<OwnedFd, Errno> {
 ///
 /// # Errors
 /// ENOENT, EACCES, EPERM.
-pub fn unlink(path: &Path) -> Result<(), Errno> {
+pub(crate) fn unlink(path: &Path) -> Result<(), Errno> {
     enter(Call::Open)?;
     rustix::fs::unlink(path)
 }
@@ -154,7 +151,7 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
 ///
 /// # Errors
 /// ENOENT, EACCES.
-pub fn named_facts(path: &Path) -> Result<Facts, Errno> {
+pub(crate) fn named_facts(path: &Path) -> Result<Facts, Errno> {
     enter(Call::Stat)?;
     rustix::fs::lstat(path).map(|stat| facts_of(&stat))
 }
@@ -166,10 +163,7 @@ const CHANGED_LIMIT: usize = 16;
 pub type Read = fn(BorrowedFd<'_>, Span<'_>, u64) -> Result<(usize, Facts), Errno>;
 
 /// `pread` as [`read_at`] does it, and what the file is afterwards.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_and_look(
+pub(crate) fn read_and_look(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -181,10 +175,7 @@ pub fn read_and_look(
 /// `pread` as [`read_at`] does it, and what the file is afterwards; made again if the file
 /// changed meanwhile. One that was cut and made as long again beside the read would have
 /// brought zeros, and its size does not tell.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_unchanged(
+pub(crate) fn read_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -194,10 +185,7 @@ pub fn read_unchanged(
 
 /// The same past the page cache, of whole blocks: in one `pread`, as what would go on after a
 /// short count is not aligned.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_blocks_unchanged(
+pub(crate) fn read_blocks_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -220,7 +208,7 @@ pub fn read_blocks_unchanged(
 ///
 /// # Errors
 /// The kernel's own; EAGAIN where some of it is not there.
-pub fn read_cached_unchanged(
+pub(crate) fn read_cached_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -251,8 +239,7 @@ fn unchanged(
 /// What offsets and lengths of direct reads, and the addresses that they go to, are multiples
 /// of: what the kernel says (`STATX_DIOALIGN`, 6.1), or 4096, which every device takes. None
 /// where the file cannot be read past the page cache.
-#[must_use]
-pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
+pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
     const ANY: u32 = 4096;
     let told = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
     let told = told.filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
@@ -264,18 +251,12 @@ pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
 /// The same for a path, which need not be opened, and when the file was made, in nanoseconds
 /// (`statx`, 4.11); 0 where that is not told. The number of a file that is gone is given to
 /// another one at once; its birth is not. Of a block device the size is 0.
-///
-/// # Errors
-/// The kernel's own.
-pub fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
+pub(crate) fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
     born(rustix::fs::CWD, path, AtFlags::empty(), || rustix::fs::stat(path))
 }
 
 /// The same of a file that is open.
-///
-/// # Errors
-/// The kernel's own.
-pub fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
+pub(crate) fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
     born(fd, Path::new(""), AtFlags::EMPTY_PATH, || rustix::fs::fstat(fd))
 }
 
@@ -319,15 +300,12 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
 ///
 /// # Errors
 /// ENOENT, EACCES.
-pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
+pub(crate) fn free_bytes(path: &Path) -> Result<u64, Errno> {
     rustix::fs::statvfs(path).map(|facts| free_in(&facts))
 }
 
 /// The same of an open file. May be called in a signal handler.
-///
-/// # Errors
-/// The kernel's own.
-pub fn free_bytes_beside(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+pub(crate) fn free_bytes_beside(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     rustix::fs::fstatvfs(fd).map(|facts| free_in(&facts))
 }
 
@@ -345,7 +323,7 @@ fn free_in(facts: &rustix::fs::StatVfs) -> u64 {
 ///
 /// # Errors
 /// ENOENT, EACCES.
-pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
+pub(crate) fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
     let device = |path: &Path| rustix::fs::stat(path).map(|facts| facts.st_dev);
     let own = device(path)?;
     let within = path.ancestors().take_while(|path| device(path) == Ok(own)).last();
@@ -353,8 +331,7 @@ pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
 }
 
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).
-#[must_use]
-pub fn descriptor_limit() -> u64 {
+pub(crate) fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
@@ -362,7 +339,7 @@ pub fn descriptor_limit() -> u64 {
 ///
 /// # Errors
 /// EOPNOTSUPP where the file system has none; ENOENT, EACCES.
-pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
     enter(Call::Open)?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
@@ -378,10 +355,7 @@ fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 }
 
 /// Whether the file lives in memory (tmpfs), so that reading it never waits for a device.
-///
-/// # Errors
-/// The kernel's own.
-pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(file_system(fd)? == TMPFS_MAGIC)
 }
 
@@ -393,10 +367,7 @@ fn file_system(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 
 /// Whether `posix_fadvise(WILLNEED)` makes the file system read ahead at once. Others may take
 /// it for a hint that they do not follow.
-///
-/// # Errors
-/// The kernel's own.
-pub fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     /// `f_type` of ext4 (and its forerunners), XFS, Btrfs and F2FS.
     const THAT_DO: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
     Ok(THAT_DO.contains(&file_system(fd)?))
@@ -427,7 +398,11 @@ pub fn sync(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ESPIPE, EINVAL.
-pub fn advise_willneed(fd: BorrowedFd<'_>, offset_bytes: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn advise_willneed(
+    fd: BorrowedFd<'_>,
+    offset_bytes: u64,
+    bytes: u64,
+) -> Result<(), Errno> {
     let Some(bytes) = std::num::NonZeroU64::new(bytes) else { return Ok(()) };
     enter(Call::Advise)?;
     rustix::fs::fadvise(fd, offset_bytes, Some(bytes), rustix::fs::Advice::WillNeed)
@@ -465,7 +440,11 @@ fn file_offset(offset_bytes: u64) -> Result<libc::off_t, Errno> {
 ///
 /// # Errors
 /// EIO; EFAULT where the kernel cannot reach `into`.
-pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<usize, Errno> {
+pub(crate) fn read_at(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset_bytes: u64,
+) -> Result<usize, Errno> {
     continued(into.len(), |done| {
         let rest = into.part(done, (into.len() - done).min(MAX_CALL_BYTES));
         let offset = file_offset(offset_bytes + done as u64)?;
@@ -481,7 +460,7 @@ pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<
 ///
 /// # Errors
 /// EOPNOTSUPP where the file system does not tell; as [`read_at`].
-pub fn read_cached_at(
+pub(crate) fn read_cached_at(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset_bytes: u64,
@@ -522,7 +501,7 @@ pub struct CachedRead {
 ///
 /// # Errors
 /// As [`read_at`]; EINTR.
-pub fn read_parts_at(
+pub(crate) fn read_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
     offset_bytes: u64,
@@ -538,7 +517,7 @@ pub fn read_parts_at(
 ///
 /// # Errors
 /// EIO, ENOSPC, EINTR, EBADF for a read-only descriptor.
-pub fn write_parts_at(
+pub(crate) fn write_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
     offset_bytes: u64,
@@ -561,7 +540,11 @@ pub fn write_parts_at(
 ///
 /// # Errors
 /// EIO, ENOSPC, EBADF for a read-only descriptor.
-pub fn write_at(fd: BorrowedFd<'_>, bytes: Span<'_>, offset_bytes: u64) -> Result<(), Errno> {
+pub(crate) fn write_at(
+    fd: BorrowedFd<'_>,
+    bytes: Span<'_>,
+    offset_bytes: u64,
+) -> Result<(), Errno> {
     continued(bytes.len(), |done| {
         let mut rest = Parts::default();
         rest.push(bytes.part(done, bytes.len() - done));
@@ -627,15 +610,13 @@ impl<'m> Parts<'m> {
     }
 
     /// The list as the kernel wants it.
-    #[must_use]
-    pub fn vector(&self) -> &[libc::iovec] {
+    pub(crate) fn vector(&self) -> &[libc::iovec] {
         &self.vector
     }
 }
 
 /// The path that the kernel knows for a descriptor, for messages.
-#[must_use]
-pub fn known_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
+pub(crate) fn known_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
     path.is_absolute().then_some(path)
 }

@@ -34,15 +34,14 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How many forks there were between the first process and this one, of those that run
 /// handlers.
-#[must_use]
-pub fn generation() -> u32 {
+pub(crate) fn generation() -> u32 {
     // Fails only for want of memory, and is tried again by the next caller.
     let _registered = register();
     GENERATION.load(Ordering::Relaxed)
 }
 
 /// No thread can fork until the guard is dropped.
-pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
+pub(crate) fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
     FORKING.lock()
 }
 

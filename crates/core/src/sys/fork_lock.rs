@@ -62,7 +62,7 @@ impl<T: Default> ForkLock<T> {
     }
 
     /// Takes the lock, unless another thread of this process has it.
-    pub fn try_lock(&self) -> Option<ForkGuard<'_, T>> {
+    pub(crate) fn try_lock(&self) -> Option<ForkGuard<'_, T>> {
         self.acquire(false)
     }
 

@@ -19,8 +19,7 @@ use super::span::Span;
 
 /// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
 /// only where it has not.
-#[must_use]
-pub fn has_populate_read() -> bool {
+pub(crate) fn has_populate_read() -> bool {
     if enter(Call::ProbePopulate).is_err() {
         return false;
     }
@@ -180,7 +179,7 @@ impl Region {
     ///
     /// # Errors
     /// EINVAL for a mapping that does not take it.
-    pub fn keep_from_children(&mut self) -> Result<(), Errno> {
+    pub(crate) fn keep_from_children(&mut self) -> Result<(), Errno> {
         let kept = Kept::new(self.start.cast(), self.len)?;
         self.advise(0, self.len, Advice::DontFork)?;
         self.kept = Some(kept);
@@ -193,7 +192,7 @@ impl Region {
     ///
     /// # Panics
     /// If it is not.
-    pub fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
+    pub(crate) fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
         let kept = self.kept.as_ref().expect("a range that is kept from children");
         Resolving::new(kept.range(), resolver)
     }
@@ -203,7 +202,7 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM when a fork cannot be prepared for.
-    pub fn explained_by(&self, explainer: Arc<dyn Explain>) -> Result<Explaining, Errno> {
+    pub(crate) fn explained_by(&self, explainer: Arc<dyn Explain>) -> Result<Explaining, Errno> {
         handle_forks()?;
         // Where another handler of SIGBUS has to be the first, it says what it says.
         let _hint = super::signal::ensure();
@@ -218,8 +217,7 @@ impl Region {
 
     /// Whether this process can read the range: a child of fork has one that is kept from
     /// it if somebody [resolves](Self::resolved_by) its faults.
-    #[must_use]
-    pub fn is_here(&self) -> bool {
+    pub(crate) fn is_here(&self) -> bool {
         self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.range().is_in_child())
     }
 
@@ -285,7 +283,12 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM at the limit of mappings.
-    pub fn map_anonymous(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
+    pub(crate) fn map_anonymous(
+        &self,
+        offset: usize,
+        len: usize,
+        access: Access,
+    ) -> Result<(), Errno> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         // SAFETY: the range lies within this region, so only its own mapping is replaced.
         unsafe { map(self.address(offset, len), len, access, flags, -1, 0) }.map(|_start| ())
@@ -299,7 +302,7 @@ impl Region {
     ///
     /// # Panics
     /// If the other region is kept from children, as its addresses would not be.
-    pub fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
+    pub(crate) fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
         assert!(other.kept.is_none(), "moved memory goes to children");
         enter(Call::Mremap)?;
         // SAFETY: the target lies within this region; the source is owned here
@@ -327,7 +330,7 @@ impl Region {
     /// # Errors
     /// EINVAL for advice that this kernel does not know or the range does not
     /// take; EFAULT, EIO or ENOMEM when populating meets a page that cannot be read.
-    pub fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+    pub(crate) fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
         enter(Call::Madvise)?;
         // SAFETY: the range lies within this region; what dropping pages does
         // to their content is the caller's wish and no memory of Rust's.
@@ -340,7 +343,7 @@ impl Region {
     /// # Errors
     /// As [`advise`](Self::advise). Before Linux 5.18, of locked memory also ENOMEM at the
     /// limit of mappings; the pages may be gone then, and the range is not locked.
-    pub fn drop_pages(&self, offset: usize, len: usize, locked: bool) -> Result<(), Errno> {
+    pub(crate) fn drop_pages(&self, offset: usize, len: usize, locked: bool) -> Result<(), Errno> {
         if !locked {
             return self.advise(offset, len, Advice::DontNeed);
         }
@@ -385,7 +388,7 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM or EPERM beyond `RLIMIT_MEMLOCK`.
-    pub fn lock_on_fault(&self, offset: usize, len: usize) -> Result<(), Errno> {
+    pub(crate) fn lock_on_fault(&self, offset: usize, len: usize) -> Result<(), Errno> {
         enter(Call::Mlock)?;
         // SAFETY: the range lies within this region, which is mapped.
         check(unsafe { libc::mlock2(self.address(offset, len), len, libc::MLOCK_ONFAULT) })
@@ -426,7 +429,7 @@ unsafe fn map(
 ///
 /// # Errors
 /// ENOMEM where nothing is mapped.
-pub fn is_present(page: Span<'_>) -> Result<bool, Errno> {
+pub(crate) fn is_present(page: Span<'_>) -> Result<bool, Errno> {
     let mut present = 0_u8;
     enter(Call::Mincore)?;
     // SAFETY: the span is mapped by its promise; one byte is written for its page.
@@ -446,8 +449,7 @@ impl OwnProcess {
 
     /// This process, open once for all who ask, if the kernel lets a process give itself all
     /// advice (6.13; before, only what does not lose content).
-    #[must_use]
-    pub fn of_process() -> Option<Arc<Self>> {
+    pub(crate) fn of_process() -> Option<Arc<Self>> {
         static SHARED: PerProcess<OwnProcess> = PerProcess::new();
         SHARED.get(Self::try_open).ok()
     }
@@ -456,7 +458,7 @@ impl OwnProcess {
     ///
     /// # Errors
     /// EINVAL from kernels that do not let it, EPERM from a filter.
-    pub fn try_open() -> Result<Self, Errno> {
+    pub(crate) fn try_open() -> Result<Self, Errno> {
         let process = rustix::process::getpid();
         let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
         let own = Self(fd);
@@ -469,7 +471,7 @@ impl OwnProcess {
     ///
     /// # Errors
     /// As [`Region::advise`].
-    pub fn advise(
+    pub(crate) fn advise(
         &self,
         region: &Region,
         ranges: &[(usize, usize)],
@@ -477,7 +479,9 @@ impl OwnProcess {
     ) -> Result<(), Errno> {
         for batch in ranges.chunks(Self::MAX_RANGES) {
             let mut parts = Parts::default();
-            batch.iter().for_each(|&(offset, len)| parts.push(region.span(offset, len)));
+            for &(offset, len) in batch {
+                parts.push(region.span(offset, len));
+            }
             while !parts.vector().is_empty() {
                 enter(Call::ProcessMadvise)?;
                 let vector = parts.vector();

@@ -56,8 +56,7 @@ impl Owner {
     }
 
     /// Whether the process is there. Where that cannot be found out, it counts as there.
-    #[must_use]
-    pub fn lives(self) -> bool {
+    pub(crate) fn lives(self) -> bool {
         let Some(pid) = i32::try_from(self.process).ok().and_then(Pid::from_raw) else {
             return false;
         };
@@ -84,7 +83,7 @@ fn names(link: &[u8], process: u32) -> bool {
 ///
 /// # Errors
 /// ENOENT without `/proc`; EXDEV where it shows the processes of another PID namespace.
-pub fn namespaces() -> Result<[u64; 2], Errno> {
+pub(crate) fn namespaces() -> Result<[u64; 2], Errno> {
     enter(Call::Stat)?;
     let own = rustix::fs::readlink("/proc/self", Vec::new())?;
     if !names(own.to_bytes(), super::process::id()) {

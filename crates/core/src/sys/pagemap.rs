@@ -63,7 +63,7 @@ fn count_mappings(keep: impl Fn(Range<u64>) -> bool) -> Result<u64, Errno> {
 ///
 /// # Errors
 /// ENOENT where `/proc` is not mounted.
-pub fn process_mapping_count() -> Result<u64, Errno> {
+pub(crate) fn process_mapping_count() -> Result<u64, Errno> {
     count_mappings(|_| true)
 }
 
@@ -71,7 +71,7 @@ pub fn process_mapping_count() -> Result<u64, Errno> {
 ///
 /// # Errors
 /// ENOENT where `/proc` is not mounted.
-pub fn region_mapping_count(region: &Region) -> Result<u64, Errno> {
+pub(crate) fn region_mapping_count(region: &Region) -> Result<u64, Errno> {
     let start = region.start() as u64;
     let end = start + region.len() as u64;
     count_mappings(|mapping| mapping.start < end && mapping.end > start)
@@ -91,10 +91,7 @@ impl PageMap {
     }
 
     /// The same, opened once for the process.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn of_process() -> Result<Arc<Self>, Errno> {
+    pub(crate) fn of_process() -> Result<Arc<Self>, Errno> {
         static SHARED: PerProcess<PageMap> = PerProcess::new();
         SHARED.get(Self::open)
     }
@@ -119,10 +116,7 @@ impl PageMap {
 
     /// Adds to `present`, which has room, a bool for each system page of a span: whether the
     /// kernel has its content, in memory or in swap.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn add_present(&self, span: Span<'_>, present: &mut Vec<bool>) -> Result<(), Errno> {
+    pub(crate) fn add_present(&self, span: Span<'_>, present: &mut Vec<bool>) -> Result<(), Errno> {
         self.entries::<BATCH_PAGES>(span, |_, entry| {
             present.push(has_content(entry));
             ControlFlow::Continue(())
@@ -271,7 +265,7 @@ impl PageMap {
 ///
 /// # Errors
 /// ENOENT where `/proc` is not mounted.
-pub fn page_table_bytes() -> Result<u64, Errno> {
+pub(crate) fn page_table_bytes() -> Result<u64, Errno> {
     let status = std::fs::read_to_string("/proc/self/status").map_err(|error| errno_of(&error))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmPTE:"));
     let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

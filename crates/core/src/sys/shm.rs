@@ -20,7 +20,7 @@ const ALLOCATED_BYTES: u64 = 16 << 20;
 ///
 /// # Errors
 /// EEXIST; ENOENT without `/proc`.
-pub fn name_object(fd: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
+pub(crate) fn name_object(fd: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
     enter(Call::Open)?;
     rustix::fs::linkat(CWD, own, CWD, path, AtFlags::SYMLINK_FOLLOW)
@@ -80,8 +80,7 @@ impl Mapping {
     }
 
     /// The words from the front, or as many as are mapped.
-    #[must_use]
-    pub fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         // SAFETY: the range is mapped while this is borrowed and aligned to pages; any bits are
         // a word, and an atomic may be changed by others at any time.
         unsafe {
@@ -94,8 +93,7 @@ impl Mapping {
     ///
     /// # Panics
     /// If it is not mapped.
-    #[must_use]
-    pub fn half_word(&self, at: usize) -> &AtomicU32 {
+    pub(crate) fn half_word(&self, at: usize) -> &AtomicU32 {
         let place = std::ptr::from_ref(&self.words()[at]).cast::<AtomicU32>();
         // SAFETY: within the mapping, which this borrows; any bits are a value.
         unsafe { &*place }
@@ -175,7 +173,7 @@ impl<'m> RobustLock<'m> {
     ///
     /// # Errors
     /// ETIMEDOUT; ENOTRECOVERABLE where somebody has let go of a broken one; EAGAIN.
-    pub fn acquire(self, timeout: Duration) -> Result<RobustGuard<'m>, Errno> {
+    pub(crate) fn acquire(self, timeout: Duration) -> Result<RobustGuard<'m>, Errno> {
         // SAFETY: the mutex lies in the mapping, and was made by `begin`.
         let mut answer = unsafe { libc::pthread_mutex_trylock(self.mutex) };
         if answer == libc::EBUSY {
@@ -201,13 +199,12 @@ impl<'m> RobustLock<'m> {
 
 impl RobustGuard<'_> {
     /// Whether whoever had it has died with it: what it guards may be half changed.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.is_broken
     }
 
     /// Says that what the broken lock guards is whole again.
-    pub fn mend(&mut self) {
+    pub(crate) fn mend(&mut self) {
         // SAFETY: the mutex lies in the mapping, and this thread has it; refused if it is not
         // broken.
         let _mended = unsafe { libc::pthread_mutex_consistent(self.lock.mutex) };

@@ -102,7 +102,7 @@ unsafe fn start<'b>(
 ///
 /// # Errors
 /// EAGAIN at the limit of threads.
-pub fn spawn_without_signals(
+pub(crate) fn spawn_without_signals(
     name: &str,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, Errno> {
@@ -171,7 +171,7 @@ impl Drop for Crew<'_> {
 
 /// Does `work` in this thread and in up to `helpers` others, in which every signal is blocked, and
 /// waits for all. Where no thread can be started there are fewer.
-pub fn work_together(helpers: usize, work: impl Fn() + Sync) {
+pub(crate) fn work_together(helpers: usize, work: impl Fn() + Sync) {
     // SAFETY: it is dropped when this function ends.
     let _helpers = unsafe { Crew::start("fremap-look", helpers, &work) };
     work();
@@ -180,10 +180,7 @@ pub fn work_together(helpers: usize, work: impl Fn() + Sync) {
 /// Lets SIGBUS through to the calling thread: it is for the faults of its own, of files that
 /// were cut short and of windows whose faults are signals. Where it is blocked the kernel ends
 /// the process.
-///
-/// # Errors
-/// None that the call is known to give.
-pub fn let_faults_through() -> Result<(), Errno> {
+pub(crate) fn let_faults_through() -> Result<(), Errno> {
     enter(Call::SignalMask)?;
     // SAFETY: sigset_t is plain data; sigemptyset makes it valid, and both calls take it.
     answered(unsafe {
@@ -221,7 +218,7 @@ pub(super) fn set_signal_mask(mask: &libc::sigset_t) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ESRCH for a thread that is gone; EAGAIN at the limit of queued signals.
-pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
+pub(crate) fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
     /// In words of eight bytes: where the value of a queued signal stands.
     const VALUE: usize = 3;
     // SAFETY: siginfo_t is plain data, for which zero is valid.
@@ -247,14 +244,12 @@ pub fn send_segv(thread: u32, address: u64) -> Result<(), Errno> {
 }
 
 /// Faults of the calling thread that waited for a device so far (`getrusage`).
-#[must_use]
-pub fn major_faults() -> u64 {
+pub(crate) fn major_faults() -> u64 {
     major_faults_of(libc::RUSAGE_THREAD)
 }
 
 /// The same of all threads of the process.
-#[must_use]
-pub fn process_major_faults() -> u64 {
+pub(crate) fn process_major_faults() -> u64 {
     major_faults_of(libc::RUSAGE_SELF)
 }
 

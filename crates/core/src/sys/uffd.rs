@@ -66,21 +66,18 @@ impl Features {
     }
 
     /// Write protection of anonymous memory (5.7).
-    #[must_use]
-    pub fn write_protect(self) -> bool {
+    pub(crate) fn write_protect(self) -> bool {
         self.has(UFFD_FEATURE_PAGEFAULT_FLAG_WP)
     }
 
     /// `UFFDIO_POISON` (6.6).
-    #[must_use]
-    pub fn poison(self) -> bool {
+    pub(crate) fn poison(self) -> bool {
         self.has(UFFD_FEATURE_POISON)
     }
 
     /// Stores to protected pages that the kernel notes without a fault, to be asked
     /// for by `PAGEMAP_SCAN` (6.7).
-    #[must_use]
-    pub fn async_writes(self) -> bool {
+    pub(crate) fn async_writes(self) -> bool {
         self.has(UFFD_FEATURE_WP_ASYNC) && self.write_protect()
     }
 
@@ -250,7 +247,7 @@ pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, E
 ///
 /// # Errors
 /// EAGAIN while the mapping changes.
-pub fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
+pub(crate) fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
     let page = system_page_bytes();
     for at in (0..to.len()).step_by(page) {
         enter(Call::UffdCopy)?;
@@ -275,7 +272,7 @@ impl Uffd {
     ///
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp).
-    pub fn supported() -> Result<Features, Errno> {
+    pub(crate) fn supported() -> Result<Features, Errno> {
         let (probe, _) = open_descriptor(FaultScope::UserAndKernel)?;
         let supported = handshake(&probe, 0)?;
         Ok(Features(supported.0 & u64::from(Features::USED))
@@ -307,8 +304,7 @@ impl Uffd {
     }
 
     /// What this kernel's userfaultfd has.
-    #[must_use]
-    pub fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         self.features
     }
 
@@ -328,7 +324,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing(&self, memory: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn register_missing(&self, memory: Span<'_>) -> Result<(), Errno> {
         register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_MISSING)
     }
 
@@ -337,7 +333,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing_and_protected(&self, memory: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn register_missing_and_protected(&self, memory: Span<'_>) -> Result<(), Errno> {
         register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)
     }
 
@@ -346,7 +342,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_move_target(&self, memory: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn register_move_target(&self, memory: Span<'_>) -> Result<(), Errno> {
         register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_WP)
     }
 
@@ -403,10 +399,7 @@ impl Uffd {
     }
 
     /// The same with `UFFDIO_COPY_MODE_WP` (5.7): the pages arrive write-protected.
-    ///
-    /// # Errors
-    /// As [`copy`](Self::copy).
-    pub fn copy_protected(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+    pub(crate) fn copy_protected(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, UFFDIO_COPY_MODE_WP.into())
     }
 
@@ -415,7 +408,7 @@ impl Uffd {
     ///
     /// # Errors
     /// ENOENT for a range that is not registered for it; EAGAIN while the mapping changes.
-    pub fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
+    pub(crate) fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
         let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
         for _ in 0..MAX_RETRIES {
             enter(Call::UffdWriteProtect)?;
@@ -442,7 +435,7 @@ impl Uffd {
     /// Linux 6.18 may say EEXIST for pages that it has moved: when it met one that
     /// was being migrated (compaction does that) it moves it, takes it for not
     /// moved, and finds the target taken. So after EEXIST ask where each page is.
-    pub fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+    pub(crate) fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, 0)
     }
 
@@ -450,7 +443,7 @@ impl Uffd {
     ///
     /// # Errors
     /// As [`move_pages`](Self::move_pages), but for ENOENT.
-    pub fn move_present_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+    pub(crate) fn move_present_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, MOVE_MODE_ALLOW_SRC_HOLES)
     }
 
@@ -458,7 +451,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EEXIST where a page is present, EINVAL on older kernels.
-    pub fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
         let mut done = 0;
         let mut retries = 0;
         while done < span.len() {
@@ -487,7 +480,7 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for a range that is not mapped.
-    pub fn wake(&self, span: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn wake(&self, span: Span<'_>) -> Result<(), Errno> {
         enter(Call::UffdWake)?;
         let mut argument = range(span);
         // SAFETY: the argument is the kernel's, and outlives the call.

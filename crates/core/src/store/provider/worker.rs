@@ -178,14 +178,10 @@ impl Worker {
 
     /// What a message says; None for the one that says that the process asks for work.
     fn take(&mut self, message: [u8; REPLY_BYTES]) -> Option<Progress> {
-        let word = |at: usize| {
-            let mut bytes = [0; 4];
-            bytes.copy_from_slice(&message[at..at + 4]);
-            u32::from_ne_bytes(bytes)
-        };
-        let number = u64::from(word(0)) | u64::from(word(4)) << 32;
-        let (errno, lengths) = (word(8), [word(12), word(16), word(20)]);
-        if number == 0 && errno == 0 {
+        let (words, _) = message.as_chunks::<4>();
+        let [low, high, errno, lengths @ ..]: [u32; REPLY_BYTES / 4] =
+            std::array::from_fn(|index| u32::from_ne_bytes(words[index]));
+        if (low, high, errno) == (0, 0, 0) {
             self.ready = Some(Instant::now());
             return None;
         }
