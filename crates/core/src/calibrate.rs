@@ -58,7 +58,6 @@ impl Calibration {
 const ROUNDS: usize = 2;
 /// Pages of the memory that is measured on.
 const PAGES: usize = 1024;
-const PAGES_COUNTED: u32 = 1024;
 /// Pages of the file that is measured on: more than the processor's caches hold, as
 /// what is copied is seldom there. A part of it for each round of each batch.
 const FILE_PAGES: usize = 8 * PAGES;
@@ -146,7 +145,7 @@ fn copying_ns(
         }
         Ok(())
     };
-    Ok(each(fastest(swap)?, PAGES_COUNTED))
+    Ok(each(fastest(swap)?, PAGES as u32))
 }
 
 /// The time a page of the fastest batch, and the smallest that is within a
@@ -187,7 +186,7 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
             .try_for_each(|index| map(index * EXTENT, PAGES - (index + 1) * EXTENT, EXTENT))
     })?;
     let call = each(single, 64);
-    let page_ns = each(long, PAGES_COUNTED);
+    let page_ns = each(long, PAGES as u32);
     if copy_ns <= page_ns {
         return Ok(u64::from(u16::MAX));
     }

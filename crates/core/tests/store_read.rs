@@ -48,22 +48,12 @@ fn warm_pages_in_any_order_with_repeats() {
 }
 
 #[test]
-fn cold_pages_in_any_order_with_repeats() {
+fn pages_of_which_none_or_half_are_cached() {
     let file = whole_file();
     let store = open(&file);
-    for seed in 0..2 {
+    for (seed, cached) in [(0, 0), (1, 0), (0, PAGES / 2), (1, PAGES / 2), (2, PAGES / 2)] {
         drop_cached(&file);
-        assert_read(&store, &scattered(5000, PAGES, seed));
-    }
-}
-
-#[test]
-fn half_cached_pages() {
-    let file = whole_file();
-    let store = open(&file);
-    for seed in 0..3 {
-        drop_cached(&file);
-        cache(&file, 0..(PAGES / 2) * PAGE as u64);
+        cache(&file, 0..cached * PAGE as u64);
         assert_read(&store, &scattered(5000, PAGES, seed));
     }
 }

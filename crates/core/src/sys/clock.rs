@@ -31,6 +31,14 @@ fn now(clock: ClockId) -> i64 {
     nanoseconds(now.tv_sec, now.tv_nsec)
 }
 
+/// A duration as the C library takes it.
+pub(super) fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
 /// A time in nanoseconds.
 pub(super) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(rest)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::call::{check, enter, errno_of, Call};
+use super::clock::timespec;
 use super::span::system_page_bytes;
 
 /// Goes to the waiting thread alone, which blocks it: no handler ever sees it. Linux sends it
@@ -41,13 +42,6 @@ impl Waiter {
         check(unsafe {
             libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL) as i32
         })
-    }
-}
-
-fn timespec(duration: Duration) -> libc::timespec {
-    libc::timespec {
-        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
     }
 }
 

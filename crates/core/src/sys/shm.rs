@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FallocateFlags, CWD};
 use rustix::io::Errno;
 
 use super::call::{answered, enter, Call};
+use super::clock::timespec;
 use super::mm::{Access, Advice, Region};
 use super::span::Span;
 
@@ -181,11 +182,7 @@ impl<'m> RobustLock<'m> {
                 return Err(Errno::TIMEDOUT);
             }
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let until = now.saturating_add(timeout);
-            let until = libc::timespec {
-                tv_sec: libc::time_t::try_from(until.as_secs()).unwrap_or(libc::time_t::MAX),
-                tv_nsec: until.subsec_nanos().into(),
-            };
+            let until = timespec(now.saturating_add(timeout));
             // SAFETY: as above; the time outlives the call.
             answer = unsafe { libc::pthread_mutex_timedlock(self.mutex, &raw const until) };
         }

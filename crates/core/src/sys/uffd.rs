@@ -215,6 +215,17 @@ fn handshake(fd: &OwnedFd, features: u64) -> Result<Features, Errno> {
     Ok(Features(argument.features))
 }
 
+/// Makes a request again, for a while, as long as the kernel says EAGAIN.
+fn patiently(mut request: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    for _ in 0..MAX_RETRIES {
+        match request() {
+            Err(Errno::AGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
 /// Has the faults of a range delivered to `fd`.
 fn register(fd: &OwnedFd, range: uffdio_range, mode: u32) -> Result<(), Errno> {
     enter(Call::UffdRegister)?;
@@ -410,18 +421,14 @@ impl Uffd {
     /// ENOENT for a range that is not registered for it; EAGAIN while the mapping changes.
     pub(crate) fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
         let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
-        for _ in 0..MAX_RETRIES {
+        patiently(|| {
             enter(Call::UffdWriteProtect)?;
             let mut argument = uffdio_writeprotect { range: range(span), mode };
             // SAFETY: the argument is the kernel's, and outlives the call.
-            let result = check(unsafe {
+            check(unsafe {
                 libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut argument)
-            });
-            if result != Err(Errno::AGAIN) {
-                return result;
-            }
-        }
-        Err(Errno::AGAIN)
+            })
+        })
     }
 
     /// `UFFDIO_MOVE` (6.8): moves all pages of `from`, which are present, to
@@ -453,27 +460,20 @@ impl Uffd {
     /// EEXIST where a page is present, EINVAL on older kernels.
     pub(crate) fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
         let mut done = 0;
-        let mut retries = 0;
-        while done < span.len() {
-            let mut argument = uffdio_poison {
-                range: range(span.part(done, span.len() - done)),
-                mode: 0,
-                updated: 0,
-            };
-            let result = enter(Call::UffdPoison).and_then(|()| {
-                // SAFETY: the argument is the kernel's, and outlives the call.
-                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument) })
-            });
-            match result {
-                Ok(()) => return Ok(()),
-                Err(Errno::AGAIN) if retries < MAX_RETRIES => {
-                    retries += 1;
-                    done += usize::try_from(argument.updated).unwrap_or(0);
-                }
-                Err(errno) => return Err(errno),
+        patiently(|| {
+            if done == span.len() {
+                return Ok(());
             }
-        }
-        Ok(())
+            enter(Call::UffdPoison)?;
+            let range = range(span.part(done, span.len() - done));
+            let mut argument = uffdio_poison { range, mode: 0, updated: 0 };
+            // SAFETY: the argument is the kernel's, and outlives the call.
+            let poisoned = check(unsafe {
+                libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument)
+            });
+            done += usize::try_from(argument.updated).unwrap_or(0);
+            poisoned
+        })
     }
 
     /// `UFFDIO_WAKE` (4.3): lets the threads that wait for these pages touch them again.
