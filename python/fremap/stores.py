@@ -509,7 +509,7 @@ class MemoryStore(Store):
             raise ArgumentError("MemoryStore: attached memory (create=False) has its own size")
         self._name = name
         if name is not None:
-            self._core = _core.Store.shared_memory(name, wanted, create, page_bytes)
+            self._core = _core.Store.shared_memory(name, wanted, page_bytes)
         else:
             assert wanted is not None  # noqa: S101 - checked above; tells mypy
             _let_multiprocessing_pass_descriptors()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,66 @@ def test_write_then_read(numbered_store: MakeStore, numbered_pages: Numbered) ->
         store.sync()
 
 
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("page_bytes", [4096, 64 << 10, 2 << 20])
+def test_pages_are_written_in_any_order_and_in_runs(
+    page_bytes: int, direct: bool, tmp_path: Path, numbered_pages: Numbered
+) -> None:
+    size = 7 * page_bytes + 4096 + 33
+    pages = [7, 0, 1, 2, 3, 6, 5, 4]
+    path = tmp_path / "new"
+    with fremap.open(path, "w+", size=size, page_bytes=page_bytes, direct=direct) as store:
+        store.write(pages, numbered_pages(pages, page_bytes))
+        store.sync()
+        expected = numbered_pages(pages, page_bytes)
+        expected[0, 4096 + 33 :] = 0
+        np.testing.assert_array_equal(store.read(pages), expected)
+        # The last of two writes to a page stays.
+        store.write([2, 2, 2], numbered_pages([8, 9, 10], page_bytes))
+        np.testing.assert_array_equal(store.read(2), numbered_pages([10], page_bytes))
+    assert path.stat().st_size == size
+
+
+def test_more_is_written_at_once_than_a_buffer_holds(
+    numbered_file: MakeFile, numbered_pages: Numbered
+) -> None:
+    with fremap.open(numbered_file(1000), "r+", page_bytes=4096) as store:
+        store.write(None, numbered_pages(range(1, 1001)))
+        np.testing.assert_array_equal(store.read(), numbered_pages(range(1, 1001)))
+
+
+def test_a_file_that_was_cut_is_not_made_longer(
+    numbered_file: MakeFile, numbered_pages: Numbered
+) -> None:
+    path = numbered_file(10)
+    with fremap.open(path, "r+", page_bytes=4096) as store:
+        os.truncate(path, 4 * 4096 + 10)
+        for pages, missing, completed in [([0, 4, 5, 1], 5, 2), ([9], 9, 0)]:
+            with pytest.raises(fremap.TruncatedError) as raised:
+                store.write(pages, numbered_pages(pages))
+            assert (raised.value.file_page, raised.value.completed) == (missing, completed)
+    assert path.stat().st_size == 4 * 4096 + 10
+
+
+def test_a_file_that_grew_keeps_what_is_behind_the_old_end(numbered_file: MakeFile) -> None:
+    path = numbered_file(1, tail_bytes=100)
+    with fremap.open(path, "r+", page_bytes=4096) as store:
+        os.truncate(path, 2 * 4096)
+        store.write(1, b"x" * 4096)
+    assert path.read_bytes()[4096:] == b"x" * 100 + bytes(3996)
+
+
+def test_writes_are_seen_through_the_map_that_cached_pages_are_copied_from(
+    numbered_store: MakeStore, numbered_pages: Numbered
+) -> None:
+    with numbered_store(600) as store:
+        scattered = np.random.default_rng(3).integers(0, 600, 2000)
+        for _ in range(3):
+            np.testing.assert_array_equal(store.read(scattered), numbered_pages(scattered))
+        store.write(77, numbered_pages([1000]))
+        np.testing.assert_array_equal(store.read([77, 77]), numbered_pages([1000, 1000]))
+
+
 def test_writing_never_makes_the_file_longer(numbered_file: MakeFile) -> None:
     path = numbered_file(2, tail_bytes=10)
     with fremap.open(path, "r+", page_bytes=4096) as store:
@@ -155,6 +216,35 @@ def test_by_descriptor(numbered_file: MakeFile, numbered_pages: Numbered) -> Non
         np.testing.assert_array_equal(store.read(2), numbered_pages([2]))
 
 
+@pytest.mark.parametrize(
+    ("flags", "mode", "error"),
+    [
+        (os.O_RDONLY, "r+", fremap.StoreError),
+        (os.O_WRONLY, "r", fremap.StoreError),
+        (os.O_RDWR | os.O_APPEND, "r+", fremap.ArgumentError),
+    ],
+)
+def test_a_descriptor_that_was_opened_for_something_else(
+    flags: int, mode: str, error: type[Exception], numbered_file: MakeFile
+) -> None:
+    descriptor = os.open(numbered_file(1), flags)
+    try:
+        with pytest.raises(error):
+            fremap.open(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def test_a_descriptor_past_the_page_cache(
+    numbered_file: MakeFile, numbered_pages: Numbered
+) -> None:
+    with (
+        numbered_file(3, tail_bytes=77).open("rb") as file,
+        fremap.open(file.fileno(), page_bytes=4096, direct=True) as store,
+    ):
+        np.testing.assert_array_equal(store.read([2, 0]), numbered_pages([2, 0]))
+
+
 def test_a_descriptor_that_is_not_open() -> None:
     for descriptor in (-1, 1 << 20):
         with pytest.raises(fremap.StoreError) as raised:
@@ -170,8 +260,30 @@ def test_open_errors_are_those_of_open(tmp_path: Path) -> None:
     assert raised.value.errno == errno.ENOENT
     assert raised.value.filename == str(missing)
     assert raised.value.completed == 0
-    with pytest.raises(IsADirectoryError):
-        fremap.open(tmp_path, "r+")
+    for mode in ("r", "r+"):
+        with pytest.raises(IsADirectoryError):
+            fremap.open(tmp_path, mode)
+
+
+def test_what_has_no_pages_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(fremap.ArgumentError, match="neither a file nor a block device"):
+        fremap.open("/dev/null")
+    ends = os.pipe()
+    with pytest.raises(fremap.ArgumentError, match="pipe"):
+        fremap.open(ends[0])
+    for end in ends:
+        os.close(end)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        with pytest.raises(fremap.ArgumentError, match="socket"):
+            fremap.open(tmp_path / "socket")
+
+
+def test_an_empty_file_has_no_page(numbered_file: MakeFile) -> None:
+    with fremap.open(numbered_file(0)) as store:
+        assert store.page_count == 0
+        assert store.read().shape == (0, store.page_bytes)
+        assert store.resident().tolist() == []
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::sys::file::{memory_file, temporary_file, write_parts_at, Parts};
-use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::probe::check_kernel;
 use crate::sys::span::Span;
 use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
@@ -58,7 +58,6 @@ impl Calibration {
 const ROUNDS: usize = 2;
 /// Pages of the memory that is measured on.
 const PAGES: usize = 1024;
-const PAGES_COUNTED: u32 = 1024;
 /// Pages of the file that is measured on: more than the processor's caches hold, as
 /// what is copied is seldom there. A part of it for each round of each batch.
 const FILE_PAGES: usize = 8 * PAGES;
@@ -146,7 +145,7 @@ fn copying_ns(
         }
         Ok(())
     };
-    Ok(each(fastest(swap)?, PAGES_COUNTED))
+    Ok(each(fastest(swap)?, PAGES as u32))
 }
 
 /// The time a page of the fastest batch, and the smallest that is within a
@@ -176,8 +175,9 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
     let window = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::None)?;
     let map = |first: usize, from: usize, count: usize| {
         let len = count * page;
-        window.map_file(first * page, len, file.as_fd(), (from * page) as u64, Access::Read)?;
-        window.populate_read(first * page, len)
+        let (start, offset) = (first * page, (from * page) as u64);
+        window.map_file(Sharing::Shared, start, len, file.as_fd(), offset, Access::Read)?;
+        window.advise(start, len, Advice::PopulateRead)
     };
     // Backwards, so that no two pages join into one mapping.
     let single = fastest(|| (0..64).try_for_each(|index| map(index, PAGES - 1 - index, 1)))?;
@@ -186,7 +186,7 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
             .try_for_each(|index| map(index * EXTENT, PAGES - (index + 1) * EXTENT, EXTENT))
     })?;
     let call = each(single, 64);
-    let page_ns = each(long, PAGES_COUNTED);
+    let page_ns = each(long, PAGES as u32);
     if copy_ns <= page_ns {
         return Ok(u64::from(u16::MAX));
     }
@@ -215,8 +215,8 @@ pub fn measure() -> Result<Calibration> {
     if write_parts_at(file.as_fd(), &parts, 0).map_err(fail)? < bytes {
         return Err(fail(Errno::NOSPC));
     }
-    let source = Region::file(file.as_fd(), 0, bytes).map_err(fail)?;
-    source.populate_read(0, bytes).map_err(fail)?;
+    let source = Region::file(file.as_fd(), bytes, Access::Read).map_err(fail)?;
+    source.advise(0, bytes, Advice::PopulateRead).map_err(fail)?;
     black_box(source.span(0, 1).to_vec());
     if let Ok((copy_ns, batch_pages)) = copying(&source) {
         calibration.batch_pages = batch_pages;

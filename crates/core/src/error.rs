@@ -307,6 +307,15 @@ impl Error {
         Self::Io { operation, path: None, file_page: None, errno, completed: 0, hint: hint.into() }
     }
 
+    /// The same failure of a system call or a provider, of a file.
+    #[must_use]
+    pub fn of_file(mut self, of: Option<impl Into<PathBuf>>) -> Self {
+        if let Self::Io { path, .. } | Self::Provider { path, .. } = &mut self {
+            *path = of.map(Into::into);
+        }
+        self
+    }
+
     /// An operation that `engine` does not have.
     #[must_use]
     pub fn unsupported(

@@ -154,14 +154,9 @@ impl Window {
         let kind = choose_engine(&engines, options.prot)?;
         let sharing = mapping.sharing;
         if options.prot == Prot::Write && !store.writable() && sharing == Sharing::Shared {
-            return Err(Error::Io {
-                operation: "Window",
-                path: store.read_only_path(),
-                file_page: None,
-                errno: Errno::ACCESS,
-                completed: 0,
-                hint: "; the store is open for reading: open it with mode \"r+\"".into(),
-            });
+            let hint = "; the store is open for reading: open it with mode \"r+\"";
+            let refused = Error::system_with_hint("Window", Errno::ACCESS, hint);
+            return Err(refused.of_file(store.read_only_path()));
         }
         let table = first::first_table(&store, options, kind)?;
         let page_count = table.page_count();

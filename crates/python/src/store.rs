@@ -106,10 +106,9 @@ impl Store {
         py: Python<'_>,
         name: &str,
         size: Option<u64>,
-        create: bool,
         page_bytes: Option<u64>,
     ) -> PyResult<Self> {
-        Self::made(py, || CoreStore::shared_memory(name, size, create, page_bytes))
+        Self::made(py, || CoreStore::shared_memory(name, size, page_bytes))
     }
 
     #[staticmethod]

@@ -26,7 +26,7 @@ use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::fault_ranges::{Explain, Explaining};
-use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
 use crate::table::{Entry, Shown, Table};
@@ -252,12 +252,12 @@ impl Alias {
             let count = step.min(run.count - done);
             let first = run.first.offset(done);
             let (offset, len) = self.bytes(Run { first, count });
-            if self.region.populate_read(offset, len).is_err() {
+            if self.region.advise(offset, len, Advice::PopulateRead).is_err() {
                 // The kernel does not say where it stopped: ask page by page.
                 for page in done..done + count {
                     let one = Run { first: run.first.offset(page), count: 1 };
                     let (offset, len) = self.bytes(one);
-                    let populate = || self.region.populate_read(offset, len);
+                    let populate = || self.region.advise(offset, len, Advice::PopulateRead);
                     self.or_why_unreadable(populate, entry_of(page as usize))
                         .map_err(|error| (page as usize, error))?;
                 }

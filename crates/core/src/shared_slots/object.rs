@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::layout::{
@@ -114,12 +115,11 @@ pub struct Wanted<'n> {
 }
 
 fn failed(path: &Path, errno: Errno) -> Error {
-    let path = Some(path.to_path_buf());
     let hint = match errno {
         Errno::LOOP => "; it is a symbolic link, which fremap does not follow there",
         _ => "",
     };
-    Error::Io { operation: "Slots", path, file_page: None, errno, completed: 0, hint: hint.into() }
+    Error::system_with_hint("Slots", errno, hint).of_file(Some(path))
 }
 
 fn refused(path: &Path, why: &str) -> Error {
@@ -167,19 +167,20 @@ impl Object {
     /// Opens an object and looks at its header; None if the name is gone.
     fn open(path: &Path) -> Result<Option<Self>> {
         let fail = |errno| failed(path, errno);
-        let fd = match shm::open_object(path) {
+        let fd = match sys_file::open_shared(path, false) {
             Err(Errno::NOENT) => return Ok(None),
             opened => opened.map_err(fail)?,
         };
-        let facts = shm::object_facts(fd.as_fd()).map_err(fail)?;
-        if facts.owner != rustix::process::geteuid().as_raw() || facts.open_to_others {
+        let facts = sys_file::facts(fd.as_fd()).map_err(fail)?;
+        let others = facts.mode.intersects(Mode::RWXG | Mode::RWXO);
+        if facts.owner != rustix::process::geteuid().as_raw() || others {
             return Err(refused(
                 path,
                 "belongs to another user, or may be opened by others; remove it, or use another name",
             ));
         }
         let size = usize::try_from(facts.size_bytes).unwrap_or(0);
-        if !facts.is_file || size < HEADER_BYTES {
+        if !facts.file_type.is_file() || size < HEADER_BYTES {
             return Err(refused(path, "holds no slots; remove it, or use another name"));
         }
         let mapping = Mapping::new(fd, size).map_err(fail)?;
@@ -339,9 +340,9 @@ impl Object {
 
     /// Removes the name, if it is still this object's.
     fn unlink(&self, _locked: &Locked<'_>) {
-        if shm::named_facts(&self.path).is_ok_and(|facts| facts.identity == self.identity) {
+        if sys_file::named_facts(&self.path).is_ok_and(|facts| facts.identity == self.identity) {
             // Its owner may; else somebody has removed it meanwhile.
-            let _unlinked = shm::unlink(&self.path);
+            let _unlinked = sys_file::unlink(&self.path);
         }
     }
 

@@ -10,7 +10,7 @@ use super::words::{Holds, OwnerIndex};
 use super::{SharedSlots, Tenure};
 use crate::error::{Error, Uninterruptible};
 use crate::slot_table::Key;
-use crate::sys::shm::dies_after;
+use crate::sys::forked::dies_after;
 use crate::sys::span::{system_page_bytes, Span};
 
 const SLOTS: u64 = 4;

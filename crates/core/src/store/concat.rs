@@ -110,16 +110,9 @@ fn check_writable_once(parts: &[Part]) -> Result<()> {
     let mut seen: HashMap<(u64, u64), usize> = HashMap::new();
     for (index, part) in parts.iter().enumerate() {
         let name = || name_of(part, index);
-        let identity =
-            sys_file::facts(part.fd()).map(|facts| facts.identity).map_err(|errno| Error::Io {
-                operation: "concat",
-                path: Some(name()),
-                file_page: None,
-                errno,
-                completed: 0,
-                hint: "".into(),
-            })?;
-        let Some(other) = seen.insert(identity, index) else { continue };
+        let facts = sys_file::facts(part.fd())
+            .map_err(|errno| Error::system("concat", errno).of_file(Some(name())))?;
+        let Some(other) = seen.insert(facts.identity, index) else { continue };
         if part.file.writable || parts[other].file.writable {
             return Err(Error::Argument(format!(
                 "concat: {} is there twice, as number {other} and {index} of the row, and may be \

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{check_size, checked_page_size, OpenMode, Opened, Store, StoreKind};
@@ -13,14 +13,7 @@ use crate::sys::file::{self as sys_file, OpenFlags};
 const NO_DIRECT: &str = "the file system does not do O_DIRECT; open the file without direct=True";
 
 fn open_error(path: Option<&Path>, errno: Errno) -> Error {
-    Error::Io {
-        operation: "open",
-        path: path.map(Path::to_path_buf),
-        file_page: None,
-        errno,
-        completed: 0,
-        hint: "".into(),
-    }
+    Error::system("open", errno).of_file(path)
 }
 
 /// Refuses what has no numbered pages.
@@ -97,11 +90,12 @@ impl Store {
         let fail = |errno| open_error(path.as_deref(), errno);
         let facts = sys_file::facts(fd.as_fd()).map_err(fail)?;
         check_type(facts.file_type, path.as_deref())?;
-        let (can_read, can_write) = sys_file::access(fd.as_fd()).map_err(fail)?;
-        if !can_read || (writable && !can_write) {
+        let flags = sys_file::opened_with(fd.as_fd()).map_err(fail)?;
+        let access = flags & OFlags::RWMODE;
+        if access == OFlags::WRONLY || (writable && access != OFlags::RDWR) {
             return Err(fail(Errno::BADF));
         }
-        if writable && sys_file::is_appending(fd.as_fd()).map_err(fail)? {
+        if writable && flags.contains(OFlags::APPEND) {
             return Err(Error::Argument(
                 "open: the descriptor was opened to append (O_APPEND), so the kernel would write \
                  every page behind the end of the file; open it without"
@@ -111,7 +105,7 @@ impl Store {
         let direct_fd =
             direct.then(|| reopen_direct(fd.as_fd(), writable, path.as_deref())).transpose()?;
         // What goes through the page cache must not be bound by O_DIRECT's alignment.
-        let fd = if sys_file::is_direct(fd.as_fd()).map_err(fail)? {
+        let fd = if flags.contains(OFlags::DIRECT) {
             sys_file::reopen(fd.as_fd(), writable, false).map_err(fail)?
         } else {
             fd

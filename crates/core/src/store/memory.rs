@@ -4,9 +4,9 @@
 //! allocates nothing.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::{check_size, checked_page_size, Opened, Store, StoreKind};
@@ -19,19 +19,8 @@ const SHARED_MEMORY: &str = "/dev/shm";
 /// How the kernel shows an anonymous store in `/proc/self/maps`.
 const MEMFD_NAME: &str = "fremap";
 
-fn memory_error(operation: &'static str, name: Option<&str>, errno: Errno) -> Error {
-    Error::Io {
-        operation,
-        path: name.map(|name| Path::new("/dev/shm").join(name)),
-        file_page: None,
-        errno,
-        completed: 0,
-        hint: "".into(),
-    }
-}
-
-/// A name that is one component below `/dev/shm`, its leading slash dropped.
-fn checked_name(name: &str) -> Result<&str> {
+/// The path of a name that is one component below `/dev/shm`, but for a leading slash.
+fn checked_path(name: &str) -> Result<PathBuf> {
     let bare = name.strip_prefix('/').unwrap_or(name);
     if bare.is_empty() || bare == "." || bare == ".." || bare.contains(['/', '\0']) {
         return Err(Error::Argument(format!(
@@ -39,7 +28,7 @@ fn checked_name(name: &str) -> Result<&str> {
              slashes, as it names a file in /dev/shm"
         )));
     }
-    Ok(bare)
+    Ok(Path::new(SHARED_MEMORY).join(bare))
 }
 
 impl Store {
@@ -50,7 +39,7 @@ impl Store {
     pub fn memory(size_bytes: u64, page_bytes: Option<u64>) -> Result<Self> {
         let page_size = checked_page_size(page_bytes)?;
         check_size(size_bytes)?;
-        let fail = |errno| memory_error("open", None, errno);
+        let fail = |errno| Error::system("open", errno);
         let fd = sys_file::memory_file(MEMFD_NAME).map_err(fail)?;
         sys_file::truncate(fd.as_fd(), size_bytes).map_err(fail)?;
         Self::over_memory(fd, None, size_bytes, page_size)
@@ -63,38 +52,34 @@ impl Store {
     /// [`Error::Argument`] when it is no file.
     pub fn memory_from_fd(fd: OwnedFd, page_bytes: Option<u64>) -> Result<Self> {
         let page_size = checked_page_size(page_bytes)?;
-        let fail = |errno| memory_error("open", None, errno);
+        let fail = |errno| Error::system("open", errno);
         let facts = sys_file::facts(fd.as_fd()).map_err(fail)?;
         if facts.file_type != FileType::RegularFile {
             return Err(Error::Argument("open: the descriptor is not shared memory".into()));
         }
-        if sys_file::access(fd.as_fd()).map_err(fail)? != (true, true) {
+        let flags = sys_file::opened_with(fd.as_fd()).map_err(fail)?;
+        if flags & OFlags::RWMODE != OFlags::RDWR {
             return Err(fail(Errno::BADF));
         }
         Self::over_memory(fd, None, facts.size_bytes, page_size)
     }
 
-    /// Shared memory named in `/dev/shm`: made (and refused if there) with
-    /// `create`, which needs `size_bytes`; else attached to as it is.
+    /// Shared memory named in `/dev/shm`: made with `new_bytes` bytes, and refused if it is there;
+    /// attached to as it is without.
     ///
     /// # Errors
     /// [`Error::Io`]: EEXIST, ENOENT, EACCES; [`Error::Argument`] for a name
-    /// that is not one component, a size missing, or a size other than that of
-    /// the memory attached to.
+    /// that is not one component; [`Error::SharedMemory`] where it does not fit.
     pub fn shared_memory(
         name: &str,
-        size_bytes: Option<u64>,
-        create: bool,
+        new_bytes: Option<u64>,
         page_bytes: Option<u64>,
     ) -> Result<Self> {
         let page_size = checked_page_size(page_bytes)?;
-        let name = checked_name(name)?;
-        if create && size_bytes.is_none() {
-            return Err(Error::Argument("creating a shared memory store needs a size".into()));
-        }
-        check_size(size_bytes.unwrap_or(0))?;
-        let fail = |errno| memory_error("open", Some(name), errno);
-        if let (true, Some(wanted)) = (create, size_bytes) {
+        let path = checked_path(name)?;
+        let fail = |errno| Error::system("open", errno).of_file(Some(&path));
+        if let Some(wanted) = new_bytes {
+            check_size(wanted)?;
             // Else it is made, and who touches what does not fit gets SIGBUS.
             let free = sys_file::free_bytes(Path::new(SHARED_MEMORY)).map_err(fail)?;
             if wanted > free {
@@ -102,22 +87,14 @@ impl Store {
                 return Err(Error::SharedMemory { operation: "open", path, wanted, free });
             }
         }
-        let fd = sys_file::open_shared_memory(name, create).map_err(fail)?;
-        if let (true, Some(size_bytes)) = (create, size_bytes) {
-            if let Err(errno) = sys_file::truncate(fd.as_fd(), size_bytes) {
-                // Whoever attaches must not find what was never finished.
-                sys_file::unlink_shared_memory(name).map_err(fail)?;
-                return Err(fail(errno));
-            }
+        let fd = sys_file::open_shared(&path, new_bytes.is_some()).map_err(fail)?;
+        if let Some(Err(errno)) = new_bytes.map(|bytes| sys_file::truncate(fd.as_fd(), bytes)) {
+            // Whoever attaches must not find what was never finished.
+            sys_file::unlink(&path).map_err(fail)?;
+            return Err(fail(errno));
         }
-        let found_bytes = sys_file::facts(fd.as_fd()).map_err(fail)?.size_bytes;
-        if let Some(wanted) = size_bytes.filter(|&wanted| wanted != found_bytes) {
-            return Err(Error::Argument(format!(
-                "open: shared memory {name:?} has {found_bytes} bytes, not {wanted}; leave the \
-                 size out to take it as it is"
-            )));
-        }
-        Self::over_memory(fd, Some(name), found_bytes, page_size)
+        let size_bytes = sys_file::facts(fd.as_fd()).map_err(fail)?.size_bytes;
+        Self::over_memory(fd, Some(path), size_bytes, page_size)
     }
 
     /// Removes a name from `/dev/shm`; stores that are open keep the memory.
@@ -125,18 +102,16 @@ impl Store {
     /// # Errors
     /// [`Error::Io`]: ENOENT, EACCES; [`Error::Argument`] for what is no name.
     pub fn unlink_shared_memory(name: &str) -> Result<()> {
-        let name = checked_name(name)?;
-        sys_file::unlink_shared_memory(name)
-            .map_err(|errno| memory_error("unlink", Some(name), errno))
+        let path = checked_path(name)?;
+        sys_file::unlink(&path).map_err(|errno| Error::system("unlink", errno).of_file(Some(&path)))
     }
 
     fn over_memory(
         fd: OwnedFd,
-        name: Option<&str>,
+        path: Option<PathBuf>,
         size_bytes: u64,
         page_size: PageSize,
     ) -> Result<Self> {
-        let path = name.map(|name| Path::new("/dev/shm").join(name));
         let kind = StoreKind::Memory;
         let opened = Opened { kind, path, writable: true, fd, direct_fd: None, size_bytes };
         Self::new(opened, page_size)

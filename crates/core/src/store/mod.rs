@@ -32,7 +32,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Uninterruptible};
 use crate::sys::clock::coarse_ns;
 use crate::sys::file as sys_file;
 use crate::sys::fork_lock::ForkLock;
@@ -86,7 +86,7 @@ pub struct Store {
     kind: StoreKind,
     page_size: PageSize,
     /// Whole pages each, but for the last one.
-    parts: Parts,
+    parts: Arc<Parts>,
     /// The stores that the parts were taken from, if they were.
     members: Vec<Arc<Store>>,
     size_bytes: AtomicU64,
@@ -181,7 +181,7 @@ impl Store {
         Self {
             kind,
             page_size,
-            parts: Parts::new(parts),
+            parts: Arc::new(Parts::new(parts)),
             members,
             size_bytes: AtomicU64::new(size_bytes),
             closed: AtomicBool::new(false),
@@ -261,29 +261,28 @@ impl Store {
         self.parts.all().iter().any(|part| part.file.direct_fd.is_some())
     }
 
+    /// The file of a store that has one.
+    fn only_part(&self) -> Option<&Part> {
+        match self.parts.all() {
+            [only] if self.provider.is_none() => Some(only),
+            _ => None,
+        }
+    }
+
     /// The descriptor of a store of one file; valid while the store lives, closed or not.
     #[must_use]
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        match self.parts.all() {
-            [only] if self.provider.is_none() => Some(only.fd()),
-            _ => None,
-        }
+        self.only_part().map(Part::fd)
     }
 
     /// The same, through the page cache, for others to keep open.
     pub(crate) fn file(&self) -> Option<Arc<OwnedFd>> {
-        match self.parts.all() {
-            [only] if self.provider.is_none() => Some(Arc::clone(&only.file.fd)),
-            _ => None,
-        }
+        self.only_part().map(|part| Arc::clone(&part.file.fd))
     }
 
     /// The same past the page cache, where the store is direct.
     pub(crate) fn direct_file(&self) -> Option<Arc<OwnedFd>> {
-        match self.parts.all() {
-            [only] => only.file.direct_fd.clone(),
-            _ => None,
-        }
+        self.only_part()?.file.direct_fd.clone()
     }
 
     /// The descriptor to map a page by, and its offset in that file.
@@ -340,7 +339,7 @@ impl Store {
     /// Has the source maps keep no more than `bytes` of the files mapped, for all who use
     /// the store and as long as what is returned lives. What is beyond that is unmapped.
     #[must_use]
-    pub fn limit_source_map(&self, bytes: u64) -> SourceLimit {
+    pub(crate) fn limit_source_map(&self, bytes: u64) -> SourceLimit {
         let limit = self.mapped.limit(bytes);
         if self.mapped.is_beyond_limit() {
             // The maps are made again when they are wanted, without their page tables.
@@ -351,8 +350,7 @@ impl Store {
 
     /// Bytes of the files that the source maps have mapped, which count as memory of
     /// this process.
-    #[must_use]
-    pub fn source_mapped_bytes(&self) -> u64 {
+    pub(crate) fn source_mapped_bytes(&self) -> u64 {
         self.mapped.bytes()
     }
 
@@ -370,7 +368,8 @@ impl Store {
     /// [`Error::Io`]; [`Error::Truncated`] when the file has lost the page.
     pub fn read_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
         if self.is_provided() {
-            return self.provide_page(page, into);
+            let take = &mut |_, content: Span<'_>| into.copy_span(content);
+            return self.provide(&[page], take, &Uninterruptible);
         }
         let one = Run { first: page, count: 1 };
         self.read_run(one, into).map_err(|unread| match unread {
@@ -500,7 +499,7 @@ impl Store {
     ///
     /// # Errors
     /// As [`sync`](Self::sync), for the first of the files.
-    pub fn sync_mappings(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
+    pub(crate) fn sync_mappings(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<()> {
         self.note_passing();
         self.check_synced()?;
         let mut parts: Vec<&Part> = self.parts.all().iter().collect();
@@ -545,15 +544,7 @@ impl Store {
                  once: write it again after store.refresh(), which lets syncs succeed again",
             ),
         };
-        let path = part.name.clone();
-        Error::Io {
-            operation: "sync",
-            path,
-            file_page: None,
-            errno,
-            completed: 0,
-            hint: hint.into(),
-        }
+        Error::system_with_hint("sync", errno, hint).of_file(part.name.as_ref())
     }
 
     /// Reads the file's size again. Reads that are under way end with the old one. Also lets
@@ -563,8 +554,8 @@ impl Store {
     /// [`Error::Io`]; [`Error::Argument`] when it has grown beyond 1 EiB, or when a
     /// file that others follow has another size than it had.
     pub fn refresh(&self) -> Result<()> {
-        if self.is_provided() {
-            self.forget_provided();
+        if let Some(provider) = &self.provider {
+            provider.ahead.forget();
             return Ok(());
         }
         let size_bytes = self.refreshed_size()?;

@@ -5,19 +5,16 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::io::Errno;
-
-use super::part::File;
+use super::part::{Part, Parts};
 use super::Store;
 use crate::error::{Interrupt, Result, Uninterruptible};
 use crate::room::room_for;
 use crate::sys::file as sys_file;
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::thread::spawn_without_signals;
-use crate::units::{FilePage, PageIndex, PageSize, Pages};
+use crate::units::{FilePage, PageIndex, PageSize, Pages, Run};
 
 /// Calls that are made by the caller; each takes 1 to 20 µs.
 const INLINE_CALLS: u64 = 32;
@@ -42,18 +39,6 @@ pub(super) struct Queue {
     owner: u32,
 }
 
-/// The files that runs are in, as they were when the call was made.
-#[derive(Clone, Debug)]
-struct Files(Arc<[Place]>);
-
-#[derive(Debug)]
-struct Place {
-    file: Arc<File>,
-    first_page: u64,
-    /// Bytes of the store in it.
-    bytes: u64,
-}
-
 impl Store {
     /// Starts reading pages into the page cache and returns without waiting
     /// (`posix_fadvise(WILLNEED)` for each run of neighbours). A hint: the
@@ -72,51 +57,35 @@ impl Store {
     /// As [`prefetch`](Self::prefetch), and [`Error::Interrupted`](crate::error::Error::Interrupted).
     pub fn prefetch_until(&self, pages: &Pages<FilePage>, interrupt: &dyn Interrupt) -> Result<()> {
         let runs = runs_of(pages, interrupt)?;
-        if self.is_provided() {
-            self.provide_ahead(&runs);
+        if let Some(provider) = &self.provider {
+            provider.provide_ahead(&runs);
             return Ok(());
         }
         let calls = |run: &Range<u64>| {
             let bytes = self.page_size().bytes_of(run.end - run.start);
             bytes.div_ceil(MAX_RUN_BYTES)
         };
-        let files = self.files()?;
         let mut left = runs;
         if left.iter().map(calls).sum::<u64>() > INLINE_CALLS {
-            match self.enqueue(left, &files)? {
+            match self.enqueue(left)? {
                 None => return Ok(()),
                 Some(refused) => left = refused,
             }
         }
         // Few, or no thread is to be had.
-        let mut asked = 0;
-        for run in &left {
-            for (part, start, len) in files.stretches(run, self.page_size()) {
-                if asked % INTERRUPT_CALLS == 0 {
-                    interrupt.check()?;
-                }
-                asked += 1;
-                files.ask(part, start, len).map_err(|errno| {
-                    Self::part_error("prefetch", &self.parts.all()[part], errno)
-                })?;
+        let calls = left.iter().flat_map(|run| calls_of(&self.parts, run, self.page_size()));
+        for (number, (part, start, len)) in calls.enumerate() {
+            if number % INTERRUPT_CALLS == 0 {
+                interrupt.check()?;
             }
+            sys_file::advise_willneed(part.fd(), start, len)
+                .map_err(|errno| Self::part_error("prefetch", part, errno))?;
         }
         Ok(())
     }
 
-    /// The files, for threads to keep open.
-    fn files(&self) -> Result<Files> {
-        let mut files = room_for("prefetch", self.parts.all().len())?;
-        files.extend(self.parts.all().iter().enumerate().map(|(index, part)| Place {
-            file: Arc::clone(&part.file),
-            first_page: part.first.0,
-            bytes: self.part_bytes(index),
-        }));
-        Ok(Files(files.into()))
-    }
-
     /// Has threads ask for the runs; gives them back where none can be started.
-    fn enqueue(&self, runs: Runs, files: &Files) -> Result<Option<Runs>> {
+    fn enqueue(&self, runs: Runs) -> Result<Option<Runs>> {
         let mut queue = self.prefetches.lock();
         let process = crate::sys::process::id();
         if queue.owner != process {
@@ -128,9 +97,9 @@ impl Store {
             *last = union(last, &runs)?;
         }
         if queue.threads < MAX_THREADS {
-            let (prefetches, files, page) =
-                (Arc::clone(&self.prefetches), files.clone(), self.page_size());
-            let serve = move || serve(&prefetches, &files, page);
+            let (prefetches, parts) = (Arc::clone(&self.prefetches), Arc::clone(&self.parts));
+            let page_size = self.page_size();
+            let serve = move || serve(&prefetches, &parts, page_size);
             if spawn_without_signals("fremap-prefetch", serve).is_ok() {
                 queue.threads += 1;
             }
@@ -140,7 +109,7 @@ impl Store {
 }
 
 /// What a thread does: one request after another, until none waits.
-fn serve(prefetches: &ForkLock<Queue>, files: &Files, page: PageSize) {
+fn serve(prefetches: &ForkLock<Queue>, parts: &Parts, page_size: PageSize) {
     loop {
         let next = {
             let mut queue = prefetches.lock();
@@ -150,39 +119,26 @@ fn serve(prefetches: &ForkLock<Queue>, files: &Files, page: PageSize) {
         };
         let Some(runs) = next else { return };
         // Nobody waits for a hint, so nobody is told that it was refused.
-        let _refused = runs.iter().try_for_each(|run| {
-            files
-                .stretches(run, page)
-                .try_for_each(|(part, start, len)| files.ask(part, start, len))
-        });
+        let mut calls = runs.iter().flat_map(|run| calls_of(parts, run, page_size));
+        let _refused = calls
+            .try_for_each(|(part, start, len)| sys_file::advise_willneed(part.fd(), start, len));
     }
 }
 
-impl Files {
-    /// A run as pieces to be asked for: the number of the file, offset and length in bytes.
-    fn stretches(
-        &self,
-        run: &Range<u64>,
-        page: PageSize,
-    ) -> impl Iterator<Item = (usize, u64, u64)> + '_ {
-        let run = run.clone();
-        let first = self.0.partition_point(|place| place.first_page <= run.start).max(1) - 1;
-        let places = self.0.iter().enumerate().skip(first);
-        let within = places.take_while({
-            let end = run.end;
-            move |(_, place)| place.first_page < end
-        });
-        within.flat_map(move |(part, place)| {
-            let start = page.bytes_of(run.start.saturating_sub(place.first_page));
-            let end = page.bytes_of(run.end - place.first_page).min(place.bytes);
-            let starts = (start..end).step_by(MAX_RUN_BYTES as usize);
-            starts.map(move |start| (part, start, MAX_RUN_BYTES.min(end - start)))
-        })
-    }
-
-    fn ask(&self, part: usize, start: u64, len: u64) -> std::result::Result<(), Errno> {
-        sys_file::advise_willneed(self.0[part].file.fd.as_fd(), start, len)
-    }
+/// What to ask for a run: the file, offset and length in bytes of each call.
+fn calls_of<'p>(
+    parts: &'p Parts,
+    run: &Range<u64>,
+    page_size: PageSize,
+) -> impl Iterator<Item = (&'p Part, u64, u64)> {
+    let run = Run { first: FilePage(run.start), count: run.end - run.start };
+    parts.cut(run).flat_map(move |piece| {
+        let part = parts.of(piece.first);
+        let start = part.offset_of(piece.first, page_size);
+        let end = start + page_size.bytes_of(piece.count);
+        let starts = (start..end).step_by(MAX_RUN_BYTES as usize);
+        starts.map(move |start| (part, start, MAX_RUN_BYTES.min(end - start)))
+    })
 }
 
 /// The runs that a selection consists of.
@@ -281,7 +237,7 @@ mod tests {
         assert_eq!(last.len() as u64, beyond * each);
         assert_eq!(last[0], first..first + 2 * each + 1);
         // Whoever serves empties it, and is then no longer counted.
-        serve(&store.prefetches, &store.files().expect("files"), store.page_size());
+        serve(&store.prefetches, &store.parts, store.page_size());
         let queue = store.prefetches.lock();
         assert_eq!((queue.waiting.len(), queue.threads), (0, MAX_THREADS - 1));
     }

@@ -1,6 +1,5 @@
 //! Stores whose pages other processes provide.
 
-use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use rustix::io::Errno;
 
 use super::provider::{Provider, ProviderOptions};
 use super::{check_size, checked_page_size, Opened, Store, StoreKind};
-use crate::error::{Error, Interrupt, Result, Uninterruptible};
+use crate::error::{Error, Interrupt, Result};
 use crate::sys::file as sys_file;
 use crate::sys::span::Span;
 use crate::units::FilePage;
@@ -75,38 +74,6 @@ impl Store {
         let outcome = provider.provide(wanted, take, interrupt);
         let done = outcome.as_ref().map_or_else(Error::completed, |()| wanted.len());
         self.counters.add_read(done * self.page_size.bytes());
-        outcome.map_err(|mut error| {
-            if let Error::Provider { path, .. } = &mut error {
-                *path = self.path().map(Into::into);
-            }
-            error
-        })
-    }
-
-    /// The same for one page.
-    pub(super) fn provide_page(&self, page: FilePage, into: Span<'_>) -> Result<()> {
-        self.provide(&[page], &mut |_, content| into.copy_span(content), &Uninterruptible)
-    }
-
-    /// Starts providing pages that somebody will want later.
-    pub(super) fn provide_ahead(&self, runs: &[Range<u64>]) {
-        if let Some(provider) = &self.provider {
-            provider.provide_ahead(runs);
-        }
-    }
-
-    /// Marks the pages that were provided ahead and not read yet.
-    pub(super) fn mark_provided(&self, mask: &mut [bool], page_at: impl Fn(usize) -> FilePage) {
-        let Some(provider) = &self.provider else { return };
-        for (place, mark) in mask.iter_mut().enumerate() {
-            *mark = provider.has(page_at(place));
-        }
-    }
-
-    /// Forgets what was provided ahead.
-    pub(super) fn forget_provided(&self) {
-        if let Some(provider) = &self.provider {
-            provider.forget();
-        }
+        outcome.map_err(|error| error.of_file(self.path()))
     }
 }

@@ -43,8 +43,10 @@ impl Store {
             interrupt.check()?;
             let end = pages.len().min(start + PIECE_PAGES);
             mask.resize(end, false);
-            if self.is_provided() {
-                self.mark_provided(&mut mask[start..], |place| pages.at(start + place));
+            if let Some(provider) = &self.provider {
+                for (page, here) in pages.iter().skip(start).zip(&mut mask[start..]) {
+                    *here = provider.ahead.has(page);
+                }
                 continue;
             }
             if self.size_bytes() == 0 {
@@ -104,12 +106,12 @@ impl Store {
             let page = part.first.offset(page_of(key));
             let bytes = self.expected_bytes(page);
             let offset = part.offset_of(page, self.page_size());
-            let cached = cachestat::cachestat(part.fd(), offset, bytes as u64);
+            let cached = cachestat::cached_pages(part.fd(), offset, bytes as u64);
             // Before Linux 6.5 there is only the map: what is wrong with it is the error.
             let cached = cached
                 .map_err(|errno| fail(if errno == Errno::NOSYS { unmapped } else { errno }))?;
             let wanted = bytes.div_ceil(system_page_bytes()) as u64;
-            answer(position_of(key), bytes > 0 && cached.cached >= wanted);
+            answer(position_of(key), bytes > 0 && cached >= wanted);
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::room::collected;
 use crate::sys::fork;
 use crate::sys::fork_lock::ForkLock;
 use crate::sys::lock::Lock;
-use crate::sys::mm::{system_page_bytes, Access, Advice, Region};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::probe::reclaims_page_tables;
 use crate::sys::span::Span;
 use crate::units::PageSize;
@@ -244,7 +244,7 @@ impl SourceMap {
         let len = bytes.next_multiple_of(system_page_bytes());
         // Aligned, so that a chunk is a page table, which may go when the chunk is unmapped.
         let region = Region::anonymous(len, CHUNK_BYTES, Access::None)?;
-        region.map_file(0, len, fd, 0, Access::Read)?;
+        region.map_file(Sharing::Shared, 0, len, fd, 0, Access::Read)?;
         // Without this a fault through the map would read the neighbourhood from the device.
         region.advise(0, len, Advice::Random)?;
         let chunks = std::iter::repeat_with(|| AtomicU16::new(0)).take(len.div_ceil(CHUNK_BYTES));
@@ -343,7 +343,7 @@ impl SourceMap {
                 self.chunks[chunk].fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
             return Ok(None);
         }
-        self.region.populate_read(start, len)?;
+        self.region.advise(start, len, Advice::PopulateRead)?;
         let before = self.chunks[chunk].swap(POPULATED | TABLE, Ordering::Relaxed);
         self.mapped.tables.fetch_add(u64::from(before & TABLE == 0), Ordering::Relaxed);
         if before & POPULATED == 0 {

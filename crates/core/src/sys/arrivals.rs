@@ -133,7 +133,7 @@ impl<T> Arrivals<T> {
     }
 
     /// Waits for nothing any more: the values of what had not arrived.
-    pub fn into_values(self) -> impl Iterator<Item = T> {
+    pub(crate) fn into_values(self) -> impl Iterator<Item = T> {
         self.wanted.into_iter().flatten().filter_map(|wanted| wanted.value)
     }
 }

@@ -1,7 +1,9 @@
 //! How much of a file is in the page cache, if the kernel says so.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use linux_raw_sys::general::{cachestat, cachestat_range};
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
@@ -12,50 +14,22 @@ use super::file::facts;
 /// `cachestat` has this number on every architecture.
 const SYS_CACHESTAT: libc::c_long = 451;
 
-#[repr(C)]
-struct CachestatRange {
-    offset_bytes: u64,
-    len_bytes: u64,
-}
-
-/// What the page cache holds of a range, in system pages (`struct cachestat`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cached {
-    /// Pages there.
-    pub cached: u64,
-    /// Of these, changed.
-    pub dirty: u64,
-    /// Of these, being written.
-    pub writeback: u64,
-    /// Pages that were there and were dropped.
-    pub evicted: u64,
-    /// Of these, dropped not long ago.
-    pub recently_evicted: u64,
-}
-
-/// `cachestat` (Linux 6.5).
+/// How many system pages of a range the page cache has (`cachestat`, Linux 6.5).
 ///
 /// # Errors
 /// ENOSYS before 6.5; EPERM where the caller may not know (later 6.x).
-pub fn cachestat(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<Cached, Errno> {
-    let range = CachestatRange { offset_bytes, len_bytes };
-    let mut cached = Cached::default();
+pub fn cached_pages(fd: BorrowedFd<'_>, offset_bytes: u64, bytes: u64) -> Result<u64, Errno> {
+    let range = cachestat_range { off: offset_bytes, len: bytes };
+    let mut found = MaybeUninit::<cachestat>::uninit();
     enter(Call::Cachestat)?;
-    // SAFETY: both structures are the kernel's and outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            SYS_CACHESTAT,
-            fd.as_raw_fd(),
-            std::ptr::from_ref(&range),
-            std::ptr::from_mut(&mut cached),
-            0,
-        )
-    };
-    if result == 0 {
-        Ok(cached)
-    } else {
-        Err(last_errno())
+    // SAFETY: both structures are the kernel's and outlive the call, which fills the second one
+    // where it does not fail.
+    unsafe {
+        let (range, to) = (&raw const range, found.as_mut_ptr());
+        match libc::syscall(SYS_CACHESTAT, fd.as_raw_fd(), range, to, 0) {
+            0 => Ok(found.assume_init().nr_cache),
+            _ => Err(last_errno()),
+        }
     }
 }
 
@@ -64,15 +38,12 @@ pub fn cachestat(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Resul
 /// `mincore` does not refuse: it calls every page resident. It tells the truth
 /// to the owner, to who may write the file, and to `CAP_FOWNER`; this asks the
 /// same questions. `cachestat` answers EPERM on kernels that check there too.
-///
-/// # Errors
-/// The kernel's own.
-pub fn tells_residency(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn tells_residency(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let facts = facts(fd)?;
     if facts.owner == rustix::process::geteuid().as_raw() {
         return Ok(true);
     }
-    if cachestat(fd, 0, 1).err() == Some(Errno::PERM) {
+    if cached_pages(fd, 0, 1).err() == Some(Errno::PERM) {
         return Ok(false);
     }
     Ok(may_write(fd) || has_capability(CapabilitySet::FOWNER))

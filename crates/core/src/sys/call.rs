@@ -89,17 +89,14 @@ static FAILURES: [AtomicI64; KINDS] = [const { AtomicI64::new(0) }; KINDS];
 /// # Errors
 /// The error that a test asked for in place of the call.
 #[inline]
-pub fn enter(call: Call) -> Result<(), Errno> {
+pub(crate) fn enter(call: Call) -> Result<(), Errno> {
     enter_for(call, 0).map(|_none| ())
 }
 
 /// The same for a call that is to move `bytes`, or has moved them. Says how many it is
 /// to move or to say that it has moved: all of them, or as few as a test asked for.
-///
-/// # Errors
-/// As [`enter`].
 #[inline]
-pub fn enter_for(call: Call, bytes: usize) -> Result<usize, Errno> {
+pub(crate) fn enter_for(call: Call, bytes: usize) -> Result<usize, Errno> {
     let kind = call as usize;
     COUNTS[kind].fetch_add(1, Ordering::Relaxed);
     if COUNTDOWN[kind].load(Ordering::Relaxed) < 0 {
@@ -154,12 +151,21 @@ pub fn clear() {
         countdown.store(-1, Ordering::SeqCst);
     }
 }
+
 /// The error of a call that returns 0 or sets `errno`.
 pub(super) fn check(result: i32) -> Result<(), Errno> {
     if result == 0 {
         Ok(())
     } else {
         Err(last_errno())
+    }
+}
+
+/// The error of a function that returns it, or 0.
+pub(super) fn answered(result: i32) -> Result<(), Errno> {
+    match result {
+        0 => Ok(()),
+        errno => Err(Errno::from_raw_os_error(errno)),
     }
 }
 
@@ -170,5 +176,5 @@ pub(super) fn errno_of(error: &std::io::Error) -> Errno {
 
 /// This thread's `errno`.
 pub(super) fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+    errno_of(&std::io::Error::last_os_error())
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType};
 use rustix::process::{self, Pid, PidfdFlags, Signal, WaitOptions, WaitStatus};
 
-use super::call::{enter, Call};
+use super::call::{answered, enter, Call};
 use super::thread::spawn_without_signals;
 
 /// The first descriptor that a child is given; the others follow.
@@ -79,7 +79,7 @@ impl Program {
             libc::posix_spawn_file_actions_init(&raw mut actions);
             libc::posix_spawnattr_init(&raw mut attributes);
             let result = prepare(&mut actions, &mut attributes, &sources).and_then(|()| {
-                asked(libc::posix_spawn(
+                answered(libc::posix_spawn(
                     &raw mut pid,
                     self.arguments[0].as_ptr(),
                     &raw const actions,
@@ -98,15 +98,6 @@ impl Program {
     }
 }
 
-/// The answer of a function that returns the error itself.
-fn asked(result: i32) -> Result<(), Errno> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_raw_os_error(result))
-    }
-}
-
 /// # Safety
 /// Both are initialized.
 unsafe fn prepare(
@@ -122,15 +113,15 @@ unsafe fn prepare(
         let (mut none, mut all) = (std::mem::zeroed(), std::mem::zeroed());
         libc::sigemptyset(&raw mut none);
         libc::sigfillset(&raw mut all);
-        asked(libc::posix_spawnattr_setsigmask(attributes, &raw const none))?;
-        asked(libc::posix_spawnattr_setsigdefault(attributes, &raw const all))?;
-        asked(libc::posix_spawnattr_setpgroup(attributes, 0))?;
-        asked(libc::posix_spawnattr_setflags(attributes, flags as libc::c_short))?;
+        answered(libc::posix_spawnattr_setsigmask(attributes, &raw const none))?;
+        answered(libc::posix_spawnattr_setsigdefault(attributes, &raw const all))?;
+        answered(libc::posix_spawnattr_setpgroup(attributes, 0))?;
+        answered(libc::posix_spawnattr_setflags(attributes, flags as libc::c_short))?;
         let (path, access) = (NOTHING.as_ptr(), libc::O_RDONLY);
-        asked(libc::posix_spawn_file_actions_addopen(actions, 0, path, access, 0))?;
+        answered(libc::posix_spawn_file_actions_addopen(actions, 0, path, access, 0))?;
         for (source, number) in sources.iter().zip(FIRST_DESCRIPTOR..ABOVE) {
             let source = source.as_raw_fd();
-            asked(libc::posix_spawn_file_actions_adddup2(actions, source, number))?;
+            answered(libc::posix_spawn_file_actions_adddup2(actions, source, number))?;
         }
     }
     Ok(())
@@ -173,7 +164,7 @@ impl Child {
     }
 
     /// Ends it at once.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         // It may have ended already.
         let _gone = match &self.handle {
             Some(handle) => process::pidfd_send_signal(handle, Signal::KILL),
@@ -205,7 +196,7 @@ impl Child {
     }
 
     /// Has it exit within two seconds, or be killed. Does not wait for that.
-    pub fn retire(self) {
+    pub(crate) fn retire(self) {
         let pid = self.pid;
         let end = move || {
             if self.wait(GRACE).is_none() {
@@ -239,7 +230,7 @@ fn timespec(duration: Duration) -> Timespec {
 ///
 /// # Errors
 /// ENOMEM, EMFILE.
-pub fn memory_to_share(name: &str, size_bytes: u64) -> Result<OwnedFd, Errno> {
+pub(crate) fn memory_to_share(name: &str, size_bytes: u64) -> Result<OwnedFd, Errno> {
     use rustix::fs::{fcntl_add_seals, memfd_create, MemfdFlags, SealFlags};
     enter(Call::Open)?;
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
@@ -268,7 +259,7 @@ impl Channel {
     ///
     /// # Errors
     /// EMFILE.
-    pub fn pair() -> Result<(Self, OwnedFd), Errno> {
+    pub(crate) fn pair() -> Result<(Self, OwnedFd), Errno> {
         enter(Call::Open)?;
         let flags = SocketFlags::CLOEXEC;
         let (ours, theirs) =
@@ -296,7 +287,7 @@ impl Channel {
     ///
     /// # Errors
     /// ENOMEM.
-    pub fn receive(&self, message: &mut [u8]) -> Result<Received, Errno> {
+    pub(crate) fn receive(&self, message: &mut [u8]) -> Result<Received, Errno> {
         loop {
             match net::recv(&self.0, &mut *message, RecvFlags::DONTWAIT) {
                 Ok((0, _)) | Err(Errno::CONNRESET) => return Ok(Received::HungUp),
@@ -316,7 +307,7 @@ impl Channel {
     }
 
     /// Hangs up, whoever else has this end open.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         // Fails only where the other end is closed.
         let _closed = net::shutdown(&self.0, Shutdown::Both);
     }

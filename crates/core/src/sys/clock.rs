@@ -6,16 +6,14 @@ use rustix::time::{clock_gettime, ClockId};
 
 /// Nanoseconds by the coarse clock (`CLOCK_REALTIME_COARSE`, without a system call): no file
 /// that is changed from now on has an earlier time.
-#[must_use]
-pub fn coarse_ns() -> i64 {
-    nanoseconds(ClockId::RealtimeCoarse)
+pub(crate) fn coarse_ns() -> i64 {
+    now(ClockId::RealtimeCoarse)
 }
 
 /// Nanoseconds by the clock that the coarse one follows, some milliseconds behind
 /// (`CLOCK_REALTIME`): no file that was changed before has a later time.
-#[must_use]
-pub fn fine_ns() -> i64 {
-    nanoseconds(ClockId::Realtime)
+pub(crate) fn fine_ns() -> i64 {
+    now(ClockId::Realtime)
 }
 
 /// How far [`coarse_time`] is behind at most: a tick of the kernel.
@@ -25,12 +23,25 @@ pub const COARSE_TICK: Duration = Duration::from_millis(10);
 /// asked often, as it costs a tenth of a precise clock (`CLOCK_MONOTONIC_COARSE`).
 #[must_use]
 pub fn coarse_time() -> Duration {
-    Duration::from_nanos(nanoseconds(ClockId::MonotonicCoarse).unsigned_abs())
+    Duration::from_nanos(now(ClockId::MonotonicCoarse).unsigned_abs())
 }
 
-fn nanoseconds(clock: ClockId) -> i64 {
+fn now(clock: ClockId) -> i64 {
     let now = clock_gettime(clock);
-    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+    nanoseconds(now.tv_sec, now.tv_nsec)
+}
+
+/// A duration as the C library takes it.
+pub(super) fn timespec(duration: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}
+
+/// A time in nanoseconds.
+pub(super) fn nanoseconds(seconds: i64, rest: i64) -> i64 {
+    seconds.saturating_mul(1_000_000_000).saturating_add(rest)
 }
 
 #[cfg(test)]

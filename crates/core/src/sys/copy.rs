@@ -71,7 +71,7 @@ impl Recovery {
         // SAFETY: every span that was pushed is as long as a row, and lives as long as
         // `copies` by its lifetime.
         #[cfg(target_arch = "x86_64")]
-        return unsafe { routine::copy_rows(&mut copies.rows, copies.row_bytes, into) };
+        return unsafe { routine::copy_rows(&mut copies.starts, copies.row_bytes, into) };
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("there is no Recovery here, so nothing to copy {copies:?} to {into:?} with")
     }
@@ -98,9 +98,7 @@ impl Recovery {
         #[cfg(not(target_arch = "x86_64"))]
         unreachable!("there is no Recovery here, so nothing to copy {next:?} with, {keep_cached}")
     }
-}
 
-impl Recovery {
     /// Copies many bytes of `from` into `into`, past the processor's caches.
     ///
     /// # Errors
@@ -122,8 +120,7 @@ impl Recovery {
 #[derive(Debug)]
 pub struct RowCopies<'m> {
     row_bytes: usize,
-    #[cfg(target_arch = "x86_64")]
-    rows: routine::Rows,
+    starts: Vec<*mut u8>,
     owner: PhantomData<Span<'m>>,
 }
 
@@ -135,12 +132,7 @@ impl<'m> RowCopies<'m> {
     #[must_use]
     pub fn new(row_bytes: usize) -> Self {
         assert!(row_bytes > 0, "rows without bytes");
-        Self {
-            row_bytes,
-            #[cfg(target_arch = "x86_64")]
-            rows: routine::Rows::new(),
-            owner: PhantomData,
-        }
+        Self { row_bytes, starts: Vec::new(), owner: PhantomData }
     }
 
     /// Adds a row.
@@ -150,8 +142,7 @@ impl<'m> RowCopies<'m> {
     #[inline]
     pub fn push(&mut self, from: Span<'m>) {
         assert!(from.len() == self.row_bytes, "a span of one row");
-        #[cfg(target_arch = "x86_64")]
-        self.rows.push(from);
+        self.starts.push(from.start());
     }
 
     /// Adds the last row once more, in the place of one that is not to be copied.
@@ -159,29 +150,24 @@ impl<'m> RowCopies<'m> {
     /// # Panics
     /// If there is none.
     pub fn push_last_again(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        self.rows.push_last_again();
+        self.starts.extend_from_within(self.starts.len() - 1..);
     }
 
     /// How many rows there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        return self.rows.len();
-        #[cfg(not(target_arch = "x86_64"))]
-        0
+        self.starts.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.starts.is_empty()
     }
 
     /// Forgets all rows.
     pub fn clear(&mut self) {
-        #[cfg(target_arch = "x86_64")]
-        self.rows.clear();
+        self.starts.clear();
     }
 }
 

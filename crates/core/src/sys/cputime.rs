@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::call::{enter, last_errno, Call};
+use super::call::{check, enter, errno_of, Call};
+use super::clock::timespec;
 use super::span::system_page_bytes;
 
 /// Goes to the waiting thread alone, which blocks it: no handler ever sees it. Linux sends it
@@ -30,33 +31,17 @@ pub struct Waiter {
 
 impl Waiter {
     /// The calling thread.
-    #[must_use]
-    pub fn this_thread() -> Self {
+    pub(crate) fn this_thread() -> Self {
         // SAFETY: the call has no arguments and cannot fail.
         Self { thread: unsafe { libc::gettid() } }
     }
 
     /// Ends the thread's wait, or the next one. The caller knows that the thread has not ended.
-    ///
-    /// # Errors
-    /// None that a thread that is there is known to give.
-    pub fn wake(self) -> Result<(), Errno> {
+    pub(crate) fn wake(self) -> Result<(), Errno> {
         // SAFETY: the signal goes to a thread of this process that blocks it.
-        let sent = unsafe {
-            libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL)
-        };
-        if sent == 0 {
-            Ok(())
-        } else {
-            Err(last_errno())
-        }
-    }
-}
-
-fn timespec(duration: Duration) -> libc::timespec {
-    libc::timespec {
-        tv_sec: libc::time_t::try_from(duration.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: duration.subsec_nanos().into(),
+        check(unsafe {
+            libc::syscall(libc::SYS_tgkill, crate::sys::process::id(), self.thread, SIGNAL) as i32
+        })
     }
 }
 
@@ -94,7 +79,7 @@ impl BusyTimer {
 
     /// Waits until the process has used so much time of its processors, counted in ticks of
     /// the kernel's (1 to 10 ms). While nothing of it runs, this does not return.
-    pub fn wait_busy(&self, busy: Duration) {
+    pub(crate) fn wait_busy(&self, busy: Duration) {
         let Some(timer) = self.timer else { return self.wait(Some(busy)) };
         let after = libc::itimerspec {
             it_interval: timespec(Duration::ZERO),
@@ -123,7 +108,7 @@ impl Drop for BusyTimer {
 
 /// Has the scheduler run the calling thread soon after it wakes, for a short while at a time
 /// (`sched_setattr` with a slice of its own, 6.12). Older kernels take no notice.
-pub fn prefer_short_slices() {
+pub(crate) fn prefer_short_slices() {
     /// `struct sched_attr` as of Linux 3.14.
     #[repr(C)]
     #[derive(Default)]
@@ -166,7 +151,7 @@ impl MappedBytes {
     /// ENOENT where `/proc` is not mounted.
     pub fn open() -> Result<Self, Errno> {
         let file = File::open("/proc/self/statm");
-        file.map(Self).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        file.map(Self).map_err(|error| errno_of(&error))
     }
 
     /// How many bytes there are now.
@@ -177,7 +162,7 @@ impl MappedBytes {
         enter(Call::Read)?;
         let mut text = [0; 128];
         let length = self.0.read_at(&mut text, 0);
-        let length = length.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        let length = length.map_err(|error| errno_of(&error))?;
         let text = std::str::from_utf8(&text[..length]).unwrap_or("");
         let pages = text.split(' ').nth(2).and_then(|pages| pages.parse::<u64>().ok());
         Ok(pages.ok_or(Errno::IO)? * system_page_bytes() as u64)

@@ -213,8 +213,7 @@ impl<R: ?Sized + 'static> FaultRange<R> {
 }
 
 /// Whether any of `span` lies in such a range, as the memory of every paged window does.
-#[must_use]
-pub fn has_part_of(span: Span<'_>) -> bool {
+pub(crate) fn has_part_of(span: Span<'_>) -> bool {
     let (first, end) = (span.start().addr(), span.start().addr() + span.len());
     FAULT_RANGES.iter().filter_map(FaultRange::range).any(|(start, len)| {
         let start = start.addr();

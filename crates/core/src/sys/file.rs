@@ -7,11 +7,11 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, MemfdFlags, Mode, OFlags};
+use rustix::fs::{makedev, statx, AtFlags, FileType, MemfdFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::call::{check, last_errno};
-use super::call::{enter, enter_for, Call};
+use super::call::{check, enter, enter_for, last_errno, Call};
+use super::clock::nanoseconds;
 use super::span::Span;
 
 /// The most that one `read` or `write` moves: the kernel stops there anyway.
@@ -32,6 +32,8 @@ pub struct Facts {
     pub file_type: FileType,
     /// The owner.
     pub owner: u32,
+    /// Who may do what.
+    pub mode: Mode,
     /// Which file it is, of all on this machine: the device and the number on it.
     pub identity: (u64, u64),
     /// When it was changed last (ctime), in nanoseconds.
@@ -80,7 +82,7 @@ pub fn open(path: &Path, flags: OpenFlags) -> Result<OwnedFd, Errno> {
 ///
 /// # Errors
 /// EINVAL when the file system does not do `direct`; ENOENT without `/proc`.
-pub fn reopen(fd: BorrowedFd<'_>, writable: bool, direct: bool) -> Result<OwnedFd, Errno> {
+pub(crate) fn reopen(fd: BorrowedFd<'_>, writable: bool, direct: bool) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     open(Path::new(&path), OpenFlags { writable, create: false, direct })
 }
@@ -94,61 +96,41 @@ pub fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0)
 }
 
-/// Whether the descriptor was opened with `O_DIRECT`.
-///
-/// # Errors
-/// EBADF.
-pub fn is_direct(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::DIRECT))
-}
-
-/// Whether the descriptor was opened with `O_APPEND`.
-///
-/// # Errors
-/// EBADF.
-pub fn is_appending(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(rustix::fs::fcntl_getfl(fd)?.contains(OFlags::APPEND))
-}
-
-/// Whether the descriptor may be read, and whether it may be written.
-///
-/// # Errors
-/// EBADF.
-pub fn access(fd: BorrowedFd<'_>) -> Result<(bool, bool), Errno> {
-    let mode = rustix::fs::fcntl_getfl(fd)? & OFlags::RWMODE;
-    Ok((mode != OFlags::WRONLY, mode == OFlags::RDWR || mode == OFlags::WRONLY))
+/// How the descriptor was opened.
+pub(crate) fn opened_with(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
+    rustix::fs::fcntl_getfl(fd)
 }
 
 /// An anonymous file in memory (`memfd_create`, Linux 3.17).
 ///
 /// # Errors
 /// ENOMEM, EMFILE.
-pub fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
+pub(crate) fn memory_file(name: &str) -> Result<OwnedFd, Errno> {
     enter(Call::Open)?;
     rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)
 }
 
-/// `shm_open`: memory named in `/dev/shm`. `create` makes it and fails if it is there.
+/// Opens a file in `/dev/shm` for reading and writing; `create` makes it and fails if it is there.
+/// `O_NOFOLLOW`: where everybody may make names, a symbolic link could be anybody's.
 ///
 /// # Errors
-/// ENOENT, EEXIST, EACCES.
-pub fn open_shared_memory(name: &str, create: bool) -> Result<OwnedFd, Errno> {
-    use rustix::shm;
-    let mut flags = shm::OFlags::RDWR;
+/// ENOENT, EEXIST, EACCES; ELOOP for a symbolic link.
+pub(crate) fn open_shared(path: &Path, create: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
     if create {
-        flags |= shm::OFlags::CREATE | shm::OFlags::EXCL;
+        flags |= OFlags::CREATE | OFlags::EXCL;
     }
     enter(Call::Open)?;
-    shm::open(name, flags, Mode::from_raw_mode(0o600))
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
 }
 
-/// `shm_unlink`.
+/// `unlink`.
 ///
 /// # Errors
-/// ENOENT, EACCES.
-pub fn unlink_shared_memory(name: &str) -> Result<(), Errno> {
+/// ENOENT, EACCES, EPERM.
+pub(crate) fn unlink(path: &Path) -> Result<(), Errno> {
     enter(Call::Open)?;
-    rustix::shm::unlink(name)
+    rustix::fs::unlink(path)
 }
 
 /// `fstat`, and the size of a block device, which `fstat` does not know.
@@ -165,6 +147,15 @@ pub fn facts(fd: BorrowedFd<'_>) -> Result<Facts, Errno> {
     Ok(facts)
 }
 
+/// What has a name now, a symbolic link itself (`lstat`).
+///
+/// # Errors
+/// ENOENT, EACCES.
+pub(crate) fn named_facts(path: &Path) -> Result<Facts, Errno> {
+    enter(Call::Stat)?;
+    rustix::fs::lstat(path).map(|stat| facts_of(&stat))
+}
+
 /// How often a read is made again because the file has changed meanwhile.
 const CHANGED_LIMIT: usize = 16;
 
@@ -172,10 +163,7 @@ const CHANGED_LIMIT: usize = 16;
 pub type Read = fn(BorrowedFd<'_>, Span<'_>, u64) -> Result<(usize, Facts), Errno>;
 
 /// `pread` as [`read_at`] does it, and what the file is afterwards.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_and_look(
+pub(crate) fn read_and_look(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -187,10 +175,7 @@ pub fn read_and_look(
 /// `pread` as [`read_at`] does it, and what the file is afterwards; made again if the file
 /// changed meanwhile. One that was cut and made as long again beside the read would have
 /// brought zeros, and its size does not tell.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_unchanged(
+pub(crate) fn read_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -200,10 +185,7 @@ pub fn read_unchanged(
 
 /// The same past the page cache, of whole blocks: in one `pread`, as what would go on after a
 /// short count is not aligned.
-///
-/// # Errors
-/// The kernel's own.
-pub fn read_blocks_unchanged(
+pub(crate) fn read_blocks_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -226,7 +208,7 @@ pub fn read_blocks_unchanged(
 ///
 /// # Errors
 /// The kernel's own; EAGAIN where some of it is not there.
-pub fn read_cached_unchanged(
+pub(crate) fn read_cached_unchanged(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset: u64,
@@ -257,26 +239,11 @@ fn unchanged(
 /// What offsets and lengths of direct reads, and the addresses that they go to, are multiples
 /// of: what the kernel says (`STATX_DIOALIGN`, 6.1), or 4096, which every device takes. None
 /// where the file cannot be read past the page cache.
-#[must_use]
-pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
-    /// Older headers lack it.
-    const STATX_DIOALIGN: u32 = 0x2000;
+pub(crate) fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
     const ANY: u32 = 4096;
-    // SAFETY: statx is plain data, for which zero is valid.
-    let mut told = unsafe { std::mem::zeroed::<libc::statx>() };
-    // SAFETY: the path is an empty string, the structure outlives the call.
-    let result = unsafe {
-        libc::statx(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            STATX_DIOALIGN,
-            &raw mut told,
-        )
-    };
-    if result != 0 || told.stx_mask & STATX_DIOALIGN == 0 {
-        return Some(ANY);
-    }
+    let told = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok();
+    let told = told.filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0);
+    let Some(told) = told else { return Some(ANY) };
     let align = told.stx_dio_offset_align.max(told.stx_dio_mem_align);
     (told.stx_dio_offset_align != 0).then_some(align)
 }
@@ -284,18 +251,12 @@ pub fn direct_alignment(fd: BorrowedFd<'_>) -> Option<u32> {
 /// The same for a path, which need not be opened, and when the file was made, in nanoseconds
 /// (`statx`, 4.11); 0 where that is not told. The number of a file that is gone is given to
 /// another one at once; its birth is not. Of a block device the size is 0.
-///
-/// # Errors
-/// The kernel's own.
-pub fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
+pub(crate) fn path_facts(path: &Path) -> Result<(Facts, u64), Errno> {
     born(rustix::fs::CWD, path, AtFlags::empty(), || rustix::fs::stat(path))
 }
 
 /// The same of a file that is open.
-///
-/// # Errors
-/// The kernel's own.
-pub fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
+pub(crate) fn born_facts(fd: BorrowedFd<'_>) -> Result<(Facts, u64), Errno> {
     born(fd, Path::new(""), AtFlags::EMPTY_PATH, || rustix::fs::fstat(fd))
 }
 
@@ -305,28 +266,23 @@ fn born(
     flags: AtFlags,
     plain: impl FnOnce() -> Result<rustix::fs::Stat, Errno>,
 ) -> Result<(Facts, u64), Errno> {
-    use rustix::fs::{makedev, statx, StatxFlags};
     enter(Call::Stat)?;
     let told = match statx(at, path, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
         // Older, or a filter that does not know it.
         Err(Errno::NOSYS | Errno::PERM) => return plain().map(|stat| (facts_of(&stat), 0)),
         told => told?,
     };
-    let changed_ns = told.stx_ctime.tv_sec.saturating_mul(1_000_000_000);
     let facts = Facts {
         size_bytes: told.stx_size,
         file_type: FileType::from_raw_mode(told.stx_mode.into()),
         owner: told.stx_uid,
+        mode: Mode::from_raw_mode(told.stx_mode.into()),
         identity: (makedev(told.stx_dev_major, told.stx_dev_minor), told.stx_ino),
-        changed_ns: changed_ns.saturating_add(told.stx_ctime.tv_nsec.into()),
+        changed_ns: nanoseconds(told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec.into()),
     };
-    let birth = if told.stx_mask & StatxFlags::BTIME.bits() == 0 {
-        0
-    } else {
-        let seconds = u64::try_from(told.stx_btime.tv_sec).unwrap_or(0);
-        seconds.saturating_mul(1_000_000_000).saturating_add(told.stx_btime.tv_nsec.into())
-    };
-    Ok((facts, birth))
+    let is_told = told.stx_mask & StatxFlags::BTIME.bits() != 0;
+    let birth = nanoseconds(told.stx_btime.tv_sec, told.stx_btime.tv_nsec.into());
+    Ok((facts, if is_told { u64::try_from(birth).unwrap_or(0) } else { 0 }))
 }
 
 fn facts_of(stat: &rustix::fs::Stat) -> Facts {
@@ -334,11 +290,9 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         file_type: FileType::from_raw_mode(stat.st_mode),
         owner: stat.st_uid,
+        mode: Mode::from_raw_mode(stat.st_mode),
         identity: (stat.st_dev, stat.st_ino),
-        changed_ns: stat
-            .st_ctime
-            .saturating_mul(1_000_000_000)
-            .saturating_add(i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
+        changed_ns: nanoseconds(stat.st_ctime, i64::try_from(stat.st_ctime_nsec).unwrap_or(0)),
     }
 }
 
@@ -346,15 +300,12 @@ fn facts_of(stat: &rustix::fs::Stat) -> Facts {
 ///
 /// # Errors
 /// ENOENT, EACCES.
-pub fn free_bytes(path: &Path) -> Result<u64, Errno> {
+pub(crate) fn free_bytes(path: &Path) -> Result<u64, Errno> {
     rustix::fs::statvfs(path).map(|facts| free_in(&facts))
 }
 
 /// The same of an open file. May be called in a signal handler.
-///
-/// # Errors
-/// The kernel's own.
-pub fn free_bytes_beside(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+pub(crate) fn free_bytes_beside(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     rustix::fs::fstatvfs(fd).map(|facts| free_in(&facts))
 }
 
@@ -372,7 +323,7 @@ fn free_in(facts: &rustix::fs::StatVfs) -> u64 {
 ///
 /// # Errors
 /// ENOENT, EACCES.
-pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
+pub(crate) fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
     let device = |path: &Path| rustix::fs::stat(path).map(|facts| facts.st_dev);
     let own = device(path)?;
     let within = path.ancestors().take_while(|path| device(path) == Ok(own)).last();
@@ -380,8 +331,7 @@ pub fn mount_point(path: &Path) -> Result<PathBuf, Errno> {
 }
 
 /// Descriptors that this process may have open (the soft `RLIMIT_NOFILE`).
-#[must_use]
-pub fn descriptor_limit() -> u64 {
+pub(crate) fn descriptor_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
@@ -389,7 +339,7 @@ pub fn descriptor_limit() -> u64 {
 ///
 /// # Errors
 /// EOPNOTSUPP where the file system has none; ENOENT, EACCES.
-pub fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn temporary_file(directory: &std::path::Path) -> Result<OwnedFd, Errno> {
     enter(Call::Open)?;
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)
@@ -405,26 +355,22 @@ fn device_bytes(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
 }
 
 /// Whether the file lives in memory (tmpfs), so that reading it never waits for a device.
-///
-/// # Errors
-/// The kernel's own.
-pub fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn is_memory_backed(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    Ok(file_system(fd)? == TMPFS_MAGIC)
+}
+
+/// `f_type` of the file system that has a file.
+fn file_system(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     enter(Call::Stat)?;
-    let stat = rustix::fs::fstatfs(fd)?;
-    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| magic == TMPFS_MAGIC))
+    Ok(rustix::fs::fstatfs(fd)?.f_type.cast_unsigned())
 }
 
 /// Whether `posix_fadvise(WILLNEED)` makes the file system read ahead at once. Others may take
 /// it for a hint that they do not follow.
-///
-/// # Errors
-/// The kernel's own.
-pub fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub(crate) fn reads_when_advised(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     /// `f_type` of ext4 (and its forerunners), XFS, Btrfs and F2FS.
     const THAT_DO: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
-    enter(Call::Stat)?;
-    let stat = rustix::fs::fstatfs(fd)?;
-    Ok(u64::try_from(stat.f_type).is_ok_and(|magic| THAT_DO.contains(&magic)))
+    Ok(THAT_DO.contains(&file_system(fd)?))
 }
 
 /// `ftruncate`.
@@ -452,7 +398,11 @@ pub fn sync(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 ///
 /// # Errors
 /// ESPIPE, EINVAL.
-pub fn advise_willneed(fd: BorrowedFd<'_>, offset_bytes: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn advise_willneed(
+    fd: BorrowedFd<'_>,
+    offset_bytes: u64,
+    bytes: u64,
+) -> Result<(), Errno> {
     let Some(bytes) = std::num::NonZeroU64::new(bytes) else { return Ok(()) };
     enter(Call::Advise)?;
     rustix::fs::fadvise(fd, offset_bytes, Some(bytes), rustix::fs::Advice::WillNeed)
@@ -490,7 +440,11 @@ fn file_offset(offset_bytes: u64) -> Result<libc::off_t, Errno> {
 ///
 /// # Errors
 /// EIO; EFAULT where the kernel cannot reach `into`.
-pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<usize, Errno> {
+pub(crate) fn read_at(
+    fd: BorrowedFd<'_>,
+    into: Span<'_>,
+    offset_bytes: u64,
+) -> Result<usize, Errno> {
     continued(into.len(), |done| {
         let rest = into.part(done, (into.len() - done).min(MAX_CALL_BYTES));
         let offset = file_offset(offset_bytes + done as u64)?;
@@ -506,7 +460,7 @@ pub fn read_at(fd: BorrowedFd<'_>, into: Span<'_>, offset_bytes: u64) -> Result<
 ///
 /// # Errors
 /// EOPNOTSUPP where the file system does not tell; as [`read_at`].
-pub fn read_cached_at(
+pub(crate) fn read_cached_at(
     fd: BorrowedFd<'_>,
     into: Span<'_>,
     offset_bytes: u64,
@@ -547,7 +501,7 @@ pub struct CachedRead {
 ///
 /// # Errors
 /// As [`read_at`]; EINTR.
-pub fn read_parts_at(
+pub(crate) fn read_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
     offset_bytes: u64,
@@ -563,7 +517,7 @@ pub fn read_parts_at(
 ///
 /// # Errors
 /// EIO, ENOSPC, EINTR, EBADF for a read-only descriptor.
-pub fn write_parts_at(
+pub(crate) fn write_parts_at(
     fd: BorrowedFd<'_>,
     parts: &Parts<'_>,
     offset_bytes: u64,
@@ -586,7 +540,11 @@ pub fn write_parts_at(
 ///
 /// # Errors
 /// EIO, ENOSPC, EBADF for a read-only descriptor.
-pub fn write_at(fd: BorrowedFd<'_>, bytes: Span<'_>, offset_bytes: u64) -> Result<(), Errno> {
+pub(crate) fn write_at(
+    fd: BorrowedFd<'_>,
+    bytes: Span<'_>,
+    offset_bytes: u64,
+) -> Result<(), Errno> {
     continued(bytes.len(), |done| {
         let mut rest = Parts::default();
         rest.push(bytes.part(done, bytes.len() - done));
@@ -652,15 +610,13 @@ impl<'m> Parts<'m> {
     }
 
     /// The list as the kernel wants it.
-    #[must_use]
-    pub fn vector(&self) -> &[libc::iovec] {
+    pub(crate) fn vector(&self) -> &[libc::iovec] {
         &self.vector
     }
 }
 
 /// The path that the kernel knows for a descriptor, for messages.
-#[must_use]
-pub fn known_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
+pub(crate) fn known_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
     let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
     path.is_absolute().then_some(path)
 }

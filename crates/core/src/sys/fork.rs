@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
+use super::call::answered;
 use super::lock::{Guard, Lock};
 use super::thread::{block_all_signals, set_signal_mask};
 
@@ -33,15 +34,14 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// How many forks there were between the first process and this one, of those that run
 /// handlers.
-#[must_use]
-pub fn generation() -> u32 {
+pub(crate) fn generation() -> u32 {
     // Fails only for want of memory, and is tried again by the next caller.
     let _registered = register();
     GENERATION.load(Ordering::Relaxed)
 }
 
 /// No thread can fork until the guard is dropped.
-pub fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
+pub(crate) fn exclude() -> Guard<'static, Option<libc::sigset_t>> {
     FORKING.lock()
 }
 
@@ -119,11 +119,7 @@ fn register() -> Result<(), Errno> {
     }
     // SAFETY: the handlers do what may be done around a fork, and this library is never
     // unloaded.
-    match unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) } {
-        0 => {
-            REGISTERED.store(true, Ordering::Release);
-            Ok(())
-        }
-        errno => Err(Errno::from_raw_os_error(errno)),
-    }
+    answered(unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) })?;
+    REGISTERED.store(true, Ordering::Release);
+    Ok(())
 }

@@ -13,29 +13,27 @@ pub fn wait(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
 }
 
 /// The same for a word in memory that other processes map, too.
-pub fn wait_shared(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
+pub(crate) fn wait_shared(word: &AtomicU32, value: u32, timeout: Duration) -> bool {
     wait_as(Flags::empty(), word, value, timeout)
 }
 
 fn wait_as(flags: Flags, word: &AtomicU32, value: u32, timeout: Duration) -> bool {
-    let timeout = Timespec {
-        tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    futex::wait(word, flags, value, Some(&timeout)) != Err(Errno::TIMEDOUT)
+    // A time that does not fit has no end.
+    let timeout = Timespec::try_from(timeout).ok();
+    futex::wait(word, flags, value, timeout.as_ref()) != Err(Errno::TIMEDOUT)
 }
 
 /// Wakes one thread that sleeps.
-pub fn wake_one(word: &AtomicU32) {
+pub(crate) fn wake_one(word: &AtomicU32) {
     let _woken = futex::wake(word, Flags::PRIVATE, 1);
 }
 
 /// Wakes every thread that sleeps.
-pub fn wake_all(word: &AtomicU32) {
+pub(crate) fn wake_all(word: &AtomicU32) {
     let _woken = futex::wake(word, Flags::PRIVATE, i32::MAX as u32);
 }
 
 /// Wakes every thread that sleeps, in any process.
-pub fn wake_all_shared(word: &AtomicU32) {
+pub(crate) fn wake_all_shared(word: &AtomicU32) {
     let _woken = futex::wake(word, Flags::empty(), i32::MAX as u32);
 }

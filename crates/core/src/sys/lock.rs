@@ -59,7 +59,7 @@ impl<T> Lock<T> {
 
     /// The same lock, which signal handlers take too.
     #[must_use]
-    pub fn held_without_signals(mut self) -> Self {
+    pub(crate) fn held_without_signals(mut self) -> Self {
         self.without_signals = true;
         self
     }
@@ -73,7 +73,7 @@ impl<T> Lock<T> {
     }
 
     /// Takes the lock in a signal handler that has every signal blocked.
-    pub fn lock_in_handler(&self) -> Guard<'_, T> {
+    pub(crate) fn lock_in_handler(&self) -> Guard<'_, T> {
         self.acquire();
         Guard { lock: self, mask: None, thread: std::marker::PhantomData }
     }
@@ -83,7 +83,7 @@ impl<T> Lock<T> {
     ///
     /// # Panics
     /// If it is free.
-    pub fn resume(&self) -> Guard<'_, T> {
+    pub(crate) fn resume(&self) -> Guard<'_, T> {
         assert_ne!(self.word.load(Ordering::Relaxed), FREE, "a lock that was left taken");
         Guard { lock: self, mask: None, thread: std::marker::PhantomData }
     }
@@ -130,7 +130,7 @@ impl<T> Lock<T> {
     }
 
     /// Ends every [`wait`](Self::wait).
-    pub fn notify_all(&self) {
+    pub(crate) fn notify_all(&self) {
         self.notices.fetch_add(1, Ordering::SeqCst);
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             let _woken = futex::wake(&self.notices, Flags::PRIVATE, i32::MAX as u32);

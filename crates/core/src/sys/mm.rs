@@ -2,115 +2,83 @@
 
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::null_mut;
 use std::sync::Arc;
 
+use linux_raw_sys::general::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE};
 use rustix::io::Errno;
+use rustix::mm::{mremap_fixed, MremapFlags};
 
 use super::call::{check, enter, last_errno, Call};
 use super::children::{handle_forks, Kept};
 use super::fault_ranges::{Explain, Explaining, Resolve, Resolving};
+use super::file::Parts;
 use super::per_process::PerProcess;
 pub use super::span::system_page_bytes;
 use super::span::Span;
 
-/// `MADV_POPULATE_READ` (Linux 5.14).
-const MADV_POPULATE_READ: i32 = 22;
-/// `MADV_PAGEOUT` (Linux 5.4).
-const MADV_PAGEOUT: i32 = 21;
-/// `MADV_DONTNEED_LOCKED` (Linux 5.18).
-const MADV_DONTNEED_LOCKED: i32 = 24;
-/// `MADV_GUARD_INSTALL` (Linux 6.13).
-const MADV_GUARD_INSTALL: i32 = 102;
-/// `MADV_GUARD_REMOVE` (Linux 6.13).
-const MADV_GUARD_REMOVE: i32 = 103;
-
 /// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
 /// only where it has not.
-#[must_use]
-pub fn has_populate_read() -> bool {
+pub(crate) fn has_populate_read() -> bool {
     if enter(Call::ProbePopulate).is_err() {
         return false;
     }
     // SAFETY: no memory is named.
-    unsafe { libc::madvise(std::ptr::null_mut(), 0, MADV_POPULATE_READ) == 0 }
+    unsafe { libc::madvise(null_mut(), 0, libc::MADV_POPULATE_READ) == 0 }
 }
 
 /// What a mapping allows the process to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
 pub enum Access {
     /// `PROT_NONE`
-    None,
+    None = libc::PROT_NONE,
     /// `PROT_READ`
-    Read,
+    Read = libc::PROT_READ,
     /// `PROT_READ | PROT_WRITE`
-    Write,
-}
-
-impl Access {
-    fn bits(self) -> i32 {
-        match self {
-            Self::None => libc::PROT_NONE,
-            Self::Read => libc::PROT_READ,
-            Self::Write => libc::PROT_READ | libc::PROT_WRITE,
-        }
-    }
+    Write = libc::PROT_READ | libc::PROT_WRITE,
 }
 
 /// Whether other mappings of a file see what is written to this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
 pub enum Sharing {
     /// `MAP_SHARED`: every process that maps or reads the file sees it.
-    Shared,
+    Shared = libc::MAP_SHARED,
     /// `MAP_PRIVATE`: the mapping alone, which gets pages of its own by being written.
-    Private,
+    Private = libc::MAP_PRIVATE,
 }
 
 /// What to tell the kernel of a range ([`Region::advise`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
 pub enum Advice {
     /// `MADV_RANDOM`: no read-ahead around a fault.
-    Random,
+    Random = libc::MADV_RANDOM,
     /// `MADV_NORMAL`: read-ahead as the kernel sees fit.
-    Normal,
+    Normal = libc::MADV_NORMAL,
     /// `MADV_SEQUENTIAL`: read far ahead.
-    Sequential,
+    Sequential = libc::MADV_SEQUENTIAL,
     /// `MADV_PAGEOUT` (5.4): write back and drop what can be read again; loses nothing.
-    PageOut,
+    PageOut = libc::MADV_PAGEOUT,
     /// `MADV_DONTNEED`: drop the pages; private ones lose their content.
-    DontNeed,
+    DontNeed = libc::MADV_DONTNEED,
     /// `MADV_DONTNEED_LOCKED` (5.18): the same for locked memory.
-    DontNeedLocked,
+    DontNeedLocked = libc::MADV_DONTNEED_LOCKED,
     /// `MADV_DONTFORK`: children do not inherit the range.
-    DontFork,
+    DontFork = libc::MADV_DONTFORK,
     /// `MADV_HUGEPAGE`
-    HugePage,
+    HugePage = libc::MADV_HUGEPAGE,
     /// `MADV_NOHUGEPAGE`
-    NoHugePage,
+    NoHugePage = libc::MADV_NOHUGEPAGE,
     /// `MADV_POPULATE_READ` (5.14): make present, as by reading.
-    PopulateRead,
+    PopulateRead = libc::MADV_POPULATE_READ,
+    /// `MADV_POPULATE_WRITE` (5.14): make present and writable.
+    PopulateWrite = libc::MADV_POPULATE_WRITE,
     /// `MADV_GUARD_INSTALL` (6.13): drop, and make a touch SIGSEGV.
-    GuardInstall,
+    GuardInstall = MADV_GUARD_INSTALL.cast_signed(),
     /// `MADV_GUARD_REMOVE` (6.13)
-    GuardRemove,
-}
-
-impl Advice {
-    fn number(self) -> i32 {
-        match self {
-            Self::Random => libc::MADV_RANDOM,
-            Self::Normal => libc::MADV_NORMAL,
-            Self::Sequential => libc::MADV_SEQUENTIAL,
-            Self::PageOut => MADV_PAGEOUT,
-            Self::DontNeed => libc::MADV_DONTNEED,
-            Self::DontNeedLocked => MADV_DONTNEED_LOCKED,
-            Self::DontFork => libc::MADV_DONTFORK,
-            Self::HugePage => libc::MADV_HUGEPAGE,
-            Self::NoHugePage => libc::MADV_NOHUGEPAGE,
-            Self::PopulateRead => MADV_POPULATE_READ,
-            Self::GuardInstall => MADV_GUARD_INSTALL,
-            Self::GuardRemove => MADV_GUARD_REMOVE,
-        }
-    }
+    GuardRemove = MADV_GUARD_REMOVE.cast_signed(),
 }
 
 /// A range of virtual memory that this process mapped; unmapped when dropped.
@@ -159,22 +127,9 @@ impl Region {
     pub fn anonymous(len: usize, align: usize, access: Access) -> Result<Self, Errno> {
         let slack = align.saturating_sub(system_page_bytes());
         let total = len.checked_add(slack).ok_or(Errno::NOMEM)?;
-        enter(Call::Mmap)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: no address is given, so no mapping of anybody's is replaced.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                total,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        let start = start.cast::<u8>();
+        let start = unsafe { map(null_mut(), total, Access::None, flags, -1, 0) }?;
         let head = start.align_offset(align);
         let trim = |from: usize, bytes: usize| {
             if bytes > 0 {
@@ -192,28 +147,14 @@ impl Region {
         Ok(region)
     }
 
-    /// A read-only shared mapping of a file, not populated.
+    /// A shared mapping of the front of a file, not populated.
     ///
     /// # Errors
     /// ENODEV for a file that cannot be mapped, ENOMEM without address space.
-    pub fn file(fd: BorrowedFd<'_>, offset_bytes: u64, len: usize) -> Result<Self, Errno> {
-        enter(Call::Mmap)?;
-        let offset = libc::off_t::try_from(offset_bytes).map_err(|_| Errno::OVERFLOW)?;
+    pub fn file(fd: BorrowedFd<'_>, len: usize, access: Access) -> Result<Self, Errno> {
         // SAFETY: no address is given, so no mapping of anybody's is replaced.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                fd.as_raw_fd(),
-                offset,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        Ok(Self { start: start.cast::<u8>(), len, kept: None, adopted: false })
+        let start = unsafe { map(null_mut(), len, access, libc::MAP_SHARED, fd.as_raw_fd(), 0) }?;
+        Ok(Self { start, len, kept: None, adopted: false })
     }
 
     /// A range that its owner has mapped, and unmaps; aligned to system pages.
@@ -238,7 +179,7 @@ impl Region {
     ///
     /// # Errors
     /// EINVAL for a mapping that does not take it.
-    pub fn keep_from_children(&mut self) -> Result<(), Errno> {
+    pub(crate) fn keep_from_children(&mut self) -> Result<(), Errno> {
         let kept = Kept::new(self.start.cast(), self.len)?;
         self.advise(0, self.len, Advice::DontFork)?;
         self.kept = Some(kept);
@@ -251,7 +192,7 @@ impl Region {
     ///
     /// # Panics
     /// If it is not.
-    pub fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
+    pub(crate) fn resolved_by(&self, resolver: Arc<dyn Resolve>) -> Resolving {
         let kept = self.kept.as_ref().expect("a range that is kept from children");
         Resolving::new(kept.range(), resolver)
     }
@@ -261,7 +202,7 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM when a fork cannot be prepared for.
-    pub fn explained_by(&self, explainer: Arc<dyn Explain>) -> Result<Explaining, Errno> {
+    pub(crate) fn explained_by(&self, explainer: Arc<dyn Explain>) -> Result<Explaining, Errno> {
         handle_forks()?;
         // Where another handler of SIGBUS has to be the first, it says what it says.
         let _hint = super::signal::ensure();
@@ -276,8 +217,7 @@ impl Region {
 
     /// Whether this process can read the range: a child of fork has one that is kept from
     /// it if somebody [resolves](Self::resolved_by) its faults.
-    #[must_use]
-    pub fn is_here(&self) -> bool {
+    pub(crate) fn is_here(&self) -> bool {
         self.kept.as_ref().is_none_or(|kept| kept.is_own() || kept.range().is_in_child())
     }
 
@@ -327,21 +267,6 @@ impl Region {
     /// ENOMEM at the limit of mappings; the old mapping may then be gone.
     pub fn map_file(
         &self,
-        offset: usize,
-        len: usize,
-        fd: BorrowedFd<'_>,
-        file_offset: u64,
-        access: Access,
-    ) -> Result<(), Errno> {
-        self.map_file_as(Sharing::Shared, offset, len, fd, file_offset, access)
-    }
-
-    /// The same, shared or private.
-    ///
-    /// # Errors
-    /// As [`map_file`](Self::map_file).
-    pub fn map_file_as(
-        &self,
         sharing: Sharing,
         offset: usize,
         len: usize,
@@ -349,48 +274,24 @@ impl Region {
         file_offset: u64,
         access: Access,
     ) -> Result<(), Errno> {
-        let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::OVERFLOW)?;
-        let flags = match sharing {
-            Sharing::Shared => libc::MAP_SHARED,
-            Sharing::Private => libc::MAP_PRIVATE,
-        };
-        self.map_fixed(offset, len, access, flags, fd.as_raw_fd(), file_offset)
+        let (address, flags) = (self.address(offset, len), sharing as i32 | libc::MAP_FIXED);
+        // SAFETY: the range lies within this region, so only its own mapping is replaced.
+        unsafe { map(address, len, access, flags, fd.as_raw_fd(), file_offset) }.map(|_start| ())
     }
 
     /// Puts a part back to untouched anonymous memory.
     ///
     /// # Errors
     /// ENOMEM at the limit of mappings.
-    pub fn map_anonymous(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
-        self.map_fixed(offset, len, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
-    }
-
-    fn map_fixed(
+    pub(crate) fn map_anonymous(
         &self,
         offset: usize,
         len: usize,
         access: Access,
-        flags: i32,
-        fd: i32,
-        file_offset: libc::off_t,
     ) -> Result<(), Errno> {
-        enter(Call::Mmap)?;
-        // SAFETY: the range lies within this region (`address` asserts it), so
-        // only this region's own mapping is replaced.
-        let start = unsafe {
-            libc::mmap(
-                self.address(offset, len),
-                len,
-                access.bits(),
-                flags | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                fd,
-                file_offset,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        Ok(())
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: the range lies within this region, so only its own mapping is replaced.
+        unsafe { map(self.address(offset, len), len, access, flags, -1, 0) }.map(|_start| ())
     }
 
     /// Moves another region's pages over a part of this one (`mremap` with
@@ -401,22 +302,14 @@ impl Region {
     ///
     /// # Panics
     /// If the other region is kept from children, as its addresses would not be.
-    pub fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
+    pub(crate) fn move_in(&self, offset: usize, other: Region) -> Result<(), Errno> {
         assert!(other.kept.is_none(), "moved memory goes to children");
         enter(Call::Mremap)?;
         // SAFETY: the target lies within this region; the source is owned here
         // and forgotten below, as its addresses are no longer mapped.
-        let start = unsafe {
-            libc::mremap(
-                other.start.cast::<c_void>(),
-                other.len,
-                other.len,
-                libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED,
-                self.address(offset, other.len),
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(last_errno());
+        unsafe {
+            let (from, to) = (other.start.cast(), self.address(offset, other.len));
+            mremap_fixed(from, other.len, other.len, MremapFlags::MAYMOVE, to)?;
         }
         std::mem::forget(other);
         Ok(())
@@ -429,7 +322,7 @@ impl Region {
     pub fn protect(&self, offset: usize, len: usize, access: Access) -> Result<(), Errno> {
         enter(Call::Mprotect)?;
         // SAFETY: the range lies within this region.
-        check(unsafe { libc::mprotect(self.address(offset, len), len, access.bits()) })
+        check(unsafe { libc::mprotect(self.address(offset, len), len, access as i32) })
     }
 
     /// `madvise`.
@@ -437,11 +330,11 @@ impl Region {
     /// # Errors
     /// EINVAL for advice that this kernel does not know or the range does not
     /// take; EFAULT, EIO or ENOMEM when populating meets a page that cannot be read.
-    pub fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
+    pub(crate) fn advise(&self, offset: usize, len: usize, advice: Advice) -> Result<(), Errno> {
         enter(Call::Madvise)?;
         // SAFETY: the range lies within this region; what dropping pages does
         // to their content is the caller's wish and no memory of Rust's.
-        check(unsafe { libc::madvise(self.address(offset, len), len, advice.number()) })
+        check(unsafe { libc::madvise(self.address(offset, len), len, advice as i32) })
     }
 
     /// Drops pages (`MADV_DONTNEED`); those of private memory lose their content. `locked`:
@@ -450,7 +343,7 @@ impl Region {
     /// # Errors
     /// As [`advise`](Self::advise). Before Linux 5.18, of locked memory also ENOMEM at the
     /// limit of mappings; the pages may be gone then, and the range is not locked.
-    pub fn drop_pages(&self, offset: usize, len: usize, locked: bool) -> Result<(), Errno> {
+    pub(crate) fn drop_pages(&self, offset: usize, len: usize, locked: bool) -> Result<(), Errno> {
         if !locked {
             return self.advise(offset, len, Advice::DontNeed);
         }
@@ -463,14 +356,6 @@ impl Region {
         let dropped = self.advise(offset, len, Advice::DontNeed);
         let locked = self.lock_on_fault(offset, len);
         dropped.and(locked)
-    }
-
-    /// `MADV_POPULATE_READ`.
-    ///
-    /// # Errors
-    /// As [`advise`](Self::advise).
-    pub fn populate_read(&self, offset: usize, len: usize) -> Result<(), Errno> {
-        self.advise(offset, len, Advice::PopulateRead)
     }
 
     /// `mincore`: bit 0 of each byte says whether that system page's content is
@@ -503,7 +388,7 @@ impl Region {
     ///
     /// # Errors
     /// ENOMEM or EPERM beyond `RLIMIT_MEMLOCK`.
-    pub fn lock_on_fault(&self, offset: usize, len: usize) -> Result<(), Errno> {
+    pub(crate) fn lock_on_fault(&self, offset: usize, len: usize) -> Result<(), Errno> {
         enter(Call::Mlock)?;
         // SAFETY: the range lies within this region, which is mapped.
         check(unsafe { libc::mlock2(self.address(offset, len), len, libc::MLOCK_ONFAULT) })
@@ -517,11 +402,34 @@ impl Region {
     }
 }
 
+/// `mmap`, without reserving swap.
+///
+/// # Safety
+/// What is mapped at `address` is the caller's to replace, if `flags` say so.
+unsafe fn map(
+    address: *mut c_void,
+    len: usize,
+    access: Access,
+    flags: i32,
+    fd: i32,
+    file_offset: u64,
+) -> Result<*mut u8, Errno> {
+    enter(Call::Mmap)?;
+    let file_offset = libc::off_t::try_from(file_offset).map_err(|_| Errno::OVERFLOW)?;
+    let flags = flags | libc::MAP_NORESERVE;
+    // SAFETY: as the caller promises.
+    let start = unsafe { libc::mmap(address, len, access as i32, flags, fd, file_offset) };
+    if start == libc::MAP_FAILED {
+        return Err(last_errno());
+    }
+    Ok(start.cast())
+}
+
 /// Whether a system page of anonymous memory is present (`mincore`).
 ///
 /// # Errors
 /// ENOMEM where nothing is mapped.
-pub fn is_present(page: Span<'_>) -> Result<bool, Errno> {
+pub(crate) fn is_present(page: Span<'_>) -> Result<bool, Errno> {
     let mut present = 0_u8;
     enter(Call::Mincore)?;
     // SAFETY: the span is mapped by its promise; one byte is written for its page.
@@ -541,8 +449,7 @@ impl OwnProcess {
 
     /// This process, open once for all who ask, if the kernel lets a process give itself all
     /// advice (6.13; before, only what does not lose content).
-    #[must_use]
-    pub fn of_process() -> Option<Arc<Self>> {
+    pub(crate) fn of_process() -> Option<Arc<Self>> {
         static SHARED: PerProcess<OwnProcess> = PerProcess::new();
         SHARED.get(Self::try_open).ok()
     }
@@ -551,7 +458,7 @@ impl OwnProcess {
     ///
     /// # Errors
     /// EINVAL from kernels that do not let it, EPERM from a filter.
-    pub fn try_open() -> Result<Self, Errno> {
+    pub(crate) fn try_open() -> Result<Self, Errno> {
         let process = rustix::process::getpid();
         let fd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
         let own = Self(fd);
@@ -564,64 +471,40 @@ impl OwnProcess {
     ///
     /// # Errors
     /// As [`Region::advise`].
-    pub fn advise(
+    pub(crate) fn advise(
         &self,
         region: &Region,
         ranges: &[(usize, usize)],
         advice: Advice,
     ) -> Result<(), Errno> {
         for batch in ranges.chunks(Self::MAX_RANGES) {
-            let mut vectors: Vec<libc::iovec> = batch
-                .iter()
-                .map(|&(offset, len)| libc::iovec {
-                    iov_base: region.address(offset, len),
-                    iov_len: len,
-                })
-                .collect();
-            let mut rest = vectors.as_mut_slice();
-            while !rest.is_empty() {
+            let mut parts = Parts::default();
+            for &(offset, len) in batch {
+                parts.push(region.span(offset, len));
+            }
+            while !parts.vector().is_empty() {
                 enter(Call::ProcessMadvise)?;
+                let vector = parts.vector();
                 // SAFETY: every range lies within `region`; the vectors are valid
                 // for the call.
                 let done = unsafe {
                     libc::syscall(
                         libc::SYS_process_madvise,
                         self.0.as_raw_fd(),
-                        rest.as_ptr(),
-                        rest.len(),
-                        advice.number(),
+                        vector.as_ptr(),
+                        vector.len(),
+                        advice as i32,
                         0,
                     )
                 };
-                let Ok(done) = usize::try_from(done) else {
-                    return Err(last_errno());
-                };
-                rest = skip_bytes(rest, done)?;
+                match usize::try_from(done).map_err(|_| last_errno())? {
+                    0 => return Err(Errno::AGAIN),
+                    done => parts.skip(done),
+                }
             }
         }
         Ok(())
     }
-}
-
-/// The vectors behind the first `done` bytes.
-fn skip_bytes(vectors: &mut [libc::iovec], mut done: usize) -> Result<&mut [libc::iovec], Errno> {
-    if done == 0 {
-        return Err(Errno::AGAIN);
-    }
-    let whole = vectors
-        .iter()
-        .take_while(|vector| {
-            let fits = vector.iov_len <= done;
-            done -= if fits { vector.iov_len } else { 0 };
-            fits
-        })
-        .count();
-    let rest = &mut vectors[whole..];
-    if let Some(vector) = rest.first_mut() {
-        vector.iov_base = vector.iov_base.wrapping_byte_add(done);
-        vector.iov_len -= done;
-    }
-    Ok(rest)
 }
 
 /// `remap_file_pages(2)`, which Linux 4.0 and later emulate with one mapping a piece.

@@ -13,6 +13,8 @@ pub mod file;
 pub mod forever;
 pub mod fork;
 pub mod fork_lock;
+#[cfg(test)]
+pub(crate) mod forked;
 pub mod futex;
 pub mod lock;
 pub mod mm;

@@ -1,14 +1,13 @@
 //! Processes by their number and start time, so that a later process with the same number is not
 //! mistaken for an earlier one.
 
+use std::fs::File;
 use std::io::Read;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{test_kill_process, Pid};
 
-use super::call::errno_of;
-use super::call::{enter, Call};
+use super::call::{enter, errno_of, Call};
 
 /// A process of this machine, told by one that sees the same process numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +28,7 @@ struct Stat {
 fn stat(process: u32) -> Result<Stat, Errno> {
     enter(Call::Open)?;
     let path = format!("/proc/{process}/stat");
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mut file = std::fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let mut file = File::open(path).map_err(|error| errno_of(&error))?;
     // The name of a program is cut to 15 bytes, and there are 52 numbers.
     let mut text = [0; 1536];
     let count = file.read(&mut text).map_err(|error| errno_of(&error))?;
@@ -58,8 +56,7 @@ impl Owner {
     }
 
     /// Whether the process is there. Where that cannot be found out, it counts as there.
-    #[must_use]
-    pub fn lives(self) -> bool {
+    pub(crate) fn lives(self) -> bool {
         let Some(pid) = i32::try_from(self.process).ok().and_then(Pid::from_raw) else {
             return false;
         };
@@ -86,7 +83,7 @@ fn names(link: &[u8], process: u32) -> bool {
 ///
 /// # Errors
 /// ENOENT without `/proc`; EXDEV where it shows the processes of another PID namespace.
-pub fn namespaces() -> Result<[u64; 2], Errno> {
+pub(crate) fn namespaces() -> Result<[u64; 2], Errno> {
     enter(Call::Stat)?;
     let own = rustix::fs::readlink("/proc/self", Vec::new())?;
     if !names(own.to_bytes(), super::process::id()) {

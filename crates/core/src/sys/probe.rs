@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::error::{self, describe, Error};
 
-use super::call::{enter, Call};
+use super::call::{enter, errno_of, Call};
 use super::mm::{has_populate_read, system_page_bytes, Access, Advice, OwnProcess, Region};
 use super::uffd::{Delivery, FaultScope, Features, Stores, Uffd};
 use super::{cachestat, copy, file, pagemap};
@@ -151,7 +151,7 @@ pub struct Probe {
 ///
 /// # Errors
 /// ENOSYS without it, EPERM where it is refused.
-pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
+pub(crate) fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
     let uffd = Uffd::open(Stores::Fault, Delivery::Message, FaultScope::UserAndKernel)?;
     let region = Region::anonymous(system_page_bytes(), 1, Access::Write)?;
     uffd.register_missing(region.whole())?;
@@ -160,8 +160,7 @@ pub fn userfaultfd() -> Result<(Features, FaultScope), Errno> {
 
 /// Whether the kernel gives the page table of a block of memory back when the whole of it
 /// is dropped (6.14, where `CONFIG_PT_RECLAIM` is set). Found out once.
-#[must_use]
-pub fn reclaims_page_tables() -> bool {
+pub(crate) fn reclaims_page_tables() -> bool {
     const UNKNOWN: u8 = 2;
     /// Not a `Once`, which a child that is forked meanwhile would wait for: found out
     /// twice, it is the same.
@@ -203,7 +202,7 @@ pub fn kernel_release() -> String {
 ///
 /// # Errors
 /// [`Error::Unsupported`].
-pub fn check_kernel(operation: &'static str) -> error::Result<()> {
+pub(crate) fn check_kernel(operation: &'static str) -> error::Result<()> {
     if has_populate_read() {
         return Ok(());
     }
@@ -230,16 +229,13 @@ fn guard_pages() -> Result<(), Errno> {
 /// Whether a ring can be made.
 fn io_uring() -> Result<(), Errno> {
     enter(Call::RingSetup)?;
-    match io_uring::IoUring::new(1) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-    }
+    io_uring::IoUring::new(1).map(|_ring| ()).map_err(|error| errno_of(&error))
 }
 
 /// Whether the kernel has `cachestat` (6.5).
 fn has_cachestat() -> Result<(), Errno> {
     let fd = file::memory_file("fremap-probe")?;
-    cachestat::cachestat(fd.as_fd(), 0, 1).map(|_| ())
+    cachestat::cached_pages(fd.as_fd(), 0, 1).map(|_| ())
 }
 
 /// Why a feature is missing.
@@ -336,8 +332,7 @@ fn io_uring_is_disabled() -> bool {
 }
 
 /// What brings userfaultfd here, for messages of calls that need it.
-#[must_use]
-pub fn userfaultfd_remedy() -> String {
+pub(crate) fn userfaultfd_remedy() -> String {
     match userfaultfd() {
         Ok(_) => String::new(),
         Err(errno) => remedy(feature("userfaultfd"), Lack::Refused(errno)),
@@ -345,8 +340,7 @@ pub fn userfaultfd_remedy() -> String {
 }
 
 /// The same for one of the features that a userfaultfd may lack.
-#[must_use]
-pub fn userfaultfd_feature_remedy(name: &str) -> String {
+pub(crate) fn userfaultfd_feature_remedy(name: &str) -> String {
     let lack = userfaultfd().map_or(Lack::NoUserfaultfd, |_| Lack::NotOffered);
     remedy(feature(name), lack)
 }

@@ -63,22 +63,14 @@ fn map() {
 
 #[cfg(test)]
 mod tests {
+    use super::super::forked::{in_child, End};
     use super::*;
 
     #[test]
     fn a_process_and_its_child_each_have_their_number() {
         assert_eq!([id(), id()], [std::process::id(); 2]);
-        // SAFETY: the child does nothing but ask and end.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let right = id() == std::process::id() && id() == std::process::id();
-            // SAFETY: ends the child, without what it shares with its parent.
-            unsafe { libc::_exit(i32::from(!right)) };
-        }
-        let mut status = 0;
-        // SAFETY: the child is this process's own.
-        unsafe { libc::waitpid(child, &raw mut status, 0) };
-        assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 0));
+        let right = || id() == std::process::id() && id() == std::process::id();
+        assert_eq!(in_child(|| right().into()), End::Exit(1));
         assert_eq!(id(), std::process::id());
     }
 }

@@ -59,7 +59,7 @@ impl<T> Submission<'_, T> {
     ///
     /// # Errors
     /// As [`read_parts_at`] and [`write_parts_at`].
-    pub fn carry_out(&self) -> Result<usize, Errno> {
+    pub(crate) fn carry_out(&self) -> Result<usize, Errno> {
         match self.direction {
             Direction::Read => read_parts_at(self.file.as_fd(), &self.parts, self.offset_bytes),
             Direction::Write => write_parts_at(self.file.as_fd(), &self.parts, self.offset_bytes),
@@ -160,7 +160,7 @@ impl Ring {
 
     /// The ring as a queue of up to `wanted` requests for as long as `body` runs. Also says
     /// whether the ring may be used again.
-    pub fn session<'m, T, R>(
+    pub(crate) fn session<'m, T, R>(
         &mut self,
         wanted: usize,
         body: impl FnOnce(&mut dyn Queue<'m, T>) -> R,
@@ -368,7 +368,7 @@ impl RingPool {
     }
 
     /// Keeps a ring for the next call.
-    pub fn give_back(&self, ring: Ring) {
+    pub(crate) fn give_back(&self, ring: Ring) {
         let mut idle = self.idle.lock();
         if idle.len() < MAX_IDLE {
             idle.push(ring);

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicUsize
 
 use rustix::io::Errno;
 
-use super::call::{check, enter, last_errno, Call};
+use super::call::{answered, check, enter, Call};
 use super::fault_ranges::{self, Touch, Touched};
 use super::fork_lock::ForkLock;
 use super::thread::send_segv;
@@ -99,10 +99,8 @@ fn is_blocked() -> Result<bool, Errno> {
     let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
     // SAFETY: no new mask is given; the kernel fills `mask`.
     unsafe {
-        match libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()) {
-            0 => Ok(libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1),
-            _ => Err(last_errno()),
-        }
+        answered(libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()))?;
+        Ok(libc::sigismember(mask.as_ptr(), libc::SIGBUS) == 1)
     }
 }
 
@@ -153,16 +151,21 @@ fn install() -> Result<(), Errno> {
         newest.spent.store(false, Ordering::Relaxed);
         return action(Some(&our_action())).map(|_ours| ());
     }
-    // The previous handler is published before ours can run and look for it.
-    let previous =
-        Box::into_raw(Box::new(Previous { action: found, spent: AtomicBool::new(false), older }));
-    NEWEST.store(previous, Ordering::Release);
-    if let Err(errno) = action(Some(&our_action())) {
-        NEWEST.store(older, Ordering::Release);
-        return Err(errno);
-    }
+    let previous = Previous { action: found, spent: AtomicBool::new(false), older };
+    install_over(Box::into_raw(Box::new(previous)))?;
     INSTALLED.fetch_add(1, Ordering::Relaxed);
     Ok(())
+}
+
+/// Puts our handler in front of the one that is there. `previous` says which that is, and is
+/// published before ours can run and look for it.
+fn install_over(previous: *mut Previous) -> Result<(), Errno> {
+    let older = NEWEST.swap(previous, Ordering::AcqRel);
+    let installed = action(Some(&our_action()));
+    if installed.is_err() {
+        NEWEST.store(older, Ordering::Release);
+    }
+    installed.map(|_found| ())
 }
 
 fn our_action() -> libc::sigaction {
@@ -198,13 +201,10 @@ pub(super) fn install_in_child() {
         PREPARED.store(prepared, Ordering::Release);
         return;
     }
-    let older = NEWEST.load(Ordering::Acquire);
     previous.action = found;
-    previous.older = older;
-    NEWEST.store(prepared, Ordering::Release);
-    if action(Some(&our_action())).is_err() {
-        NEWEST.store(older, Ordering::Release);
-    }
+    previous.older = NEWEST.load(Ordering::Acquire);
+    // Where that fails, touches are the SIGBUS of whoever has the handler.
+    let _installed = install_over(prepared);
 }
 
 /// The handler: a copy's fault is its error, a window's is resolved, others are handed on.

@@ -96,7 +96,7 @@ impl<'a> Span<'a> {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn copy_span(self, source: Span<'_>) {
+    pub(crate) fn copy_span(self, source: Span<'_>) {
         assert_eq!(source.len, self.len, "spans of different lengths");
         // SAFETY: both are mapped by `new`'s promise; memmove allows any overlap.
         unsafe { std::ptr::copy(source.start, self.start, self.len) }
@@ -106,7 +106,7 @@ impl<'a> Span<'a> {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn copy_to(self, into: &mut [u8]) {
+    pub(crate) fn copy_to(self, into: &mut [u8]) {
         assert_eq!(into.len(), self.len, "lengths differ");
         // SAFETY: `new` promises that the span is mapped; the slice is as long.
         unsafe { std::ptr::copy(self.start, into.as_mut_ptr(), self.len) }
@@ -127,8 +127,7 @@ impl<'a> Span<'a> {
     ///
     /// # Panics
     /// If the lengths differ.
-    #[must_use]
-    pub fn equals(self, other: Span<'_>) -> bool {
+    pub(crate) fn equals(self, other: Span<'_>) -> bool {
         assert_eq!(other.len, self.len, "spans of different lengths");
         // SAFETY: both are mapped by `new`'s promise.
         unsafe { libc::memcmp(self.start.cast(), other.start.cast(), self.len) == 0 }

@@ -25,7 +25,7 @@ impl Write for Line {
 /// Writes `fremap: ` and a line to stderr, in one call. A line that cannot be
 /// written is lost: `eprintln!` would panic, and the thread that serves faults
 /// must not end because nobody reads what it says. May be called in a signal handler.
-pub fn stderr_line(line: Arguments<'_>) {
+pub(crate) fn stderr_line(line: Arguments<'_>) {
     let mut text = Line { bytes: [0; LINE_BYTES], len: 0 };
     if text.write_str("fremap: ").and_then(|()| text.write_fmt(line)).is_ok() {
         text.bytes[text.len] = b'\n';

@@ -1,8 +1,6 @@
 //! userfaultfd: the descriptor, registration, and the operations that resolve faults.
 //!
-//! The constants are defined here, because headers of current distributions lack `UFFDIO_MOVE`
-//! (6.8) and `UFFDIO_POISON` (6.6). Features are probed at run time; unknown feature bits are
-//! ignored.
+//! Defined here is what `linux-raw-sys` lacks. Features are probed at run time; unknown feature bits are ignored.
 //!
 //! # References
 //! `ioctl_userfaultfd(2)`, `Documentation/admin-guide/mm/userfaultfd.rst`
@@ -10,13 +8,18 @@
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+use linux_raw_sys::general::{
+    uffdio_api, uffdio_copy, uffdio_poison, uffdio_range, uffdio_register, uffdio_writeprotect,
+    UFFDIO_COPY_MODE_WP, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFD_API,
+    UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_MOVE, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_POISON,
+    UFFD_FEATURE_SIGBUS, UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_WP_ASYNC, UFFD_PAGEFAULT_FLAG_WP,
+    UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY,
+};
 use rustix::io::Errno;
+use rustix::mm::UserfaultfdFlags;
 
 use super::call::{check, enter, last_errno, Call};
 use super::span::{system_page_bytes, Span};
-
-const UFFD_API: u64 = 0xAA;
-const UFFD_USER_MODE_ONLY: i32 = 1;
 
 const USERFAULTFD_IOC_NEW: libc::Ioctl = 0xAA00;
 const UFFDIO_API: libc::Ioctl = 0xC018_AA3F;
@@ -27,15 +30,9 @@ const UFFDIO_MOVE: libc::Ioctl = 0xC028_AA05;
 const UFFDIO_WRITEPROTECT: libc::Ioctl = 0xC018_AA06;
 const UFFDIO_POISON: libc::Ioctl = 0xC020_AA08;
 
-const REGISTER_MODE_MISSING: u64 = 1;
-const REGISTER_MODE_WP: u64 = 2;
-const COPY_MODE_WP: u64 = 2;
 const MOVE_MODE_DONTWAKE: u64 = 1;
 const MOVE_MODE_ALLOW_SRC_HOLES: u64 = 2;
 const WRITEPROTECT_MODE_WP: u64 = 1;
-const EVENT_PAGEFAULT: u8 = 0x12;
-const PAGEFAULT_FLAG_WRITE: u64 = 1;
-const PAGEFAULT_FLAG_WP: u64 = 2;
 
 /// Descriptors that outlive mistakes have numbers from here on, if the limit allows.
 const KEEPER_FD: RawFd = 512;
@@ -47,53 +44,48 @@ const MAX_RETRIES: u32 = 1000;
 pub struct Features(u64);
 
 impl Features {
-    const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
-    const SIGBUS: u64 = 1 << 7;
-    const THREAD_ID: u64 = 1 << 8;
-    const POISON: u64 = 1 << 14;
-    const WP_ASYNC: u64 = 1 << 15;
-    const MOVE: u64 = 1 << 16;
-    const USED: u64 = Self::PAGEFAULT_FLAG_WP
-        | Self::SIGBUS
-        | Self::THREAD_ID
-        | Self::POISON
-        | Self::WP_ASYNC
-        | Self::MOVE;
+    const USED: u32 = UFFD_FEATURE_PAGEFAULT_FLAG_WP
+        | UFFD_FEATURE_SIGBUS
+        | UFFD_FEATURE_THREAD_ID
+        | UFFD_FEATURE_POISON
+        | UFFD_FEATURE_WP_ASYNC
+        | UFFD_FEATURE_MOVE;
 
-    fn without(self, bit: u64, absent: bool) -> Self {
-        Self(if absent { self.0 & !bit } else { self.0 })
+    fn has(self, bit: u32) -> bool {
+        self.0 & u64::from(bit) != 0
+    }
+
+    fn without(self, bit: u32, absent: bool) -> Self {
+        Self(if absent { self.0 & !u64::from(bit) } else { self.0 })
     }
 
     /// Faults that are SIGBUS in the thread that has them (4.14).
     #[must_use]
     pub fn signals(self) -> bool {
-        self.0 & Self::SIGBUS != 0
+        self.has(UFFD_FEATURE_SIGBUS)
     }
 
     /// Write protection of anonymous memory (5.7).
-    #[must_use]
-    pub fn write_protect(self) -> bool {
-        self.0 & Self::PAGEFAULT_FLAG_WP != 0
+    pub(crate) fn write_protect(self) -> bool {
+        self.has(UFFD_FEATURE_PAGEFAULT_FLAG_WP)
     }
 
     /// `UFFDIO_POISON` (6.6).
-    #[must_use]
-    pub fn poison(self) -> bool {
-        self.0 & Self::POISON != 0
+    pub(crate) fn poison(self) -> bool {
+        self.has(UFFD_FEATURE_POISON)
     }
 
     /// Stores to protected pages that the kernel notes without a fault, to be asked
     /// for by `PAGEMAP_SCAN` (6.7).
-    #[must_use]
-    pub fn async_writes(self) -> bool {
-        self.0 & Self::WP_ASYNC != 0 && self.write_protect()
+    pub(crate) fn async_writes(self) -> bool {
+        self.has(UFFD_FEATURE_WP_ASYNC) && self.write_protect()
     }
 
     /// `UFFDIO_MOVE` (6.8) into ranges registered for write protection, which is
     /// how frames are taken back out of a window.
     #[must_use]
     pub fn swap(self) -> bool {
-        self.0 & Self::MOVE != 0 && self.write_protect()
+        self.has(UFFD_FEATURE_MOVE) && self.write_protect()
     }
 }
 
@@ -154,50 +146,7 @@ impl Partial {
     }
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct ApiArgument {
-    api: u64,
-    features: u64,
-    ioctls: u64,
-}
-
-#[repr(C)]
-struct RangeArgument {
-    start: u64,
-    len: u64,
-}
-
-#[repr(C)]
-struct RegisterArgument {
-    range: RangeArgument,
-    mode: u64,
-    ioctls: u64,
-}
-
-/// `struct uffdio_copy` and `struct uffdio_move` are alike.
-#[repr(C)]
-struct TransferArgument {
-    dst: u64,
-    src: u64,
-    len: u64,
-    mode: u64,
-    done: i64,
-}
-
-#[repr(C)]
-struct WriteProtectArgument {
-    range: RangeArgument,
-    mode: u64,
-}
-
-#[repr(C)]
-struct PoisonArgument {
-    range: RangeArgument,
-    mode: u64,
-    updated: i64,
-}
-
+/// `struct uffd_msg` of a page fault.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Message {
@@ -220,30 +169,24 @@ pub struct Uffd {
     scope: FaultScope,
 }
 
-fn range(span: Span<'_>) -> RangeArgument {
-    RangeArgument { start: span.start() as u64, len: span.len() as u64 }
+fn range(span: Span<'_>) -> uffdio_range {
+    uffdio_range { start: span.start() as u64, len: span.len() as u64 }
 }
 
-fn open_system_call(flags: i32) -> Result<OwnedFd, Errno> {
+fn open_system_call(flags: UserfaultfdFlags) -> Result<OwnedFd, Errno> {
     enter(Call::UffdOpen)?;
-    // SAFETY: userfaultfd(2) takes flags and returns a descriptor or -1.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
-    let fd = RawFd::try_from(fd).map_err(|_| Errno::INVAL)?;
-    if fd < 0 {
-        return Err(last_errno());
-    }
-    // SAFETY: the kernel just gave us this descriptor; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    // SAFETY: of this process's memory only what is registered is changed by the descriptor.
+    unsafe { rustix::mm::userfaultfd(flags) }
 }
 
 /// `/dev/userfaultfd` (6.1): users who may open it get kernel faults, too.
-fn open_device(flags: i32) -> Result<OwnedFd, Errno> {
+fn open_device(flags: UserfaultfdFlags) -> Result<OwnedFd, Errno> {
     use rustix::fs::{Mode, OFlags};
     enter(Call::UffdOpen)?;
     let device =
         rustix::fs::open("/dev/userfaultfd", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     // SAFETY: USERFAULTFD_IOC_NEW takes flags and returns a descriptor or -1.
-    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags) };
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), USERFAULTFD_IOC_NEW, flags.bits()) };
     if fd < 0 {
         return Err(last_errno());
     }
@@ -252,7 +195,7 @@ fn open_device(flags: i32) -> Result<OwnedFd, Errno> {
 }
 
 fn open_descriptor(widest: FaultScope) -> Result<(OwnedFd, FaultScope), Errno> {
-    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
     if widest == FaultScope::UserAndKernel {
         if let Ok(fd) = open_system_call(flags) {
             return Ok((fd, FaultScope::UserAndKernel));
@@ -261,22 +204,33 @@ fn open_descriptor(widest: FaultScope) -> Result<(OwnedFd, FaultScope), Errno> {
             return Ok((fd, FaultScope::UserAndKernel));
         }
     }
-    Ok((open_system_call(flags | UFFD_USER_MODE_ONLY)?, FaultScope::UserOnly))
+    let user_only = UserfaultfdFlags::from_bits_retain(UFFD_USER_MODE_ONLY);
+    Ok((open_system_call(flags | user_only)?, FaultScope::UserOnly))
 }
 
 fn handshake(fd: &OwnedFd, features: u64) -> Result<Features, Errno> {
-    let mut argument = ApiArgument { api: UFFD_API, features, ioctls: 0 };
-    // SAFETY: the argument has the layout of struct uffdio_api.
+    let mut argument = uffdio_api { api: UFFD_API.into(), features, ioctls: 0 };
+    // SAFETY: the argument is the kernel's, and outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &raw mut argument) })?;
     Ok(Features(argument.features))
 }
 
+/// Makes a request again, for a while, as long as the kernel says EAGAIN.
+fn patiently(mut request: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    for _ in 0..MAX_RETRIES {
+        match request() {
+            Err(Errno::AGAIN) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
 /// Has the faults of a range delivered to `fd`.
-fn register(fd: &OwnedFd, range: RangeArgument, mode: u64) -> Result<(), Errno> {
+fn register(fd: &OwnedFd, range: uffdio_range, mode: u32) -> Result<(), Errno> {
     enter(Call::UffdRegister)?;
-    let mut argument = RegisterArgument { range, mode, ioctls: 0 };
-    // SAFETY: the argument has the layout of struct uffdio_register; the range is memory
-    // that fremap has mapped.
+    let mut argument = uffdio_register { range, mode: mode.into(), ioctls: 0 };
+    // SAFETY: the argument is the kernel's; the range is memory that fremap has mapped.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, &raw mut argument) })
 }
 
@@ -293,9 +247,9 @@ pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, E
     let (low, _) = open_descriptor(FaultScope::UserOnly)?;
     let fd = keeper_of(&low)?;
     drop(low);
-    handshake(&fd, Features::SIGBUS)?;
-    let range = RangeArgument { start: start as u64, len: len as u64 };
-    register(&fd, range, REGISTER_MODE_MISSING)?;
+    handshake(&fd, UFFD_FEATURE_SIGBUS.into())?;
+    let range = uffdio_range { start: start as u64, len: len as u64 };
+    register(&fd, range, UFFDIO_REGISTER_MODE_MISSING)?;
     Ok(fd)
 }
 
@@ -304,19 +258,18 @@ pub(super) fn open_in_child(start: *mut c_void, len: usize) -> Result<OwnedFd, E
 ///
 /// # Errors
 /// EAGAIN while the mapping changes.
-pub fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
+pub(crate) fn copy_in_child(uffd: RawFd, to: Span<'_>, from: Span<'_>) -> Result<(), Errno> {
     let page = system_page_bytes();
     for at in (0..to.len()).step_by(page) {
         enter(Call::UffdCopy)?;
-        let mut argument = TransferArgument {
+        let mut argument = uffdio_copy {
             dst: to.part(at, page).start() as u64,
             src: from.part(at, page).start() as u64,
             len: page as u64,
             mode: 0,
-            done: 0,
+            copy: 0,
         };
-        // SAFETY: the argument has the layout of struct uffdio_copy; both ranges are spans,
-        // mapped by their promise.
+        // SAFETY: the argument is the kernel's; both ranges are spans, mapped by their promise.
         match check(unsafe { libc::ioctl(uffd, UFFDIO_COPY, &raw mut argument) }) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(errno),
@@ -330,14 +283,14 @@ impl Uffd {
     ///
     /// # Errors
     /// ENOSYS without userfaultfd, EPERM where it is refused (seccomp).
-    pub fn supported() -> Result<Features, Errno> {
+    pub(crate) fn supported() -> Result<Features, Errno> {
         let (probe, _) = open_descriptor(FaultScope::UserAndKernel)?;
         let supported = handshake(&probe, 0)?;
-        Ok(Features(supported.0 & Features::USED)
-            .without(Features::MOVE, enter(Call::ProbeMove).is_err())
-            .without(Features::POISON, enter(Call::ProbePoison).is_err())
-            .without(Features::PAGEFAULT_FLAG_WP, enter(Call::ProbeWriteProtect).is_err())
-            .without(Features::WP_ASYNC, enter(Call::ProbeAsync).is_err()))
+        Ok(Features(supported.0 & u64::from(Features::USED))
+            .without(UFFD_FEATURE_MOVE, enter(Call::ProbeMove).is_err())
+            .without(UFFD_FEATURE_POISON, enter(Call::ProbePoison).is_err())
+            .without(UFFD_FEATURE_PAGEFAULT_FLAG_WP, enter(Call::ProbeWriteProtect).is_err())
+            .without(UFFD_FEATURE_WP_ASYNC, enter(Call::ProbeAsync).is_err()))
     }
 
     /// Opens a userfaultfd with every feature that fremap uses and this kernel has, and
@@ -355,15 +308,14 @@ impl Uffd {
         }
         let (fd, scope) = open_descriptor(widest)?;
         let features =
-            supported.without(Features::WP_ASYNC, !noted).without(Features::SIGBUS, !signals);
+            supported.without(UFFD_FEATURE_WP_ASYNC, !noted).without(UFFD_FEATURE_SIGBUS, !signals);
         handshake(&fd, features.0)?;
         let keeper = keeper_of(&fd)?;
         Ok(Self { fd, _keeper: keeper, features, scope })
     }
 
     /// What this kernel's userfaultfd has.
-    #[must_use]
-    pub fn features(&self) -> Features {
+    pub(crate) fn features(&self) -> Features {
         self.features
     }
 
@@ -383,8 +335,8 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing(&self, memory: Span<'_>) -> Result<(), Errno> {
-        register(&self.fd, range(memory), REGISTER_MODE_MISSING)
+    pub(crate) fn register_missing(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_MISSING)
     }
 
     /// Has the faults of absent pages of `memory` delivered here, and makes it a
@@ -392,8 +344,8 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_missing_and_protected(&self, memory: Span<'_>) -> Result<(), Errno> {
-        register(&self.fd, range(memory), REGISTER_MODE_MISSING | REGISTER_MODE_WP)
+    pub(crate) fn register_missing_and_protected(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP)
     }
 
     /// Makes `memory` a place that [`move_pages`](Self::move_pages) may move to,
@@ -401,8 +353,8 @@ impl Uffd {
     ///
     /// # Errors
     /// EINVAL for memory that does not take it.
-    pub fn register_move_target(&self, memory: Span<'_>) -> Result<(), Errno> {
-        register(&self.fd, range(memory), REGISTER_MODE_WP)
+    pub(crate) fn register_move_target(&self, memory: Span<'_>) -> Result<(), Errno> {
+        register(&self.fd, range(memory), UFFDIO_REGISTER_MODE_WP)
     }
 
     fn transfer(
@@ -421,16 +373,15 @@ impl Uffd {
             let answer = if moves { enter(Call::UffdMoveAnswer) } else { Ok(()) };
             // The kernel wakes nobody for what it says it has not moved.
             let quiet = if answer.is_ok() { 0 } else { MOVE_MODE_DONTWAKE };
-            let mut argument = TransferArgument {
+            let mut argument = uffdio_copy {
                 dst: to.start() as u64 + done_bytes as u64,
                 src: from.start() as u64 + done_bytes as u64,
                 len: (to.len() - done_bytes) as u64,
                 mode: mode | quiet,
-                done: 0,
+                copy: 0,
             };
             let result = enter(call).and_then(|()| {
-                // SAFETY: the argument has the layout of struct uffdio_copy and of
-                // struct uffdio_move; both ranges are spans, mapped by their promise.
+                // SAFETY: the argument is the kernel's, which struct uffdio_move is like; both ranges are spans, mapped by their promise.
                 check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) })
             });
             match result {
@@ -438,7 +389,7 @@ impl Uffd {
                 Err(errno) => {
                     // The kernel reports progress as a positive count and a
                     // lack of it as a negative errno in the same field.
-                    done_bytes += usize::try_from(argument.done).unwrap_or(0);
+                    done_bytes += usize::try_from(argument.copy).unwrap_or(0);
                     retries += 1;
                     if errno != Errno::AGAIN || retries > MAX_RETRIES {
                         return Err(Partial { done_bytes, errno });
@@ -459,11 +410,8 @@ impl Uffd {
     }
 
     /// The same with `UFFDIO_COPY_MODE_WP` (5.7): the pages arrive write-protected.
-    ///
-    /// # Errors
-    /// As [`copy`](Self::copy).
-    pub fn copy_protected(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
-        self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, COPY_MODE_WP)
+    pub(crate) fn copy_protected(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+        self.transfer(Call::UffdCopy, UFFDIO_COPY, to, from, UFFDIO_COPY_MODE_WP.into())
     }
 
     /// `UFFDIO_WRITEPROTECT` (5.7): protects pages that are present from stores, or
@@ -471,20 +419,16 @@ impl Uffd {
     ///
     /// # Errors
     /// ENOENT for a range that is not registered for it; EAGAIN while the mapping changes.
-    pub fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
+    pub(crate) fn write_protect(&self, span: Span<'_>, protect: bool) -> Result<(), Errno> {
         let mode = if protect { WRITEPROTECT_MODE_WP } else { 0 };
-        for _ in 0..MAX_RETRIES {
+        patiently(|| {
             enter(Call::UffdWriteProtect)?;
-            let mut argument = WriteProtectArgument { range: range(span), mode };
-            // SAFETY: the argument has the layout of struct uffdio_writeprotect.
-            let result = check(unsafe {
+            let mut argument = uffdio_writeprotect { range: range(span), mode };
+            // SAFETY: the argument is the kernel's, and outlives the call.
+            check(unsafe {
                 libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WRITEPROTECT, &raw mut argument)
-            });
-            if result != Err(Errno::AGAIN) {
-                return result;
-            }
-        }
-        Err(Errno::AGAIN)
+            })
+        })
     }
 
     /// `UFFDIO_MOVE` (6.8): moves all pages of `from`, which are present, to
@@ -498,7 +442,7 @@ impl Uffd {
     /// Linux 6.18 may say EEXIST for pages that it has moved: when it met one that
     /// was being migrated (compaction does that) it moves it, takes it for not
     /// moved, and finds the target taken. So after EEXIST ask where each page is.
-    pub fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+    pub(crate) fn move_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, 0)
     }
 
@@ -506,7 +450,7 @@ impl Uffd {
     ///
     /// # Errors
     /// As [`move_pages`](Self::move_pages), but for ENOENT.
-    pub fn move_present_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
+    pub(crate) fn move_present_pages(&self, to: Span<'_>, from: Span<'_>) -> Result<(), Partial> {
         self.transfer(Call::UffdMove, UFFDIO_MOVE, to, from, MOVE_MODE_ALLOW_SRC_HOLES)
     }
 
@@ -514,39 +458,32 @@ impl Uffd {
     ///
     /// # Errors
     /// EEXIST where a page is present, EINVAL on older kernels.
-    pub fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn poison(&self, span: Span<'_>) -> Result<(), Errno> {
         let mut done = 0;
-        let mut retries = 0;
-        while done < span.len() {
-            let mut argument = PoisonArgument {
-                range: range(span.part(done, span.len() - done)),
-                mode: 0,
-                updated: 0,
-            };
-            let result = enter(Call::UffdPoison).and_then(|()| {
-                // SAFETY: the argument has the layout of struct uffdio_poison.
-                check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument) })
-            });
-            match result {
-                Ok(()) => return Ok(()),
-                Err(Errno::AGAIN) if retries < MAX_RETRIES => {
-                    retries += 1;
-                    done += usize::try_from(argument.updated).unwrap_or(0);
-                }
-                Err(errno) => return Err(errno),
+        patiently(|| {
+            if done == span.len() {
+                return Ok(());
             }
-        }
-        Ok(())
+            enter(Call::UffdPoison)?;
+            let range = range(span.part(done, span.len() - done));
+            let mut argument = uffdio_poison { range, mode: 0, updated: 0 };
+            // SAFETY: the argument is the kernel's, and outlives the call.
+            let poisoned = check(unsafe {
+                libc::ioctl(self.fd.as_raw_fd(), UFFDIO_POISON, &raw mut argument)
+            });
+            done += usize::try_from(argument.updated).unwrap_or(0);
+            poisoned
+        })
     }
 
     /// `UFFDIO_WAKE` (4.3): lets the threads that wait for these pages touch them again.
     ///
     /// # Errors
     /// EINVAL for a range that is not mapped.
-    pub fn wake(&self, span: Span<'_>) -> Result<(), Errno> {
+    pub(crate) fn wake(&self, span: Span<'_>) -> Result<(), Errno> {
         enter(Call::UffdWake)?;
         let mut argument = range(span);
-        // SAFETY: the argument has the layout of struct uffdio_range.
+        // SAFETY: the argument is the kernel's, and outlives the call.
         check(unsafe { libc::ioctl(self.fd.as_raw_fd(), UFFDIO_WAKE, &raw mut argument) })
     }
 
@@ -567,11 +504,13 @@ impl Uffd {
             return Err(last_errno());
         };
         let count = read / std::mem::size_of::<Message>();
-        let of_pages = messages[..count].iter().filter(|message| message.event == EVENT_PAGEFAULT);
+        let of_pages = messages[..count]
+            .iter()
+            .filter(|message| u32::from(message.event) == UFFD_EVENT_PAGEFAULT);
         faults.extend(of_pages.map(|message| Fault {
             address: message.address,
-            stores: message.flags & PAGEFAULT_FLAG_WRITE != 0,
-            protected: message.flags & PAGEFAULT_FLAG_WP != 0,
+            stores: message.flags & u64::from(UFFD_PAGEFAULT_FLAG_WRITE) != 0,
+            protected: message.flags & u64::from(UFFD_PAGEFAULT_FLAG_WP) != 0,
             thread: message.thread as u32,
         }));
         Ok(())

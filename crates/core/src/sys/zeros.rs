@@ -11,17 +11,16 @@ use super::reserve;
 /// Shorter arrays come from the allocator: a mapping of their own would cost more.
 const LEAST_MAPPED_BYTES: usize = 64 << 10;
 
-/// Integers whose bytes may all be zero.
-pub trait Integer: sealed::Sealed + Copy + Default + std::fmt::Debug {}
-
-mod sealed {
-    pub trait Sealed {}
-}
+/// Integers.
+///
+/// # Safety
+/// Any bytes are a value, zeros are the default one, and there is nothing to drop.
+pub unsafe trait Integer: Copy + Default + std::fmt::Debug {}
 
 macro_rules! integers {
     ($($name:ty)*) => {$(
-        impl sealed::Sealed for $name {}
-        impl Integer for $name {}
+        // SAFETY: an integer.
+        unsafe impl Integer for $name {}
     )*};
 }
 integers!(u8 u16 u32 u64 u128 i64);

@@ -70,7 +70,7 @@ impl AliasMapping {
             Shown::File(file) => {
                 let (fd, file_offset) = self.store.place_of(file);
                 let access = access(entry);
-                self.region.map_file_as(self.sharing, offset, len, fd, file_offset, access)?;
+                self.region.map_file(self.sharing, offset, len, fd, file_offset, access)?;
                 if self.read_ahead() != ReadAhead::Normal {
                     self.region.advise(offset, len, advice_of(self.read_ahead()))?;
                 }
@@ -136,7 +136,7 @@ impl AliasMapping {
         let within = bytes.start as u64 - self.page.bytes_of(first.0);
         let place = file_offset + within;
         let access = access(entry);
-        self.region.map_file_as(self.sharing, bytes.start, bytes.len(), fd, place, access)?;
+        self.region.map_file(self.sharing, bytes.start, bytes.len(), fd, place, access)?;
         if self.read_ahead() != ReadAhead::Normal {
             self.region.advise(bytes.start, bytes.len(), advice_of(self.read_ahead()))?;
         }

@@ -21,7 +21,7 @@ const MOST_THREADS: usize = 8;
 
 /// What was provided ahead, and what will be.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
+pub(in crate::store) struct Ahead {
     pages: ForkLock<Pages>,
     /// Changes when pages have come, or will not.
     arrivals: AtomicU32,
@@ -58,10 +58,6 @@ impl Pages {
             self.order.retain(|page| self.kept.contains_key(page));
         }
     }
-
-    fn take(&mut self, page: u64) -> Option<Box<[u8]>> {
-        self.kept.remove(&page)
-    }
 }
 
 impl Ahead {
@@ -80,12 +76,12 @@ impl Ahead {
     }
 
     /// Whether a page was provided ahead and not read yet.
-    pub(super) fn has(&self, page: FilePage) -> bool {
+    pub(in crate::store) fn has(&self, page: FilePage) -> bool {
         self.pages().kept.contains_key(&page.0)
     }
 
     /// Forgets everything, also what is under way.
-    pub(super) fn forget(&self) {
+    pub(in crate::store) fn forget(&self) {
         let mut pages = self.pages();
         let Pages { owner, threads, forgotten, .. } = *pages;
         *pages = Pages { owner, threads, forgotten: forgotten + 1, ..Pages::default() };
@@ -99,7 +95,7 @@ impl Ahead {
         loop {
             let seen = self.arrivals.load(Ordering::Acquire);
             let mut pages = self.pages();
-            if let Some(content) = pages.take(page.0) {
+            if let Some(content) = pages.kept.remove(&page.0) {
                 return Ok(Some(content));
             }
             if !pages.under_way.contains(&page.0) {
@@ -137,8 +133,7 @@ impl Provider {
         let most = self.worker_limit.min(MOST_THREADS).min(pages.waiting.len());
         while pages.threads < most {
             let provider = Arc::downgrade(self);
-            let owner = pages.owner;
-            let bring = move || bring(&provider, owner);
+            let bring = move || bring(&provider);
             if spawn_without_signals("fremap-provide", bring).is_err() {
                 break;
             }
@@ -180,13 +175,13 @@ impl Provider {
 }
 
 /// What a thread does: one batch after another, until none waits or the store is gone.
-fn bring(provider: &Weak<Provider>, owner: u32) {
+fn bring(provider: &Weak<Provider>) {
     loop {
         let Some(provider) = provider.upgrade() else { return };
         let (next, forgotten) = {
             let mut pages = provider.ahead.pages();
             let next = pages.waiting.pop_front();
-            pages.threads -= usize::from(next.is_none() && pages.owner == owner);
+            pages.threads -= usize::from(next.is_none());
             (next, pages.forgotten)
         };
         let Some(wanted) = next else { return };

@@ -67,7 +67,7 @@ pub(crate) struct Provider {
     pool: ForkLock<Pool>,
     /// Changes when a process becomes free.
     changes: AtomicU32,
-    ahead: Ahead,
+    pub(super) ahead: Ahead,
 }
 
 #[derive(Debug, Default)]
@@ -243,20 +243,10 @@ impl Provider {
     /// Ends the processes that are not at work, and forgets what was provided ahead. They are
     /// started again when they are needed.
     pub(super) fn rest(&self) {
-        self.forget();
+        self.ahead.forget();
         let idle = std::mem::take(&mut self.pool().idle);
         drop(idle);
         self.announce();
-    }
-
-    /// Whether a page was provided ahead and not read yet.
-    pub(super) fn has(&self, page: FilePage) -> bool {
-        self.ahead.has(page)
-    }
-
-    /// Forgets what was provided ahead.
-    pub(super) fn forget(&self) {
-        self.ahead.forget();
     }
 
     fn lease(&self, found: Found) -> Lease<'_> {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use crate::error::Said;
 use crate::sys::child::{memory_to_share, Channel, Child, Ended, Program, Received};
 use crate::sys::file as sys_file;
-use crate::sys::mm::{system_page_bytes, Region};
+use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::sys::process;
 use crate::sys::span::Span;
 
@@ -101,7 +101,7 @@ impl Worker {
             u64::from(process::id()),
         ];
         write(&memory, 0, told)?;
-        let map = Region::file(memory.as_fd(), 0, layout.total_bytes())?;
+        let map = Region::file(memory.as_fd(), layout.total_bytes(), Access::Read)?;
         let (channel, theirs) = Channel::pair()?;
         let child = program.start(&[theirs.as_fd(), memory.as_fd(), payload.as_fd()])?;
         Ok(Self {
@@ -178,14 +178,10 @@ impl Worker {
 
     /// What a message says; None for the one that says that the process asks for work.
     fn take(&mut self, message: [u8; REPLY_BYTES]) -> Option<Progress> {
-        let word = |at: usize| {
-            let mut bytes = [0; 4];
-            bytes.copy_from_slice(&message[at..at + 4]);
-            u32::from_ne_bytes(bytes)
-        };
-        let number = u64::from(word(0)) | u64::from(word(4)) << 32;
-        let (errno, lengths) = (word(8), [word(12), word(16), word(20)]);
-        if number == 0 && errno == 0 {
+        let (words, _) = message.as_chunks::<4>();
+        let [low, high, errno, lengths @ ..]: [u32; REPLY_BYTES / 4] =
+            std::array::from_fn(|index| u32::from_ne_bytes(words[index]));
+        if (low, high, errno) == (0, 0, 0) {
             self.ready = Some(Instant::now());
             return None;
         }

@@ -10,17 +10,26 @@ use super::SourceLost;
 // that the way out may return from any of their instructions.
 global_asm!(
     ".pushsection .text.fremap_copy,\"ax\",@progbits",
-    ".p2align 6",
-    ".hidden fremap_copy_start",
-    ".globl fremap_copy_start",
-    "fremap_copy_start:",
-    // (rdi: into, rsi: from, rdx: bytes, rcx: next) -> eax
-    ".hidden fremap_copy_lines",
-    ".globl fremap_copy_lines",
-    ".type fremap_copy_lines,@function",
-    "fremap_copy_lines:",
+    ".macro fremap_label name",
+    ".hidden \\name",
+    ".globl \\name",
+    "\\name:",
+    ".endm",
+    ".macro fremap_begin name",
+    ".type \\name,@function",
+    "fremap_label \\name",
     ".cfi_startproc",
     "xor r10d, r10d",
+    ".endm",
+    ".macro fremap_end name",
+    "xor eax, eax",
+    "ret",
+    ".cfi_endproc",
+    ".size \\name, . - \\name",
+    ".endm",
+    // (rdi: into, rsi: from, rdx: bytes, rcx: next) -> eax
+    ".macro fremap_copy_by store, name",
+    "fremap_begin \\name",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     ".p2align 4",
@@ -30,69 +39,30 @@ global_asm!(
     "movdqu xmm1, [rsi + 16]",
     "movdqu xmm2, [rsi + 32]",
     "movdqu xmm3, [rsi + 48]",
-    "movntdq [rdi], xmm0",
-    "movntdq [rdi + 16], xmm1",
-    "movntdq [rdi + 32], xmm2",
-    "movntdq [rdi + 48], xmm3",
+    "\\store [rdi], xmm0",
+    "\\store [rdi + 16], xmm1",
+    "\\store [rdi + 32], xmm2",
+    "\\store [rdi + 48], xmm3",
     "add rcx, 64",
     "add rdi, 64",
     "add rsi, 64",
     "cmp rsi, r9",
     "jb 2b",
-    "xor eax, eax",
-    "ret",
-    ".cfi_endproc",
-    ".size fremap_copy_lines, . - fremap_copy_lines",
-    // The same arguments; what is copied stays in the caches.
-    ".hidden fremap_copy_cached",
-    ".globl fremap_copy_cached",
-    ".type fremap_copy_cached,@function",
-    "fremap_copy_cached:",
-    ".cfi_startproc",
-    "xor r10d, r10d",
-    "mov r8, rsi",
-    "lea r9, [rsi + rdx]",
-    ".p2align 4",
-    "3:",
-    "prefetcht0 [rcx]",
-    "movdqu xmm0, [rsi]",
-    "movdqu xmm1, [rsi + 16]",
-    "movdqu xmm2, [rsi + 32]",
-    "movdqu xmm3, [rsi + 48]",
-    "movdqa [rdi], xmm0",
-    "movdqa [rdi + 16], xmm1",
-    "movdqa [rdi + 32], xmm2",
-    "movdqa [rdi + 48], xmm3",
-    "add rcx, 64",
-    "add rdi, 64",
-    "add rsi, 64",
-    "cmp rsi, r9",
-    "jb 3b",
-    "xor eax, eax",
-    "ret",
-    ".cfi_endproc",
-    ".size fremap_copy_cached, . - fremap_copy_cached",
-    ".hidden fremap_copy_bytes",
-    ".globl fremap_copy_bytes",
-    ".type fremap_copy_bytes,@function",
-    "fremap_copy_bytes:",
-    ".cfi_startproc",
-    "xor r10d, r10d",
+    "fremap_end \\name",
+    ".endm",
+    ".p2align 6",
+    "fremap_label fremap_copy_start",
+    "fremap_copy_by movntdq, fremap_copy_lines",
+    // What is copied stays in the caches.
+    "fremap_copy_by movdqa, fremap_copy_cached",
+    "fremap_begin fremap_copy_bytes",
     "mov r8, rsi",
     "lea r9, [rsi + rdx]",
     "mov rcx, rdx",
     "rep movsb",
-    "xor eax, eax",
-    "ret",
-    ".cfi_endproc",
-    ".size fremap_copy_bytes, . - fremap_copy_bytes",
+    "fremap_end fremap_copy_bytes",
     // (rdi: addresses of rows, rsi: how many, rdx: bytes of each, rcx: into) -> rax
-    ".hidden fremap_copy_rows",
-    ".globl fremap_copy_rows",
-    ".type fremap_copy_rows,@function",
-    "fremap_copy_rows:",
-    ".cfi_startproc",
-    "xor r10d, r10d",
+    "fremap_begin fremap_copy_rows",
     "mov r11, rdi",
     "mov rax, rcx",
     ".p2align 4",
@@ -169,16 +139,9 @@ global_asm!(
     "add r11, 8",
     "cmp r10, rsi",
     "jb 2b",
-    "xor eax, eax",
-    "ret",
-    ".cfi_endproc",
-    ".size fremap_copy_rows, . - fremap_copy_rows",
-    ".hidden fremap_copy_end",
-    ".globl fremap_copy_end",
-    "fremap_copy_end:",
-    ".hidden fremap_copy_lost",
-    ".globl fremap_copy_lost",
-    "fremap_copy_lost:",
+    "fremap_end fremap_copy_rows",
+    "fremap_label fremap_copy_end",
+    "fremap_label fremap_copy_lost",
     "lea rax, [r10 + 1]",
     "ret",
     ".popsection",
@@ -191,51 +154,22 @@ const ROWS_AHEAD: usize = 16;
 /// fetching the next.
 const MAX_FETCHED_BYTES: usize = 2048;
 
-/// Where rows of one size are that are to be copied together.
-#[derive(Debug)]
-pub(super) struct Rows {
-    from: Vec<*mut u8>,
-}
-
-impl Rows {
-    pub(super) fn new() -> Self {
-        Self { from: Vec::new() }
-    }
-
-    #[inline]
-    pub(super) fn push(&mut self, from: Span<'_>) {
-        self.from.push(from.start());
-    }
-
-    pub(super) fn push_last_again(&mut self) {
-        self.from.extend_from_within(self.from.len() - 1..);
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.from.len()
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.from.clear();
-    }
-}
-
-/// Copies rows of `row_bytes` bytes, at least one, one after another into `into`; an
+/// Copies `rows` of `row_bytes` bytes, at least one, one after another into `into`; an
 /// error says how many were copied before the one whose source was lost.
 ///
 /// # Safety
-/// The spans that were pushed are as long and mapped still.
+/// Each address is that of so many bytes, which stay mapped.
 pub(super) unsafe fn copy_rows(
-    rows: &mut Rows,
+    rows: &mut Vec<*mut u8>,
     row_bytes: usize,
     into: Span<'_>,
 ) -> Result<(), usize> {
-    let count = rows.from.len();
+    let count = rows.len();
     assert_eq!(into.len(), count * row_bytes, "memory for as many rows");
-    let Some(&end) = rows.from.last() else { return Ok(()) };
+    let Some(&end) = rows.last() else { return Ok(()) };
     if row_bytes > MAX_FETCHED_BYTES {
         // SAFETY: as promised.
-        let row = |number: &usize| unsafe { Span::new(rows.from[*number], row_bytes) };
+        let row = |number: &usize| unsafe { Span::new(rows[*number], row_bytes) };
         for number in 0..count {
             let next = Some(number + 1).filter(|&next| next < count).as_ref().map(row);
             copy(into.part(number * row_bytes, row_bytes), row(&number), next, false)
@@ -244,12 +178,12 @@ pub(super) unsafe fn copy_rows(
         return Ok(());
     }
     // What is fetched ahead of the last rows: any address may be.
-    rows.from.resize(count + ROWS_AHEAD, end);
+    rows.resize(count + ROWS_AHEAD, end);
     // SAFETY: rows are mapped for their length, by the caller's promise; a source that
     // the kernel cannot bring raises SIGBUS, which `handler` turns into a return of the
     // row's number and one. There are as many rows behind the last as are fetched ahead.
-    let outcome = unsafe { fremap_copy_rows(rows.from.as_ptr(), count, row_bytes, into.start()) };
-    rows.from.truncate(count);
+    let outcome = unsafe { fremap_copy_rows(rows.as_ptr(), count, row_bytes, into.start()) };
+    rows.truncate(count);
     if outcome == 0 {
         Ok(())
     } else {

@@ -21,15 +21,13 @@ pub struct Caller<'m, T> {
 
 impl<T> Caller<'_, T> {
     /// For one request at a time.
-    #[must_use]
-    pub fn one_by_one() -> Self {
+    pub(crate) fn one_by_one() -> Self {
         Self { waiting: VecDeque::new(), depth: 1, advises: false }
     }
 
     /// For up to `depth` reads through the page cache, each of which the kernel is asked to read
     /// ahead when it is pushed.
-    #[must_use]
-    pub fn advising(depth: usize) -> Self {
+    pub(crate) fn advising(depth: usize) -> Self {
         Self { waiting: VecDeque::with_capacity(depth), depth, advises: true }
     }
 }

@@ -2,14 +2,10 @@
 //! `pwritev` after another.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::channel;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use rustix::io::Errno;
-
-use super::super::thread::{block_all_signals, check_room_to_start, set_signal_mask};
+use super::super::thread::Crew;
 use super::{Completion, Queue, Submission};
 
 /// Threads that are started at most.
@@ -55,57 +51,6 @@ impl<'m, T> Shared<'m, T> {
     }
 }
 
-/// Threads that serve. Dropped, they have ended, also when the body panics.
-struct Crew<'s, 'm, T> {
-    shared: &'s Shared<'m, T>,
-    threads: Vec<JoinHandle<()>>,
-    owner: u32,
-}
-
-impl<'s, 'm, T: Send> Crew<'s, 'm, T> {
-    /// Starts as many threads as it can, up to `wanted`, with all signals blocked.
-    fn start(shared: &'s Shared<'m, T>, wanted: usize) -> Result<Self, Errno> {
-        let owner = crate::sys::process::id();
-        let mut crew = Self { shared, threads: Vec::with_capacity(wanted), owner };
-        let caller = block_all_signals()?;
-        while crew.threads.len() < wanted {
-            let Ok(limited) = check_room_to_start() else { break };
-            let (runs, started) = channel();
-            let builder = Builder::new().name("fremap-io".into());
-            let body = move || {
-                let _told = runs.send(());
-                shared.serve();
-            };
-            // SAFETY: what the thread borrows is there until the crew has been dropped, which
-            // waits for it: a crew stays in `with_threads`, behind what it borrows. In a child
-            // of fork, where nobody waits, there is no such thread.
-            let Ok(thread) = (unsafe { builder.spawn_unchecked(body) }) else { break };
-            crew.threads.push(thread);
-            if limited {
-                let _told = started.recv();
-            }
-        }
-        set_signal_mask(&caller)?;
-        Ok(crew)
-    }
-}
-
-impl<T> Drop for Crew<'_, '_, T> {
-    fn drop(&mut self) {
-        if self.owner != crate::sys::process::id() {
-            // A child of fork has none of them, and one may have held the lock.
-            self.threads.drain(..).for_each(std::mem::forget);
-            return;
-        }
-        self.shared.state().over = true;
-        self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
-            // Nothing panics there.
-            let _ended = thread.join();
-        }
-    }
-}
-
 /// Runs `body` with threads as its queue: up to `wanted` of them, at most
 /// [`MAX_THREADS`], with all signals blocked.
 ///
@@ -117,12 +62,12 @@ where
 {
     let state = State { waiting: VecDeque::new(), ended: Vec::new(), over: false };
     let shared = Shared { state: Mutex::new(state), work: Condvar::new(), news: Condvar::new() };
-    let Ok(crew) = Crew::start(&shared, wanted.clamp(1, MAX_THREADS)) else { return Err(body) };
-    if crew.threads.is_empty() {
-        return Err(body);
-    }
-    let limit = crew.threads.len() * REQUESTS_PER_THREAD;
-    let mut session = Session { shared: &shared, held: 0, limit, owner: crew.owner };
+    let serve = || shared.serve();
+    // SAFETY: the session, which has the crew, is dropped when this function ends.
+    let crew = unsafe { Crew::start("fremap-io", wanted.clamp(1, MAX_THREADS), &serve) };
+    let Some(crew) = crew.ok().filter(|crew| crew.len() > 0) else { return Err(body) };
+    let limit = crew.len() * REQUESTS_PER_THREAD;
+    let mut session = Session { shared: &shared, held: 0, limit, crew };
     Ok(body(&mut session))
 }
 
@@ -131,7 +76,18 @@ struct Session<'s, 'm, T> {
     shared: &'s Shared<'m, T>,
     held: usize,
     limit: usize,
-    owner: u32,
+    /// Waited for once the session has said that all is over.
+    crew: Crew<'s>,
+}
+
+impl<T> Drop for Session<'_, '_, T> {
+    fn drop(&mut self) {
+        // In a child of fork one of the threads, which it has not, may have held the lock.
+        if self.crew.is_own() {
+            self.shared.state().over = true;
+            self.shared.work.notify_all();
+        }
+    }
 }
 
 impl<'m, T> Queue<'m, T> for Session<'_, 'm, T> {
@@ -152,7 +108,7 @@ impl<'m, T> Queue<'m, T> for Session<'_, 'm, T> {
     fn start(&mut self) {}
 
     fn wait(&mut self, _least: usize, timeout: Duration, ended: &mut Vec<Completion<'m, T>>) {
-        if self.owner != crate::sys::process::id() {
+        if !self.crew.is_own() {
             // In a child of fork nobody serves: what was in flight is its parent's.
             self.held = 0;
             return;
