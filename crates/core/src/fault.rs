@@ -157,9 +157,6 @@ pub struct Serving<S: Serve> {
 
 impl<S: Serve> Serving<S> {
     /// Has a window served, by the service that runs or a new one.
-    ///
-    /// # Errors
-    /// EAGAIN or EMFILE at the limits of threads and descriptors.
     pub fn start(service: &PerProcess<Service<S>>, server: Arc<S>) -> Result<Self, Errno> {
         let service = service.get(Service::start)?;
         let mut registry = service.shared.registry();

@@ -18,10 +18,7 @@ pub struct Changes {
 
 impl Changes {
     /// Pairs the selections up.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if their lengths differ or a window page is named twice;
-    /// [`Error::Memory`] where there is no room to find out.
+    /// Fails if their lengths differ or a window page is named twice.
     pub fn new(at: Pages<WindowPage>, file_pages: Pages<FilePage>) -> Result<Self> {
         if at.len() != file_pages.len() {
             return Err(Error::Argument(format!(
@@ -36,34 +33,22 @@ impl Changes {
     }
 
     /// The number of pairs.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.at.len()
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.at.is_empty()
-    }
-
     /// The window pages, in the caller's order.
-    #[must_use]
     pub fn window_pages(&self) -> &Pages<WindowPage> {
         &self.at
     }
 
     /// The pair at `position`.
-    #[must_use]
     pub fn pair(&self, position: usize) -> (WindowPage, FilePage) {
         (self.at.at(position), self.file_pages.at(position))
     }
 }
 
 /// Fails if a window page is named twice.
-///
-/// # Errors
-/// [`Error::Argument`] naming the page; [`Error::Memory`] where there is no room to find out.
 pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
     let Pages::List(list) = pages else { return Ok(()) };
     match first_repeat(operation, list)? {
@@ -87,9 +72,6 @@ fn first_repeat(operation: &'static str, list: &[WindowPage]) -> Result<Option<W
 
 /// The same pages, each once, sorted where they were a list: for operations
 /// that come to the same in any order.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Pages<P>> {
     Ok(match pages {
         Pages::Range(range) => Pages::Range(range.clone()),
@@ -118,9 +100,6 @@ pub enum Members {
 }
 
 /// The members of a selection.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn members<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Members> {
     Ok(match distinct(operation, pages)? {
         Pages::Range(range) => Members::Range(range),
@@ -134,7 +113,6 @@ pub fn members<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Resul
 
 impl Members {
     /// Whether a page is among them.
-    #[must_use]
     pub fn contains(&self, page: impl PageIndex) -> bool {
         match self {
             Self::Range(range) => range.contains(&page.get()),
@@ -157,7 +135,6 @@ pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> impl Iterator<I
 
 /// Joins sorted runs whose gap is at most `max_gap` pages, all of them satisfying
 /// `may_cross`: one call over a gap can be cheaper than two calls.
-#[must_use]
 pub fn join_runs(
     runs: Vec<Run<WindowPage>>,
     max_gap: u64,
@@ -196,9 +173,6 @@ impl LinearRun {
 
 /// Adds the runs of a piece of `changes` that differ from what the table shows,
 /// neighbours joined, in the caller's order. `prot` is the new protection, if any.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn add_linear_runs(
     runs: &mut Vec<LinearRun>,
     table: &Table,
@@ -225,7 +199,6 @@ pub fn add_linear_runs(
 }
 
 /// Whether the kernel keeps two neighbouring pages of an aliased window in one mapping.
-#[must_use]
 pub fn continues(left: Entry, right: Entry) -> bool {
     match (left.shown(), right.shown()) {
         (Shown::File(a), Shown::File(b)) => a.offset(1) == b && left.prot() == right.prot(),
@@ -235,9 +208,6 @@ pub fn continues(left: Entry, right: Entry) -> bool {
 }
 
 /// All pages of a table that show file pages, neighbours joined, in the window's order.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn linear_runs(table: &Table) -> Result<Vec<LinearRun>> {
     let mut runs: Vec<LinearRun> = Vec::new();
     let mut page = WindowPage(0);
@@ -269,7 +239,6 @@ fn boundaries(table: &Table, run: Run<WindowPage>) -> u64 {
 
 /// No more than how many mappings the process has at any time while `runs` are
 /// changed one after another: each end of a run that is no boundary yet may become one.
-#[must_use]
 pub fn mappings_added(table: &Table, runs: impl IntoIterator<Item = Run<WindowPage>>) -> u64 {
     let boundary = |page: WindowPage| {
         page.0 == 0

@@ -14,10 +14,8 @@ use rustix::io::Errno;
 
 use crate::calibrate::Calibration;
 use crate::engine::alias::{Alias, AliasOptions};
-use crate::engine::cached::Tracking;
-use crate::engine::{eager, paged, Engine, EngineKind, Fill};
+use crate::engine::{eager, paged, Engine, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
 use crate::room::{collected, mask, room_for};
 use crate::stats::Stats;
@@ -27,9 +25,12 @@ use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Table};
-use crate::trim::ReadAhead;
 use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
+pub use crate::engine::cached::Tracking;
+pub use crate::engine::EngineKind;
+pub use crate::fault::FaultMode;
+pub use crate::trim::ReadAhead;
 pub use choice::choose_engine;
 pub use pin::Pin;
 pub use settings::{Budget, MappingOptions};

@@ -89,10 +89,6 @@ pub struct AliasOptions {
 
 impl Alias {
     /// A window that shows what `table` says.
-    ///
-    /// # Errors
-    /// The mapping limit, a file that cannot be mapped, `RLIMIT_MEMLOCK`; a region of
-    /// another size.
     pub fn new(store: Arc<Store>, table: Table, options: AliasOptions) -> Result<Self> {
         let page = store.page_size();
         let AliasOptions { locked, sharing, limit, advice, region } = options;

@@ -39,9 +39,6 @@ impl<T> CallLock<T> {
     }
 
     /// Waits until the calls before have ended.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`](crate::error::Error::Interrupted).
     pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<CallGuard<'_, T>> {
         let mut queue = lock(&self.queue);
         while queue.taken {

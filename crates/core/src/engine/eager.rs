@@ -134,9 +134,6 @@ fn check_page_tables(window_bytes: u64) -> Result<()> {
 }
 
 /// A window that is to show what `table` says, none of it loaded yet.
-///
-/// # Errors
-/// If memory cannot be mapped or locked.
 pub fn open(
     store: Arc<Store>,
     table: Table,

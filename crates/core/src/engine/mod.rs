@@ -82,9 +82,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     }
 
     /// Leaves a part of the budget to others, where it is the window's own.
-    ///
-    /// # Errors
-    /// At the limit of threads.
     fn lower_budget(&self, _bytes: u64) -> Result<()> {
         Ok(())
     }
@@ -95,10 +92,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     }
 
     /// Changes what window pages show.
-    ///
-    /// # Errors
-    /// Before any change: a placed page that would be lost, too many mappings.
-    /// On the way: I/O, with the number of pages completed.
     fn remap(
         &self,
         changes: &Changes,
@@ -107,9 +100,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<Vec<bool>>;
 
     /// Makes pages present: all, or those in the page cache.
-    ///
-    /// # Errors
-    /// I/O, with the number of pages completed.
     fn populate(
         &self,
         pages: &Pages<WindowPage>,
@@ -118,9 +108,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<Vec<bool>>;
 
     /// Drops pages from the window.
-    ///
-    /// # Errors
-    /// Before any change: a placed page that would be lost.
     fn evict(
         &self,
         pages: &Pages<WindowPage>,
@@ -129,9 +116,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<()>;
 
     /// Changes the protection of pages and keeps their content.
-    ///
-    /// # Errors
-    /// Protection that the engine does not have; I/O where content comes back.
     fn protect(
         &self,
         pages: &Pages<WindowPage>,
@@ -141,9 +125,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Gives pages content of their own: `data` (one page for all, or as many
     /// bytes as the pages have), or what they show now.
-    ///
-    /// # Errors
-    /// A page that shows nothing has no content to keep; I/O where it is read.
     fn place(
         &self,
         pages: &Pages<WindowPage>,
@@ -152,46 +133,29 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<()>;
 
     /// Writes changed pages to the store, to the point of being durable.
-    ///
-    /// # Errors
-    /// I/O.
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
     /// Takes into pages what the store has of them since it had `had_bytes`, where they were
     /// loaded when it ended within them. What was written to them up to there is written.
-    ///
-    /// # Errors
-    /// I/O; what was not taken in is by the next call.
+    /// If it fails, the next call goes on with it.
     fn reload_grown(&self, _had_bytes: u64, _interrupt: &dyn Interrupt) -> Result<()> {
         Ok(())
     }
 
     /// Which of `pages` have content that the store does not have.
-    ///
-    /// # Errors
-    /// If the engine cannot tell.
     fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// Keeps pages, each named once, in the window, whatever its budget, until they are
     /// unpinned as often.
-    ///
-    /// # Errors
-    /// Before any change: more than the budget, or an engine that cannot.
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
     /// Ends a [`pin`](Self::pin).
     fn unpin(&self, pages: &Pages<WindowPage>);
 
     /// Which of `pages` can be touched without a fault.
-    ///
-    /// # Errors
-    /// Where the kernel does not tell.
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// The word of each of `pages`.
-    ///
-    /// # Errors
-    /// If there is no memory for them.
     fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
 
     /// Counters and state.

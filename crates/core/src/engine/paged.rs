@@ -417,9 +417,6 @@ pub struct PagedOptions<'c> {
 }
 
 /// Makes a window that shows what `table` says, and starts to serve its faults.
-///
-/// # Errors
-/// Where userfaultfd is refused, memory cannot be locked, or a limit is met.
 pub fn open(
     store: Arc<Store>,
     table: Table,

@@ -40,18 +40,13 @@ pub trait Trimmed: Send + Sync + 'static {
 
     /// Has these ranges of bytes unmapped, and their page tables go; touches bring the pages
     /// back. What the window has of its own stays.
-    ///
-    /// # Errors
-    /// EINVAL for pages that are locked.
+    /// Fails (EINVAL) for pages that are locked.
     fn give_back(&self, pagemap: &PageMap, ranges: &[Range<usize>]) -> Result<(), Errno>;
 
     /// Whether the kernel may keep some of what is given back.
     fn keeps_some(&self) -> bool;
 
     /// Has the kernel read ahead so.
-    ///
-    /// # Errors
-    /// None that a mapping of a file is known to give.
     fn advise(&self, advice: ReadAhead) -> Result<(), Errno>;
 }
 
@@ -79,16 +74,12 @@ pub struct Limit {
 
 impl Limit {
     /// A limit for one window.
-    #[must_use]
     pub fn new(bytes: u64) -> Arc<Self> {
         Arc::new(Self { bytes: bytes.into(), shared: None, window_bytes: AtomicU64::new(0) })
     }
 
     /// The limit that all windows share which are given none: one share of what "auto" budgets
     /// come to together.
-    ///
-    /// # Errors
-    /// If the kernel does not say how much memory is available.
     pub fn automatic() -> Result<Arc<Self>> {
         let trimmer = Trimmer::of_this_process();
         if let Some(limit) = trimmer.state().automatic.upgrade() {
@@ -112,7 +103,6 @@ impl Limit {
     }
 
     /// The limit.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.shared {
             Some(reservation) => reservation.bytes(),
@@ -279,9 +269,6 @@ impl std::fmt::Debug for Registration {
 
 impl Registration {
     /// Has a window kept to a limit from now on, and its read-ahead follow how it is touched.
-    ///
-    /// # Errors
-    /// At the limit of threads or descriptors; where `/proc` is not mounted.
     pub fn new(target: Arc<dyn Trimmed>, limit: Option<Arc<Limit>>, adapts: bool) -> Result<Self> {
         let trimmer = Trimmer::of_this_process();
         let bytes = target.memory().len() as u64;
@@ -316,15 +303,11 @@ impl Registration {
     }
 
     /// What the window may have mapped, with all that share its limit.
-    #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
         self.watched.limit.as_deref()
     }
 
     /// Leaves a part of the limit to others; a thread is there if that makes it tight.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
     pub fn lower_limit(&self, bytes: u64) -> Result<()> {
         let Some(limit) = &self.watched.limit else { return Ok(()) };
         limit.lower(bytes);
@@ -336,7 +319,6 @@ impl Registration {
     }
 
     /// What was done for it.
-    #[must_use]
     pub fn counters(&self) -> &TrimCounters {
         &self.watched.counters
     }

@@ -59,7 +59,6 @@ pub struct Budget {
 }
 
 /// Pages that are read at once for faults that run forwards, at most.
-#[must_use]
 pub fn cluster_pages(page: PageSize, page_count: u64) -> u64 {
     page.index_of(CLUSTER_BYTES).clamp(1, page_count)
 }
@@ -91,7 +90,6 @@ pub struct Division {
 
 impl Dimensions {
     /// What the window takes if all of its pages are present: it never needs more.
-    #[must_use]
     pub fn whole_bytes(self) -> u64 {
         let Self { page_count, page, chunk_pages, tracking } = self;
         let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
@@ -101,9 +99,6 @@ impl Dimensions {
     }
 
     /// Divides a budget, if the window does not fit into it whole.
-    ///
-    /// # Errors
-    /// [`Error::Budget`] for one that is too small.
     pub fn divide(self, budget_bytes: u64) -> Result<Option<Division>> {
         if self.whole_bytes() <= budget_bytes {
             return Ok(None);

@@ -115,9 +115,6 @@ pub struct Cleaner {
 
 impl Cleaner {
     /// Has a window's pages written when it asks for that.
-    ///
-    /// # Errors
-    /// EAGAIN at the limit of threads.
     pub fn start<F: Frames>(window: Arc<SharedWindow<F>>) -> Result<Self, Errno> {
         Ok(Self::of(THREAD.get(CleaningThread::start)?, window))
     }
@@ -149,7 +146,6 @@ impl Cleaner {
     }
 
     /// Asks, and waits a moment until something was written; says whether it was.
-    #[must_use]
     pub fn wait(&self) -> bool {
         let Some(thread) = &self.thread else { return false };
         let mut board = lock(&thread.signal.board);
@@ -311,9 +307,7 @@ impl<F: Frames> Clean for SharedWindow<F> {
 impl<F: Frames> SharedWindow<F> {
     /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
     /// which stay where they are.
-    ///
-    /// # Errors
-    /// I/O, or an interrupt: the pages are changed as before.
+    /// If that fails they are dirty as before.
     pub(super) fn clean(
         &self,
         operation: &'static str,

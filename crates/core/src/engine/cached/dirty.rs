@@ -34,9 +34,6 @@ pub(super) fn content_hash(content: Span<'_>) -> u128 {
 impl<F: Frames> SharedWindow<F> {
     /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been written
     /// to. A window that is large and little used is asked for little.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory).
     pub(super) fn used_pieces(
         &self,
         operation: &'static str,

@@ -268,9 +268,6 @@ pub struct IsolatedFrames(Option<FrameStack>);
 
 impl IsolatedFrames {
     /// Memory to isolate pages in, mapped now, so that a fault need not have it mapped.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub fn of_pages(frames: &dyn Userfault, page: PageSize) -> Result<Self, Errno> {
         let mut isolated = Self::default();
         isolated.ready(frames, page)?;
@@ -278,18 +275,12 @@ impl IsolatedFrames {
     }
 
     /// Memory for free frames of `page_count` pages of a window in which writes are not noticed.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub fn of_runs(frames: &dyn Userfault, page: PageSize, page_count: u64) -> Result<Self, Errno> {
         let bytes = page.bytes_of(page_count) as usize;
         Ok(Self(Some(FrameStack::new(frames, page, bytes, 0)?)))
     }
 
     /// The frames, in memory that pages can be isolated in.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub(super) fn ready(
         &mut self,
         frames: &dyn Userfault,
@@ -429,7 +420,6 @@ impl FrameStack {
     }
 
     /// Memory for a run of `len` bytes, if free frames are there for most of it.
-    #[must_use]
     pub fn memory_for_run(&self, len: usize) -> Option<Span<'_>> {
         let enough = len >= LEAST_RUN * system_page_bytes() && 2 * self.free_bytes > len;
         enough.then(|| self.region.span(self.free_bytes.saturating_sub(len), len))
@@ -437,9 +427,7 @@ impl FrameStack {
 
     /// Moves the last `len` bytes, all of which were filled, into absent pages of the window at
     /// `offset`.
-    ///
-    /// # Errors
-    /// Where it stopped; pages behind that are absent.
+    /// Fails with where it stopped: pages behind that are absent.
     pub fn put(
         &mut self,
         frames: &dyn Userfault,

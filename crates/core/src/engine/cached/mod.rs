@@ -115,9 +115,6 @@ pub struct Cached<F> {
 
 impl<F: Frames> Cached<F> {
     /// A window of the store's pages as `table` says, all absent.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] where there is no room to keep track of so many pages.
     pub fn new(
         store: Arc<Store>,
         frames: F,
@@ -170,7 +167,6 @@ impl<F: Frames> Cached<F> {
 
     /// Pages of a chunk of staging memory, where no budget divides it. Where writes are
     /// noticed pages are copied out of it, and are still in the processor's cache then.
-    #[must_use]
     pub fn chunk_pages(
         page: PageSize,
         table: &Table,
@@ -189,7 +185,6 @@ impl<F: Frames> Cached<F> {
 
     /// The same engine, its faults served as long as `serving` is there, or in the threads that
     /// have them.
-    #[must_use]
     pub fn served_by(mut self, serving: Option<Serving>, resolving: Resolving) -> Self {
         self.serving = serving;
         self.resolving = Some(resolving);
@@ -619,7 +614,6 @@ impl<F: Frames> Engine for Cached<F> {
 }
 
 /// Where a window page begins.
-#[must_use]
 pub fn offset_of(page: PageSize, window_page: WindowPage) -> usize {
     page.bytes_of(window_page.0) as usize
 }

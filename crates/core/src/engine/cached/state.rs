@@ -106,13 +106,11 @@ impl State {
     }
 
     /// The word of a page.
-    #[must_use]
     pub fn get(&self, page: WindowPage) -> Entry {
         self.table.get(page)
     }
 
     /// Pages that calls are about to change.
-    #[must_use]
     pub fn held_pages(&self) -> u64 {
         self.table.counts().held
     }
