@@ -12,13 +12,14 @@ mod polling;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use crate::sys::arrivals::{Arrivals, MOST_ARRIVALS};
+use crate::sys::lock::lock;
 use crate::sys::per_process::PerProcess;
 use crate::sys::poller::Poller;
 use crate::sys::process;
@@ -133,12 +134,6 @@ struct ServiceState<S> {
     left: Condvar,
 }
 
-impl<S> ServiceState<S> {
-    fn registry(&self) -> MutexGuard<'_, Registry<S>> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The running service; dropped, it ends.
 #[derive(Debug)]
 pub struct Service<S: Serve> {
@@ -159,7 +154,7 @@ impl<S: Serve> Serving<S> {
     /// Has a window served, by the service that runs or a new one.
     pub fn start(service: &PerProcess<Service<S>>, server: Arc<S>) -> Result<Self, Errno> {
         let service = service.get(Service::start)?;
-        let mut registry = service.shared.registry();
+        let mut registry = lock(&service.shared.registry);
         let name = registry.next;
         registry.next += 1;
         registry.windows.insert(name, Arc::clone(&server));
@@ -210,7 +205,7 @@ impl<S: Serve> Drop for Service<S> {
             std::mem::forget(thread);
             return;
         }
-        self.shared.registry().ends = true;
+        lock(&self.shared.registry).ends = true;
         self.shared.waker.set();
         if thread.join().is_err() {
             stderr_line(format_args!("the thread that serves faults had panicked at its end"));
@@ -230,7 +225,7 @@ impl<S: Serve> Drop for Serving<S> {
         self.server.leave();
         // A copy of the descriptor, as in a child of fork, would keep it there.
         let _removed = shared.poller.remove(self.server.uffd().fd());
-        let mut registry = shared.registry();
+        let mut registry = lock(&shared.registry);
         registry.windows.remove(&self.name);
         registry.leaving.push(self.name);
         shared.waker.set();
@@ -331,7 +326,7 @@ impl<S: Serve> Loop<S> {
     /// Forgets windows that are gone. Returns false when the service ends.
     fn follow(&mut self) -> bool {
         self.shared.waker.clear();
-        let mut registry = self.shared.registry();
+        let mut registry = lock(&self.shared.registry);
         for name in std::mem::take(&mut registry.leaving) {
             if let Some(arrivals) = &mut self.arrivals {
                 arrivals.retain(|&(of, _)| of != name);
@@ -354,7 +349,7 @@ impl<S: Serve> Loop<S> {
     }
 
     fn window(&self, name: u64) -> Option<Arc<S>> {
-        self.shared.registry().windows.get(&name).cloned()
+        lock(&self.shared.registry).windows.get(&name).cloned()
     }
 
     fn serve_window(&mut self, name: u64, faults: &mut Vec<Fault>) {

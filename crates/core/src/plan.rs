@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::room::{push, room_for};
+use crate::room::{collected, push};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
@@ -51,23 +51,45 @@ impl Changes {
 /// Fails if a window page is named twice.
 pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
     let Pages::List(list) = pages else { return Ok(()) };
-    match first_repeat(operation, list)? {
-        Some(page) => Err(Error::Argument(format!(
+    if list.windows(2).all(|pair| pair[0] < pair[1]) {
+        return Ok(());
+    }
+    let mut sorted = collected(operation, list.iter().copied())?;
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::Argument(format!(
             "{operation}: window page {} is named twice; a window page shows one content",
-            page.0
+            pair[0].0
         ))),
         None => Ok(()),
     }
 }
 
-/// The smallest page that a list names twice.
-fn first_repeat(operation: &'static str, list: &[WindowPage]) -> Result<Option<WindowPage>> {
-    if list.windows(2).all(|pair| pair[0] < pair[1]) {
-        return Ok(None);
+/// Fails if a page was placed, so that its content would be lost.
+pub fn check_placed(
+    table: &Table,
+    operation: &'static str,
+    pages: &Pages<WindowPage>,
+    discard: bool,
+) -> Result<()> {
+    if discard || table.counts().placed == 0 {
+        return Ok(());
     }
-    let mut sorted = copied(operation, list)?;
-    sorted.sort_unstable();
-    Ok(sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]))
+    match pages.iter().find(|page| table.get(*page).shown() == Shown::Placed) {
+        Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
+        None => Ok(()),
+    }
+}
+
+/// Fails if a page has no content that `place` could keep.
+pub fn check_shown(table: &Table, pages: &Pages<WindowPage>) -> Result<()> {
+    match pages.iter().find(|page| table.get(*page).shown() == Shown::Nothing) {
+        Some(page) => Err(Error::Argument(format!(
+            "place: window page {} shows nothing, so there is no content to keep; pass data",
+            page.0
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// The same pages, each once, sorted where they were a list: for operations
@@ -76,7 +98,7 @@ pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Resu
     Ok(match pages {
         Pages::Range(range) => Pages::Range(range.clone()),
         Pages::List(list) => {
-            let mut sorted = copied(operation, list)?;
+            let mut sorted = collected(operation, list.iter().copied())?;
             sorted.sort_unstable();
             sorted.dedup();
             Pages::List(sorted)
@@ -84,39 +106,21 @@ pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Resu
     })
 }
 
-fn copied<P: Copy>(operation: &'static str, list: &[P]) -> Result<Vec<P>> {
-    let mut copy = room_for(operation, list.len())?;
-    copy.extend_from_slice(list);
-    Ok(copy)
-}
-
-/// Which pages a selection has, to be asked often.
+/// The pages of a selection, to be asked often: sorted where they are a list.
 #[derive(Clone, Debug)]
-pub enum Members {
-    /// Consecutive ones.
-    Range(std::ops::Range<u64>),
-    /// Sorted ones.
-    List(Vec<u64>),
-}
+pub struct Members(Pages<WindowPage>);
 
 /// The members of a selection.
-pub fn members<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Members> {
-    Ok(match distinct(operation, pages)? {
-        Pages::Range(range) => Members::Range(range),
-        Pages::List(list) => {
-            let mut members = room_for(operation, list.len())?;
-            members.extend(list.into_iter().map(PageIndex::get));
-            Members::List(members)
-        }
-    })
+pub fn members(operation: &'static str, pages: &Pages<WindowPage>) -> Result<Members> {
+    distinct(operation, pages).map(Members)
 }
 
 impl Members {
     /// Whether a page is among them.
-    pub fn contains(&self, page: impl PageIndex) -> bool {
-        match self {
-            Self::Range(range) => range.contains(&page.get()),
-            Self::List(list) => list.binary_search(&page.get()).is_ok(),
+    pub fn contains(&self, page: WindowPage) -> bool {
+        match &self.0 {
+            Pages::Range(range) => range.contains(&page.0),
+            Pages::List(list) => list.binary_search(&page).is_ok(),
         }
     }
 }

@@ -340,11 +340,9 @@ impl Table {
         counts.held = add(counts.held, u64::from(entry.held()));
     }
 
-    /// Changes the word of `page` and returns what it was.
-    pub fn update(&mut self, page: WindowPage, change: impl FnOnce(Entry) -> Entry) -> Entry {
-        let old = self.get(page);
-        self.set(page, change(old));
-        old
+    /// Changes the word of `page`.
+    pub fn update(&mut self, page: WindowPage, change: impl FnOnce(Entry) -> Entry) {
+        self.set(page, change(self.get(page)));
     }
 
     /// Whether a page of `run` satisfies `test`.

@@ -6,7 +6,7 @@
 //! that would come too close to that limit fails before any change.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
@@ -19,13 +19,14 @@ mod remapping;
 
 use self::mapped::{access, one_file_each, AliasMapping};
 use self::remapping::Remapping;
-use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::fault_ranges::{Explain, Explaining};
+use crate::sys::lock::lock;
 use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::span::Span;
@@ -177,21 +178,6 @@ impl Alias {
         Self::change(table, run.window, entry_of, |entry| self.map(entry, run.window))?;
         // Where this fails the run shows what the table says, and is rolled back.
         self.lock_again(run.window)
-    }
-
-    fn check_placed(
-        table: &Table,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        discard: bool,
-    ) -> Result<()> {
-        if discard || table.counts().placed == 0 {
-            return Ok(());
-        }
-        match pages.iter().find(|page| table.get(*page).shown() == Shown::Placed) {
-            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
-            None => Ok(()),
-        }
     }
 
     /// Makes the chosen positions present: starts their reads, then maps them.
@@ -375,7 +361,7 @@ impl Engine for Alias {
         let _turn = self.calls.take(interrupt)?;
         let pages = changes.window_pages();
         let fail = |errno| Error::system("remap", errno);
-        Self::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
+        plan::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
         let plan = self.plan(changes, options, interrupt)?;
         let Remapping { entries, runs, mut replaced } = plan;
         let windows = runs.iter().map(|run| run.window);
@@ -434,7 +420,7 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
-        Self::check_placed(&lock(&self.table), "evict", pages, discard)?;
+        plan::check_placed(&lock(&self.table), "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
         let pages = plan::distinct("evict", pages)?;
         for start in (0..pages.len()).step_by(EVICTED_PAGES) {
@@ -518,12 +504,8 @@ impl Engine for Alias {
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
         let table = lock(&self.table);
-        let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
-        if let (None, Some(page)) = (data, pages.iter().find(nothing)) {
-            return Err(Error::Argument(format!(
-                "place: window page {} shows nothing, so there is no content to keep; pass data",
-                page.0
-            )));
+        if data.is_none() {
+            plan::check_shown(&table, pages)?;
         }
         let alone = pages.iter().map(|page| Run { first: page, count: 1 });
         mappings::reserve("place", plan::mappings_added(&table, alone))?;
@@ -622,14 +604,7 @@ impl Engine for Alias {
     }
 
     fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        let mut entries = room_for("mapping", pages.len())?;
-        for first in (0..pages.len()).step_by(ENTRIES_STEP) {
-            interrupt.check()?;
-            let table = lock(&self.table);
-            let positions = first..pages.len().min(first + ENTRIES_STEP);
-            entries.extend(positions.map(|position| table.get(pages.at(position))));
-        }
-        Ok(entries)
+        self.entries_of("mapping", pages, interrupt)
     }
 
     fn stats(&self) -> Stats {
@@ -648,8 +623,7 @@ impl Engine for Alias {
             page_table_bytes: tables,
             budget_bytes: trimming.and_then(Registration::limit).map_or(0, Limit::bytes),
             table_bytes,
-            blocks_trimmed: trimming
-                .map_or(0, |trimming| trimming.counters().blocks.load(Ordering::Relaxed)),
+            blocks_trimmed: trimming.map_or(0, Registration::blocks_trimmed),
             ..Stats::of(&self.counters)
         }
     }

@@ -96,8 +96,9 @@ impl Frames for EagerFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if self.guards {
-            let process = self.process.as_deref();
-            return advise_ranges(process, &self.region, ranges, Advice::GuardInstall);
+            let (process, advice) = (self.process.as_deref(), Advice::GuardInstall);
+            let each = |offset, len| self.region.advise(offset, len, advice);
+            return advise_ranges(process, &self.region, ranges, advice, each);
         }
         // Each range can become a mapping of its own, and split another.
         mappings::reserve("evict", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;

@@ -11,7 +11,6 @@ pub mod eager;
 pub mod paged;
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -162,42 +161,21 @@ pub trait Engine: Send + Sync + fmt::Debug {
     fn stats(&self) -> Stats;
 }
 
-/// Gives advice on ranges (offset, length): in one call where the kernel lets
-/// it, else, or when that fails (a filter may have been installed since), in one each.
+/// Gives advice on ranges (offset, length): in one call where the kernel lets it, else, or when
+/// that fails (a filter may have been installed since), by `each`.
 pub(crate) fn advise_ranges(
     process: Option<&OwnProcess>,
     region: &Region,
     ranges: &[(usize, usize)],
     advice: Advice,
+    each: impl Fn(usize, usize) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     if let Some(process) = process {
         if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
             return Ok(());
         }
     }
-    ranges.iter().try_for_each(|&(offset, len)| region.advise(offset, len, advice))
-}
-
-/// Drops the pages of ranges (offset, length), in one call where the kernel lets it.
-pub(crate) fn drop_ranges(
-    process: Option<&OwnProcess>,
-    region: &Region,
-    ranges: &[(usize, usize)],
-    locked: bool,
-) -> Result<(), Errno> {
-    if let Some(process) = process {
-        let advice = if locked { Advice::DontNeedLocked } else { Advice::DontNeed };
-        if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
-            return Ok(());
-        }
-    }
-    ranges.iter().try_for_each(|&(offset, len)| region.drop_pages(offset, len, locked))
-}
-
-/// Locks, whether or not a thread panicked while it held the lock: every state
-/// behind one of our locks is valid between any two statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    ranges.iter().try_for_each(|&(offset, len)| each(offset, len))
 }
 
 /// Where the bytes of `position` of a selection are in what `place` was given.

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::cached::{
     cluster_pages, Before, Cached, Dimensions, Filled, Frames, Serving, Tracking, Userfault,
 };
-use super::{drop_ranges, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::fault::{FaultMode, Service, Serving as ServedWindow};
@@ -266,7 +266,9 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        drop_ranges(self.process.as_deref(), &self.region, ranges, self.locked)
+        let advice = if self.locked { Advice::DontNeedLocked } else { Advice::DontNeed };
+        let each = |offset, len| self.region.drop_pages(offset, len, self.locked);
+        advise_ranges(self.process.as_deref(), &self.region, ranges, advice, each)
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::{Serve, ServiceState};
+use crate::sys::lock::lock;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
@@ -66,12 +67,6 @@ struct JobQueue<S: Serve> {
     more: Condvar,
 }
 
-impl<S: Serve> JobQueue<S> {
-    fn jobs(&self) -> MutexGuard<'_, Jobs<S>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The helpers of a service, of which there may be none at the moment. Dropped, they have ended.
 pub(super) struct Helpers<S: Serve> {
     shared: Arc<ServiceState<S>>,
@@ -94,9 +89,9 @@ impl<S: Serve> Helpers<S> {
 
     /// Gives a fault to a helper. If no thread can be started, this thread serves it.
     pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
-        *self.shared.registry().helped.entry(name).or_insert(0) += 1;
+        *lock(&self.shared.registry).helped.entry(name).or_insert(0) += 1;
         let job = Job { name, server: Arc::clone(server), ticket };
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         jobs.waiting.push_back(job);
         let ready = jobs.waiting.iter().filter(|job| jobs.is_ready(job)).count();
         if ready == 0 {
@@ -121,7 +116,7 @@ impl<S: Serve> Helpers<S> {
             self.threads.push(thread);
             return;
         }
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         jobs.threads -= 1;
         let own = if jobs.threads == 0 { jobs.waiting.pop_back() } else { None };
         drop(jobs);
@@ -132,7 +127,7 @@ impl<S: Serve> Helpers<S> {
 
     /// Forgets what a window that is closed still had to wait for; says how much that was.
     pub(super) fn forget(&mut self, name: u64) -> usize {
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         let before = jobs.waiting.len();
         jobs.waiting.retain(|job| job.name != name);
         before - jobs.waiting.len()
@@ -141,7 +136,7 @@ impl<S: Serve> Helpers<S> {
 
 impl<S: Serve> Drop for Helpers<S> {
     fn drop(&mut self) {
-        self.queue.jobs().ends = true;
+        lock(&self.queue.jobs).ends = true;
         self.queue.more.notify_all();
         for thread in self.threads.drain(..) {
             // One that panics ends the process.
@@ -156,7 +151,7 @@ fn end<S: Serve>(shared: &ServiceState<S>, job: Job<S>) {
     server.wait_and_serve(ticket, &mut waiting);
     // Who closes the window has it alone then.
     drop(server);
-    let mut registry = shared.registry();
+    let mut registry = lock(&shared.registry);
     registry.found.extend(waiting.into_iter().map(|fault| (name, fault)));
     registry.served.push(name);
     if registry.ended(name, 1) {
@@ -168,13 +163,13 @@ fn end<S: Serve>(shared: &ServiceState<S>, job: Job<S>) {
 }
 
 fn run<S: Serve>(shared: &ServiceState<S>, queue: &JobQueue<S>) {
-    let mut jobs = queue.jobs();
+    let mut jobs = lock(&queue.jobs);
     loop {
         if let Some(job) = jobs.next() {
             drop(jobs);
             let name = job.name;
             end(shared, job);
-            jobs = queue.jobs();
+            jobs = lock(&queue.jobs);
             jobs.ended(name);
             continue;
         }

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use crate::engine::lock;
 use crate::error;
 use crate::plan::LinearRun;
 use crate::room::collected;
 use crate::store::Store;
+use crate::sys::lock::lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::reclaims_page_tables;

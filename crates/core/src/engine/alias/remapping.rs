@@ -2,10 +2,11 @@
 
 use super::mapped::{access, one_file_each};
 use super::Alias;
-use crate::engine::{lock, room_for, RemapOptions};
+use crate::engine::{room_for, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::copied;
+use crate::sys::lock::lock;
 use crate::sys::mm::Access;
 use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Shown, Table};

@@ -233,14 +233,7 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let nothing =
-            |page: &WindowPage| self.shared.state.lock().get(*page).shown() == Shown::Nothing;
-        if let Some(page) = pages.iter().find(nothing) {
-            return Err(Error::Argument(format!(
-                "place: window page {} shows nothing, so there is no content to keep; pass data",
-                page.0
-            )));
-        }
+        plan::check_shown(&self.shared.state.lock().table, pages)?;
         let keep = self.kept("place", pages)?;
         self.check_budget("place", pages)?;
         // What is loaded here is made the page's own below. Evicted in between it would be a

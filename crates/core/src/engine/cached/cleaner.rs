@@ -17,8 +17,8 @@ use rustix::io::Errno;
 
 use super::frames::Frames;
 use super::SharedWindow;
-use crate::engine::lock;
 use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::sys::lock::lock;
 use crate::sys::per_process::PerProcess;
 use crate::sys::process;
 use crate::sys::stderr_line::stderr_line;

@@ -98,10 +98,7 @@ impl<F: Frames> SharedWindow<F> {
 
     /// Protects pages, so that the next write to each is a fault, where faults note writes.
     pub(super) fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        match (self.frames.tracking(), self.frames.userfault()) {
-            (Some(Tracking::Faults), Some(frames)) => frames.protect_from_writes(ranges),
-            _ => Ok(()),
-        }
+        self.frames.userfault().map_or(Ok(()), |frames| frames.protect_from_writes(ranges))
     }
 
     /// Marks all pages of the window in the table that were written to, if only the kernel

@@ -145,7 +145,7 @@ impl<F: Frames> Cached<F> {
             unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
         };
         for page in run.pages() {
-            state.begin_drop(page);
+            _ = state.begin_drop(page);
         }
         let (offset, len) = self.bytes(run);
         let tracking = self.shared.frames.tracking();

@@ -208,24 +208,6 @@ impl<F: Frames> Cached<F> {
         self.shared.ranges(pages)
     }
 
-    /// Fails, before any change, if a page has content that would be lost.
-    fn check_placed(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        discard: bool,
-    ) -> Result<()> {
-        let state = self.shared.state.lock();
-        if discard || state.table.counts().placed == 0 {
-            return Ok(());
-        }
-        let placed = |page: &WindowPage| state.table.get(*page).shown() == Shown::Placed;
-        match pages.iter().find(placed) {
-            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
-            None => Ok(()),
-        }
-    }
-
     /// Fails, before any change, if the pages to load cannot fit into memory.
     /// `loads`: whether an absent page with this word will be brought.
     fn check_memory(
@@ -454,7 +436,7 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut pool = self.call.take(interrupt)?;
-        self.check_placed("evict", pages, discard)?;
+        plan::check_placed(&self.shared.state.lock().table, "evict", pages, discard)?;
         self.check_unpinned("evict", pages)?;
         let pages = plan::distinct("evict", pages)?;
         for piece in pieces_of(pages.len(), self.piece_pages().min(STEP_PAGES)) {

@@ -48,7 +48,8 @@ impl<F: Frames> Cached<F> {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        self.check_placed("remap", changes.window_pages(), options.discard)?;
+        let replaced = changes.window_pages();
+        plan::check_placed(&self.shared.state.lock().table, "remap", replaced, options.discard)?;
         let moves = self.check_remap(changes, options.prot)?;
         let keep = self.kept("remap", changes.window_pages())?;
         if options.fill == Fill::All && keep.is_some() {
@@ -163,7 +164,7 @@ impl<F: Frames> Cached<F> {
             let read = matches!(now, Some(Ok(Now::Read))) || store.read_run_unchanged(run, into);
             let mut state = shared.state.lock();
             for step in &steps[done..done + count] {
-                state.begin_drop(step.window_page);
+                _ = state.begin_drop(step.window_page);
             }
             if !read {
                 // What is torn goes. A touch brings what the page showed before; the caller
@@ -270,7 +271,7 @@ impl<F: Frames> Cached<F> {
                 other != window_page && write
             });
             if shown != wanted && twice {
-                state.begin_drop(window_page);
+                _ = state.begin_drop(window_page);
                 // Should the kernel refuse, the page is stale, and is dropped when touched.
                 let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
                 let nothing = Entry::new(Shown::Nothing, entry.prot());

@@ -269,7 +269,7 @@ mod tests {
             assert!(state.get(page).held(), "{entry:?}");
         }
         state.mark(page, Entry::new(Shown::File(FilePage(3)), Prot::Read).finish_load());
-        state.begin_drop(page);
+        _ = state.begin_drop(page);
         assert_eq!(state.held_pages(), 1);
         state.release(page);
         assert_eq!(state.held_pages(), 0);

@@ -19,11 +19,11 @@ use super::{PagedFrames, Tracking};
 use crate::engine::cached::{
     offset_of, Cleaner, FrameStack, IsolatedFrames, SharedWindow, State, Userfault,
 };
-use crate::engine::lock;
 use crate::error::{self, Error, Interrupt, Uninterruptible};
 use crate::fault::{Serve, Served};
 use crate::scatter;
 use crate::store::{Now, Place, Unread};
+use crate::sys::lock::lock;
 use crate::sys::mm::{Access, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::{Fault, Uffd};
