@@ -125,6 +125,11 @@ impl Members {
     }
 }
 
+/// The positions of a selection of `len` pages, `most` at a time.
+pub fn pieces(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(most).map(move |start| start..len.min(start + most))
+}
+
 /// Maximal runs of consecutive pages, in the order given.
 pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> impl Iterator<Item = Run<P>> {
     let mut pages = pages.into_iter().peekable();

@@ -47,8 +47,8 @@ const INTERRUPT_RUNS: usize = 1024;
 const EVICTED_PAGES: usize = 4096;
 /// System pages that the kernel is asked about between two questions whether to stop.
 const PRESENT_PAGES: usize = 1 << 18;
-/// Words that are copied between two questions whether to stop.
-const ENTRIES_STEP: usize = 1 << 20;
+/// Words that are told of between two questions whether to stop.
+const ENTRIES_STEP: usize = 1 << 18;
 
 /// Smaller windows do not have their read-ahead follow how they are touched.
 const LEAST_ADAPTED_BYTES: usize = 32 << 20;
@@ -307,12 +307,7 @@ impl Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<Entry>> {
         let mut entries = room_for(operation, pages.len())?;
-        for start in (0..pages.len()).step_by(ENTRIES_STEP) {
-            interrupt.check()?;
-            let table = lock(&self.table);
-            let piece = start..pages.len().min(start + ENTRIES_STEP);
-            entries.extend(piece.map(|position| table.get(pages.at(position))));
-        }
+        self.entries(pages, interrupt, &mut |entry| entries.push(entry))?;
         Ok(entries)
     }
 
@@ -423,10 +418,9 @@ impl Engine for Alias {
         plan::check_placed(&lock(&self.table), "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
         let pages = plan::distinct("evict", pages)?;
-        for start in (0..pages.len()).step_by(EVICTED_PAGES) {
+        for piece in plan::pieces(pages.len(), EVICTED_PAGES) {
             interrupt.check()?;
             let mut table = lock(&self.table);
-            let piece = start..pages.len().min(start + EVICTED_PAGES);
             let shown = |table: &Table, position| table.get(pages.at(position)).shown();
             for position in piece.clone() {
                 if shown(&table, position) != Shown::Placed {
@@ -603,8 +597,18 @@ impl Engine for Alias {
         Ok(present)
     }
 
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        self.entries_of("mapping", pages, interrupt)
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()> {
+        for piece in plan::pieces(pages.len(), ENTRIES_STEP) {
+            interrupt.check()?;
+            let table = lock(&self.table);
+            piece.for_each(|position| tell(table.get(pages.at(position))));
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Stats {

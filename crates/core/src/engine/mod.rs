@@ -154,8 +154,13 @@ pub trait Engine: Send + Sync + fmt::Debug {
     /// Which of `pages` can be touched without a fault.
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
-    /// The word of each of `pages`.
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
+    /// Tells the word of each of `pages`, in their order.
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()>;
 
     /// Counters and state.
     fn stats(&self) -> Stats;

@@ -112,14 +112,6 @@ impl PagedFrames {
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
     }
 
-    /// Whether the kernel has the content of a system page, of the window or of staging memory.
-    fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
-        match &self.page_map {
-            Some(map) => map.has(page),
-            None => is_present(page),
-        }
-    }
-
     /// Empties a range: moves its pages to spare memory if possible, or drops them.
     fn take_out(&self, to: Span<'_>, offset: usize, spare: Option<Span<'_>>) -> Result<(), Errno> {
         if let Some(spare) = spare {
@@ -353,23 +345,16 @@ impl Userfault for PagedFrames {
         self.uffd.move_present_pages(to, from).is_ok()
     }
 
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
+    fn has(&self, memory: Span<'_>) -> Result<bool, Errno> {
         match &self.page_map {
-            Some(map) => map.has(self.region.span(offset, len)),
-            None => (offset..offset + len)
+            Some(map) => map.has(memory),
+            None => (0..memory.len())
                 .step_by(system_page_bytes())
-                .try_fold(true, |all, at| Ok(all && is_present(self.region.span(at, 1))?)),
+                .try_fold(true, |all, at| Ok(all && is_present(memory.part(at, 1))?)),
         }
     }
 
-    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno> {
-        self.uffd.write_protect(self.region.span(offset, len), true)
-    }
-
-    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        if self.tracking != Some(Tracking::Faults) {
-            return Ok(());
-        }
+    fn notice_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         let protect =
             |&(at, len): &(usize, usize)| self.uffd.write_protect(self.region.span(at, len), true);
         ranges.iter().try_for_each(protect)

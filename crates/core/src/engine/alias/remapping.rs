@@ -44,12 +44,11 @@ impl Alias {
         let mut entries = room_for("remap", changes.len())?;
         let mut replaced = room_for("remap", changes.len())?;
         let mut runs = Vec::new();
-        for start in (0..changes.len()).step_by(PLANNED_PAGES) {
+        for piece in plan::pieces(changes.len(), PLANNED_PAGES) {
             // Not with the table locked: a signal handler may ask for it. No other call changes
             // it in between.
             interrupt.check()?;
             let table = lock(&self.table);
-            let piece = start..changes.len().min(start + PLANNED_PAGES);
             plan::add_linear_runs(&mut runs, &table, changes, piece.clone(), options.prot)?;
             for position in piece {
                 let (page, file) = changes.pair(position);

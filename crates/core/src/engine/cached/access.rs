@@ -3,7 +3,7 @@
 use super::frame_pool::FramePool;
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
-use super::{offset_of, pieces_of, Cached, State};
+use super::{offset_of, Cached, State};
 use crate::engine::{mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
@@ -160,7 +160,7 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         content_of: impl Fn(u64) -> &'d [u8],
     ) -> Result<()> {
-        let (mut ring, _) = pool.for_loading(&self.shared.frames, run.count as usize)?;
+        let (ring, _) = pool.for_loading(&self.shared.frames, run.count as usize)?;
         let (_, used) = self.bytes(run);
         let from = ring.read_into(0, used).part(0, used);
         for index in 0..run.count {
@@ -240,7 +240,7 @@ impl<F: Frames> Cached<F> {
         // page that nobody can bring again.
         let _staying = self.stay("place", pages)?;
         let mut mask = room::mask("place", pages.len(), interrupt)?;
-        for piece in pieces_of(pages.len(), self.piece_pages()) {
+        for piece in plan::pieces(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
             self.reserve_moves("place", pages, piece.clone())
                 .map_err(|error| error.with_completed(piece.start))?;

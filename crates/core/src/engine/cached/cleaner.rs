@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::frames::Frames;
 use super::SharedWindow;
-use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::error::{Result, Uninterruptible};
 use crate::sys::lock::lock;
 use crate::sys::per_process::PerProcess;
 use crate::sys::process;
@@ -301,29 +301,6 @@ impl<F: Frames> Clean for SharedWindow<F> {
         self.clean("evict", &pages, &Uninterruptible)?;
         let mut state = self.state.lock();
         Ok(Round { pages: pages.len(), wants_more: state.note_cleaned(&pages) })
-    }
-}
-
-impl<F: Frames> SharedWindow<F> {
-    /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
-    /// which stay where they are.
-    /// If that fails they are dirty as before.
-    pub(super) fn clean(
-        &self,
-        operation: &'static str,
-        pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let writing = self.begin_writing(operation, pages, interrupt)?;
-        if writing.is_empty() {
-            return Ok(());
-        }
-        self.state.lock().unsynced = true;
-        self.store.note_passing();
-        let written = self.write_pages(operation, &writing, interrupt);
-        self.store.note_passing();
-        self.end_writing(&writing, written.is_ok());
-        written
     }
 }
 

@@ -98,7 +98,10 @@ impl<F: Frames> SharedWindow<F> {
 
     /// Protects pages, so that the next write to each is a fault, where faults note writes.
     pub(super) fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        self.frames.userfault().map_or(Ok(()), |frames| frames.protect_from_writes(ranges))
+        match (self.frames.tracking(), self.frames.userfault()) {
+            (Some(Tracking::Faults), Some(frames)) => frames.notice_writes(ranges),
+            _ => Ok(()),
+        }
     }
 
     /// Marks all pages of the window in the table that were written to, if only the kernel

@@ -109,15 +109,12 @@ pub trait Userfault: Frames {
     /// [isolated memory](Self::adopt_isolated); says whether it could.
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
 
-    /// Whether the kernel has all of a range that should be present: somebody may have
-    /// dropped it behind our back.
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno>;
+    /// Whether the kernel has all of a range of the window, or of other memory under the
+    /// userfaultfd, that should be present: somebody may have dropped it behind our back.
+    fn has(&self, memory: Span<'_>) -> Result<bool, Errno>;
 
-    /// Notices writes to present pages from now on, and takes them for clean.
-    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno>;
-
-    /// Notices the next writes to pages again, where a fault tells of them.
-    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+    /// Notices the next writes to present pages, and takes them for clean.
+    fn notice_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
     /// Adds the ranges (from `offset` on) that were written to, where the kernel notes
     /// them. `protect`: notices writes again.

@@ -226,7 +226,7 @@ impl<F: Frames> Cached<F> {
         }
         let pages = plan::distinct(operation, pages)?;
         let mut wanted = 0;
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
+        for piece in plan::pieces(pages.len(), STEP_PAGES) {
             let state = self.shared.state.lock();
             let entries = piece.map(|position| state.get(pages.at(position)));
             let absent = entries.filter(|entry| !entry.present() && loads(*entry)).count();
@@ -286,24 +286,6 @@ impl<F: Frames> Cached<F> {
             }
         }
         Ok(steps)
-    }
-
-    /// What `of` says of the word of every page. Faults are served in between,
-    /// so it is not one moment of a window that changes.
-    fn each_entry<T>(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        of: impl Fn(Entry) -> T,
-        interrupt: &dyn Interrupt,
-    ) -> Result<Vec<T>> {
-        let mut all = room_for(operation, pages.len())?;
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
-            interrupt.check()?;
-            let state = self.shared.state.lock();
-            all.extend(piece.map(|position| of(state.get(pages.at(position)))));
-        }
-        Ok(all)
     }
 }
 
@@ -405,23 +387,24 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let mut room = self.pages_left(pages);
         let mut mask = room::mask("populate", pages.len(), interrupt)?;
-        for piece in pieces_of(pages.len(), self.piece_pages()) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let loaded = piece.clone().map(|position| pages.at(position));
-            let _held = self.hold("populate", loaded, interrupt).map_err(completed)?;
-            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
-            let mut steps = steps.map_err(completed)?;
-            if fill == Fill::Resident {
-                let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
-                let files = collected("populate", files).map_err(completed)?;
-                let resident =
-                    self.shared.store.resident(&Pages::List(files)).map_err(completed)?;
-                let mut resident = resident.into_iter();
-                steps.retain(|_| resident.next().unwrap_or(false));
-                leave_out(&mut room, &mut steps);
-                steps.retain(|step| step.load);
-            }
+        for piece in plan::pieces(pages.len(), self.piece_pages()) {
+            let done = piece.start;
+            let begin = || {
+                interrupt.check()?;
+                let loaded = piece.clone().map(|position| pages.at(position));
+                let held = self.hold("populate", loaded, interrupt)?;
+                let mut steps = self.populate_steps(pages, piece, &mut mask)?;
+                if fill == Fill::Resident {
+                    let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
+                    let files = Pages::List(collected("populate", files)?);
+                    let mut resident = self.shared.store.resident(&files)?.into_iter();
+                    steps.retain(|_| resident.next().unwrap_or(false));
+                    leave_out(&mut room, &mut steps);
+                    steps.retain(|step| step.load);
+                }
+                Ok((held, steps))
+            };
+            let (_held, steps) = begin().map_err(|error: Error| error.with_completed(done))?;
             let interrupt = self.while_held(interrupt);
             let call = Call { operation: "populate", fill, keep: keep.as_ref(), interrupt };
             self.carry_out(&call, &mut pool, &steps, &mut mask)?;
@@ -439,19 +422,14 @@ impl<F: Frames> Engine for Cached<F> {
         plan::check_placed(&self.shared.state.lock().table, "evict", pages, discard)?;
         self.check_unpinned("evict", pages)?;
         let pages = plan::distinct("evict", pages)?;
-        for piece in pieces_of(pages.len(), self.piece_pages().min(STEP_PAGES)) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let evicted = piece.clone().map(|position| pages.at(position));
-            let _held = self
-                .save_and_hold("evict", &mut pool, evicted.clone(), false, interrupt)
-                .map_err(completed)?;
+        each_piece(pages.len(), self.piece_pages().min(STEP_PAGES), interrupt, |piece| {
+            let evicted = piece.map(|position| pages.at(position));
+            let _held =
+                self.save_and_hold("evict", &mut pool, evicted.clone(), false, interrupt)?;
             let mut state = self.shared.state.lock();
-            self.shared
-                .evict_locked(&mut state, evicted, None)
-                .map_err(|errno| completed(Error::system("evict", errno)))?;
-        }
-        Ok(())
+            let evicted = self.shared.evict_locked(&mut state, evicted, None);
+            evicted.map_err(|errno| Error::system("evict", errno))
+        })
     }
 
     fn protect(
@@ -465,24 +443,18 @@ impl<F: Frames> Engine for Cached<F> {
         if prot == Prot::Write {
             self.check_protect(&pages)?;
         }
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let chosen = piece.clone().map(|position| pages.at(position));
+        each_piece(pages.len(), STEP_PAGES, interrupt, |piece| {
+            let chosen = piece.map(|position| pages.at(position));
             if prot == Prot::None {
-                let held =
-                    self.save_and_hold("protect", &mut pool, chosen.clone(), false, interrupt);
-                let _held = held.map_err(completed)?;
-                self.deny_pages(&mut pool, chosen).map_err(completed)?;
+                let _held =
+                    self.save_and_hold("protect", &mut pool, chosen.clone(), false, interrupt)?;
+                self.deny_pages(&mut pool, chosen)
             } else {
-                let held = self.hold("protect", chosen.clone(), interrupt);
-                let _held = held.map_err(completed)?;
-                self.change_access(chosen.clone(), prot).map_err(completed)?;
-                let interrupt = self.while_held(interrupt);
-                self.give_access(&mut pool, chosen, prot, interrupt).map_err(completed)?;
+                let _held = self.hold("protect", chosen.clone(), interrupt)?;
+                self.change_access(chosen.clone(), prot)?;
+                self.give_access(&mut pool, chosen, prot, self.while_held(interrupt))
             }
-        }
-        Ok(())
+        })
     }
 
     fn place(
@@ -568,11 +540,24 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.each_entry("present", pages, Entry::present, interrupt)
+        let mut present = room_for("present", pages.len())?;
+        self.entries(pages, interrupt, &mut |entry| present.push(entry.present()))?;
+        Ok(present)
     }
 
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        self.each_entry("mapping", pages, |entry| entry, interrupt)
+    /// Faults are served in between, so it is not one moment of a window that changes.
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()> {
+        for piece in plan::pieces(pages.len(), STEP_PAGES) {
+            interrupt.check()?;
+            let state = self.shared.state.lock();
+            piece.for_each(|position| tell(state.get(pages.at(position))));
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -600,8 +585,19 @@ pub fn offset_of(page: PageSize, window_page: WindowPage) -> usize {
     page.bytes_of(window_page.0) as usize
 }
 
-fn pieces_of(len: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(piece).map(move |start| start..len.min(start + piece))
+/// Does `step` for a piece after the other. An error says what was done before its piece.
+fn each_piece(
+    len: usize,
+    most: usize,
+    interrupt: &dyn Interrupt,
+    mut step: impl FnMut(Range<usize>) -> Result<()>,
+) -> Result<()> {
+    for piece in plan::pieces(len, most) {
+        let done = piece.start;
+        let outcome = interrupt.check().and_then(|()| step(piece));
+        outcome.map_err(|error| error.with_completed(done))?;
+    }
+    Ok(())
 }
 
 fn split_run(run: Run<WindowPage>, max: u64) -> impl Iterator<Item = Run<WindowPage>> {

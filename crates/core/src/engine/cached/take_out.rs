@@ -170,11 +170,7 @@ impl<F: Frames> SharedWindow<F> {
         dirty.sort_unstable_by_key(|taken| taken.page.file_page);
         let outgoing = |taken: &&Taken| taken.page.outgoing(stack.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
-        self.state.lock().unsynced = true;
-        self.store.note_passing();
-        let written = self.write_out(&outgoing, &Uninterruptible);
-        self.store.note_passing();
-        written
+        self.unsynced(|| self.write_out(&outgoing, &Uninterruptible))
     }
 
     /// Puts pages back into the window, dirty; they are held still.
