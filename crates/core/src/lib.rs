@@ -8,7 +8,6 @@ pub mod cache;
 pub mod calibrate;
 mod engine;
 pub mod error;
-mod fault;
 mod io;
 pub mod memory;
 mod plan;

@@ -28,8 +28,7 @@ use crate::table::{Entry, Table};
 use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
 pub use crate::engine::cached::Tracking;
-pub use crate::engine::EngineKind;
-pub use crate::fault::FaultMode;
+pub use crate::engine::{EngineKind, FaultMode};
 pub use crate::trim::ReadAhead;
 pub use choice::choose_engine;
 pub use pin::Pin;

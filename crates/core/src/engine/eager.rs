@@ -14,10 +14,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames, Tracking, Userfault};
-use super::{advise_ranges, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint, FaultMode};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};

@@ -45,6 +45,15 @@ impl fmt::Display for EngineKind {
     }
 }
 
+/// Who resolves the faults of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultMode {
+    /// The service; who touches an absent page waits for it.
+    Thread,
+    /// The thread that touches the page, in a handler of SIGBUS.
+    Signal,
+}
+
 /// Which content a remap brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {

@@ -15,6 +15,7 @@
 
 mod serve;
 mod server;
+mod service;
 mod signal;
 
 use std::sync::Arc;
@@ -24,10 +25,9 @@ use rustix::io::Errno;
 use super::cached::{
     cluster_pages, Before, Cached, Dimensions, Filled, Frames, Serving, Tracking, Userfault,
 };
-use super::{advise_ranges, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint, FaultMode};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultMode, Service, Serving as ServedWindow};
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
@@ -40,6 +40,7 @@ use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
 use crate::table::Table;
 use crate::units::PageSize;
 use server::Server;
+use service::{ServedWindow, Service};
 use signal::Responder;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
@@ -49,7 +50,7 @@ const BLOCK_BYTES: usize = 2 << 20;
 const MAX_PINNED_WAITS: u32 = 256;
 
 /// Serves the faults of all windows.
-static SERVICE: PerProcess<Service<Server>> = PerProcess::new();
+static SERVICE: PerProcess<Service> = PerProcess::new();
 
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]

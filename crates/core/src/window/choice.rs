@@ -6,9 +6,8 @@ use rustix::io::Errno;
 
 use super::{Budget, WindowOptions};
 use crate::engine::cached::Tracking;
-use crate::engine::EngineKind;
+use crate::engine::{EngineKind, FaultMode};
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::memory::Ask;
 use crate::store::Store;
 use crate::sys::uffd::Uffd;

@@ -52,10 +52,9 @@ pub use reads::{ReadIndex, MAX_READS};
 pub use state::State;
 
 use super::call_lock::CallLock;
-use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{placed_bytes, room_for, Engine, FaultMode, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::FaultMode;
 use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::room::{self, collected};

@@ -16,8 +16,8 @@ use super::serve::{
 };
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, SharedWindow, State, Tracking};
+use crate::engine::FaultMode;
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::stats::Counters;
 use crate::store::Unread;
 use crate::sys::fault_ranges::{Resolve, Touch, Touched};
