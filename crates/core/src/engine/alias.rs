@@ -19,7 +19,7 @@ mod remapping;
 
 use self::mapped::{access, one_file_each, AliasMapping};
 use self::remapping::Remapping;
-use super::{memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{content_of, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::collected;
@@ -29,7 +29,6 @@ use crate::sys::fault_ranges::{Explain, Explaining};
 use crate::sys::lock::lock;
 use crate::sys::mm::{system_page_bytes, Access, Region, Sharing};
 use crate::sys::pagemap::PageMap;
-use crate::sys::span::Span;
 use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -261,7 +260,7 @@ impl Alias {
         let mut refused = populate();
         for _ in 0..MAX_POPULATE_RETRIES {
             let (Err(_), Some(file_page)) = (refused, entry.shown().file_page()) else { break };
-            self.content("populate", file_page)?;
+            content_of(&self.store, "populate", file_page)?;
             refused = populate();
         }
         let file_page = entry.shown().file_page();
@@ -324,13 +323,6 @@ impl Alias {
         let run = Run { first: page, count: 1 };
         let (offset, _) = self.bytes(run);
         Self::change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
-    }
-
-    /// The content of a file page.
-    fn content(&self, operation: &'static str, file_page: FilePage) -> Result<Vec<u8>> {
-        let mut content = collected(operation, std::iter::repeat_n(0, self.page.bytes()))?;
-        self.store.read_page(file_page, Span::of(&mut content))?;
-        Ok(content)
     }
 }
 
@@ -511,7 +503,7 @@ impl Engine for Alias {
             let content = match (data, table.get(page).shown()) {
                 (Some(data), _) => placed_bytes(data, position, self.page.bytes()),
                 (None, Shown::File(file_page)) => {
-                    own = self.content("place", file_page)?;
+                    own = content_of(&self.store, "place", file_page)?;
                     &own
                 }
                 // What is placed is its own already.
@@ -569,7 +561,7 @@ impl Engine for Alias {
         let system_pages = self.page.bytes() / system_page_bytes();
         let step = (PRESENT_PAGES / system_pages).max(1);
         let mut here = room_for("present", step.min(pages.len()) * system_pages)?;
-        let look = |run: Run<WindowPage>| {
+        let mut look = |run: Run<WindowPage>| {
             interrupt.check()?;
             let table = lock(&self.table);
             let (offset, len) = self.bytes(run);
@@ -580,19 +572,8 @@ impl Engine for Alias {
             present.extend(whole_pages.zip(accessible).map(|(here, allowed)| here && allowed));
             Ok(())
         };
-        match pages {
-            Pages::Range(range) => {
-                let mut pieces = range.clone().step_by(step).map(|first| Run {
-                    first: WindowPage(first),
-                    count: (step as u64).min(range.end - first),
-                });
-                pieces.try_for_each(look)?;
-            }
-            Pages::List(list) => {
-                let mut pieces =
-                    list.chunks(step).flat_map(|list| plan::runs(list.iter().copied()));
-                pieces.try_for_each(look)?;
-            }
+        for piece in plan::pieces(pages.len(), step) {
+            plan::runs(piece.map(|position| pages.at(position))).try_for_each(&mut look)?;
         }
         Ok(present)
     }

@@ -17,12 +17,16 @@ use rustix::io::Errno;
 use crate::error::{Interrupt, Result};
 use crate::memory::mappings;
 use crate::plan::Changes;
+use crate::room::collected;
 pub(crate) use crate::room::room_for;
 use crate::stats::Stats;
+use crate::store::Store;
 use crate::sys::mm::{Advice, OwnProcess, Region};
-use crate::table::Entry;
+use crate::sys::span::Span;
+use crate::sys::stderr_line::stderr_line;
+use crate::table::{Entry, Shown};
 use crate::trim::ReadAhead;
-use crate::units::{Pages, Prot, WindowPage};
+use crate::units::{FilePage, Pages, Prot, WindowPage};
 
 /// Which engine a window uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +205,17 @@ pub(crate) fn placed_bytes(data: &[u8], position: usize, page_bytes: usize) -> &
     }
 }
 
+/// The content of a file page.
+pub(crate) fn content_of(
+    store: &Store,
+    operation: &'static str,
+    file_page: FilePage,
+) -> Result<Vec<u8>> {
+    let mut content = collected(operation, std::iter::repeat_n(0, store.page_size().bytes()))?;
+    store.read_page(file_page, Span::of(&mut content))?;
+    Ok(content)
+}
+
 /// What to do if a window's memory cannot be mapped.
 pub(crate) fn memory_hint(locked: bool) -> &'static str {
     if locked {
@@ -208,5 +223,24 @@ pub(crate) fn memory_hint(locked: bool) -> &'static str {
          `ulimit -l`, or map fewer pages"
     } else {
         "; `fremap doctor` says what this process may do and how to get what is missing"
+    }
+}
+
+/// Says why a touch of a page is a signal.
+pub(crate) fn tell_why(page: WindowPage, entry: Entry, signal: &str, reason: fmt::Arguments<'_>) {
+    let page = page.0;
+    match entry.shown() {
+        Shown::File(file) => stderr_line(format_args!(
+            "window page {page} (file page {}): {reason}; the touch raises {signal}",
+            file.0
+        )),
+        Shown::Nothing => {
+            stderr_line(format_args!(
+                "window page {page} (no file page): {reason}; the touch raises {signal}"
+            ));
+        }
+        Shown::Placed => stderr_line(format_args!(
+            "window page {page} (placed content): {reason}; the touch raises {signal}"
+        )),
     }
 }

@@ -144,19 +144,14 @@ impl TrimLoop {
         self.version = version;
         self.grew = Instant::now();
         let current: Vec<Arc<Watched>> = state().windows.clone();
-        let gone: Vec<u64> = self
-            .windows
-            .keys()
-            .filter(|&&id| !current.iter().any(|watched| watched.id == id))
-            .copied()
-            .collect();
-        for id in gone {
-            if let Some(known) = self.windows.remove(&id) {
-                if let Some(group) = known.group {
-                    self.groups[group].ledger.forget(id);
-                }
+        let groups = &mut self.groups;
+        self.windows.retain(|&id, known| {
+            let stays = current.iter().any(|watched| watched.id == id);
+            if let (false, Some(group)) = (stays, known.group) {
+                groups[group].ledger.forget(id);
             }
-        }
+            stays
+        });
         for watched in current {
             if !self.windows.contains_key(&watched.id) {
                 let group = watched.limit.as_ref().map(|limit| self.group_of(limit));

@@ -188,12 +188,10 @@ pub(super) fn check_budget(
     window_bytes: u64,
 ) -> Result<()> {
     let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
-    let reason = match kind {
-        EngineKind::Eager if window_bytes > bytes => {
-            "engine \"eager\" cannot reload evicted pages on access, so it evicts none by itself: \
-             leave the budget out and call evict(), or use engine=\"paged\""
-        }
-        EngineKind::Alias | EngineKind::Eager | EngineKind::Paged => return Ok(()),
-    };
+    if kind != EngineKind::Eager || window_bytes <= bytes {
+        return Ok(());
+    }
+    let reason = "engine \"eager\" cannot reload evicted pages on access, so it evicts none by \
+                  itself: leave the budget out and call evict(), or use engine=\"paged\"";
     Err(Error::Unsupported { operation: "Window", reason: reason.to_owned() })
 }

@@ -4,11 +4,10 @@ use super::frame_pool::FramePool;
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
 use super::{offset_of, Cached, State};
-use crate::engine::{mappings, Fill};
+use crate::engine::{content_of, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::room::{self, collected, copied, room_for};
-use crate::sys::span::Span;
 use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
 
@@ -268,15 +267,13 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         piece: std::ops::Range<usize>,
     ) -> Result<()> {
-        let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
         for position in piece {
             let page = pages.at(position);
             let shown = self.shared.state.lock().get(page).shown();
             let Shown::File(file_page) = shown else { continue };
-            self.shared
-                .store
-                .read_page(file_page, Span::of(&mut content))
-                .and_then(|()| self.place_run(pool, Run { first: page, count: 1 }, |_| &content))
+            let run = Run { first: page, count: 1 };
+            content_of(&self.shared.store, "place", file_page)
+                .and_then(|content| self.place_run(pool, run, |_| &content))
                 .map_err(|error| error.with_operation("place").with_completed(position))?;
         }
         Ok(())
@@ -287,8 +284,7 @@ impl<F: Frames> Cached<F> {
         let Shown::File(file_page) = entry.shown() else { return Ok(()) };
         let placed = Entry::new(Shown::Placed, entry.prot());
         if entry.prot() == Prot::None {
-            let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
-            self.shared.store.read_page(file_page, Span::of(&mut content))?;
+            let content = content_of(&self.shared.store, "place", file_page)?;
             let mut state = self.shared.state.lock();
             state.reserve_denied("place", 1)?;
             state.keep_denied(page, content);
