@@ -300,3 +300,28 @@ impl<F: Frames> SharedWindow<F> {
         self.state.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::calibrate::Calibration;
+    use crate::engine::eager;
+    use crate::store::Store;
+    use crate::table::{Origin, Table};
+    use crate::units::{FilePage, Prot};
+
+    /// That flush syncs before the write is done.
+    #[test]
+    fn a_flush_of_other_pages_during_a_write_leaves_its_sync_to_the_next() {
+        let store = Arc::new(Store::memory(4 * 4096, Some(4096)).expect("a memfd"));
+        let table = Table::new(4, Origin::Linear(FilePage(0)), Prot::Write);
+        let table = table.and_then(Table::with_appearances).unwrap();
+        let cached = eager::open(store, table, false, true, &Calibration::default()).unwrap();
+        let others = Pages::Range(0..1);
+        let flush = || cached.flush_pages(&others, &Uninterruptible);
+        cached.shared.unsynced(flush).expect("nothing to write");
+        assert!(cached.shared.state.lock().unsynced);
+    }
+}
