@@ -31,7 +31,6 @@ CORE_FLOORS = {
     "scatter": 2,
     "engine": 3,
     "rows": 3,
-    "fault": 3,
     "window": 4,
     "lib": 5,
 }

@@ -6,12 +6,11 @@
 
 pub mod cache;
 pub mod calibrate;
-pub mod engine;
+mod engine;
 pub mod error;
-pub mod fault;
 mod io;
 pub mod memory;
-pub mod plan;
+mod plan;
 pub mod room;
 pub mod rows;
 pub mod scatter;
@@ -20,8 +19,8 @@ pub mod slot_table;
 pub mod stats;
 pub mod store;
 pub mod sys;
-pub mod table;
-pub mod trim;
+mod table;
+mod trim;
 pub mod units;
 pub mod window;
 

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::room::{push, room_for};
+use crate::room::{collected, push};
 use crate::table::{Entry, Shown, Table};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
@@ -18,10 +18,7 @@ pub struct Changes {
 
 impl Changes {
     /// Pairs the selections up.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] if their lengths differ or a window page is named twice;
-    /// [`Error::Memory`] where there is no room to find out.
+    /// Fails if their lengths differ or a window page is named twice.
     pub fn new(at: Pages<WindowPage>, file_pages: Pages<FilePage>) -> Result<Self> {
         if at.len() != file_pages.len() {
             return Err(Error::Argument(format!(
@@ -36,65 +33,72 @@ impl Changes {
     }
 
     /// The number of pairs.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.at.len()
     }
 
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.at.is_empty()
-    }
-
     /// The window pages, in the caller's order.
-    #[must_use]
     pub fn window_pages(&self) -> &Pages<WindowPage> {
         &self.at
     }
 
     /// The pair at `position`.
-    #[must_use]
     pub fn pair(&self, position: usize) -> (WindowPage, FilePage) {
         (self.at.at(position), self.file_pages.at(position))
     }
 }
 
 /// Fails if a window page is named twice.
-///
-/// # Errors
-/// [`Error::Argument`] naming the page; [`Error::Memory`] where there is no room to find out.
 pub fn check_named_once(operation: &'static str, pages: &Pages<WindowPage>) -> Result<()> {
     let Pages::List(list) = pages else { return Ok(()) };
-    match first_repeat(operation, list)? {
-        Some(page) => Err(Error::Argument(format!(
+    if list.windows(2).all(|pair| pair[0] < pair[1]) {
+        return Ok(());
+    }
+    let mut sorted = collected(operation, list.iter().copied())?;
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(Error::Argument(format!(
             "{operation}: window page {} is named twice; a window page shows one content",
+            pair[0].0
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Fails if a page was placed, so that its content would be lost.
+pub fn check_placed(
+    table: &Table,
+    operation: &'static str,
+    pages: &Pages<WindowPage>,
+    discard: bool,
+) -> Result<()> {
+    if discard || table.counts().placed == 0 {
+        return Ok(());
+    }
+    match pages.iter().find(|page| table.get(*page).shown() == Shown::Placed) {
+        Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
+        None => Ok(()),
+    }
+}
+
+/// Fails if a page has no content that `place` could keep.
+pub fn check_shown(table: &Table, pages: &Pages<WindowPage>) -> Result<()> {
+    match pages.iter().find(|page| table.get(*page).shown() == Shown::Nothing) {
+        Some(page) => Err(Error::Argument(format!(
+            "place: window page {} shows nothing, so there is no content to keep; pass data",
             page.0
         ))),
         None => Ok(()),
     }
 }
 
-/// The smallest page that a list names twice.
-fn first_repeat(operation: &'static str, list: &[WindowPage]) -> Result<Option<WindowPage>> {
-    if list.windows(2).all(|pair| pair[0] < pair[1]) {
-        return Ok(None);
-    }
-    let mut sorted = copied(operation, list)?;
-    sorted.sort_unstable();
-    Ok(sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]))
-}
-
 /// The same pages, each once, sorted where they were a list: for operations
 /// that come to the same in any order.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Pages<P>> {
     Ok(match pages {
         Pages::Range(range) => Pages::Range(range.clone()),
         Pages::List(list) => {
-            let mut sorted = copied(operation, list)?;
+            let mut sorted = collected(operation, list.iter().copied())?;
             sorted.sort_unstable();
             sorted.dedup();
             Pages::List(sorted)
@@ -102,45 +106,28 @@ pub fn distinct<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Resu
     })
 }
 
-fn copied<P: Copy>(operation: &'static str, list: &[P]) -> Result<Vec<P>> {
-    let mut copy = room_for(operation, list.len())?;
-    copy.extend_from_slice(list);
-    Ok(copy)
-}
-
-/// Which pages a selection has, to be asked often.
+/// The pages of a selection, to be asked often: sorted where they are a list.
 #[derive(Clone, Debug)]
-pub enum Members {
-    /// Consecutive ones.
-    Range(std::ops::Range<u64>),
-    /// Sorted ones.
-    List(Vec<u64>),
-}
+pub struct Members(Pages<WindowPage>);
 
 /// The members of a selection.
-///
-/// # Errors
-/// [`Error::Memory`].
-pub fn members<P: PageIndex>(operation: &'static str, pages: &Pages<P>) -> Result<Members> {
-    Ok(match distinct(operation, pages)? {
-        Pages::Range(range) => Members::Range(range),
-        Pages::List(list) => {
-            let mut members = room_for(operation, list.len())?;
-            members.extend(list.into_iter().map(PageIndex::get));
-            Members::List(members)
-        }
-    })
+pub fn members(operation: &'static str, pages: &Pages<WindowPage>) -> Result<Members> {
+    distinct(operation, pages).map(Members)
 }
 
 impl Members {
     /// Whether a page is among them.
-    #[must_use]
-    pub fn contains(&self, page: impl PageIndex) -> bool {
-        match self {
-            Self::Range(range) => range.contains(&page.get()),
-            Self::List(list) => list.binary_search(&page.get()).is_ok(),
+    pub fn contains(&self, page: WindowPage) -> bool {
+        match &self.0 {
+            Pages::Range(range) => range.contains(&page.0),
+            Pages::List(list) => list.binary_search(&page).is_ok(),
         }
     }
+}
+
+/// The positions of a selection of `len` pages, `most` at a time.
+pub fn pieces(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(most).map(move |start| start..len.min(start + most))
 }
 
 /// Maximal runs of consecutive pages, in the order given.
@@ -157,7 +144,6 @@ pub fn runs<P: PageIndex>(pages: impl IntoIterator<Item = P>) -> impl Iterator<I
 
 /// Joins sorted runs whose gap is at most `max_gap` pages, all of them satisfying
 /// `may_cross`: one call over a gap can be cheaper than two calls.
-#[must_use]
 pub fn join_runs(
     runs: Vec<Run<WindowPage>>,
     max_gap: u64,
@@ -196,9 +182,6 @@ impl LinearRun {
 
 /// Adds the runs of a piece of `changes` that differ from what the table shows,
 /// neighbours joined, in the caller's order. `prot` is the new protection, if any.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn add_linear_runs(
     runs: &mut Vec<LinearRun>,
     table: &Table,
@@ -225,7 +208,6 @@ pub fn add_linear_runs(
 }
 
 /// Whether the kernel keeps two neighbouring pages of an aliased window in one mapping.
-#[must_use]
 pub fn continues(left: Entry, right: Entry) -> bool {
     match (left.shown(), right.shown()) {
         (Shown::File(a), Shown::File(b)) => a.offset(1) == b && left.prot() == right.prot(),
@@ -235,9 +217,6 @@ pub fn continues(left: Entry, right: Entry) -> bool {
 }
 
 /// All pages of a table that show file pages, neighbours joined, in the window's order.
-///
-/// # Errors
-/// [`Error::Memory`].
 pub fn linear_runs(table: &Table) -> Result<Vec<LinearRun>> {
     let mut runs: Vec<LinearRun> = Vec::new();
     let mut page = WindowPage(0);
@@ -269,7 +248,6 @@ fn boundaries(table: &Table, run: Run<WindowPage>) -> u64 {
 
 /// No more than how many mappings the process has at any time while `runs` are
 /// changed one after another: each end of a run that is no boundary yet may become one.
-#[must_use]
 pub fn mappings_added(table: &Table, runs: impl IntoIterator<Item = Run<WindowPage>>) -> u64 {
     let boundary = |page: WindowPage| {
         page.0 == 0

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use hashbrown::HashTable;
 
-pub use entry::{Change, Entry, Residency, Shown};
+pub use entry::{Entry, Residency, Shown};
 
 use crate::error::Result;
 use crate::room::{check_growth, no_room, push, zeros, Zeros};
@@ -114,10 +114,6 @@ fn set_bit(bits: &mut [u64], block: usize) {
 
 impl Table {
     /// The table of a window of `page_count` pages, all absent.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory) where there are no addresses for as many
-    /// words.
     pub fn new(page_count: u64, origin: Origin, prot: Prot) -> Result<Self> {
         let bits = (page_count as usize).div_ceil(BLOCK_PAGES).div_ceil(64);
         Ok(Self {
@@ -136,13 +132,6 @@ impl Table {
     pub const MAX_PAGES_WITH_APPEARANCES: u64 = Appearances::MAX_PAGES;
 
     /// The same table, nothing of it changed yet, that can say where a file page appears.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory).
-    ///
-    /// # Panics
-    /// If it has more than [`MAX_PAGES_WITH_APPEARANCES`](Self::MAX_PAGES_WITH_APPEARANCES)
-    /// pages, or was changed.
     pub fn with_appearances(mut self) -> Result<Self> {
         assert!(self.page_count <= Appearances::MAX_PAGES, "pages that a number can name");
         assert!(self.used.iter().all(|&bits| bits == 0), "a table that was not changed");
@@ -152,9 +141,6 @@ impl Table {
     }
 
     /// Makes sure that [`set`](Self::set) has room to note that `pages` show something else.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory).
     pub fn reserve_moves(
         &mut self,
         operation: &'static str,
@@ -192,13 +178,11 @@ impl Table {
     }
 
     /// Pages of the window.
-    #[must_use]
     pub fn page_count(&self) -> u64 {
         self.page_count
     }
 
     /// How many pages are in which state.
-    #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -212,10 +196,6 @@ impl Table {
     }
 
     /// The word of `page`.
-    ///
-    /// # Panics
-    /// If the page is outside the window.
-    #[must_use]
     pub fn get(&self, page: WindowPage) -> Entry {
         assert!(page.0 < self.page_count, "page outside the window");
         if bit(&self.used, split(page).0) {
@@ -227,7 +207,6 @@ impl Table {
 
     /// Pages from `page` on, up to the end of their block, that nothing was ever
     /// changed of.
-    #[must_use]
     pub fn original_pages(&self, page: WindowPage) -> u64 {
         let (block, slot) = split(page);
         if bit(&self.used, block) {
@@ -263,9 +242,6 @@ impl Table {
 
     /// Ranges of `pages`, none longer than `most`, outside of which no page is present or
     /// about to change. Whole blocks are left out.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory).
     pub fn used_ranges(
         &self,
         operation: &'static str,
@@ -299,9 +275,6 @@ impl Table {
     }
 
     /// Replaces the word of `page`.
-    ///
-    /// # Panics
-    /// If the page is outside the window, or the word breaks an invariant of [`Entry`].
     pub fn set(&mut self, page: WindowPage, entry: Entry) {
         let old = self.get(page);
         if old == entry {
@@ -367,21 +340,17 @@ impl Table {
         counts.held = add(counts.held, u64::from(entry.held()));
     }
 
-    /// Changes the word of `page` and returns what it was.
-    pub fn update(&mut self, page: WindowPage, change: impl FnOnce(Entry) -> Entry) -> Entry {
-        let old = self.get(page);
-        self.set(page, change(old));
-        old
+    /// Changes the word of `page`.
+    pub fn update(&mut self, page: WindowPage, change: impl FnOnce(Entry) -> Entry) {
+        self.set(page, change(self.get(page)));
     }
 
     /// Whether a page of `run` satisfies `test`.
-    #[must_use]
     pub fn any(&self, run: Run<WindowPage>, test: impl Fn(Entry) -> bool) -> bool {
         run.pages().any(|page| test(self.get(page)))
     }
 
     /// Bytes that the table occupies.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         let blocks: u32 = self.used.iter().map(|bits| bits.count_ones()).sum();
         let words = (blocks as usize * BLOCK_PAGES).min(self.words.len());

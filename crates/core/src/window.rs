@@ -14,12 +14,10 @@ use rustix::io::Errno;
 
 use crate::calibrate::Calibration;
 use crate::engine::alias::{Alias, AliasOptions};
-use crate::engine::cached::Tracking;
-use crate::engine::{eager, paged, Engine, EngineKind, Fill};
+use crate::engine::{eager, paged, Engine, Fill};
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::FaultMode;
 use crate::plan::{self, Changes};
-use crate::room::{collected, mask, room_for};
+use crate::room::{mask, room_for};
 use crate::stats::Stats;
 use crate::store::Store;
 use crate::sys::mm::Sharing;
@@ -27,16 +25,15 @@ use crate::sys::pagemap;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Table};
-use crate::trim::ReadAhead;
 use crate::units::{self, FilePage, PageSize, Pages, Prot, Selection, WindowPage};
 
+pub use crate::engine::cached::Tracking;
+pub use crate::engine::{EngineKind, FaultMode};
+pub use crate::trim::ReadAhead;
 pub use choice::choose_engine;
 pub use pin::Pin;
 pub use settings::{Budget, MappingOptions};
 pub use together::ANY_ENGINE;
-
-/// Pages that are told of between two questions whether to stop.
-const PIECE_PAGES: usize = 1 << 18;
 
 /// What a window shows before anything is remapped.
 #[derive(Clone, Debug)]
@@ -616,19 +613,7 @@ impl Window {
     ) -> Result<Vec<T>> {
         let pages = pages.resolve(operation, self.page_count)?;
         let mut result = room_for(operation, pages.len())?;
-        for start in (0..pages.len()).step_by(PIECE_PAGES) {
-            let piece = start..pages.len().min(start + PIECE_PAGES);
-            let piece = match &pages {
-                Pages::Range(range) => {
-                    Pages::Range(range.start + piece.start as u64..range.start + piece.end as u64)
-                }
-                Pages::List(list) => {
-                    Pages::List(collected(operation, list[piece].iter().copied())?)
-                }
-            };
-            let entries = self.engine.entries(&piece, interrupt)?;
-            result.extend(entries.into_iter().map(&of));
-        }
+        self.engine.entries(&pages, interrupt, &mut |entry| result.push(of(entry)))?;
         Ok(result)
     }
 

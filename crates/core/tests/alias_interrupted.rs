@@ -7,12 +7,11 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use common::{open, options, StopAt, LAZY, NOW, PAGE};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Uninterruptible};
 use fremap_core::store::Store;
 use fremap_core::sys::call::{count, Call};
 use fremap_core::units::Selection;
-use fremap_core::window::Target;
+use fremap_core::window::{EngineKind, Target};
 
 #[test]
 fn an_aliased_remap_that_is_stopped_takes_nothing_back() {

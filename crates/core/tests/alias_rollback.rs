@@ -4,11 +4,10 @@
 mod common;
 
 use common::{numbered, open, options, shown, NOW, PAGE};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::Uninterruptible;
 use fremap_core::sys::call::{clear, inject, Call};
 use fremap_core::units::Selection;
-use fremap_core::window::{RemapOptions, Target};
+use fremap_core::window::{EngineKind, RemapOptions, Target};
 use rustix::io::Errno;
 
 #[test]

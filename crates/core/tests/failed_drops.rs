@@ -4,11 +4,10 @@
 mod common;
 
 use common::{number, numbered, open, options, remap, ENGINES, LAZY, NOW};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Result, Uninterruptible};
 use fremap_core::sys::call::{clear, inject, Call};
 use fremap_core::units::Selection;
-use fremap_core::window::{Target, Window};
+use fremap_core::window::{EngineKind, Target, Window};
 use rustix::io::Errno;
 
 const ONE: Selection = Selection::Range(10, 11);

@@ -7,10 +7,9 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{numbered, open, options, remap, shown, LAZY, NOW, PAGE};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::Uninterruptible;
 use fremap_core::units::{Prot, Selection};
-use fremap_core::window::{Mapping, Window, WindowOptions};
+use fremap_core::window::{EngineKind, Mapping, Window, WindowOptions};
 
 const PAGES: usize = 2048;
 const LAST: i64 = 2047;

@@ -6,10 +6,10 @@ mod common;
 use std::cell::Cell;
 
 use common::{open, options, StopAt, PAGE};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
 use fremap_core::store::Store;
 use fremap_core::units::{FilePage, Pages, Selection};
+use fremap_core::window::EngineKind;
 
 /// That a call asks at least `pieces` times, and does nothing more once it is to stop.
 fn stops<T: std::fmt::Debug>(pieces: usize, call: impl Fn(&dyn Interrupt) -> Result<T>) {

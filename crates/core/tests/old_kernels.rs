@@ -4,11 +4,10 @@
 mod common;
 
 use common::{numbered, open, options, remap, shown, LAZY, NOW};
-use fremap_core::engine::EngineKind;
 use fremap_core::error::Uninterruptible;
 use fremap_core::sys::call::{clear, inject, Call};
 use fremap_core::units::{Prot, Selection};
-use fremap_core::window::{RemapOptions, Window};
+use fremap_core::window::{EngineKind, RemapOptions, Window};
 use rustix::io::Errno;
 
 fn exercise(window: &Window, mappings_without_access: u64) {

@@ -4,17 +4,13 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fremap_core::calibrate::Calibration;
-use fremap_core::engine::cached::Tracking;
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Result};
-use fremap_core::fault::FaultMode;
 use fremap_core::room::copied;
 use fremap_core::sys::mm::{self, Sharing};
-use fremap_core::trim::ReadAhead;
 use fremap_core::units::{Prot, Selection};
 use fremap_core::window::{
-    Budget, Mapping, MappingOptions, Pin as PinnedPages, RemapOptions, Target, Window,
-    WindowOptions,
+    Budget, EngineKind, FaultMode, Mapping, MappingOptions, Pin as PinnedPages, ReadAhead,
+    RemapOptions, Target, Tracking, Window, WindowOptions,
 };
 use pyo3::ffi;
 use pyo3::prelude::*;

@@ -6,7 +6,7 @@
 //! that would come too close to that limit fails before any change.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
@@ -19,16 +19,16 @@ mod remapping;
 
 use self::mapped::{access, one_file_each, AliasMapping};
 use self::remapping::Remapping;
-use super::{lock, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{content_of, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::collected;
 use crate::stats::{Counters, Stats};
 use crate::store::Store;
 use crate::sys::fault_ranges::{Explain, Explaining};
+use crate::sys::lock::lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
-use crate::sys::span::Span;
 use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
@@ -46,8 +46,8 @@ const INTERRUPT_RUNS: usize = 1024;
 const EVICTED_PAGES: usize = 4096;
 /// System pages that the kernel is asked about between two questions whether to stop.
 const PRESENT_PAGES: usize = 1 << 18;
-/// Words that are copied between two questions whether to stop.
-const ENTRIES_STEP: usize = 1 << 20;
+/// Words that are told of between two questions whether to stop.
+const ENTRIES_STEP: usize = 1 << 18;
 
 /// Smaller windows do not have their read-ahead follow how they are touched.
 const LEAST_ADAPTED_BYTES: usize = 32 << 20;
@@ -89,10 +89,6 @@ pub struct AliasOptions {
 
 impl Alias {
     /// A window that shows what `table` says.
-    ///
-    /// # Errors
-    /// The mapping limit, a file that cannot be mapped, `RLIMIT_MEMLOCK`; a region of
-    /// another size.
     pub fn new(store: Arc<Store>, table: Table, options: AliasOptions) -> Result<Self> {
         let page = store.page_size();
         let AliasOptions { locked, sharing, limit, advice, region } = options;
@@ -183,21 +179,6 @@ impl Alias {
         self.lock_again(run.window)
     }
 
-    fn check_placed(
-        table: &Table,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        discard: bool,
-    ) -> Result<()> {
-        if discard || table.counts().placed == 0 {
-            return Ok(());
-        }
-        match pages.iter().find(|page| table.get(*page).shown() == Shown::Placed) {
-            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
-            None => Ok(()),
-        }
-    }
-
     /// Makes the chosen positions present: starts their reads, then maps them.
     /// Fails with how many of them, from the front, are present.
     fn bring(
@@ -279,7 +260,7 @@ impl Alias {
         let mut refused = populate();
         for _ in 0..MAX_POPULATE_RETRIES {
             let (Err(_), Some(file_page)) = (refused, entry.shown().file_page()) else { break };
-            self.content("populate", file_page)?;
+            content_of(&self.store, "populate", file_page)?;
             refused = populate();
         }
         let file_page = entry.shown().file_page();
@@ -325,12 +306,7 @@ impl Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<Entry>> {
         let mut entries = room_for(operation, pages.len())?;
-        for start in (0..pages.len()).step_by(ENTRIES_STEP) {
-            interrupt.check()?;
-            let table = lock(&self.table);
-            let piece = start..pages.len().min(start + ENTRIES_STEP);
-            entries.extend(piece.map(|position| table.get(pages.at(position))));
-        }
+        self.entries(pages, interrupt, &mut |entry| entries.push(entry))?;
         Ok(entries)
     }
 
@@ -347,13 +323,6 @@ impl Alias {
         let run = Run { first: page, count: 1 };
         let (offset, _) = self.bytes(run);
         Self::change(table, run, |_, _| placed, |_| self.region.move_in(offset, own))
-    }
-
-    /// The content of a file page.
-    fn content(&self, operation: &'static str, file_page: FilePage) -> Result<Vec<u8>> {
-        let mut content = collected(operation, std::iter::repeat_n(0, self.page.bytes()))?;
-        self.store.read_page(file_page, Span::of(&mut content))?;
-        Ok(content)
     }
 }
 
@@ -379,7 +348,7 @@ impl Engine for Alias {
         let _turn = self.calls.take(interrupt)?;
         let pages = changes.window_pages();
         let fail = |errno| Error::system("remap", errno);
-        Self::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
+        plan::check_placed(&lock(&self.table), "remap", pages, options.discard)?;
         let plan = self.plan(changes, options, interrupt)?;
         let Remapping { entries, runs, mut replaced } = plan;
         let windows = runs.iter().map(|run| run.window);
@@ -438,13 +407,12 @@ impl Engine for Alias {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
-        Self::check_placed(&lock(&self.table), "evict", pages, discard)?;
+        plan::check_placed(&lock(&self.table), "evict", pages, discard)?;
         let fail = |errno| Error::system("evict", errno);
         let pages = plan::distinct("evict", pages)?;
-        for start in (0..pages.len()).step_by(EVICTED_PAGES) {
+        for piece in plan::pieces(pages.len(), EVICTED_PAGES) {
             interrupt.check()?;
             let mut table = lock(&self.table);
-            let piece = start..pages.len().min(start + EVICTED_PAGES);
             let shown = |table: &Table, position| table.get(pages.at(position)).shown();
             for position in piece.clone() {
                 if shown(&table, position) != Shown::Placed {
@@ -522,12 +490,8 @@ impl Engine for Alias {
     ) -> Result<()> {
         let _turn = self.calls.take(interrupt)?;
         let table = lock(&self.table);
-        let nothing = |page: &WindowPage| table.get(*page).shown() == Shown::Nothing;
-        if let (None, Some(page)) = (data, pages.iter().find(nothing)) {
-            return Err(Error::Argument(format!(
-                "place: window page {} shows nothing, so there is no content to keep; pass data",
-                page.0
-            )));
+        if data.is_none() {
+            plan::check_shown(&table, pages)?;
         }
         let alone = pages.iter().map(|page| Run { first: page, count: 1 });
         mappings::reserve("place", plan::mappings_added(&table, alone))?;
@@ -539,7 +503,7 @@ impl Engine for Alias {
             let content = match (data, table.get(page).shown()) {
                 (Some(data), _) => placed_bytes(data, position, self.page.bytes()),
                 (None, Shown::File(file_page)) => {
-                    own = self.content("place", file_page)?;
+                    own = content_of(&self.store, "place", file_page)?;
                     &own
                 }
                 // What is placed is its own already.
@@ -597,7 +561,7 @@ impl Engine for Alias {
         let system_pages = self.page.bytes() / system_page_bytes();
         let step = (PRESENT_PAGES / system_pages).max(1);
         let mut here = room_for("present", step.min(pages.len()) * system_pages)?;
-        let look = |run: Run<WindowPage>| {
+        let mut look = |run: Run<WindowPage>| {
             interrupt.check()?;
             let table = lock(&self.table);
             let (offset, len) = self.bytes(run);
@@ -608,32 +572,24 @@ impl Engine for Alias {
             present.extend(whole_pages.zip(accessible).map(|(here, allowed)| here && allowed));
             Ok(())
         };
-        match pages {
-            Pages::Range(range) => {
-                let mut pieces = range.clone().step_by(step).map(|first| Run {
-                    first: WindowPage(first),
-                    count: (step as u64).min(range.end - first),
-                });
-                pieces.try_for_each(look)?;
-            }
-            Pages::List(list) => {
-                let mut pieces =
-                    list.chunks(step).flat_map(|list| plan::runs(list.iter().copied()));
-                pieces.try_for_each(look)?;
-            }
+        for piece in plan::pieces(pages.len(), step) {
+            plan::runs(piece.map(|position| pages.at(position))).try_for_each(&mut look)?;
         }
         Ok(present)
     }
 
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        let mut entries = room_for("mapping", pages.len())?;
-        for first in (0..pages.len()).step_by(ENTRIES_STEP) {
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()> {
+        for piece in plan::pieces(pages.len(), ENTRIES_STEP) {
             interrupt.check()?;
             let table = lock(&self.table);
-            let positions = first..pages.len().min(first + ENTRIES_STEP);
-            entries.extend(positions.map(|position| table.get(pages.at(position))));
+            piece.for_each(|position| tell(table.get(pages.at(position))));
         }
-        Ok(entries)
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -652,8 +608,7 @@ impl Engine for Alias {
             page_table_bytes: tables,
             budget_bytes: trimming.and_then(Registration::limit).map_or(0, Limit::bytes),
             table_bytes,
-            blocks_trimmed: trimming
-                .map_or(0, |trimming| trimming.counters().blocks.load(Ordering::Relaxed)),
+            blocks_trimmed: trimming.map_or(0, Registration::blocks_trimmed),
             ..Stats::of(&self.counters)
         }
     }

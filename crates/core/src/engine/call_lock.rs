@@ -4,8 +4,8 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::lock;
 use crate::error::{Interrupt, Result};
+use crate::sys::lock::lock;
 
 /// How long a wait may keep the caller's interrupt waiting.
 const WAIT: Duration = Duration::from_millis(25);
@@ -39,9 +39,6 @@ impl<T> CallLock<T> {
     }
 
     /// Waits until the calls before have ended.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`](crate::error::Error::Interrupted).
     pub(crate) fn take(&self, interrupt: &dyn Interrupt) -> Result<CallGuard<'_, T>> {
         let mut queue = lock(&self.queue);
         while queue.taken {

@@ -14,10 +14,9 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::cached::{Before, Cached, Filled, Frames, Tracking, Userfault};
-use super::{advise_ranges, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint, FaultMode};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{system_page_bytes, Access, Advice, OwnProcess, Region};
@@ -96,8 +95,9 @@ impl Frames for EagerFrames {
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         if self.guards {
-            let process = self.process.as_deref();
-            return advise_ranges(process, &self.region, ranges, Advice::GuardInstall);
+            let (process, advice) = (self.process.as_deref(), Advice::GuardInstall);
+            let each = |offset, len| self.region.advise(offset, len, advice);
+            return advise_ranges(process, &self.region, ranges, advice, each);
         }
         // Each range can become a mapping of its own, and split another.
         mappings::reserve("evict", 2 * ranges.len() as u64).map_err(|_| Errno::NOMEM)?;
@@ -134,9 +134,6 @@ fn check_page_tables(window_bytes: u64) -> Result<()> {
 }
 
 /// A window that is to show what `table` says, none of it loaded yet.
-///
-/// # Errors
-/// If memory cannot be mapped or locked.
 pub fn open(
     store: Arc<Store>,
     table: Table,

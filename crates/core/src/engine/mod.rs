@@ -11,19 +11,22 @@ pub mod eager;
 pub mod paged;
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
 use crate::error::{Interrupt, Result};
 use crate::memory::mappings;
 use crate::plan::Changes;
+use crate::room::collected;
 pub(crate) use crate::room::room_for;
 use crate::stats::Stats;
+use crate::store::Store;
 use crate::sys::mm::{Advice, OwnProcess, Region};
-use crate::table::Entry;
+use crate::sys::span::Span;
+use crate::sys::stderr_line::stderr_line;
+use crate::table::{Entry, Shown};
 use crate::trim::ReadAhead;
-use crate::units::{Pages, Prot, WindowPage};
+use crate::units::{FilePage, Pages, Prot, WindowPage};
 
 /// Which engine a window uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,15 @@ impl fmt::Display for EngineKind {
             Self::Eager => "eager",
         })
     }
+}
+
+/// Who resolves the faults of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultMode {
+    /// The service; who touches an absent page waits for it.
+    Thread,
+    /// The thread that touches the page, in a handler of SIGBUS.
+    Signal,
 }
 
 /// Which content a remap brings.
@@ -82,9 +94,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     }
 
     /// Leaves a part of the budget to others, where it is the window's own.
-    ///
-    /// # Errors
-    /// At the limit of threads.
     fn lower_budget(&self, _bytes: u64) -> Result<()> {
         Ok(())
     }
@@ -95,10 +104,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     }
 
     /// Changes what window pages show.
-    ///
-    /// # Errors
-    /// Before any change: a placed page that would be lost, too many mappings.
-    /// On the way: I/O, with the number of pages completed.
     fn remap(
         &self,
         changes: &Changes,
@@ -107,9 +112,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<Vec<bool>>;
 
     /// Makes pages present: all, or those in the page cache.
-    ///
-    /// # Errors
-    /// I/O, with the number of pages completed.
     fn populate(
         &self,
         pages: &Pages<WindowPage>,
@@ -118,9 +120,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<Vec<bool>>;
 
     /// Drops pages from the window.
-    ///
-    /// # Errors
-    /// Before any change: a placed page that would be lost.
     fn evict(
         &self,
         pages: &Pages<WindowPage>,
@@ -129,9 +128,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<()>;
 
     /// Changes the protection of pages and keeps their content.
-    ///
-    /// # Errors
-    /// Protection that the engine does not have; I/O where content comes back.
     fn protect(
         &self,
         pages: &Pages<WindowPage>,
@@ -141,9 +137,6 @@ pub trait Engine: Send + Sync + fmt::Debug {
 
     /// Gives pages content of their own: `data` (one page for all, or as many
     /// bytes as the pages have), or what they show now.
-    ///
-    /// # Errors
-    /// A page that shows nothing has no content to keep; I/O where it is read.
     fn place(
         &self,
         pages: &Pages<WindowPage>,
@@ -152,88 +145,55 @@ pub trait Engine: Send + Sync + fmt::Debug {
     ) -> Result<()>;
 
     /// Writes changed pages to the store, to the point of being durable.
-    ///
-    /// # Errors
-    /// I/O.
     fn flush(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
     /// Takes into pages what the store has of them since it had `had_bytes`, where they were
     /// loaded when it ended within them. What was written to them up to there is written.
-    ///
-    /// # Errors
-    /// I/O; what was not taken in is by the next call.
+    /// If it fails, the next call goes on with it.
     fn reload_grown(&self, _had_bytes: u64, _interrupt: &dyn Interrupt) -> Result<()> {
         Ok(())
     }
 
     /// Which of `pages` have content that the store does not have.
-    ///
-    /// # Errors
-    /// If the engine cannot tell.
     fn dirty(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
     /// Keeps pages, each named once, in the window, whatever its budget, until they are
     /// unpinned as often.
-    ///
-    /// # Errors
-    /// Before any change: more than the budget, or an engine that cannot.
     fn pin(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<()>;
 
     /// Ends a [`pin`](Self::pin).
     fn unpin(&self, pages: &Pages<WindowPage>);
 
     /// Which of `pages` can be touched without a fault.
-    ///
-    /// # Errors
-    /// Where the kernel does not tell.
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>>;
 
-    /// The word of each of `pages`.
-    ///
-    /// # Errors
-    /// If there is no memory for them.
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>>;
+    /// Tells the word of each of `pages`, in their order.
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()>;
 
     /// Counters and state.
     fn stats(&self) -> Stats;
 }
 
-/// Gives advice on ranges (offset, length): in one call where the kernel lets
-/// it, else, or when that fails (a filter may have been installed since), in one each.
+/// Gives advice on ranges (offset, length): in one call where the kernel lets it, else, or when
+/// that fails (a filter may have been installed since), by `each`.
 pub(crate) fn advise_ranges(
     process: Option<&OwnProcess>,
     region: &Region,
     ranges: &[(usize, usize)],
     advice: Advice,
+    each: impl Fn(usize, usize) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     if let Some(process) = process {
         if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
             return Ok(());
         }
     }
-    ranges.iter().try_for_each(|&(offset, len)| region.advise(offset, len, advice))
-}
-
-/// Drops the pages of ranges (offset, length), in one call where the kernel lets it.
-pub(crate) fn drop_ranges(
-    process: Option<&OwnProcess>,
-    region: &Region,
-    ranges: &[(usize, usize)],
-    locked: bool,
-) -> Result<(), Errno> {
-    if let Some(process) = process {
-        let advice = if locked { Advice::DontNeedLocked } else { Advice::DontNeed };
-        if ranges.len() > 1 && process.advise(region, ranges, advice).is_ok() {
-            return Ok(());
-        }
-    }
-    ranges.iter().try_for_each(|&(offset, len)| region.drop_pages(offset, len, locked))
-}
-
-/// Locks, whether or not a thread panicked while it held the lock: every state
-/// behind one of our locks is valid between any two statements.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    ranges.iter().try_for_each(|&(offset, len)| each(offset, len))
 }
 
 /// Where the bytes of `position` of a selection are in what `place` was given.
@@ -245,6 +205,17 @@ pub(crate) fn placed_bytes(data: &[u8], position: usize, page_bytes: usize) -> &
     }
 }
 
+/// The content of a file page.
+pub(crate) fn content_of(
+    store: &Store,
+    operation: &'static str,
+    file_page: FilePage,
+) -> Result<Vec<u8>> {
+    let mut content = collected(operation, std::iter::repeat_n(0, store.page_size().bytes()))?;
+    store.read_page(file_page, Span::of(&mut content))?;
+    Ok(content)
+}
+
 /// What to do if a window's memory cannot be mapped.
 pub(crate) fn memory_hint(locked: bool) -> &'static str {
     if locked {
@@ -252,5 +223,24 @@ pub(crate) fn memory_hint(locked: bool) -> &'static str {
          `ulimit -l`, or map fewer pages"
     } else {
         "; `fremap doctor` says what this process may do and how to get what is missing"
+    }
+}
+
+/// Says why a touch of a page is a signal.
+pub(crate) fn tell_why(page: WindowPage, entry: Entry, signal: &str, reason: fmt::Arguments<'_>) {
+    let page = page.0;
+    match entry.shown() {
+        Shown::File(file) => stderr_line(format_args!(
+            "window page {page} (file page {}): {reason}; the touch raises {signal}",
+            file.0
+        )),
+        Shown::Nothing => {
+            stderr_line(format_args!(
+                "window page {page} (no file page): {reason}; the touch raises {signal}"
+            ));
+        }
+        Shown::Placed => stderr_line(format_args!(
+            "window page {page} (placed content): {reason}; the touch raises {signal}"
+        )),
     }
 }

@@ -15,6 +15,7 @@
 
 mod serve;
 mod server;
+mod service;
 mod signal;
 
 use std::sync::Arc;
@@ -24,10 +25,9 @@ use rustix::io::Errno;
 use super::cached::{
     cluster_pages, Before, Cached, Dimensions, Filled, Frames, Serving, Tracking, Userfault,
 };
-use super::{drop_ranges, mappings, memory_hint};
+use super::{advise_ranges, mappings, memory_hint, FaultMode};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
-use crate::fault::{FaultMode, Service, Serving as ServedWindow};
 use crate::memory;
 use crate::store::Store;
 use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
@@ -40,6 +40,7 @@ use crate::sys::uffd::{Delivery, FaultScope, Partial, Stores, Uffd};
 use crate::table::Table;
 use crate::units::PageSize;
 use server::Server;
+use service::{ServedWindow, Service};
 use signal::Responder;
 
 /// What one entry of the upper page table maps, and the size of a huge page.
@@ -49,7 +50,7 @@ const BLOCK_BYTES: usize = 2 << 20;
 const MAX_PINNED_WAITS: u32 = 256;
 
 /// Serves the faults of all windows.
-static SERVICE: PerProcess<Service<Server>> = PerProcess::new();
+static SERVICE: PerProcess<Service> = PerProcess::new();
 
 /// The window's memory and its userfaultfd.
 #[derive(Debug)]
@@ -110,14 +111,6 @@ impl PagedFrames {
         let process = OwnProcess::of_process();
         let reclaims = small_pages && probe::reclaims_page_tables();
         Ok(Self { region, uffd, process, locked, tracking, page_map, reclaims })
-    }
-
-    /// Whether the kernel has the content of a system page, of the window or of staging memory.
-    fn has(&self, page: Span<'_>) -> Result<bool, Errno> {
-        match &self.page_map {
-            Some(map) => map.has(page),
-            None => is_present(page),
-        }
     }
 
     /// Empties a range: moves its pages to spare memory if possible, or drops them.
@@ -266,7 +259,9 @@ impl Frames for PagedFrames {
     }
 
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        drop_ranges(self.process.as_deref(), &self.region, ranges, self.locked)
+        let advice = if self.locked { Advice::DontNeedLocked } else { Advice::DontNeed };
+        let each = |offset, len| self.region.drop_pages(offset, len, self.locked);
+        advise_ranges(self.process.as_deref(), &self.region, ranges, advice, each)
     }
 
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
@@ -351,23 +346,16 @@ impl Userfault for PagedFrames {
         self.uffd.move_present_pages(to, from).is_ok()
     }
 
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno> {
+    fn has(&self, memory: Span<'_>) -> Result<bool, Errno> {
         match &self.page_map {
-            Some(map) => map.has(self.region.span(offset, len)),
-            None => (offset..offset + len)
+            Some(map) => map.has(memory),
+            None => (0..memory.len())
                 .step_by(system_page_bytes())
-                .try_fold(true, |all, at| Ok(all && is_present(self.region.span(at, 1))?)),
+                .try_fold(true, |all, at| Ok(all && is_present(memory.part(at, 1))?)),
         }
     }
 
-    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno> {
-        self.uffd.write_protect(self.region.span(offset, len), true)
-    }
-
-    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
-        if self.tracking != Some(Tracking::Faults) {
-            return Ok(());
-        }
+    fn notice_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         let protect =
             |&(at, len): &(usize, usize)| self.uffd.write_protect(self.region.span(at, len), true);
         ranges.iter().try_for_each(protect)
@@ -417,9 +405,6 @@ pub struct PagedOptions<'c> {
 }
 
 /// Makes a window that shows what `table` says, and starts to serve its faults.
-///
-/// # Errors
-/// Where userfaultfd is refused, memory cannot be locked, or a limit is met.
 pub fn open(
     store: Arc<Store>,
     table: Table,

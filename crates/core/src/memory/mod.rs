@@ -5,4 +5,5 @@ pub(crate) mod mappings;
 mod pool;
 
 pub use limits::available;
-pub use pool::{reserve, Ask, GiveBack, Pool, Reservation, LEAST_SHARE};
+pub use pool::Ask;
+pub(crate) use pool::{reserve, GiveBack, Reservation};

@@ -116,9 +116,6 @@ impl fmt::Debug for Pool {
 static POOL: Pool = Pool::new(limits::available);
 
 /// Reserves from the pool of this process.
-///
-/// # Errors
-/// Where it is not known what the process may have.
 pub fn reserve(ask: Ask) -> Result<Reservation, Errno> {
     POOL.reserve(ask)
 }
@@ -130,9 +127,6 @@ impl Pool {
     }
 
     /// Reserves memory until what is returned is dropped. Others may have to give some back.
-    ///
-    /// # Errors
-    /// Where it is not known what the process may have.
     pub fn reserve(&'static self, ask: Ask) -> Result<Reservation, Errno> {
         let need = match ask {
             Ask::Bytes(bytes) => {
@@ -194,7 +188,6 @@ impl fmt::Debug for Reservation {
 
 impl Reservation {
     /// Bytes that it comes to now; those of a share change as others come and go.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.account.bytes.load(Ordering::Relaxed)
     }

@@ -8,11 +8,18 @@
 use std::cell::UnsafeCell;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::thread::futex::{self, Flags, Timespec};
 
 use super::thread::{block_all_signals, set_signal_mask};
+
+/// Locks, whether or not a thread panicked while it held the lock: every state behind one of our
+/// locks is valid between any two statements.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const FREE: u32 = 0;
 const TAKEN: u32 = 1;

@@ -10,7 +10,6 @@ pub mod copy;
 pub mod cputime;
 pub mod fault_ranges;
 pub mod file;
-pub mod forever;
 pub mod fork;
 pub mod fork_lock;
 #[cfg(test)]

@@ -15,7 +15,6 @@ pub enum Shown {
 
 impl Shown {
     /// The file page, if it is one.
-    #[must_use]
     pub fn file_page(self) -> Option<FilePage> {
         match self {
             Self::File(page) => Some(page),
@@ -24,7 +23,6 @@ impl Shown {
     }
 
     /// As users see it: the file page, -1 for nothing, -2 for a placed page.
-    #[must_use]
     pub fn number(self) -> i64 {
         match self {
             Self::File(page) => page.0.cast_signed(),
@@ -96,6 +94,7 @@ pub enum Change {
 /// Invariants, which [`Table::set`] checks: a page without access ([`Prot::None`]) is not
 /// present, a denied page has no access, and only a present page is other than clean.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[must_use]
 pub struct Entry(u64);
 
 impl Entry {
@@ -115,10 +114,6 @@ impl Entry {
     const PINNED: u64 = 1 << 48;
 
     /// A page that shows `shown`, absent.
-    ///
-    /// # Panics
-    /// If it is a file page that a table cannot name.
-    #[must_use]
     pub fn new(shown: Shown, prot: Prot) -> Self {
         let page = match shown {
             Shown::File(page) => {
@@ -142,7 +137,6 @@ impl Entry {
     }
 
     /// What it shows.
-    #[must_use]
     pub fn shown(self) -> Shown {
         match self.0 & Self::FILE_PAGE {
             Self::NOTHING => Shown::Nothing,
@@ -152,7 +146,6 @@ impl Entry {
     }
 
     /// What may be done with it.
-    #[must_use]
     pub fn prot(self) -> Prot {
         match (self.0 & Self::PROT) >> Self::PROT_SHIFT {
             0 => Prot::None,
@@ -162,7 +155,6 @@ impl Entry {
     }
 
     /// Where its content is.
-    #[must_use]
     pub fn residency(self) -> Residency {
         match (self.0 & Self::RESIDENCY) >> Self::RESIDENCY_SHIFT {
             0 => Residency::Absent,
@@ -174,7 +166,6 @@ impl Entry {
     }
 
     /// Whether the store has its content.
-    #[must_use]
     pub fn change(self) -> Change {
         match (self.0 & Self::CHANGE) >> Self::CHANGE_SHIFT {
             0 => Change::Clean,
@@ -185,77 +176,62 @@ impl Entry {
     }
 
     /// Whether its content is in the window: a touch does not fault.
-    #[must_use]
     pub fn present(self) -> bool {
         self.residency() == Residency::Present
     }
 
     /// Whether reading it failed.
-    #[must_use]
     pub fn unreadable(self) -> bool {
         self.residency() == Residency::Unreadable
     }
 
     /// Whether the kernel may have content for it that the table calls absent.
-    #[must_use]
     pub fn stale(self) -> bool {
         self.residency() == Residency::Stale
     }
 
     /// Whether the kernel has, or may have, content for it.
-    #[must_use]
     pub fn occupied(self) -> bool {
         self.present() || self.stale()
     }
 
     /// Whether it was written to since it was loaded or its last write-back began.
-    #[must_use]
     pub fn dirty(self) -> bool {
         matches!(self.change(), Change::Dirty | Change::Rewritten)
     }
 
     /// Whether it is being written back.
-    #[must_use]
     pub fn writing(self) -> bool {
         matches!(self.change(), Change::Writing | Change::Rewritten)
     }
 
     /// Whether the store has all of its content.
-    #[must_use]
     pub fn clean(self) -> bool {
         self.change() == Change::Clean
     }
 
     /// Whether a call is about to change it: a thread that writes to it waits.
-    #[must_use]
     pub fn held(self) -> bool {
         self.0 & Self::HELD != 0
     }
 
     /// Whether it may not be evicted.
-    #[must_use]
     pub fn pinned(self) -> bool {
         self.0 & Self::PINNED != 0
     }
 
     /// Whether a touch may bring its content: it is absent and may be accessed.
-    #[must_use]
     pub fn loadable(self) -> bool {
         let absent = matches!(self.residency(), Residency::Absent | Residency::Stale);
         absent && self.prot() != Prot::None
     }
 
     /// The same page showing something else, in the same state.
-    ///
-    /// # Panics
-    /// If it is a file page that a table cannot name.
-    #[must_use]
     pub fn with_shown(self, shown: Shown) -> Self {
         Self(self.0 & !Self::FILE_PAGE | Self::new(shown, Prot::None).0)
     }
 
     /// The same page with other protection.
-    #[must_use]
     pub fn with_prot(self, prot: Prot) -> Self {
         let bits = match prot {
             Prot::None => 0,
@@ -280,70 +256,47 @@ impl Entry {
     }
 
     /// Its content is in the window now.
-    ///
-    /// # Panics
-    /// If it was before, or may not be accessed.
-    #[must_use]
     pub fn finish_load(self) -> Self {
         assert!(!self.present(), "{self:?} is loaded");
         self.becomes(Residency::Present)
     }
 
     /// Its content could not be read.
-    ///
-    /// # Panics
-    /// If it is present.
-    #[must_use]
     pub fn fail_load(self) -> Self {
         assert!(!self.present(), "{self:?} is loaded");
         self.becomes(Residency::Unreadable)
     }
 
     /// The kernel is about to be asked to drop its content.
-    ///
-    /// # Panics
-    /// If it has none.
-    #[must_use]
     pub fn begin_drop(self) -> Self {
         assert!(self.occupied(), "{self:?} has nothing to drop");
         self.becomes(Residency::Stale)
     }
 
     /// The kernel may have got a part of its content.
-    ///
-    /// # Panics
-    /// If it is present.
-    #[must_use]
     pub fn load_in_part(self) -> Self {
         assert!(!self.present(), "{self:?} is loaded");
         self.becomes(Residency::Stale)
     }
 
     /// The kernel has nothing for it.
-    #[must_use]
     pub fn finish_drop(self) -> Self {
         self.becomes(Residency::Absent)
     }
 
     /// Access is taken from it, and what it showed is not in the window any more.
-    #[must_use]
     pub fn deny(self) -> Self {
         let denied = if self.present() { Residency::Denied } else { Residency::Absent };
         self.becomes(denied).with_prot(Prot::None)
     }
 
     /// Access is given to it; it is absent still.
-    ///
-    /// # Panics
-    /// If it had access.
-    #[must_use]
     pub fn allow(self, prot: Prot) -> Self {
         assert!(self.prot() == Prot::None, "{self:?} has access");
         self.becomes(Residency::Absent).with_prot(prot)
     }
 
     /// What was denied is not to come back with access.
-    #[must_use]
     pub fn forget_denied(self) -> Self {
         if self.residency() == Residency::Denied {
             self.with_residency(Residency::Absent)
@@ -353,10 +306,6 @@ impl Entry {
     }
 
     /// It was written to.
-    ///
-    /// # Panics
-    /// If it is absent.
-    #[must_use]
     pub fn note_write(self) -> Self {
         assert!(self.present(), "{self:?} is not in the window");
         match self.change() {
@@ -366,30 +315,18 @@ impl Entry {
     }
 
     /// What was thought to be a write was none.
-    ///
-    /// # Panics
-    /// If it is being written back.
-    #[must_use]
     pub fn unnote_write(self) -> Self {
         assert!(!self.writing(), "{self:?} is being written back");
         self.with_change(Change::Clean)
     }
 
     /// It is being written back from now on.
-    ///
-    /// # Panics
-    /// If it is not dirty, or is being written back already.
-    #[must_use]
     pub fn begin_writeback(self) -> Self {
         assert!(self.change() == Change::Dirty, "{self:?} is not to be written back");
         self.with_change(Change::Writing)
     }
 
     /// Its write-back is over; `saved`: the store has what it held when that began.
-    ///
-    /// # Panics
-    /// If it was not being written back.
-    #[must_use]
     pub fn finish_writeback(self, saved: bool) -> Self {
         assert!(self.writing(), "{self:?} is not being written back");
         let clean = saved && self.change() == Change::Writing;
@@ -397,19 +334,16 @@ impl Entry {
     }
 
     /// A call is about to change it.
-    #[must_use]
     pub fn hold(self) -> Self {
         Self(self.0 | Self::HELD)
     }
 
     /// The call is over.
-    #[must_use]
     pub fn released(self) -> Self {
         Self(self.0 & !Self::HELD)
     }
 
     /// The same page, pinned or not.
-    #[must_use]
     pub fn with_pinned(self, pinned: bool) -> Self {
         Self(if pinned { self.0 | Self::PINNED } else { self.0 & !Self::PINNED })
     }

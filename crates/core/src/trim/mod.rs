@@ -16,8 +16,8 @@ mod trim_loop;
 
 use std::ops::Range;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
-use std::sync::{mpsc, Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{mpsc, Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 
 use rustix::io::Errno;
@@ -25,7 +25,10 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::memory::{self, Ask, Reservation};
 use crate::sys::cputime::{MappedBytes, Waiter};
+use crate::sys::fork_lock::{ForkGuard, ForkLock};
+use crate::sys::lock::lock;
 use crate::sys::pagemap::PageMap;
+use crate::sys::process;
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
@@ -40,18 +43,13 @@ pub trait Trimmed: Send + Sync + 'static {
 
     /// Has these ranges of bytes unmapped, and their page tables go; touches bring the pages
     /// back. What the window has of its own stays.
-    ///
-    /// # Errors
-    /// EINVAL for pages that are locked.
+    /// Fails (EINVAL) for pages that are locked.
     fn give_back(&self, pagemap: &PageMap, ranges: &[Range<usize>]) -> Result<(), Errno>;
 
     /// Whether the kernel may keep some of what is given back.
     fn keeps_some(&self) -> bool;
 
     /// Has the kernel read ahead so.
-    ///
-    /// # Errors
-    /// None that a mapping of a file is known to give.
     fn advise(&self, advice: ReadAhead) -> Result<(), Errno>;
 }
 
@@ -79,19 +77,14 @@ pub struct Limit {
 
 impl Limit {
     /// A limit for one window.
-    #[must_use]
     pub fn new(bytes: u64) -> Arc<Self> {
         Arc::new(Self { bytes: bytes.into(), shared: None, window_bytes: AtomicU64::new(0) })
     }
 
     /// The limit that all windows share which are given none: one share of what "auto" budgets
     /// come to together.
-    ///
-    /// # Errors
-    /// If the kernel does not say how much memory is available.
     pub fn automatic() -> Result<Arc<Self>> {
-        let trimmer = Trimmer::of_this_process();
-        if let Some(limit) = trimmer.state().automatic.upgrade() {
+        if let Some(limit) = state().automatic.upgrade() {
             return Ok(limit);
         }
         // Not under the lock: others may have to give memory back for it.
@@ -102,7 +95,7 @@ impl Limit {
             shared: Some(shared),
             window_bytes: AtomicU64::new(0),
         });
-        let mut state = trimmer.state();
+        let mut state = state();
         if let Some(other) = state.automatic.upgrade() {
             drop(state);
             return Ok(other);
@@ -112,7 +105,6 @@ impl Limit {
     }
 
     /// The limit.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         match &self.shared {
             Some(reservation) => reservation.bytes(),
@@ -133,13 +125,6 @@ impl Limit {
     }
 }
 
-/// What was done for a window.
-#[derive(Debug, Default)]
-pub struct TrimCounters {
-    /// Blocks of 2 MiB that were given back.
-    pub blocks: AtomicU64,
-}
-
 /// A window that is registered.
 struct Watched {
     id: u64,
@@ -147,7 +132,8 @@ struct Watched {
     limit: Option<Arc<Limit>>,
     /// Its read-ahead follows how it is touched.
     adapts: bool,
-    counters: TrimCounters,
+    /// Blocks of 2 MiB that it has given back.
+    blocks_trimmed: AtomicU64,
     /// None once the window is about to go. Held while the trimmer works on it.
     target: Mutex<Option<Arc<dyn Trimmed>>>,
 }
@@ -163,10 +149,6 @@ impl Watched {
     fn needs_thread(&self) -> bool {
         self.adapts || self.limit.as_ref().is_some_and(|limit| limit.is_tight())
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Debug)]
@@ -190,85 +172,84 @@ impl Running {
     }
 }
 
-#[derive(Default)]
+/// The windows of a process and their thread.
 struct State {
+    process: u32,
     windows: Vec<Arc<Watched>>,
     running: Option<Running>,
     automatic: Weak<Limit>,
     last_id: u64,
 }
 
-/// One process's windows and their thread.
-struct Trimmer {
-    owner: u32,
-    state: Mutex<State>,
-    /// Counts changes of the windows.
-    version: AtomicU64,
+impl State {
+    const fn new() -> Self {
+        Self { process: 0, windows: Vec::new(), running: None, automatic: Weak::new(), last_id: 0 }
+    }
 }
 
-/// A child of fork makes its own, and leaves its parent's as it was at the fork.
-static CURRENT: AtomicPtr<Trimmer> = AtomicPtr::new(std::ptr::null_mut());
+impl Default for State {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
-impl Trimmer {
-    fn of_this_process() -> &'static Self {
-        let owner = crate::sys::process::id();
-        loop {
-            let current = CURRENT.load(Ordering::Acquire);
-            if let Some(trimmer) = crate::sys::forever::get(current) {
-                if trimmer.owner == owner {
-                    return trimmer;
-                }
-            }
-            let own = Self { owner, state: Mutex::default(), version: AtomicU64::new(0) };
-            crate::sys::forever::replace(&CURRENT, current, own);
+static STATE: ForkLock<State> = ForkLock::new(State::new());
+/// Counts changes of the windows.
+static VERSION: AtomicU64 = AtomicU64::new(0);
+
+/// The state of this process. A child of fork begins anew: its parent's windows and their thread
+/// are not its own.
+fn state() -> ForkGuard<'static, State> {
+    let mut state = STATE.lock();
+    let process = process::id();
+    if state.process != process {
+        let parents = std::mem::replace(&mut *state, State { process, ..State::new() });
+        // There is no thread to join, and its locks may be taken.
+        std::mem::forget(parents);
+    }
+    state
+}
+
+fn start() -> Result<Running> {
+    let fail = |errno| {
+        Error::system_with_hint(
+            "Window",
+            errno,
+            "; a budget is kept by a thread that reads /proc/self: pass budget=None to do \
+             without",
+        )
+    };
+    let no_thread = |errno| {
+        let instead = "pass budget=None: a budget is kept by a thread";
+        Error::NoThread { operation: "Window", instead, errno }
+    };
+    let mapped = MappedBytes::open().map_err(fail)?;
+    let pagemap = PageMap::open().map_err(fail)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let (send, receive) = mpsc::channel();
+    let stopped = Arc::clone(&stop);
+    let body = move || {
+        // Nobody hears it only if who starts the thread has panicked.
+        let _heard = send.send(Waiter::this_thread());
+        let mut trim_loop = TrimLoop::new(mapped, pagemap);
+        let look = AssertUnwindSafe(|| trim_loop.run(&stopped));
+        if catch_unwind(look).is_err() {
+            stderr_line(format_args!(
+                "the thread that keeps windows to their budgets panicked, which is a bug; \
+                 they grow as plain mappings do from now on"
+            ));
+            trim_loop.wait_for_end(&stopped);
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    fn start(&'static self) -> Result<Running> {
-        let fail = |errno| {
-            Error::system_with_hint(
-                "Window",
-                errno,
-                "; a budget is kept by a thread that reads /proc/self: pass budget=None to do \
-                 without",
-            )
-        };
-        let no_thread = |errno| {
-            let instead = "pass budget=None: a budget is kept by a thread";
-            Error::NoThread { operation: "Window", instead, errno }
-        };
-        let mapped = MappedBytes::open().map_err(fail)?;
-        let pagemap = PageMap::open().map_err(fail)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (send, receive) = mpsc::channel();
-        let stopped = Arc::clone(&stop);
-        let body = move || {
-            // Nobody hears it only if who starts the thread has panicked.
-            let _heard = send.send(Waiter::this_thread());
-            let mut trim_loop = TrimLoop::new(mapped, pagemap);
-            let look = AssertUnwindSafe(|| trim_loop.run(self, &stopped));
-            if catch_unwind(look).is_err() {
-                stderr_line(format_args!(
-                    "the thread that keeps windows to their budgets panicked, which is a bug; \
-                     they grow as plain mappings do from now on"
-                ));
-                trim_loop.wait_for_end(&stopped);
-            }
-        };
-        let thread = spawn_without_signals("fremap-trim", body).map_err(no_thread)?;
-        let waiter = receive.recv().map_err(|_gone| no_thread(Errno::AGAIN))?;
-        Ok(Running { waiter, stop, thread })
-    }
+    };
+    let thread = spawn_without_signals("fremap-trim", body).map_err(no_thread)?;
+    let waiter = receive.recv().map_err(|_gone| no_thread(Errno::AGAIN))?;
+    Ok(Running { waiter, stop, thread })
 }
 
 /// A window's place with the trimmer; dropped, the trimmer leaves the window alone.
 pub struct Registration {
-    trimmer: &'static Trimmer,
     watched: Arc<Watched>,
+    process: u32,
 }
 
 impl std::fmt::Debug for Registration {
@@ -279,24 +260,20 @@ impl std::fmt::Debug for Registration {
 
 impl Registration {
     /// Has a window kept to a limit from now on, and its read-ahead follow how it is touched.
-    ///
-    /// # Errors
-    /// At the limit of threads or descriptors; where `/proc` is not mounted.
     pub fn new(target: Arc<dyn Trimmed>, limit: Option<Arc<Limit>>, adapts: bool) -> Result<Self> {
-        let trimmer = Trimmer::of_this_process();
         let bytes = target.memory().len() as u64;
-        let mut state = trimmer.state();
+        let mut state = state();
         state.last_id += 1;
         let watched = Arc::new(Watched {
             id: state.last_id,
             limit,
             adapts,
-            counters: TrimCounters::default(),
+            blocks_trimmed: AtomicU64::new(0),
             target: Mutex::new(Some(target)),
         });
         watched.add_bytes(bytes);
         if watched.needs_thread() && state.running.is_none() {
-            match trimmer.start() {
+            match start() {
                 Ok(running) => state.running = Some(running),
                 Err(error) => {
                     watched.add_bytes(bytes.wrapping_neg());
@@ -305,46 +282,42 @@ impl Registration {
             }
         }
         state.windows.push(Arc::clone(&watched));
-        trimmer.version.fetch_add(1, Ordering::SeqCst);
+        VERSION.fetch_add(1, Ordering::SeqCst);
         if let Some(running) = &state.running {
             // It may sleep until the process is busy for longer than it may be now.
             let woken = running.waiter.wake();
             woken.map_err(|errno| Error::system("Window", errno))?;
         }
+        let process = state.process;
         drop(state);
-        Ok(Self { trimmer, watched })
+        Ok(Self { watched, process })
     }
 
     /// What the window may have mapped, with all that share its limit.
-    #[must_use]
     pub fn limit(&self) -> Option<&Limit> {
         self.watched.limit.as_deref()
     }
 
     /// Leaves a part of the limit to others; a thread is there if that makes it tight.
-    ///
-    /// # Errors
-    /// As [`new`](Self::new).
     pub fn lower_limit(&self, bytes: u64) -> Result<()> {
         let Some(limit) = &self.watched.limit else { return Ok(()) };
         limit.lower(bytes);
-        let mut state = self.trimmer.state();
+        let mut state = state();
         if self.watched.needs_thread() && state.running.is_none() {
-            state.running = Some(self.trimmer.start()?);
+            state.running = Some(start()?);
         }
         Ok(())
     }
 
-    /// What was done for it.
-    #[must_use]
-    pub fn counters(&self) -> &TrimCounters {
-        &self.watched.counters
+    /// Blocks of 2 MiB that the window has given back.
+    pub fn blocks_trimmed(&self) -> u64 {
+        self.watched.blocks_trimmed.load(Ordering::Relaxed)
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        if self.trimmer.owner != crate::sys::process::id() {
+        if self.process != process::id() {
             // A child of fork: its parent's lock may be taken forever here.
             return;
         }
@@ -353,10 +326,10 @@ impl Drop for Registration {
         let bytes = target.as_ref().map_or(0, |target| target.memory().len() as u64);
         drop(target);
         let ended = {
-            let mut state = self.trimmer.state();
+            let mut state = state();
             state.windows.retain(|watched| watched.id != self.watched.id);
             self.watched.add_bytes(bytes.wrapping_neg());
-            self.trimmer.version.fetch_add(1, Ordering::SeqCst);
+            VERSION.fetch_add(1, Ordering::SeqCst);
             let needed = state.windows.iter().any(|watched| watched.needs_thread());
             if needed {
                 None

@@ -10,8 +10,9 @@ use rustix::io::Errno;
 
 use super::advice::{fitting, Shape};
 use super::policy::{Ledger, Marks};
-use super::{lock, Limit, ReadAhead, Trimmed, Trimmer, Watched};
+use super::{state, Limit, ReadAhead, Trimmed, Watched, VERSION};
 use crate::sys::cputime::{prefer_short_slices, BusyTimer, MappedBytes};
+use crate::sys::lock::lock;
 use crate::sys::mm::system_page_bytes;
 use crate::sys::pagemap::PageMap;
 use crate::sys::stderr_line::stderr_line;
@@ -108,9 +109,9 @@ impl TrimLoop {
         }
     }
 
-    pub(super) fn run(&mut self, trimmer: &Trimmer, stop: &AtomicBool) {
+    pub(super) fn run(&mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) {
-            self.follow(trimmer);
+            self.follow();
             match self.look().and_then(|()| self.adapt()) {
                 Ok(()) => self.complained = false,
                 Err(errno) => self.complain(errno),
@@ -135,27 +136,22 @@ impl TrimLoop {
     }
 
     /// Takes in which windows have come and gone.
-    fn follow(&mut self, trimmer: &Trimmer) {
-        let version = trimmer.version.load(Ordering::SeqCst);
+    fn follow(&mut self) {
+        let version = VERSION.load(Ordering::SeqCst);
         if version == self.version {
             return;
         }
         self.version = version;
         self.grew = Instant::now();
-        let current: Vec<Arc<Watched>> = trimmer.state().windows.clone();
-        let gone: Vec<u64> = self
-            .windows
-            .keys()
-            .filter(|&&id| !current.iter().any(|watched| watched.id == id))
-            .copied()
-            .collect();
-        for id in gone {
-            if let Some(known) = self.windows.remove(&id) {
-                if let Some(group) = known.group {
-                    self.groups[group].ledger.forget(id);
-                }
+        let current: Vec<Arc<Watched>> = state().windows.clone();
+        let groups = &mut self.groups;
+        self.windows.retain(|&id, known| {
+            let stays = current.iter().any(|watched| watched.id == id);
+            if let (false, Some(group)) = (stays, known.group) {
+                groups[group].ledger.forget(id);
             }
-        }
+            stays
+        });
         for watched in current {
             if !self.windows.contains_key(&watched.id) {
                 let group = watched.limit.as_ref().map(|limit| self.group_of(limit));
@@ -288,7 +284,7 @@ impl TrimLoop {
             }
             outcome = outcome.and(given);
             let count: u64 = blocks.iter().map(|blocks| u64::from(blocks.end - blocks.start)).sum();
-            known.watched.counters.blocks.fetch_add(count, Ordering::Relaxed);
+            known.watched.blocks_trimmed.fetch_add(count, Ordering::Relaxed);
         }
         let group = &mut self.groups[group];
         let freed = resident.saturating_sub(group.ledger.resident_bytes());
@@ -323,7 +319,7 @@ impl TrimLoop {
                 shape.pages += (len / system_page_bytes()) as u64;
                 shape.runs += 1;
             })?;
-            let trimmed = known.watched.counters.blocks.load(Ordering::Relaxed);
+            let trimmed = known.watched.blocks_trimmed.load(Ordering::Relaxed);
             // Where something was unmapped meanwhile, the two cannot be compared.
             if trimmed == known.blocks_trimmed {
                 if let Some(advice) = fitting(known.advice, known.shape, shape) {

@@ -6,9 +6,8 @@ use rustix::io::Errno;
 
 use super::{Budget, WindowOptions};
 use crate::engine::cached::Tracking;
-use crate::engine::EngineKind;
+use crate::engine::{EngineKind, FaultMode};
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::memory::Ask;
 use crate::store::Store;
 use crate::sys::uffd::Uffd;
@@ -189,12 +188,10 @@ pub(super) fn check_budget(
     window_bytes: u64,
 ) -> Result<()> {
     let Budget::Bytes(bytes) = options.budget else { return Ok(()) };
-    let reason = match kind {
-        EngineKind::Eager if window_bytes > bytes => {
-            "engine \"eager\" cannot reload evicted pages on access, so it evicts none by itself: \
-             leave the budget out and call evict(), or use engine=\"paged\""
-        }
-        EngineKind::Alias | EngineKind::Eager | EngineKind::Paged => return Ok(()),
-    };
+    if kind != EngineKind::Eager || window_bytes <= bytes {
+        return Ok(());
+    }
+    let reason = "engine \"eager\" cannot reload evicted pages on access, so it evicts none by \
+                  itself: leave the budget out and call evict(), or use engine=\"paged\"";
     Err(Error::Unsupported { operation: "Window", reason: reason.to_owned() })
 }

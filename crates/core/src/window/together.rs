@@ -6,8 +6,8 @@
 use super::{Budget, Mapping, WindowOptions};
 use crate::engine::cached::Tracking;
 use crate::engine::EngineKind::{self, Alias, Eager, Paged};
+use crate::engine::FaultMode;
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::trim::ReadAhead;
 use crate::units::Prot;
 

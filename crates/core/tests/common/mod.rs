@@ -5,13 +5,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use fremap_core::calibrate::Calibration;
-use fremap_core::engine::EngineKind;
 use fremap_core::error::{Error, Interrupt, Result, Uninterruptible};
-use fremap_core::fault::FaultMode;
 use fremap_core::store::Store;
 use fremap_core::sys::span::Span;
 use fremap_core::units::{FilePage, Pages, Prot, Selection};
-use fremap_core::window::{Budget, Mapping, RemapOptions, Target, Window, WindowOptions};
+use fremap_core::window::{
+    Budget, EngineKind, FaultMode, Mapping, RemapOptions, Target, Window, WindowOptions,
+};
 
 pub const PAGE: usize = 4096;
 pub const ENGINES: [EngineKind; 3] = [EngineKind::Alias, EngineKind::Paged, EngineKind::Eager];

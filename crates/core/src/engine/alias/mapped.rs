@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use crate::engine::lock;
 use crate::error;
 use crate::plan::LinearRun;
 use crate::room::collected;
 use crate::store::Store;
+use crate::sys::lock::lock;
 use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
 use crate::sys::pagemap::PageMap;
 use crate::sys::probe::reclaims_page_tables;
@@ -67,15 +67,7 @@ impl AliasMapping {
     pub(super) fn map(&self, entry: Entry, run: Run<WindowPage>) -> Result<(), Errno> {
         let (offset, len) = self.bytes(run);
         match entry.shown() {
-            Shown::File(file) => {
-                let (fd, file_offset) = self.store.place_of(file);
-                let access = access(entry);
-                self.region.map_file(self.sharing, offset, len, fd, file_offset, access)?;
-                if self.read_ahead() != ReadAhead::Normal {
-                    self.region.advise(offset, len, advice_of(self.read_ahead()))?;
-                }
-                Ok(())
-            }
+            Shown::File(_) => self.map_part(entry, run.first, offset..offset + len),
             Shown::Nothing => self.region.map_anonymous(offset, len, Access::None),
             Shown::Placed => self.region.protect(offset, len, access(entry)),
         }
@@ -128,9 +120,9 @@ impl AliasMapping {
         runs
     }
 
-    /// Maps a part of a run of pages again: what was mapped there goes, page tables and all.
-    fn map_anew(&self, table: &Table, first: WindowPage, bytes: Range<usize>) -> Result<(), Errno> {
-        let entry = table.get(first);
+    /// Maps a part of a run of file pages, of which `entry` is the word of the first. What was
+    /// mapped there goes, page tables and all.
+    fn map_part(&self, entry: Entry, first: WindowPage, bytes: Range<usize>) -> Result<(), Errno> {
         let Some(file) = entry.shown().file_page() else { return Ok(()) };
         let (fd, file_offset) = self.store.place_of(file);
         let within = bytes.start as u64 - self.page.bytes_of(first.0);
@@ -174,7 +166,7 @@ impl Trimmed for AliasMapping {
                 self.page_out(pagemap, range)?;
             } else if !reclaims_page_tables() {
                 for (first, bytes) in self.file_runs(&table, range) {
-                    self.map_anew(&table, first, bytes)?;
+                    self.map_part(table.get(first), first, bytes)?;
                 }
             } else if table.counts().placed == 0 {
                 self.region.advise(range.start, range.len(), Advice::DontNeed)?;

@@ -2,10 +2,11 @@
 
 use super::mapped::{access, one_file_each};
 use super::Alias;
-use crate::engine::{lock, room_for, RemapOptions};
+use crate::engine::{room_for, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::copied;
+use crate::sys::lock::lock;
 use crate::sys::mm::Access;
 use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Shown, Table};
@@ -43,12 +44,11 @@ impl Alias {
         let mut entries = room_for("remap", changes.len())?;
         let mut replaced = room_for("remap", changes.len())?;
         let mut runs = Vec::new();
-        for start in (0..changes.len()).step_by(PLANNED_PAGES) {
+        for piece in plan::pieces(changes.len(), PLANNED_PAGES) {
             // Not with the table locked: a signal handler may ask for it. No other call changes
             // it in between.
             interrupt.check()?;
             let table = lock(&self.table);
-            let piece = start..changes.len().min(start + PLANNED_PAGES);
             plan::add_linear_runs(&mut runs, &table, changes, piece.clone(), options.prot)?;
             for position in piece {
                 let (page, file) = changes.pair(position);

@@ -3,12 +3,11 @@
 use super::frame_pool::FramePool;
 use super::frames::{Filled, Frames, Tracking};
 use super::load::{Call, Step};
-use super::{offset_of, pieces_of, Cached, State};
-use crate::engine::{mappings, Fill};
+use super::{offset_of, Cached, State};
+use crate::engine::{content_of, mappings, Fill};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan;
 use crate::room::{self, collected, copied, room_for};
-use crate::sys::span::Span;
 use crate::table::{Entry, Residency, Shown};
 use crate::units::{Pages, Prot, Run, WindowPage};
 
@@ -160,7 +159,7 @@ impl<F: Frames> Cached<F> {
         entry_of: impl Fn(u64) -> Entry,
         content_of: impl Fn(u64) -> &'d [u8],
     ) -> Result<()> {
-        let (mut ring, _) = pool.for_loading(&self.shared.frames, run.count as usize)?;
+        let (ring, _) = pool.for_loading(&self.shared.frames, run.count as usize)?;
         let (_, used) = self.bytes(run);
         let from = ring.read_into(0, used).part(0, used);
         for index in 0..run.count {
@@ -233,21 +232,14 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
-        let nothing =
-            |page: &WindowPage| self.shared.state.lock().get(*page).shown() == Shown::Nothing;
-        if let Some(page) = pages.iter().find(nothing) {
-            return Err(Error::Argument(format!(
-                "place: window page {} shows nothing, so there is no content to keep; pass data",
-                page.0
-            )));
-        }
+        plan::check_shown(&self.shared.state.lock().table, pages)?;
         let keep = self.kept("place", pages)?;
         self.check_budget("place", pages)?;
         // What is loaded here is made the page's own below. Evicted in between it would be a
         // page that nobody can bring again.
         let _staying = self.stay("place", pages)?;
         let mut mask = room::mask("place", pages.len(), interrupt)?;
-        for piece in pieces_of(pages.len(), self.piece_pages()) {
+        for piece in plan::pieces(pages.len(), self.piece_pages()) {
             let placed = piece.clone().map(|position| pages.at(position));
             self.reserve_moves("place", pages, piece.clone())
                 .map_err(|error| error.with_completed(piece.start))?;
@@ -275,15 +267,13 @@ impl<F: Frames> Cached<F> {
         pages: &Pages<WindowPage>,
         piece: std::ops::Range<usize>,
     ) -> Result<()> {
-        let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
         for position in piece {
             let page = pages.at(position);
             let shown = self.shared.state.lock().get(page).shown();
             let Shown::File(file_page) = shown else { continue };
-            self.shared
-                .store
-                .read_page(file_page, Span::of(&mut content))
-                .and_then(|()| self.place_run(pool, Run { first: page, count: 1 }, |_| &content))
+            let run = Run { first: page, count: 1 };
+            content_of(&self.shared.store, "place", file_page)
+                .and_then(|content| self.place_run(pool, run, |_| &content))
                 .map_err(|error| error.with_operation("place").with_completed(position))?;
         }
         Ok(())
@@ -294,8 +284,7 @@ impl<F: Frames> Cached<F> {
         let Shown::File(file_page) = entry.shown() else { return Ok(()) };
         let placed = Entry::new(Shown::Placed, entry.prot());
         if entry.prot() == Prot::None {
-            let mut content = collected("place", std::iter::repeat_n(0, self.page.bytes()))?;
-            self.shared.store.read_page(file_page, Span::of(&mut content))?;
+            let content = content_of(&self.shared.store, "place", file_page)?;
             let mut state = self.shared.state.lock();
             state.reserve_denied("place", 1)?;
             state.keep_denied(page, content);

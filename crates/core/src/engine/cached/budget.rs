@@ -42,6 +42,9 @@ const LEAST_CLEANED: u64 = 64;
 /// The part of a budget's pages that are kept clean.
 const CLEANED_PART: u64 = 8;
 
+/// How the cache notes a page.
+type Insert = fn(&mut Cache, WindowPage, FilePage);
+
 /// What keeps a window within its budget.
 #[derive(Debug)]
 pub struct Budget {
@@ -59,7 +62,6 @@ pub struct Budget {
 }
 
 /// Pages that are read at once for faults that run forwards, at most.
-#[must_use]
 pub fn cluster_pages(page: PageSize, page_count: u64) -> u64 {
     page.index_of(CLUSTER_BYTES).clamp(1, page_count)
 }
@@ -91,7 +93,6 @@ pub struct Division {
 
 impl Dimensions {
     /// What the window takes if all of its pages are present: it never needs more.
-    #[must_use]
     pub fn whole_bytes(self) -> u64 {
         let Self { page_count, page, chunk_pages, tracking } = self;
         let tables = page.bytes_of(page_count).div_ceil(block_bytes()) * system_page_bytes() as u64;
@@ -101,9 +102,6 @@ impl Dimensions {
     }
 
     /// Divides a budget, if the window does not fit into it whole.
-    ///
-    /// # Errors
-    /// [`Error::Budget`] for one that is too small.
     pub fn divide(self, budget_bytes: u64) -> Result<Option<Division>> {
         if self.whole_bytes() <= budget_bytes {
             return Ok(None);
@@ -195,21 +193,13 @@ impl Budget {
         }
     }
 
-    /// A page is in that may leave. No fault is refused for lack of memory to note it: then it
-    /// is a stray until there is some.
-    fn insert(&mut self, page: WindowPage, file_page: FilePage) {
+    /// A page is in that may leave, noted by `insert` ([`Cache::inserted`], [`Cache::stayed`]).
+    /// No fault is refused for lack of memory to note it: then it is a stray until there is some.
+    fn insert(&mut self, page: WindowPage, file_page: FilePage, insert: Insert) {
         self.cache.removed(page);
         // Beyond the budget if need be.
         match self.cache.reserve(1) {
-            Ok(()) => self.cache.inserted(page, file_page),
-            Err(_) => self.has_strays = true,
-        }
-    }
-
-    /// A victim stays after all, as it was changed: it is the last on probation.
-    fn insert_last(&mut self, page: WindowPage, file_page: FilePage) {
-        match self.cache.reserve(1) {
-            Ok(()) => self.cache.stayed(page, file_page),
+            Ok(()) => insert(&mut self.cache, page, file_page),
             Err(_) => self.has_strays = true,
         }
     }
@@ -237,11 +227,16 @@ impl Budget {
         self.has_strays = false;
     }
 
+    /// Pages that are to be clean, so that faults find some to evict.
+    fn wanted_clean(&self) -> u64 {
+        (self.cache.capacity() / CLEANED_PART).clamp(LEAST_CLEANED, MOST_CLEANED / 2)
+    }
+
     /// A page's word changes from `old` to `new`.
     fn note(&mut self, page: WindowPage, old: Entry, new: Entry) {
         match (may_leave(old), may_leave(new)) {
             (was, Some(file_page)) if was != Some(file_page) => {
-                self.insert(page, file_page);
+                self.insert(page, file_page, Cache::inserted);
             }
             (Some(_), None) => {
                 self.cache.removed(page);
@@ -256,13 +251,6 @@ pub(super) fn may_leave(entry: Entry) -> Option<FilePage> {
     match entry.shown() {
         Shown::File(page) if entry.present() && !entry.pinned() => Some(page),
         _ => None,
-    }
-}
-
-impl Budget {
-    /// Pages that are to be clean, so that faults find some to evict.
-    fn wanted_clean(&self) -> u64 {
-        (self.cache.capacity() / CLEANED_PART).clamp(LEAST_CLEANED, MOST_CLEANED / 2)
     }
 }
 
@@ -328,15 +316,9 @@ impl State {
         let shows = |page: WindowPage| {
             let entry = table.get(page);
             let kept = |all: &Members| all.contains(page);
-            let stays = entry.held()
-                || entry.writing()
-                || keep.is_some_and(kept)
-                || staying.is_some_and(kept);
-            if stays {
-                None
-            } else {
-                may_leave(entry)
-            }
+            let stays = entry.held() || entry.writing();
+            let stays = stays || keep.is_some_and(kept) || staying.is_some_and(kept);
+            may_leave(entry).filter(|_| !stays)
         };
         budget.cache.victims(count, shows, &mut victims);
         victims.sort_unstable();
@@ -353,14 +335,9 @@ impl State {
         let mut victims = Vec::with_capacity(count);
         let shows = |page: WindowPage| {
             let entry = table.get(page);
-            let stays = entry.held()
-                || !entry.clean()
-                || staying.is_some_and(|all: &Members| all.contains(page));
-            if stays {
-                None
-            } else {
-                may_leave(entry)
-            }
+            let stays = entry.held() || !entry.clean();
+            let stays = stays || staying.is_some_and(|all| all.contains(page));
+            may_leave(entry).filter(|_| !stays)
         };
         let wrote = !budget.cleaned.is_empty();
         while victims.len() < count {
@@ -376,16 +353,6 @@ impl State {
         }
         victims.sort_unstable();
         victims
-    }
-
-    /// Victims that were changed stay, and are not looked at again soon.
-    pub(super) fn keep_changed(&mut self, victims: &[WindowPage]) {
-        let Some(budget) = &mut self.budget else { return };
-        for &page in victims {
-            if let Some(file_page) = may_leave(self.table.get(page)) {
-                budget.insert_last(page, file_page);
-            }
-        }
     }
 
     /// Up to `most` of the pages that leave next, to be written if they were changed.
@@ -415,10 +382,19 @@ impl State {
 
     /// Victims that could not leave are candidates again.
     pub(super) fn take_back(&mut self, victims: &[WindowPage]) {
+        self.insert_again(victims, Cache::inserted);
+    }
+
+    /// Victims that were changed stay, and are not looked at again soon.
+    pub(super) fn keep_changed(&mut self, victims: &[WindowPage]) {
+        self.insert_again(victims, Cache::stayed);
+    }
+
+    fn insert_again(&mut self, victims: &[WindowPage], insert: Insert) {
         let Some(budget) = &mut self.budget else { return };
         for &page in victims {
             if let Some(file_page) = may_leave(self.table.get(page)) {
-                budget.insert(page, file_page);
+                budget.insert(page, file_page, insert);
             }
         }
     }

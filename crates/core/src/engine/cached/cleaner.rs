@@ -17,8 +17,8 @@ use rustix::io::Errno;
 
 use super::frames::Frames;
 use super::SharedWindow;
-use crate::engine::lock;
-use crate::error::{Interrupt, Result, Uninterruptible};
+use crate::error::{Result, Uninterruptible};
+use crate::sys::lock::lock;
 use crate::sys::per_process::PerProcess;
 use crate::sys::process;
 use crate::sys::stderr_line::stderr_line;
@@ -115,9 +115,6 @@ pub struct Cleaner {
 
 impl Cleaner {
     /// Has a window's pages written when it asks for that.
-    ///
-    /// # Errors
-    /// EAGAIN at the limit of threads.
     pub fn start<F: Frames>(window: Arc<SharedWindow<F>>) -> Result<Self, Errno> {
         Ok(Self::of(THREAD.get(CleaningThread::start)?, window))
     }
@@ -149,7 +146,6 @@ impl Cleaner {
     }
 
     /// Asks, and waits a moment until something was written; says whether it was.
-    #[must_use]
     pub fn wait(&self) -> bool {
         let Some(thread) = &self.thread else { return false };
         let mut board = lock(&thread.signal.board);
@@ -305,31 +301,6 @@ impl<F: Frames> Clean for SharedWindow<F> {
         self.clean("evict", &pages, &Uninterruptible)?;
         let mut state = self.state.lock();
         Ok(Round { pages: pages.len(), wants_more: state.note_cleaned(&pages) })
-    }
-}
-
-impl<F: Frames> SharedWindow<F> {
-    /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
-    /// which stay where they are.
-    ///
-    /// # Errors
-    /// I/O, or an interrupt: the pages are changed as before.
-    pub(super) fn clean(
-        &self,
-        operation: &'static str,
-        pages: &[WindowPage],
-        interrupt: &dyn Interrupt,
-    ) -> Result<()> {
-        let writing = self.begin_writing(operation, pages, interrupt)?;
-        if writing.is_empty() {
-            return Ok(());
-        }
-        self.state.lock().unsynced = true;
-        self.store.note_passing();
-        let written = self.write_pages(operation, &writing, interrupt);
-        self.store.note_passing();
-        self.end_writing(&writing, written.is_ok());
-        written
     }
 }
 

@@ -34,9 +34,6 @@ pub(super) fn content_hash(content: Span<'_>) -> u128 {
 impl<F: Frames> SharedWindow<F> {
     /// Pieces of at most [`STEP_PAGES`] that have all of `pages` which may have been written
     /// to. A window that is large and little used is asked for little.
-    ///
-    /// # Errors
-    /// [`Error::Memory`](crate::error::Error::Memory).
     pub(super) fn used_pieces(
         &self,
         operation: &'static str,
@@ -102,7 +99,7 @@ impl<F: Frames> SharedWindow<F> {
     /// Protects pages, so that the next write to each is a fault, where faults note writes.
     pub(super) fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno> {
         match (self.frames.tracking(), self.frames.userfault()) {
-            (Some(Tracking::Faults), Some(frames)) => frames.protect_from_writes(ranges),
+            (Some(Tracking::Faults), Some(frames)) => frames.notice_writes(ranges),
             _ => Ok(()),
         }
     }

@@ -19,9 +19,6 @@ impl<F: Frames> SharedWindow<F> {
     }
 
     /// Evicts pages until `coming` more fit into the budget, but none of `keep`.
-    ///
-    /// # Errors
-    /// [`Error::Budget`] if nothing else may leave; I/O where changed pages are written.
     pub fn make_room(
         &self,
         operation: &'static str,
@@ -85,9 +82,6 @@ impl<F: Frames> SharedWindow<F> {
 
     /// Evicts pages until `coming` more fit into the budget, but only such as need not be
     /// written; says whether they fit. Has others be written where there are few.
-    ///
-    /// # Errors
-    /// The kernel's.
     pub fn make_clean_room(
         &self,
         coming: u64,

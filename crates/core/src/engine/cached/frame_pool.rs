@@ -15,6 +15,7 @@
 //! [`IsolatedFrames`] of their own. Memory that is only copied out of has no part in this: no
 //! frame of it goes into a window.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -112,7 +113,7 @@ impl FramePool {
         &mut self,
         frames: &F,
         count: usize,
-    ) -> Result<(Ring<'_>, &mut IsolatedFrames)> {
+    ) -> Result<(&Staging, &mut IsolatedFrames)> {
         let element_pages = ELEMENT_BYTES / self.page.bytes();
         let moves = frames.userfault().is_some() && frames.tracking().is_none();
         let is_element = moves && self.chunk_pages > element_pages && count <= element_pages;
@@ -132,7 +133,7 @@ impl FramePool {
                 made
             }
         };
-        Ok((staging.ring(), &mut self.isolated))
+        Ok((staging, &mut self.isolated))
     }
 }
 
@@ -148,13 +149,13 @@ struct Chunk {
     framed_bytes: usize,
 }
 
-/// Memory that content is read into before it goes into the window: a ring of chunks.
+/// Memory that content is read into before it goes into the window: a ring of chunks, by turns.
 #[derive(Debug)]
-struct Staging {
+pub(super) struct Staging {
     region: Region,
     chunk_pages: usize,
     chunk_bytes: usize,
-    chunks: [Chunk; CHUNKS_IN_FLIGHT],
+    chunks: [Cell<Chunk>; CHUNKS_IN_FLIGHT],
 }
 
 impl Staging {
@@ -169,27 +170,12 @@ impl Staging {
         let with_spare = adopted.map_err(fail)?.unwrap_or(false);
         let chunks = std::array::from_fn(|index| {
             let front = 2 * index * chunk_bytes;
-            Chunk { front, spare: with_spare.then_some(front + chunk_bytes), framed_bytes: 0 }
+            let spare = with_spare.then_some(front + chunk_bytes);
+            Cell::new(Chunk { front, spare, framed_bytes: 0 })
         });
         Ok(Self { region, chunk_pages, chunk_bytes, chunks })
     }
 
-    fn ring(&mut self) -> Ring<'_> {
-        let Self { region, chunk_pages, chunk_bytes, chunks } = self;
-        Ring { region, chunk_pages: *chunk_pages, chunk_bytes: *chunk_bytes, chunks }
-    }
-}
-
-/// The chunks of staging memory, by turns.
-#[derive(Debug)]
-pub(super) struct Ring<'m> {
-    region: &'m Region,
-    chunk_pages: usize,
-    chunk_bytes: usize,
-    chunks: &'m mut [Chunk; CHUNKS_IN_FLIGHT],
-}
-
-impl<'m> Ring<'m> {
     /// Chunks that may be under way together.
     pub(super) const CHUNKS: usize = CHUNKS_IN_FLIGHT;
 
@@ -199,35 +185,40 @@ impl<'m> Ring<'m> {
     }
 
     /// Where the `number`-th chunk of a call is read to.
-    pub(super) fn front(&self, number: usize) -> Span<'m> {
-        self.region.span(self.chunks[number % CHUNKS_IN_FLIGHT].front, self.chunk_bytes)
+    pub(super) fn front(&self, number: usize) -> Span<'_> {
+        self.region.span(self.chunk(number).get().front, self.chunk_bytes)
     }
 
     /// Where the frames go that it replaces.
-    pub(super) fn spare(&self, number: usize) -> Option<Span<'m>> {
-        let spare = self.chunks[number % CHUNKS_IN_FLIGHT].spare?;
+    pub(super) fn spare(&self, number: usize) -> Option<Span<'_>> {
+        let spare = self.chunk(number).get().spare?;
         Some(self.region.span(spare, self.chunk_bytes))
+    }
+
+    fn chunk(&self, number: usize) -> &Cell<Chunk> {
+        &self.chunks[number % CHUNKS_IN_FLIGHT]
     }
 
     /// Whether pages are copied into the window, not moved.
     pub(super) fn copied_out(&self) -> bool {
-        self.chunks[0].spare.is_none()
+        self.chunk(0).get().spare.is_none()
     }
 
     /// The same as [`front`](Self::front), for reading into its first `read_bytes`. They count
     /// as framed from now on, whether or not what is read ever goes into the window.
-    pub(super) fn read_into(&mut self, number: usize, read_bytes: usize) -> Span<'m> {
+    pub(super) fn read_into(&self, number: usize, read_bytes: usize) -> Span<'_> {
         // Of a huge page there is all or nothing.
         let block = if self.chunk_bytes.is_multiple_of(BLOCK_BYTES) { BLOCK_BYTES } else { 1 };
-        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
-        chunk.framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
+        let chunk = self.chunk(number).get();
+        let framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
+        self.chunk(number).set(Chunk { framed_bytes, ..chunk });
         self.front(number)
     }
 
     /// After a chunk's first `used_bytes` went into the window: puts the frames that came out of
     /// it where the next chunk is read to. `all_moved`: none of those is left in front.
     pub(super) fn recycle<F: Frames>(
-        &mut self,
+        &self,
         frames: &F,
         number: usize,
         used_bytes: usize,
@@ -236,9 +227,8 @@ impl<'m> Ring<'m> {
         if all_moved && self.exchange(number, used_bytes) {
             return;
         }
-        let chunk = self.chunks[number % CHUNKS_IN_FLIGHT];
-        let Some(spare) = chunk.spare else { return };
-        let front = self.region.span(chunk.front, used_bytes);
+        let Chunk { front, spare: Some(spare), .. } = self.chunk(number).get() else { return };
+        let front = self.region.span(front, used_bytes);
         let spare_frames = self.region.span(spare, used_bytes);
         let shift = |frames: &dyn Userfault| frames.shift(front, spare_frames);
         if all_moved && frames.userfault().is_some_and(shift) {
@@ -251,12 +241,12 @@ impl<'m> Ring<'m> {
 
     /// Has front and spare memory change places, if nothing is left in front once its first
     /// `used_bytes` have gone.
-    fn exchange(&mut self, number: usize, used_bytes: usize) -> bool {
-        let chunk = &mut self.chunks[number % CHUNKS_IN_FLIGHT];
+    fn exchange(&self, number: usize, used_bytes: usize) -> bool {
+        let chunk = self.chunk(number).get();
         let Some(spare) = chunk.spare.filter(|_| used_bytes == chunk.framed_bytes) else {
             return false;
         };
-        *chunk = Chunk { front: spare, spare: Some(chunk.front), ..*chunk };
+        self.chunk(number).set(Chunk { front: spare, spare: Some(chunk.front), ..chunk });
         true
     }
 }
@@ -268,9 +258,6 @@ pub struct IsolatedFrames(Option<FrameStack>);
 
 impl IsolatedFrames {
     /// Memory to isolate pages in, mapped now, so that a fault need not have it mapped.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub fn of_pages(frames: &dyn Userfault, page: PageSize) -> Result<Self, Errno> {
         let mut isolated = Self::default();
         isolated.ready(frames, page)?;
@@ -278,18 +265,12 @@ impl IsolatedFrames {
     }
 
     /// Memory for free frames of `page_count` pages of a window in which writes are not noticed.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub fn of_runs(frames: &dyn Userfault, page: PageSize, page_count: u64) -> Result<Self, Errno> {
         let bytes = page.bytes_of(page_count) as usize;
         Ok(Self(Some(FrameStack::new(frames, page, bytes, 0)?)))
     }
 
     /// The frames, in memory that pages can be isolated in.
-    ///
-    /// # Errors
-    /// ENOMEM; the kernel's.
     pub(super) fn ready(
         &mut self,
         frames: &dyn Userfault,
@@ -429,7 +410,6 @@ impl FrameStack {
     }
 
     /// Memory for a run of `len` bytes, if free frames are there for most of it.
-    #[must_use]
     pub fn memory_for_run(&self, len: usize) -> Option<Span<'_>> {
         let enough = len >= LEAST_RUN * system_page_bytes() && 2 * self.free_bytes > len;
         enough.then(|| self.region.span(self.free_bytes.saturating_sub(len), len))
@@ -437,9 +417,7 @@ impl FrameStack {
 
     /// Moves the last `len` bytes, all of which were filled, into absent pages of the window at
     /// `offset`.
-    ///
-    /// # Errors
-    /// Where it stopped; pages behind that are absent.
+    /// Fails with where it stopped: pages behind that are absent.
     pub fn put(
         &mut self,
         frames: &dyn Userfault,

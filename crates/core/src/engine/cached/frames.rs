@@ -57,9 +57,7 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
 
     /// Replaces the pages at `offset` by `from`; the old frames go to `spare`.
     /// `track`: writes to it are noticed.
-    ///
-    /// # Errors
-    /// Where it stopped; pages behind that are absent.
+    /// Fails with where it stopped: pages behind that are absent.
     fn fill(
         &self,
         offset: usize,
@@ -70,21 +68,14 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Filled, Partial>;
 
     /// Makes pages absent.
-    ///
-    /// # Errors
-    /// The kernel's; some pages may be absent then.
+    /// Where it fails, some may be absent.
     fn drop_pages(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
     /// Makes pages absent and a touch of them a signal.
-    ///
-    /// # Errors
-    /// The kernel's; some pages may be absent then.
+    /// Where it fails, some may be absent.
     fn deny(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
     /// Takes back [`deny`](Self::deny): pages are absent.
-    ///
-    /// # Errors
-    /// The kernel's.
     fn allow(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 }
 
@@ -92,15 +83,9 @@ pub trait Frames: Send + Sync + std::fmt::Debug + 'static {
 pub trait Userfault: Frames {
     /// Prepares staging memory of chunks of `chunk_bytes`, and says whether
     /// [`fill`](Frames::fill) wants spare memory of the same size.
-    ///
-    /// # Errors
-    /// The kernel's.
     fn adopt_staging(&self, staging: &mut Region, chunk_bytes: usize) -> Result<bool, Errno>;
 
     /// Prepares memory that pages are moved out to.
-    ///
-    /// # Errors
-    /// The kernel's.
     fn adopt_isolated(&self, isolated: &mut Region) -> Result<(), Errno>;
 
     /// Whether frames that came out of a window in which writes are noticed can go back
@@ -109,52 +94,30 @@ pub trait Userfault: Frames {
 
     /// Moves present frames into absent pages of the window, where writes to them go
     /// unnoticed until [`notice_writes`](Self::notice_writes).
-    ///
-    /// # Errors
-    /// Where it stopped; pages behind that are absent.
+    /// Fails with where it stopped: pages behind that are absent.
     fn move_frames(&self, offset: usize, from: Span<'_>) -> Result<Filled, Partial>;
 
     /// Moves present pages out of the window to empty memory, as they are.
-    ///
-    /// # Errors
-    /// The kernel's; pages may be in either place then.
+    /// Where it fails, they may be in either place.
     fn move_out(&self, offset: usize, to: Span<'_>) -> Result<(), Errno>;
 
     /// Moves pages back that [`move_out`](Self::move_out) has moved, where they were:
     /// they count as written to. Those that never left stay.
-    ///
-    /// # Errors
-    /// The kernel's.
     fn move_back(&self, offset: usize, from: Span<'_>) -> Result<(), Errno>;
 
     /// Moves what frames `from` has to empty [staging](Self::adopt_staging) memory or
     /// [isolated memory](Self::adopt_isolated); says whether it could.
     fn shift(&self, to: Span<'_>, from: Span<'_>) -> bool;
 
-    /// Whether the kernel has all of a range that should be present: somebody may have
-    /// dropped it behind our back.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn holds(&self, offset: usize, len: usize) -> Result<bool, Errno>;
+    /// Whether the kernel has all of a range of the window, or of other memory under the
+    /// userfaultfd, that should be present: somebody may have dropped it behind our back.
+    fn has(&self, memory: Span<'_>) -> Result<bool, Errno>;
 
-    /// Notices writes to present pages from now on, and takes them for clean.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn notice_writes(&self, offset: usize, len: usize) -> Result<(), Errno>;
-
-    /// Notices the next writes to pages again, where a fault tells of them.
-    ///
-    /// # Errors
-    /// The kernel's.
-    fn protect_from_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
+    /// Notices the next writes to present pages, and takes them for clean.
+    fn notice_writes(&self, ranges: &[(usize, usize)]) -> Result<(), Errno>;
 
     /// Adds the ranges (from `offset` on) that were written to, where the kernel notes
     /// them. `protect`: notices writes again.
-    ///
-    /// # Errors
-    /// The kernel's.
     fn written(
         &self,
         offset: usize,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use rustix::io::Errno;
 
 use super::dirty::content_hash;
-use super::frame_pool::{FramePool, IsolatedFrames, Ring};
+use super::frame_pool::{FramePool, IsolatedFrames, Staging};
 use super::frames::{Before, Filled, Frames, Tracking, Userfault};
 use super::{Cached, State, STEP_PAGES};
 use crate::engine::{mappings, Fill};
@@ -145,7 +145,7 @@ impl<F: Frames> Cached<F> {
             unreadable: state.table.any(run, |e| e.unreadable() || e.prot() == Prot::None),
         };
         for page in run.pages() {
-            state.begin_drop(page);
+            _ = state.begin_drop(page);
         }
         let (offset, len) = self.bytes(run);
         let tracking = self.shared.frames.tracking();
@@ -170,7 +170,7 @@ impl<F: Frames> Cached<F> {
             Err(partial) => self.page.index_of(partial.done_bytes as u64),
         };
         let done_bytes = self.page.bytes_of(done) as usize;
-        let notice = |frames: &dyn Userfault| frames.notice_writes(offset, done_bytes);
+        let notice = |frames: &dyn Userfault| frames.notice_writes(&[(offset, done_bytes)]);
         // It can lack memory for a moment.
         let noticed = self
             .shared
@@ -229,7 +229,7 @@ impl<F: Frames> Cached<F> {
 struct Loader<'a, 'm, F> {
     cached: &'a Cached<F>,
     call: Call<'a>,
-    ring: Ring<'m>,
+    ring: &'m Staging,
     isolated: &'a mut IsolatedFrames,
     /// What the store had when the reads began: it may have grown since.
     size_bytes: u64,
@@ -356,7 +356,7 @@ impl<'m, F: Frames> Sink<'m> for Loader<'_, 'm, F> {
     }
 
     fn chunks_in_flight(&self) -> usize {
-        Ring::CHUNKS
+        Staging::CHUNKS
     }
 
     fn reads_again(&self) -> bool {

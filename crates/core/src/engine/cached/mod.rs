@@ -52,10 +52,9 @@ pub use reads::{ReadIndex, MAX_READS};
 pub use state::State;
 
 use super::call_lock::CallLock;
-use super::{placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{placed_bytes, room_for, Engine, FaultMode, Fill, RemapOptions};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Interrupt, Result, Uninterruptible};
-use crate::fault::FaultMode;
 use crate::memory::{self, Reservation};
 use crate::plan::{self, Changes, Members};
 use crate::room::{self, collected};
@@ -115,9 +114,6 @@ pub struct Cached<F> {
 
 impl<F: Frames> Cached<F> {
     /// A window of the store's pages as `table` says, all absent.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] where there is no room to keep track of so many pages.
     pub fn new(
         store: Arc<Store>,
         frames: F,
@@ -170,7 +166,6 @@ impl<F: Frames> Cached<F> {
 
     /// Pages of a chunk of staging memory, where no budget divides it. Where writes are
     /// noticed pages are copied out of it, and are still in the processor's cache then.
-    #[must_use]
     pub fn chunk_pages(
         page: PageSize,
         table: &Table,
@@ -189,7 +184,6 @@ impl<F: Frames> Cached<F> {
 
     /// The same engine, its faults served as long as `serving` is there, or in the threads that
     /// have them.
-    #[must_use]
     pub fn served_by(mut self, serving: Option<Serving>, resolving: Resolving) -> Self {
         self.serving = serving;
         self.resolving = Some(resolving);
@@ -213,24 +207,6 @@ impl<F: Frames> Cached<F> {
         self.shared.ranges(pages)
     }
 
-    /// Fails, before any change, if a page has content that would be lost.
-    fn check_placed(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        discard: bool,
-    ) -> Result<()> {
-        let state = self.shared.state.lock();
-        if discard || state.table.counts().placed == 0 {
-            return Ok(());
-        }
-        let placed = |page: &WindowPage| state.table.get(*page).shown() == Shown::Placed;
-        match pages.iter().find(placed) {
-            Some(page) => Err(Error::Placed { operation, window_page: page.0 }),
-            None => Ok(()),
-        }
-    }
-
     /// Fails, before any change, if the pages to load cannot fit into memory.
     /// `loads`: whether an absent page with this word will be brought.
     fn check_memory(
@@ -249,7 +225,7 @@ impl<F: Frames> Cached<F> {
         }
         let pages = plan::distinct(operation, pages)?;
         let mut wanted = 0;
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
+        for piece in plan::pieces(pages.len(), STEP_PAGES) {
             let state = self.shared.state.lock();
             let entries = piece.map(|position| state.get(pages.at(position)));
             let absent = entries.filter(|entry| !entry.present() && loads(*entry)).count();
@@ -309,24 +285,6 @@ impl<F: Frames> Cached<F> {
             }
         }
         Ok(steps)
-    }
-
-    /// What `of` says of the word of every page. Faults are served in between,
-    /// so it is not one moment of a window that changes.
-    fn each_entry<T>(
-        &self,
-        operation: &'static str,
-        pages: &Pages<WindowPage>,
-        of: impl Fn(Entry) -> T,
-        interrupt: &dyn Interrupt,
-    ) -> Result<Vec<T>> {
-        let mut all = room_for(operation, pages.len())?;
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
-            interrupt.check()?;
-            let state = self.shared.state.lock();
-            all.extend(piece.map(|position| of(state.get(pages.at(position)))));
-        }
-        Ok(all)
     }
 }
 
@@ -428,23 +386,24 @@ impl<F: Frames> Engine for Cached<F> {
         }
         let mut room = self.pages_left(pages);
         let mut mask = room::mask("populate", pages.len(), interrupt)?;
-        for piece in pieces_of(pages.len(), self.piece_pages()) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let loaded = piece.clone().map(|position| pages.at(position));
-            let _held = self.hold("populate", loaded, interrupt).map_err(completed)?;
-            let steps = self.populate_steps(pages, piece.clone(), &mut mask);
-            let mut steps = steps.map_err(completed)?;
-            if fill == Fill::Resident {
-                let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
-                let files = collected("populate", files).map_err(completed)?;
-                let resident =
-                    self.shared.store.resident(&Pages::List(files)).map_err(completed)?;
-                let mut resident = resident.into_iter();
-                steps.retain(|_| resident.next().unwrap_or(false));
-                leave_out(&mut room, &mut steps);
-                steps.retain(|step| step.load);
-            }
+        for piece in plan::pieces(pages.len(), self.piece_pages()) {
+            let done = piece.start;
+            let begin = || {
+                interrupt.check()?;
+                let loaded = piece.clone().map(|position| pages.at(position));
+                let held = self.hold("populate", loaded, interrupt)?;
+                let mut steps = self.populate_steps(pages, piece, &mut mask)?;
+                if fill == Fill::Resident {
+                    let files = steps.iter().filter_map(|step| step.entry.shown().file_page());
+                    let files = Pages::List(collected("populate", files)?);
+                    let mut resident = self.shared.store.resident(&files)?.into_iter();
+                    steps.retain(|_| resident.next().unwrap_or(false));
+                    leave_out(&mut room, &mut steps);
+                    steps.retain(|step| step.load);
+                }
+                Ok((held, steps))
+            };
+            let (_held, steps) = begin().map_err(|error: Error| error.with_completed(done))?;
             let interrupt = self.while_held(interrupt);
             let call = Call { operation: "populate", fill, keep: keep.as_ref(), interrupt };
             self.carry_out(&call, &mut pool, &steps, &mut mask)?;
@@ -459,22 +418,17 @@ impl<F: Frames> Engine for Cached<F> {
         interrupt: &dyn Interrupt,
     ) -> Result<()> {
         let mut pool = self.call.take(interrupt)?;
-        self.check_placed("evict", pages, discard)?;
+        plan::check_placed(&self.shared.state.lock().table, "evict", pages, discard)?;
         self.check_unpinned("evict", pages)?;
         let pages = plan::distinct("evict", pages)?;
-        for piece in pieces_of(pages.len(), self.piece_pages().min(STEP_PAGES)) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let evicted = piece.clone().map(|position| pages.at(position));
-            let _held = self
-                .save_and_hold("evict", &mut pool, evicted.clone(), false, interrupt)
-                .map_err(completed)?;
+        each_piece(pages.len(), self.piece_pages().min(STEP_PAGES), interrupt, |piece| {
+            let evicted = piece.map(|position| pages.at(position));
+            let _held =
+                self.save_and_hold("evict", &mut pool, evicted.clone(), false, interrupt)?;
             let mut state = self.shared.state.lock();
-            self.shared
-                .evict_locked(&mut state, evicted, None)
-                .map_err(|errno| completed(Error::system("evict", errno)))?;
-        }
-        Ok(())
+            let evicted = self.shared.evict_locked(&mut state, evicted, None);
+            evicted.map_err(|errno| Error::system("evict", errno))
+        })
     }
 
     fn protect(
@@ -488,24 +442,18 @@ impl<F: Frames> Engine for Cached<F> {
         if prot == Prot::Write {
             self.check_protect(&pages)?;
         }
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            interrupt.check().map_err(completed)?;
-            let chosen = piece.clone().map(|position| pages.at(position));
+        each_piece(pages.len(), STEP_PAGES, interrupt, |piece| {
+            let chosen = piece.map(|position| pages.at(position));
             if prot == Prot::None {
-                let held =
-                    self.save_and_hold("protect", &mut pool, chosen.clone(), false, interrupt);
-                let _held = held.map_err(completed)?;
-                self.deny_pages(&mut pool, chosen).map_err(completed)?;
+                let _held =
+                    self.save_and_hold("protect", &mut pool, chosen.clone(), false, interrupt)?;
+                self.deny_pages(&mut pool, chosen)
             } else {
-                let held = self.hold("protect", chosen.clone(), interrupt);
-                let _held = held.map_err(completed)?;
-                self.change_access(chosen.clone(), prot).map_err(completed)?;
-                let interrupt = self.while_held(interrupt);
-                self.give_access(&mut pool, chosen, prot, interrupt).map_err(completed)?;
+                let _held = self.hold("protect", chosen.clone(), interrupt)?;
+                self.change_access(chosen.clone(), prot)?;
+                self.give_access(&mut pool, chosen, prot, self.while_held(interrupt))
             }
-        }
-        Ok(())
+        })
     }
 
     fn place(
@@ -591,11 +539,24 @@ impl<F: Frames> Engine for Cached<F> {
     }
 
     fn present(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<bool>> {
-        self.each_entry("present", pages, Entry::present, interrupt)
+        let mut present = room_for("present", pages.len())?;
+        self.entries(pages, interrupt, &mut |entry| present.push(entry.present()))?;
+        Ok(present)
     }
 
-    fn entries(&self, pages: &Pages<WindowPage>, interrupt: &dyn Interrupt) -> Result<Vec<Entry>> {
-        self.each_entry("mapping", pages, |entry| entry, interrupt)
+    /// Faults are served in between, so it is not one moment of a window that changes.
+    fn entries(
+        &self,
+        pages: &Pages<WindowPage>,
+        interrupt: &dyn Interrupt,
+        tell: &mut dyn FnMut(Entry),
+    ) -> Result<()> {
+        for piece in plan::pieces(pages.len(), STEP_PAGES) {
+            interrupt.check()?;
+            let state = self.shared.state.lock();
+            piece.for_each(|position| tell(state.get(pages.at(position))));
+        }
+        Ok(())
     }
 
     fn stats(&self) -> Stats {
@@ -619,13 +580,23 @@ impl<F: Frames> Engine for Cached<F> {
 }
 
 /// Where a window page begins.
-#[must_use]
 pub fn offset_of(page: PageSize, window_page: WindowPage) -> usize {
     page.bytes_of(window_page.0) as usize
 }
 
-fn pieces_of(len: usize, piece: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..len).step_by(piece).map(move |start| start..len.min(start + piece))
+/// Does `step` for a piece after the other. An error says what was done before its piece.
+fn each_piece(
+    len: usize,
+    most: usize,
+    interrupt: &dyn Interrupt,
+    mut step: impl FnMut(Range<usize>) -> Result<()>,
+) -> Result<()> {
+    for piece in plan::pieces(len, most) {
+        let done = piece.start;
+        let outcome = interrupt.check().and_then(|()| step(piece));
+        outcome.map_err(|error| error.with_completed(done))?;
+    }
+    Ok(())
 }
 
 fn split_run(run: Run<WindowPage>, max: u64) -> impl Iterator<Item = Run<WindowPage>> {

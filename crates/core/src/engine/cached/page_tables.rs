@@ -124,13 +124,7 @@ impl<F: Frames> SharedWindow<F> {
         let (len, window) = (block_bytes() as usize, self.frames.region().len());
         // A block that the window ends in is not the window's alone.
         blocks.retain(|&block| (block + 1) * len <= window);
-        let mut ranges: Vec<(usize, usize)> = Vec::new();
-        for &block in &blocks {
-            match ranges.last_mut() {
-                Some((start, bytes)) if *start + *bytes == block * len => *bytes += len,
-                _ => ranges.push((block * len, len)),
-            }
-        }
+        let ranges: Vec<_> = blocks.iter().map(|&block| (block * len, len)).collect();
         // Where the kernel refuses they are kept, and counted as before.
         if self.frames.drop_pages(&ranges).is_ok() {
             for block in blocks {

@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::frames::Frames;
+use super::Cached;
 use super::STEP_PAGES;
-use super::{pieces_of, Cached};
 use crate::error::{Error, Interrupt, Result};
+use crate::plan;
 use crate::units::{Pages, WindowPage};
 
 impl<F: Frames> Cached<F> {
@@ -17,7 +18,7 @@ impl<F: Frames> Cached<F> {
     ) -> Result<()> {
         self.check_budget("pin", pages)?;
         self.shared.state.lock().reserve_pins(pages.len())?;
-        for piece in pieces_of(pages.len(), STEP_PAGES) {
+        for piece in plan::pieces(pages.len(), STEP_PAGES) {
             if let Err(error) = interrupt.check() {
                 self.change_pins(pages, 0..piece.start, false);
                 return Err(error);
@@ -28,7 +29,8 @@ impl<F: Frames> Cached<F> {
     }
 
     pub(super) fn unpin_pages(&self, pages: &Pages<WindowPage>) {
-        pieces_of(pages.len(), STEP_PAGES).for_each(|piece| self.change_pins(pages, piece, false));
+        plan::pieces(pages.len(), STEP_PAGES)
+            .for_each(|piece| self.change_pins(pages, piece, false));
     }
 
     fn change_pins(&self, pages: &Pages<WindowPage>, positions: Range<usize>, pin: bool) {

@@ -56,7 +56,6 @@ impl Reads {
     }
 
     /// Whether no call has changed a page of it since it began.
-    #[must_use]
     pub fn is_current(&self, read: ReadIndex) -> bool {
         self.all[read.0].run.is_some()
     }
@@ -71,7 +70,6 @@ impl Reads {
     }
 
     /// Whether a page is being read.
-    #[must_use]
     pub fn reads(&self, page: WindowPage) -> bool {
         self.current > 0
             && self.all[..self.end].iter().any(|read| read.run.is_some_and(|r| holds(r, page)))
@@ -114,7 +112,6 @@ impl Reads {
     }
 
     /// The pages to read ahead.
-    #[must_use]
     pub fn ahead(&self) -> Option<Run<WindowPage>> {
         self.ahead
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::frame_pool::FramePool;
 use super::frames::Frames;
 use super::load::{Call, Step};
-use super::{leave_out, pieces_of, Cached};
+use super::{leave_out, Cached};
 use crate::engine::{room_for, Fill, RemapOptions};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes};
@@ -48,7 +48,8 @@ impl<F: Frames> Cached<F> {
         options: RemapOptions,
         interrupt: &dyn Interrupt,
     ) -> Result<Vec<bool>> {
-        self.check_placed("remap", changes.window_pages(), options.discard)?;
+        let replaced = changes.window_pages();
+        plan::check_placed(&self.shared.state.lock().table, "remap", replaced, options.discard)?;
         let moves = self.check_remap(changes, options.prot)?;
         let keep = self.kept("remap", changes.window_pages())?;
         if options.fill == Fill::All && keep.is_some() {
@@ -62,35 +63,26 @@ impl<F: Frames> Cached<F> {
         let mut mask = room::mask("remap", changes.len(), interrupt)?;
         let loads = options.fill != Fill::Nothing;
         let piece_pages = if moves { changes.len() } else { self.piece_pages() };
-        for piece in pieces_of(changes.len(), piece_pages) {
-            let completed = |error: Error| error.with_completed(piece.start);
-            pool.isolated().free_kept();
-            interrupt.check().map_err(completed)?;
-            let replaced = self.replaced_pages(changes, options.prot, piece.clone());
-            let replaced = replaced.map_err(completed)?;
-            if moves {
-                // All at once: what is done with as many pages below has no other bound.
-                drop(room_for::<[u64; 8]>("remap", piece.len())?);
-            }
-            self.reserve_moves("remap", changes.window_pages(), piece.clone())
-                .map_err(completed)?;
-            let held = self.save_and_hold("remap", pool, replaced.into_iter(), loads, interrupt);
-            let _held = held.map_err(completed)?;
-            let resident = match options.fill {
-                Fill::Resident => {
-                    let files = piece.clone().map(|position| changes.pair(position).1);
-                    let files = collected("remap", files).map_err(completed)?;
-                    let resident = self.shared.store.resident(&Pages::List(files));
-                    Some(resident.map_err(completed)?)
+        for piece in plan::pieces(changes.len(), piece_pages) {
+            let mut begin = || {
+                pool.isolated().free_kept();
+                interrupt.check()?;
+                let replaced = self.replaced_pages(changes, options.prot, piece.clone())?;
+                if moves {
+                    // All at once: what is done with as many pages below has no other bound.
+                    drop(room_for::<[u64; 8]>("remap", piece.len())?);
                 }
-                Fill::All | Fill::Nothing => None,
+                self.reserve_moves("remap", changes.window_pages(), piece.clone())?;
+                let replaced = replaced.into_iter();
+                let held = self.save_and_hold("remap", pool, replaced, loads, interrupt)?;
+                let mut steps = self.remap_steps(changes, options, piece.clone(), &mut mask)?;
+                if options.fill == Fill::Resident {
+                    leave_out(&mut room, &mut steps);
+                }
+                Ok((held, steps))
             };
-            let resident = resident.as_deref();
-            let steps = self.remap_steps(changes, options, piece.clone(), resident, &mut mask);
-            let mut steps = steps.map_err(completed)?;
-            if options.fill == Fill::Resident {
-                leave_out(&mut room, &mut steps);
-            }
+            let (_held, steps) =
+                begin().map_err(|error: Error| error.with_completed(piece.start))?;
             let interrupt = self.while_held(interrupt);
             let keep = keep.as_ref();
             let call = Call { operation: "remap", fill: options.fill, keep, interrupt };
@@ -163,7 +155,7 @@ impl<F: Frames> Cached<F> {
             let read = matches!(now, Some(Ok(Now::Read))) || store.read_run_unchanged(run, into);
             let mut state = shared.state.lock();
             for step in &steps[done..done + count] {
-                state.begin_drop(step.window_page);
+                _ = state.begin_drop(step.window_page);
             }
             if !read {
                 // What is torn goes. A touch brings what the page showed before; the caller
@@ -270,7 +262,7 @@ impl<F: Frames> Cached<F> {
                 other != window_page && write
             });
             if shown != wanted && twice {
-                state.begin_drop(window_page);
+                _ = state.begin_drop(window_page);
                 // Should the kernel refuse, the page is stale, and is dropped when touched.
                 let _dropped = self.shared.frames.drop_pages(&self.ranges([window_page]));
                 let nothing = Entry::new(Shown::Nothing, entry.prot());
@@ -326,10 +318,17 @@ impl<F: Frames> Cached<F> {
         changes: &Changes,
         options: RemapOptions,
         piece: Range<usize>,
-        resident: Option<&[bool]>,
         mask: &mut [bool],
     ) -> Result<Vec<Step>> {
         let mut steps = room_for("remap", piece.len())?;
+        let resident = match options.fill {
+            Fill::Resident => {
+                let files = piece.clone().map(|position| changes.pair(position).1);
+                let files = Pages::List(collected("remap", files)?);
+                Some(self.shared.store.resident(&files)?)
+            }
+            Fill::All | Fill::Nothing => None,
+        };
         let state = self.shared.state.lock();
         for position in piece.clone() {
             let (window_page, file_page) = changes.pair(position);
@@ -342,9 +341,9 @@ impl<F: Frames> Cached<F> {
                 Counters::add(&self.shared.counters.pages_hit, old.present().into());
                 continue;
             }
-            let wanted = match (resident, options.fill) {
-                (Some(resident), _) => resident[position - piece.start],
-                (None, fill) => fill == Fill::All,
+            let wanted = match &resident {
+                Some(resident) => resident[position - piece.start],
+                None => options.fill == Fill::All,
             };
             let load = wanted && prot != Prot::None;
             steps.push(Step { position, window_page, entry, load });

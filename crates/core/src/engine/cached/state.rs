@@ -106,13 +106,11 @@ impl State {
     }
 
     /// The word of a page.
-    #[must_use]
     pub fn get(&self, page: WindowPage) -> Entry {
         self.table.get(page)
     }
 
     /// Pages that calls are about to change.
-    #[must_use]
     pub fn held_pages(&self) -> u64 {
         self.table.counts().held
     }
@@ -271,7 +269,7 @@ mod tests {
             assert!(state.get(page).held(), "{entry:?}");
         }
         state.mark(page, Entry::new(Shown::File(FilePage(3)), Prot::Read).finish_load());
-        state.begin_drop(page);
+        _ = state.begin_drop(page);
         assert_eq!(state.held_pages(), 1);
         state.release(page);
         assert_eq!(state.held_pages(), 0);

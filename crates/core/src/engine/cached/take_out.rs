@@ -42,9 +42,6 @@ impl<F: Frames> SharedWindow<F> {
     /// Takes pages out of the window and writes the dirty ones back. `pages` are sorted,
     /// present, show file pages and are held. Afterwards they are absent and held; if writing
     /// fails, the dirty ones of a batch are back. `keep`: their frames are kept to be used again.
-    ///
-    /// # Errors
-    /// I/O; the kernel's.
     pub(super) fn take_out(
         &self,
         operation: &'static str,
@@ -84,9 +81,7 @@ impl<F: Frames> SharedWindow<F> {
 
     /// Takes clean pages out of the window. `pages` are sorted, and held.
     /// Afterwards they are absent and held, but for those that were changed, which are back.
-    ///
-    /// # Errors
-    /// The kernel's: all are back.
+    /// If it fails, all are back.
     pub(super) fn take_out_clean(
         &self,
         operation: &'static str,
@@ -175,11 +170,7 @@ impl<F: Frames> SharedWindow<F> {
         dirty.sort_unstable_by_key(|taken| taken.page.file_page);
         let outgoing = |taken: &&Taken| taken.page.outgoing(stack.content(taken.slot));
         let outgoing: Vec<Outgoing<'_>> = dirty.iter().map(outgoing).collect();
-        self.state.lock().unsynced = true;
-        self.store.note_passing();
-        let written = self.write_out(&outgoing, &Uninterruptible);
-        self.store.note_passing();
-        written
+        self.unsynced(|| self.write_out(&outgoing, &Uninterruptible))
     }
 
     /// Puts pages back into the window, dirty; they are held still.

@@ -21,7 +21,7 @@ use crate::store::Outgoing;
 use crate::sys::lock::Guard;
 use crate::sys::mm::{system_page_bytes, Access, Region};
 use crate::table::Entry;
-use crate::units::{Pages, Run, WindowPage};
+use crate::units::{Pages, WindowPage};
 
 /// Pages that are copied before they are written, where they have to be.
 const COPIED_PAGES: usize = 256;
@@ -95,14 +95,45 @@ impl<F: Frames> SharedWindow<F> {
     fn save_in_place(&self, operation: &'static str, pages: &[WindowPage]) -> Result<()> {
         for pages in pages.chunks(STEP_PAGES) {
             let writing = self.mark_writing(operation, self.state.lock(), pages)?;
-            self.store.note_passing();
-            let written = self.write_pages(operation, &writing, &Uninterruptible);
-            self.store.note_passing();
-            self.state.lock().unsynced |= !writing.is_empty();
-            self.end_writing(&writing, written.is_ok());
-            written?;
+            self.write_marked(operation, &writing, &Uninterruptible)?;
         }
         Ok(())
+    }
+
+    /// Writes what was written to `pages` (sorted, each named once), which nobody holds and
+    /// which stay where they are. If that fails they are dirty as before.
+    pub(super) fn clean(
+        &self,
+        operation: &'static str,
+        pages: &[WindowPage],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        let writing = self.begin_writing(operation, pages, interrupt)?;
+        self.write_marked(operation, &writing, interrupt)
+    }
+
+    fn write_marked(
+        &self,
+        operation: &'static str,
+        writing: &[Writing],
+        interrupt: &dyn Interrupt,
+    ) -> Result<()> {
+        if writing.is_empty() {
+            return Ok(());
+        }
+        let written = self.unsynced(|| self.write_pages(operation, writing, interrupt));
+        self.end_writing(writing, written.is_ok());
+        written
+    }
+
+    /// Writes to the store by `write`, and leaves it to the next flush to sync it. What was
+    /// written is not called clean before that is noted.
+    pub(super) fn unsynced(&self, write: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.store.note_passing();
+        let written = write();
+        self.store.note_passing();
+        self.state.lock().unsynced = true;
+        written
     }
 
     /// Takes pages out of the window, and writes them from where they are then.
@@ -132,12 +163,11 @@ impl<F: Frames> SharedWindow<F> {
         let mut lost = Vec::new();
         for run in plan::runs(pages.iter().copied()) {
             let (offset, len) = self.bytes(run);
-            if self.userfault().holds(offset, len)? {
+            if self.userfault().has(self.frames.region().span(offset, len))? {
                 continue;
             }
             for page in run.pages() {
-                let (offset, len) = self.bytes(Run { first: page, count: 1 });
-                if !self.userfault().holds(offset, len)? {
+                if !self.userfault().has(self.content_of(page))? {
                     lost.push(page);
                 }
             }
@@ -268,5 +298,30 @@ impl<F: Frames> SharedWindow<F> {
         }
         drop(state);
         self.state.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::calibrate::Calibration;
+    use crate::engine::eager;
+    use crate::store::Store;
+    use crate::table::{Origin, Table};
+    use crate::units::{FilePage, Prot};
+
+    /// That flush syncs before the write is done.
+    #[test]
+    fn a_flush_of_other_pages_during_a_write_leaves_its_sync_to_the_next() {
+        let store = Arc::new(Store::memory(4 * 4096, Some(4096)).expect("a memfd"));
+        let table = Table::new(4, Origin::Linear(FilePage(0)), Prot::Write);
+        let table = table.and_then(Table::with_appearances).unwrap();
+        let cached = eager::open(store, table, false, true, &Calibration::default()).unwrap();
+        let others = Pages::Range(0..1);
+        let flush = || cached.flush_pages(&others, &Uninterruptible);
+        cached.shared.unsynced(flush).expect("nothing to write");
+        assert!(cached.shared.state.lock().unsynced);
     }
 }

@@ -6,6 +6,7 @@ use super::PagedFrames;
 use crate::engine::cached::{
     offset_of, Frames, ReadIndex, SharedWindow, State, Userfault, MAX_READS,
 };
+use crate::engine::tell_why;
 use crate::stats::Counters;
 use crate::sys::fault_ranges::Touched;
 use crate::sys::mm::system_page_bytes;
@@ -105,30 +106,6 @@ pub(super) fn nothing_to_bring(entry: Entry) -> &'static str {
         "its content was dropped from memory, as by madvise(2), and only place() can restore it"
     } else {
         "nothing is mapped there"
-    }
-}
-
-/// Says why a touch of a page is a signal.
-pub(super) fn tell_why(
-    page: WindowPage,
-    entry: Entry,
-    signal: &str,
-    reason: std::fmt::Arguments<'_>,
-) {
-    let page = page.0;
-    match entry.shown() {
-        Shown::File(file) => stderr_line(format_args!(
-            "window page {page} (file page {}): {reason}; the touch raises {signal}",
-            file.0
-        )),
-        Shown::Nothing => {
-            stderr_line(format_args!(
-                "window page {page} (no file page): {reason}; the touch raises {signal}"
-            ));
-        }
-        Shown::Placed => stderr_line(format_args!(
-            "window page {page} (placed content): {reason}; the touch raises {signal}"
-        )),
     }
 }
 

@@ -9,6 +9,7 @@
 //! them start no read, and are woken when it ends. A call that changes one of the pages makes the
 //! read out of date: it then ends without content, and threads that still wait fault again.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,11 +20,10 @@ use super::{PagedFrames, Tracking};
 use crate::engine::cached::{
     offset_of, Cleaner, FrameStack, IsolatedFrames, SharedWindow, State, Userfault,
 };
-use crate::engine::lock;
 use crate::error::{self, Error, Interrupt, Uninterruptible};
-use crate::fault::{Serve, Served};
 use crate::scatter;
 use crate::store::{Now, Place, Unread};
+use crate::sys::lock::lock;
 use crate::sys::mm::{Access, Region};
 use crate::sys::span::Span;
 use crate::sys::uffd::{Fault, Uffd};
@@ -36,7 +36,7 @@ const MOST_ARRIVALS: u8 = 3;
 
 /// A fault whose serving has begun, or pages that are read ahead.
 #[derive(Clone, Copy, Debug)]
-pub struct Ticket {
+pub(super) struct Ticket {
     attempt: Attempt,
     /// How many of its pages are still to be shown.
     count: u64,
@@ -56,6 +56,26 @@ impl Ticket {
     fn waiter(&self) -> Waiter {
         self.fault.map_or(Waiter::Nobody, |fault| Waiter::of(fault.stores))
     }
+}
+
+/// What has become of a fault, or of reading ahead.
+#[derive(Debug)]
+pub(super) enum Served {
+    /// It is over, or comes again by itself.
+    Done,
+    /// It has to begin later, when others of the window have ended.
+    Later,
+    /// It goes on when a byte of a file is in the page cache.
+    Parked {
+        /// What goes on then.
+        ticket: Ticket,
+        /// The file,
+        file: Arc<OwnedFd>,
+        /// and the byte.
+        offset_bytes: u64,
+    },
+    /// It goes on in a thread that may wait.
+    Waits(Ticket),
 }
 
 /// Whether there is room in the budget.
@@ -153,7 +173,7 @@ impl Server {
     }
 
     /// Begins to serve a fault. Ends it if its page is present or shows nothing that can be loaded.
-    fn begin_fault(&self, fault: Fault, attempt: Attempt) -> Served<Ticket> {
+    fn begin_fault(&self, fault: Fault, attempt: Attempt) -> Served {
         let shared = &self.shared;
         let Attempt { entry, .. } = attempt;
         let ticket = Ticket::new(attempt, Some(fault));
@@ -178,7 +198,7 @@ impl Server {
 
     /// Evicts and loads for a ticket if that needs no waiting. Otherwise says what to wait for
     /// (`Parked`), or that a helper has to wait (`Waits`).
-    fn load_or_park(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
+    fn load_or_park(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) -> Served {
         match self.room_for(&ticket) {
             BudgetRoom::Enough => {}
             BudgetRoom::AfterWrites if ticket.fault.is_some() => return Served::Waits(ticket),
@@ -221,14 +241,14 @@ impl Server {
 
     /// Ends a ticket whose pages were not shown: they do not count as being read any more, and
     /// who waits for one looks again.
-    fn end(&self, ticket: &Ticket) -> Served<Ticket> {
+    fn end(&self, ticket: &Ticket) -> Served {
         self.shared.state.lock().reads.end(ticket.attempt.read);
         self.wake(ticket.attempt.run);
         Served::Done
     }
 
     /// The same for pages that are read ahead; read-ahead ends.
-    fn end_ahead(&self, ticket: &Ticket) -> Served<Ticket> {
+    fn end_ahead(&self, ticket: &Ticket) -> Served {
         self.shared.state.lock().reads.stop_ahead();
         self.end(ticket)
     }
@@ -440,14 +460,16 @@ impl Server {
     }
 }
 
-impl Serve for Server {
-    type Ticket = Ticket;
-
-    fn uffd(&self) -> &Uffd {
+/// What the service calls. Only [`Server::wait_and_serve`] waits for a device, or for another
+/// thread's I/O. Faults that are found `waiting` are added to those that are to be served.
+impl Server {
+    /// Where faults are announced.
+    pub(super) fn uffd(&self) -> &Uffd {
         &self.shared.frames.uffd
     }
 
-    fn serve(&self, fault: Fault) -> Served<Ticket> {
+    /// Serves a fault: with content, by letting the store through, or by making it a signal.
+    pub(super) fn serve(&self, fault: Fault) -> Served {
         let shared = &self.shared;
         let Some(page) = shared.page_at(fault.address) else { return Served::Done };
         if fault.protected {
@@ -464,11 +486,13 @@ impl Serve for Server {
         }
     }
 
-    fn resume(&self, ticket: Ticket, waiting: &mut Vec<Fault>) -> Served<Ticket> {
+    /// Goes on with what was parked.
+    pub(super) fn resume(&self, ticket: Ticket, waiting: &mut Vec<Fault>) -> Served {
         self.load_or_park(ticket, waiting)
     }
 
-    fn wait_and_serve(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) {
+    /// Ends what has to wait, by waiting.
+    pub(super) fn wait_and_serve(&self, mut ticket: Ticket, waiting: &mut Vec<Fault>) {
         let shared = &self.shared;
         if ticket.attempt.entry.shown().file_page().is_none() {
             shared.give_up(&ticket.attempt, nothing_to_bring(ticket.attempt.entry));
@@ -509,16 +533,19 @@ impl Serve for Server {
         }
     }
 
-    fn leave(&self) {
+    /// The window is about to be closed: what helpers wait for ends soon, if that can be.
+    pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    fn plans_ahead(&self) -> bool {
+    /// Whether there is something to [read ahead](Self::read_ahead) while no fault waits.
+    pub(super) fn plans_ahead(&self) -> bool {
         let reads = &self.shared.state.lock().reads;
         reads.ahead().is_some_and(|run| !reads.reads(run.first))
     }
 
-    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> Served<Ticket> {
+    /// Brings some of what is likely to be touched next.
+    pub(super) fn read_ahead(&self, waiting: &mut Vec<Fault>) -> Served {
         let shared = &self.shared;
         let mut state = shared.state.lock();
         let Some(Run { first, count }) = state.reads.ahead() else { return Served::Done };

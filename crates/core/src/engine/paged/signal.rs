@@ -11,13 +11,11 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::serve::{
-    nothing_to_bring, tell_why, Attempt, Begun, FaultOutcome, Layout, Waiter, HANDLER_READS,
-};
+use super::serve::{nothing_to_bring, Attempt, Begun, FaultOutcome, Layout, Waiter, HANDLER_READS};
 use super::PagedFrames;
 use crate::engine::cached::{offset_of, SharedWindow, State, Tracking};
+use crate::engine::{tell_why, FaultMode};
 use crate::error::{Error, Result};
-use crate::fault::FaultMode;
 use crate::stats::Counters;
 use crate::store::Unread;
 use crate::sys::fault_ranges::{Resolve, Touch, Touched};

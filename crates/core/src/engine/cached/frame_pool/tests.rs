@@ -110,15 +110,11 @@ impl Userfault for Memory {
         !refuses
     }
 
-    fn holds(&self, _: usize, _: usize) -> Result<bool, Errno> {
+    fn has(&self, _: Span<'_>) -> Result<bool, Errno> {
         unreachable!("the pool looks for no page")
     }
 
-    fn notice_writes(&self, _: usize, _: usize) -> Result<(), Errno> {
-        unreachable!("the pool tracks nothing")
-    }
-
-    fn protect_from_writes(&self, _: &[(usize, usize)]) -> Result<(), Errno> {
+    fn notice_writes(&self, _: &[(usize, usize)]) -> Result<(), Errno> {
         unreachable!("the pool tracks nothing")
     }
 
@@ -155,8 +151,7 @@ fn byte_of(content: Span<'_>) -> u8 {
 #[test]
 fn memory_that_was_read_into_for_nothing_does_not_become_spare() {
     let (memory, page) = (Memory::new(None), system_page_bytes());
-    let mut staging = Staging::new(&memory, page_size(), 64).expect("memory");
-    let mut ring = staging.ring();
+    let ring = Staging::new(&memory, page_size(), 64).expect("memory");
     let first = ring.read_into(0, 8 * page);
     assert!(ring.exchange(0, 8 * page), "all that was read has gone");
     assert_ne!(ring.front(0).start(), first.start());
@@ -171,8 +166,7 @@ fn memory_that_was_read_into_for_nothing_does_not_become_spare() {
 #[test]
 fn spare_memory_is_empty_after_a_chunk_however_it_was_put() {
     let (memory, page) = (Memory::new(None), system_page_bytes());
-    let mut staging = Staging::new(&memory, page_size(), 64).expect("memory");
-    let mut ring = staging.ring();
+    let ring = Staging::new(&memory, page_size(), 64).expect("memory");
     for (all_moved, refuses) in [(false, false), (true, false), (true, true)] {
         memory.refuses.store(refuses, Ordering::Relaxed);
         // More than is used: front and spare memory cannot change places.

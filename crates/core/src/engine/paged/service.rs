@@ -10,15 +10,16 @@ mod helpers;
 mod polling;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::server::{Served, Server, Ticket};
 use crate::sys::arrivals::{Arrivals, MOST_ARRIVALS};
+use crate::sys::lock::lock;
 use crate::sys::per_process::PerProcess;
 use crate::sys::poller::Poller;
 use crate::sys::process;
@@ -27,63 +28,6 @@ use crate::sys::thread::{spawn_without_signals, Event};
 use crate::sys::uffd::{Fault, Uffd};
 use helpers::Helpers;
 use polling::Polling;
-
-/// Who resolves the faults of a window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultMode {
-    /// The service; who touches an absent page waits for it.
-    Thread,
-    /// The thread that touches the page, in a handler of SIGBUS.
-    Signal,
-}
-
-/// What has become of a fault, or of reading ahead.
-#[derive(Debug)]
-pub enum Served<T> {
-    /// It is over, or comes again by itself.
-    Done,
-    /// It has to begin later, when others of the window have ended.
-    Later,
-    /// It goes on when a byte of a file is in the page cache.
-    Parked {
-        /// What goes on then.
-        ticket: T,
-        /// The file,
-        file: Arc<OwnedFd>,
-        /// and the byte.
-        offset_bytes: u64,
-    },
-    /// It goes on in a thread that may wait.
-    Waits(T),
-}
-
-/// A window whose faults are served. Nothing here waits for a device or for another thread's
-/// I/O but [`wait_and_serve`](Self::wait_and_serve).
-pub trait Serve: Send + Sync + 'static {
-    /// A fault whose serving has begun.
-    type Ticket: Copy + Send;
-
-    /// Where faults are announced.
-    fn uffd(&self) -> &Uffd;
-
-    /// Serves a fault: with content, by letting the store through, or by making it a signal.
-    fn serve(&self, fault: Fault) -> Served<Self::Ticket>;
-
-    /// Goes on with what was parked. Adds faults that were found `waiting`, which are to be served.
-    fn resume(&self, ticket: Self::Ticket, waiting: &mut Vec<Fault>) -> Served<Self::Ticket>;
-
-    /// Ends what has to wait, by waiting. Adds faults as [`resume`](Self::resume).
-    fn wait_and_serve(&self, ticket: Self::Ticket, waiting: &mut Vec<Fault>);
-
-    /// The window is about to be closed: what helpers wait for ends soon, if that can be.
-    fn leave(&self);
-
-    /// Whether there is something to [read ahead](Self::read_ahead) while no fault waits.
-    fn plans_ahead(&self) -> bool;
-
-    /// Brings some of what is likely to be touched next. Adds faults as [`resume`](Self::resume).
-    fn read_ahead(&self, waiting: &mut Vec<Fault>) -> Served<Self::Ticket>;
-}
 
 /// How long the thread looks for the next fault, and for a page that a device reads, before it
 /// sleeps (docs/decisions/013): to be woken takes several times as long as to serve a fault.
@@ -96,8 +40,8 @@ const ARRIVALS: u64 = u64::MAX - 1;
 
 /// The windows of the service.
 #[derive(Debug)]
-struct Registry<S> {
-    windows: HashMap<u64, Arc<S>>,
+struct Registry {
+    windows: HashMap<u64, Arc<Server>>,
     next: u64,
     /// Windows that are gone, of which the thread may still know something.
     leaving: Vec<u64>,
@@ -110,7 +54,7 @@ struct Registry<S> {
     ends: bool,
 }
 
-impl<S> Registry<S> {
+impl Registry {
     /// Helpers have so many things less to do for a window; whether it was the last.
     fn ended(&mut self, name: u64, count: usize) -> bool {
         let Some(helped) = self.helped.get_mut(&name) else { return false };
@@ -125,44 +69,35 @@ impl<S> Registry<S> {
 
 /// What the thread and others share.
 #[derive(Debug)]
-struct ServiceState<S> {
+struct ServiceState {
     poller: Poller,
     waker: Event,
-    registry: Mutex<Registry<S>>,
+    registry: Mutex<Registry>,
     /// The thread, or a helper, knows nothing of a window any more.
     left: Condvar,
 }
 
-impl<S> ServiceState<S> {
-    fn registry(&self) -> MutexGuard<'_, Registry<S>> {
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The running service; dropped, it ends.
 #[derive(Debug)]
-pub struct Service<S: Serve> {
-    shared: Arc<ServiceState<S>>,
+pub(super) struct Service {
+    shared: Arc<ServiceState>,
     thread: Option<JoinHandle<()>>,
     owner: u32,
 }
 
 /// A window that is served; dropped, it is not any more, and nobody works on it.
 #[derive(Debug)]
-pub struct Serving<S: Serve> {
-    service: Option<Arc<Service<S>>>,
-    server: Arc<S>,
+pub(super) struct ServedWindow {
+    service: Option<Arc<Service>>,
+    server: Arc<Server>,
     name: u64,
 }
 
-impl<S: Serve> Serving<S> {
+impl ServedWindow {
     /// Has a window served, by the service that runs or a new one.
-    ///
-    /// # Errors
-    /// EAGAIN or EMFILE at the limits of threads and descriptors.
-    pub fn start(service: &PerProcess<Service<S>>, server: Arc<S>) -> Result<Self, Errno> {
+    pub(super) fn start(service: &PerProcess<Service>, server: Arc<Server>) -> Result<Self, Errno> {
         let service = service.get(Service::start)?;
-        let mut registry = service.shared.registry();
+        let mut registry = lock(&service.shared.registry);
         let name = registry.next;
         registry.next += 1;
         registry.windows.insert(name, Arc::clone(&server));
@@ -175,7 +110,7 @@ impl<S: Serve> Serving<S> {
     }
 }
 
-impl<S: Serve> Service<S> {
+impl Service {
     fn start() -> Result<Self, Errno> {
         let registry = Registry {
             windows: HashMap::new(),
@@ -205,7 +140,7 @@ impl<S: Serve> Service<S> {
     }
 }
 
-impl<S: Serve> Drop for Service<S> {
+impl Drop for Service {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         if self.owner != process::id() {
@@ -213,7 +148,7 @@ impl<S: Serve> Drop for Service<S> {
             std::mem::forget(thread);
             return;
         }
-        self.shared.registry().ends = true;
+        lock(&self.shared.registry).ends = true;
         self.shared.waker.set();
         if thread.join().is_err() {
             stderr_line(format_args!("the thread that serves faults had panicked at its end"));
@@ -221,7 +156,7 @@ impl<S: Serve> Drop for Service<S> {
     }
 }
 
-impl<S: Serve> Drop for Serving<S> {
+impl Drop for ServedWindow {
     fn drop(&mut self) {
         let Some(service) = self.service.take() else { return };
         if service.owner != process::id() {
@@ -233,7 +168,7 @@ impl<S: Serve> Drop for Serving<S> {
         self.server.leave();
         // A copy of the descriptor, as in a child of fork, would keep it there.
         let _removed = shared.poller.remove(self.server.uffd().fd());
-        let mut registry = shared.registry();
+        let mut registry = lock(&shared.registry);
         registry.windows.remove(&self.name);
         registry.leaving.push(self.name);
         shared.waker.set();
@@ -245,12 +180,12 @@ impl<S: Serve> Drop for Serving<S> {
 }
 
 /// What the thread knows.
-struct Loop<S: Serve> {
-    shared: Arc<ServiceState<S>>,
-    helpers: Helpers<S>,
+struct Loop {
+    shared: Arc<ServiceState>,
+    helpers: Helpers,
     /// What was parked. None until a page was not in the page cache, and where the kernel gives
     /// no ring.
-    arrivals: Option<Arrivals<(u64, S::Ticket)>>,
+    arrivals: Option<Arrivals<(u64, Ticket)>>,
     refused: bool,
     /// Faults that begin later.
     later: Vec<(u64, Fault)>,
@@ -264,8 +199,8 @@ struct Loop<S: Serve> {
     next_arrival: Polling,
 }
 
-impl<S: Serve> Loop<S> {
-    fn new(shared: Arc<ServiceState<S>>) -> Self {
+impl Loop {
+    fn new(shared: Arc<ServiceState>) -> Self {
         let helpers = Helpers::new(Arc::clone(&shared));
         let (later, ahead) = (Vec::new(), Vec::new());
         Self {
@@ -334,7 +269,7 @@ impl<S: Serve> Loop<S> {
     /// Forgets windows that are gone. Returns false when the service ends.
     fn follow(&mut self) -> bool {
         self.shared.waker.clear();
-        let mut registry = self.shared.registry();
+        let mut registry = lock(&self.shared.registry);
         for name in std::mem::take(&mut registry.leaving) {
             if let Some(arrivals) = &mut self.arrivals {
                 arrivals.retain(|&(of, _)| of != name);
@@ -356,8 +291,8 @@ impl<S: Serve> Loop<S> {
         goes_on
     }
 
-    fn window(&self, name: u64) -> Option<Arc<S>> {
-        self.shared.registry().windows.get(&name).cloned()
+    fn window(&self, name: u64) -> Option<Arc<Server>> {
+        lock(&self.shared.registry).windows.get(&name).cloned()
     }
 
     fn serve_window(&mut self, name: u64, faults: &mut Vec<Fault>) {
@@ -366,7 +301,7 @@ impl<S: Serve> Loop<S> {
         self.serve_all(name, &server, faults);
     }
 
-    fn serve_all(&mut self, name: u64, server: &Arc<S>, faults: &mut Vec<Fault>) {
+    fn serve_all(&mut self, name: u64, server: &Arc<Server>, faults: &mut Vec<Fault>) {
         for fault in faults.drain(..) {
             match server.serve(fault) {
                 Served::Later => self.later.push((name, fault)),
@@ -376,14 +311,14 @@ impl<S: Serve> Loop<S> {
         self.note_ahead(name, server);
     }
 
-    fn note_ahead(&mut self, name: u64, server: &Arc<S>) {
+    fn note_ahead(&mut self, name: u64, server: &Arc<Server>) {
         if server.plans_ahead() && !self.ahead.contains(&name) {
             self.ahead.push(name);
         }
     }
 
     /// Parks a fault that has to wait for its page, or gives it to a helper.
-    fn park_or_help(&mut self, name: u64, server: &Arc<S>, outcome: Served<S::Ticket>) {
+    fn park_or_help(&mut self, name: u64, server: &Arc<Server>, outcome: Served) {
         match outcome {
             Served::Done => self.ended = true,
             Served::Later => {}
@@ -401,7 +336,7 @@ impl<S: Serve> Loop<S> {
     }
 
     /// The ring, if there is one; set up when it is first wanted.
-    fn arrivals(&mut self) -> Option<&mut Arrivals<(u64, S::Ticket)>> {
+    fn arrivals(&mut self) -> Option<&mut Arrivals<(u64, Ticket)>> {
         if self.arrivals.is_none() && !self.refused {
             let ready = Arrivals::new().and_then(|arrivals| {
                 self.shared.poller.add(arrivals.descriptor(), ARRIVALS)?;
@@ -434,7 +369,7 @@ impl<S: Serve> Loop<S> {
     }
 
     /// Goes on with the faults whose pages have arrived.
-    fn resume(&mut self, arrived: &mut Vec<(u64, S::Ticket)>, faults: &mut Vec<Fault>) {
+    fn resume(&mut self, arrived: &mut Vec<(u64, Ticket)>, faults: &mut Vec<Fault>) {
         let Some(arrivals) = &mut self.arrivals else { return };
         arrivals.take(arrived);
         for (name, ticket) in arrived.drain(..) {

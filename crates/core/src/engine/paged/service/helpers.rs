@@ -2,11 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{Serve, ServiceState};
+use super::super::server::{Server, Ticket};
+use super::ServiceState;
+use crate::sys::lock::lock;
 use crate::sys::stderr_line::stderr_line;
 use crate::sys::thread::spawn_without_signals;
 
@@ -18,14 +20,14 @@ const MOST_OF_ONE: usize = 8;
 const IDLE: Duration = Duration::from_secs(1);
 
 /// Something that has to wait.
-struct Job<S: Serve> {
+struct Job {
     name: u64,
-    server: Arc<S>,
-    ticket: S::Ticket,
+    server: Arc<Server>,
+    ticket: Ticket,
 }
 
-struct Jobs<S: Serve> {
-    waiting: VecDeque<Job<S>>,
+struct Jobs {
+    waiting: VecDeque<Job>,
     /// How many jobs of each window a helper has.
     running: HashMap<u64, usize>,
     threads: usize,
@@ -34,8 +36,8 @@ struct Jobs<S: Serve> {
     ends: bool,
 }
 
-impl<S: Serve> Jobs<S> {
-    fn is_ready(&self, job: &Job<S>) -> bool {
+impl Jobs {
+    fn is_ready(&self, job: &Job) -> bool {
         self.running.get(&job.name).is_none_or(|&running| running < MOST_OF_ONE)
     }
 
@@ -44,7 +46,7 @@ impl<S: Serve> Jobs<S> {
         self.waiting.iter().any(|job| self.is_ready(job))
     }
 
-    fn next(&mut self) -> Option<Job<S>> {
+    fn next(&mut self) -> Option<Job> {
         let at = self.waiting.iter().position(|job| self.is_ready(job))?;
         let job = self.waiting.remove(at)?;
         *self.running.entry(job.name).or_insert(0) += 1;
@@ -61,26 +63,20 @@ impl<S: Serve> Jobs<S> {
     }
 }
 
-struct JobQueue<S: Serve> {
-    jobs: Mutex<Jobs<S>>,
+struct JobQueue {
+    jobs: Mutex<Jobs>,
     more: Condvar,
 }
 
-impl<S: Serve> JobQueue<S> {
-    fn jobs(&self) -> MutexGuard<'_, Jobs<S>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The helpers of a service, of which there may be none at the moment. Dropped, they have ended.
-pub(super) struct Helpers<S: Serve> {
-    shared: Arc<ServiceState<S>>,
-    queue: Arc<JobQueue<S>>,
+pub(super) struct Helpers {
+    shared: Arc<ServiceState>,
+    queue: Arc<JobQueue>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl<S: Serve> Helpers<S> {
-    pub(super) fn new(shared: Arc<ServiceState<S>>) -> Self {
+impl Helpers {
+    pub(super) fn new(shared: Arc<ServiceState>) -> Self {
         let jobs = Jobs {
             waiting: VecDeque::new(),
             running: HashMap::new(),
@@ -93,10 +89,10 @@ impl<S: Serve> Helpers<S> {
     }
 
     /// Gives a fault to a helper. If no thread can be started, this thread serves it.
-    pub(super) fn help(&mut self, name: u64, server: &Arc<S>, ticket: S::Ticket) {
-        *self.shared.registry().helped.entry(name).or_insert(0) += 1;
+    pub(super) fn help(&mut self, name: u64, server: &Arc<Server>, ticket: Ticket) {
+        *lock(&self.shared.registry).helped.entry(name).or_insert(0) += 1;
         let job = Job { name, server: Arc::clone(server), ticket };
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         jobs.waiting.push_back(job);
         let ready = jobs.waiting.iter().filter(|job| jobs.is_ready(job)).count();
         if ready == 0 {
@@ -121,7 +117,7 @@ impl<S: Serve> Helpers<S> {
             self.threads.push(thread);
             return;
         }
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         jobs.threads -= 1;
         let own = if jobs.threads == 0 { jobs.waiting.pop_back() } else { None };
         drop(jobs);
@@ -132,16 +128,16 @@ impl<S: Serve> Helpers<S> {
 
     /// Forgets what a window that is closed still had to wait for; says how much that was.
     pub(super) fn forget(&mut self, name: u64) -> usize {
-        let mut jobs = self.queue.jobs();
+        let mut jobs = lock(&self.queue.jobs);
         let before = jobs.waiting.len();
         jobs.waiting.retain(|job| job.name != name);
         before - jobs.waiting.len()
     }
 }
 
-impl<S: Serve> Drop for Helpers<S> {
+impl Drop for Helpers {
     fn drop(&mut self) {
-        self.queue.jobs().ends = true;
+        lock(&self.queue.jobs).ends = true;
         self.queue.more.notify_all();
         for thread in self.threads.drain(..) {
             // One that panics ends the process.
@@ -150,13 +146,13 @@ impl<S: Serve> Drop for Helpers<S> {
     }
 }
 
-fn end<S: Serve>(shared: &ServiceState<S>, job: Job<S>) {
+fn end(shared: &ServiceState, job: Job) {
     let Job { name, server, ticket } = job;
     let mut waiting = Vec::new();
     server.wait_and_serve(ticket, &mut waiting);
     // Who closes the window has it alone then.
     drop(server);
-    let mut registry = shared.registry();
+    let mut registry = lock(&shared.registry);
     registry.found.extend(waiting.into_iter().map(|fault| (name, fault)));
     registry.served.push(name);
     if registry.ended(name, 1) {
@@ -167,19 +163,19 @@ fn end<S: Serve>(shared: &ServiceState<S>, job: Job<S>) {
     shared.waker.set();
 }
 
-fn run<S: Serve>(shared: &ServiceState<S>, queue: &JobQueue<S>) {
-    let mut jobs = queue.jobs();
+fn run(shared: &ServiceState, queue: &JobQueue) {
+    let mut jobs = lock(&queue.jobs);
     loop {
         if let Some(job) = jobs.next() {
             drop(jobs);
             let name = job.name;
             end(shared, job);
-            jobs = queue.jobs();
+            jobs = lock(&queue.jobs);
             jobs.ended(name);
             continue;
         }
         jobs.idle += 1;
-        let idle = |jobs: &mut Jobs<S>| !jobs.any_ready() && !jobs.ends;
+        let idle = |jobs: &mut Jobs| !jobs.any_ready() && !jobs.ends;
         let waited = queue.more.wait_timeout_while(jobs, IDLE, idle);
         jobs = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(jobs, _)| jobs);
         jobs.idle -= 1;
