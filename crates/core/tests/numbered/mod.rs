@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -91,8 +92,24 @@ pub fn numbered(size_bytes: usize, page_bytes: usize) -> Scratch {
         let content = page_content(page, page_bytes);
         file.write_all(&content[..page_bytes.min(size_bytes - start)]).expect("written");
     }
-    file.into_inner().expect("written").sync_all().expect("synced");
+    let file = file.into_inner().expect("written");
+    file.sync_all().expect("synced");
+    settle(&file);
     scratch
+}
+
+/// Waits until the kernel's coarse clock is past the file's last change: a read that began in the
+/// same tick would be done again.
+fn settle(file: &File) {
+    let changed = file.metadata().expect("known");
+    let changed = (changed.ctime(), changed.ctime_nsec());
+    loop {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        if (now.tv_sec, now.tv_nsec) > changed {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 pub fn open(scratch: &Scratch) -> Store {
