@@ -160,13 +160,13 @@ class SharedTaken:
 
 def list_shared_slots() -> list[dict[str, Any]]: ...
 def remove_shared_slots(name: str, forced: bool) -> None: ...
-def look(paths: list[bytes], front_bytes: int) -> list[_Looked | int]: ...
+def look(paths: list[str | bytes], front_bytes: int) -> list[_Looked | int]: ...
 
 @final
 class Rows:
     def __new__(
         cls,
-        shards: Iterable[tuple[tuple[bytes, int, int, int, int] | Store, int, int]],
+        shards: Iterable[tuple[Any, tuple[int, int, int], int, int, int]],
         row_bytes: int,
         budget: Literal["auto"] | int | None,
         direct: bool = False,
