@@ -322,7 +322,9 @@ fn main() {
             let mut policies = policies(capacity, trace);
             if number == 0 {
                 print!("{:<17}", "misses, %");
-                policies.iter().for_each(|(name, _)| print!(" {name:>8}"));
+                for (name, _) in &policies {
+                    print!(" {name:>8}");
+                }
                 println!();
             }
             print!("{name:<17}");

@@ -16,7 +16,7 @@ use fremap_core::rows::{
 use fremap_core::sys::span::Span;
 use fremap_core::units::Selection;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList, PyString};
 
 use crate::call::{run, run_short};
 use crate::errors::{self, wrong_type};
@@ -178,12 +178,7 @@ impl Rows {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.core.stats();
-        let dict = PyDict::new(py);
-        for (name, value) in stats.fields() {
-            dict.set_item(name, value)?;
-        }
-        Ok(dict)
+        self.core.stats().into_py_dict(py)
     }
 
     fn refresh(&self, py: Python<'_>) {
