@@ -12,9 +12,9 @@ use pyo3::types::{PyByteArray, PyDict, PyList};
 use crate::call::run;
 use crate::errors::python;
 use crate::raw::{self, Bytes};
-use crate::selection::{int64s, numbers};
+use crate::selection::{answers, numbers};
 use crate::slot_table::{
-    keys_shown, number_of_slot, occupants, operation, stats_by_name, KeysAndPins, Taken,
+    key_shown, numbers_of_slots, occupants, operation, stats_by_name, KeysAndPins, Taken,
 };
 use crate::store::Store;
 use crate::views::{release, Views};
@@ -101,7 +101,7 @@ impl SharedSlots {
             Found::Busy => run(py, |interrupt| core.find(operation, &keys, interrupt))?,
         };
         let Some(slots) = found else { return Ok(None) };
-        int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
+        numbers_of_slots(py, &slots).map(Some)
     }
 
     /// Slots for the keys, once there is room.
@@ -137,7 +137,7 @@ impl SharedSlots {
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let core = self.core(py, "keys")?;
         let keys = run(py, |interrupt| core.shown(interrupt))?;
-        keys_shown(py, keys.into_iter())
+        answers(py, &keys, key_shown)
     }
 
     /// The key of each of these slots, -1 for none, and whether it is pinned.

@@ -8,7 +8,7 @@ use pyo3::types::{IntoPyDict, PyByteArray, PyDict};
 
 use crate::call::run;
 use crate::errors::{python, wrong_type};
-use crate::selection::{int64s, mask, numbers};
+use crate::selection::{answers, numbers};
 
 /// Which extent is in which slot, and what is evicted.
 #[pyclass(frozen, module = "fremap._core")]
@@ -37,20 +37,18 @@ pub fn operation(name: &str) -> PyResult<&'static str> {
     }
 }
 
-pub fn number_of_slot(slot: Slot) -> i64 {
-    slot.0.into()
+/// Slots as int64 values.
+pub fn numbers_of_slots<'py>(py: Python<'py>, slots: &[Slot]) -> PyResult<Bound<'py, PyByteArray>> {
+    answers(py, slots, |slot| i64::from(slot.0).to_ne_bytes())
 }
 
-fn number_of_key(key: Key) -> i64 {
-    i64::try_from(key.0).expect("a key below 2^63")
+fn number_of_key(key: Key) -> [u8; 8] {
+    i64::try_from(key.0).expect("a key below 2^63").to_ne_bytes()
 }
 
-/// Keys of slots, -1 for none.
-pub fn keys_shown(
-    py: Python<'_>,
-    keys: impl ExactSizeIterator<Item = Option<Key>>,
-) -> PyResult<Bound<'_, PyByteArray>> {
-    int64s(py, keys.map(|key| key.map_or(-1, number_of_key)))
+/// The key of the extent in a slot, -1 for none.
+pub fn key_shown(key: Option<Key>) -> [u8; 8] {
+    key.map_or((-1_i64).to_ne_bytes(), number_of_key)
 }
 
 /// The key of each slot that was asked for, -1 for none, and whether it is pinned.
@@ -58,8 +56,8 @@ pub type KeysAndPins<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>);
 
 pub fn occupants(py: Python<'_>, found: Option<Vec<Occupant>>) -> PyResult<KeysAndPins<'_>> {
     let found = found.ok_or_else(|| wrong_type("numbers of slots"))?;
-    let pins = mask(py, found.iter().map(|&(_, pinned)| pinned))?;
-    Ok((keys_shown(py, found.iter().map(|&(key, _)| key))?, pins))
+    let keys = answers(py, &found, |(key, _)| key_shown(key))?;
+    Ok((keys, answers(py, &found, |(_, pinned)| [u8::from(pinned)])?))
 }
 
 pub fn stats_by_name(py: Python<'_>, stats: SlotStats) -> PyResult<Bound<'_, PyDict>> {
@@ -100,7 +98,7 @@ impl SlotTable {
         let keys = self.keys_of(operation, keys)?;
         let found = self.core.find(operation, &keys).map_err(|error| python(py, &error))?;
         let Some(slots) = found else { return Ok(None) };
-        int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
+        numbers_of_slots(py, &slots).map(Some)
     }
 
     /// Slots for the keys, once there is room.
@@ -122,7 +120,7 @@ impl SlotTable {
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let keys = self.core.look("keys", fremap_core::slot_table::SlotTable::keys);
         let keys = keys.and_then(|keys| keys).map_err(|error| python(py, &error))?;
-        keys_shown(py, keys.into_iter())
+        answers(py, &keys, key_shown)
     }
 
     /// The key of each of these slots, -1 for none, and whether it is pinned.
@@ -146,7 +144,7 @@ impl SlotTable {
 impl Taken {
     /// The slot of each key that was named.
     fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        int64s(py, self.call.slots().iter().copied().map(number_of_slot))
+        numbers_of_slots(py, self.call.slots())
     }
 
     /// Keys and slots of the extents to load, in ascending order of keys.
@@ -155,8 +153,8 @@ impl Taken {
         py: Python<'py>,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
         let missing = self.call.missing();
-        let keys = int64s(py, missing.iter().map(|(key, _)| number_of_key(*key)))?;
-        Ok((keys, int64s(py, missing.iter().map(|(_, slot)| number_of_slot(*slot)))?))
+        let keys = answers(py, missing, |(key, _)| number_of_key(key))?;
+        Ok((keys, answers(py, missing, |(_, slot)| i64::from(slot.0).to_ne_bytes())?))
     }
 
     /// The first `done` of what was missing are there, and the rest will not be.

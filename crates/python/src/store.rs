@@ -280,8 +280,5 @@ impl Store {
 }
 
 fn own(operation: &'static str, fd: i32) -> Result<std::os::fd::OwnedFd> {
-    raw::duplicate(fd).map_err(|error| {
-        let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
-        Error::system(operation, errno)
-    })
+    raw::duplicate(fd).map_err(|errno| Error::system(operation, errno))
 }

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fremap_core::calibrate::Calibration;
-use fremap_core::error::Error;
+use fremap_core::error::{Error, Interrupt, Result};
 use fremap_core::room::copied;
 use fremap_core::sys::mm::{self, Sharing};
 use fremap_core::units::{Prot, Selection};
@@ -37,6 +37,20 @@ impl WindowBase {
     /// The window, kept alive for one call whatever other threads do.
     fn window(&self, py: Python<'_>, operation: &'static str) -> PyResult<Arc<Window>> {
         self.views.core().ok_or_else(|| closed(py, operation))
+    }
+
+    /// What a call of the window answers for each page.
+    fn answer<'py, T: Copy + Send + Sync, const BYTES: usize>(
+        &self,
+        py: Python<'py>,
+        operation: &'static str,
+        pages: &Bound<'py, PyAny>,
+        call: fn(&Window, &Selection, &dyn Interrupt) -> Result<Vec<T>>,
+        bytes_of: fn(T) -> [u8; BYTES],
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, operation)?;
+        let pages = selection(pages)?;
+        answers(py, &run(py, |interrupt| call(&window, &pages, interrupt))?, bytes_of)
     }
 }
 
@@ -88,14 +102,36 @@ impl Pin {
     }
 }
 
-fn advice(name: &str) -> PyResult<Option<ReadAhead>> {
-    match name {
-        "auto" => Ok(None),
-        "normal" => Ok(Some(ReadAhead::Normal)),
-        "random" => Ok(Some(ReadAhead::Random)),
-        "sequential" => Ok(Some(ReadAhead::Sequential)),
-        _ => Err(wrong_type("a kind of advice")),
-    }
+/// The values of a setting by their names, as Python has them.
+type Names<T> = &'static [(&'static str, T)];
+
+const ADVICE: Names<ReadAhead> = &[
+    ("normal", ReadAhead::Normal),
+    ("random", ReadAhead::Random),
+    ("sequential", ReadAhead::Sequential),
+];
+const ENGINES: Names<EngineKind> =
+    &[("alias", EngineKind::Alias), ("paged", EngineKind::Paged), ("eager", EngineKind::Eager)];
+const FAULTS: Names<FaultMode> = &[("thread", FaultMode::Thread), ("signal", FaultMode::Signal)];
+/// The last one cannot be asked for.
+const TRACKING: Names<Tracking> =
+    &[("async", Tracking::Kernel), ("sync", Tracking::Faults), ("content", Tracking::Content)];
+
+fn named<T: Copy>(names: Names<T>, name: &str) -> PyResult<T> {
+    let found = names.iter().find(|&&(known, _)| known == name);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let known: Vec<_> = names.iter().map(|&(known, _)| known).collect();
+        wrong_type(&known.join(" or "))
+    })
+}
+
+fn named_or_auto<T: Copy>(names: Names<T>, name: &str) -> PyResult<Option<T>> {
+    (name != "auto").then(|| named(names, name)).transpose()
+}
+
+fn name_of<T: PartialEq>(names: Names<T>, value: &T) -> &'static str {
+    let found = names.iter().find(|(_, known)| known == value);
+    found.map(|&(name, _)| name).expect("each value has a name")
 }
 
 fn prot(bits: u8) -> PyResult<Prot> {
@@ -107,16 +143,6 @@ fn prot(bits: u8) -> PyResult<Prot> {
     }
 }
 
-fn engine(name: &str) -> PyResult<Option<EngineKind>> {
-    match name {
-        "auto" => Ok(None),
-        "alias" => Ok(Some(EngineKind::Alias)),
-        "paged" => Ok(Some(EngineKind::Paged)),
-        "eager" => Ok(Some(EngineKind::Eager)),
-        _ => Err(wrong_type("engine auto, alias, paged or eager")),
-    }
-}
-
 fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
     if budget.is_none() {
         return Ok(Budget::Unlimited);
@@ -125,23 +151,6 @@ fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
         return Ok(Budget::Auto);
     }
     budget.extract().map(Budget::Bytes)
-}
-
-fn fault(name: &str) -> PyResult<FaultMode> {
-    match name {
-        "thread" => Ok(FaultMode::Thread),
-        "signal" => Ok(FaultMode::Signal),
-        _ => Err(wrong_type("fault thread or signal")),
-    }
-}
-
-fn tracking(name: &str) -> PyResult<Option<Tracking>> {
-    match name {
-        "auto" => Ok(None),
-        "async" => Ok(Some(Tracking::Kernel)),
-        "sync" => Ok(Some(Tracking::Faults)),
-        _ => Err(wrong_type("tracking auto, async or sync")),
-    }
 }
 
 fn mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Mapping> {
@@ -200,7 +209,7 @@ impl WindowBase {
         let region = memory.as_ref().map(raw::mapped_by).transpose();
         let as_mapped = MappingOptions {
             sharing: if private { Sharing::Private } else { Sharing::Shared },
-            advice: self::advice(advice)?,
+            advice: named_or_auto(ADVICE, advice)?,
             region: region.map_err(|errno| errors::python(py, &Error::system("Window", errno)))?,
         };
         let options = WindowOptions {
@@ -209,13 +218,13 @@ impl WindowBase {
             mapping: self::mapping(mapping)?,
             prot: self::prot(prot)?,
             coherent,
-            engine: self::engine(engine)?,
+            engine: named_or_auto(ENGINES, engine)?,
             populate,
             nonblock,
             lock,
             budget: self::budget(budget)?,
-            fault: self::fault(fault)?,
-            tracking: self::tracking(tracking)?,
+            fault: named(FAULTS, fault)?,
+            tracking: named_or_auto(&TRACKING[..2], tracking)?,
             calibration: self::calibration(calibration)?,
         };
         let core = store.core();
@@ -263,28 +272,19 @@ impl WindowBase {
 
     #[getter]
     fn fault(&self, py: Python<'_>) -> PyResult<&'static str> {
-        Ok(match self.window(py, "fault")?.fault() {
-            FaultMode::Thread => "thread",
-            FaultMode::Signal => "signal",
-        })
+        Ok(name_of(FAULTS, &self.window(py, "fault")?.fault()))
     }
 
     #[getter]
     fn tracking(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
-        Ok(self.window(py, "tracking")?.tracking().map(|tracking| match tracking {
-            Tracking::Kernel => "async",
-            Tracking::Faults => "sync",
-            Tracking::Content => "content",
-        }))
+        let tracking = self.window(py, "tracking")?.tracking();
+        Ok(tracking.map(|tracking| name_of(TRACKING, &tracking)))
     }
 
     #[getter]
     fn advice(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
-        Ok(self.window(py, "advice")?.read_ahead().map(|advice| match advice {
-            ReadAhead::Normal => "normal",
-            ReadAhead::Random => "random",
-            ReadAhead::Sequential => "sequential",
-        }))
+        let advice = self.window(py, "advice")?.read_ahead();
+        Ok(advice.map(|advice| name_of(ADVICE, &advice)))
     }
 
     #[getter]
@@ -393,10 +393,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "mapping")?;
-        let pages = selection(pages)?;
-        let mapping = run(py, |interrupt| window.mapping(&pages, interrupt))?;
-        answers(py, &mapping, i64::to_ne_bytes)
+        self.answer(py, "mapping", pages, Window::mapping, i64::to_ne_bytes)
     }
 
     fn _present<'py>(
@@ -404,10 +401,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "present")?;
-        let pages = selection(pages)?;
-        let present = run(py, |interrupt| window.present(&pages, interrupt))?;
-        answers(py, &present, |here| [u8::from(here)])
+        self.answer(py, "present", pages, Window::present, |here| [u8::from(here)])
     }
 
     fn _dirty<'py>(
@@ -415,10 +409,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "dirty")?;
-        let pages = selection(pages)?;
-        let dirty = run(py, |interrupt| window.dirty(&pages, interrupt))?;
-        answers(py, &dirty, |dirty| [u8::from(dirty)])
+        self.answer(py, "dirty", pages, Window::dirty, |dirty| [u8::from(dirty)])
     }
 
     fn _pinned<'py>(
@@ -426,10 +417,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "pinned")?;
-        let pages = selection(pages)?;
-        let pinned = run(py, |interrupt| window.pinned(&pages, interrupt))?;
-        answers(py, &pinned, |pinned| [u8::from(pinned)])
+        self.answer(py, "pinned", pages, Window::pinned, |pinned| [u8::from(pinned)])
     }
 
     fn _protection<'py>(
@@ -437,10 +425,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "protection")?;
-        let pages = selection(pages)?;
-        let protection = run(py, |interrupt| window.protection(&pages, interrupt))?;
-        answers(py, &protection, |prot| [bits(prot)])
+        self.answer(py, "protection", pages, Window::protection, |prot| [bits(prot)])
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
