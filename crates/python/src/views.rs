@@ -108,8 +108,8 @@ impl<T: Send + Sync> Views<T> {
         let filled = memory.and_then(|(memory, writable)| fill(memory, writable));
         if filled.is_err() {
             self.drop_view();
+            release(Some(core));
         }
-        release(Some(core));
         filled
     }
 
