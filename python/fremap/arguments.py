@@ -38,7 +38,7 @@ def absolute_path(
     no file, where the current directory would be one.
     """
     name = os.fspath(path)
-    if not name or os.path.isabs(name):
+    if not name or (name.startswith("/") if isinstance(name, str) else name.startswith(b"/")):
         return name
     try:
         return (

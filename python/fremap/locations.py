@@ -17,7 +17,7 @@ _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+://")
 def is_remote(source: object) -> TypeGuard[RemoteSource]:
     """Tell whether a source is on a server: a URL, or a file system with a path in it."""
     if isinstance(source, str):
-        return _URL.match(source) is not None
+        return "://" in source and _URL.match(source) is not None
     return (
         isinstance(source, tuple)
         and len(source) == 2

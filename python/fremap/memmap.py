@@ -114,8 +114,8 @@ class Backing:
                 budget = max(budget // _TAKING_SHARE, _LEAST_TAKING_BYTES)
                 if kept is None and self.window is not None and not self.window.closed:
                     self.window._lower_budget(budget)  # noqa: SLF001 - the two share one
-            places = [(self.store._core, first_byte, count)]  # noqa: SLF001 - the core's half
-            kept = self._rows = (key, _core.Rows(places, row_bytes, budget))
+            shard = (self.store, (0, 0, 0), self.store.size, first_byte, count)
+            kept = self._rows = (key, _core.Rows([shard], row_bytes, budget))
             _taking.append(weakref.ref(self))
             while len(_taking) > _MOST_TAKING:
                 # The longest made: it has a descriptor of its own to read with.

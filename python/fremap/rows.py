@@ -29,7 +29,6 @@ from fremap.shards import (
     look,
 )
 from fremap.sources import RowsSource, as_it_is, name_of
-from fremap.stores import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from fremap.rowids import RowIds
     from fremap.selection import CoreSelection
     from fremap.stats import RowsStats
+    from fremap.stores import Store
 
 __all__ = ["Rows", "RowsSource", "rows"]
 
@@ -196,18 +196,8 @@ class Rows(RowArray):
         return made
 
     def _open(self) -> None:
-        places = [
-            (
-                shard.file._core  # noqa: SLF001 - the core's half of it
-                if isinstance(shard.file, Store)
-                else (os.fsencode(shard.file), *shard.identity, shard.size),
-                shard.data_offset,
-                shard.row_count,
-            )
-            for shard in self._shards
-        ]
         self._core_now = _core.Rows(
-            places, self._kind.row_bytes, self._budget, self._direct, self._cache_bytes
+            self._shards, self._kind.row_bytes, self._budget, self._direct, self._cache_bytes
         )
         self._owner = os.getpid()
 

@@ -59,13 +59,13 @@ class SlotsPin:
 
     Parameters
     ----------
-    taken : fremap._core.Taken or fremap._core.SharedTaken
+    taken : fremap._core.Taken
         The slots, pinned.
     """
 
     __slots__ = ("_pinned", "_taken")
 
-    def __init__(self, taken: _core.Taken | _core.SharedTaken) -> None:
+    def __init__(self, taken: _core.Taken) -> None:
         self._taken = taken
         self._pinned = True
 
@@ -548,9 +548,7 @@ class Slots:
             selection = (0, numbering.limit)
         return np.arange(*selection) if isinstance(selection, tuple) else selection
 
-    def _take(
-        self, operation: Literal["ensure", "pin"], wanted: Numbers
-    ) -> _core.Taken | _core.SharedTaken:
+    def _take(self, operation: Literal["ensure", "pin"], wanted: Numbers) -> _core.Taken:
         """Bring extents in; none of them leaves before what is returned is released."""
         while True:
             taken: Any = self._memory.table.reserve(operation, wanted)

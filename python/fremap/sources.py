@@ -32,9 +32,9 @@ __all__ = [
     "RowsSource",
     "as_it_is",
     "look",
+    "looked_at",
     "name_of",
     "named_files",
-    "openings",
     "store_error",
 ]
 
@@ -138,18 +138,16 @@ class Opened:
         Its front.
     identity : tuple of int
         Device and number of the file, and when it was made; of a store zeros.
-    looked : tuple, int or None
-        What was found when it was looked at before.
     """
 
-    __slots__ = ("_open", "_operation", "file", "header", "identity", "looked")
+    __slots__ = ("_looked", "_open", "_operation", "file", "header", "identity")
 
     def __init__(
         self, file: File, operation: str = "rows", looked: Looked | int | None = None
     ) -> None:
         self.file = file
         self._operation = operation
-        self.looked = looked
+        self._looked = looked
         self._open: FileIO | None = None
 
     def __enter__(self) -> Self:
@@ -161,8 +159,10 @@ class Opened:
             self.header = Header(fd, name_of(file), file.size, operation, fetch=fetch)
             self.identity = (0, 0, 0)
             return self
-        looked = look(file, operation) if self.looked is None else self.looked
+        looked = look(file) if self._looked is None else self._looked
         if isinstance(looked, int):
+            if "\0" in os.fsdecode(file):
+                raise ArgumentError(f"{operation}: {file!r} is not a path: it has a null byte")
             raise store_error(OSError(looked, os.strerror(looked)), file)
         mode, device, inode, born, size, front = looked
         name = os.fsdecode(file)
@@ -197,19 +197,26 @@ class Opened:
             self._open.close()
 
 
-def openings(files: Sequence[File]) -> Iterator[Opened]:
-    """Return the files one by one, to be entered; many are looked at together.
+def looked_at(
+    files: Sequence[File], *, unread: bool = False
+) -> Iterator[tuple[File, Looked | int | None]]:
+    """Look at files, many of them together.
 
     Parameters
     ----------
     files : sequence of File
         Paths, stores and data sets.
+    unread : bool, default False
+        Whether their first bytes are not needed.
 
     Yields
     ------
-    Opened
+    file : File
         Each file, in order.
+    looked : tuple, int or None
+        What `_core.look` says of it; None unless it is a path.
     """
+    front_bytes = 0 if unread else _FRONT_BYTES
     count = _LEAST_TOGETHER
     begin = 0
     while begin < len(files):
@@ -217,25 +224,21 @@ def openings(files: Sequence[File]) -> Iterator[Opened]:
         begin += len(some)
         since = time.monotonic()
         named = [file for file in some if isinstance(file, str | bytes)]
-        looked = _core.look([_path(file, "rows") for file in named], _FRONT_BYTES)
+        looked = _core.look(named, front_bytes)
         # Ctrl-C waits for one such call.
         quick = time.monotonic() - since < _TOGETHER_SECONDS
         count = min(2 * count, _MOST_TOGETHER) if quick else max(count // 2, 1)
-        each = iter(looked)
-        for file in some:
-            yield Opened(file, "rows", next(each) if isinstance(file, str | bytes) else None)
+        if len(named) == len(some):
+            yield from zip(some, looked, strict=True)
+        else:
+            each = iter(looked)
+            for file in some:
+                yield file, next(each) if isinstance(file, str | bytes) else None
 
 
-def look(file: str | bytes, operation: str = "rows") -> Looked | int:
+def look(file: str | bytes) -> Looked | int:
     """Return what a file is and begins with, or the number of an error."""
-    return _core.look([_path(file, operation)], _FRONT_BYTES)[0]
-
-
-def _path(file: str | bytes, operation: str) -> bytes:
-    path = os.fsencode(file)
-    if b"\0" in path:
-        raise ArgumentError(f"{operation}: {file!r} is not a path: it has a null byte")
-    return path
+    return _core.look([file], _FRONT_BYTES)[0]
 
 
 def _bytes_of(store: Store, offset: int, count: int) -> bytes:
@@ -261,7 +264,7 @@ def named_files(source: RowsSource, fetched: Fetched) -> Files:
             files.append(fetched.store(one))
         elif isinstance(one, str | bytes | os.PathLike):
             path = absolute_path("rows", one)
-            if _HAS_MAGIC(os.fsdecode(path)):
+            if _HAS_MAGIC(path if isinstance(path, str) else os.fsdecode(path)):
                 files.extend(_matching(path))
             else:
                 files.append(path)

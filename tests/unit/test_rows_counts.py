@@ -196,6 +196,17 @@ def test_each_file_is_looked_at_once_when_rows_are_opened(tmp_path: Path) -> Non
         np.testing.assert_array_equal(rows[[0, 8, 98 * 8 - 1, -1]][:, 0], [0, 1, 97, 99])
 
 
+def test_bytes_that_a_caller_says_are_raw_are_not_read_when_rows_are_opened(tmp_path: Path) -> None:
+    """They are opened all the same: whoever may not read them learns it at once."""
+    for number in range(100):
+        (tmp_path / f"{number}.bin").write_bytes(bytes([number]) * (64 + 8 * 3))
+    paths = [tmp_path / f"{number}.bin" for number in range(100)]
+    with counting() as calls, fremap.rows(paths, np.uint8, 8, offset=64) as rows:
+        assert (calls.made["stat"], calls.made["open"]) == (100, 100)
+        assert calls.made.get("read", 0) == 0
+        assert rows[[0, 299]][:, 0].tolist() == [0, 99]
+
+
 @pytest.mark.needs("sigbus_recovery", "populate_read")
 @pytest.mark.parametrize("direct", [False, True])
 def test_tensors_of_one_file_share_its_descriptor_and_its_map(tmp_path: Path, direct: bool) -> None:

@@ -497,6 +497,43 @@ def test_as_many_axes_as_numpy_has(tmp_path: Path) -> None:
         fremap.rows(path, row_shape=[1] * MAX_AXES)
 
 
+def test_files_that_follow_one_another_are_each_what_they_are(tmp_path: Path) -> None:
+    """Those that begin alike and are as long are the same; nothing else makes them so."""
+    raw = np.arange(24, dtype=np.uint8).tobytes() * 6
+    (tmp_path / "0.bin").write_bytes(raw)
+    (tmp_path / "1.bin").write_bytes(raw)
+    np.save(tmp_path / "2.npy", np.zeros((2, 8), np.uint8))
+    assert (tmp_path / "2.npy").stat().st_size == len(raw)
+    (tmp_path / "3.zip").write_bytes(raw)
+    (tmp_path / "4.bin").write_bytes(b"\x89HDF\r\n\x1a\n" + raw[8:])
+    paths = [tmp_path / name for name in ("0.bin", "1.bin", "2.npy", "3.zip", "4.bin")]
+    with fremap.rows(paths[:3], np.uint8, 8) as rows:
+        assert rows.shard_rows.tolist() == [18, 18, 2]
+    with fremap.rows(paths, np.uint8, 8, format="raw") as rows:
+        assert rows.shard_rows.tolist() == [18] * 5
+    with fremap.rows(paths[:2], np.uint8, 8, offset=[16, 24]) as rows:
+        assert rows.shard_rows.tolist() == [16, 15]
+    for last, why in ((3, "unpack it first"), (4, "HDF5 file")):
+        with pytest.raises(FormatError, match=why):
+            fremap.rows([*paths[:2], paths[last]], np.uint8, 8)
+    with pytest.raises(ArgumentError, match=r"offset= is for raw bytes; .*2\.npy has a header"):
+        fremap.rows(paths[:3], np.uint8, 8, offset=16)
+    with pytest.raises(ArgumentError, match="offset= is for raw bytes"):
+        fremap.rows([paths[2], paths[2]], offset=[0, 16])
+
+
+def test_tensors_in_files_with_one_header(tmp_path: Path) -> None:
+    for number, name in enumerate(["t", "t", "u", "t"]):
+        path = tmp_path / f"{number}.safetensors"
+        safetensors.numpy.save_file({name: TABLE + np.float32(number)}, path)
+    paths = [tmp_path / f"{number}.safetensors" for number in (0, 1, 3)]
+    with fremap.rows(paths, tensor="t") as rows:
+        expected = np.concatenate([TABLE + np.float32(number) for number in (0, 1, 3)])
+        np.testing.assert_array_equal(rows[:], expected)
+    with pytest.raises(FormatError, match=r"2\.safetensors.* has no tensor 't'"):
+        fremap.rows([*paths, tmp_path / "2.safetensors"], tensor="t")
+
+
 def npy_file(text: bytes, data: bytes) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + data
 

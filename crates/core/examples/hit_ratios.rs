@@ -1,13 +1,12 @@
 //! Which pages should be evicted from a full window? Policies replayed over traces.
 //!
-//! Hits in a window are invisible: fremap only sees pages come in. `fifo`, `random`, `2q` and
-//! `standby` see what fremap can see; `cache`, with its batches, is fremap's policy. For
-//! comparison, `lru`, `clock`, `sieve` and `s3fifo` see every access, and `opt` knows the future.
+//! Hits in a window are invisible: fremap only sees pages come in. `fifo` sees no more than that;
+//! `cache`, with its batches, is fremap's policy. For comparison, `s3fifo` sees every access, and
+//! `opt` knows the future.
 //!
 //! `cargo run --release -p fremap-core --example hit_ratios`
 //!
-//! For each size, trace and policy it prints misses in 100 accesses, soft faults in 100 accesses
-//! if there is a standby, and the estimated price of an access. Seeds are fixed, so each run
+//! For each size, trace and policy it prints misses in 100 accesses. Seeds are fixed, so each run
 //! prints the same.
 
 use std::collections::{BinaryHeap, VecDeque};
@@ -22,11 +21,6 @@ const ACCESSES: usize = 500_000;
 const WARM_UP: usize = ACCESSES / 5;
 /// Pages that a trace can name: those of the file, of a loop beside it, of scans.
 const PAGES: usize = FILE_PAGES * 2 + ACCESSES;
-/// What things cost, in microseconds: a fault with its I/O, a fault that finds its
-/// frame in the standby, and taking a page out of the window.
-const MISS_US: f64 = 30.0;
-const SOFT_US: f64 = 8.0;
-const TAKE_OUT_US: f64 = 1.2;
 
 /// Splitmix64.
 struct Random(u64);
@@ -123,128 +117,28 @@ fn traces() -> Vec<(&'static str, Vec<u32>)> {
     all
 }
 
-/// What an access met.
-#[derive(Clone, Copy, PartialEq)]
-enum Met {
-    Hit,
-    /// The frame was in the standby.
-    Soft,
-    Miss,
-}
-
-impl Met {
-    fn hit(hit: bool) -> Self {
-        if hit {
-            Self::Hit
-        } else {
-            Self::Miss
-        }
-    }
-}
-
 trait Policy {
-    fn access(&mut self, page: u32) -> Met;
-
-    /// Pages taken out of the window so far, whether or not they came back.
-    fn taken_out(&self) -> u32;
+    /// Whether a page is in; it is afterwards.
+    fn access(&mut self, page: u32) -> bool;
 }
 
-/// Where a page is, for those that see no hits.
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    Out,
-    Probation,
-    Main,
-    Standby,
+/// The page leaves that came first.
+struct Fifo {
+    seen: Seen,
+    queue: VecDeque<u32>,
 }
 
-/// What fremap could do: FIFO queues, perhaps ghosts, perhaps a standby.
-struct Unseeing {
-    place: Vec<Place>,
-    /// Probation, main, standby.
-    queues: [VecDeque<u32>; 3],
-    dropped_at: Vec<Option<usize>>,
-    resident: usize,
-    probation: usize,
-    ghosts: usize,
-    standby: usize,
-    /// Which queues a random page leaves, not the oldest.
-    random: [bool; 2],
-    draws: Random,
-    taken_out: u32,
-    dropped: usize,
-}
-
-impl Unseeing {
-    /// Each page is like every other.
-    fn one_queue(capacity: usize, standby: usize, random: bool) -> Self {
-        Self {
-            place: vec![Place::Out; PAGES],
-            queues: Default::default(),
-            dropped_at: vec![None; PAGES],
-            resident: capacity - standby,
-            probation: capacity,
-            ghosts: 0,
-            standby,
-            random: [random; 2],
-            draws: Random(1),
-            taken_out: 0,
-            dropped: 0,
+impl Policy for Fifo {
+    fn access(&mut self, page: u32) -> bool {
+        if self.seen.used[page as usize].is_some() {
+            return true;
         }
-    }
-
-    /// A tenth on probation, as many ghosts as pages.
-    fn two_queues(capacity: usize, standby: usize, random: bool) -> Self {
-        let one = Self::one_queue(capacity, standby, false);
-        Self { probation: capacity / 10, ghosts: capacity, random: [false, random], ..one }
-    }
-
-    fn push(&mut self, page: u32, place: Place) {
-        self.place[page as usize] = place;
-        self.queues[place as usize - 1].push_back(page);
-    }
-
-    fn take_out(&mut self) {
-        let long = self.queues[0].len() >= self.probation.max(1);
-        let from = usize::from(!long && !self.queues[1].is_empty());
-        let from = if self.queues[from].is_empty() { 1 - from } else { from };
-        let index = if self.random[from] { self.draws.below(self.queues[from].len()) } else { 0 };
-        let page = self.queues[from].swap_remove_front(index).expect("a page to take out");
-        self.taken_out += 1;
-        self.push(page, Place::Standby);
-        if self.queues[2].len() > self.standby {
-            let page = self.queues[2].pop_front().expect("one too many") as usize;
-            self.place[page] = Place::Out;
-            self.dropped_at[page] = Some(self.dropped);
-            self.dropped += 1;
+        if self.seen.full() {
+            self.seen.drop(self.queue.pop_front().expect("a full cache"));
         }
-    }
-}
-
-impl Policy for Unseeing {
-    fn access(&mut self, page: u32) -> Met {
-        let dropped_at = self.dropped_at[page as usize];
-        let mut known = dropped_at.is_some_and(|at| self.dropped - at <= self.ghosts);
-        let met = match self.place[page as usize] {
-            Place::Probation | Place::Main => return Met::Hit,
-            Place::Standby => {
-                let index = self.queues[2].iter().position(|&other| other == page);
-                self.queues[2].remove(index.expect("in the standby"));
-                known = true;
-                Met::Soft
-            }
-            Place::Out => Met::Miss,
-        };
-        if self.queues[0].len() + self.queues[1].len() >= self.resident {
-            self.take_out();
-        }
-        known &= self.ghosts > 0;
-        self.push(page, if known { Place::Main } else { Place::Probation });
-        met
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.taken_out
+        self.seen.add(page, 0);
+        self.queue.push_back(page);
+        false
     }
 }
 
@@ -253,34 +147,28 @@ struct Chosen {
     cache: Cache,
     batch: usize,
     out: Vec<WindowPage>,
-    taken_out: u32,
 }
 
 impl Chosen {
     fn new(capacity: usize, batch: Option<usize>) -> Self {
         let cache = Cache::new(capacity as u64).expect("memory");
         let batch = batch.unwrap_or(cache.batch_pages());
-        Self { cache, batch, out: Vec::new(), taken_out: 0 }
+        Self { cache, batch, out: Vec::new() }
     }
 }
 
 impl Policy for Chosen {
-    fn access(&mut self, page: u32) -> Met {
+    fn access(&mut self, page: u32) -> bool {
         let (window_page, file_page) = (WindowPage(page.into()), FilePage(page.into()));
         if self.cache.contains(window_page) {
-            return Met::Hit;
+            return true;
         }
         if self.cache.excess(1) > 0 {
             self.out.clear();
             self.cache.victims(self.batch, |page| Some(FilePage(page.0)), &mut self.out);
-            self.taken_out += self.out.len() as u32;
         }
         self.cache.inserted(window_page, file_page);
-        Met::Miss
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.taken_out
+        false
     }
 }
 
@@ -289,12 +177,11 @@ struct Seen {
     used: Vec<Option<u32>>,
     len: usize,
     capacity: usize,
-    taken_out: u32,
 }
 
 impl Seen {
     fn new(capacity: usize) -> Self {
-        Self { used: vec![None; PAGES], len: 0, capacity, taken_out: 0 }
+        Self { used: vec![None; PAGES], len: 0, capacity }
     }
 
     fn full(&self) -> bool {
@@ -309,82 +196,6 @@ impl Seen {
     fn drop(&mut self, page: u32) {
         self.used[page as usize] = None;
         self.len -= 1;
-        self.taken_out += 1;
-    }
-}
-
-/// The page that was not used for longest leaves.
-struct Lru {
-    seen: Seen,
-    /// Uses, the oldest first, with their time; only the last of a page counts.
-    uses: VecDeque<(u32, u32)>,
-    now: u32,
-}
-
-impl Policy for Lru {
-    fn access(&mut self, page: u32) -> Met {
-        self.now += 1;
-        let hit = self.seen.used[page as usize].is_some();
-        while !hit && self.seen.full() {
-            let (oldest, time) = self.uses.pop_front().expect("a use");
-            if self.seen.used[oldest as usize] == Some(time) {
-                self.seen.drop(oldest);
-            }
-        }
-        self.seen.len -= usize::from(hit);
-        self.seen.add(page, self.now);
-        self.uses.push_back((page, self.now));
-        Met::hit(hit)
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.seen.taken_out
-    }
-}
-
-/// CLOCK and SIEVE: a hand passes over pages that were used. With CLOCK new pages
-/// are behind the hand, with SIEVE at the head of the queue.
-struct Hand {
-    seen: Seen,
-    /// From the hand to the head, and from the tail to the hand.
-    ahead: VecDeque<u32>,
-    passed: VecDeque<u32>,
-    sieve: bool,
-}
-
-impl Hand {
-    fn new(capacity: usize, sieve: bool) -> Self {
-        let (ahead, passed) = Default::default();
-        Self { seen: Seen::new(capacity), ahead, passed, sieve }
-    }
-}
-
-impl Policy for Hand {
-    fn access(&mut self, page: u32) -> Met {
-        if let Some(used) = &mut self.seen.used[page as usize] {
-            *used = 1;
-            return Met::Hit;
-        }
-        while self.seen.full() {
-            if self.ahead.is_empty() {
-                std::mem::swap(&mut self.ahead, &mut self.passed);
-            }
-            let next = self.ahead.pop_front().expect("a full cache");
-            if self.seen.used[next as usize] == Some(0) {
-                self.seen.drop(next);
-            } else {
-                self.seen.used[next as usize] = Some(0);
-                self.passed.push_back(next);
-            }
-        }
-        self.seen.add(page, 0);
-        let queue = if self.sieve { &mut self.ahead } else { &mut self.passed };
-        queue.push_back(page);
-        Met::Miss
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.seen.taken_out
     }
 }
 
@@ -418,10 +229,10 @@ impl S3Fifo {
 }
 
 impl Policy for S3Fifo {
-    fn access(&mut self, page: u32) -> Met {
+    fn access(&mut self, page: u32) -> bool {
         if let Some(used) = &mut self.seen.used[page as usize] {
             *used = 3.min(*used + 1);
-            return Met::Hit;
+            return true;
         }
         while self.seen.full() {
             self.take_out();
@@ -431,11 +242,7 @@ impl Policy for S3Fifo {
         self.seen.add(page, 0);
         let queue = if known { &mut self.main } else { &mut self.small };
         queue.push_back(page);
-        Met::Miss
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.seen.taken_out
+        false
     }
 }
 
@@ -460,7 +267,7 @@ impl Opt {
 }
 
 impl Policy for Opt {
-    fn access(&mut self, page: u32) -> Met {
+    fn access(&mut self, page: u32) -> bool {
         let hit = self.seen.used[page as usize].is_some();
         while !hit && self.seen.full() {
             let (time, latest) = self.uses.pop().expect("a use");
@@ -473,82 +280,37 @@ impl Policy for Opt {
         self.seen.add(page, again);
         self.uses.push((again, page));
         self.now += 1;
-        Met::hit(hit)
-    }
-
-    fn taken_out(&self) -> u32 {
-        self.seen.taken_out
+        hit
     }
 }
 
 /// Every policy, by name.
 fn policies(capacity: usize, trace: &[u32]) -> Vec<(&'static str, Box<dyn Policy>)> {
-    let seen = || Seen::new(capacity);
-    let lru = Lru { seen: seen(), uses: VecDeque::new(), now: 0 };
     let s3fifo = S3Fifo {
-        seen: seen(),
+        seen: Seen::new(capacity),
         small: VecDeque::new(),
         main: VecDeque::new(),
         dropped_at: vec![None; PAGES],
         dropped: 0,
     };
-    let standby = capacity / 10;
     vec![
-        ("fifo", Box::new(Unseeing::one_queue(capacity, 0, false))),
-        ("random", Box::new(Unseeing::one_queue(capacity, 0, true))),
-        ("2q fifo", Box::new(Unseeing::two_queues(capacity, 0, false))),
+        ("fifo", Box::new(Fifo { seen: Seen::new(capacity), queue: VecDeque::new() })),
         ("cache/1", Box::new(Chosen::new(capacity, Some(1)))),
         ("cache", Box::new(Chosen::new(capacity, None))),
         ("cache/64", Box::new(Chosen::new(capacity, Some(64)))),
-        ("fifo+st", Box::new(Unseeing::one_queue(capacity, standby, false))),
-        ("2q+st", Box::new(Unseeing::two_queues(capacity, standby, true))),
-        ("lru", Box::new(lru)),
-        ("clock", Box::new(Hand::new(capacity, false))),
-        ("sieve", Box::new(Hand::new(capacity, true))),
         ("s3fifo", Box::new(s3fifo)),
         ("opt", Box::new(Opt::new(capacity, trace))),
     ]
 }
 
-/// What a policy did, an access.
-struct Outcome {
-    misses: f64,
-    soft_faults: f64,
-    price_us: f64,
-}
-
-fn replay(policy: &mut dyn Policy, trace: &[u32]) -> Outcome {
+/// Misses in 100 accesses.
+fn misses(policy: &mut dyn Policy, trace: &[u32]) -> f64 {
     let (warm_up, counted) = trace.split_at(WARM_UP);
     for &page in warm_up {
         policy.access(page);
     }
-    let before = policy.taken_out();
-    let (mut misses, mut soft_faults) = (0u32, 0u32);
-    for &page in counted {
-        let met = policy.access(page);
-        misses += u32::from(met == Met::Miss);
-        soft_faults += u32::from(met == Met::Soft);
-    }
-    let each = |count: u32| f64::from(count) / f64::from(counted.len() as u32);
-    let (misses, soft_faults) = (each(misses), each(soft_faults));
-    let taken_out = each(policy.taken_out() - before);
-    let price_us = misses * MISS_US + soft_faults * SOFT_US + taken_out * TAKE_OUT_US;
-    Outcome { misses, soft_faults, price_us }
-}
-
-fn print_table(title: &str, names: &[&str], rows: &[(&str, Vec<f64>)], digits: usize) {
-    print!("\n{title:<17}");
-    for name in names {
-        print!(" {name:>8}");
-    }
-    println!();
-    for (trace, row) in rows {
-        print!("{trace:<17}");
-        for value in row {
-            print!(" {value:>8.digits$}");
-        }
-        println!();
-    }
+    let missed = counted.iter().filter(|&&page| !policy.access(page)).count();
+    100.0 * f64::from(missed as u32) / f64::from(counted.len() as u32)
 }
 
 fn main() {
@@ -556,25 +318,20 @@ fn main() {
     for percent in [1, 5, 20] {
         let capacity = FILE_PAGES * percent / 100;
         println!("\nThe budget is {capacity} of {FILE_PAGES} pages ({percent} %)");
-        let (mut misses, mut soft_faults, mut prices) = (Vec::new(), Vec::new(), Vec::new());
-        let mut names = Vec::new();
-        for (name, trace) in &traces {
-            let (labels, outcomes): (Vec<_>, Vec<_>) = policies(capacity, trace)
-                .into_iter()
-                .map(|(label, mut policy)| (label, replay(policy.as_mut(), trace)))
-                .unzip();
-            names = labels;
-            misses.push((*name, outcomes.iter().map(|of| of.misses * 100.0).collect()));
-            let standby = |(of, label): (&Outcome, &&str)| {
-                label.ends_with("+st").then_some(of.soft_faults * 100.0)
-            };
-            soft_faults.push((*name, outcomes.iter().zip(&names).filter_map(standby).collect()));
-            prices.push((*name, outcomes.iter().map(|of| of.price_us).collect()));
+        for (number, (name, trace)) in traces.iter().enumerate() {
+            let mut policies = policies(capacity, trace);
+            if number == 0 {
+                print!("{:<17}", "misses, %");
+                for (name, _) in &policies {
+                    print!(" {name:>8}");
+                }
+                println!();
+            }
+            print!("{name:<17}");
+            for (_, policy) in &mut policies {
+                print!(" {:>8.1}", misses(policy.as_mut(), trace));
+            }
+            println!();
         }
-        print_table("misses, %", &names, &misses, 1);
-        print_table("price, us", &names, &prices, 2);
-        let with_standby: Vec<_> =
-            names.iter().copied().filter(|name| name.ends_with("+st")).collect();
-        print_table("soft faults, %", &with_standby, &soft_faults, 1);
     }
 }

@@ -16,6 +16,7 @@ mod selection;
 mod shared_slots;
 mod slot_table;
 mod store;
+mod views;
 mod window;
 
 /// What the core needs for a step that has begun is there, whatever the process may have.

@@ -9,7 +9,7 @@ use fremap_core::units::Prot;
 use fremap_core::window::{choose_engine, ANY_ENGINE};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{IntoPyDict, PyDict};
 
 use crate::call::run_short;
 
@@ -62,21 +62,18 @@ pub fn default_calibration(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
 }
 
 fn by_name(py: Python<'_>, calibration: Calibration) -> PyResult<Bound<'_, PyDict>> {
-    let answer = PyDict::new(py);
-    answer.set_item("alias_extent_pages", calibration.alias_extent_pages)?;
-    answer.set_item("evict_gap_pages", calibration.evict_gap_pages)?;
-    answer.set_item("batch_pages", calibration.batch_pages)?;
-    Ok(answer)
+    let fields = [
+        ("alias_extent_pages", calibration.alias_extent_pages),
+        ("evict_gap_pages", calibration.evict_gap_pages),
+        ("batch_pages", calibration.batch_pages),
+    ];
+    fields.into_py_dict(py)
 }
 
 /// System calls of each kind that this process has made through the core.
 #[pyfunction]
 pub fn system_calls(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
-    let counts = PyDict::new(py);
-    for &kind in Call::ALL {
-        counts.set_item(kind.name(), call::count(kind))?;
-    }
-    Ok(counts)
+    Call::ALL.iter().map(|&kind| (kind.name(), call::count(kind))).into_py_dict(py)
 }
 
 /// For tests: lets `skip` calls of a kind through, then fails the next `failures`.

@@ -11,7 +11,6 @@ use crate::raw;
 /// that has started it is gone, whatever this process is doing then.
 #[pyfunction]
 pub fn end_with(py: Python<'_>, fd: i32, parent: i32) -> PyResult<()> {
-    let connection = raw::duplicate(fd)?;
     let fail = |errno| Error::system("end_with", errno);
-    run_short(py, || child::end_with(connection, parent).map_err(fail))
+    run_short(py, || child::end_with(raw::duplicate(fd).map_err(fail)?, parent).map_err(fail))
 }

@@ -72,13 +72,13 @@ fn has_objects(format: &CStr) -> bool {
 }
 
 /// A descriptor of the core's own for the file that `fd` refers to.
-pub fn duplicate(fd: RawFd) -> std::io::Result<OwnedFd> {
+pub fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
     if fd < 0 {
-        return Err(std::io::Error::from_raw_os_error(9)); // EBADF: no such descriptor can be
+        return Err(Errno::BADF);
     }
     // SAFETY: the caller names a descriptor of the process; it is used for this
     // one call, which fails with EBADF where it is not open.
-    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
+    rustix::io::fcntl_dupfd_cloexec(unsafe { BorrowedFd::borrow_raw(fd) }, 3)
 }
 
 /// Describes `memory` in `view`, as one-dimensional bytes owned by `owner`.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +16,10 @@ use fremap_core::rows::{
 use fremap_core::sys::span::Span;
 use fremap_core::units::Selection;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList, PyString};
 
 use crate::call::{run, run_short};
-use crate::errors;
+use crate::errors::{self, wrong_type};
 use crate::raw::Bytes;
 use crate::selection::{numbers, selection};
 use crate::store::Store;
@@ -30,19 +30,27 @@ pub struct Rows {
     core: Arc<CoreRows>,
 }
 
-/// A file as Python passes it: an open store, or (path, device, inode, birth, size).
-fn file(place: &Bound<'_, PyAny>) -> PyResult<ShardFile> {
-    if let Ok(store) = place.cast::<Store>() {
-        return Ok(ShardFile::Store(store.get().core()));
-    }
-    let (path, device, inode, born_ns, size_bytes): (Bound<'_, PyBytes>, u64, u64, u64, u64) =
-        place.extract()?;
-    let path = path_of(&path);
-    Ok(ShardFile::Path { path, identity: (device, inode), born_ns, size_bytes })
+/// A shard as Python has it: its path or store, (device, inode, birth) and size of that file,
+/// where its rows begin, and how many they are.
+fn shard(shard: &Bound<'_, PyAny>) -> PyResult<ShardPlace> {
+    type Shard<'py> = (Bound<'py, PyAny>, (u64, u64, u64), u64, u64, u64);
+    let (file, (device, inode, born_ns), size_bytes, data_offset, row_count): Shard<'_> =
+        shard.extract()?;
+    let file = if let Some(path) = path(&file)? {
+        ShardFile::Path { path, identity: (device, inode), born_ns, size_bytes }
+    } else {
+        let store = file.getattr("_core")?.cast_into::<Store>()?;
+        ShardFile::Store(store.get().core())
+    };
+    Ok(ShardPlace { file, data_offset, row_count })
 }
 
-fn path_of(path: &Bound<'_, PyBytes>) -> PathBuf {
-    Path::new(OsStr::from_bytes(path.as_bytes())).to_path_buf()
+/// A path of text or bytes; none for any other object.
+fn path(path: &Bound<'_, PyAny>) -> PyResult<Option<PathBuf>> {
+    if let Ok(bytes) = path.cast::<PyBytes>() {
+        return Ok(Some(OsStr::from_bytes(bytes.as_bytes()).into()));
+    }
+    path.cast::<PyString>().ok().map(|text| text.extract()).transpose()
 }
 
 /// What files are: of each its mode, device, inode, birth, size, and first bytes; or the number
@@ -53,7 +61,7 @@ pub fn look<'py>(
     paths: &Bound<'py, PyList>,
     front_bytes: usize,
 ) -> PyResult<Bound<'py, PyList>> {
-    let path = |path: Bound<'py, PyAny>| Ok(path_of(&path.cast_into()?));
+    let path = |file: Bound<'py, PyAny>| path(&file)?.ok_or_else(|| wrong_type("a path"));
     let paths = paths.iter().map(path).collect::<PyResult<Vec<_>>>()?;
     let fronts = py.detach(|| rows::look(&paths, front_bytes));
     let found = PyList::empty(py);
@@ -121,12 +129,7 @@ impl Rows {
         direct: bool,
         cache_bytes: u64,
     ) -> PyResult<Self> {
-        let mut places = Vec::new();
-        for shard in shards.try_iter()? {
-            let shard = shard?.cast_into::<PyTuple>()?;
-            let (place, data_offset, row_count): (Bound<'_, PyAny>, u64, u64) = shard.extract()?;
-            places.push(ShardPlace { file: file(&place)?, data_offset, row_count });
-        }
+        let places = shards.try_iter()?.map(|place| shard(&place?)).collect::<PyResult<_>>()?;
         let budget = ask(budget)?;
         let core = run_short(py, || CoreRows::new(places, row_bytes, budget, direct, cache_bytes))?;
         Ok(Self { core: Arc::new(core) })
@@ -175,12 +178,7 @@ impl Rows {
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let stats = self.core.stats();
-        let dict = PyDict::new(py);
-        for (name, value) in stats.fields() {
-            dict.set_item(name, value)?;
-        }
-        Ok(dict)
+        self.core.stats().into_py_dict(py)
     }
 
     fn refresh(&self, py: Python<'_>) {

@@ -48,20 +48,7 @@ fn no_room(count: usize) -> PyErr {
     ))
 }
 
-/// One byte (0 or 1) a page.
-pub fn mask(
-    py: Python<'_>,
-    pages: impl ExactSizeIterator<Item = bool>,
-) -> PyResult<Bound<'_, PyByteArray>> {
-    PyByteArray::new_with(py, pages.len(), |bytes| {
-        for (byte, page) in bytes.iter_mut().zip(pages) {
-            *byte = u8::from(page);
-        }
-        Ok(())
-    })
-}
-
-/// What a call answers for each page, `BYTES` bytes each. Where they are very many, the memory is
+/// What a call answers for each page, slot or key, `BYTES` bytes each. Where they are very many, the memory is
 /// not cleared first, and the caller can be interrupted while it is filled.
 pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
     py: Python<'py>,
@@ -92,17 +79,4 @@ pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
         Ok(())
     })?;
     Ok(array)
-}
-
-/// int64 values, in the machine's byte order.
-pub fn int64s(
-    py: Python<'_>,
-    values: impl ExactSizeIterator<Item = i64>,
-) -> PyResult<Bound<'_, PyByteArray>> {
-    PyByteArray::new_with(py, values.len() * size_of::<i64>(), |bytes| {
-        for (word, value) in bytes.chunks_exact_mut(size_of::<i64>()).zip(values) {
-            word.copy_from_slice(&value.to_ne_bytes());
-        }
-        Ok(())
-    })
 }

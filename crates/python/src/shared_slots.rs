@@ -1,7 +1,7 @@
 //! `SharedSlots`: slots that all processes of a user share.
 
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use fremap_core::error::{Error, Result};
 use fremap_core::shared_slots::{self, Found, Geometry, SharedCall, SharedSlots as Core, Wanted};
@@ -10,57 +10,35 @@ use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyDict, PyList};
 
 use crate::call::run;
-use crate::errors::{self, python, wrong_type};
+use crate::errors::python;
 use crate::raw::{self, Bytes};
-use crate::selection::{int64s, mask, numbers};
-use crate::slot_table::{number_of_key, number_of_slot, operation};
+use crate::selection::{answers, numbers};
+use crate::slot_table::{
+    key_shown, numbers_of_slots, occupants, operation, stats_by_name, KeysAndPins, Taken,
+};
 use crate::store::Store;
-
-/// The slots, and the views of their memory.
-///
-/// Invariants: `exports` counts the views that the interpreter has not released; `core` is there
-/// while any is.
-struct State {
-    core: Option<Arc<Core>>,
-    exports: usize,
-    leaving: bool,
-}
+use crate::views::{release, Views};
 
 /// Slots that all processes of a user share, and the table of what they show.
 #[pyclass(frozen, module = "fremap._core")]
 pub struct SharedSlots {
-    /// Held for a few instructions, never across a call of Python's or the core's.
-    views: Mutex<State>,
+    views: Views<Core>,
 }
 
 /// Shared slots that a call has for the extents it names.
-#[pyclass(frozen, module = "fremap._core")]
+#[pyclass(frozen, extends = Taken, module = "fremap._core")]
 pub struct SharedTaken {
-    call: SharedCall,
+    call: Arc<SharedCall>,
 }
 
 impl SharedSlots {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.views.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn core(&self, py: Python<'_>, operation: &'static str) -> PyResult<Arc<Core>> {
-        let core = self.state().core.as_ref().map(Arc::clone);
-        core.ok_or_else(|| python(py, &Error::Closed { operation, what: "slot table" }))
+        self.views.core_anyway().ok_or_else(|| closed(py, operation))
     }
+}
 
-    fn drop_view(&self) {
-        let core = {
-            let mut state = self.state();
-            state.exports -= 1;
-            if state.leaving && state.exports == 0 {
-                state.core.take()
-            } else {
-                None
-            }
-        };
-        drop(core);
-    }
+fn closed(py: Python<'_>, operation: &'static str) -> PyErr {
+    python(py, &Error::Closed { operation, what: "slot table" })
 }
 
 fn wanted<'n>(
@@ -98,14 +76,12 @@ impl SharedSlots {
             let wanted = wanted(name, &store, (extent_pages, slot_count), most_bytes)?;
             Core::attach(&wanted, interrupt)
         })?;
-        let state = State { core: Some(Arc::new(core)), exports: 0, leaving: false };
-        Ok(Self { views: Mutex::new(state) })
+        Ok(Self { views: Views::new(Arc::new(core)) })
     }
 
     #[getter]
     fn closed(&self) -> bool {
-        let state = self.state();
-        state.core.is_none() || state.leaving
+        self.views.core().is_none()
     }
 
     /// The slots of the keys, if all are there.
@@ -125,7 +101,7 @@ impl SharedSlots {
             Found::Busy => run(py, |interrupt| core.find(operation, &keys, interrupt))?,
         };
         let Some(slots) = found else { return Ok(None) };
-        int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
+        numbers_of_slots(py, &slots).map(Some)
     }
 
     /// Slots for the keys, once there is room.
@@ -134,7 +110,7 @@ impl SharedSlots {
         py: Python<'_>,
         asked: &str,
         keys: &Bound<'_, PyAny>,
-    ) -> PyResult<SharedTaken> {
+    ) -> PyResult<Py<SharedTaken>> {
         let operation = operation(asked)?;
         let core = self.core(py, operation)?;
         let keys = numbers(keys)?;
@@ -142,7 +118,9 @@ impl SharedSlots {
             let keys = core.keys(operation, &keys)?;
             core.reserve(operation, &keys, asked == "write", interrupt)
         })?;
-        Ok(SharedTaken { call })
+        let call = Arc::new(call);
+        let taken = PyClassInitializer::from(Taken::of(call.clone()));
+        Py::new(py, taken.add_subclass(SharedTaken { call }))
     }
 
     /// Forgets the extents of keys; says how many were there.
@@ -159,71 +137,38 @@ impl SharedSlots {
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let core = self.core(py, "keys")?;
         let keys = run(py, |interrupt| core.shown(interrupt))?;
-        int64s(py, keys.into_iter().map(|key| key.map_or(-1, number_of_key)))
+        answers(py, &keys, key_shown)
     }
 
     /// The key of each of these slots, -1 for none, and whether it is pinned.
-    fn at<'py>(
-        &self,
-        py: Python<'py>,
-        slots: &Bound<'py, PyAny>,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+    fn at<'py>(&self, py: Python<'py>, slots: &Bound<'py, PyAny>) -> PyResult<KeysAndPins<'py>> {
         let core = self.core(py, "slots")?;
         let slots = numbers(slots)?;
-        let found = run(py, |interrupt| core.at(&slots, interrupt))?;
-        let Some(found) = found else { return Err(wrong_type("numbers of slots")) };
-        let keys = found.iter().map(|(key, _)| key.map_or(-1, number_of_key));
-        Ok((int64s(py, keys)?, mask(py, found.iter().map(|&(_, pinned)| pinned))?))
+        occupants(py, run(py, |interrupt| core.at(&slots, interrupt))?)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let core = self.core(py, "stats")?;
-        let stats = run(py, |interrupt| core.stats(interrupt))?;
-        let dict = PyDict::new(py);
-        dict.set_item("hits", stats.hits)?;
-        dict.set_item("misses", stats.misses)?;
-        dict.set_item("evictions", stats.evictions)?;
-        dict.set_item("arrivals", stats.arrivals)?;
-        dict.set_item("filled_slots", stats.filled)?;
-        dict.set_item("pinned_slots", stats.pinned)?;
-        Ok(dict)
+        stats_by_name(py, run(py, |interrupt| core.stats(interrupt))?)
     }
 
     /// Closes; refused while views are alive.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let core = {
-            let mut state = self.state();
-            if state.leaving || state.core.is_none() {
-                return Ok(());
-            }
-            if state.exports > 0 {
-                let exports = state.exports;
-                drop(state);
-                return Err(views_alive(py, exports));
-            }
-            state.core.take()
-        };
-        py.detach(|| end(core.as_ref()));
+        let core = self.views.begin_close(py, "the memory of these slots")?;
+        py.detach(|| end(core));
+        release(self.views.take());
         Ok(())
     }
 
     /// Closes for calls at once; the memory goes with the last view.
     fn leave(&self, py: Python<'_>) {
-        let core = {
-            let mut state = self.state();
-            state.leaving = true;
-            if state.exports == 0 {
-                state.core.take()
-            } else {
-                state.core.as_ref().map(Arc::clone)
-            }
-        };
-        py.detach(|| end(core.as_ref()));
+        let core = self.views.leave();
+        py.detach(|| end(core));
     }
 
     /// Lets go of all that this process has, at its end; a later call begins again.
     fn let_go(&self, py: Python<'_>) {
-        let core = self.state().core.as_ref().map(Arc::clone);
+        let core = self.views.core_anyway();
         py.detach(|| core.iter().for_each(|core| core.leave()));
     }
 
@@ -233,63 +178,34 @@ impl SharedSlots {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        let core = {
-            let mut state = slf.get().state();
-            let core = state.core.as_ref().filter(|_| !state.leaving).map(Arc::clone);
-            state.exports += usize::from(core.is_some());
-            core
-        };
-        let Some(core) = core else {
-            let closed = Error::Closed { operation: "buffer", what: "slot table" };
-            return Err(python(slf.py(), &closed));
-        };
-        // SAFETY: the pointer is the interpreter's; the view was counted above, so the state
-        // keeps the memory mapped until `__releasebuffer__`.
-        let filled = unsafe { raw::fill_view(view, slf.as_any(), core.memory(), false, flags) };
-        if filled.is_err() {
-            slf.get().drop_view();
-        }
-        filled
+        let closed = || closed(slf.py(), "buffer");
+        slf.get().views.add_view(
+            slf.py(),
+            closed,
+            |core| Ok((core.memory(), false)),
+            |memory, writable| {
+                // SAFETY: the pointer is the interpreter's; the view is counted, so the memory stays
+                // mapped until `__releasebuffer__`.
+                unsafe { raw::fill_view(view, slf.as_any(), memory, writable, flags) }
+            },
+        )
     }
 
     #[allow(unsafe_code)] // the interpreter's slot
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.drop_view();
+        self.views.drop_view();
     }
 }
 
-fn end(core: Option<&Arc<Core>>) {
+fn end(core: Option<Arc<Core>>) {
     if let Some(core) = core {
         core.close();
         core.leave();
     }
 }
 
-fn views_alive(py: Python<'_>, exports: usize) -> PyErr {
-    let message = format!(
-        "close: {exports} array(s) or memoryview(s) still show the memory of these slots; delete \
-         them first, or leave a `with` block, after which the memory goes with the last of them"
-    );
-    errors::of_kind(py, "views_alive", &message)
-}
-
 #[pymethods]
 impl SharedTaken {
-    /// The slot of each key that was named.
-    fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        int64s(py, self.call.slots().iter().copied().map(number_of_slot))
-    }
-
-    /// Keys and slots of the extents to load, in ascending order of keys.
-    fn missing<'py>(
-        &self,
-        py: Python<'py>,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-        let missing = self.call.missing();
-        let keys = int64s(py, missing.iter().map(|(key, _)| number_of_key(*key)))?;
-        Ok((keys, int64s(py, missing.iter().map(|(_, slot)| number_of_slot(*slot)))?))
-    }
-
     /// Loads the missing extents, and returns which have arrived.
     fn load(&self, py: Python<'_>, store: &Bound<'_, Store>) -> PyResult<()> {
         let store = store.get().core();
@@ -300,28 +216,6 @@ impl SharedTaken {
     fn fill(&self, py: Python<'_>, data: &Bound<'_, PyAny>) -> PyResult<()> {
         let data = Bytes::readable(data)?;
         run(py, |_| self.call.fill(data.span()))
-    }
-
-    /// The first `done` of what was missing are there, and the rest will not be.
-    fn settle(&self, py: Python<'_>, done: usize) {
-        py.detach(|| self.call.settle(done));
-    }
-
-    /// Waits for what others bring; false if one of them could not.
-    fn wait(&self, py: Python<'_>) -> PyResult<bool> {
-        run(py, |interrupt| self.call.wait(interrupt))
-    }
-
-    fn release(&self, py: Python<'_>) {
-        py.detach(|| self.call.release());
-    }
-
-    fn pin(&self, py: Python<'_>) {
-        py.detach(|| self.call.pin());
-    }
-
-    fn unpin(&self, py: Python<'_>) {
-        py.detach(|| self.call.unpin());
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use fremap_core::error::Error;
-use fremap_core::slot_table::{Call, Key, SharedSlotTable, Slot};
+use fremap_core::slot_table::{Key, Occupant, SharedSlotTable, Slot, SlotCall, SlotStats};
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict};
+use pyo3::types::{IntoPyDict, PyByteArray, PyDict};
 
 use crate::call::run;
 use crate::errors::{python, wrong_type};
-use crate::selection::{int64s, mask, numbers};
+use crate::selection::{answers, numbers};
 
 /// Which extent is in which slot, and what is evicted.
 #[pyclass(frozen, module = "fremap._core")]
@@ -18,9 +17,15 @@ pub struct SlotTable {
 }
 
 /// Slots that a call has for the extents it names.
-#[pyclass(frozen, module = "fremap._core")]
+#[pyclass(frozen, subclass, module = "fremap._core")]
 pub struct Taken {
-    call: Call,
+    call: Arc<dyn SlotCall>,
+}
+
+impl Taken {
+    pub fn of(call: Arc<dyn SlotCall>) -> Self {
+        Self { call }
+    }
 }
 
 pub fn operation(name: &str) -> PyResult<&'static str> {
@@ -32,12 +37,39 @@ pub fn operation(name: &str) -> PyResult<&'static str> {
     }
 }
 
-pub fn number_of_slot(slot: Slot) -> i64 {
-    slot.0.into()
+/// Slots as int64 values.
+pub fn numbers_of_slots<'py>(py: Python<'py>, slots: &[Slot]) -> PyResult<Bound<'py, PyByteArray>> {
+    answers(py, slots, |slot| i64::from(slot.0).to_ne_bytes())
 }
 
-pub fn number_of_key(key: Key) -> i64 {
-    i64::try_from(key.0).expect("a key below 2^63")
+fn number_of_key(key: Key) -> [u8; 8] {
+    i64::try_from(key.0).expect("a key below 2^63").to_ne_bytes()
+}
+
+/// The key of the extent in a slot, -1 for none.
+pub fn key_shown(key: Option<Key>) -> [u8; 8] {
+    key.map_or((-1_i64).to_ne_bytes(), number_of_key)
+}
+
+/// The key of each slot that was asked for, -1 for none, and whether it is pinned.
+pub type KeysAndPins<'py> = (Bound<'py, PyByteArray>, Bound<'py, PyByteArray>);
+
+pub fn occupants(py: Python<'_>, found: Option<Vec<Occupant>>) -> PyResult<KeysAndPins<'_>> {
+    let found = found.ok_or_else(|| wrong_type("numbers of slots"))?;
+    let keys = answers(py, &found, |(key, _)| key_shown(key))?;
+    Ok((keys, answers(py, &found, |(_, pinned)| [u8::from(pinned)])?))
+}
+
+pub fn stats_by_name(py: Python<'_>, stats: SlotStats) -> PyResult<Bound<'_, PyDict>> {
+    let fields = [
+        ("hits", stats.hits),
+        ("misses", stats.misses),
+        ("evictions", stats.evictions),
+        ("arrivals", stats.arrivals),
+        ("filled_slots", stats.filled),
+        ("pinned_slots", stats.pinned),
+    ];
+    fields.into_py_dict(py)
 }
 
 impl SlotTable {
@@ -66,7 +98,7 @@ impl SlotTable {
         let keys = self.keys_of(operation, keys)?;
         let found = self.core.find(operation, &keys).map_err(|error| python(py, &error))?;
         let Some(slots) = found else { return Ok(None) };
-        int64s(py, slots.into_iter().map(number_of_slot)).map(Some)
+        numbers_of_slots(py, &slots).map(Some)
     }
 
     /// Slots for the keys, once there is room.
@@ -74,49 +106,33 @@ impl SlotTable {
         let operation = operation(asked)?;
         let keys = self.keys_of(operation, keys)?;
         let call = run(py, |interrupt| self.core.reserve(operation, &keys, interrupt))?;
-        Ok(Taken { call })
+        Ok(Taken::of(Arc::new(call)))
     }
 
     /// Forgets the extents of keys; the slots they were in stay empty until it is released.
     fn evict(&self, py: Python<'_>, keys: &Bound<'_, PyAny>) -> PyResult<Taken> {
         let keys = self.keys_of("evict", keys)?;
         let call = run(py, |interrupt| self.core.evict("evict", &keys, interrupt))?;
-        Ok(Taken { call })
+        Ok(Taken::of(Arc::new(call)))
     }
 
     /// The key of each slot, -1 for none.
     fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
         let keys = self.core.look("keys", fremap_core::slot_table::SlotTable::keys);
         let keys = keys.and_then(|keys| keys).map_err(|error| python(py, &error))?;
-        int64s(py, keys.into_iter().map(|key| key.map_or(-1, number_of_key)))
+        answers(py, &keys, key_shown)
     }
 
     /// The key of each of these slots, -1 for none, and whether it is pinned.
-    fn at<'py>(
-        &self,
-        py: Python<'py>,
-        slots: &Bound<'py, PyAny>,
-    ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
+    fn at<'py>(&self, py: Python<'py>, slots: &Bound<'py, PyAny>) -> PyResult<KeysAndPins<'py>> {
         let slots = numbers(slots)?;
         let found = self.core.look("slots", |table| table.at(&slots));
-        let found = found.and_then(|found| found).map_err(|error| python(py, &error))?;
-        let Some(found) = found else { return Err(wrong_type("numbers of slots")) };
-        let keys = found.iter().map(|(key, _)| key.map_or(-1, number_of_key));
-        Ok((int64s(py, keys)?, mask(py, found.iter().map(|&(_, pinned)| pinned))?))
+        occupants(py, found.and_then(|found| found).map_err(|error| python(py, &error))?)
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let look = |table: &fremap_core::slot_table::SlotTable| (table.counters(), table.counts());
-        let found: Result<_, Error> = self.core.look("stats", look);
-        let (counters, (filled, pinned)) = found.map_err(|error| python(py, &error))?;
-        let dict = PyDict::new(py);
-        dict.set_item("hits", counters.hits)?;
-        dict.set_item("misses", counters.misses)?;
-        dict.set_item("evictions", counters.evictions)?;
-        dict.set_item("arrivals", counters.arrivals)?;
-        dict.set_item("filled_slots", filled)?;
-        dict.set_item("pinned_slots", pinned)?;
-        Ok(dict)
+        let stats = self.core.look("stats", fremap_core::slot_table::SlotTable::stats);
+        stats_by_name(py, stats.map_err(|error| python(py, &error))?)
     }
 
     fn close(&self, py: Python<'_>) {
@@ -128,7 +144,7 @@ impl SlotTable {
 impl Taken {
     /// The slot of each key that was named.
     fn slots<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyByteArray>> {
-        int64s(py, self.call.taken().slots.iter().copied().map(number_of_slot))
+        numbers_of_slots(py, self.call.slots())
     }
 
     /// Keys and slots of the extents to load, in ascending order of keys.
@@ -136,14 +152,14 @@ impl Taken {
         &self,
         py: Python<'py>,
     ) -> PyResult<(Bound<'py, PyByteArray>, Bound<'py, PyByteArray>)> {
-        let missing = &self.call.taken().missing;
-        let keys = int64s(py, missing.iter().map(|(key, _)| number_of_key(*key)))?;
-        Ok((keys, int64s(py, missing.iter().map(|(_, slot)| number_of_slot(*slot)))?))
+        let missing = self.call.missing();
+        let keys = answers(py, missing, |(key, _)| number_of_key(key))?;
+        Ok((keys, answers(py, missing, |(_, slot)| i64::from(slot.0).to_ne_bytes())?))
     }
 
     /// The first `done` of what was missing are there, and the rest will not be.
-    fn settle(&self, done: usize) {
-        self.call.settle(done);
+    fn settle(&self, py: Python<'_>, done: usize) {
+        py.detach(|| self.call.settle(done));
     }
 
     /// Waits for what others bring; false if one of them could not.
@@ -151,15 +167,15 @@ impl Taken {
         run(py, |interrupt| self.call.wait(interrupt))
     }
 
-    fn release(&self) {
-        self.call.release();
+    fn release(&self, py: Python<'_>) {
+        py.detach(|| self.call.release());
     }
 
-    fn pin(&self) {
-        self.call.pin();
+    fn pin(&self, py: Python<'_>) {
+        py.detach(|| self.call.pin());
     }
 
-    fn unpin(&self) {
-        self.call.unpin();
+    fn unpin(&self, py: Python<'_>) {
+        py.detach(|| self.call.unpin());
     }
 }

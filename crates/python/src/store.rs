@@ -13,7 +13,7 @@ use fremap_core::sys::fork_lock::ForkLock;
 use fremap_core::units::{FilePage, Pages};
 use fremap_core::window::Window;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict};
+use pyo3::types::{IntoPyDict, PyByteArray, PyDict};
 
 use crate::call::{run, run_short};
 use crate::raw::{self, Bytes};
@@ -269,18 +269,16 @@ impl Store {
 
     fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = self.core.counters();
-        let dict = PyDict::new(py);
-        dict.set_item("bytes_copied", counters.bytes_copied)?;
-        dict.set_item("bytes_read", counters.bytes_read)?;
-        dict.set_item("reads", counters.reads)?;
-        dict.set_item("bytes_written", counters.bytes_written)?;
-        Ok(dict)
+        let fields = [
+            ("bytes_copied", counters.bytes_copied),
+            ("bytes_read", counters.bytes_read),
+            ("reads", counters.reads),
+            ("bytes_written", counters.bytes_written),
+        ];
+        fields.into_py_dict(py)
     }
 }
 
 fn own(operation: &'static str, fd: i32) -> Result<std::os::fd::OwnedFd> {
-    raw::duplicate(fd).map_err(|error| {
-        let errno = rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO);
-        Error::system(operation, errno)
-    })
+    raw::duplicate(fd).map_err(|errno| Error::system(operation, errno))
 }

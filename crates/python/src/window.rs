@@ -1,10 +1,10 @@
 //! `WindowBase`: a core window behind Python's methods and buffer protocol.
 
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use fremap_core::calibrate::Calibration;
-use fremap_core::error::{Error, Result};
+use fremap_core::error::{Error, Interrupt, Result};
 use fremap_core::room::copied;
 use fremap_core::sys::mm::{self, Sharing};
 use fremap_core::units::{Prot, Selection};
@@ -14,7 +14,7 @@ use fremap_core::window::{
 };
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyByteArray, PyDict, PyInt, PyString, PyTuple};
+use pyo3::types::{IntoPyDict, PyByteArray, PyDict, PyInt, PyString, PyTuple};
 use rustix::io::Errno;
 
 use crate::call::{run, run_short};
@@ -22,53 +22,40 @@ use crate::errors::{self, wrong_type};
 use crate::raw::{self, Bytes};
 use crate::selection::{answers, numbers, selection};
 use crate::store::Store;
-
-/// A window, and the views of its memory.
-///
-/// Invariants: `exports` counts the views that the interpreter has not released;
-/// `window` is there while any is. After `leaving` no call and no new view gets
-/// the window, and the last view takes it along.
-struct State {
-    window: Option<Arc<Window>>,
-    exports: usize,
-    leaving: bool,
-}
-
-impl State {
-    fn open(&self, operation: &'static str) -> Result<&Arc<Window>> {
-        match &self.window {
-            Some(window) if !self.leaving => Ok(window),
-            _ => Err(Error::Closed { operation, what: "window" }),
-        }
-    }
-}
+use crate::views::{release, Views};
 
 /// The compiled part of `fremap.Window`.
 #[pyclass(frozen, subclass, module = "fremap._core")]
 pub struct WindowBase {
-    // Held for a few instructions, never across a call of Python's or the core's.
-    state: Mutex<State>,
+    views: Views<Window>,
     /// Where the window is mapped, if that is memory of somebody else's. Dropped after the
     /// window, which no call outlives: each refers to this object.
     _memory: Option<Bytes>,
 }
 
 impl WindowBase {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The window, kept alive for one call whatever other threads do.
     fn window(&self, py: Python<'_>, operation: &'static str) -> PyResult<Arc<Window>> {
-        let window = self.state().open(operation).map(Arc::clone);
-        window.map_err(|error| errors::python(py, &error))
+        self.views.core().ok_or_else(|| closed(py, operation))
+    }
+
+    /// What a call of the window answers for each page.
+    fn answer<'py, T: Copy + Send + Sync, const BYTES: usize>(
+        &self,
+        py: Python<'py>,
+        operation: &'static str,
+        pages: &Bound<'py, PyAny>,
+        call: fn(&Window, &Selection, &dyn Interrupt) -> Result<Vec<T>>,
+        bytes_of: fn(T) -> [u8; BYTES],
+    ) -> PyResult<Bound<'py, PyByteArray>> {
+        let window = self.window(py, operation)?;
+        let pages = selection(pages)?;
+        answers(py, &run(py, |interrupt| call(&window, &pages, interrupt))?, bytes_of)
     }
 }
 
-impl Drop for WindowBase {
-    fn drop(&mut self) {
-        release(self.state().window.take());
-    }
+fn closed(py: Python<'_>, operation: &'static str) -> PyErr {
+    errors::python(py, &Error::Closed { operation, what: "window" })
 }
 
 /// Pages of a window that stay present until this is released, or dropped.
@@ -115,23 +102,36 @@ impl Pin {
     }
 }
 
-/// Lets go of a window, without the GIL: the last owner unmaps it.
-fn release(window: Option<Arc<Window>>) {
-    if let Some(window) = window {
-        let mut window = Some(window);
-        // While the interpreter shuts down there is no GIL to let go of.
-        Python::try_attach(|py| py.detach(|| drop(window.take())));
-    }
+/// The values of a setting by their names, as Python has them.
+type Names<T> = &'static [(&'static str, T)];
+
+const ADVICE: Names<ReadAhead> = &[
+    ("normal", ReadAhead::Normal),
+    ("random", ReadAhead::Random),
+    ("sequential", ReadAhead::Sequential),
+];
+const ENGINES: Names<EngineKind> =
+    &[("alias", EngineKind::Alias), ("paged", EngineKind::Paged), ("eager", EngineKind::Eager)];
+const FAULTS: Names<FaultMode> = &[("thread", FaultMode::Thread), ("signal", FaultMode::Signal)];
+/// The last one cannot be asked for.
+const TRACKING: Names<Tracking> =
+    &[("async", Tracking::Kernel), ("sync", Tracking::Faults), ("content", Tracking::Content)];
+
+fn named<T: Copy>(names: Names<T>, name: &str) -> PyResult<T> {
+    let found = names.iter().find(|&&(known, _)| known == name);
+    found.map(|&(_, value)| value).ok_or_else(|| {
+        let known: Vec<_> = names.iter().map(|&(known, _)| known).collect();
+        wrong_type(&known.join(" or "))
+    })
 }
 
-fn advice(name: &str) -> PyResult<Option<ReadAhead>> {
-    match name {
-        "auto" => Ok(None),
-        "normal" => Ok(Some(ReadAhead::Normal)),
-        "random" => Ok(Some(ReadAhead::Random)),
-        "sequential" => Ok(Some(ReadAhead::Sequential)),
-        _ => Err(wrong_type("a kind of advice")),
-    }
+fn named_or_auto<T: Copy>(names: Names<T>, name: &str) -> PyResult<Option<T>> {
+    (name != "auto").then(|| named(names, name)).transpose()
+}
+
+fn name_of<T: PartialEq>(names: Names<T>, value: &T) -> &'static str {
+    let found = names.iter().find(|(_, known)| known == value);
+    found.map(|&(name, _)| name).expect("each value has a name")
 }
 
 fn prot(bits: u8) -> PyResult<Prot> {
@@ -143,16 +143,6 @@ fn prot(bits: u8) -> PyResult<Prot> {
     }
 }
 
-fn engine(name: &str) -> PyResult<Option<EngineKind>> {
-    match name {
-        "auto" => Ok(None),
-        "alias" => Ok(Some(EngineKind::Alias)),
-        "paged" => Ok(Some(EngineKind::Paged)),
-        "eager" => Ok(Some(EngineKind::Eager)),
-        _ => Err(wrong_type("engine auto, alias, paged or eager")),
-    }
-}
-
 fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
     if budget.is_none() {
         return Ok(Budget::Unlimited);
@@ -161,23 +151,6 @@ fn budget(budget: &Bound<'_, PyAny>) -> PyResult<Budget> {
         return Ok(Budget::Auto);
     }
     budget.extract().map(Budget::Bytes)
-}
-
-fn fault(name: &str) -> PyResult<FaultMode> {
-    match name {
-        "thread" => Ok(FaultMode::Thread),
-        "signal" => Ok(FaultMode::Signal),
-        _ => Err(wrong_type("fault thread or signal")),
-    }
-}
-
-fn tracking(name: &str) -> PyResult<Option<Tracking>> {
-    match name {
-        "auto" => Ok(None),
-        "async" => Ok(Some(Tracking::Kernel)),
-        "sync" => Ok(Some(Tracking::Faults)),
-        _ => Err(wrong_type("tracking auto, async or sync")),
-    }
 }
 
 fn mapping(mapping: &Bound<'_, PyAny>) -> PyResult<Mapping> {
@@ -236,7 +209,7 @@ impl WindowBase {
         let region = memory.as_ref().map(raw::mapped_by).transpose();
         let as_mapped = MappingOptions {
             sharing: if private { Sharing::Private } else { Sharing::Shared },
-            advice: self::advice(advice)?,
+            advice: named_or_auto(ADVICE, advice)?,
             region: region.map_err(|errno| errors::python(py, &Error::system("Window", errno)))?,
         };
         let options = WindowOptions {
@@ -245,13 +218,13 @@ impl WindowBase {
             mapping: self::mapping(mapping)?,
             prot: self::prot(prot)?,
             coherent,
-            engine: self::engine(engine)?,
+            engine: named_or_auto(ENGINES, engine)?,
             populate,
             nonblock,
             lock,
             budget: self::budget(budget)?,
-            fault: self::fault(fault)?,
-            tracking: self::tracking(tracking)?,
+            fault: named(FAULTS, fault)?,
+            tracking: named_or_auto(&TRACKING[..2], tracking)?,
             calibration: self::calibration(calibration)?,
         };
         let core = store.core();
@@ -264,8 +237,7 @@ impl WindowBase {
             // Before it was added nobody told it.
             run(py, |interrupt| window.reload_grown(had_bytes, interrupt))?;
         }
-        let state = State { window: Some(window), exports: 0, leaving: false };
-        Ok(Self { state: Mutex::new(state), _memory: memory })
+        Ok(Self { views: Views::new(window), _memory: memory })
     }
 
     #[getter]
@@ -300,33 +272,24 @@ impl WindowBase {
 
     #[getter]
     fn fault(&self, py: Python<'_>) -> PyResult<&'static str> {
-        Ok(match self.window(py, "fault")?.fault() {
-            FaultMode::Thread => "thread",
-            FaultMode::Signal => "signal",
-        })
+        Ok(name_of(FAULTS, &self.window(py, "fault")?.fault()))
     }
 
     #[getter]
     fn tracking(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
-        Ok(self.window(py, "tracking")?.tracking().map(|tracking| match tracking {
-            Tracking::Kernel => "async",
-            Tracking::Faults => "sync",
-            Tracking::Content => "content",
-        }))
+        let tracking = self.window(py, "tracking")?.tracking();
+        Ok(tracking.map(|tracking| name_of(TRACKING, &tracking)))
     }
 
     #[getter]
     fn advice(&self, py: Python<'_>) -> PyResult<Option<&'static str>> {
-        Ok(self.window(py, "advice")?.read_ahead().map(|advice| match advice {
-            ReadAhead::Normal => "normal",
-            ReadAhead::Random => "random",
-            ReadAhead::Sequential => "sequential",
-        }))
+        let advice = self.window(py, "advice")?.read_ahead();
+        Ok(advice.map(|advice| name_of(ADVICE, &advice)))
     }
 
     #[getter]
     fn closed(&self) -> bool {
-        self.state().open("closed").is_err()
+        self.views.core().is_none()
     }
 
     #[getter]
@@ -430,10 +393,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "mapping")?;
-        let pages = selection(pages)?;
-        let mapping = run(py, |interrupt| window.mapping(&pages, interrupt))?;
-        answers(py, &mapping, i64::to_ne_bytes)
+        self.answer(py, "mapping", pages, Window::mapping, i64::to_ne_bytes)
     }
 
     fn _present<'py>(
@@ -441,10 +401,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "present")?;
-        let pages = selection(pages)?;
-        let present = run(py, |interrupt| window.present(&pages, interrupt))?;
-        answers(py, &present, |here| [u8::from(here)])
+        self.answer(py, "present", pages, Window::present, |here| [u8::from(here)])
     }
 
     fn _dirty<'py>(
@@ -452,10 +409,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "dirty")?;
-        let pages = selection(pages)?;
-        let dirty = run(py, |interrupt| window.dirty(&pages, interrupt))?;
-        answers(py, &dirty, |dirty| [u8::from(dirty)])
+        self.answer(py, "dirty", pages, Window::dirty, |dirty| [u8::from(dirty)])
     }
 
     fn _pinned<'py>(
@@ -463,10 +417,7 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "pinned")?;
-        let pages = selection(pages)?;
-        let pinned = run(py, |interrupt| window.pinned(&pages, interrupt))?;
-        answers(py, &pinned, |pinned| [u8::from(pinned)])
+        self.answer(py, "pinned", pages, Window::pinned, |pinned| [u8::from(pinned)])
     }
 
     fn _protection<'py>(
@@ -474,20 +425,12 @@ impl WindowBase {
         py: Python<'py>,
         pages: &Bound<'py, PyAny>,
     ) -> PyResult<Bound<'py, PyByteArray>> {
-        let window = self.window(py, "protection")?;
-        let pages = selection(pages)?;
-        let protection = run(py, |interrupt| window.protection(&pages, interrupt))?;
-        answers(py, &protection, |prot| [bits(prot)])
+        self.answer(py, "protection", pages, Window::protection, |prot| [bits(prot)])
     }
 
     fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let window = self.window(py, "stats")?;
-        let fields = run_short(py, || window.stats())?.fields();
-        let dict = PyDict::new(py);
-        for (name, value) in fields {
-            dict.set_item(name, value)?;
-        }
-        Ok(dict)
+        run_short(py, || window.stats())?.fields().into_py_dict(py)
     }
 
     fn _whole_bytes(&self, py: Python<'_>) -> PyResult<Option<u64>> {
@@ -503,20 +446,9 @@ impl WindowBase {
     /// Closes; refused while views are alive. What was stored and not flushed is
     /// written, or given up; if writing fails the window stays open.
     fn _close(&self, py: Python<'_>, discard: bool) -> PyResult<()> {
-        let window = {
-            let mut state = self.state();
-            let window = match &state.window {
-                Some(window) if !state.leaving => Arc::clone(window),
-                _ => return Ok(()),
-            };
-            if state.exports > 0 {
-                let exports = state.exports;
-                drop(state);
-                return Err(views_alive(py, exports));
-            }
-            // Nobody gets a view any more, so nothing is stored behind the last flush.
-            state.leaving = true;
-            window
+        // Nobody gets a view any more, so nothing is stored behind the last flush.
+        let Some(window) = self.views.begin_close(py, "this window's memory")? else {
+            return Ok(());
         };
         let keeps_changes = window.writable() && !window.coherent();
         if keeps_changes && window.is_own() {
@@ -524,21 +456,18 @@ impl WindowBase {
                 window.give_up_changes();
             } else if let Err(error) = run(py, |interrupt| window.flush(&Selection::All, interrupt))
             {
-                self.state().leaving = false;
+                self.views.stay_open();
                 return Err(error);
             }
         }
         drop(window);
-        // Not while the state is locked: letting go of a window lets go of the GIL.
-        let last = self.state().window.take();
-        release(last);
+        release(self.views.take());
         Ok(())
     }
 
     /// Flushes at the interpreter's end, also what was left and is alive by its views.
     fn _flush_at_end(&self, py: Python<'_>) -> PyResult<()> {
-        let window = self.state().window.as_ref().map(Arc::clone);
-        match window {
+        match self.views.core_anyway() {
             Some(window) if window.is_own() => {
                 run(py, |interrupt| window.flush(&Selection::All, interrupt))
             }
@@ -548,16 +477,7 @@ impl WindowBase {
 
     /// Closes for calls at once; the memory goes with the last view.
     fn _leave(&self) {
-        let window = {
-            let mut state = self.state();
-            state.leaving = true;
-            if state.exports == 0 {
-                state.window.take()
-            } else {
-                None
-            }
-        };
-        release(window);
+        release(self.views.leave());
     }
 
     #[allow(unsafe_code, clippy::needless_pass_by_value)] // the interpreter's slot and its pointer
@@ -566,45 +486,17 @@ impl WindowBase {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        let window = {
-            let mut state = slf.get().state();
-            let window = state.open("buffer").map(Arc::clone);
-            state.exports += usize::from(window.is_ok());
-            window
-        };
-        // The state is unlocked by now: making an exception can start a garbage
-        // collection, which may release a view of this very window.
-        let window = window.map_err(|error| errors::python(slf.py(), &error))?;
-        let shown = window.view().map_err(|error| errors::python(slf.py(), &error));
-        let filled = shown.and_then(|(memory, writable)| {
-            // SAFETY: the pointer is the interpreter's; the view was counted above,
-            // so the state keeps the window mapped until `__releasebuffer__`.
+        let closed = || closed(slf.py(), "buffer");
+        slf.get().views.add_view(slf.py(), closed, Window::view, |memory, writable| {
+            // SAFETY: the pointer is the interpreter's; the view is counted, so the memory stays
+            // mapped until `__releasebuffer__`.
             unsafe { raw::fill_view(view, slf.as_any(), memory, writable, flags) }
-        });
-        if filled.is_err() {
-            slf.get().drop_view();
-        }
-        filled
+        })
     }
 
     #[allow(unsafe_code)] // the interpreter's slot
     unsafe fn __releasebuffer__(&self, _view: *mut ffi::Py_buffer) {
-        self.drop_view();
-    }
-}
-
-impl WindowBase {
-    fn drop_view(&self) {
-        let window = {
-            let mut state = self.state();
-            state.exports -= 1;
-            if state.leaving && state.exports == 0 {
-                state.window.take()
-            } else {
-                None
-            }
-        };
-        release(window);
+        self.views.drop_view();
     }
 }
 
@@ -614,14 +506,6 @@ fn bits(prot: Prot) -> u8 {
         Prot::Read => 1,
         Prot::Write => 3,
     }
-}
-
-fn views_alive(py: Python<'_>, exports: usize) -> PyErr {
-    let message = format!(
-        "close: {exports} array(s) or memoryview(s) still show this window's memory; delete \
-         them first, or leave a `with` block, after which the memory goes with the last of them"
-    );
-    errors::of_kind(py, "views_alive", &message)
 }
 
 /// The kernel's own call on another shared mapping, such as an `mmap.mmap`.

@@ -19,6 +19,7 @@ __all__ = [
     "Header",
     "Names",
     "Table",
+    "is_surely_raw",
     "names_of",
     "said_format",
     "told_format",
@@ -80,6 +81,39 @@ def said_format(value: object) -> Format | None:
     )
 
 
+def is_surely_raw(name: str, said: Format | None, offset: int, front: bytes | None = None) -> bool:
+    """Tell whether a file is raw bytes without a look at more than its front.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    said : str or None
+        The format that the caller says.
+    offset : int
+        Where the caller says that its rows begin: other formats know it themselves.
+    front : bytes, optional
+        What it begins with, if that is known.
+
+    Returns
+    -------
+    bool
+        False where `told_format` has to look.
+    """
+    if said is not None:
+        return said == "raw"
+    lower = name.lower()
+    if lower.endswith(_SUFFIXES):
+        return False
+    return offset > 0 or (
+        front is not None and not lower.endswith(_ARCHIVES) and not _begins_like_a_format(front)
+    )
+
+
+def _begins_like_a_format(front: bytes) -> bool:
+    return front.startswith(_FIRST_BYTES) or front[8:9] == b"{"
+
+
 def told_format(header: Header, said: Format | None, *, typed: bool, offset: int) -> _Found:
     """Return what a file is: by what a caller says, by its content, by its name.
 
@@ -99,17 +133,19 @@ def told_format(header: Header, said: Format | None, *, typed: bool, offset: int
     str
         "raw" where nothing tells.
     """
+    if is_surely_raw(header.name, said, offset):
+        return "raw"
+    if said in ("npy", "arrow"):
+        return said
     lower = header.name.lower()
     suffix = None
     if lower.endswith(_SUFFIXES):
         suffix = next(suffix for suffix in _SUFFIXES if lower.endswith(suffix))
-    elif said in ("raw", "npy", "arrow") or (said is None and offset):
-        return said or "raw"
     front = header.read(0, min(header.size, _FRONT_BYTES))
     if said is not None:
         is_json = said == "safetensors" and front.startswith(b"{")
         return "index" if is_json and not safetensors.is_safetensors(header, front) else said
-    if front.startswith(_FIRST_BYTES) or front[8:9] == b"{":
+    if _begins_like_a_format(front):
         found = _by_content(header, front)
         if found is not None:
             return found

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fremap.formats.naming import Names
     from fremap.formats.table import Header
 
-__all__ = ["described", "index", "indexed", "is_index", "is_safetensors", "tables"]
+__all__ = ["described", "header_bytes", "index", "indexed", "is_index", "is_safetensors", "tables"]
 
 # The format's own limit.
 _MAX_HEADER_BYTES = 100_000_000
@@ -174,14 +174,31 @@ def _description(header: Header, name: str, entry: dict[str, Any], data_offset: 
     return Description(name, dtype_name, shape, data_offset + begin, end - begin)
 
 
-def _front(header: Header) -> tuple[bytes, int]:
-    """Return the header's text, and the byte of the file at which data begins."""
+def header_bytes(header: Header) -> int:
+    """Return how long the header of a file is.
+
+    Parameters
+    ----------
+    header : Header
+        The file.
+
+    Returns
+    -------
+    int
+        Bytes; those behind are data.
+    """
     (length,) = struct.unpack("<Q", header.read(0, _LENGTH_BYTES))
     if length > _MAX_HEADER_BYTES:
         raise header.wrong(
             f"it claims a header of {length} bytes; safetensors allows {_MAX_HEADER_BYTES}"
         )
-    return header.read(_LENGTH_BYTES, length), _LENGTH_BYTES + length
+    return _LENGTH_BYTES + int(length)
+
+
+def _front(header: Header) -> tuple[bytes, int]:
+    """Return the header's text, and the byte of the file at which data begins."""
+    data_offset = header_bytes(header)
+    return header.read(_LENGTH_BYTES, data_offset - _LENGTH_BYTES), data_offset
 
 
 def _entries(header: Header, text: bytes, data_bytes: int, *, empty: bool) -> dict[str, Any]:

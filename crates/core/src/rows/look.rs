@@ -31,7 +31,8 @@ pub struct Front {
 }
 
 /// Looks at files, several at once where they are many, and at the first `front_bytes` bytes of
-/// each that is an ordinary one. Others are not opened: whoever writes to a pipe would go on.
+/// each that is an ordinary one, and may be read. Others are not opened: whoever writes to a pipe
+/// would go on.
 ///
 /// In each place what is found there, or the kernel's own error.
 #[must_use]
@@ -56,10 +57,13 @@ pub fn look(paths: &[PathBuf], front_bytes: usize) -> Vec<Result<Front, Errno>> 
 
 fn look_at(path: &Path, front_bytes: usize) -> Result<Front, Errno> {
     let (facts, born_ns) = sys_file::path_facts(path)?;
-    if !facts.file_type.is_file() || front_bytes == 0 {
+    if !facts.file_type.is_file() {
         return Ok(Front { facts, born_ns, bytes: Vec::new() });
     }
     let fd = sys_file::open(path, OpenFlags::default())?;
+    if front_bytes == 0 {
+        return Ok(Front { facts, born_ns, bytes: Vec::new() });
+    }
     // There may be another one by now.
     let (facts, born_ns) = sys_file::born_facts(fd.as_fd())?;
     let wanted = usize::try_from(facts.size_bytes).unwrap_or(usize::MAX).min(front_bytes);

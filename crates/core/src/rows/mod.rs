@@ -95,64 +95,18 @@ impl ShardFile {
     }
 }
 
-/// What rows hold and have done, at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowsStats {
-    /// Takes that were begun.
-    pub takes: u64,
-    /// Rows that were copied from the page cache through maps.
-    pub rows_copied: u64,
-    /// Rows that were read by system calls, wherever their bytes were.
-    pub rows_read: u64,
-    /// Bytes that system calls brought, also those between rows.
-    pub bytes_read: u64,
-    /// Read requests made of the kernel.
-    pub reads: u64,
-    /// Faults that waited for a device while rows were copied.
-    pub major_faults: u64,
-    /// Bytes of the files that are mapped: they count as this process's memory.
-    pub mapped_bytes: u64,
-    /// Bytes of page tables of that.
-    pub page_table_bytes: u64,
-    /// What the two may come to; 0 without a limit.
-    pub budget_bytes: u64,
-    /// Descriptors that are open.
-    pub open_files: u64,
-    /// Rows that were copied from those that are kept in memory.
-    pub cache_hits: u64,
-    /// Bytes of the rows that are kept.
-    pub cached_bytes: u64,
+/// What takes have done so far. `rows_copied` are those from maps of the page cache; `rows_read`
+/// those by system calls, which brought `bytes_read`, also between rows, by `reads` requests.
+#[derive(Debug, Default)]
+struct Counters {
+    takes: AtomicU64,
+    rows_copied: AtomicU64,
+    rows_read: AtomicU64,
+    bytes_read: AtomicU64,
+    reads: AtomicU64,
+    major_faults: AtomicU64,
+    cache_hits: AtomicU64,
 }
-
-impl RowsStats {
-    /// Every field with its name.
-    #[must_use]
-    pub fn fields(&self) -> [(&'static str, u64); 12] {
-        [
-            ("takes", self.takes),
-            ("rows_copied", self.rows_copied),
-            ("rows_read", self.rows_read),
-            ("bytes_read", self.bytes_read),
-            ("reads", self.reads),
-            ("major_faults", self.major_faults),
-            ("mapped_bytes", self.mapped_bytes),
-            ("page_table_bytes", self.page_table_bytes),
-            ("budget_bytes", self.budget_bytes),
-            ("open_files", self.open_files),
-            ("cache_hits", self.cache_hits),
-            ("cached_bytes", self.cached_bytes),
-        ]
-    }
-}
-
-macro_rules! counters {
-    ($($name:ident),*) => {
-        #[derive(Debug, Default)]
-        struct Counters { $($name: AtomicU64),* }
-    };
-}
-
-counters!(takes, rows_copied, rows_read, bytes_read, reads, major_faults, cache_hits);
 
 fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
@@ -371,25 +325,25 @@ impl Rows {
         Ok(())
     }
 
-    /// What is held now, and what was done so far.
+    /// What is held now, and what was done so far, by name.
     #[must_use]
-    pub fn stats(&self) -> RowsStats {
+    pub fn stats(&self) -> [(&'static str, u64); 12] {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mapped = self.files.mapped();
-        RowsStats {
-            takes: read(&self.counters.takes),
-            rows_copied: read(&self.counters.rows_copied),
-            rows_read: read(&self.counters.rows_read),
-            bytes_read: read(&self.counters.bytes_read),
-            reads: read(&self.counters.reads),
-            major_faults: read(&self.counters.major_faults),
-            mapped_bytes: mapped.bytes(),
-            page_table_bytes: mapped.table_bytes(),
-            budget_bytes: self.budget.limit_bytes().unwrap_or(0),
-            open_files: self.files.open_count(),
-            cache_hits: read(&self.counters.cache_hits),
-            cached_bytes: self.cache.as_ref().map_or(0, RowCache::held_bytes),
-        }
+        [
+            ("takes", read(&self.counters.takes)),
+            ("rows_copied", read(&self.counters.rows_copied)),
+            ("rows_read", read(&self.counters.rows_read)),
+            ("bytes_read", read(&self.counters.bytes_read)),
+            ("reads", read(&self.counters.reads)),
+            ("major_faults", read(&self.counters.major_faults)),
+            ("mapped_bytes", mapped.bytes()),
+            ("page_table_bytes", mapped.table_bytes()),
+            ("budget_bytes", self.budget.limit_bytes().unwrap_or(0)),
+            ("open_files", self.files.open_count()),
+            ("cache_hits", read(&self.counters.cache_hits)),
+            ("cached_bytes", self.cache.as_ref().map_or(0, RowCache::held_bytes)),
+        ]
     }
 
     /// The shard that a row is in, and where its bytes begin there.

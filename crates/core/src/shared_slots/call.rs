@@ -4,34 +4,19 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 
-use super::table::{Arrival, Given, Table};
+use super::table::{Given, Table};
 use super::{SharedSlots, Tenure};
 use crate::error::{Error, Interrupt, Result};
 use crate::room::room_for;
 use crate::scatter::Sink;
-use crate::slot_table::{Key, Slot};
+use crate::slot_table::{Arrival, Key, Slot, SlotCall, Stage};
 use crate::store::Store;
 use crate::sys::ring::DEPTH;
 use crate::sys::shm::Mapping;
 use crate::sys::span::Span;
 use crate::units::FilePage;
 
-/// How far a call has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Stage {
-    /// The missing extents are being loaded.
-    Bringing,
-    /// The extents stay for the call.
-    Named,
-    /// They stay until they are let go of.
-    Pinned,
-    Over,
-}
-
-/// A call that names extents, and what it was given. Dropped, it is over: what it has not
-/// brought counts as lost, and its pins end. In a child of fork it is its parent's, and does
-/// nothing.
+/// A call that names extents in slots that processes share.
 #[derive(Debug)]
 pub struct SharedCall {
     shared: Arc<SharedSlots>,
@@ -51,18 +36,6 @@ impl SharedCall {
     ) -> Self {
         let first = if given.missing.is_empty() { Stage::Named } else { Stage::Bringing };
         Self { shared, tenure, slots, given, stage: AtomicU8::new(first as u8) }
-    }
-
-    /// The slot of each key, as they were named.
-    #[must_use]
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots
-    }
-
-    /// The extents to load, in ascending order of keys.
-    #[must_use]
-    pub fn missing(&self) -> &[(Key, Slot)] {
-        &self.given.missing
     }
 
     /// Goes from one stage to another, if it is at the first.
@@ -141,20 +114,24 @@ impl SharedCall {
         }
         Ok(())
     }
+}
 
-    /// The first `done` of what was missing are in their slots, and the rest will not be.
-    pub fn settle(&self, done: usize) {
+impl SlotCall for SharedCall {
+    fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    fn missing(&self) -> &[(Key, Slot)] {
+        &self.given.missing
+    }
+
+    fn settle(&self, done: usize) {
         self.go(Stage::Bringing, Stage::Named, |table| {
             table.settle(self.tenure.owner(), &self.given.missing, done);
         });
     }
 
-    /// Waits until all extents are there, also those that others bring. False if one was not
-    /// brought, or was evicted meanwhile.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`], [`Error::Closed`].
-    pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
+    fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
         let object = &self.shared.object;
         loop {
             self.shared.check_open("ensure")?;
@@ -176,22 +153,19 @@ impl SharedCall {
         }
     }
 
-    /// The extents may leave again.
-    pub fn release(&self) {
+    fn release(&self) {
         self.go(Stage::Named, Stage::Over, |table| {
             table.release(self.tenure.owner(), &self.given.distinct);
         });
     }
 
-    /// The extents stay until [`unpin`](Self::unpin).
-    pub fn pin(&self) {
+    fn pin(&self) {
         self.go(Stage::Named, Stage::Pinned, |table| {
             table.pin(self.tenure.owner(), &self.given.distinct);
         });
     }
 
-    /// What was pinned may leave again.
-    pub fn unpin(&self) {
+    fn unpin(&self) {
         self.go(Stage::Pinned, Stage::Over, |table| {
             table.unpin(self.tenure.owner(), &self.given.distinct);
         });

@@ -30,10 +30,9 @@ pub use object::{list, remove, Listed, Wanted};
 
 use crate::error::{Error, Interrupt, Result};
 use crate::room::{collected, room_for};
-use crate::slot_table::{Key, Occupant, Slot};
+use crate::slot_table::{keys_of, Key, Occupant, Slot, SlotStats};
 use crate::sys::span::Span;
 use crate::sys::{fork, process};
-use crate::units;
 use layout::{Counter, MOST_OWNERS};
 use object::{Locked, Object};
 use table::{Given, Refusal};
@@ -70,23 +69,6 @@ impl Tenure {
 fn this_process() -> u64 {
     // The kernel has no process numbers of more bits.
     u64::from(fork::generation() & 0xffff) << 22 | u64::from(process::id())
-}
-
-/// What the slots hold and what was done with them, by all processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SharedStats {
-    /// Keys that were named and were there, repeats counted.
-    pub hits: u64,
-    /// Extents that had to be brought.
-    pub misses: u64,
-    /// Extents that left for others.
-    pub evictions: u64,
-    /// Extents that arrived.
-    pub arrivals: u64,
-    /// Slots with an extent.
-    pub filled: u64,
-    /// Slots that are pinned.
-    pub pinned: u64,
 }
 
 /// What a look for extents has found that waits for nobody.
@@ -175,13 +157,7 @@ impl SharedSlots {
     /// # Errors
     /// [`Error::PageRange`] naming the first that is outside; [`Error::Memory`].
     pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
-        let limit = self.object.layout.extent_count;
-        let mut keys = room_for(operation, numbers.len())?;
-        for &number in numbers {
-            let key = units::resolve_index(number, limit).map(Key);
-            keys.push(key.ok_or_else(|| units::outside(operation, "key", number, limit))?);
-        }
-        Ok(keys)
+        keys_of(operation, numbers, self.object.layout.extent_count)
     }
 
     // The tenure.
@@ -409,12 +385,12 @@ impl SharedSlots {
     ///
     /// # Errors
     /// [`Error::Interrupted`].
-    pub fn stats(&self, interrupt: &dyn Interrupt) -> Result<SharedStats> {
+    pub fn stats(&self, interrupt: &dyn Interrupt) -> Result<SlotStats> {
         // Pins of the dead are none.
         self.sweep(interrupt)?;
         let locked = self.object.lock(interrupt)?;
         let (filled, pinned) = locked.table.counts();
-        Ok(SharedStats {
+        Ok(SlotStats {
             hits: locked.table.counter(Counter::Hits),
             misses: locked.table.counter(Counter::Misses),
             evictions: locked.table.counter(Counter::Evictions),

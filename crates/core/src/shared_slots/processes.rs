@@ -9,7 +9,7 @@ use super::table::Words;
 use super::words::{Holds, OwnerIndex};
 use super::{SharedSlots, Tenure};
 use crate::error::{Error, Uninterruptible};
-use crate::slot_table::Key;
+use crate::slot_table::{Key, SlotCall};
 use crate::sys::forked::dies_after;
 use crate::sys::span::{system_page_bytes, Span};
 

@@ -19,7 +19,7 @@
 
 use super::layout::{header, Counter, Layout, MOST_OWNERS};
 use super::words::{Content, Holds, Link, OwnerIndex, PIN, USER};
-use crate::slot_table::{Key, Slot};
+use crate::slot_table::{Arrival, Key, Slot};
 
 /// Memory in words, which others change only under the same lock.
 pub trait Words {
@@ -55,17 +55,6 @@ pub enum Refusal {
         /// Slots that are pinned for other extents.
         pinned: usize,
     },
-}
-
-/// Whether the extents of a call are there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arrival {
-    /// All of them are.
-    Here,
-    /// A process still brings one.
-    Coming,
-    /// One was not read, or was evicted meanwhile.
-    Lost,
 }
 
 /// The table.

@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::panic::{catch_unwind, panic_any, AssertUnwindSafe};
 
 use super::layout::{header, Counter, Geometry, Layout, MOST_OWNERS};
-use super::table::{Arrival, Given, Refusal, Table, Words};
+use super::table::{Given, Refusal, Table, Words};
 use super::words::{Content, Holds, OwnerIndex};
 use crate::error::Error;
-use crate::slot_table::{Key, Slot};
+use crate::slot_table::{Arrival, Key, Slot};
 
 const SLOTS: u64 = 5;
 const EXTENTS: u64 = 12;

@@ -11,7 +11,8 @@ mod tests;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use slots::{Arrival, Occupant, SlotCounters, SlotTable, Taken};
+pub(crate) use slots::Arrival;
+pub use slots::{Occupant, SlotTable, Taken};
 
 use crate::error::{Error, Interrupt, Result};
 use crate::room::room_for;
@@ -39,9 +40,66 @@ pub struct SharedSlotTable {
     owner: u32,
 }
 
+/// Numbers of extents, of which there are `limit`, as keys; negative ones count from the end.
+pub(crate) fn keys_of(operation: &'static str, numbers: &[i64], limit: u64) -> Result<Vec<Key>> {
+    let mut keys = room_for(operation, numbers.len())?;
+    for &number in numbers {
+        let key = units::resolve_index(number, limit).map(Key);
+        keys.push(key.ok_or_else(|| units::outside(operation, "key", number, limit))?);
+    }
+    Ok(keys)
+}
+
+/// What slots hold and what was done with them so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotStats {
+    /// Keys that were named and were there, repeats counted.
+    pub hits: u64,
+    /// Extents that had to be brought.
+    pub misses: u64,
+    /// Extents that left for others.
+    pub evictions: u64,
+    /// Extents that arrived.
+    pub arrivals: u64,
+    /// Slots with an extent.
+    pub filled: u64,
+    /// Slots that are pinned.
+    pub pinned: u64,
+}
+
+/// A call that names extents, and what it was given. Dropped, it is over: what it has not brought
+/// counts as lost, and its pins end. In a child of fork it is its parent's, and does nothing.
+pub trait SlotCall: Send + Sync {
+    /// The slot of each key, as they were named.
+    fn slots(&self) -> &[Slot];
+
+    /// The extents to load, in ascending order of keys.
+    fn missing(&self) -> &[(Key, Slot)];
+
+    /// The first `done` of what was missing are in their slots, and the rest will not be.
+    fn settle(&self, done: usize);
+
+    /// Waits until all extents are there, also those that others bring. False if one was not
+    /// brought, or was evicted meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`]; [`Error::Closed`] of slots that processes share.
+    fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool>;
+
+    /// The extents may leave again.
+    fn release(&self);
+
+    /// The extents stay until [`unpin`](Self::unpin).
+    fn pin(&self);
+
+    /// What was pinned may leave again.
+    fn unpin(&self);
+}
+
 /// How far a call has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+#[repr(u8)]
+pub(crate) enum Stage {
     /// The missing extents are being loaded.
     Bringing,
     /// The extents stay for the call.
@@ -51,8 +109,7 @@ enum Stage {
     Over,
 }
 
-/// A call that names extents, and what it was given. Dropped, it is over: what it has
-/// not brought counts as lost, and its pins end.
+/// A call that names extents in slots of this process.
 #[derive(Debug)]
 pub struct Call {
     table: Arc<SharedSlotTable>,
@@ -92,16 +149,7 @@ impl SharedSlotTable {
     /// # Errors
     /// [`Error::PageRange`] naming the first that is outside; [`Error::Memory`].
     pub fn keys(&self, operation: &'static str, numbers: &[i64]) -> Result<Vec<Key>> {
-        let limit = self.extent_count;
-        let key = |&number: &i64| {
-            let key = units::resolve_index(number, limit).map(Key);
-            key.ok_or_else(|| units::outside(operation, "key", number, limit))
-        };
-        let mut keys = room_for(operation, numbers.len())?;
-        for number in numbers {
-            keys.push(key(number)?);
-        }
-        Ok(keys)
+        keys_of(operation, numbers, self.extent_count)
     }
 
     fn open(&self, operation: &'static str) -> Result<MutexGuard<'_, (SlotTable, bool)>> {
@@ -191,12 +239,6 @@ impl SharedSlotTable {
 }
 
 impl Call {
-    /// What the call was given.
-    #[must_use]
-    pub fn taken(&self) -> &Taken {
-        &self.taken
-    }
-
     /// Goes from one stage to another, if it is at the first.
     fn go(&self, from: Stage, to: Stage, then: impl FnOnce(&mut SlotTable, &Taken)) {
         if self.table.owner != crate::sys::process::id() {
@@ -209,18 +251,22 @@ impl Call {
             self.table.changed.notify_all();
         }
     }
+}
 
-    /// The first `done` of what was missing are in their slots, and the rest will not be.
-    pub fn settle(&self, done: usize) {
+impl SlotCall for Call {
+    fn slots(&self) -> &[Slot] {
+        &self.taken.slots
+    }
+
+    fn missing(&self) -> &[(Key, Slot)] {
+        &self.taken.missing
+    }
+
+    fn settle(&self, done: usize) {
         self.go(Stage::Bringing, Stage::Named, |table, taken| table.settle(&taken.missing, done));
     }
 
-    /// Waits until all extents are there, also those that others bring. False if another
-    /// call could not bring one.
-    ///
-    /// # Errors
-    /// [`Error::Interrupted`].
-    pub fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
+    fn wait(&self, interrupt: &dyn Interrupt) -> Result<bool> {
         loop {
             let state = lock(&self.table.state);
             match state.0.arrival(&self.taken) {
@@ -232,18 +278,15 @@ impl Call {
         }
     }
 
-    /// The extents may leave again.
-    pub fn release(&self) {
+    fn release(&self) {
         self.go(Stage::Named, Stage::Over, SlotTable::release);
     }
 
-    /// The extents stay until [`unpin`](Self::unpin).
-    pub fn pin(&self) {
+    fn pin(&self) {
         self.go(Stage::Named, Stage::Pinned, SlotTable::pin);
     }
 
-    /// What was pinned may leave again.
-    pub fn unpin(&self) {
+    fn unpin(&self) {
         self.go(Stage::Pinned, Stage::Over, SlotTable::unpin);
     }
 }

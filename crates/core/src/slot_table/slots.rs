@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::{Key, Slot};
+use super::{Key, Slot, SlotStats};
 use crate::cache::Cache;
 use crate::error::{Error, Result};
 use crate::room::{check_growth, collected, no_room, room_for};
@@ -44,19 +44,6 @@ impl State {
 /// The key of the extent that a slot shows, and whether it is pinned.
 pub type Occupant = (Option<Key>, bool);
 
-/// What a table did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotCounters {
-    /// Keys that were named and were there, repeats counted.
-    pub hits: u64,
-    /// Extents that had to be brought.
-    pub misses: u64,
-    /// Extents that left for others.
-    pub evictions: u64,
-    /// Extents that arrived.
-    pub arrivals: u64,
-}
-
 /// Slots that a call has taken for the keys that it names.
 #[derive(Clone, Debug)]
 pub struct Taken {
@@ -73,9 +60,9 @@ pub struct Taken {
 pub enum Arrival {
     /// All of them are.
     Here,
-    /// A call is still reading one.
+    /// One is still being brought.
     Coming,
-    /// A call could not read one.
+    /// One was not brought, or was evicted meanwhile.
     Lost,
 }
 
@@ -89,10 +76,9 @@ pub struct SlotTable {
     slot_of: HashMap<Key, Slot>,
     /// Slots that are empty, perhaps with a user left over from a failure.
     empty: Vec<Slot>,
-    /// Slots that are pinned.
-    pinned: usize,
     cache: Cache,
-    counters: SlotCounters,
+    /// What was done so far, and how many slots are pinned.
+    stats: SlotStats,
 }
 
 fn page(slot: Slot) -> WindowPage {
@@ -118,23 +104,16 @@ impl SlotTable {
             slots,
             slot_of,
             empty,
-            pinned: 0,
             cache: Cache::new(slot_count.into())
                 .map_err(|_| no_room::<[u32; 4]>("Slots", count))?,
-            counters: SlotCounters::default(),
+            stats: SlotStats::default(),
         })
     }
 
-    /// What was done so far.
+    /// What the slots hold and what was done with them so far.
     #[must_use]
-    pub fn counters(&self) -> SlotCounters {
-        self.counters
-    }
-
-    /// Slots with an extent, and slots that are pinned.
-    #[must_use]
-    pub fn counts(&self) -> (usize, usize) {
-        (self.cache.len() as usize, self.pinned)
+    pub fn stats(&self) -> SlotStats {
+        SlotStats { filled: self.cache.len(), ..self.stats }
     }
 
     /// The key of the extent that each slot shows.
@@ -177,7 +156,7 @@ impl SlotTable {
         for &slot in &slots {
             self.cache.touched(page(slot));
         }
-        self.counters.hits += keys.len() as u64;
+        self.stats.hits += keys.len() as u64;
         Ok(Some(slots))
     }
 
@@ -224,8 +203,8 @@ impl SlotTable {
             };
             distinct.push((key, slot));
         }
-        self.counters.misses += missing.len() as u64;
-        self.counters.hits += (keys.len() - missing.len()) as u64;
+        self.stats.misses += missing.len() as u64;
+        self.stats.hits += (keys.len() - missing.len()) as u64;
         slots.extend(keys.iter().filter_map(|key| self.slot_of.get(key).copied()));
         Ok(Some(Taken { slots, distinct, missing }))
     }
@@ -257,7 +236,7 @@ impl SlotTable {
             *self.state_mut(slot) = State { content: Content::Empty, users: 1, pins: 0 };
             self.empty.push(slot);
         }
-        self.counters.evictions += distinct.len() as u64;
+        self.stats.evictions += distinct.len() as u64;
         Ok(Some(Taken { slots, distinct, missing: Vec::new() }))
     }
 
@@ -267,7 +246,7 @@ impl SlotTable {
             if position < done {
                 self.state_mut(slot).content = Content::Here(key);
                 self.cache.inserted(page(slot), FilePage(key.0));
-                self.counters.arrivals += 1;
+                self.stats.arrivals += 1;
             } else {
                 self.state_mut(slot).content = Content::Empty;
                 self.slot_of.remove(&key);
@@ -303,7 +282,7 @@ impl SlotTable {
             let state = self.state_mut(slot);
             state.pins += 1;
             let first = state.pins == 1;
-            self.pinned += usize::from(first);
+            self.stats.pinned += u64::from(first);
         }
         self.release(taken);
     }
@@ -314,7 +293,7 @@ impl SlotTable {
             let state = self.state_mut(slot);
             state.pins -= 1;
             let last = state.pins == 0;
-            self.pinned -= usize::from(last);
+            self.stats.pinned -= u64::from(last);
         }
     }
 
@@ -341,7 +320,7 @@ impl SlotTable {
     /// Fails where pins on others leave too few slots.
     fn check_room(&self, operation: &'static str, wanted: usize, own: &[Slot]) -> Result<()> {
         let own_pinned = own.iter().filter(|&&slot| self.state(slot).pins > 0).count();
-        let pinned = self.pinned - own_pinned;
+        let pinned = self.stats.pinned as usize - own_pinned;
         if wanted + pinned <= self.slots.len() {
             return Ok(());
         }
@@ -367,7 +346,7 @@ impl SlotTable {
             _ => None,
         };
         self.cache.victims(more, shows, &mut victims);
-        self.counters.evictions += victims.len() as u64;
+        self.stats.evictions += victims.len() as u64;
         for victim in victims {
             let slot = Slot(victim.0 as u32);
             if let Content::Here(key) = self.state(slot).content {

@@ -46,8 +46,8 @@ fn slots_are_taken_in_order_and_repeats_share_one() {
         Some(vec![Slot(0), Slot(0), Slot(1)])
     );
     assert_eq!(table.find("slots", &keys(&[3, 4])).unwrap(), None);
-    let counters = SlotCounters { hits: 4, misses: 2, evictions: 0, arrivals: 2 };
-    assert_eq!(table.counters(), counters);
+    let stats = SlotStats { hits: 4, misses: 2, arrivals: 2, filled: 2, ..SlotStats::default() };
+    assert_eq!(table.stats(), stats);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn pinned_slots_are_refused_at_once() {
     let mut table = SlotTable::new(3).expect("room");
     let first = fill(&mut table, &keys(&[0, 1]));
     table.pin(&first);
-    assert_eq!(table.counts(), (2, 2));
+    assert_eq!((table.stats().filled, table.stats().pinned), (2, 2));
     let refused = table.reserve("ensure", &keys(&[2, 3]));
     assert!(matches!(refused, Err(Error::Slots { wanted: 2, slots: 3, pinned: 2, .. })));
     let second = fill(&mut table, &keys(&[0, 1, 2]));
@@ -93,7 +93,7 @@ fn pinned_slots_are_refused_at_once() {
     table.unpin(&first);
     let third = fill(&mut table, &keys(&[3, 4, 5]));
     table.release(&third);
-    assert_eq!(table.counts(), (3, 0));
+    assert_eq!((table.stats().filled, table.stats().pinned), (3, 0));
 }
 
 #[test]
@@ -143,10 +143,10 @@ fn long_histories_keep_what_is_named_and_held() {
         }
         let keys = (0..SLOTS).map(|slot| shown.get(&Slot(slot)).copied());
         assert!(table.keys().unwrap().into_iter().eq(keys));
-        assert_eq!(table.counts().0, shown.len());
+        assert_eq!(table.stats().filled, shown.len() as u64);
     }
-    let counters = table.counters();
-    assert!(counters.evictions > 1000 && counters.hits > 1000);
+    let stats = table.stats();
+    assert!(stats.evictions > 1000 && stats.hits > 1000);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_call_that_is_dropped_leaves_its_slots() {
     call.pin();
     drop(call);
     let call = table.reserve("ensure", &keys(&[3, 4]), &Uninterruptible).expect("room");
-    assert_eq!(call.taken().missing.len(), 1);
+    assert_eq!(call.missing().len(), 1);
 }
 
 #[test]
@@ -171,14 +171,14 @@ fn threads_wait_for_room_and_for_each_other() {
         for round in 0..2000 {
             let wanted = draws.keys(3);
             let call = table.reserve("ensure", &wanted, &Uninterruptible).expect("room");
-            let missing = &call.taken().missing;
+            let missing = call.missing();
             for &(key, slot) in missing {
                 *lock(&shown[slot.0 as usize]) = Some(key);
             }
             // One in ten cannot be brought.
             call.settle(if round % 10 == 0 { 0 } else { missing.len() });
             if call.wait(&Uninterruptible).expect("no interrupt") {
-                for (key, slot) in wanted.iter().zip(&call.taken().slots) {
+                for (key, slot) in wanted.iter().zip(call.slots()) {
                     assert_eq!(*lock(&shown[slot.0 as usize]), Some(*key));
                 }
             }
