@@ -48,6 +48,7 @@ class PreparedPython:
             self._answers.close()
             self._socket.close()
             self._process.wait()
+            self._process = None
 
     def run(
         self, program: Path, *arguments: object, timeout: float = 60
@@ -55,6 +56,18 @@ class PreparedPython:
         """Run a program, as `subprocess.run(capture_output=True, text=True)` does."""
         if self._process is None:
             self._start()
+        try:
+            return self._run(program, *arguments, timeout=timeout)
+        except BaseException:
+            # What it has not answered yet would be taken for an answer about the next program.
+            if self._process is not None:
+                self._process.kill()  # and with it the program
+                self.close()
+            raise
+
+    def _run(
+        self, program: Path, *arguments: object, timeout: float
+    ) -> subprocess.CompletedProcess[str]:
         words = [str(program), *map(str, arguments)]
         with contextlib.ExitStack() as stack:
             pipes = [os.pipe() for _ in ("stdout", "stderr")]
@@ -68,14 +81,8 @@ class PreparedPython:
                 for _, writing in pipes:
                     os.close(writing)
             self._socket.sendall(request)
-            child = int(self._answers.readline())
-            try:
-                output = read_until_closed([reading for reading, _ in pipes], timeout)
-            except BaseException:
-                os.kill(child, signal.SIGKILL)
-                raise
-            finally:
-                code = int(self._answers.readline())
+            output = read_until_closed([reading for reading, _ in pipes], timeout)
+            code = int(self._answers.readline())
         stdout, stderr = (text.decode() for text in output)
         return subprocess.CompletedProcess(words, code, stdout, stderr)
 
@@ -108,12 +115,12 @@ def wait_for_program(connection: socket.socket) -> list[str]:
         request = b""
         while len(request) < int.from_bytes(length, "big"):
             request += connection.recv(int.from_bytes(length, "big") - len(request))
+        server = os.getpid()
         child = os.fork()
         if child == 0:
             break
         for pipe in pipes:
             os.close(pipe)
-        connection.sendall(b"%d\n" % child)
         _, status = os.waitpid(child, 0)
         connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
     connection.close()
@@ -122,6 +129,8 @@ def wait_for_program(connection: socket.socket) -> list[str]:
         os.dup2(pipe, stream)
         os.close(pipe)
     ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)  # it was ended before
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

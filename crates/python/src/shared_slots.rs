@@ -154,8 +154,10 @@ impl SharedSlots {
 
     /// Closes; refused while views are alive.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let core = self.views.begin_close(py, "the memory of these slots")?;
-        py.detach(|| end(core));
+        let Some(core) = self.views.begin_close(py, "the memory of these slots")? else {
+            return Ok(());
+        };
+        py.detach(|| end(Some(core)));
         release(self.views.take());
         Ok(())
     }

@@ -83,9 +83,13 @@ impl<T: Send + Sync> Views<T> {
         self.state().leaving = false;
     }
 
-    /// Takes the core away: it is closed, or its object goes.
+    /// Takes the core away: it is closed, or its object goes. None while a view shows its memory.
     pub fn take(&self) -> Option<Arc<T>> {
-        self.state().core.take()
+        let mut state = self.state();
+        if state.exports > 0 {
+            return None;
+        }
+        state.core.take()
     }
 
     /// Counts a view, and has `fill` make it: of the memory that `shown` says, and whether it may

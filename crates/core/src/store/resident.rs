@@ -44,8 +44,8 @@ impl Store {
             let end = pages.len().min(start + PIECE_PAGES);
             mask.resize(end, false);
             if let Some(provider) = &self.provider {
-                for (page, here) in pages.iter().skip(start).zip(&mut mask[start..]) {
-                    *here = provider.ahead.has(page);
+                for (position, here) in (start..end).zip(&mut mask[start..]) {
+                    *here = provider.ahead.has(pages.at(position));
                 }
                 continue;
             }
