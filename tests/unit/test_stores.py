@@ -10,6 +10,7 @@ from pathlib import Path
 import fremap
 import numpy as np
 import pytest
+from fremap.testing import failures
 
 Numbered = Callable[..., np.ndarray]
 MakeFile = Callable[..., Path]
@@ -263,6 +264,17 @@ def test_open_errors_are_those_of_open(tmp_path: Path) -> None:
     for mode in ("r", "r+"):
         with pytest.raises(IsADirectoryError):
             fremap.open(tmp_path, mode)
+
+
+@pytest.mark.parametrize("call", ["open", "stat"])
+def test_what_the_kernel_refuses_names_the_file(call: str, numbered_file: MakeFile) -> None:
+    path = numbered_file(1)
+    with (
+        failures(call, errno=errno.EMFILE, skip=0, times=1),
+        pytest.raises(fremap.StoreError) as raised,
+    ):
+        fremap.open(path)
+    assert (raised.value.errno, raised.value.filename) == (errno.EMFILE, str(path))
 
 
 def test_what_has_no_pages_is_refused(tmp_path: Path) -> None:

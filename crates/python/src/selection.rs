@@ -48,8 +48,8 @@ fn no_room(count: usize) -> PyErr {
     ))
 }
 
-/// What a call answers for each page, slot or key, `BYTES` bytes each. Where they are very many, the memory is
-/// not cleared first, and the caller can be interrupted while it is filled.
+/// What a call answers for each page, slot or key, `BYTES` bytes each. Where they are very many,
+/// the memory is not cleared first, and the caller can be interrupted while it is filled.
 pub fn answers<'py, T: Copy + Sync, const BYTES: usize>(
     py: Python<'py>,
     values: &[T],

@@ -1,6 +1,7 @@
 //! userfaultfd: the descriptor, registration, and the operations that resolve faults.
 //!
-//! Defined here is what `linux-raw-sys` lacks. Features are probed at run time; unknown feature bits are ignored.
+//! Defined here is what `linux-raw-sys` lacks. Features are probed at run time; unknown feature
+//! bits are ignored.
 //!
 //! # References
 //! `ioctl_userfaultfd(2)`, `Documentation/admin-guide/mm/userfaultfd.rst`
@@ -381,7 +382,8 @@ impl Uffd {
                 copy: 0,
             };
             let result = enter(call).and_then(|()| {
-                // SAFETY: the argument is the kernel's, which struct uffdio_move is like; both ranges are spans, mapped by their promise.
+                // SAFETY: the argument is the kernel's, and struct uffdio_move is like it; both
+                // ranges are spans, mapped by their promise.
                 check(unsafe { libc::ioctl(self.fd.as_raw_fd(), request, &raw mut argument) })
             });
             match result {
