@@ -38,6 +38,11 @@ SCRIPT = """
             window.remap(range(pages))
             assert (window.pages[:64].view(np.uint64) == words[:64]).all()
 
+    def trimmed():
+        # Larger than its budget: the trimmer starts, and ends with the last such array.
+        with fremap.Window(large, 16384, engine="alias", budget=1 << 20) as window:
+            assert not window.pages[::4096, 0].any()
+
     def read():
         assert (store.read(back[:32]).view(np.uint64) == words[::-1][:32]).all()
 
@@ -81,7 +86,8 @@ SCRIPT = """
     operations = {
         each.__name__: each
         for each in (
-            read, resident, prefetch, refresh, take, alias, batches, slots, paged, opened, stats
+            read, resident, prefetch, refresh, take, alias, trimmed, batches, slots, paged, opened,
+            stats,
         )
     }
     store.read(None)  # into the page cache
@@ -135,6 +141,7 @@ def path(tmp_path: Path) -> Path:
         "refresh",
         "take",
         "alias",
+        "trimmed",
         "batches",
         "slots",
         "paged",
