@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import posixpath
+import re
 import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, SupportsIndex
@@ -32,6 +33,10 @@ _MOST_PAGE_BYTES = 1 << 30
 _INT64_MAX = 2**63 - 1
 #: Bytes of pages that one call fetches.
 _BATCH_BYTES = 32 << 20
+# Variables by which the libraries that read objects find their servers.
+_SERVER = re.compile(
+    r"(AWS|AZURE|FSSPEC|GCS|GOOGLE|OSS|S3|STORAGE)_(.*_)?(ACCOUNT_NAME|ENDPOINT|HOST|PROFILE)"
+)
 #: How long a server may be silent where the whole has no limit.
 _UNLIMITED_SILENCE_SECONDS = 60.0
 
@@ -177,14 +182,10 @@ def _content_id(url: str, reader: Reader, facts: Facts) -> bytes | None:
 def _environment() -> list[tuple[str, str]]:
     """Return what the environment says of servers: where they are, and by which profile.
 
-    Such as AWS_ENDPOINT_URL, AWS_PROFILE and AZURE_STORAGE_ENDPOINT. Credentials are left out, as
+    Such as AWS_ENDPOINT_URL, AWS_PROFILE and STORAGE_EMULATOR_HOST. Credentials are left out, as
     they are renewed.
     """
-    return sorted(
-        (name, value)
-        for name, value in os.environ.items()
-        if "ENDPOINT" in name.upper() or "PROFILE" in name.upper()
-    )
+    return sorted(found for found in os.environ.items() if _SERVER.match(found[0]))
 
 
 def _reopened(

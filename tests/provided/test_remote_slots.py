@@ -96,13 +96,19 @@ def test_the_same_url_with_other_options_is_another_object(tmp_path: Path) -> No
             shared(other)
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_PROFILE", "STORAGE_EMULATOR_HOST"])
 def test_the_environment_may_name_another_server(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """By which a library finds another object at the same URL, perhaps with an equal ETag."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://one.example")
-    with opened(served) as store, opened(served) as same, shared(store), shared(same):
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://two.example")
+    monkeypatch.setenv(name, "http://one.example")
+    with opened(served) as store, shared(store):
+        # That have nothing to do with it.
+        monkeypatch.setenv("AWS_SESSION_TOKEN", "renewed")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://other.example")
+        with opened(served) as same, shared(same):
+            pass
+        monkeypatch.setenv(name, "http://two.example")
         with (
             opened(served) as other,
             pytest.raises(fremap.ArgumentError, match="another version"),
