@@ -72,7 +72,7 @@ class ArgumentError(FremapError, ValueError):
 
 
 class FormatError(FremapError, ValueError):
-    """A file is not what its name or its header says, or is truncated."""
+    """A file is not what its name or header says, or was shorter than that when it was opened."""
 
 
 class PlacedPageError(FremapError, ValueError):

@@ -179,7 +179,8 @@ def _check_types(ids: list[Any] | tuple[Any, ...]) -> None:
     for kind in set(map(type, ids)):
         if issubclass(kind, bool | np.bool_ | float | np.floating | str | bytes):
             raise ArgumentTypeError(
-                f"take: a row must be an integer, not {kind.__name__}; a mask is an array of bool"
+                f"take: a row must be an integer, not {kind.__name__}; a mask is an array of bool, "
+                "as in rows[mask]"
             )
         if issubclass(kind, list | tuple):
             for part in ids:
@@ -195,7 +196,7 @@ def _wrong_type(ids: object, array: npt.NDArray[Any]) -> errors.FremapError:
     found = f"an array of {array.dtype}" if hasattr(ids, "dtype") else f"a {type(ids).__name__}"
     if array.dtype.kind == "b":
         return ArgumentTypeError(
-            f"take: rows are chosen by integers, not by {found}; rows[mask] is"
+            f"take: rows are chosen by integers, not by {found}; for a mask, use rows[mask]"
         )
     if array.dtype.kind == "O" and array.size and isinstance(array.flat[0], int):
         return ArgumentError(f"take: {array.flat[0]} does not fit into 64 bits")
