@@ -18,7 +18,7 @@ from pathlib import Path
 import fremap
 import numpy as np
 import pytest
-from fremap.testing import wait_until_settled
+from fremap.testing import pages_taken, wait_until_settled
 
 PAGE = mmap.PAGESIZE
 
@@ -176,16 +176,7 @@ def faults_of_touching(memory: np.ndarray, pages: range | list[int]) -> int:
     return (after.ru_minflt - before.ru_minflt) + (after.ru_majflt - before.ru_majflt)
 
 
-#: Counters of the kernel that rise when it moves pages or takes some back, before or after it
-#: has done so: a touch of such a page is a fault.
-TAKEN_AWAY = {"compact_isolated", "pgmigrate_success", "pgmigrate_fail", "pgscan_file"}
 WAIT = 2  # seconds, for a counter of what was under way
-
-
-def taken_away() -> int:
-    """Pages of the machine that the kernel has moved, or has looked at to take them back."""
-    lines = (line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return sum(int(count) for name, count in lines if name in TAKEN_AWAY)
 
 
 def costs_no_fault(memory: np.ndarray, pages: range | list[int]) -> bool:
@@ -194,10 +185,10 @@ def costs_no_fault(memory: np.ndarray, pages: range | list[int]) -> bool:
     The interpreter may take one of its own meanwhile, so one is let pass where
     there are pages enough to tell; and as many as the kernel took away pages meanwhile.
     """
-    before = taken_away()
+    before = pages_taken()
     faults = faults_of_touching(memory, pages) - (1 if len(pages) > 2 else 0)
     end = time.monotonic() + WAIT
-    while faults > taken_away() - before:
+    while faults > pages_taken() - before:
         if time.monotonic() > end:
             return False
     return True

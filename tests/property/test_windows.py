@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import fremap
 import numpy as np
 import pytest
-from fremap.testing import page_numbers, write_numbered_file
+from fremap.testing import page_numbers, pages_taken, write_numbered_file
 from fremap.testing.kinds import StoreKind, window_machine
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -109,6 +109,7 @@ def test_large_remaps(engine: str, store: fremap.FileStore, populate: bool) -> N
 def test_large_evictions(engine: str, store: fremap.FileStore) -> None:
     """What was evicted in any pattern comes back as it was."""
     random = np.random.default_rng(20021003)
+    taken = pages_taken()
     with fremap.Window(store, WINDOW_PAGES, engine=engine) as window:
         expected = random.permutation(FILE_PAGES)[:WINDOW_PAGES]
         window.remap(expected)
@@ -119,7 +120,8 @@ def test_large_evictions(engine: str, store: fremap.FileStore) -> None:
             if engine == "eager":
                 window.populate(evicted)
             assert (shown(window) == expected).all()
-            assert window.present()[evicted].all()
+            unmapped = engine == "alias" and pages_taken() > taken
+            assert window.present()[evicted].all() or unmapped
 
 
 def test_large_protections(engine: str, store: fremap.FileStore) -> None:

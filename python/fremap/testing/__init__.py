@@ -5,6 +5,7 @@
 - `failures`, `short_writes`, `counting`, `system_calls`: system calls counted, and made to
   fail or to fall short.
 - `kernel_reads`, `kernel_writes`: whether memory may be touched, without a signal.
+- `pages_taken`: whether the kernel may have unmapped pages of files meanwhile.
 - `fremap.testing.strategies`, `fremap.testing.machine`, `fremap.testing.kinds`:
   Hypothesis strategies, the state machine that drives a window beside the model, and
   that machine on each kind of store; these need `hypothesis`.
@@ -20,7 +21,7 @@ from fremap.testing.pages import (
     wait_until_settled,
     write_numbered_file,
 )
-from fremap.testing.touch import kernel_reads, kernel_writes
+from fremap.testing.touch import kernel_reads, kernel_writes, pages_taken
 
 __all__ = [
     "NO_PAGE",
@@ -35,6 +36,7 @@ __all__ = [
     "numbered_page",
     "numbered_words",
     "page_numbers",
+    "pages_taken",
     "short_writes",
     "system_calls",
     "wait_until_settled",
