@@ -124,7 +124,8 @@ class Views(_core.WindowBase):
 
         Notes
         -----
-        Engine "alias" reads ``/proc/self/pagemap``.
+        Engine "alias" reads ``/proc/self/pagemap``. The kernel may unmap its pages at any time, to
+        reclaim their memory or to move them elsewhere; the next touch maps them again.
         """
         selection, _ = self._select("present", pages)
         return np.frombuffer(self._present(selection), dtype=np.bool_)
