@@ -74,7 +74,9 @@ class Rows(RowArray):
         The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
         Memory for maps of the files and their page tables: bytes, or a size such as "64M". "auto":
-        a share of half of the available memory. None: no limit.
+        a share of half of the available memory. None: no limit. At least 2 MiB and a page table.
+        Cached rows that find no room in it are read by system calls, which takes several times
+        as long.
     direct : bool, default False
         Read past the page cache (``O_DIRECT``). Use it if the table is much larger than memory and
         you rarely take the same row twice: then its pages do not fill the page cache. Rows of a
@@ -102,8 +104,9 @@ class Rows(RowArray):
 
     fremap opens a file when its rows are taken, and keeps at most a quarter of ``RLIMIT_NOFILE``,
     or 4096 files, open. If another file replaces one of them (as an atomic save does, by a rename),
-    rows still come from the old file while fremap has it open. After that, taking them raises
-    ``ESTALE``. fremap never returns rows of the new file: make a new object for those.
+    rows still come from the old file while fremap has it open. Of a file that was not open then,
+    or was closed since, taking them raises ``ESTALE``. fremap never returns rows of the new file:
+    make a new object for those.
 
     With `cache_bytes`, fremap keeps rows that are taken by lists of ids in memory. Rows that are
     taken again stay, and a scan does not displace them. Use it with `direct` if the memory is much
@@ -480,7 +483,9 @@ def rows(
         The format of the files, if fremap does not recognize it or should ignore it.
     budget : int, str or None, default "auto"
         Memory for maps of the files and their page tables: bytes, or a size such as "64M". "auto":
-        a share of half of the available memory. None: no limit.
+        a share of half of the available memory. None: no limit. At least 2 MiB and a page table.
+        Cached rows that find no room in it are read by system calls, which takes several times
+        as long.
     direct : bool, default False
         Read past the page cache (``O_DIRECT``). Use it if the table is much larger than memory and
         you rarely take the same row twice: then its pages do not fill the page cache. Rows of a

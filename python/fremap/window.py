@@ -159,9 +159,10 @@ class Window(Views):
     consecutive pages. It is coherent, and limited by ``vm.max_map_count``. Engine "eager":
     plain memory, loaded by `remap`.
 
-    In a child of ``fork`` the window shows the store at the same addresses, read-only (engine
-    "eager": what it showed at the fork). Calls that change it raise `ForkError`. Touching a
-    page that was placed, or changed and not flushed, raises SIGBUS there.
+    In a child of ``fork`` the window shows the store at the same addresses, read-only. Touching
+    a page that was placed, or changed and not flushed, raises SIGBUS there. Engine "eager" shows
+    what it showed at the fork, and "alias" the file, which stores change as in the parent. Calls
+    that change the window raise `ForkError`.
 
     Four kinds of access from outside need care:
 
