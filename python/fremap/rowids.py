@@ -198,8 +198,15 @@ def _wrong_type(ids: object, array: npt.NDArray[Any]) -> errors.FremapError:
         return ArgumentTypeError(
             f"take: rows are chosen by integers, not by {found}; for a mask, use rows[mask]"
         )
-    if array.dtype.kind == "O" and array.size and isinstance(array.flat[0], int):
-        return ArgumentError(f"take: {array.flat[0]} does not fit into 64 bits")
+    if array.dtype.kind == "O":
+        large = (
+            id_ for id_ in array.flat if isinstance(id_, int) and not -1 << 63 <= id_ < 1 << 64
+        )
+        if (number := next(large, None)) is not None:
+            return ArgumentError(f"take: {number} does not fit into 64 bits")
+        if not hasattr(ids, "dtype") and array.size:
+            other = (id_ for id_ in array.flat if not isinstance(id_, int))
+            found += f" with a {type(next(other, ids)).__name__} in it"
     return ArgumentTypeError(
         f"take: rows are chosen by an int, a slice, a range or integers in an array, not by {found}"
     )

@@ -169,6 +169,8 @@ def test_pinned_pages_stay(make: Callable[..., Any], options: dict[str, Any]) ->
             assert window.present()[100:200].all()
             with pytest.raises(fremap.ArgumentError, match="window page 100 is pinned"):
                 window.evict(range(50, 150))
+            with pytest.raises(fremap.BudgetError, match=r"or release pins\)"):
+                window.pin(range(200, PAGES))
         assert window.stats().pinned_pages == 0
         window.evict(range(50, 150))
         assert words[200:, 0].sum() == sum(range(200, PAGES))

@@ -114,6 +114,7 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4)}"
         (b"", "truncated, or is something else"),
         (b"\x93NUM", "truncated"),
         (b"PK\x03\x04" + bytes(60), "does not begin like an .npy file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (npy(GOOD, version=b"\x09\x00"), "version 9.0"),
         (npy(GOOD, length=60_000), "truncated"),
         (npy(GOOD, data=95), "96 bytes of data"),
@@ -130,7 +131,7 @@ GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (6, 4)}"
         (b"\x93NUMPY\x03\x00" + struct.pack("<I", 4) + b"\xff\xfe{}" + bytes(9), "cannot be"),
         (b"\x93NUMPY\x03\x00" + struct.pack("<I", 2) + b"{}" + bytes(9), "dict of descr"),
     ],
-    ids=range(18),
+    ids=range(19),
 )
 def test_npy_that_is_damaged(tmp_path: Path, content: bytes, text: str) -> None:
     (tmp_path / "bad.npy").write_bytes(content)
@@ -240,6 +241,13 @@ def test_safetensors_that_are_damaged(
     with pytest.raises(FormatError, match=text) as caught:
         fremap.rows(path, tensor="t")
     assert "bad.safetensors" in str(caught.value)
+
+
+def test_a_pointer_of_git_lfs_is_called_one(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n")
+    with pytest.raises(fremap.FormatError, match=r"a Git LFS pointer, .*run `git lfs pull`"):
+        fremap.rows(path)
 
 
 @pytest.mark.parametrize(

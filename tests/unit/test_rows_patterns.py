@@ -98,6 +98,9 @@ def test_names_in_a_list_in_their_order(tmp_path: Path) -> None:
         ("{i}.{j}", ArgumentError, "has 2 placeholders; a pattern has one"),
         ("model.{i}.nothing", FormatError, "no tensor that matches 'model.{i}.nothing'"),
         ("nothing", FormatError, "no tensor 'nothing'; it has"),
+        ("model.ngram.shard_*", FormatError, "in a pattern, {i} stands for the number"),
+        ("shard_{i:02d}", FormatError, "in a pattern, {i} stands for the number"),
+        (["t.0", "t.*"], FormatError, "in a pattern, {i} stands for the number"),
         (None, FormatError, "138 tensors; choose one by tensor="),
     ):
         with pytest.raises(error, match=re.escape(text)):

@@ -11,10 +11,12 @@ from fremap.formats.table import shown
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["Names", "names_of", "some_names"]
+__all__ = ["Names", "names_of", "pattern_hint", "some_names"]
 
 _LISTED = "`fremap inspect` lists those that there are"
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]?[A-Za-z0-9_]*\}")
+# What other libraries write where a pattern of fremap has {i}.
+_LIKE_PATTERN = re.compile(r"[*?%]|\{.*\}")
 _NAMES_SHOWN = 8
 # Digits of a number in a name: fewer than an int64 has.
 _MAX_DIGITS = 18
@@ -85,7 +87,8 @@ class Names(NamedTuple):
         if self.pattern is None:
             missing = [name for name in self.exact if name not in places]
             if missing:
-                raise FormatError(f"rows: {where} has no tensor {_some(missing)}; {_LISTED}")
+                hint = pattern_hint(missing)
+                raise FormatError(f"rows: {where} has no tensor {_some(missing)}; {_LISTED}{hint}")
             return list(self.exact)
         return self._numbered(list(places), where)
 
@@ -166,6 +169,24 @@ def names_of(tensor: object) -> Names:
         twice = next(name for name in tensor if tensor.count(name) > 1)
         raise ArgumentError(f"rows: tensor names {shown(twice)} twice")
     return Names(tuple(tensor), many=True)
+
+
+def pattern_hint(names: Iterable[str]) -> str:
+    """Return what to add to a message that there are no tensors of these names.
+
+    Parameters
+    ----------
+    names : iterable of str
+        What the caller wrote.
+
+    Returns
+    -------
+    str
+        Empty, unless one looks like a pattern of another library.
+    """
+    if any(_LIKE_PATTERN.search(name) for name in names):
+        return "; in a pattern, {i} stands for the number"
+    return ""
 
 
 def some_names(names: Iterable[str]) -> str:

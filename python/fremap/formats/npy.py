@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from fremap.formats.table import Description, Table, shown
+from fremap.formats.table import LFS_POINTER, Description, Table, is_lfs_pointer, shown
 
 if TYPE_CHECKING:
     from fremap.formats.table import Header
@@ -91,6 +91,8 @@ def described(header: Header) -> tuple[tuple[int, ...], bool, np.dtype[Any], int
         which they begin.
     """
     front = header.read(0, len(MAGIC) + 2)
+    if is_lfs_pointer(front):
+        raise header.wrong(LFS_POINTER)
     if not front.startswith(MAGIC):
         raise header.wrong("it does not begin like an .npy file")
     version = (front[-2], front[-1])

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fremap.errors import FormatError
-from fremap.formats.naming import some_names
-from fremap.formats.table import Description, Table, shown
+from fremap.formats.naming import pattern_hint, some_names
+from fremap.formats.table import LFS_POINTER, Description, Table, is_lfs_pointer, shown
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -187,7 +187,10 @@ def header_bytes(header: Header) -> int:
     int
         Bytes; those behind are data.
     """
-    (length,) = struct.unpack("<Q", header.read(0, _LENGTH_BYTES))
+    front = header.read(0, _LENGTH_BYTES)
+    if is_lfs_pointer(front):
+        raise header.wrong(LFS_POINTER)
+    (length,) = struct.unpack("<Q", front)
     if length > _MAX_HEADER_BYTES:
         raise header.wrong(
             f"it claims a header of {length} bytes; safetensors allows {_MAX_HEADER_BYTES}"
@@ -487,5 +490,6 @@ def _chosen(header: Header, held: list[str], names: Names) -> str:
         raise header.wrong(f"it has {len(held)} tensors; choose one by tensor=: {some_names(held)}")
     (name,) = names.exact
     if name not in held:
-        raise header.wrong(f"it has no tensor {shown(name)}; it has {some_names(held)}")
+        hint = pattern_hint(names.exact)
+        raise header.wrong(f"it has no tensor {shown(name)}; it has {some_names(held)}{hint}")
     return name

@@ -15,12 +15,32 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Description", "Header", "Table", "shown"]
+__all__ = ["LFS_POINTER", "Description", "Header", "Table", "is_lfs_pointer", "shown"]
+
+#: What is wrong with a file of which `is_lfs_pointer` is true.
+LFS_POINTER = "it is a Git LFS pointer, not the file that it stands for: run `git lfs pull`"
+_LFS_BEGINS = b"version https://git-lfs"
 
 _MAX_ITEM_BYTES = 2**31 - 1
 # Characters of an error's text, and of a value in it: a header may be megabytes long.
 _MAX_TEXT = 600
 _MAX_SHOWN = 120
+
+
+def is_lfs_pointer(front: bytes) -> bool:
+    """Whether a file that begins with `front` seems to be a pointer of Git LFS.
+
+    Parameters
+    ----------
+    front : bytes
+        What the file begins with; a few bytes are enough.
+
+    Returns
+    -------
+    bool
+        True also for a beginning of a pointer.
+    """
+    return bool(front) and _LFS_BEGINS.startswith(front[: len(_LFS_BEGINS)])
 
 
 def shown(value: object) -> str:

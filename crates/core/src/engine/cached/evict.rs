@@ -161,8 +161,13 @@ impl<F: Frames> Cached<F> {
         if needed <= allowed {
             return Ok(());
         }
-        let why = "all of these pages would be present at once (ask for fewer at a time, or pass \
-                   populate=False)";
+        let why = if operation == "remap" {
+            "all of these pages would be present at once, beside those that are pinned or placed \
+             (ask for fewer at a time, release pins, or pass populate=False)"
+        } else {
+            "all of these pages would be present at once, beside those that are pinned or placed \
+             (ask for fewer at a time, or release pins)"
+        };
         state.over_budget(operation, needed, source_bytes, why).map_or(Ok(()), Err)
     }
 
