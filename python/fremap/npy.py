@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,6 +13,7 @@ from numpy.lib import format as npy
 from fremap.errors import ArgumentError, ArgumentTypeError
 from fremap.formats.npy import described
 from fremap.formats.table import Header
+from fremap.layout import Layout
 from fremap.locations import is_remote
 from fremap.memmap import memmap
 from fremap.sources import Opened
@@ -68,7 +70,8 @@ def open_memmap(
     Raises
     ------
     FormatError
-        The file is not an ``.npy`` file, or its header cannot be parsed.
+        The file is not an ``.npy`` file, its header cannot be parsed, or it is shorter than the
+        header says.
     ArgumentTypeError
         The elements are Python objects.
     ArgumentError
@@ -122,7 +125,8 @@ def load(
     Raises
     ------
     FormatError
-        The file is not an ``.npy`` file, or its header cannot be parsed.
+        The file is not an ``.npy`` file, its header cannot be parsed, or it is shorter than the
+        header says.
     ArgumentTypeError
         The elements are Python objects.
     ArgumentError
@@ -179,13 +183,21 @@ def _header(source: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
     """Read the type, the shape, the order, and where the elements begin."""
     if isinstance(source, Store):
         with Opened(source, "load") as opened:
-            shape, fortran, kind, offset = described(opened.header)
+            header = opened.header
+            shape, fortran, kind, offset = described(header)
     else:
         with FileStore(source) as store:
             header = Header(store.fileno(), os.fspath(source), store.size, "load")
             shape, fortran, kind, offset = described(header)
     if kind.hasobject:
         raise ArgumentTypeError(f"load: elements of dtype {kind} cannot lie in a file")
+    end = offset + math.prod(shape) * kind.itemsize
+    if header.size < end:
+        # Not made longer in mode "r+", as NumPy does: zeros would take the place of what is lost.
+        raise header.wrong(
+            f"it is truncated: it has {header.size} bytes, and by its header the array ends at "
+            f"byte {end}"
+        )
     return kind, shape, fortran, offset
 
 
@@ -213,7 +225,11 @@ def _created(
     write = npy.write_array_header_2_0 if version == (2, 0) else npy.write_array_header_1_0
     write(front, header)
     offset = front.tell()
-    whole = memmap(path, mode="w+", shape=offset)
-    whole[:] = np.frombuffer(front.getbuffer(), np.uint8)
+    order: Literal["C", "F"] = "F" if fortran else "C"
+    # Everything is checked, and the file as long as it will be, before it is emptied.
+    whole = memmap(
+        path, mode="w+", shape=Layout(kind, "w+", offset, dimensions, order).end, **options
+    )
+    whole[:offset] = np.frombuffer(front.getbuffer(), np.uint8)
     del whole
-    return memmap(path, kind, "r+", offset, dimensions, "F" if fortran else "C", **options)
+    return memmap(path, kind, "r+", offset, dimensions, order, **options)

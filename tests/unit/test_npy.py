@@ -65,3 +65,32 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with path.open("rb") as file, pytest.raises(fremap.ArgumentTypeError, match="a path"):
         fremap.open_memmap(file)  # type: ignore[arg-type]
     assert path.read_bytes()[:6] == b"\x93NUMPY"
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_a_file_shorter_than_its_header_says_stays_as_it_is(tmp_path: Path, mode: Any) -> None:
+    """NumPy makes it longer in mode "r+", by zeros."""
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(1000))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4000])
+    for opened in (fremap.load, fremap.open_memmap):
+        with pytest.raises(fremap.FormatError, match=r"has 4000 bytes, .* ends at byte 8128"):
+            opened(path, mode)
+    assert path.read_bytes() == whole[:4000]
+
+
+def test_a_file_that_cannot_be_made_as_long_is_not_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(1000))
+    whole = path.read_bytes()
+    with pytest.raises(OSError, match=r"array\.npy"):
+        fremap.open_memmap(path, "w+", "f4", (2**50,))
+    with pytest.raises(OSError, match=r"array\.npy"):
+        fremap.memmap(path, "f4", "w+", shape=(2**50,))
+    with pytest.raises(OSError, match=r"array\.npy"):
+        fremap.open(path, "w+", size=2**52)
+    for wrong in ({"shape": (-3,)}, {"shape": (3,), "budget": -1}, {"shape": (3,), "advice": "?"}):
+        with pytest.raises(fremap.ArgumentError):
+            fremap.open_memmap(path, "w+", "f4", **wrong)  # type: ignore[arg-type]
+    assert path.read_bytes() == whole

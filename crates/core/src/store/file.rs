@@ -58,12 +58,17 @@ impl Store {
         let fail = |errno| open_error(Some(path), errno);
         let fd = sys_file::open(path, OpenFlags { writable, create, direct: false })
             .map_err(|errno| not_a_file(path, errno))?;
-        check_type(sys_file::facts(fd.as_fd()).map_err(fail)?.file_type, Some(path))?;
+        let facts = sys_file::facts(fd.as_fd()).map_err(fail)?;
+        check_type(facts.file_type, Some(path))?;
         let direct_fd =
             direct.then(|| reopen_direct(fd.as_fd(), writable, Some(path))).transpose()?;
         if let OpenMode::Create { size_bytes } = mode {
             check_size(size_bytes)?;
-            // Emptied only now that nothing else can be refused.
+            // Emptied only now that nothing else can be refused: not even the size, which the file
+            // system or a limit of the process may not allow.
+            if size_bytes > facts.size_bytes {
+                sys_file::truncate(fd.as_fd(), size_bytes).map_err(fail)?;
+            }
             sys_file::truncate(fd.as_fd(), 0).map_err(fail)?;
             sys_file::truncate(fd.as_fd(), size_bytes).map_err(fail)?;
         }
