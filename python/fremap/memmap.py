@@ -56,6 +56,8 @@ _WHOLE_ROW_BYTES = 16 << 10
 _UNMEASURED = {"alias_extent_pages": 1, "evict_gap_pages": 0, "batch_pages": 1}
 # Numbers on most machines; `mmap` has it from Python 3.12 on.
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+# What the kernel maps by one entry, where all of it is one folio.
+_HUGE_PAGE = 2 << 20
 
 
 class Backing:
@@ -507,14 +509,16 @@ def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
     """Return memory for the array, from the page on in which it begins, with nothing in it.
 
     An `mmap.mmap`, as NumPy's arrays have it: libraries look for it to know a mapped file. It
-    has no descriptor, and the window maps the file there.
+    has no descriptor, and the window maps the file there. The kernel maps 2 MiB of a file at
+    once only where these are aligned in memory as in the file. Linux 6.7 and later align memory
+    if its length is a multiple of that, so there may be more of it than the array needs.
     """
     prot = mmap.PROT_READ if layout.mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     length = layout.offset % store.page_bytes + layout.nbytes if layout.nbytes else 1
-    pages = -(-length // store.page_bytes)
+    granule = _HUGE_PAGE if length >= _HUGE_PAGE else store.page_bytes
     try:
-        return mmap.mmap(-1, pages * store.page_bytes, flags=flags, prot=prot)
+        return mmap.mmap(-1, -(-length // granule) * granule, flags=flags, prot=prot)
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None) or 12  # ENOMEM: more than the address space
         message = f"memmap: {length} bytes cannot be mapped: {os.strerror(number)}"
@@ -549,11 +553,13 @@ class _ArrayWindow(Window):
         advice: Advice,
     ) -> Self:
         prot = Prot.READ if layout.mode == "r" else Prot.WRITE
+        first_page = layout.offset // store.page_bytes
+        page_count = -(-layout.end // store.page_bytes) - first_page
         self = _core.WindowBase.__new__(
             cls,
             store._core,  # noqa: SLF001 - the core's half
-            len(memory) // store.page_bytes,
-            layout.offset // store.page_bytes,
+            page_count,
+            first_page,
             "linear",
             checked_prot(prot),
             True,
@@ -566,7 +572,7 @@ class _ArrayWindow(Window):
             "auto",
             _UNMEASURED,
             advice,
-            memory,
+            memoryview(memory)[: page_count * store.page_bytes],
             layout.mode == "c",
         )
         self._store = store

@@ -330,3 +330,17 @@ def test_a_default_array_is_scanned_under_a_limit_of_memory(tmp_path: Path, pare
         output, _ = process.communicate(b"\n", timeout=300)
         assert process.returncode == 0
         assert int(output) > 0
+
+
+def test_large_pages_of_a_file_can_be_mapped_as_such(tmp_path: Path) -> None:
+    """An array in memory that is not aligned as the file takes 32 times as many faults."""
+    path, large = tmp_path / "array", 2 << 20
+    array = fremap.memmap(path, np.uint8, "w+", shape=(3 * large + 4097,))
+    assert array.size == 3 * large + 4097
+    version = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert array.ctypes.data % large == 0 or version < (6, 7)
+    with (
+        fremap.open(path) as store,
+        fremap.Window(store, engine="alias") as window,
+    ):
+        assert np.frombuffer(window, np.uint8).ctypes.data % large == 0

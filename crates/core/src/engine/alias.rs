@@ -33,6 +33,8 @@ use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
+/// What the kernel maps by one entry, where all of it is one folio.
+const HUGE_PAGE: usize = 2 << 20;
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
 
@@ -105,7 +107,12 @@ impl Alias {
                 )))
             }
             Some(region) => region,
-            None => Region::anonymous(bytes, page.bytes(), Access::None).map_err(fail)?,
+            None => {
+                // Aligned as the file is from its beginning on, the kernel can map it by large pages.
+                let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page.bytes() };
+                let align = align.max(page.bytes());
+                Region::anonymous(bytes, align, Access::None).map_err(fail)?
+            }
         };
         let table = Mutex::new(table);
         // Before the first page is mapped, so that every mapping gets it.
