@@ -19,7 +19,7 @@ import numpy as np
 
 from fremap import _core, errors
 from fremap.arguments import page_number
-from fremap.errors import ArgumentError, UnsupportedError
+from fremap.errors import ArgumentError, UnsupportedError, ViewsAliveError
 from fremap.layout import WRITING, Layout, found_at, numpys_filename
 from fremap.protection import Prot, checked_prot
 from fremap.rowids import select, select_mask
@@ -579,6 +579,28 @@ class _ArrayWindow(Window):
         self._settings = {"prot": prot, "budget": budget, "tracking": "auto", "advice": advice}
         self._settings["calibration"] = None
         return self
+
+    def __enter__(self) -> Self:
+        """Refuse a block whose end would close the window."""
+        self.close()
+        return self
+
+    def close(self, *, discard: bool = False) -> None:  # noqa: ARG002 - as for others
+        """Refuse to close what shows an array.
+
+        Parameters
+        ----------
+        discard : bool, default False
+            Has no effect.
+
+        Raises
+        ------
+        ViewsAliveError
+            Always: the window ends with its array, whose budget it keeps.
+        """
+        raise ViewsAliveError(
+            "close: the window shows an array; it is closed when nothing refers to the array"
+        )
 
 
 def _faults() -> tuple[int, int]:

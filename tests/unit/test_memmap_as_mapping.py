@@ -344,3 +344,14 @@ def test_large_pages_of_a_file_can_be_mapped_as_such(tmp_path: Path) -> None:
         fremap.Window(store, engine="alias") as window,
     ):
         assert np.frombuffer(window, np.uint8).ctypes.data % large == 0
+
+
+def test_the_window_of_an_array_is_not_closed_under_it(tmp_path: Path) -> None:
+    """The array would go on, without its budget."""
+    array = fremap.memmap(tmp_path / "array", np.uint8, "w+", shape=(1 << 16,))
+    with pytest.raises(fremap.ViewsAliveError, match="the window shows an array"):
+        array.window.close()
+    with pytest.raises(fremap.ViewsAliveError), array.window:
+        pass
+    assert not array.window.closed
+    array.evict()
