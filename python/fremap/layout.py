@@ -59,6 +59,11 @@ class Layout:
         """The byte of the file after the array's last."""
         return self.offset + self.nbytes
 
+    def pages(self, page_bytes: int) -> range:
+        """Return the pages of the file that the array is on; one for an array of no bytes."""
+        first = self.offset // page_bytes
+        return range(first, -(-self.end // page_bytes) if self.nbytes else first + 1)
+
     def opened(self, file: Any) -> FileStore:
         """Open the file; created, if that is asked for."""
         is_provided = isinstance(file, Store) and file._core.is_provided  # noqa: SLF001 - its other half

@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast
 
 import numpy as np
 
@@ -232,6 +232,8 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         layout = Layout(dtype, mode, offset, shape, order)
         budget = checked_budget(budget, "memmap")
         chosen("advice", advice, "memmap")
+        # "w+" empties the file, so its memory, of which there may be none, comes first.
+        mapped = _memory(layout) if layout.mode == "w+" else None
         store = layout.opened(filename)
         # The store stays open in the backing; a failure closes it with its last reference.
         layout.fit(store)
@@ -240,9 +242,9 @@ class memmap(np.memmap[Any, np.dtype[Any]], metaclass=_Kind):  # noqa: N801 - as
         if store._core.is_provided and layout.nbytes:  # noqa: SLF001 - the core's half
             window = memory = _fetched_window(store, layout, budget, advice)
         else:
-            memory = _memory(store, layout)
+            memory = mapped = mapped or _memory(layout)
             if layout.nbytes:
-                window = _ArrayWindow(store, layout, memory, budget, advice)
+                window = _ArrayWindow(store, layout, mapped, budget, advice)
         self = np.ndarray.__new__(
             cls,
             layout.shape,
@@ -505,7 +507,7 @@ def _is_plain(array: object) -> bool:
     return type(array) is memmap
 
 
-def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
+def _memory(layout: Layout) -> mmap.mmap:
     """Return memory for the array, from the page on in which it begins, with nothing in it.
 
     An `mmap.mmap`, as NumPy's arrays have it: libraries look for it to know a mapped file. It
@@ -515,13 +517,14 @@ def _memory(store: FileStore, layout: Layout) -> mmap.mmap:
     """
     prot = mmap.PROT_READ if layout.mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    length = layout.offset % store.page_bytes + layout.nbytes if layout.nbytes else 1
-    granule = _HUGE_PAGE if length >= _HUGE_PAGE else store.page_bytes
+    length = len(layout.pages(mmap.PAGESIZE)) * mmap.PAGESIZE
+    if length >= _HUGE_PAGE:
+        length = -(-length // _HUGE_PAGE) * _HUGE_PAGE
     try:
-        return mmap.mmap(-1, -(-length // granule) * granule, flags=flags, prot=prot)
+        return mmap.mmap(-1, length, flags=flags, prot=prot)
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None) or 12  # ENOMEM: more than the address space
-        message = f"memmap: {length} bytes cannot be mapped: {os.strerror(number)}"
+        message = f"memmap: {layout.nbytes} bytes cannot be mapped: {os.strerror(number)}"
         raise errors._system("system", message, number, None, None, 0) from error  # noqa: SLF001
 
 
@@ -534,9 +537,8 @@ def _fetched_window(
             f"memmap: advice is {advice!r}, which is for the kernel, and the kernel does not read "
             "objects on servers; leave it out"
         )
-    first_page = layout.offset // store.page_bytes
-    count = -(-layout.end // store.page_bytes) - first_page
-    return Window(store, count, first_page=first_page, engine="paged", budget=budget)
+    pages = layout.pages(store.page_bytes)
+    return Window(store, len(pages), first_page=pages.start, engine="paged", budget=budget)
 
 
 class _ArrayWindow(Window):
@@ -553,13 +555,12 @@ class _ArrayWindow(Window):
         advice: Advice,
     ) -> Self:
         prot = Prot.READ if layout.mode == "r" else Prot.WRITE
-        first_page = layout.offset // store.page_bytes
-        page_count = -(-layout.end // store.page_bytes) - first_page
+        pages = layout.pages(store.page_bytes)
         self = _core.WindowBase.__new__(
             cls,
             store._core,  # noqa: SLF001 - the core's half
-            page_count,
-            first_page,
+            len(pages),
+            pages.start,
             "linear",
             checked_prot(prot),
             True,
@@ -572,7 +573,7 @@ class _ArrayWindow(Window):
             "auto",
             _UNMEASURED,
             advice,
-            memoryview(memory)[: page_count * store.page_bytes],
+            memoryview(memory)[: len(pages) * store.page_bytes],
             layout.mode == "c",
         )
         self._store = store
@@ -580,12 +581,11 @@ class _ArrayWindow(Window):
         self._settings["calibration"] = None
         return self
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> NoReturn:
         """Refuse a block whose end would close the window."""
         self.close()
-        return self
 
-    def close(self, *, discard: bool = False) -> None:  # noqa: ARG002 - as for others
+    def close(self, *, discard: bool = False) -> NoReturn:  # noqa: ARG002 - as for others
         """Refuse to close what shows an array.
 
         Parameters

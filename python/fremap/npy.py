@@ -191,13 +191,8 @@ def _header(source: Any) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
             shape, fortran, kind, offset = described(header)
     if kind.hasobject:
         raise ArgumentTypeError(f"load: elements of dtype {kind} cannot lie in a file")
-    end = offset + math.prod(shape) * kind.itemsize
-    if header.size < end:
-        # Not made longer in mode "r+", as NumPy does: zeros would take the place of what is lost.
-        raise header.wrong(
-            f"it is truncated: it has {header.size} bytes, and by its header the array ends at "
-            f"byte {end}"
-        )
+    # NumPy makes it longer in mode "r+": zeros would take the place of what is lost.
+    header.check_length(offset, math.prod(shape) * kind.itemsize)
     return kind, shape, fortran, offset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import TYPE_CHECKING, Any
 
 import fremap
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 ARRAYS = [
@@ -75,21 +77,48 @@ def test_a_file_shorter_than_its_header_says_stays_as_it_is(tmp_path: Path, mode
     whole = path.read_bytes()
     path.write_bytes(whole[:4000])
     for opened in (fremap.load, fremap.open_memmap):
-        with pytest.raises(fremap.FormatError, match=r"has 4000 bytes, .* ends at byte 8128"):
+        with pytest.raises(fremap.FormatError, match=r"8000 bytes of data .* it is truncated"):
             opened(path, mode)
     assert path.read_bytes() == whole[:4000]
 
 
-def test_a_file_that_cannot_be_made_as_long_is_not_emptied(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_mapped_is_not_emptied(
+    tmp_path: Path, in_child: Callable[[Callable[[], None]], int]
+) -> None:
     path = tmp_path / "array.npy"
     np.save(path, np.arange(1000))
     whole = path.read_bytes()
-    with pytest.raises(OSError, match=r"array\.npy"):
-        fremap.open_memmap(path, "w+", "f4", (2**50,))
-    with pytest.raises(OSError, match=r"array\.npy"):
-        fremap.memmap(path, "f4", "w+", shape=(2**50,))
-    with pytest.raises(OSError, match=r"array\.npy"):
-        fremap.open(path, "w+", size=2**52)
+
+    def child() -> None:
+        limit = 1 << 34
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        with pytest.raises(OSError, match="cannot be mapped"):
+            fremap.memmap(path, "u1", "w+", shape=(2 * limit,))
+        with pytest.raises(OSError, match="cannot be mapped"):
+            fremap.open_memmap(path, "w+", "u1", (2 * limit,))
+
+    assert in_child(child) == 0
+    assert path.read_bytes() == whole
+
+
+def test_a_file_that_cannot_be_made_as_long_is_not_emptied(
+    tmp_path: Path, in_child: Callable[[Callable[[], None]], int]
+) -> None:
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(1000))
+    whole = path.read_bytes()
+
+    def child() -> None:
+        limit = 1 << 20
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with pytest.raises(OSError, match=r"array\.npy"):
+            fremap.memmap(path, "u1", "w+", shape=(2 * limit,))
+        with pytest.raises(OSError, match=r"array\.npy"):
+            fremap.open_memmap(path, "w+", "u1", (2 * limit,))
+        with pytest.raises(OSError, match=r"array\.npy"):
+            fremap.open(path, "w+", size=2 * limit)
+
+    assert in_child(child) == 0
     for wrong in ({"shape": (-3,)}, {"shape": (3,), "budget": -1}, {"shape": (3,), "advice": "?"}):
         with pytest.raises(fremap.ArgumentError):
             fremap.open_memmap(path, "w+", "f4", **wrong)  # type: ignore[arg-type]

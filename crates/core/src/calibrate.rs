@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::sys::file::{memory_file, temporary_file, write_parts_at, Parts};
-use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing};
+use crate::sys::mm::{system_page_bytes, Access, Advice, Region, Sharing, HUGE_PAGE_BYTES};
 use crate::sys::probe::check_kernel;
 use crate::sys::span::Span;
 use crate::sys::uffd::{Delivery, FaultScope, Stores, Uffd};
@@ -61,8 +61,6 @@ const PAGES: usize = 1024;
 /// Pages of the file that is measured on: more than the processor's caches hold, as
 /// what is copied is seldom there. A part of it for each round of each batch.
 const FILE_PAGES: usize = 8 * PAGES;
-/// What one huge page holds.
-const BLOCK_BYTES: usize = 2 << 20;
 /// Batches that are tried.
 const BATCHES: [usize; 3] = [64, 512, 1024];
 
@@ -90,7 +88,7 @@ fn count(ratio: f64, max: u16) -> u64 {
 
 /// Memory that is present, of huge pages or of small ones.
 fn present_memory(pages: usize, huge: bool) -> Result<Region, Errno> {
-    let region = Region::anonymous(pages * system_page_bytes(), BLOCK_BYTES, Access::Write)?;
+    let region = Region::anonymous(pages * system_page_bytes(), HUGE_PAGE_BYTES, Access::Write)?;
     // A kernel without huge pages refuses the advice and has none.
     let advice = if huge { Advice::HugePage } else { Advice::NoHugePage };
     let _advised = region.advise(0, region.len(), advice);
@@ -125,10 +123,10 @@ fn copying_ns(
     batch: usize,
 ) -> Result<f64, Errno> {
     let page = system_page_bytes();
-    let huge = (batch * page).is_multiple_of(BLOCK_BYTES);
+    let huge = (batch * page).is_multiple_of(HUGE_PAGE_BYTES);
     let window = present_memory(PAGES, huge)?;
     let staging = present_memory(PAGES, huge)?;
-    let spare = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::Write)?;
+    let spare = Region::anonymous(PAGES * page, HUGE_PAGE_BYTES, Access::Write)?;
     uffd.register_missing(window.whole())?;
     uffd.register_move_target(spare.whole())?;
     uffd.register_move_target(staging.whole())?;
@@ -172,7 +170,7 @@ fn alias_extent_pages(file: impl AsFd, copy_ns: f64) -> Result<u64, Errno> {
     // mapping has to be weighed against.
     const EXTENT: usize = 512;
     let page = system_page_bytes();
-    let window = Region::anonymous(PAGES * page, BLOCK_BYTES, Access::None)?;
+    let window = Region::anonymous(PAGES * page, HUGE_PAGE_BYTES, Access::None)?;
     let map = |first: usize, from: usize, count: usize| {
         let len = count * page;
         let (start, offset) = (first * page, (from * page) as u64);

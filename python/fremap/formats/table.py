@@ -227,10 +227,13 @@ class Header:
             raise self.wrong(
                 f"its header says the shape is {shown(table.shape)}, which no memory has"
             )
-        data_bytes = row_bytes * table.shape[0]
-        if table.data_offset + data_bytes > self.size:
+        self.check_length(table.data_offset, row_bytes * table.shape[0])
+        return table
+
+    def check_length(self, data_offset: int, data_bytes: int) -> None:
+        """Fail for a file that is shorter than its header says."""
+        if data_offset + data_bytes > self.size:
             raise self.wrong(
-                f"its header says {data_bytes} bytes of data from byte {table.data_offset} on, "
+                f"its header says {data_bytes} bytes of data from byte {data_offset} on, "
                 f"the file has {self.size}: it is truncated"
             )
-        return table

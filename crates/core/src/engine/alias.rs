@@ -19,7 +19,9 @@ mod remapping;
 
 use self::mapped::{access, one_file_each, AliasMapping};
 use self::remapping::Remapping;
-use super::{content_of, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions};
+use super::{
+    alignment, content_of, memory_hint, placed_bytes, room_for, Engine, Fill, RemapOptions,
+};
 use crate::error::{Error, Interrupt, Result};
 use crate::plan::{self, Changes, LinearRun};
 use crate::room::collected;
@@ -33,8 +35,6 @@ use crate::table::{Entry, Shown, Table};
 use crate::trim::{Limit, ReadAhead, Registration, Trimmed};
 use crate::units::{FilePage, PageIndex, Pages, Prot, Run, WindowPage};
 
-/// What the kernel maps by one entry, where all of it is one folio.
-const HUGE_PAGE: usize = 2 << 20;
 /// Pages whose reads are started before the first of them is waited for.
 const POPULATE_PAGES: usize = 16_384;
 
@@ -107,12 +107,7 @@ impl Alias {
                 )))
             }
             Some(region) => region,
-            None => {
-                // Aligned as the file is from its beginning on, the kernel can map it by large pages.
-                let align = if bytes >= HUGE_PAGE { HUGE_PAGE } else { page.bytes() };
-                let align = align.max(page.bytes());
-                Region::anonymous(bytes, align, Access::None).map_err(fail)?
-            }
+            None => Region::anonymous(bytes, alignment(bytes, page), Access::None).map_err(fail)?,
         };
         let table = Mutex::new(table);
         // Before the first page is mapped, so that every mapping gets it.

@@ -21,12 +21,12 @@ use crate::room::collected;
 pub(crate) use crate::room::room_for;
 use crate::stats::Stats;
 use crate::store::Store;
-use crate::sys::mm::{Advice, OwnProcess, Region};
+use crate::sys::mm::{Advice, OwnProcess, Region, HUGE_PAGE_BYTES};
 use crate::sys::span::Span;
 use crate::sys::stderr_line::stderr_line;
 use crate::table::{Entry, Shown};
 use crate::trim::ReadAhead;
-use crate::units::{FilePage, Pages, Prot, WindowPage};
+use crate::units::{FilePage, PageSize, Pages, Prot, WindowPage};
 
 /// Which engine a window uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +194,12 @@ pub(crate) fn advise_ranges(
         }
     }
     ranges.iter().try_for_each(|&(offset, len)| each(offset, len))
+}
+
+/// What the memory of a window is aligned to. The kernel uses huge pages, and maps large folios of
+/// a file by one entry, only where memory is aligned as they are.
+pub(crate) fn alignment(bytes: usize, page: PageSize) -> usize {
+    page.bytes().max(if bytes >= HUGE_PAGE_BYTES { HUGE_PAGE_BYTES } else { 0 })
 }
 
 /// Where the bytes of `position` of a selection are in what `place` was given.

@@ -25,12 +25,14 @@ use rustix::io::Errno;
 use super::cached::{
     cluster_pages, Before, Cached, Dimensions, Filled, Frames, Serving, Tracking, Userfault,
 };
-use super::{advise_ranges, mappings, memory_hint, FaultMode};
+use super::{advise_ranges, alignment, mappings, memory_hint, FaultMode};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::store::Store;
-use crate::sys::mm::{is_present, system_page_bytes, Access, Advice, OwnProcess, Region};
+use crate::sys::mm::{
+    is_present, system_page_bytes, Access, Advice, OwnProcess, Region, HUGE_PAGE_BYTES,
+};
 use crate::sys::pagemap::PageMap;
 use crate::sys::per_process::PerProcess;
 use crate::sys::probe;
@@ -43,9 +45,6 @@ use server::Server;
 use service::{ServedWindow, Service};
 use signal::Responder;
 
-/// What one entry of the upper page table maps, and the size of a huge page.
-/// Windows of at least this size begin at such an address.
-const BLOCK_BYTES: usize = 2 << 20;
 /// How often a page that is pinned is tried again before it is copied.
 const MAX_PINNED_WAITS: u32 = 256;
 
@@ -91,7 +90,7 @@ impl PagedFrames {
             Err(errno) if noted => return Err(errno),
             opened => opened.ok(),
         };
-        let align = page.bytes().max(if bytes >= BLOCK_BYTES { BLOCK_BYTES } else { 0 });
+        let align = alignment(bytes, page);
         // A read-only window is writable memory too: MOVE wants that. What is
         // handed out of it is read-only.
         let mut region = Region::anonymous(bytes, align, Access::Write)?;
@@ -305,7 +304,7 @@ impl Userfault for PagedFrames {
         staging.keep_from_children()?;
         // What is moved arrives unprotected: a write to it would go unnoticed.
         let moves = self.uffd.features().swap() && self.tracking.is_none();
-        let huge = chunk_bytes.is_multiple_of(BLOCK_BYTES);
+        let huge = chunk_bytes.is_multiple_of(HUGE_PAGE_BYTES);
         advise_if_built(staging, if huge { Advice::HugePage } else { Advice::NoHugePage })?;
         if self.locked {
             staging.lock_on_fault(0, staging.len())?;

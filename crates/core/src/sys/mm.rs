@@ -17,6 +17,9 @@ use super::per_process::PerProcess;
 pub use super::span::system_page_bytes;
 use super::span::Span;
 
+/// What one entry of the upper page table maps, and the size of a huge page.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Whether the kernel has `MADV_POPULATE_READ` (5.14). Of no bytes at all, it says EINVAL
 /// only where it has not.
 pub(crate) fn has_populate_read() -> bool {

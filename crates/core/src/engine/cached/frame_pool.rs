@@ -23,7 +23,7 @@ use rustix::io::Errno;
 
 use super::frames::{Filled, Frames, Tracking, Userfault};
 use crate::error::{Error, Result};
-use crate::sys::mm::{system_page_bytes, Access, Region};
+use crate::sys::mm::{system_page_bytes, Access, Region, HUGE_PAGE_BYTES};
 use crate::sys::span::Span;
 use crate::sys::uffd::Partial;
 use crate::sys::zeros::Zeros;
@@ -32,8 +32,6 @@ use crate::units::PageSize;
 /// Chunks that may be read into at the same time: while the last reads of one
 /// are awaited, the next ones keep the device busy.
 const CHUNKS_IN_FLIGHT: usize = 4;
-/// A huge page.
-const BLOCK_BYTES: usize = 2 << 20;
 /// Bytes of a chunk that elements of a cache are read into.
 const ELEMENT_BYTES: usize = 256 << 10;
 /// Bytes of pages that are isolated together, unless a page is larger: they and their
@@ -162,7 +160,7 @@ impl Staging {
     fn new<F: Frames>(frames: &F, page: PageSize, chunk_pages: usize) -> Result<Self> {
         let chunk_bytes = chunk_pages * page.bytes();
         let total = 2 * CHUNKS_IN_FLIGHT * chunk_bytes;
-        let align = chunk_bytes.next_power_of_two().clamp(system_page_bytes(), BLOCK_BYTES);
+        let align = chunk_bytes.next_power_of_two().clamp(system_page_bytes(), HUGE_PAGE_BYTES);
         let fail = |errno| Error::system("staging memory", errno);
         let mut region = Region::anonymous(total, align, Access::Write).map_err(fail)?;
         let adopt = |frames: &dyn Userfault| frames.adopt_staging(&mut region, chunk_bytes);
@@ -208,7 +206,8 @@ impl Staging {
     /// as framed from now on, whether or not what is read ever goes into the window.
     pub(super) fn read_into(&self, number: usize, read_bytes: usize) -> Span<'_> {
         // Of a huge page there is all or nothing.
-        let block = if self.chunk_bytes.is_multiple_of(BLOCK_BYTES) { BLOCK_BYTES } else { 1 };
+        let block =
+            if self.chunk_bytes.is_multiple_of(HUGE_PAGE_BYTES) { HUGE_PAGE_BYTES } else { 1 };
         let chunk = self.chunk(number).get();
         let framed_bytes = chunk.framed_bytes.max(read_bytes.next_multiple_of(block));
         self.chunk(number).set(Chunk { framed_bytes, ..chunk });
